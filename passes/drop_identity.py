@@ -1,0 +1,215 @@
+"""f(x) = x: operators that do nothing in evaluation mode are removed.
+
+Fires on dropout and its kin, contiguous, clone, detach, casts to the same dtype, reshapes, expands, slices, permutes,
+rolls and pads that change nothing, products by one and sums with zero, pools over windows of one, a concatenation of
+one value, and on ReLU and clamps whose input is proven to lie inside their range. A permute that undoes the permute
+before it goes with it.
+
+Refuses nothing: whatever is not provably the identity is left alone in silence, since it was never meant to be one.
+
+Source: each operator's definition.
+
+    relu -> dropout -> conv        becomes        relu -> conv
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import fx
+
+from reparam.channels import Affine, read_affine
+from reparam.facts import ranges_of
+from reparam.ops import (
+    ADDS,
+    AVG_POOLS,
+    CASTS,
+    CATS,
+    DIVS,
+    DROPOUTS,
+    IDENTITIES,
+    MAX_POOLS,
+    MOVEMENTS,
+    MULS,
+    PADS,
+    SUBS,
+    arguments,
+    aten,
+    is_call,
+    op_name,
+)
+from reparam.program import Program, is_tensor, shape_of
+from reparam.rule import Match, Pattern, Rewrite, op
+
+_RESHAPES = frozenset(
+    {
+        aten.reshape.default,
+        aten.reshape_as.default,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.expand.default,
+        aten.expand_as.default,
+        aten.slice.Tensor,
+        aten.narrow.default,
+    }
+)
+_PERMUTES = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
+_CLAMPS = frozenset(
+    {
+        aten.relu.default,
+        aten.relu6.default,
+        aten.hardtanh.default,
+        aten.clamp.default,
+        aten.clamp_min.default,
+        aten.clamp_max.default,
+    }
+)
+_POOLS = AVG_POOLS | MAX_POOLS
+_ALL = (
+    DROPOUTS | IDENTITIES | CASTS | MOVEMENTS | PADS | MULS | DIVS | ADDS | SUBS | CATS | _POOLS | _CLAMPS
+) | {aten.abs.default}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The call and the value that it equals."""
+
+    node: fx.Node
+    same: fx.Node
+
+
+@dataclass(frozen=True)
+class DropIdentity:
+    """Removes calls that return their operand."""
+
+    name: ClassVar[str] = "drop-identity"
+    pattern: ClassVar[Pattern] = op(_ALL)
+
+    def check(self, program: Program, match: Match) -> Plan | None:
+        """The value that the call equals, if that is proven."""
+        same = equal_value(program, match.root)
+        if same is None or not _same_type(same, match.root):
+            return None
+        return Plan(match.root, same)
+
+    def rewrite(self, program: Program, plan: Plan) -> Rewrite:
+        """Nothing new: the operand takes the call's place."""
+        return Rewrite({plan.node: plan.same}, f"{op_name(plan.node)} does nothing here")
+
+
+def _same_type(a: fx.Node, b: fx.Node) -> bool:
+    p, q = a.meta["val"], b.meta["val"]
+    if p.dtype != q.dtype or p.device != q.device or p.dim() != q.dim():
+        return False
+    return all(_equal_size(s, t) for s, t in zip(p.shape, q.shape, strict=True))
+
+
+def _equal_size(a: Any, b: Any) -> bool:
+    if isinstance(a, int) or isinstance(b, int):
+        return isinstance(a, int) and isinstance(b, int) and a == b
+    return bool(a.node.expr == b.node.expr)
+
+
+def equal_value(program: Program, node: fx.Node) -> fx.Node | None:
+    """The node whose value `node` repeats, or None. The caller still compares shape and dtype."""
+    first = node.args[0] if node.args else None
+    if not is_tensor(node):
+        return None
+    if is_call(node, CATS):
+        return first[0] if isinstance(first, (list, tuple)) and len(first) == 1 else None  # type: ignore[return-value]
+    if is_call(node, MULS | DIVS | ADDS | SUBS):
+        affine = read_affine(program, node)
+        return affine.x if isinstance(affine, Affine) and _neutral(affine) else None
+    if not is_tensor(first):
+        return None
+    assert isinstance(first, fx.Node)
+    if is_call(node, DROPOUTS):
+        return None if node.args[2:] and node.args[2] else first
+    if is_call(node, IDENTITIES | CASTS | _RESHAPES):
+        return first
+    if is_call(node, _PERMUTES):
+        return _undone(node, first)
+    check = _CHECKS.get(node.target) or next((c for ts, c in _GROUP_CHECKS if is_call(node, ts)), None)
+    return first if check is not None and check(program, node, first) else None
+
+
+def _neutral(affine: Affine) -> bool:
+    scale, shift = affine.pair.scale, affine.pair.shift
+    return (scale is None or bool((scale == 1).all())) and (shift is None or bool((shift == 0).all()))
+
+
+def _permutation(node: fx.Node) -> list[int]:
+    rank = len(shape_of(node))
+    if node.target is aten.permute.default:
+        return [d % rank for d in arguments(node)["dims"]]
+    order = list(range(rank))
+    if rank > 1:
+        a, b = (0, 1) if node.target is aten.t.default else (arguments(node)["dim0"] % rank, arguments(node)["dim1"] % rank)
+        order[a], order[b] = order[b], order[a]
+    return order
+
+
+def _undone(node: fx.Node, x: fx.Node) -> fx.Node | None:
+    order = _permutation(node)
+    if order == sorted(order):
+        return x
+    before = x.args[0] if is_call(x, _PERMUTES) else None
+    if not isinstance(before, fx.Node):
+        return None
+    inner = _permutation(x)
+    return before if [inner[i] for i in order] == sorted(order) else None
+
+
+def _pad_is_empty(program: Program, node: fx.Node, x: fx.Node) -> bool:
+    return not any(arguments(node)["pad"])
+
+
+def _roll_is_zero(program: Program, node: fx.Node, x: fx.Node) -> bool:
+    return not any(arguments(node)["shifts"])
+
+
+def _repeat_is_one(program: Program, node: fx.Node, x: fx.Node) -> bool:
+    return all(r == 1 for r in arguments(node)["repeats"])
+
+
+def _pool_is_one(program: Program, node: fx.Node, x: fx.Node) -> bool:
+    args = arguments(node)
+    kernel = args["kernel_size"]
+    stride = args["stride"] or kernel
+    padding = args["padding"]
+    flat = [v for part in (kernel, stride) for v in (part if isinstance(part, (list, tuple)) else [part])]
+    pads = padding if isinstance(padding, (list, tuple)) else [padding]
+    return all(v == 1 for v in flat) and not any(pads) and args.get("divisor_override") in (None, 1)
+
+
+def _inside_range(program: Program, node: fx.Node, x: fx.Node) -> bool:
+    low, high = ranges_of(program).of(x)
+    if node.target in (aten.relu.default, aten.abs.default):
+        return low >= 0
+    if node.target is aten.relu6.default:
+        return low >= 0 and high <= 6
+    args = arguments(node)
+    floor = args.get("min", args.get("min_val"))
+    ceiling = args.get("max", args.get("max_val"))
+    if not all(v is None or isinstance(v, (int, float)) for v in (floor, ceiling)):
+        return False
+    return low >= (-math.inf if floor is None else floor) and high <= (math.inf if ceiling is None else ceiling)
+
+
+Check = Callable[[Program, fx.Node, fx.Node], bool]
+_CHECKS: dict[Any, Check] = {
+    aten.roll.default: _roll_is_zero,
+    aten.repeat.default: _repeat_is_one,
+    aten.abs.default: _inside_range,
+}
+_GROUP_CHECKS: tuple[tuple[frozenset[Any], Check], ...] = (
+    (PADS, _pad_is_empty),
+    (_POOLS, _pool_is_one),
+    (_CLAMPS, _inside_range),
+)

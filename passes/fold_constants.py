@@ -1,0 +1,99 @@
+"""f(c1, c2, ...) = c for constants: a call whose operands are all weights is computed once, in float64.
+
+Fires on the last constant value of each constant expression: weight normalisation, spectral norm, weight
+standardisation, any parametrisation, proxy statistics, learned multipliers, gathered position biases. This pass alone
+bakes them; nothing else knows their names.
+
+Refuses (Missed) a call that draws random numbers. Says nothing about integer sizes or about a constant that is an
+output of the network.
+
+Source: evaluation mode makes a weight's expression a constant.
+
+    conv(x, g * v / norm(v))        becomes        conv(x, w)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from reparam.evaluate import evaluate_region
+from reparam.ops import op_name
+from reparam.program import Program, is_tensor
+from reparam.rule import Match, Missed, Pattern, Rewrite
+
+_RANDOM = ("rand", "bernoulli", "multinomial", "normal", "poisson", "dropout", "uniform", "exponential")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A constant value that something else needs, and the expression behind it in execution order."""
+
+    node: fx.Node
+    expression: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class FoldConstants:
+    """Computes constant expressions of the weights once."""
+
+    name: ClassVar[str] = "fold-constants"
+    pattern: ClassVar[Pattern] = Pattern()
+
+    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+        """The whole constant expression that ends here; None when it goes on or depends on the input."""
+        node = match.root
+        if not _is_constant(node) or not is_tensor(node):
+            return None
+        if all(_is_constant(u) for u in node.users):
+            return None
+        expression = _expression(node)
+        random = next((n for n in expression if n.op == "call_function" and op_name(n).startswith(_RANDOM)), None)
+        if random is not None and _draws(random):
+            return Missed(node, f"{op_name(random)} draws random numbers")
+        return Plan(node, tuple(expression))
+
+    def rewrite(self, program: Program, plan: Plan) -> Rewrite:
+        """One weight in place of the expression, named after the first weight in it."""
+        value = evaluate_region(program, plan.expression, {}, torch.float64)[plan.node]
+        assert isinstance(value, Tensor)
+        constants = [c for n in plan.expression if (c := program.constant(n)) is not None]
+        same = next((c for c in constants if c.value.shape == value.shape and c.trainable), None)
+        origin = same or (constants[0] if constants else None)
+        name = origin.origin if origin is not None else (plan.node.meta.get("module") or plan.node.name) + ".constant"
+        weight = program.weight(
+            value.clone(),
+            name,
+            dtype=plan.node.meta["val"].dtype,
+            trainable=any(c.trainable for c in constants),
+            like=plan.node,
+        )
+        calls = sum(n.op == "call_function" for n in plan.expression)
+        return Rewrite({plan.node: weight}, f"{calls} constant operation(s) computed once")
+
+
+def _draws(node: fx.Node) -> bool:
+    return "dropout" not in op_name(node) or bool(node.args[2:] and node.args[2])
+
+
+def _is_constant(node: fx.Node) -> bool:
+    return node.op == "call_function" and not node.meta["data"]
+
+
+def _expression(node: fx.Node) -> list[fx.Node]:
+    """The calls and weights behind a constant, in execution order."""
+    order: list[fx.Node] = []
+    seen: set[fx.Node] = set()
+    stack = [(node, False)]
+    while stack:
+        n, done = stack.pop()
+        if done:
+            order.append(n)
+        elif n not in seen:
+            seen.add(n)
+            stack.append((n, True))
+            stack.extend((i, False) for i in n.all_input_nodes)
+    return order

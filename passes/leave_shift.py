@@ -1,0 +1,77 @@
+"""W*(a x + t) = (Wa)*(x + t/a), and relu(a z + t) = a*relu(z + t/a) for a > 0: the scale folds, the shift stays.
+
+Fires on a batch norm (or a scale and shift) whose affine as a whole finds no way out, because the shift would meet zero
+padding or a ReLU, while the scale alone does: forwards, leaving x + t/a, or backwards, leaving a sum with t. The
+border stays exact, because nothing is moved across it. Of the exact forms this is the cheapest: C parameters, against
+C_out*H*W for a map of biases and additional multiply-accumulates for a channel of ones.
+
+Refuses (Missed) when the scale finds no way out either, when a scale is zero, or when a negative one meets a ReLU.
+
+Source: linearity, and positive homogeneity of ReLU.
+
+    batch_norm -> conv(padding=1)        becomes        add(t/a) -> conv'(padding=1)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from reparam.absorb import Blocked, Route, execute, forward
+from reparam.absorb_backward import backward
+from reparam.channels import Affine, Pair, owner, read_affine, write_affine
+from reparam.ops import BATCH_NORMS
+from reparam.program import Program
+from reparam.rule import Match, Missed, Pattern, Rewrite, op
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The affine, the way of its scale, and the shift that stays."""
+
+    affine: Affine
+    route: Route
+    shift: Pair
+
+
+@dataclass(frozen=True)
+class LeaveShift:
+    """Folds the scale of a batch norm and leaves its shift as a sum."""
+
+    name: ClassVar[str] = "leave-shift"
+    pattern: ClassVar[Pattern] = op(BATCH_NORMS)
+
+    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+        """Tries the scale alone, backwards and then forwards."""
+        affine = read_affine(program, match.root)
+        if not isinstance(affine, Affine) or affine.pair.scale is None or affine.pair.shift is None:
+            return None
+        scale, shift = affine.pair.scale, affine.pair.shift
+        back = backward(program, affine.node, affine.x, Pair(scale))
+        if isinstance(back, Route):
+            return Plan(affine, back, Pair(shift=shift))
+        if bool((scale == 0).any()):
+            return Missed(match.root, f"{int((scale == 0).sum())} of its scales are zero, so the shift cannot be divided by them")
+        ahead = forward(program, affine.node, Pair(scale))
+        if isinstance(ahead, Blocked):
+            return Missed(match.root, f"not even its scale folds: {_at(back)}; {_at(ahead)}")
+        return Plan(affine, ahead, Pair(shift=shift / scale))
+
+    def rewrite(self, program: Program, plan: Plan) -> Rewrite:
+        """The re-weighted layers, and one sum."""
+        node, x = plan.affine.node, plan.affine.x
+        count = plan.shift.shift.numel() if plan.shift.shift is not None else 0
+        message = f"scale folded, the shift left standing ({count} parameters)"
+        origin = owner(program, node)
+        if plan.route.direction == "backward":
+            made = execute(program, plan.route, {})
+            total = write_affine(program, made[x], plan.shift, origin, like=node)
+            return Rewrite({node: total} | {o: made[o] for o in plan.route.others}, message)
+        moved = write_affine(program, x, plan.shift, origin, like=node)
+        made = execute(program, plan.route, {node: moved})
+        return Rewrite({s: made[s] for s in plan.route.sinks}, message)
+
+
+def _at(blocked: Blocked) -> str:
+    where = blocked.node.meta.get("module") or blocked.node.name
+    return f"{blocked.reason} (at '{where}')"

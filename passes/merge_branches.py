@@ -1,0 +1,236 @@
+"""W1*x + W2*x + a x + pool(x) = (W1 + W2 + diag(a) + P) * x: parallel linear branches of one source are one layer.
+
+Fires on a sum (or difference) whose operands, each a chain of convolutions, channel affines and average pools, start at
+the same value and give the same output positions: kernels of unequal size are centred by their padding, dilation is
+written out as zeros, groups are expanded to their common form, a skip connection is a dirac kernel, an average pool a
+constant depthwise one. Linear layers likewise. Branches merge pairwise, as long as no merge costs more
+multiply-accumulates than the layers that it replaces.
+
+Refuses (Missed) branches of one source whose union would cost more, with the numbers; whose strides or output sizes
+differ; whose bias or second window would see a zero-padded border; where the pool's divisor changes at the border.
+
+Source: linearity; Ding et al. 2021 (RepVGG, Diverse Branch Block) for the branch kinds.
+
+    bn(conv3x3(x)) + bn(conv1x1(x)) + bn(x)        becomes        conv3x3'(x)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import fx
+
+from reparam.channels import Pair, owner, write_affine
+from reparam.cost import batch_one, node_macs
+from reparam.kernels import column, expand_groups
+from reparam.layers import Layer, write_layer
+from reparam.ops import ADDS, SUBS, arguments, aten, is_call
+from reparam.program import Program, is_float, shape_of, static_shape
+from reparam.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.terms import Chain, Term, Window, add_terms, build_term, chains, unite
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One operand of the flattened sum: sign * value. `reader` is the node of the tree that reads it."""
+
+    value: fx.Node
+    sign: float
+    reader: fx.Node
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Operands that became one term. macs: what the layers that it replaces cost."""
+
+    members: tuple[int, ...]
+    term: Term
+    layers: tuple[Layer, ...]
+    macs: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sum, its operands, and the branches that take the place of their members."""
+
+    root: fx.Node
+    source: fx.Node
+    operands: tuple[Operand, ...]
+    merged: tuple[Branch, ...]
+
+
+def _splits(node: fx.Node) -> bool:
+    """A sum or difference of two floating values of its own shape, whose factor alpha is a number."""
+    if not is_call(node, ADDS | SUBS) or not is_float(node):
+        return False
+    args = arguments(node)
+    sides = (args["self"], args["other"])
+    return all(is_float(s) and s.op != "get_attr" and shape_of(s) == shape_of(node) for s in sides)
+
+
+def flatten(root: fx.Node) -> list[Operand]:
+    """The operands of a tree of sums. Inner sums belong to the tree when nothing else reads them."""
+    result: list[Operand] = []
+    stack = [Operand(root, 1.0, root)]
+    while stack:
+        item = stack.pop()
+        inner = item.value is root or len(item.value.users) == 1
+        if not (inner and _splits(item.value)):
+            result.append(item)
+            continue
+        args = arguments(item.value)
+        alpha = float(args.get("alpha") or 1.0)
+        signs = (1.0, alpha) if is_call(item.value, ADDS) else (1.0, -alpha)
+        if item.value.target in (aten.rsub.Tensor, aten.rsub.Scalar):
+            signs = (-alpha, 1.0)
+        stack.append(Operand(args["other"], item.sign * signs[1], item.value))
+        stack.append(Operand(args["self"], item.sign * signs[0], item.value))
+    return result
+
+
+def _common_sources(program: Program, operands: Sequence[Operand]) -> list[tuple[fx.Node, dict[int, Chain]]]:
+    """Values from which at least two operands come linearly, the nearest first, with the operands' chains."""
+    found: dict[fx.Node, dict[int, Chain]] = {}
+    for i, operand in enumerate(operands):
+        for chain in chains(program, operand.value, operand.reader):
+            found.setdefault(chain.source, {}).setdefault(i, chain)
+    shared = [(s, c) for s, c in found.items() if len(c) > 1 and any(chain.links for chain in c.values())]
+    return sorted(shared, key=lambda item: sum(len(c.links) for c in item[1].values()) / len(item[1]))
+
+
+def _macs(program: Program, chain: Chain) -> int:
+    env = batch_one(program)
+    return sum(node_macs(layer.node, env) for layer in chain.layers)
+
+
+def _term_macs(program: Program, term: Term, output: fx.Node) -> int:
+    if term.diagonal:
+        return 0
+    size = math.prod(shape_of(output, batch_one(program)))
+    width = term.weight.shape[1] if term.window.size else term.weight.shape[1] * term.groups
+    return size * width * math.prod(term.window.size)
+
+
+@dataclass(frozen=True)
+class MergeBranches:
+    """Merges parallel linear branches of one source into one layer."""
+
+    name: ClassVar[str] = "merge-branches"
+    pattern: ClassVar[Pattern] = op(ADDS | SUBS)
+
+    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+        """Finds a source with branches that merge; Missed when branches share a source and none of them does."""
+        root = match.root
+        if not _splits(root) or any(len(root.users) == 1 and _splits(u) for u in root.users):
+            return None
+        operands = flatten(root)
+        reason = ""
+        for source, candidates in _common_sources(program, operands):
+            merged, why = _merge(program, root, source, operands, candidates)
+            if merged:
+                return Plan(root, source, tuple(operands), tuple(merged))
+            reason = reason or why
+        return Missed(root, reason) if reason else None
+
+    def rewrite(self, program: Program, plan: Plan) -> Rewrite:
+        """One layer for each merged branch, and the sum of what is left."""
+        inside = {i for b in plan.merged for i in b.members}
+        values = [(o.value, o.sign) for i, o in enumerate(plan.operands) if i not in inside]
+        for branch in plan.merged:
+            values.insert(0, (_write(program, plan, branch), 1.0))
+        total = _write_sum(program, values, plan.root)
+        count = sum(len(b.members) for b in plan.merged)
+        return Rewrite({plan.root: total}, f"{count} branches of '{plan.source.name}' became {len(plan.merged)} layer(s)")
+
+
+def _merge(
+    program: Program, root: fx.Node, source: fx.Node, operands: Sequence[Operand], candidates: dict[int, Chain]
+) -> tuple[list[Branch], str]:
+    """Branches of two or more operands of `source`, and the first reason why two of them did not merge."""
+    linear = any(layer.kind == "linear" for c in candidates.values() for layer in c.layers)
+    rank = len(shape_of(source))
+    if any((layer.kind == "linear") != linear for c in candidates.values() for layer in c.layers) or rank < 2:
+        return [], "a linear layer and a convolution do not combine"
+    ndim, axis = (0, rank - 1) if linear or rank == 2 else (rank - 2, 1)
+    branches: list[Branch] = []
+    reason = ""
+    for i, chain in candidates.items():
+        term = build_term(program, chain, ndim, axis, operands[i].sign)
+        if isinstance(term, str):
+            reason = reason or term
+            continue
+        branches.append(Branch((i,), term, tuple(chain.layers), _macs(program, chain)))
+    sizes = static_shape(source)[axis + 1 :] if ndim else ()
+    merged, why = _merge_pairs(program, root, branches, sizes)
+    return [b for b in merged if len(b.members) > 1], why or reason
+
+
+def _merge_pairs(
+    program: Program, root: fx.Node, branches: list[Branch], sizes: Sequence[int | None]
+) -> tuple[list[Branch], str]:
+    """Merges pairs, the most expensive first, while the result costs no more than its parts."""
+    reason = ""
+    done: list[Branch] = []
+    rest = sorted(branches, key=lambda b: -b.macs)
+    while rest:
+        host = rest.pop(0)
+        again = True
+        while again:
+            again = False
+            for other in list(rest):
+                joined = _join(program, root, host, other, sizes)
+                if isinstance(joined, Branch):
+                    host, again = joined, True
+                    rest.remove(other)
+                else:
+                    reason = reason or joined
+        done.append(host)
+    return done, reason
+
+
+def _join(program: Program, root: fx.Node, a: Branch, b: Branch, sizes: Sequence[int | None]) -> Branch | str:
+    joint: Window | str = unite(a.term.window, b.term.window, sizes)
+    if isinstance(joint, str):
+        return f"branches of one source do not merge: {joint}"
+    groups = math.gcd(a.term.groups, b.term.groups)
+    width = a.term.weight.shape[1] * a.term.groups // groups
+    probe = replace(a.term, window=joint, groups=groups, weight=a.term.weight.new_empty(a.term.weight.shape[0], width))
+    cost = _term_macs(program, probe, root)
+    if cost > a.macs + b.macs:
+        return f"merging branches of one source would cost {cost:,} multiply-accumulates instead of {a.macs + b.macs:,}"
+    return Branch(a.members + b.members, add_terms(a.term, b.term, joint), a.layers + b.layers, a.macs + b.macs)
+
+
+def _write(program: Program, plan: Plan, branch: Branch) -> fx.Node:
+    term = branch.term
+    root = plan.root
+    ndim = len(term.window.size)
+    if term.diagonal and not branch.layers:
+        rank = len(shape_of(root))
+        axis = 1 if ndim else rank - 1
+        scale = column(term.weight.reshape(-1), rank, axis)
+        shift = None if term.bias is None else column(term.bias, rank, axis)
+        return write_affine(program, plan.source, Pair(scale, shift), owner(program, root), like=root)
+    host = max(branch.layers, key=lambda layer: math.prod((1, *layer.kernel)))
+    if not ndim:
+        weight = expand_groups(term.weight, term.groups, 1)
+        return write_layer(program, host, weight, term.bias, x=plan.source, like=root)
+    geometry = term.window.geometry(term.groups)
+    return write_layer(program, host, term.weight, term.bias, x=plan.source, geometry=geometry, like=root)
+
+
+def _write_sum(program: Program, values: list[tuple[fx.Node, float]], like: fx.Node) -> fx.Node:
+    positive = sorted(values, key=lambda v: v[1] != 1.0)
+    total, sign = positive[0]
+    if sign != 1.0:
+        total = program.call(aten.mul.Tensor, (total, sign), like=like)
+    for value, factor in positive[1:]:
+        if factor in (1.0, -1.0):
+            target = aten.add.Tensor if factor == 1.0 else aten.sub.Tensor
+            total = program.call(target, (total, value), like=like)
+        else:
+            total = program.call(aten.add.Tensor, (total, value), {"alpha": factor}, like=like)
+    return total

@@ -1,0 +1,274 @@
+"""Captures an nn.Module as a functional ATen `Program`."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .errors import CaptureError, InputError
+from .functional import functionalize_locally, module_path, normalize_batch_norm
+from .ops import aten
+from .program import Constant, InputSpec, Program
+
+AXES = ("batch", "height", "width")
+_ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A program and what its capture had to say (plain sentences, for remarks)."""
+
+    program: Program
+    notes: tuple[str, ...]
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[bool]:
+    """Puts the module into evaluation mode and restores every submodule's own mode. Yields whether it changed."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield any(mode for _, mode in modes)
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequence[str] = ("batch",)) -> Captured:
+    """Captures `module` as one functional graph of ATen calls.
+
+    example_inputs: the positional arguments; tensors are (N, ...) when "batch" is dynamic.
+    dynamic: axes whose size stays free: "batch" (axis 0), "height" and "width" (the last two of tensors with four or
+    more axes). An axis that the model fixes by itself is kept fixed, with a note.
+
+    Raises CaptureError when the model cannot become one graph, InputError for an unknown axis name.
+    """
+    unknown = [a for a in dynamic if a not in AXES]
+    if unknown:
+        raise InputError(f"unknown dynamic axis '{unknown[0]}'; choose from {', '.join(AXES)}")
+    notes = list(_hook_notes(module))
+    with evaluation_mode(module) as switched:
+        if switched:
+            notes.append("the model was in training mode; it was captured in evaluation mode")
+        exported = _export(module, tuple(example_inputs), tuple(dynamic), notes)
+        program = from_exported(exported, notes)
+    return Captured(program, tuple(notes))
+
+
+def _hook_notes(module: nn.Module) -> Iterator[str]:
+    for name, m in module.named_modules():
+        if m._forward_hooks or m._forward_pre_hooks:
+            yield f"module '{name or 'root'}' has forward hooks: what they compute is captured, their side effects are not"
+
+
+def _widen(value: Any) -> Any:
+    """A batch of one becomes a batch of two, since a traced size of one would be taken as fixed."""
+    if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == 1:
+        return torch.cat([value, value])
+    return value
+
+
+def _dynamic_shapes(args: tuple[Any, ...], dynamic: tuple[str, ...]) -> Any:
+    def spec(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            return None
+        axes = {0: torch.export.Dim.AUTO} if "batch" in dynamic else {}
+        if value.dim() >= 4:
+            axes |= {value.dim() - 2: torch.export.Dim.AUTO} if "height" in dynamic else {}
+            axes |= {value.dim() - 1: torch.export.Dim.AUTO} if "width" in dynamic else {}
+        return axes or None
+
+    return pytree.tree_map(spec, args)
+
+
+def _export(
+    module: nn.Module, args: tuple[Any, ...], dynamic: tuple[str, ...], notes: list[str]
+) -> torch.export.ExportedProgram:
+    if dynamic:
+        wide = pytree.tree_map(_widen, args) if "batch" in dynamic else args
+        try:
+            return _export_once(module, wide, _dynamic_shapes(wide, dynamic))
+        except CaptureError as error:
+            first = str(error)
+        try:
+            exported = _export_once(module, args, None)
+        except CaptureError:
+            raise CaptureError(first) from None
+        notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {first}")
+        return exported
+    return _export_once(module, args, None)
+
+
+def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:
+    for _ in range(8):
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                return torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            if not _register_output_type(module, args, error):
+                raise CaptureError(_explain(module, error)) from error
+    raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
+
+
+def _register_output_type(module: nn.Module, args: tuple[Any, ...], error: Exception) -> bool:
+    """Registers an output dataclass that torch.export does not know; True when it is worth another try."""
+    text = str(error)
+    if "dataclass" not in text and "pytree" not in text and "unsupported output" not in text.lower():
+        return False
+    with torch.no_grad():
+        result = module(*args)
+    found = False
+    for leaf in pytree.tree_leaves(result):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            torch.export.register_dataclass(
+                type(leaf), serialized_type_name=f"{type(leaf).__module__}.{type(leaf).__qualname__}"
+            )
+            found = True
+    return found
+
+
+def _explain(module: nn.Module, error: Exception) -> str:
+    """One sentence: what stopped the capture and on which line of the model's code."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    place = ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.name == "forward" and "/torch/" not in frame.filename:
+            place = f" at {frame.filename}:{frame.lineno} `{frame.line}`"
+            break
+    if isinstance(error, torch._subclasses.fake_tensor.DataDependentOutputException) or "data-dependent" in str(error):
+        reason = f"its control flow depends on the data ({reason})"
+    return f"{type(module).__name__} cannot be captured as one graph{place}: {reason}"
+
+
+def from_exported(
+    exported: torch.export.ExportedProgram, notes: list[str] | None = None
+) -> Program:
+    """The Program of an ExportedProgram. The weights are shared with it, not copied."""
+    notes = notes if notes is not None else []
+    module = _unlift(exported)
+    if not functionalize_locally(module.graph):
+        module = _unlift(exported.run_decompositions({}))
+        if not functionalize_locally(module.graph):
+            raise CaptureError("the model writes in place through a view in a way that cannot be made functional")
+        notes.append("in-place writes through views were made functional")
+    normalize_batch_norm(module.graph)
+    _drop_asserts(module.graph)
+    return _program(module)
+
+
+def _unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = exported.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+def _drop_asserts(graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        name = str(getattr(node.target, "__name__", node.target))
+        if node.op == "call_function" and not node.users and any(a in name for a in _ASSERTS):
+            graph.erase_node(node)
+        elif node.op == "call_module" and "_guards_fn" in str(node.target):
+            graph.erase_node(node)
+
+
+def _program(module: fx.GraphModule) -> Program:
+    graph = module.graph
+    info = graph._codegen.pytree_info  # type: ignore[attr-defined]  # set on every graph that torch.export makes
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    constants: dict[str, Constant] = {}
+    first_name: dict[int, fx.Node] = {}
+    fake_mode = None
+    for node in list(graph.nodes):
+        _clean(node)
+        if fake_mode is None and isinstance(node.meta.get("val"), Tensor):
+            fake_mode = getattr(node.meta["val"], "fake_mode", None)
+        if node.op != "get_attr":
+            continue
+        value = tensors.get(str(node.target))
+        if value is None:
+            value = _attribute(module, str(node.target))
+        if not isinstance(value, Tensor):
+            raise CaptureError(f"the graph reads '{node.target}', a {type(value).__name__}, which is not a tensor")
+        _intern(graph, node, value, constants, first_name)
+    graph.eliminate_dead_code()
+    for name in set(constants) - {str(n.target) for n in graph.nodes if n.op == "get_attr"}:
+        del constants[name]
+    if fake_mode is None:
+        raise CaptureError("the model has no tensor inputs or weights, so there is nothing to convert")
+    plain = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    out = plain.graph_copy(graph, mapping)
+    plain.output(out)
+    for old, new in mapping.items():
+        new.meta = old.meta
+    for node in plain.nodes:
+        node.meta["data"] = node.op == "placeholder" or any(i.meta["data"] for i in node.all_input_nodes)
+    return Program(
+        graph=plain,
+        constants=constants,
+        inputs=_inputs(plain),
+        in_spec=info.in_spec,
+        out_spec=info.out_spec,
+        fake_mode=fake_mode,
+        dtype=_dtype(constants),
+        device=next((c.value.device for c in constants.values()), torch.device("cpu")),
+    )
+
+
+def _clean(node: fx.Node) -> None:
+    """Keeps the shape and the module path; a view becomes a reshape, which is right for every memory layout."""
+    node.meta = {"val": node.meta.get("val"), "module": module_path(node)}
+    if node.op == "call_function" and node.target in (aten.view.default, aten._unsafe_view.default):
+        node.target = aten.reshape.default
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def _intern(
+    graph: fx.Graph, node: fx.Node, value: Tensor, constants: dict[str, Constant], first: dict[int, fx.Node]
+) -> None:
+    """Registers a weight; the second name of a tied tensor is replaced by the first."""
+    if id(value) in first:
+        node.replace_all_uses_with(first[id(value)])
+        graph.erase_node(node)
+        return
+    first[id(value)] = node
+    name = str(node.target)
+    constants[name] = Constant(value, value.dtype, name, isinstance(value, nn.Parameter))
+
+
+def _inputs(graph: fx.Graph) -> tuple[InputSpec, ...]:
+    specs = []
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "placeholder" or not isinstance(value, Tensor):
+            continue
+        names: list[int | str] = [s if isinstance(s, int) else str(s.node.expr) for s in value.shape]
+        specs.append(InputSpec(str(node.target), tuple(names), value.dtype))
+    return tuple(specs)
+
+
+def _dtype(constants: dict[str, Constant]) -> torch.dtype:
+    """The dtype that most of the floating weights have; float32 for a model without any."""
+    count: dict[torch.dtype, int] = {}
+    for c in constants.values():
+        if c.value.is_floating_point():
+            count[c.dtype] = count.get(c.dtype, 0) + c.value.numel()
+    return max(count, key=lambda d: count[d]) if count else torch.float32

@@ -1,0 +1,134 @@
+"""What a program costs: multiply-accumulates, parameters, merges, gates, and whether it is a chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from torch import fx
+
+from .ops import (
+    AVG_POOLS,
+    CONVS,
+    LINEARS,
+    MATMULS,
+    MULS,
+    NORMS,
+    TRANSPOSED_CONVS,
+    arguments,
+    aten,
+    is_call,
+)
+from .program import Program, is_float, shape_of
+
+_SQUASHED = frozenset({aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int, aten.tanh.default})
+
+
+@dataclass(frozen=True)
+class Census:
+    """The counts that the report gives before and after; `macs` is for one sample of the traced size."""
+
+    nodes: int
+    merges: int
+    gates: int
+    convs: int
+    norms: int
+    params: int
+    macs: int
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def batch_one(program: Program) -> dict[str, int]:
+    """Symbol values that make the batch 1 and leave the other sizes as traced."""
+    return {str(s.shape[0]): 1 for s in program.inputs if s.shape and isinstance(s.shape[0], str)}
+
+
+def node_macs(node: fx.Node, env: dict[str, int] | None = None) -> int:
+    """Multiply-accumulates of one call; 0 for whatever is neither a convolution nor a matrix product."""
+    if is_call(node, CONVS):
+        weight = shape_of(arguments(node)["weight"], env)
+        return math.prod(shape_of(node, env)) * math.prod(weight[1:])
+    if is_call(node, TRANSPOSED_CONVS):
+        weight = shape_of(arguments(node)["weight"], env)
+        return math.prod(shape_of(arguments(node)["input"], env)) * math.prod(weight[1:])
+    if is_call(node, LINEARS):
+        return math.prod(shape_of(node, env)) * shape_of(arguments(node)["weight"], env)[1]
+    if not is_call(node, MATMULS):
+        return 0
+    operands = [a for a in node.args if is_float(a)]
+    if node.target is aten.scaled_dot_product_attention.default:
+        q, k, v = (shape_of(a, env) for a in operands[:3])
+        return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+    if node.target is aten.einsum.default or len(operands) < 2:
+        return 0
+    left = shape_of(operands[-2], env)
+    return math.prod(shape_of(node, env)) * left[-1]
+
+
+def _is_gate(node: fx.Node, operands: Iterable[fx.Node]) -> bool:
+    """A squeeze-excite-like product: one operand broadcasts over space and comes out of a squashing function."""
+    if not is_call(node, MULS):
+        return False
+    out = node.meta["val"].dim()
+    for operand in operands:
+        sizes = shape_of(operand)
+        if out >= 3 and len(sizes) == out and all(s == 1 for s in sizes[2:]) and shape_of(node) != sizes:
+            return True
+        if is_call(operand, _SQUASHED) and sizes != shape_of(node):
+            return True
+    return False
+
+
+def _is_activation_product(operands: list[fx.Node]) -> bool:
+    """x * sigmoid(x) and its like: a pointwise function of one source, however it is spelled."""
+    sources = set()
+    for operand in operands:
+        node = operand
+        while node.op == "call_function" and len([i for i in node.all_input_nodes if is_float(i)]) == 1:
+            if node not in operands and shape_of(node) != shape_of(operands[0]):
+                return False
+            if is_call(node, CONVS | LINEARS | TRANSPOSED_CONVS | NORMS | AVG_POOLS):
+                break
+            parent = next(i for i in node.all_input_nodes if is_float(i))
+            if shape_of(parent) != shape_of(operands[0]):
+                break
+            if parent in operands:
+                node = parent
+                break
+            node = parent
+        sources.add(node)
+    return len(sources) == 1
+
+
+def census(program: Program) -> Census:
+    """Counts nodes, merges, gates, convolutions, norms, parameters and MACs of `program`."""
+    env = batch_one(program)
+    merges = gates = convs = norms = macs = nodes = 0
+    for node in program.calls():
+        nodes += 1
+        macs += node_macs(node, env)
+        convs += is_call(node, CONVS | TRANSPOSED_CONVS)
+        norms += is_call(node, NORMS) and node.meta["data"]
+        operands = [i for i in node.all_input_nodes if is_float(i) and i.meta["data"]]
+        if len(operands) < 2:
+            continue
+        if is_call(node, MULS) and _is_activation_product(operands):
+            continue
+        if _is_gate(node, operands):
+            gates += 1
+        else:
+            merges += 1
+    return Census(nodes, merges, gates, convs, norms, program.parameters(), macs)
+
+
+def is_chain(program: Program) -> bool:
+    """True when no value that depends on the input has two users and nothing merges: one register, one path."""
+    counts = census(program)
+    if counts.merges or counts.gates:
+        return False
+    return all(len(n.users) <= 1 for n in program.graph.nodes if n.meta["data"] and is_float(n))
+
+

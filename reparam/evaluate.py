@@ -1,0 +1,110 @@
+"""Runs a program's graph on real tensors, in the dtype asked for.
+
+In float64 every floating weight, input and dtype argument becomes float64, which gives the truth that both the
+original and the rewritten program are measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .program import Program
+
+Observer = Callable[[fx.Node, Any], None]
+
+
+def retype(value: Any, dtype: torch.dtype | None) -> Any:
+    """`value` with floating tensors (or floating dtype arguments) moved to `dtype`; the rest as it is."""
+    if dtype is None:
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().to(dtype) if value.is_floating_point() else value
+    if isinstance(value, torch.dtype):
+        return dtype if value.is_floating_point else value
+    return value
+
+
+def _arguments(tree: Any, env: Mapping[fx.Node, Any], dtype: torch.dtype | None) -> Any:
+    return fx.node.map_aggregate(tree, lambda a: env[a] if isinstance(a, fx.Node) else retype(a, dtype))
+
+
+def call(node: fx.Node, env: Mapping[fx.Node, Any], dtype: torch.dtype | None) -> Any:
+    """The value of one call node, from its operands' values in `env`."""
+    assert callable(node.target)
+    return node.target(*_arguments(node.args, env, dtype), **_arguments(node.kwargs, env, dtype))
+
+
+def weight_value(program: Program, node: fx.Node, dtype: torch.dtype | None) -> Any:
+    """The tensor of a get_attr node as `dtype` (None: the dtype that it is emitted in)."""
+    constant = program.constants[str(node.target)]
+    value = constant.value.detach()
+    if not value.is_floating_point():
+        return value
+    return value.to(dtype or constant.dtype)
+
+
+def last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """For each node, the values that nobody needs after it."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        last[node] = node
+        for operand in node.all_input_nodes:
+            last[operand] = node
+    frees: dict[fx.Node, list[fx.Node]] = {}
+    for value, user in last.items():
+        frees.setdefault(user, []).append(value)
+    return frees
+
+
+@torch.no_grad()
+def evaluate(
+    program: Program,
+    inputs: Sequence[Any],
+    dtype: torch.dtype | None = torch.float64,
+    *,
+    observe: Observer | None = None,
+) -> list[Any]:
+    """The flat outputs of `program` on `inputs` (one entry for each placeholder).
+
+    dtype: what all floating values are computed in; None runs each weight in the dtype that it is emitted in.
+    observe: called with every call node and its value, in execution order.
+    """
+    env: dict[fx.Node, Any] = {}
+    feed = iter(inputs)
+    frees = last_uses(program.graph.nodes)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            env[node] = retype(next(feed), dtype)
+        elif node.op == "get_attr":
+            env[node] = weight_value(program, node, dtype)
+        elif node.op == "call_function":
+            env[node] = call(node, env, dtype)
+            if observe is not None:
+                observe(node, env[node])
+        else:
+            result = _arguments(node.args[0], env, None)
+            return list(result) if isinstance(result, (list, tuple)) else [result]
+        for dead in frees.get(node, ()):
+            if dead.op != "output":
+                env.pop(dead, None)
+    raise AssertionError("a graph ends with its output node")
+
+
+@torch.no_grad()
+def evaluate_region(
+    program: Program,
+    region: Sequence[fx.Node],
+    known: Mapping[fx.Node, Any],
+    dtype: torch.dtype | None = torch.float64,
+) -> dict[fx.Node, Any]:
+    """Values of the nodes of `region` (in execution order), given the values that it reads in `known`."""
+    env: dict[fx.Node, Any] = dict(known)
+    for node in region:
+        if node in env:
+            continue
+        env[node] = weight_value(program, node, dtype) if node.op == "get_attr" else call(node, env, dtype)
+    return env

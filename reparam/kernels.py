@@ -1,0 +1,147 @@
+"""Tensor algebra on weights, in float64. No graph, no search: each function states the identity that it implements.
+
+Weights of convolutions are (C_out, C_in/groups, *kernel), of transposed ones (C_in, C_out/groups, *kernel), of linear
+layers (C_out, C_in). A scale or shift is a vector over channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["conv", "transposed", "linear"]
+
+
+def column(vector: Tensor, ndim: int, axis: int) -> Tensor:
+    """`vector` reshaped to broadcast along `axis` of an `ndim`-dimensional tensor."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+def scale_outputs(
+    kind: Kind, weight: Tensor, bias: Tensor | None, groups: int, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """a*(W*x + b) + t = (aW)*x + (ab + t); scale a and shift t are (C_out,)."""
+    if scale is not None:
+        if kind == "transposed":
+            per_group = weight.unflatten(0, (groups, -1)) * scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
+            weight = per_group.flatten(0, 1)
+        else:
+            weight = weight * column(scale, weight.dim(), 0)
+        bias = bias * scale if bias is not None else None
+    if shift is not None:
+        bias = shift if bias is None else bias + shift
+    return weight, bias
+
+
+def _by_input(kind: Kind, weight: Tensor, groups: int, vector: Tensor) -> Tensor:
+    """`vector` (C_in,) shaped to multiply `weight` over its input channels."""
+    if kind == "transposed":
+        return column(vector, weight.dim(), 0)
+    if kind == "linear":
+        return vector[None, :]
+    rows = vector.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1).reshape(weight.shape[0], -1)
+    return rows.reshape(*rows.shape, *[1] * (weight.dim() - 2))
+
+
+def scale_inputs(
+    kind: Kind, weight: Tensor, bias: Tensor | None, groups: int, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """W*(a*x + t) + b = (Wa)*x + (b + sum W t), for windows that never see padding; a and t are (C_in,).
+
+    Raises ValueError for a shift into a transposed convolution, whose border sees fewer taps than its interior.
+    """
+    if shift is not None:
+        if kind == "transposed":
+            raise ValueError("a shift does not fold into a transposed convolution")
+        add = (weight * _by_input(kind, weight, groups, shift)).flatten(1).sum(1)
+        bias = add if bias is None else bias + add
+    if scale is not None:
+        weight = weight * _by_input(kind, weight, groups, scale)
+    return weight, bias
+
+
+def expand_groups(weight: Tensor, groups: int, target: int) -> Tensor:
+    """The same map with `target` groups (a divisor of `groups`): blocks on the diagonal, zeros beside them."""
+    if groups == target:
+        return weight
+    c_out, per_in = weight.shape[:2]
+    fold, per_out = groups // target, c_out // groups
+    blocks = weight.reshape(target, fold, per_out, per_in, *weight.shape[2:])
+    wide = weight.new_zeros(target, fold, per_out, fold, per_in, *weight.shape[2:])
+    for j in range(fold):
+        wide[:, j, :, j] = blocks[:, j]
+    return wide.reshape(c_out, fold * per_in, *weight.shape[2:])
+
+
+def dilate(weight: Tensor, dilation: Sequence[int]) -> Tensor:
+    """The kernel with its zeros written out, so that its dilation becomes 1."""
+    if all(d == 1 for d in dilation):
+        return weight
+    kernel = weight.shape[2:]
+    size = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    wide = weight.new_zeros(*weight.shape[:2], *size)
+    wide[(slice(None), slice(None), *(slice(None, None, d) for d in dilation))] = weight
+    return wide
+
+
+def embed(weight: Tensor, before: Sequence[int], size: Sequence[int]) -> Tensor:
+    """The kernel inside a larger one of `size` taps, `before` zeros ahead of it on each axis."""
+    wide = weight.new_zeros(*weight.shape[:2], *size)
+    window = tuple(slice(b, b + k) for b, k in zip(before, weight.shape[2:], strict=True))
+    wide[(slice(None), slice(None), *window)] = weight
+    return wide
+
+
+def dirac(channels: int, groups: int, ndim: int, *, like: Tensor | None = None) -> Tensor:
+    """The identity as a kernel of one tap: (C, C/groups, 1, ...)."""
+    eye = torch.eye(channels // groups, dtype=torch.float64, device=like.device if like is not None else None)
+    return eye.repeat(groups, 1).reshape(channels, channels // groups, *[1] * ndim)
+
+
+def average_kernel(channels: int, kernel: Sequence[int], divisor: int | None, *, like: Tensor | None = None) -> Tensor:
+    """Average pooling as a depthwise kernel, 1/prod(k) in each tap (or 1/divisor)."""
+    value = 1.0 / (divisor or math.prod(kernel))
+    device = like.device if like is not None else None
+    return torch.full((channels, 1, *kernel), value, dtype=torch.float64, device=device)
+
+
+def compose(first: Tensor, groups_first: int, second: Tensor, groups_second: int, step: Sequence[int]) -> Tensor:
+    """The kernel of (second after first), with gcd(groups) groups.
+
+    first: (C_mid, C_in/g1, *k1), dilation written out. second: (C_out, C_mid/g2, *k2), likewise. step: the stride of
+    the first, by which the second's taps lie apart. Result: (C_out, C_in/g, *(k1 + step*(k2 - 1))).
+
+    (W2 * W1)[o, i, u] = sum over m, v of W2[o, m, v] * W1[m, i, u - step*v].
+    """
+    groups = math.gcd(groups_first, groups_second)
+    a = expand_groups(first, groups_first, groups)
+    b = expand_groups(second, groups_second, groups)
+    ndim = a.dim() - 2
+    if ndim == 0:
+        return torch.bmm(b.unflatten(0, (groups, -1)), a.unflatten(0, (groups, -1))).flatten(0, 1)
+    taps = dilate(b, step)
+    blocks = []
+    conv = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[ndim]
+    for one, two in zip(a.chunk(groups), taps.chunk(groups), strict=True):
+        spread = one.transpose(0, 1)
+        pad = [k - 1 for k in two.shape[2:]]
+        flipped = two.flip(tuple(range(2, two.dim())))
+        blocks.append(conv(spread, flipped, padding=pad).transpose(0, 1))
+    return torch.cat(blocks)
+
+
+def batch_norm_affine(
+    gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """gamma*(x - mean)/sqrt(var + eps) + beta as scale*x + shift; all (C,), float64 (Ioffe & Szegedy 2015, alg. 2)."""
+    scale = (var + eps).rsqrt()
+    if gamma is not None:
+        scale = scale * gamma
+    shift = -mean * scale
+    return scale, shift if beta is None else shift + beta

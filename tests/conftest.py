@@ -1,0 +1,45 @@
+"""What every test runs under: one thread per process, a fixed seed, and no silent use of a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+# One thread, and so the same arithmetic with any number of workers (`make test` runs two on two cores). Subprocesses
+# inherit it; it has to be set before torch is first imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+
+# A CPU build of torch lacks the operators that a CUDA build of torchvision looks up when it is imported.
+if torch.version.cuda is None and importlib.util.find_spec("reparam.zoo"):
+    from reparam.zoo import register_missing_torchvision_ops
+
+    register_missing_torchvision_ops()
+
+# Captures take seconds, so there is no deadline. `make test` draws the same examples every time; to hunt with fresh
+# ones: `make test ARGS="--hypothesis-profile explore"`.
+settings.register_profile(
+    "default", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "explore", settings.get_profile("default"), derandomize=False, max_examples=500, print_blob=True
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Each test draws the same weights and inputs, whatever ran before it and on whichever worker."""
+    torch.manual_seed(0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` where torch sees no CUDA device."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip(f"needs a CUDA device: torch {torch.__version__} sees none here")
