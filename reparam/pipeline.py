@@ -64,12 +64,22 @@ class _Index:
 class Driver:
     """Runs phases of rules over one program, in place."""
 
-    def __init__(self, program: Program, *, allow_cost: bool, seed: int = 0, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        allow_cost: bool,
+        seed: int = 0,
+        progress: Progress | None = None,
+        limit: int | None = None,
+    ) -> None:
+        """allow_cost: accept rewrites that add multiply-accumulates. limit: stop after this many rewrites."""
         self.program = program
         self.outcome = Outcome()
         self._allow_cost = allow_cost
         self._seed = seed
         self._progress = progress
+        self._left = -1 if limit is None else limit
         self._missed: dict[tuple[str, fx.Node], Remark] = {}
         self._erased: set[fx.Node] = set()
 
@@ -89,7 +99,7 @@ class Driver:
         queue = deque(self.program.calls())
         queued = set(queue)
         total, done, rewrites = len(queue), 0, 0
-        while queue:
+        while queue and self._left:
             node = queue.popleft()
             queued.discard(node)
             done += 1
@@ -102,6 +112,7 @@ class Driver:
                 if touched is None:
                     continue
                 rewrites += 1
+                self._left -= 1
                 fresh = [n for n in touched if n not in queued and n not in self._erased]
                 queue.extend(fresh)
                 queued.update(fresh)

@@ -226,6 +226,8 @@ def after_window(term: Term, window: Window, groups: int, weight: Tensor, bias: 
     shifted = term.bias is not None and bool((term.bias != 0).any())
     if shifted and is_padded(window):
         return "its bias would meet the zero padding that follows, which is wrong on the border"
+    if term.diagonal:
+        return Term(window, groups, *scale_inputs("conv", weight, bias, groups, term.weight.reshape(-1), term.bias))
     ndim = len(window.size)
     spread = [s * d for s, d in zip(term.window.stride, window.step, strict=True)]
     inner = dilate(term.weight, _ratios(term.window.step, joint.step, term.window.size))

@@ -1,0 +1,204 @@
+"""Emits a program as a torch module and as a `.pt2` archive."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .errors import InputError, MachineError
+from .program import Constant, Program, shape_of
+
+
+def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
+    """The program as it is emitted: each folded weight cast once, each weight under the name that it wants.
+
+    dtype: what every weight of the program's main dtype becomes; None keeps each weight's own. The program is used up:
+    float64 weights are released one by one, so that memory never holds both forms of all of them.
+    """
+    names = _names(program)
+    constants: dict[str, Constant] = {}
+    for node in program.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        old = str(node.target)
+        constant = program.constants.pop(old)
+        wanted = dtype if dtype is not None and constant.dtype == program.dtype else constant.dtype
+        value = constant.value.to(wanted)
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"weight '{constant.origin}' does not fit {str(wanted).removeprefix('torch.')}")
+        node.target = names[old]
+        constants[names[old]] = Constant(value, wanted, constant.origin, constant.trainable)
+    final = replace(program, constants=constants, cache={})
+    return _retyped(final, dtype) if dtype is not None and dtype != program.dtype else final
+
+
+def _names(program: Program) -> dict[str, str]:
+    """Unique names for the weights: the wanted one for the first that asks for it."""
+    taken: set[str] = set()
+    names: dict[str, str] = {}
+    used = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
+    for name in sorted(used, key=lambda n: n != program.constants[n].origin):
+        origin = program.constants[name].origin
+        unique, serial = origin, 0
+        while _clashes(unique, taken):
+            serial += 1
+            unique = f"{origin}_{serial}"
+        taken.add(unique)
+        names[name] = unique
+    return names
+
+
+def _clashes(name: str, taken: set[str]) -> bool:
+    """Taken, or a module where another weight has a tensor (a.b beside a.b.c)."""
+    prefix = f"{name}."
+    parts = name.split(".")
+    parents = {".".join(parts[:i]) for i in range(1, len(parts))}
+    return name in taken or bool(parents & taken) or any(t.startswith(prefix) for t in taken)
+
+
+def _retyped(program: Program, dtype: torch.dtype) -> Program:
+    """Dtype arguments of the main dtype follow the weights, and so do the floating inputs."""
+    old = program.dtype
+
+    def swap(value: Any) -> Any:
+        return dtype if isinstance(value, torch.dtype) and value == old else value
+
+    for node in program.calls():
+        node.args = fx.node.map_aggregate(node.args, swap)  # type: ignore[assignment]
+        node.kwargs = fx.node.map_aggregate(node.kwargs, swap)  # type: ignore[assignment]
+    inputs = tuple(replace(s, dtype=dtype) if s.dtype == old else s for s in program.inputs)
+    return replace(program, inputs=inputs, dtype=dtype)
+
+
+def to_module(program: Program) -> nn.Module:
+    """A torch module that computes the program, with the original's call signature and nested outputs.
+
+    Weights that were trainable are nn.Parameters. The weights are shared with the program, not copied.
+    """
+    root = nn.Module()
+    for name, constant in program.constants.items():
+        _attach(root, name, constant)
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    out = graph.graph_copy(program.graph, mapping)
+    graph.output(out)
+    if program.in_spec is not None and program.out_spec is not None:
+        names = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
+        info = fx.graph._PyTreeInfo(names, program.in_spec, program.out_spec)
+        graph.set_codegen(fx.graph._PyTreeCodeGen(info))
+    module = fx.GraphModule(root, graph, class_name="Converted")
+    module.eval()
+    return module
+
+
+def _attach(root: nn.Module, name: str, constant: Constant) -> None:
+    *path, leaf = name.split(".")
+    owner = root
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        child = owner._modules[part]
+        assert child is not None
+        owner = child
+    value = constant.value.detach()
+    if constant.trainable:
+        owner.register_parameter(leaf, nn.Parameter(value))
+    else:
+        owner.register_buffer(leaf, value)
+
+
+def export_program(program: Program) -> torch.export.ExportedProgram:
+    """The program as an ExportedProgram with the same dynamic axes."""
+    module = to_module(program)
+    env = {s: 2 for spec in program.inputs for s in spec.shape[:1] if isinstance(s, str)}
+    args, shapes = [], []
+    specs = {s.name: s for s in program.inputs}
+    for node in program.placeholders:
+        spec = specs.get(str(node.target))
+        if spec is None:
+            args.append(node.meta["val"])
+            shapes.append(None)
+            continue
+        args.append(torch.zeros(shape_of(node, env), dtype=spec.dtype, device=program.device))
+        shapes.append({i: torch.export.Dim.AUTO for i, s in enumerate(spec.shape) if isinstance(s, str)} or None)
+    positional, keywords = _nest(program, args)
+    spec_tree, kw_shapes = _nest(program, shapes)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        dynamic: Any = {**dict(zip(_parameter_names(program), spec_tree, strict=False)), **kw_shapes} if kw_shapes else spec_tree
+        return torch.export.export(module, positional, keywords, dynamic_shapes=dynamic, strict=False)
+
+
+def _parameter_names(program: Program) -> list[str]:
+    return [str(n.target) for n in program.placeholders]
+
+
+def _nest(program: Program, leaves: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Flat placeholder entries in the shape of the original's (args, kwargs)."""
+    if program.in_spec is None:
+        return tuple(leaves), {}
+    args, kwargs = torch.utils._pytree.tree_unflatten(leaves, program.in_spec)
+    return tuple(args), dict(kwargs)
+
+
+def save_pt2(program: Program, path: Path, *, force: bool = False) -> None:
+    """Writes the program as a `.pt2` archive: to a temporary file beside `path`, then renamed.
+
+    Raises InputError when `path` exists and `force` is false, MachineError when it cannot be written.
+    """
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already; --force overwrites it")
+    exported = export_program(program)
+    exported.example_inputs = None
+
+    def write(temporary: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(exported, temporary)
+
+    write_atomically(path, write)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` with a temporary path beside `path`, then renames it; leaves nothing behind when it fails.
+
+    Raises MachineError for an operating system error.
+    """
+    handle, name = -1, ""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent or Path("."))
+        os.close(handle)
+        write(Path(name))
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException as e:
+        if name:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        problem = _system_error(e)
+        if problem is not None:
+            raise MachineError(f"cannot write {path}: {problem}; nothing was written") from e
+        raise
+
+
+def _system_error(error: BaseException) -> str | None:
+    """The operating system's words, also when torch's archive writer has wrapped them."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = str(error)
+    if isinstance(error, RuntimeError) and any(w in text for w in ("PytorchStreamWriter", "No space left", "unexpected pos")):
+        return "the disk is full or the file system refuses the write"
+    return None
+
+

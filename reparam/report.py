@@ -1,0 +1,93 @@
+"""The report of a conversion: what the JSON of the command line holds, and nothing that was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ._version import __version__
+from .cost import Census
+from .network import NetworkEvidence
+from .rule import Remark
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is known about one conversion.
+
+    equivalent: True when the evidence was complete; None for a dry run, which does not compare whole networks.
+    seconds: by phase: load, capture, rewrite, verify (all checks), emit.
+    """
+
+    target: str
+    before: Census
+    after: Census
+    plain: bool
+    remarks: tuple[Remark, ...]
+    kinds: dict[str, int]
+    evidence: NetworkEvidence | None = None
+    equivalent: bool | None = None
+    input: str = ""
+    outputs: tuple[str, ...] = ()
+    arch: str | None = None
+    arch_inferred: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def with_(
+        self,
+        *,
+        input: str | None = None,
+        outputs: Sequence[str] | None = None,
+        arch: str | None = None,
+        arch_inferred: bool | None = None,
+    ) -> Report:
+        """The report with what only the caller knows filled in."""
+        return replace(
+            self,
+            input=self.input if input is None else input,
+            outputs=self.outputs if outputs is None else tuple(outputs),
+            arch=self.arch if arch is None else arch,
+            arch_inferred=self.arch_inferred if arch_inferred is None else arch_inferred,
+        )
+
+    def add_seconds(self, name: str, value: float) -> None:
+        """Records how long the phase `name` took."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + value
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values, with the keys that scripts may rely on."""
+        phases = ("load", "capture", "rewrite", "verify", "emit")
+        return {
+            "schema": SCHEMA,
+            "reparam": __version__,
+            "input": self.input,
+            "outputs": list(self.outputs),
+            "arch": self.arch,
+            "arch_inferred": self.arch_inferred,
+            "target": self.target,
+            "equivalent": self.equivalent,
+            "plain": self.plain,
+            "before": self.before.as_dict(),
+            "after": self.after.as_dict(),
+            "evidence": self._evidence(),
+            "remarks": [r.as_dict() for r in self.remarks],
+            "seconds": {p: round(self.seconds.get(p, 0.0), 3) for p in phases},
+        }
+
+    def _evidence(self) -> dict[str, Any]:
+        e = self.evidence
+        if e is None:
+            return {"kinds": dict(self.kinds)}
+        return {
+            "float64_max_rel": e.float64_max_rel,
+            "dtype": e.dtype,
+            "float32_error_vs_truth": e.error,
+            "original_float32_error_vs_truth": e.original_error,
+            "kinds": dict(self.kinds),
+            "trials": e.trials,
+            "seed": e.seed,
+            "shapes": e.shapes,
+        }
