@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from reparam.passes.compose_convs import ComposeConvs
+from reparam.passes.drop_identity import DropIdentity
+from reparam.passes.fold_batch_norm import FoldBatchNorm
+from reparam.passes.fold_channel_affine import FoldChannelAffine
+from reparam.passes.fold_constants import FoldConstants
+from reparam.passes.fold_norm_affine import FoldNormAffine
+from reparam.passes.fold_padding import FoldPadding
+from reparam.passes.leave_shift import LeaveShift
+from reparam.passes.lower_border_fill import LowerBorderFill
+from reparam.passes.merge_branches import MergeBranches
+from reparam.passes.merge_shared_inputs import MergeSharedInputs
 from reparam.pipeline import Phase
-
-from .compose_convs import ComposeConvs
-from .drop_identity import DropIdentity
-from .fold_batch_norm import FoldBatchNorm
-from .fold_channel_affine import FoldChannelAffine
-from .fold_constants import FoldConstants
-from .fold_norm_affine import FoldNormAffine
-from .leave_shift import LeaveShift
-from .merge_branches import MergeBranches
 
 
 def fused_phases() -> tuple[Phase, ...]:
     """The rules of the target `fused`: clean up, fold and merge, then what may only happen when nothing else does."""
-    clean = (FoldConstants(), DropIdentity())
-    fold = (FoldBatchNorm(), FoldChannelAffine(), MergeBranches(), ComposeConvs(), FoldNormAffine())
-    return (Phase("clean", clean), Phase("fold", clean + fold), Phase("shift", (LeaveShift(),)))
+    clean = (FoldConstants(), DropIdentity(), LowerBorderFill())
+    fold = (FoldBatchNorm(), FoldChannelAffine(), MergeBranches(), FoldPadding(), ComposeConvs(), FoldNormAffine())
+    late = (LeaveShift(), MergeSharedInputs())
+    return (Phase("clean", clean), Phase("fold", clean + fold), Phase("late", late))
 
 
 __all__ = [
@@ -28,7 +31,10 @@ __all__ = [
     "FoldChannelAffine",
     "FoldConstants",
     "FoldNormAffine",
+    "FoldPadding",
     "LeaveShift",
+    "LowerBorderFill",
     "MergeBranches",
+    "MergeSharedInputs",
     "fused_phases",
 ]

@@ -57,7 +57,9 @@ class ComposeConvs:
             return Missed(match.root, f"not composed with '{_path(first.node)}': {window}")
         now, then = _price(program, first, second, window.size)
         if then > now:
-            reason = f"composing it with '{_path(first.node)}' would cost {then:,} multiply-accumulates instead of {now:,}"
+            reason = (
+                f"composing it with '{_path(first.node)}' would cost {then:,} multiply-accumulates instead of {now:,}"
+            )
             return Missed(match.root, reason)
         links = (Link(first.node, layer=first), Link(second.node, layer=second))
         ndim = len(first.kernel)

@@ -71,9 +71,9 @@ _CLAMPS = frozenset(
     }
 )
 _POOLS = AVG_POOLS | MAX_POOLS
-_ALL = (
-    DROPOUTS | IDENTITIES | CASTS | MOVEMENTS | PADS | MULS | DIVS | ADDS | SUBS | CATS | _POOLS | _CLAMPS
-) | {aten.abs.default}
+_ALL = (DROPOUTS | IDENTITIES | CASTS | MOVEMENTS | PADS | MULS | DIVS | ADDS | SUBS | CATS | _POOLS | _CLAMPS) | {
+    aten.abs.default
+}
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,11 @@ def _permutation(node: fx.Node) -> list[int]:
         return [d % rank for d in arguments(node)["dims"]]
     order = list(range(rank))
     if rank > 1:
-        a, b = (0, 1) if node.target is aten.t.default else (arguments(node)["dim0"] % rank, arguments(node)["dim1"] % rank)
+        a, b = (
+            (0, 1)
+            if node.target is aten.t.default
+            else (arguments(node)["dim0"] % rank, arguments(node)["dim1"] % rank)
+        )
         order[a], order[b] = order[b], order[a]
     return order
 

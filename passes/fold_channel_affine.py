@@ -19,10 +19,9 @@ from typing import ClassVar
 
 from reparam.channels import Affine, read_affine
 from reparam.ops import ADDS, DIVS, MULS, SUBS, aten
+from reparam.passes.fold_batch_norm import Plan, build, plan_affine
 from reparam.program import Program
 from reparam.rule import Match, Missed, Pattern, Rewrite, op
-
-from .fold_batch_norm import Plan, build, plan_affine
 
 
 @dataclass(frozen=True)

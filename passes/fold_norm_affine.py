@@ -79,4 +79,3 @@ class FoldNormAffine:
         bare = program.call(plan.node.target, (args["input"], count), {"eps": args["eps"]}, like=plan.node)
         made = execute(program, plan.route, {plan.node: bare})
         return Rewrite({s: made[s] for s in plan.route.sinks}, f"affine folded into {len(plan.route.sinks)} layer(s)")
-

@@ -51,7 +51,9 @@ class LeaveShift:
         if isinstance(back, Route):
             return Plan(affine, back, Pair(shift=shift))
         if bool((scale == 0).any()):
-            return Missed(match.root, f"{int((scale == 0).sum())} of its scales are zero, so the shift cannot be divided by them")
+            return Missed(
+                match.root, f"{int((scale == 0).sum())} of its scales are zero, so the shift cannot be divided by them"
+            )
         ahead = forward(program, affine.node, Pair(scale))
         if isinstance(ahead, Blocked):
             return Missed(match.root, f"not even its scale folds: {_at(back)}; {_at(ahead)}")

@@ -143,7 +143,9 @@ class MergeBranches:
             values.insert(0, (_write(program, plan, branch), 1.0))
         total = _write_sum(program, values, plan.root)
         count = sum(len(b.members) for b in plan.merged)
-        return Rewrite({plan.root: total}, f"{count} branches of '{plan.source.name}' became {len(plan.merged)} layer(s)")
+        return Rewrite(
+            {plan.root: total}, f"{count} branches of '{plan.source.name}' became {len(plan.merged)} layer(s)"
+        )
 
 
 def _merge(
@@ -214,7 +216,8 @@ def _write(program: Program, plan: Plan, branch: Branch) -> fx.Node:
         scale = column(term.weight.reshape(-1), rank, axis)
         shift = None if term.bias is None else column(term.bias, rank, axis)
         return write_affine(program, plan.source, Pair(scale, shift), owner(program, root), like=root)
-    host = max(branch.layers, key=lambda layer: math.prod((1, *layer.kernel)))
+    in_order = sorted(branch.layers, key=lambda layer: layer.node)
+    host = max(in_order, key=lambda layer: math.prod((1, *layer.kernel)))
     if not ndim:
         weight = expand_groups(term.weight, term.groups, 1)
         return write_layer(program, host, weight, term.bias, x=plan.source, like=root)

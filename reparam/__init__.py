@@ -1,10 +1,10 @@
 """reparam rewrites a trained network into the plainest network that is provably the same function.
 
-    import reparam
-    result = reparam.convert(model, torch.randn(1, 3, 224, 224), to="fused")
-    result.module(x)          # the same function, as plain layers
-    result.report.as_dict()   # what was rewritten, what was not and why, and the measured errors
-    result.save("model-fused.pt2")
+import reparam
+result = reparam.convert(model, torch.randn(1, 3, 224, 224), to="fused")
+result.module(x)          # the same function, as plain layers
+result.report.as_dict()   # what was rewritten, what was not and why, and the measured errors
+result.save("model-fused.pt2")
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ from ._version import __version__
 from .errors import CaptureError, InputError, MachineError, NotEquivalentError, ReparamError, UnsafeFileError
 
 if TYPE_CHECKING:
-    from .convert import Conversion, convert, explain
-    from .verify import verify
+    from .conversion import Conversion, convert, explain
+    from .equivalence import Verdict, verify
 
-_LAZY = {"Conversion": "convert", "convert": "convert", "explain": "convert", "verify": "verify"}
+_LAZY = {
+    "Conversion": "conversion",
+    "convert": "conversion",
+    "explain": "conversion",
+    "Verdict": "equivalence",
+    "verify": "equivalence",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -40,6 +46,7 @@ __all__ = [
     "NotEquivalentError",
     "ReparamError",
     "UnsafeFileError",
+    "Verdict",
     "__version__",
     "convert",
     "explain",

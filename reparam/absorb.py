@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from .channels import Pair, along, compress, lift, move_forward, plus, read_affine, same, times
 from .channels import Affine as ChannelAffine
+from .channels import Pair, along, compress, lift, move_forward, plus, read_affine, same, times
 from .kernels import scale_inputs, scale_outputs
 from .layers import Layer, read_layer, weights, write_layer
 from .ops import (
@@ -95,7 +95,9 @@ def _positive_only(node: fx.Node, carried: Pair) -> Blocked | None:
     if carried.shift is not None:
         return Blocked(node, f"{op_name(node)} does not let a shift through")
     if _negative(carried.scale):
-        return Blocked(node, f"{op_name(node)} does not let a negative scale through ({_negative(carried.scale)} channels)")
+        return Blocked(
+            node, f"{op_name(node)} does not let a negative scale through ({_negative(carried.scale)} channels)"
+        )
     return None
 
 
@@ -104,7 +106,9 @@ def _pool(node: fx.Node, carried: Pair) -> Blocked | None:
         return Blocked(node, f"the affine varies over the window of {op_name(node)}")
     if is_call(node, MAX_POOLS):
         if _negative(carried.scale):
-            return Blocked(node, f"max-pool does not let a negative scale through ({_negative(carried.scale)} channels)")
+            return Blocked(
+                node, f"max-pool does not let a negative scale through ({_negative(carried.scale)} channels)"
+            )
         return None
     if not is_call(node, AVG_POOLS) or carried.shift is None:
         return None
@@ -330,5 +334,3 @@ def _write_norm(program: Program, step: Step) -> fx.Node:
     first, second = (args["input"], args.get("normalized_shape", args.get("num_groups")))
     kwargs = {"eps": args["eps"]}
     return program.call(step.node.target, (first, second, w, b), kwargs, like=step.node)
-
-

@@ -32,7 +32,8 @@ from . import archive_grammar as grammar
 from .errors import InputError, UnsafeFileError
 
 MAX_TOTAL_BYTES = 64 << 30
-MAX_TEXT_BYTES = 256 << 20
+MAX_JSON_BYTES = 256 << 20
+MAX_SAMPLE_BYTES = 2 << 30
 MAX_RATIO = 200  # uncompressed : compressed, of one entry; torch stores its entries uncompressed
 MAX_ENTRIES = 200_000
 
@@ -224,8 +225,9 @@ def _is_interpreted(entry: str) -> bool:
 
 
 def _read_text(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
-    if info.file_size > MAX_TEXT_BYTES and info.filename.endswith(".json"):
-        raise UnsafeFileError(_message(name, f"{info.filename} has {info.file_size} bytes of JSON"))
+    limit = MAX_JSON_BYTES if info.filename.endswith(".json") else MAX_SAMPLE_BYTES
+    if info.file_size > limit:
+        raise UnsafeFileError(_message(name, f"{info.filename} has {info.file_size} bytes, over {limit}"))
     return archive.read(info)
 
 

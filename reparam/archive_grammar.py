@@ -64,6 +64,7 @@ _SYMBOLIC_CALLS = frozenset(
     + ["_operator.pow", "_operator.lshift", "_operator.rshift", "math.trunc", "math.ceil", "math.floor"]
 )
 _NO_TENSOR = frozenset({"_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size"})
+_REPLACES_STORAGE = frozenset({"set_", "set", "set_data", "resize", "resize_", "resize_as", "resize_as_"})
 _PRIVATE = _words(
     "__and__ __or__ __xor__ _adaptive_avg_pool2d _adaptive_avg_pool3d _assert_scalar _assert_tensor_metadata"
     " _batch_norm_no_update _batch_norm_with_update _cdist_forward _convolution _convolution_mode _embedding_bag"
@@ -115,6 +116,8 @@ def operator(text: str) -> str | None:
         return "is not an operator that this torch has"
     if match[1].startswith("_") and match[1] not in _PRIVATE and torch.Tag.core not in overload.tags:
         return "is an internal operator"
+    if match[1] in _REPLACES_STORAGE:
+        return "replaces a tensor's storage"
     signature = overload._schema
     if any(a.name == "filename" for a in signature.arguments):
         return "opens a file"

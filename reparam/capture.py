@@ -150,9 +150,7 @@ def _explain(module: nn.Module, error: Exception) -> str:
     return f"{type(module).__name__} cannot be captured as one graph{place}: {reason}"
 
 
-def from_exported(
-    exported: torch.export.ExportedProgram, notes: list[str] | None = None
-) -> Program:
+def from_exported(exported: torch.export.ExportedProgram, notes: list[str] | None = None) -> Program:
     """The Program of an ExportedProgram. The weights are shared with it, not copied."""
     notes = notes if notes is not None else []
     module = _unlift(exported)
@@ -177,9 +175,9 @@ def _unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
 def _drop_asserts(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         name = str(getattr(node.target, "__name__", node.target))
-        if node.op == "call_function" and not node.users and any(a in name for a in _ASSERTS):
-            graph.erase_node(node)
-        elif node.op == "call_module" and "_guards_fn" in str(node.target):
+        if (node.op == "call_function" and not node.users and any(a in name for a in _ASSERTS)) or (
+            node.op == "call_module" and "_guards_fn" in str(node.target)
+        ):
             graph.erase_node(node)
 
 
@@ -194,6 +192,7 @@ def _program(module: fx.GraphModule) -> Program:
         _clean(node)
         if fake_mode is None and isinstance(node.meta.get("val"), Tensor):
             fake_mode = getattr(node.meta["val"], "fake_mode", None)
+        _spell_out_shape(node)
         if node.op != "get_attr":
             continue
         value = tensors.get(str(node.target))
@@ -232,6 +231,16 @@ def _clean(node: fx.Node) -> None:
     node.meta = {"val": node.meta.get("val"), "module": module_path(node)}
     if node.op == "call_function" and node.target in (aten.view.default, aten._unsafe_view.default):
         node.target = aten.reshape.default
+
+
+def _spell_out_shape(node: fx.Node) -> None:
+    """x.reshape_as(y) reads y for its shape alone: it becomes a reshape to that shape, so that y is not used."""
+    if node.op != "call_function" or node.target not in (aten.reshape_as.default, aten.view_as.default):
+        return
+    sizes = [s if isinstance(s, int) else -1 for s in node.meta["val"].shape]
+    if sizes.count(-1) <= 1:
+        node.target = aten.reshape.default
+        node.args = (node.args[0], sizes)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

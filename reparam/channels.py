@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .kernels import batch_norm_affine
+from .kernels import add_shifts, batch_norm_affine
 from .ops import ADDS, BATCH_NORMS, DIVS, MULS, SUBS, arguments, aten, is_call
 from .program import Program, is_float, shape_of, size_hint
 from .rule import Missed
@@ -47,7 +47,7 @@ def times_shift(shift: Tensor | None, scale: Tensor | None) -> Tensor | None:
 
 def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """The sum of two shifts, None being zero."""
-    return b if a is None else a if b is None else a + b
+    return b if a is None else a if b is None else add_shifts(a, b)
 
 
 def same(a: Tensor | None, b: Tensor | None) -> bool:
@@ -251,5 +251,3 @@ def trim(value: Tensor) -> Tensor:
 def owner(program: Program, node: fx.Node) -> str:
     """The name that new weights for `node` go under: its module's, or its own."""
     return str(node.meta.get("module") or node.name)
-
-

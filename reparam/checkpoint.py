@@ -11,6 +11,7 @@ import io
 import os
 import pickletools
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,12 +59,17 @@ def check_finite(state: Mapping[str, Any], path: Path | str = "the model") -> No
     tensors = [(k, v) for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()]
     if empty := [key for key, value in tensors if value.is_meta]:
         raise InputError(f"{Path(path).name} has no values for '{empty[0]}', only its shape; save the real weights")
-    bad = [key for key, value in tensors if not bool(torch.isfinite(value).all())]
+    bad = [key for key, value in tensors if not _is_finite(value)]
     if bad:
         raise InputError(
             f"{Path(path).name} has NaN or infinite values in '{bad[0]}' ({len(bad)} of {len(tensors)} tensors); "
             "take a checkpoint from before the training diverged"
         )
+
+
+def _is_finite(value: Tensor) -> bool:
+    wide = value if value.dtype.itemsize >= 2 else value.float()  # torch cannot tell for 8-bit floats
+    return bool(torch.isfinite(wide).all())
 
 
 def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
@@ -149,10 +155,12 @@ def _check_kind(archive: zipfile.ZipFile, path: Path) -> None:
 def _read_pickle(path: Path, trust: bool, *, mmap: bool) -> Any:
     """The object that torch.save wrote; with `mmap` its tensors stay on disk until they are used."""
     try:
-        if trust:
-            with _working_directory():
-                return torch.load(path, map_location="cpu", weights_only=False)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error below
+            if trust:
+                with _working_directory():
+                    return torch.load(path, map_location="cpu", weights_only=False)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         if not trust and (unsafe := unsafe_globals(path)):
             listed = ", ".join(unsafe[:8]) + (f" and {len(unsafe) - 8} more" if len(unsafe) > 8 else "")

@@ -130,5 +130,3 @@ def is_chain(program: Program) -> bool:
     if counts.merges or counts.gates:
         return False
     return all(len(n.users) <= 1 for n in program.graph.nodes if n.meta["data"] and is_float(n))
-
-

@@ -134,7 +134,9 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
     spec_tree, kw_shapes = _nest(program, shapes)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        dynamic: Any = {**dict(zip(_parameter_names(program), spec_tree, strict=False)), **kw_shapes} if kw_shapes else spec_tree
+        dynamic: Any = (
+            {**dict(zip(_parameter_names(program), spec_tree, strict=False)), **kw_shapes} if kw_shapes else spec_tree
+        )
         return torch.export.export(module, positional, keywords, dynamic_shapes=dynamic, strict=False)
 
 
@@ -197,8 +199,8 @@ def _system_error(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = str(error)
-    if isinstance(error, RuntimeError) and any(w in text for w in ("PytorchStreamWriter", "No space left", "unexpected pos")):
+    if isinstance(error, RuntimeError) and any(
+        w in text for w in ("PytorchStreamWriter", "No space left", "unexpected pos")
+    ):
         return "the disk is full or the file system refuses the write"
     return None
-
-

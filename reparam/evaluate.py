@@ -60,25 +60,35 @@ def last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     return frees
 
 
-@torch.no_grad()
 def evaluate(
     program: Program,
     inputs: Sequence[Any],
     dtype: torch.dtype | None = torch.float64,
     *,
     observe: Observer | None = None,
+    gradients: bool = False,
 ) -> list[Any]:
     """The flat outputs of `program` on `inputs` (one entry for each placeholder).
 
     dtype: what all floating values are computed in; None runs each weight in the dtype that it is emitted in.
     observe: called with every call node and its value, in execution order.
+    gradients: whether the outputs can be differentiated with respect to the inputs.
     """
+    with torch.set_grad_enabled(gradients):
+        return _evaluate(program, inputs, dtype, observe)
+
+
+def _evaluate(
+    program: Program, inputs: Sequence[Any], dtype: torch.dtype | None, observe: Observer | None
+) -> list[Any]:
     env: dict[fx.Node, Any] = {}
     feed = iter(inputs)
     frees = last_uses(program.graph.nodes)
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            env[node] = retype(next(feed), dtype)
+            value = next(feed)
+            moves = isinstance(value, Tensor) and value.dtype != dtype
+            env[node] = retype(value, dtype) if moves else value
         elif node.op == "get_attr":
             env[node] = weight_value(program, node, dtype)
         elif node.op == "call_function":

@@ -84,11 +84,19 @@ def _reach(roots: Iterable[fx.Node], stop: set[fx.Node]) -> list[fx.Node]:
         if node in seen or node in stop:
             continue
         if node.op == "placeholder":
-            raise RuleError(f"the rewrite dropped an input: the old value depends on '{node.name}', the new one does not")
+            raise RuleError(
+                f"the rewrite dropped an input: the old value depends on '{node.name}', the new one does not"
+            )
         seen.add(node)
         stack.append((node, True))
-        stack.extend((i, False) for i in node.all_input_nodes)
+        if not _is_size(node):
+            stack.extend((i, False) for i in node.all_input_nodes)
     return order
+
+
+def _is_size(node: fx.Node) -> bool:
+    """A size of some tensor: an int as far as the region is concerned, not data."""
+    return node.op == "call_function" and isinstance(node.meta["val"], (int, torch.SymInt))
 
 
 def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) -> Region:
@@ -106,13 +114,13 @@ def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) 
         if new not in made and new.op != "get_attr":
             inputs[new] = None
     stop = set(inputs)
-    old = _reach(replace.keys(), stop)
-    return Region(tuple(inputs), tuple(old), tuple(_reach(replace.values(), stop)), tuple(replace.items()))
+    old, new = _reach(replace.keys(), stop), _reach(replace.values(), stop)
+    sizes = dict.fromkeys(n for n in (*old, *new) if _is_size(n))
+    calls = ([n for n in nodes if not _is_size(n)] for nodes in (old, new))
+    return Region((*inputs, *sizes), *(tuple(c) for c in calls), tuple(replace.items()))
 
 
 # ---- inputs ------------------------------------------------------------------------------------------------------
-
-
 
 
 def _is_affine(program: Program, region: Sequence[fx.Node], inputs: set[fx.Node]) -> bool:

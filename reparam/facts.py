@@ -46,18 +46,23 @@ _FLOORS: dict[Any, float] = {
     aten.exp.default: 0.0,
     aten.square.default: 0.0,
 }
-_SIGN_KEEPING = IDENTITIES | MOVEMENTS | MAX_POOLS | frozenset(
-    {
-        aten.adaptive_avg_pool1d.default,
-        aten.adaptive_avg_pool2d.default,
-        aten.adaptive_avg_pool3d.default,
-        aten.adaptive_max_pool2d.default,
-        aten.mean.dim,
-        aten.mean.default,
-        aten.amax.default,
-        aten.amin.default,
-        aten.upsample_bilinear2d.vec,
-    }
+_SIGN_KEEPING = (
+    IDENTITIES
+    | MOVEMENTS
+    | MAX_POOLS
+    | frozenset(
+        {
+            aten.adaptive_avg_pool1d.default,
+            aten.adaptive_avg_pool2d.default,
+            aten.adaptive_avg_pool3d.default,
+            aten.adaptive_max_pool2d.default,
+            aten.mean.dim,
+            aten.mean.default,
+            aten.amax.default,
+            aten.amin.default,
+            aten.upsample_bilinear2d.vec,
+        }
+    )
 )
 
 _READ = _SIGN_KEEPING | CATS | AVG_POOLS | frozenset(_FLOORS) | {aten.relu.default}

@@ -126,4 +126,4 @@ def module_path(node: fx.Node) -> str:
     if not stack:
         return ""
     path = str(next(reversed(stack.values()))[0])
-    return path.split("@")[0]
+    return path.split("@", maxsplit=1)[0]

@@ -86,7 +86,9 @@ def read_layer(program: Program, node: Any) -> Layer | None:
     if not is_call(node, CONVS | TRANSPOSED_CONVS):
         return None
     args = arguments(node)
-    if program.constant(args["weight"]) is None or (args["bias"] is not None and program.constant(args["bias"]) is None):
+    if program.constant(args["weight"]) is None or (
+        args["bias"] is not None and program.constant(args["bias"]) is None
+    ):
         return None
     kernel = shape_of(args["weight"])[2:]
     n = len(kernel)
@@ -108,7 +110,9 @@ def read_layer(program: Program, node: Any) -> Layer | None:
 
 def _read_linear(program: Program, node: fx.Node) -> Layer | None:
     args = arguments(node)
-    if program.constant(args["weight"]) is None or (args["bias"] is not None and program.constant(args["bias"]) is None):
+    if program.constant(args["weight"]) is None or (
+        args["bias"] is not None and program.constant(args["bias"]) is None
+    ):
         return None
     if len(shape_of(args["weight"])) != 2:
         return None
@@ -141,7 +145,9 @@ def write_layer(
     constant = program.constants[str(layer.weight.target)]
     stem = constant.origin.removesuffix(".weight") if constant.origin.endswith(".weight") else ""
     path = layer.node.meta.get("module", "") or stem
-    bias_origin = program.constants[str(layer.bias.target)].origin if layer.bias is not None else f"{path or 'conv'}.bias"
+    bias_origin = (
+        program.constants[str(layer.bias.target)].origin if layer.bias is not None else f"{path or 'conv'}.bias"
+    )
     w = program.weight(weight, constant.origin, dtype=constant.dtype, like=like)
     b = program.weight(bias, bias_origin, dtype=constant.dtype, like=like) if bias is not None else None
     source = x or layer.x
@@ -151,7 +157,16 @@ def write_layer(
         new = conv_call(program, source, w, b, geometry, like=like)
     else:
         low = [p[0] for p in geometry.padding]
-        args = (source, w, b, [*geometry.stride], low, [*geometry.output_padding], geometry.groups, [*geometry.dilation])
+        args = (
+            source,
+            w,
+            b,
+            [*geometry.stride],
+            low,
+            [*geometry.output_padding],
+            geometry.groups,
+            [*geometry.dilation],
+        )
         new = program.call(_TRANSPOSED[len(low)], args, like=like)
     new.meta["module"] = layer.node.meta.get("module", "")
     return new

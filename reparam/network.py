@@ -21,6 +21,7 @@ from .ops import WEIGHTED, is_call
 from .program import InputSpec, Program, shape_of
 
 TRIALS = 8
+ROUNDINGS = 256
 SMALL_SIZE = 65
 Feed = list[Any]
 
@@ -112,6 +113,18 @@ def depth_limit(program: Program) -> float:
     return min(1e-9, 1e-10 * max(1.0, depth / 50))
 
 
+def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) -> float:
+    """The bar for these inputs: `floor`, or more for an ill-conditioned network.
+
+    What the original itself loses in its own dtype tells how much it amplifies rounding; the same amplification of
+    float64 rounding, times the number of roundings that a fold moves, is what two equal programs may differ by.
+    """
+    own = evaluate(original, _typed(original, values, None), None)
+    loss = _max_rel(truth, [o.double() if isinstance(o, Tensor) and o.is_floating_point() else o for o in own])
+    eps = torch.finfo(torch.float64).eps / torch.finfo(original.dtype).eps
+    return max(floor, ROUNDINGS * loss * eps) if math.isfinite(loss) else floor
+
+
 def _max_rel(truth: Sequence[Any], other: Sequence[Any]) -> float:
     """The largest difference of any output, relative to that output's largest magnitude. Others must be equal."""
     worst = 0.0
@@ -152,13 +165,13 @@ def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple
     """
     generator = torch.Generator().manual_seed(seed)
     evidence = NetworkEvidence(seed=seed)
-    limit = depth_limit(original)
+    floor = depth_limit(original)
     rounds: list[_Round] = []
     for sizes, inputs, small in _plans(original):
         values = feed(original, sizes, generator, small)
         truth = _runs(original, values)
         other = _runs(converted, values) if truth is not None else None
-        fits = truth is not None and other is not None and _finite(truth) and _max_rel(truth, other) <= limit
+        fits = truth is not None and other is not None and _finite(truth) and _max_rel(truth, other) <= floor
         if small is not None and not fits:
             values = feed(original, sizes, generator)
             truth, other = _runs(original, values), _runs(converted, values)
@@ -170,10 +183,13 @@ def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple
             evaluate(converted, values)
         assert truth is not None and other is not None
         if not _finite(truth):
-            raise NotEquivalentError("the original's outputs are not finite on random inputs, so nothing can be compared")
+            raise NotEquivalentError(
+                "the original's outputs are not finite on random inputs, so nothing can be compared"
+            )
         worst = _max_rel(truth, other)
         evidence.float64_max_rel = max(evidence.float64_max_rel, worst)
-        if worst > limit:
+        limit = floor if worst <= floor else _limit(original, values, truth, floor)
+        if not worst <= limit:
             raise NotEquivalentError(
                 f"the converted network differs from the original: float64 relative error {worst:.3g} exceeds {limit:.3g}"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -103,7 +103,6 @@ IDENTITIES = frozenset(
         aten.detach_.default,
         aten.lift_fresh_copy.default,
         aten.lift_fresh.default,
-        aten.view_as.default,
         aten.positive.default,
         aten.resolve_conj.default,
         aten.resolve_neg.default,
@@ -216,11 +215,9 @@ def op_name(node: fx.Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _defaults(target: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple(
-        (a.name, a.default_value if a.has_default_value() else None) for a in target._schema.arguments
-    )
+    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in target._schema.arguments)
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

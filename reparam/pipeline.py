@@ -152,7 +152,9 @@ class Driver:
         if not evidence.ok:
             self._rollback(created)
             self.outcome.rejected += 1
-            reason = f"rejected by its own check: float64 difference {evidence.max_abs:.3g} exceeds {evidence.bound:.3g}"
+            reason = (
+                f"rejected by its own check: float64 difference {evidence.max_abs:.3g} exceeds {evidence.bound:.3g}"
+            )
             self._miss(rule, node, Missed(node, reason, "the values leave no room for exact folding"))
             return None
         self._accept(rule, node, rewrite, evidence, macs, params)
@@ -210,6 +212,10 @@ class Driver:
             if not n.users:
                 self._erased.add(n)
                 self.program.erase([n])
+        for n in region.inputs:
+            if n.op == "call_function" and not n.users:
+                self._erased.add(n)
+                self.program.erase([n])
         for n in created:
             if not n.users:
                 raise RuleError(f"the rewrite made '{n.name}' and did not use it")
@@ -220,6 +226,8 @@ class Driver:
                 neighbours[operand] = None
                 neighbours.update(dict.fromkeys(operand.users))
         for n in region.inputs:
+            if n in self._erased:
+                continue
             neighbours[n] = None
             neighbours.update(dict.fromkeys(n.users))
         return [n for n in neighbours if n.op == "call_function"]

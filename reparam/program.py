@@ -114,7 +114,9 @@ class Program:
         """`args` with every node replaced by its fake value."""
         return fx.node.map_arg(args, lambda n: n.meta["val"])
 
-    def call(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, like: fx.Node) -> fx.Node:
+    def call(
+        self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, like: fx.Node
+    ) -> fx.Node:
         """A new call node just before `like`, with inferred shape and `like`'s module path.
 
         Raises RuleError when the shapes do not fit: the rule that asked for it is wrong.

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from .channels import Affine, Pair, along, read_affine
 from .kernels import average_kernel, compose, dilate, dirac, embed, expand_groups, scale_inputs, scale_outputs
 from .layers import Geometry, Layer, read_layer, weights
-from .ops import AVG_POOLS, arguments, is_call, pair
+from .ops import AVG_POOLS, PADS, arguments, is_call, pair
 from .program import Program, shape_of, static_shape
 
 
@@ -61,7 +61,7 @@ def layer_window(layer: Layer) -> Window:
 
 @dataclass(frozen=True)
 class Link:
-    """One linear operator of a chain, with the window and groups that it has as a convolution."""
+    """One linear operator of a chain. pool: the window of an average pool or of a zero pad (one tap)."""
 
     node: fx.Node
     layer: Layer | None = None
@@ -93,7 +93,7 @@ class Term:
     @property
     def diagonal(self) -> bool:
         """True when it only scales and shifts each channel."""
-        plain = all(s == 1 for s in (*self.window.stride, *self.window.size)) and not any(self.window.first)
+        plain = all(s == 1 for s in (*self.window.stride, *self.window.size)) and not is_padded(self.window)
         return plain and self.groups == self.weight.shape[0] and self.weight.shape[1] == 1
 
 
@@ -105,10 +105,30 @@ def read_link(program: Program, node: fx.Node) -> tuple[Link, fx.Node] | None:
     if is_call(node, AVG_POOLS):
         window = pool_window(node)
         return (Link(node, pool=window), arguments(node)["self"]) if window is not None else None
+    if is_call(node, PADS):
+        padding = zero_padding(node)
+        return (Link(node, pool=_pad_window(padding)), arguments(node)["self"]) if padding is not None else None
     affine = read_affine(program, node)
     if isinstance(affine, Affine):
         return Link(node, affine=affine), affine.x
     return None
+
+
+def zero_padding(node: fx.Node) -> tuple[tuple[int, int], ...] | None:
+    """(low, high) of each spatial axis of a zero pad; None for another mode or value, or a pad of other axes."""
+    args = arguments(node)
+    flat, rank = list(args["pad"]), len(shape_of(node))
+    if args.get("mode", "constant") != "constant" or args.get("value"):
+        return None
+    if rank < 3 or len(flat) > 2 * (rank - 2) or not all(isinstance(p, int) and p >= 0 for p in flat):
+        return None
+    flat += [0] * (2 * (rank - 2) - len(flat))
+    return tuple((flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2))
+
+
+def _pad_window(padding: Sequence[tuple[int, int]]) -> Window:
+    one = (1,) * len(padding)
+    return Window(one, one, one, tuple(-low for low, _ in padding), tuple(low + high - 1 for low, high in padding))
 
 
 def pool_window(node: fx.Node) -> Window | None:
@@ -172,7 +192,7 @@ def _extend(program: Program, term: Term, link: Link, ndim: int, axis: int) -> T
         return _after_affine(term, link.affine.pair, axis, link.node)
     if link.pool is not None:
         channels = term.weight.shape[0]
-        kernel = average_kernel(channels, link.pool.size, arguments(link.node).get("divisor_override"))
+        kernel = average_kernel(channels, link.pool.size, arguments(link.node).get("divisor_override"))  # 1 for a pad
         return after_window(term, link.pool, channels, kernel.to(term.weight.device), None)
     assert link.layer is not None
     if (ndim == 0) != (link.layer.kind == "linear"):
@@ -258,7 +278,11 @@ def unite(a: Window, b: Window, sizes: Sequence[int | None]) -> Window | str:
         first.append(low)
         fitted = _fit_slack(a.slack[i], b.slack[i], a.stride[i], h, low, high)
         if fitted is None:
-            return "the outputs have different sizes" if h is not None else "the outputs agree in size only for some inputs"
+            return (
+                "the outputs have different sizes"
+                if h is not None
+                else "the outputs agree in size only for some inputs"
+            )
         slack.append(fitted)
     return Window(a.stride, tuple(size), tuple(step), tuple(first), tuple(slack))
 
@@ -290,4 +314,3 @@ def add_terms(a: Term, b: Term, joint: Window) -> Term:
     parts = [fit(expand_groups(t.weight, t.groups, groups), t.window, joint) for t in (a, b)]
     bias = b.bias if a.bias is None else a.bias if b.bias is None else a.bias + b.bias
     return Term(joint, groups, parts[0] + parts[1], bias)
-

@@ -112,7 +112,7 @@ def meta_state(spec: str, arch_args: Mapping[str, Any] | None = None) -> dict[st
     Raises what `build_architecture` raises.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInit():
             module = _build(spec, arch_args or {}).module
     except InputError:  # what computes with values while it is built cannot be built on the meta device
         module = build_without_init(spec, arch_args).module

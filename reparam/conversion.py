@@ -195,7 +195,9 @@ class _Job:
         if not passed:
             return "no rewrite was made"
         last = passed[-1]
-        return f"the first rewrite that diverges is {last.rule} at '{last.module or last.node}' (number {bad} of {total})"
+        return (
+            f"the first rewrite that diverges is {last.rule} at '{last.module or last.node}' (number {bad} of {total})"
+        )
 
     def _passed(self, program: Program, limit: int | None) -> list[Remark]:
         return [r for r in self.rewrite(program, limit).remarks if r.kind == "passed"]

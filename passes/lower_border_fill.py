@@ -1,0 +1,120 @@
+"""A zero pad whose border is then filled with v per channel is pad(x - v) + v.
+
+Fires on a zero pad of the last axes followed by slice assignments (as functional scatters) that together fill exactly
+the padded border with one constant vector over the channels. In this form the affine before it folds: when v is the
+shift of a batch norm, x - v has no shift left, and what follows sees a plain padded convolution.
+
+Refuses in silence anything whose border is not filled completely and uniformly: it is not this shape.
+
+Source: Ding et al. 2021 (Diverse Branch Block), where a batch norm pads with its own value of zero.
+
+    pad(bn(conv(x))); y[border] = bn(0)        becomes        pad(bn(conv(x)) - v) + v
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from reparam.channels import Pair, compress, owner, write_affine
+from reparam.evaluate import evaluate_region
+from reparam.ops import IDENTITIES, MOVEMENTS, PADS, arguments, aten, is_call
+from reparam.program import Program, shape_of, size_hint
+from reparam.rule import Match, Pattern, Rewrite, op
+
+SCATTERS = frozenset({aten.slice_scatter.default, aten.select_scatter.default})
+_COPIES = frozenset({aten.copy.default, aten.fill.Tensor, aten.fill.Scalar})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The last scatter, the pad that it started from, and the value on the border (rank of the result)."""
+
+    root: fx.Node
+    pad: fx.Node
+    border: Tensor
+
+
+@dataclass(frozen=True)
+class LowerBorderFill:
+    """Spells a pad with a constant per channel as arithmetic around a zero pad."""
+
+    name: ClassVar[str] = "lower-border-fill"
+    pattern: ClassVar[Pattern] = op(SCATTERS)
+
+    def check(self, program: Program, match: Match) -> Plan | None:
+        """Runs the scatters on two different inputs and looks at which elements are the input's and which constant."""
+        root = match.root
+        if any(is_call(u, SCATTERS | {aten.slice.Tensor}) for u in root.users):
+            return None
+        found = _scatters(root)
+        if found is None:
+            return None
+        pad, region = found
+        border = _border(program, root, pad, region)
+        return None if border is None else Plan(root, pad, border)
+
+    def rewrite(self, program: Program, plan: Plan) -> Rewrite:
+        """pad(x - v) + v."""
+        args = arguments(plan.pad)
+        origin = owner(program, plan.root)
+        lowered = write_affine(program, args["self"], Pair(shift=-plan.border), origin, like=plan.root)
+        padded = program.call(aten.pad.default, (lowered, args["pad"]), like=plan.root)
+        raised = write_affine(program, padded, Pair(shift=plan.border), origin, like=plan.root)
+        return Rewrite({plan.root: raised}, "the filled border became a zero pad between two shifts")
+
+
+def _scatters(root: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
+    """The one pad behind a chain of scatters, and the nodes from there to `root` in execution order."""
+    allowed = SCATTERS | _COPIES | MOVEMENTS | IDENTITIES
+    pads: set[fx.Node] = set()
+    order: list[fx.Node] = []
+    seen: set[fx.Node] = set()
+    stack = [(root, False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+            continue
+        if node in seen:
+            continue
+        seen.add(node)
+        if is_call(node, PADS):
+            pads.add(node)
+            continue
+        if not isinstance(node.meta["val"], Tensor):
+            continue
+        if node.meta["data"] and not is_call(node, allowed):
+            return None
+        stack.append((node, True))
+        stack.extend((i, False) for i in node.all_input_nodes)
+    return (pads.pop(), order) if len(pads) == 1 else None
+
+
+def _border(program: Program, root: fx.Node, pad: fx.Node, region: list[fx.Node]) -> Tensor | None:
+    args = arguments(pad)
+    if args.get("mode", "constant") != "constant" or shape_of(root) != shape_of(pad):
+        return None
+    known = {n: size_hint(n.meta["val"]) for r in region for n in r.all_input_nodes if not _is_tensor(n)}
+    generator = torch.Generator().manual_seed(0)
+    probes = [torch.randn(shape_of(pad), generator=generator, dtype=torch.float64).to(program.device) for _ in range(2)]
+    filled = [evaluate_region(program, region, {**known, pad: p})[root] for p in probes]
+    kept = (filled[0] == probes[0]) & (filled[1] == probes[1])
+    constant = filled[0] == filled[1]
+    inside = torch.nn.functional.pad(torch.ones(shape_of(args["self"])), list(args["pad"])).to(program.device) == 1
+    if not bool(((kept & inside) | (constant & ~inside)).all()) or bool(inside.all()):
+        return None
+    value = torch.where(inside, filled[0].new_zeros(()), filled[0])
+    spread = (
+        value.amax(dim=(0, *range(2, value.dim())), keepdim=True),
+        value.amin(dim=(0, *range(2, value.dim())), keepdim=True),
+    )
+    level = torch.where(spread[0].abs() > spread[1].abs(), spread[0], spread[1])
+    return compress(level) if bool((torch.where(inside, level, filled[0]) == level).all()) else None
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta["val"], Tensor)

@@ -1,0 +1,465 @@
+"""Re-parameterisation blocks as their papers define them: each one fuses to a single convolution, without model code.
+
+The blocks are written here from the papers' descriptions, with the names of none of reparam's own parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import EXACT, assert_verification_bites, doubles, fuse_exactly, graph_text, healthy
+from torch import Tensor, nn
+
+
+def conv_bn(c_in: int, c_out: int, k: int | tuple[int, int], **options: Any) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, k, bias=False, **options), nn.BatchNorm2d(c_out))
+
+
+# ---- RepVGG and its relatives ------------------------------------------------------------------------------------
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(channels, 2, 1), nn.Conv2d(2, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = F.adaptive_avg_pool2d(x, 1)
+        return x * torch.sigmoid(self.up(F.relu(self.down(gate))))
+
+
+class RepVGG(nn.Module):
+    """Ding et al. 2021: relu(SE(bn(conv3x3) + bn(conv1x1) + bn(x)))."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1, groups: int = 1, se: bool = False) -> None:
+        super().__init__()
+        self.dense = conv_bn(c_in, c_out, 3, stride=stride, padding=1, groups=groups)
+        self.one = conv_bn(c_in, c_out, 1, stride=stride, groups=groups)
+        self.identity = nn.BatchNorm2d(c_in) if c_in == c_out and stride == 1 else None
+        self.se = SqueezeExcite(c_out) if se else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = 0 if self.identity is None else self.identity(x)
+        return F.relu(self.se(self.dense(x) + self.one(x) + identity))
+
+
+class RepConv(nn.Module):
+    """The YOLO series' RepConv: 3x3, 1x1 and identity norms under SiLU."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.identity = nn.BatchNorm2d(c_in) if c_in == c_out and stride == 1 else None
+        self.conv1 = conv_bn(c_in, c_out, 3, stride=stride, padding=1, groups=groups)
+        self.conv2 = conv_bn(c_in, c_out, 1, stride=stride, groups=groups)
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.identity is None:
+            return self.act(self.conv1(x) + self.conv2(x))
+        return self.act(self.conv1(x) + self.conv2(x) + self.identity(x))
+
+
+class QARepVGG(nn.Module):
+    """Chu et al. 2022: bn(bn(conv3x3(x)) + conv1x1(x) + x), with one norm kept after the sum."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.dense = conv_bn(c_in, c_out, 3, stride=stride, padding=1, groups=groups)
+        self.one = nn.Conv2d(c_in, c_out, 1, stride=stride, groups=groups, bias=False)
+        self.skip = c_in == c_out and stride == 1
+        self.bn = nn.BatchNorm2d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dense(x) + self.one(x)
+        return F.relu(self.bn(y + x if self.skip else y))
+
+
+class MobileOne(nn.Module):
+    """Vasu et al. 2022: n copies of a k x k branch, a 1x1 scale branch and an identity norm."""
+
+    def __init__(self, c_in: int, c_out: int, k: int = 3, stride: int = 1, groups: int = 1, copies: int = 4) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"stride": stride, "groups": groups}
+        self.skip = nn.BatchNorm2d(c_in) if c_in == c_out and stride == 1 else None
+        self.convs = nn.ModuleList(conv_bn(c_in, c_out, k, padding=k // 2, **options) for _ in range(copies))
+        self.scale = conv_bn(c_in, c_out, 1, **options) if k > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = 0 if self.scale is None else self.scale(x)
+        out = out + (0 if self.skip is None else self.skip(x))
+        for conv in self.convs:
+            out = out + conv(x)
+        return F.relu(out)
+
+
+GEOMETRIES = [(6, 6, 1, 1), (6, 6, 2, 1), (6, 12, 1, 2), (6, 9, 2, 3), (6, 6, 1, 6), (6, 6, 2, 6)]
+
+
+def strided(kernel: str, stride: int, groups: int) -> str:
+    return kernel + (f"s{stride}" if stride > 1 else "") + (f"g{groups}" if groups > 1 else "")
+
+
+@pytest.mark.parametrize("c_in, c_out, stride, groups", GEOMETRIES)
+@pytest.mark.parametrize(
+    "block, expected",
+    [(RepVGG, "relu({})"), (RepConv, "silu({})"), (QARepVGG, "relu({})"), (MobileOne, "relu({})")],
+)
+def test_a_repvgg_like_block_is_one_convolution(
+    block: Callable[..., nn.Module], expected: str, c_in: int, c_out: int, stride: int, groups: int
+) -> None:
+    model = healthy(block(c_in, c_out, stride=stride, groups=groups))
+    x = doubles(2, c_in, 7, 10)
+    fused = fuse_exactly(model, x, bound=EXACT)
+    assert fused.text == expected.format(strided("conv3x3", stride, groups) + "(x)")
+    assert_verification_bites(fused, [x], bound=EXACT)
+
+
+@pytest.mark.parametrize("dynamic", [("batch",), ("batch", "height", "width"), ()])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_repvgg_is_one_convolution_for_every_choice_of_free_sizes(dynamic: Sequence[str], stride: int) -> None:
+    model = healthy(RepVGG(4, 4, stride=stride))
+    fused = fuse_exactly(model, doubles(2, 4, 9, 8), bound=EXACT, dynamic=dynamic)
+    assert fused.text == f"relu({strided('conv3x3', stride, 1)}(x))"
+
+
+def test_repvgg_with_squeeze_excite_keeps_the_gate_and_one_convolution_before_it() -> None:
+    model = healthy(RepVGG(6, 6, se=True))
+    fused = fuse_exactly(model, doubles(2, 6, 5, 8), bound=EXACT)
+    assert fused.text.startswith("a = conv3x3(x); relu(mul(a, sigmoid(conv1x1(relu(conv1x1(")
+
+
+def test_a_stack_of_repvgg_blocks_is_a_chain_of_convolutions() -> None:
+    model = healthy(nn.Sequential(RepVGG(3, 6, stride=2), RepVGG(6, 6), RepVGG(6, 6, groups=2), RepVGG(6, 8, stride=2)))
+    fused = fuse_exactly(model, doubles(2, 3, 17, 16), bound=EXACT)
+    assert fused.text == "relu(conv3x3s2(relu(conv3x3g2(relu(conv3x3(relu(conv3x3s2(x))))))))"
+
+
+@pytest.mark.parametrize("c_in, c_out", [(6, 6), (6, 10)])
+def test_a_pointwise_mobileone_block_is_one_convolution(c_in: int, c_out: int) -> None:
+    fused = fuse_exactly(healthy(MobileOne(c_in, c_out, k=1)), doubles(2, c_in, 5, 6), bound=EXACT)
+    assert fused.text == "relu(conv1x1(x))"
+
+
+# ---- asymmetric, dilated and large kernels -----------------------------------------------------------------------
+
+
+class ACNet(nn.Module):
+    """Ding et al. 2019: bn(conv k x k) + bn(conv k x 1) + bn(conv 1 x k)."""
+
+    def __init__(self, c_in: int, c_out: int, k: int = 3, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        p = k // 2
+        options: dict[str, Any] = {"stride": stride, "groups": groups}
+        self.square = conv_bn(c_in, c_out, k, padding=p, **options)
+        self.tall = conv_bn(c_in, c_out, (k, 1), padding=(p, 0), **options)
+        self.wide = conv_bn(c_in, c_out, (1, k), padding=(0, p), **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.square(x) + self.tall(x) + self.wide(x)
+
+
+class DilatedReparam(nn.Module):
+    """Ding et al. 2024 (UniRepLKNet): a large depthwise kernel and parallel small dilated ones inside it."""
+
+    def __init__(self, channels: int, k: int = 9, stride: int = 1) -> None:
+        super().__init__()
+        dilated = {9: [(5, 1), (5, 2), (3, 3), (3, 4)], 7: [(5, 1), (3, 2), (3, 3)]}[k]
+        options: dict[str, Any] = {"groups": channels, "stride": stride}
+        self.large = conv_bn(channels, channels, k, padding=k // 2, **options)
+        self.small = nn.ModuleList(
+            conv_bn(channels, channels, s, padding=d * (s - 1) // 2, dilation=d, **options) for s, d in dilated
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.large(x)
+        for branch in self.small:
+            out = out + branch(x)
+        return out
+
+
+class LargeKernel(nn.Module):
+    """Ding et al. 2022 (RepLKNet): a large depthwise kernel beside a small one."""
+
+    def __init__(self, channels: int, k: int = 13, small: int = 5, stride: int = 1) -> None:
+        super().__init__()
+        self.large = conv_bn(channels, channels, k, padding=k // 2, groups=channels, stride=stride)
+        self.small = conv_bn(channels, channels, small, padding=small // 2, groups=channels, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.large(x) + self.small(x))
+
+
+@pytest.mark.parametrize("c_in, c_out, stride, groups", GEOMETRIES)
+@pytest.mark.parametrize("k", [3, 5])
+def test_acnet_is_one_convolution(c_in: int, c_out: int, stride: int, groups: int, k: int) -> None:
+    x = doubles(2, c_in, 8, 9)
+    fused = fuse_exactly(healthy(ACNet(c_in, c_out, k, stride, groups)), x, bound=EXACT)
+    assert fused.text == strided(f"conv{k}x{k}", stride, groups) + "(x)"
+    assert_verification_bites(fused, [x], bound=EXACT)
+
+
+@pytest.mark.parametrize("k", [7, 9])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dynamic", [("batch",), ("batch", "height", "width")])
+def test_the_dilated_block_is_one_convolution(k: int, stride: int, dynamic: Sequence[str]) -> None:
+    x = doubles(2, 4, 15, 14)
+    fused = fuse_exactly(healthy(DilatedReparam(4, k, stride)), x, bound=EXACT, dynamic=dynamic)
+    assert fused.text == strided(f"conv{k}x{k}", stride, 4) + "(x)"
+    assert_verification_bites(fused, [x], bound=EXACT)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_large_kernel_block_is_one_convolution(stride: int) -> None:
+    x = doubles(2, 3, 17, 16)
+    fused = fuse_exactly(healthy(LargeKernel(3, stride=stride)), x, bound=EXACT)
+    assert fused.text == f"relu({strided('conv13x13', stride, 3)}(x))"
+
+
+# ---- blocks whose skip is not a plain norm -----------------------------------------------------------------------
+
+
+class RepMixer(nn.Module):
+    """Vasu et al. 2023 (FastViT): x + gamma * (mixer(x) - norm(x)), both MobileOne blocks without activation."""
+
+    def __init__(self, channels: int, k: int = 3) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.skip = nn.BatchNorm2d(channels)
+        self.conv = conv_bn(channels, channels, k, padding=k // 2, groups=channels)
+        self.scale = conv_bn(channels, channels, 1, groups=channels)
+        self.gamma = nn.Parameter(torch.rand(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.conv(x) + self.scale(x) + self.skip(x)
+        return x + self.gamma * (mixed - self.norm(x))
+
+
+class RepViTMixer(nn.Module):
+    """Wang et al. 2023: bn(bn(dw3x3(x)) + dw1x1(x) + x)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv_bn(channels, channels, 3, padding=1, groups=channels)
+        self.conv1 = nn.Conv2d(channels, channels, 1, groups=channels)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn((self.conv(x) + self.conv1(x)) + x)
+
+
+class RepGhost(nn.Module):
+    """Chen et al. 2022: relu(bn(dw3x3(x)) + bn(x))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cheap = conv_bn(channels, channels, 3, padding=1, groups=channels)
+        self.fusion = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.cheap(x) + self.fusion(x))
+
+
+class ResidualDepthwise(nn.Module):
+    """RepViT and EfficientViT: x + bn(dw(x))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = conv_bn(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+@pytest.mark.parametrize(
+    "block, expected",
+    [
+        (RepMixer, "conv3x3g6(x)"),
+        (RepViTMixer, "conv3x3g6(x)"),
+        (RepGhost, "relu(conv3x3g6(x))"),
+        (ResidualDepthwise, "conv3x3g6(x)"),
+    ],
+)
+@pytest.mark.parametrize("size", [(1, 1), (5, 8)])
+def test_a_depthwise_block_with_a_skip_is_one_convolution(
+    block: Callable[[int], nn.Module], expected: str, size: tuple[int, int]
+) -> None:
+    x = doubles(2, 6, *size)
+    fused = fuse_exactly(healthy(block(6)), x, bound=EXACT)
+    assert fused.text == expected
+    assert_verification_bites(fused, [x], bound=EXACT)
+
+
+def test_averaged_heads_behind_norms_are_one_linear_layer() -> None:
+    """RepViT's classifier: the mean of two heads, each a linear layer behind its own norm."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5))
+            self.b = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+            return (self.a(x) + self.b(x)) / 2
+
+    fused = fuse_exactly(healthy(Heads()), doubles(3, 6, 4, 5), bound=EXACT)
+    assert fused.text.startswith("linear(") and fused.text.count("linear") == 1
+    assert not any(word in fused.text for word in ("add", "div", "batch_norm"))
+
+
+# ---- diverse branch block ----------------------------------------------------------------------------------------
+
+
+class NormAndPad(nn.Module):
+    """A norm, then a border that holds what the norm makes of zero, so that a following k x k sees no other value.
+
+    The border is written with slice assignments, as published models do.
+    """
+
+    def __init__(self, channels: int, pad: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels)
+        self.pad = pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(x)
+        if self.pad == 0:
+            return y
+        assert self.bn.running_mean is not None and self.bn.running_var is not None
+        value = self.bn.bias.detach() - self.bn.running_mean * self.bn.weight.detach() / torch.sqrt(
+            self.bn.running_var + self.bn.eps
+        )
+        y = F.pad(y, [self.pad] * 4)
+        value = value.view(1, -1, 1, 1)
+        y[:, :, 0 : self.pad, :] = value
+        y[:, :, -self.pad :, :] = value
+        y[:, :, :, 0 : self.pad] = value
+        y[:, :, :, -self.pad :] = value
+        return y
+
+
+class IdentityBased1x1(nn.Module):
+    """A pointwise convolution whose kernel is stored as its difference from the identity."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1, groups=groups, bias=False)
+        self.register_buffer("eye", torch.eye(channels // groups).repeat(groups, 1)[:, :, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.conv.weight + self.eye, None, groups=self.conv.groups)
+
+
+def branch_1x1_kxk(c_in: int, c_out: int, k: int, stride: int, groups: int, inner: int | None) -> nn.Module:
+    first: nn.Module = (
+        IdentityBased1x1(c_in, groups) if inner is None else nn.Conv2d(c_in, inner, 1, groups=groups, bias=False)
+    )
+    width = c_in if inner is None else inner
+    return nn.Sequential(
+        first, NormAndPad(width, k // 2), conv_bn(width, c_out, k, stride=stride, padding=0, groups=groups)
+    )
+
+
+def branch_1x1_avg(c_in: int, c_out: int, k: int, stride: int, groups: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 1, groups=groups, bias=False),
+        NormAndPad(c_out, k // 2),
+        nn.AvgPool2d(k, stride, 0),
+        nn.BatchNorm2d(c_out),
+    )
+
+
+class DiverseBranch(nn.Module):
+    """Ding et al. 2021: k x k, 1x1, 1x1-kxk and 1x1-avg branches (avg alone where depthwise), each with its norms."""
+
+    def __init__(
+        self, c_in: int, c_out: int, k: int = 3, stride: int = 1, groups: int = 1, inner: int | None = None
+    ) -> None:
+        super().__init__()
+        p = k // 2
+        self.origin = conv_bn(c_in, c_out, k, stride=stride, padding=p, groups=groups)
+        branches: list[nn.Module] = [branch_1x1_kxk(c_in, c_out, k, stride, groups, inner)]
+        if groups < c_out:
+            branches += [conv_bn(c_in, c_out, 1, stride=stride, groups=groups)]
+            branches += [branch_1x1_avg(c_in, c_out, k, stride, groups)]
+        else:
+            branches += [nn.Sequential(nn.AvgPool2d(k, stride, p), nn.BatchNorm2d(c_out))]
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.origin(x)
+        for branch in self.branches:
+            y = y + branch(x)
+        return F.relu(y)
+
+
+@pytest.mark.parametrize("inner", [None, 6])
+@pytest.mark.parametrize("k", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_1x1_kxk_branch_with_its_own_border_is_one_convolution(inner: int | None, k: int, stride: int) -> None:
+    x = doubles(2, 4, 9, 8)
+    fused = fuse_exactly(healthy(branch_1x1_kxk(4, 6, k, stride, 1, inner)), x, bound=EXACT)
+    assert fused.text == strided(f"conv{k}x{k}", stride, 1) + "(x)"
+    assert_verification_bites(fused, [x], bound=EXACT)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_1x1_avg_branch_with_its_own_border_is_one_convolution(stride: int) -> None:
+    """The pool alone makes 9 taps of a 1x1, which costs more: it is merged only beside a k x k branch of the block."""
+    model = healthy(nn.Sequential(branch_1x1_avg(4, 6, 3, stride, 1)))
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.avg, self.dense = model, conv_bn(4, 6, 3, stride=stride, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.avg(x) + self.dense(x)
+
+    x = doubles(2, 4, 9, 8)
+    fused = fuse_exactly(healthy(Beside()), x, bound=EXACT)
+    assert fused.text == strided("conv3x3", stride, 1) + "(x)"
+
+
+@pytest.mark.parametrize(
+    "c_in, c_out, k, stride, groups, inner",
+    [
+        (4, 6, 3, 1, 1, 4),
+        (4, 6, 3, 2, 1, 4),
+        (4, 4, 3, 1, 1, None),
+        (4, 8, 3, 2, 2, None),
+        (6, 6, 3, 1, 6, None),
+        (6, 6, 3, 2, 6, None),
+        (4, 6, 5, 1, 1, None),
+    ],
+)
+def test_the_diverse_branch_block_is_one_convolution(
+    c_in: int, c_out: int, k: int, stride: int, groups: int, inner: int | None
+) -> None:
+    x = doubles(2, c_in, 9, 8)
+    fused = fuse_exactly(healthy(DiverseBranch(c_in, c_out, k, stride, groups, inner)), x, bound=EXACT)
+    assert fused.text == f"relu({strided(f'conv{k}x{k}', stride, groups)}(x))", graph_text(fused.program)
+    assert_verification_bites(fused, [x], bound=EXACT)
+
+
+class PaddedPointwise(nn.Module):
+    """A 1x1 that is itself padded, so that its border is its own bias: 1x1 (padding p), then k x k without."""
+
+    def __init__(self, c_in: int, inner: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(c_in, inner, 1, padding=1)
+        self.second = conv_bn(inner, c_out, 3, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_padded_pointwise_convolution_before_a_valid_one_is_one_convolution(stride: int) -> None:
+    x = doubles(2, 4, 7, 8)
+    fused = fuse_exactly(healthy(PaddedPointwise(4, 4, 5, stride)), x, bound=EXACT)
+    assert fused.text == strided("conv3x3", stride, 1) + "(x)"
