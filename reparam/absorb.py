@@ -201,8 +201,8 @@ def _widen(vector: Tensor | None, width: int) -> Tensor | None:
 def _forward_cat(node: fx.Node, known: dict[fx.Node, Any]) -> Pair:
     operands: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
     result: list[Tensor | None] = []
-    for pick, neutral in ((lambda p: p.scale, 1.0), (lambda p: p.shift, 0.0)):
-        parts = [pick(known[o]) if o in known else None for o in operands]
+    for part, neutral in (("scale", 1.0), ("shift", 0.0)):
+        parts = [getattr(known[o], part) if o in known else None for o in operands]
         if all(p is None for p in parts):
             result.append(None)
             continue
@@ -267,9 +267,9 @@ def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -
 def _moved(node: fx.Node, x: fx.Node, carried: Pair) -> Any:
     scale = None if carried.scale is None else move_forward(node, x, carried.scale)
     shift = None if carried.shift is None else move_forward(node, x, carried.shift)
-    if isinstance(scale, list) or isinstance(shift, list):
-        count = len(scale if scale is not None else shift)
-        return [Pair(scale and scale[i], shift and shift[i]) for i in range(count)]
+    pieces = scale if isinstance(scale, list) else shift
+    if isinstance(pieces, list):
+        return [Pair(scale and scale[i], shift and shift[i]) for i in range(len(pieces))]
     return Pair(scale, shift)
 
 

@@ -244,8 +244,8 @@ def _backward_split(node: fx.Node, wanted: dict[int, Pair]) -> Step3 | Blocked:
         return Blocked(node, f"{op_name(node)} does not commute with a channel affine")
     parts: list[Tensor | None] = []
     shapes = [v.shape for v in node.meta["val"]]
-    for pick, neutral in ((lambda p: p.scale, 1.0), (lambda p: p.shift, 0.0)):
-        chosen = [pick(wanted.get(i, Pair())) for i in range(len(shapes))]
+    for part, neutral in (("scale", 1.0), ("shift", 0.0)):
+        chosen = [getattr(wanted.get(i, Pair()), part) for i in range(len(shapes))]
         if all(c is None for c in chosen):
             parts.append(None)
             continue

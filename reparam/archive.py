@@ -197,7 +197,8 @@ def check_zip(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]
     seen: set[str] = set()
     for info in infos:
         parts = info.filename.split("/")
-        if not info.filename.isascii() or "\\" in info.filename or ".." in parts or "" in parts or parts[0] != root:
+        inside = "/".join(parts[1:])  # the root is named after the file that was saved, in any script
+        if not inside.isascii() or "\\" in inside or {"", ".", ".."} & set(parts) or parts[0] != root:
             raise UnsafeFileError(_message(name, f"the entry name {info.filename!r} leaves its folder"))
         if info.filename.lower() in seen:
             raise UnsafeFileError(_message(name, f"the entry {info.filename!r} is there twice"))
@@ -206,7 +207,7 @@ def check_zip(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]
         if info.file_size > MAX_RATIO * max(info.compress_size, 1):
             raise UnsafeFileError(_message(name, f"the entry {info.filename!r} unpacks to {info.file_size} bytes"))
         seen.add(info.filename.lower())
-        entries["/".join(parts[1:])] = info
+        entries[inside] = info
     _check_sizes(archive, infos, name)
     return entries
 
@@ -341,9 +342,8 @@ class _Walk:
         hints = _hints(kind)
         if issubclass(kind, _Union) and (len(data) != 1 or next(iter(data)) not in hints):
             self.fail(where, f"is not a {kind.__name__}")
-        required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-        if not issubclass(kind, _Union) and (missing := [n for n in required if n not in data]):
-            self.fail(where, f"lacks {missing[0]}")
+        if not issubclass(kind, _Union) and (missing := _required(kind) - set(data)):
+            self.fail(where, f"lacks {min(missing)}")
         for field, value in data.items():
             if field in hints:  # torch ignores other fields too
                 self.visit(hints[field], value, f"{kind.__name__}.{field}", f"{where}.{field}".lstrip("."))
@@ -384,9 +384,13 @@ def _resolve(kind: Any) -> Any:
     return _resolve(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Annotated else kind
 
 
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     names = {f.name for f in dataclasses.fields(kind)}
-    return {k: v for k, v in typing.get_type_hints(kind, globalns=vars(schema)).items() if k in names}
+    return {k: v for k, v in typing.get_type_hints(kind, globalns=dict(vars(schema))).items() if k in names}
+
+
+def _required(kind: Any) -> set[str]:
+    return {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
 
 
 def _is_plain(kind: Any, data: Any) -> bool:

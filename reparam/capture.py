@@ -67,7 +67,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
 def _hook_notes(module: nn.Module) -> Iterator[str]:
     for name, m in module.named_modules():
         if m._forward_hooks or m._forward_pre_hooks:
-            yield f"module '{name or 'root'}' has forward hooks: what they compute is captured, their side effects are not"
+            yield f"module '{name or 'root'}' has hooks: what they compute is captured, their side effects are not"
 
 
 def _widen(value: Any) -> Any:

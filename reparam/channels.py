@@ -221,7 +221,7 @@ def move_backward(node: fx.Node, x: fx.Node, value: Tensor | Sequence[Tensor], n
     labels = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
     moved = run_on(node, {x: labels})
     pieces = list(moved) if isinstance(moved, (list, tuple)) else [moved]
-    wanted = list(value) if isinstance(value, (list, tuple)) else [value]
+    wanted = [value] if isinstance(value, Tensor) else list(value)
     result = torch.full((labels.numel(),), neutral, dtype=torch.float64)
     seen = [(m.reshape(-1).long(), w.cpu().expand(m.shape).reshape(-1)) for m, w in zip(pieces, wanted, strict=True)]
     for index, w in seen:

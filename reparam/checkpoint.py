@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, _weights_only_unpickler, nn
 
 from .archive import check_zip, load_exported
 from .errors import InputError, UnsafeFileError
@@ -130,11 +130,13 @@ def _load_zip(path: Path, trust: bool) -> Checkpoint:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_kind(archive, path)
-            entries = check_zip(archive, path.name)
-            stored = all(i.compress_type == zipfile.ZIP_STORED for i in entries.values())
+            if not trust:
+                check_zip(archive, path.name)
+            program = any(n.endswith("/archive_format") for n in archive.namelist())
+            stored = all(i.compress_type == zipfile.ZIP_STORED for i in archive.infolist())
     except zipfile.BadZipFile as error:
         raise InputError(f"{path} is damaged or cut short ({error}); copy or save it again") from error
-    if "archive_format" in entries:
+    if program:
         return Checkpoint(path, exported=load_exported(path, trust=trust))
     return _from_object(_read_pickle(path, trust, mmap=stored), path)
 
@@ -192,7 +194,7 @@ def unsafe_globals(path: Path) -> list[str]:
     try:
         if zipfile.is_zipfile(path):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        safe = set(torch._weights_only_unpickler._get_allowed_globals())
+        safe = set(_weights_only_unpickler._get_allowed_globals())
         return sorted(set(_pickled_globals(io.BytesIO(path.read_bytes()))) - safe)
     except Exception:  # not a pickle; what is wrong with it is for the caller to say
         return []

@@ -58,7 +58,7 @@ def node_macs(node: fx.Node, env: dict[str, int] | None = None) -> int:
         return math.prod(shape_of(node, env)) * shape_of(arguments(node)["weight"], env)[1]
     if not is_call(node, MATMULS):
         return 0
-    operands = [a for a in node.args if is_float(a)]
+    operands = [a for a in node.args if isinstance(a, fx.Node) and is_float(a)]
     if node.target is aten.scaled_dot_product_attention.default:
         q, k, v = (shape_of(a, env) for a in operands[:3])
         return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])

@@ -73,8 +73,8 @@ def _retyped(program: Program, dtype: torch.dtype) -> Program:
         return dtype if isinstance(value, torch.dtype) and value == old else value
 
     for node in program.calls():
-        node.args = fx.node.map_aggregate(node.args, swap)  # type: ignore[assignment]
-        node.kwargs = fx.node.map_aggregate(node.kwargs, swap)  # type: ignore[assignment]
+        node.args = fx.node.map_aggregate(node.args, swap)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, swap)
     inputs = tuple(replace(s, dtype=dtype) if s.dtype == old else s for s in program.inputs)
     return replace(program, inputs=inputs, dtype=dtype)
 
@@ -120,7 +120,8 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
     """The program as an ExportedProgram with the same dynamic axes."""
     module = to_module(program)
     env = {s: 2 for spec in program.inputs for s in spec.shape[:1] if isinstance(s, str)}
-    args, shapes = [], []
+    args: list[Any] = []
+    shapes: list[Any] = []
     specs = {s.name: s for s in program.inputs}
     for node in program.placeholders:
         spec = specs.get(str(node.target))

@@ -74,7 +74,7 @@ class Verdict:
         lines = [head]
         for o in self.outputs:
             lines.append(
-                f"output {o.index}: float64 difference {o.difference:.3g}, own errors {o.error_a:.3g} and {o.error_b:.3g} "
+                f"output {o.index}: float64 difference {o.difference:.3g}, own errors {o.error_a:.3g}, {o.error_b:.3g} "
                 f"(RMS; bar {o.bar:.3g}, size {o.size:.3g})"
             )
         if self.adversarial:
@@ -201,8 +201,10 @@ class _Sums:
 
     def result(self, index: int, eps: float) -> OutputError:
         n = max(self.count, 1)
-        parts = [math.sqrt(v / n) for v in (self.difference, self.error_a, self.error_b, self.size)]
-        return OutputError(index, *parts, bar=2.0 * parts[1] + 4.0 * eps * parts[3])
+        difference, error_a, error_b, size = (
+            math.sqrt(v / n) for v in (self.difference, self.error_a, self.error_b, self.size)
+        )
+        return OutputError(index, difference, error_a, error_b, size, bar=2.0 * error_a + 4.0 * eps * size)
 
 
 def _own(program: Program, values: Feed) -> list[Any]:

@@ -114,10 +114,14 @@ def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) 
         if new not in made and new.op != "get_attr":
             inputs[new] = None
     stop = set(inputs)
-    old, new = _reach(replace.keys(), stop), _reach(replace.values(), stop)
-    sizes = dict.fromkeys(n for n in (*old, *new) if _is_size(n))
-    calls = ([n for n in nodes if not _is_size(n)] for nodes in (old, new))
-    return Region((*inputs, *sizes), *(tuple(c) for c in calls), tuple(replace.items()))
+    before, after = _reach(replace.keys(), stop), _reach(replace.values(), stop)
+    sizes = dict.fromkeys(n for n in (*before, *after) if _is_size(n))
+    return Region(
+        inputs=(*inputs, *sizes),
+        old=tuple(n for n in before if n not in sizes),
+        new=tuple(n for n in after if n not in sizes),
+        outputs=tuple(replace.items()),
+    )
 
 
 # ---- inputs ------------------------------------------------------------------------------------------------------

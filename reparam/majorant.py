@@ -95,7 +95,8 @@ def _norm(node: fx.Node, env: Values, actual: Values) -> Tensor:
         scale = scale * (_abs(actual[args["weight"]]) if args["weight"] is not None else 1.0)
         shift = _abs(actual[args["running_mean"]]) * scale
         shift = shift + (_abs(actual[args["bias"]]) if args["bias"] is not None else 0.0)
-        return magnitude * scale.reshape(shape) + shift.reshape(shape)
+        bound: Tensor = magnitude * scale.reshape(shape) + shift.reshape(shape)
+        return bound
     out: Tensor = actual[node]
     return out.abs() + _spread(magnitude, actual[x], out)
 

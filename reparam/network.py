@@ -191,7 +191,7 @@ def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple
         limit = floor if worst <= floor else _limit(original, values, truth, floor)
         if not worst <= limit:
             raise NotEquivalentError(
-                f"the converted network differs from the original: float64 relative error {worst:.3g} exceeds {limit:.3g}"
+                f"the converted network differs from the original: float64 error {worst:.3g} exceeds {limit:.3g}"
             )
         evidence.trials += inputs
         evidence.shapes.append([int(v) for v in next(x.shape for x in values if isinstance(x, Tensor))])

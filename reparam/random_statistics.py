@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils import _pytree as pytree
 
 from .errors import InputError
 
@@ -129,7 +130,7 @@ def _disturb(norm: _NormBase, generator: torch.Generator) -> None:
 
 
 def _check_outputs(outputs: Any) -> None:
-    tensors = [t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
+    tensors = [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
     for tensor in tensors:
         largest = float(tensor.abs().max()) if tensor.numel() else 1.0
         if not 1e-3 <= largest <= 1e3:

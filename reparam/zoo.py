@@ -181,7 +181,7 @@ def _resolve(spec: str) -> _Factory:
     if slash and source == "reparam":
         return _own_factory(spec, name)
     if ":" in spec and "/" not in spec:
-        return _user_factory(spec)
+        return _user_factory(spec, spec)
     near = [f"{s}/{spec}" for s in SOURCES if _is_installed(s) and spec in available(s)]
     hint = f"did you mean {' or '.join(near)}?" if near else _FORMS
     raise InputError(f"'{spec}' is not an architecture; {hint}")
@@ -272,11 +272,11 @@ def _declared_shapes(module: nn.Module, arch_args: Mapping[str, Any]) -> Shapes 
 def _own_factory(spec: str, name: str) -> _Factory:
     if name not in available("reparam"):
         raise _unknown(spec, "reparam", name)
-    return _Factory(spec, getattr(importlib.import_module(f"reparam.models.{name}"), name), {}, _declared_shapes)
+    return _user_factory(f"reparam.models.{name}:{name}", spec)
 
 
-def _user_factory(spec: str) -> _Factory:
-    module_name, _, name = spec.partition(":")
+def _user_factory(path: str, spec: str) -> _Factory:
+    module_name, _, name = path.partition(":")
     module = _user_module(spec, module_name)
     factory = getattr(module, name, None)
     if callable(factory):

@@ -108,6 +108,11 @@ def test_compiled_submodules_averages_and_other_entries(module, state, tmp_path:
     assert_same(load_model(tmp_path / "extras.pt", arch=SPEC).module, module)
 
 
+def test_a_name_in_any_script_and_with_odd_characters(module, state, tmp_path: Path) -> None:
+    for name in ("модель.pt", "my model (1).pt", "v1..2.pt"):
+        assert_same(load_model(_saved(state, tmp_path / name), arch=SPEC).module, module)
+
+
 def test_a_file_that_the_old_torch_wrote(module, state, tmp_path: Path) -> None:
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "test_resnet.pt", _use_new_zipfile_serialization=False)
