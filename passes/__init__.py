@@ -13,6 +13,7 @@ from reparam.passes.leave_shift import LeaveShift
 from reparam.passes.lower_border_fill import LowerBorderFill
 from reparam.passes.merge_branches import MergeBranches
 from reparam.passes.merge_shared_inputs import MergeSharedInputs
+from reparam.passes.rescale_skip import RescaleSkip
 from reparam.pipeline import Phase
 
 
@@ -20,7 +21,7 @@ def fused_phases() -> tuple[Phase, ...]:
     """The rules of the target `fused`: clean up, fold and merge, then what may only happen when nothing else does."""
     clean = (FoldConstants(), DropIdentity(), LowerBorderFill())
     fold = (FoldBatchNorm(), FoldChannelAffine(), MergeBranches(), FoldPadding(), ComposeConvs(), FoldNormAffine())
-    late = (LeaveShift(), MergeSharedInputs())
+    late = (LeaveShift(), RescaleSkip(), MergeSharedInputs())
     return (Phase("clean", clean), Phase("fold", clean + fold), Phase("late", late))
 
 
@@ -36,5 +37,6 @@ __all__ = [
     "LowerBorderFill",
     "MergeBranches",
     "MergeSharedInputs",
+    "RescaleSkip",
     "fused_phases",
 ]

@@ -9,7 +9,7 @@ What each operator lets through is stated once, in `_forward_step` and `_backwar
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -128,9 +128,14 @@ def forward(program: Program, start: fx.Node, carried: Pair) -> Route | Blocked:
     In the rewritten graph `start` is replaced by its un-affined value. Every path must end in a layer that absorbs
     the affine exactly; otherwise Blocked names the first node that does not.
     """
-    known: dict[fx.Node, Any] = {start: carried}
+    return forward_all(program, {start: carried})
+
+
+def forward_all(program: Program, starts: Mapping[fx.Node, Pair]) -> Route | Blocked:
+    """`forward` for several values at once, each replaced by its own un-affined value."""
+    known: dict[fx.Node, Any] = dict(starts)
     steps: list[Step] = []
-    heap = list(start.users)
+    heap = [u for u in dict.fromkeys(u for s in starts for u in s.users) if u not in starts]
     heapq.heapify(heap)
     queued = set(heap)
     while heap:
@@ -144,11 +149,13 @@ def forward(program: Program, start: fx.Node, carried: Pair) -> Route | Blocked:
             continue
         known[node] = value
         for user in node.users:
+            if user in starts:
+                return Blocked(user, "it is reached on more than one way")
             if user not in queued:
                 queued.add(user)
                 heapq.heappush(heap, user)
     if not any(s.action == "sink" for s in steps):
-        return Blocked(start, "nothing after it could absorb it")
+        return Blocked(next(iter(starts)), "nothing after it could absorb it")
     return Route(tuple(steps), "forward")
 
 

@@ -9,26 +9,21 @@ for an ordinary network. Archives written by reparam pass.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import logging
 import re
-import types
-import typing
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch._export.serde import schema
-from torch._export.serde.union import _Union
 
-from . import archive_grammar as grammar
+from .archive_schema import check_json, refusal
 from .errors import InputError, UnsafeFileError
 
 MAX_TOTAL_BYTES = 64 << 30
@@ -38,7 +33,6 @@ MAX_RATIO = 200  # uncompressed : compressed, of one entry; torch stores its ent
 MAX_ENTRIES = 200_000
 
 _MODEL = re.compile(r"models/(\w{1,100})\.json", re.ASCII)
-_PAYLOAD = re.compile(r"(?:weight|tensor)_[0-9]{1,9}")
 _ENTRIES = re.compile(
     r"archive_format|archive_version|version|byteorder|\.format_version|\.storage_alignment|\.data/[a-z_]+"
     r"|models/\w{1,100}\.json|data/sample_inputs/\w{1,100}\.pt|data/weights/(?:weight_[0-9]{1,9}|\w{1,100}_config\.json)"
@@ -51,67 +45,6 @@ _RUNS_CODE = {
     "data/constants/opaque_obj": "a pickled object",
     "data/weights/": "pickled weights",
     "data/constants/": "pickled constants",
-}
-
-
-def _anything(_: str) -> str | None:
-    return None
-
-
-def _refused(_: str) -> str | None:
-    return "is a custom object"
-
-
-def _unknown(text: str) -> str | None:
-    return (
-        None if re.fullmatch(r"[\w.]{0,400}", text, re.ASCII) else "is text that this version of reparam does not know"
-    )
-
-
-def _source_functions(text: str) -> str | None:
-    return None if re.fullmatch(r"[\w.,;:<>()\[\] \-]*", text, re.ASCII) else "is not a list of names"
-
-
-# What each text of the JSON must be, by the class and field of torch's schema that holds it. `.key` is the key
-# of a dict, `[key]` one of its values. A text that is not listed must be a plain dotted name.
-_TEXTS: Mapping[str, grammar.Rule] = {
-    "SymExpr.expr_str": grammar.expression,
-    "Node.target": grammar.operator,
-    "Argument.as_operator": grammar.operator,
-    "ExportedProgram.guards_code": grammar.guard,
-    "ModuleCallSignature.in_spec": grammar.input_tree_spec,
-    "ModuleCallSignature.out_spec": grammar.tree_spec,
-    "ModuleCallSignature.forward_arg_names": grammar.identifier,
-    "ModuleCallEntry.fqn": grammar.dotted_path,
-    "TensorArgument.name": grammar.identifier,
-    "TokenArgument.name": grammar.identifier,
-    "SymIntArgument.as_name": grammar.identifier,
-    "SymFloatArgument.as_name": grammar.identifier,
-    "SymBoolArgument.as_name": grammar.identifier,
-    "GraphArgument.name": grammar.identifier,
-    "Node.name": grammar.identifier,
-    "NamedArgument.name": grammar.optional_identifier,
-    "InputToConstantInputSpec.name": grammar.optional_identifier,
-    "InputToParameterSpec.parameter_name": grammar.dotted_path,
-    "InputToBufferSpec.buffer_name": grammar.dotted_path,
-    "InputToTensorConstantSpec.tensor_constant_name": grammar.dotted_path,
-    "PayloadConfig.config.key": grammar.dotted_path,
-    "PayloadMeta.path_name": lambda text: None if _PAYLOAD.fullmatch(text) else "is not a stored tensor",
-    "ExportedProgram.range_constraints.key": grammar.symbol,
-    "GraphModule.treespec_namedtuple_fields.key": _anything,
-    "NamedTupleDef.field_names": grammar.identifier,
-    "Graph.custom_obj_values.key": _refused,
-    "CustomObjArgument.name": _refused,
-    "CustomObjArgument.class_fqn": _refused,
-    "InputToCustomObjSpec.custom_obj_name": _refused,
-    "Node.metadata": _anything,
-    "Node.metadata[source_fn_stack]": _source_functions,
-    "GraphModule.metadata": _anything,
-    "Argument.as_string": _anything,
-    "Argument.as_strings": _anything,
-    "Argument.as_string_to_argument.key": _anything,
-    "ConstantValue.as_string": _anything,
-    "ExportedProgram.torch_version": _anything,
 }
 
 
@@ -191,7 +124,7 @@ def check_zip(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]
     """
     infos = archive.infolist()
     if not infos or len(infos) > MAX_ENTRIES:
-        raise UnsafeFileError(_message(name, f"it has {len(infos)} entries"))
+        raise refusal(name, f"it has {len(infos)} entries")
     root = infos[0].filename.split("/")[0]
     entries: dict[str, zipfile.ZipInfo] = {}
     seen: set[str] = set()
@@ -199,13 +132,13 @@ def check_zip(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]
         parts = info.filename.split("/")
         inside = "/".join(parts[1:])  # the root is named after the file that was saved, in any script
         if not inside.isascii() or "\\" in inside or {"", ".", ".."} & set(parts) or parts[0] != root:
-            raise UnsafeFileError(_message(name, f"the entry name {info.filename!r} leaves its folder"))
+            raise refusal(name, f"the entry name {info.filename!r} leaves its folder")
         if info.filename.lower() in seen:
-            raise UnsafeFileError(_message(name, f"the entry {info.filename!r} is there twice"))
+            raise refusal(name, f"the entry {info.filename!r} is there twice")
         if info.flag_bits & 0x1:
-            raise UnsafeFileError(_message(name, f"the entry {info.filename!r} is encrypted"))
+            raise refusal(name, f"the entry {info.filename!r} is encrypted")
         if info.file_size > MAX_RATIO * max(info.compress_size, 1):
-            raise UnsafeFileError(_message(name, f"the entry {info.filename!r} unpacks to {info.file_size} bytes"))
+            raise refusal(name, f"the entry {info.filename!r} unpacks to {info.file_size} bytes")
         seen.add(info.filename.lower())
         entries[inside] = info
     _check_sizes(archive, infos, name)
@@ -216,9 +149,9 @@ def _check_sizes(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], name: s
     file = archive.fp
     size = file.seek(0, io.SEEK_END) if file is not None else 0
     if sum(i.compress_size for i in infos) > size:
-        raise UnsafeFileError(_message(name, "its entries overlap"))
+        raise refusal(name, "its entries overlap")
     if sum(i.file_size for i in infos) > MAX_TOTAL_BYTES:
-        raise UnsafeFileError(_message(name, f"it unpacks to more than {MAX_TOTAL_BYTES >> 30} GiB"))
+        raise refusal(name, f"it unpacks to more than {MAX_TOTAL_BYTES >> 30} GiB")
 
 
 def _is_interpreted(entry: str) -> bool:
@@ -228,7 +161,7 @@ def _is_interpreted(entry: str) -> bool:
 def _read_text(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
     limit = MAX_JSON_BYTES if info.filename.endswith(".json") else MAX_SAMPLE_BYTES
     if info.file_size > limit:
-        raise UnsafeFileError(_message(name, f"{info.filename} has {info.file_size} bytes, over {limit}"))
+        raise refusal(name, f"{info.filename} has {info.file_size} bytes, over {limit}")
     return archive.read(info)
 
 
@@ -242,28 +175,27 @@ def _check_same_to_torch(file: IO[bytes], entries: Mapping[str, Any], texts: Map
     except RuntimeError as error:
         raise InputError(f"{name} is damaged: {str(error).splitlines()[0]}") from error
     if not same:
-        raise UnsafeFileError(_message(name, "two readers of the archive see different contents"))
+        raise refusal(name, "two readers of the archive see different contents")
 
 
-def _check_model(model: str, entries: Mapping[str, Any], texts: Mapping[str, bytes], name: str) -> set[str]:
+def _check_model(model: str, entries: Mapping[str, Any], texts: Mapping[str, bytes], name: str) -> frozenset[str]:
     for entry in entries:
         if _ENTRIES.fullmatch(entry):
             continue
         held = next((what for prefix, what in _RUNS_CODE.items() if entry.startswith(prefix)), "an unknown entry")
-        raise UnsafeFileError(_message(name, f"{entry} is {held}"))
+        raise refusal(name, f"{entry} is {held}")
     weights, constants = f"data/weights/{model}_weights_config.json", f"data/constants/{model}_constants_config.json"
     sample = f"data/sample_inputs/{model}.pt"
     if missing := [e for e in (weights, constants, sample) if e not in texts]:
         raise InputError(f"{name} lacks {missing[0]}; write it with torch.export.save of torch 2.11 or later")
     for entry, folder in ((weights, "data/weights/"), (constants, "data/constants/")):
         config = _parse_json(texts[entry], entry, name)
-        _Walk(name, entry).visit(schema.PayloadConfig, config, "PayloadConfig", entry)
+        check_json(schema.PayloadConfig, config, entry, name)
         for key, meta in config["config"].items():
             _check_payload(key, meta, folder, entries, name)
     _check_sample(texts[sample], name)
-    walk = _Walk(name, f"models/{model}.json")
-    walk.visit(schema.ExportedProgram, _parse_json(texts[walk.entry], walk.entry, name), "ExportedProgram", "")
-    return walk.targets
+    entry = f"models/{model}.json"
+    return check_json(schema.ExportedProgram, _parse_json(texts[entry], entry, name), entry, name)
 
 
 def _parse_json(content: bytes, entry: str, name: str) -> Any:
@@ -275,7 +207,7 @@ def _parse_json(content: bytes, entry: str, name: str) -> Any:
 
 def _check_payload(key: str, meta: Mapping[str, Any], folder: str, entries: Mapping[str, Any], name: str) -> None:
     if meta["use_pickle"]:
-        raise UnsafeFileError(_message(name, f"'{key}' in {folder} is a pickle (use_pickle)"))
+        raise refusal(name, f"'{key}' in {folder} is a pickle (use_pickle)")
     info = entries.get(folder + meta["path_name"])
     if info is None or meta["tensor_meta"] is None:
         raise InputError(f"{name}: the tensor '{key}' is missing from {folder}; export the program again")
@@ -293,111 +225,11 @@ def _check_sample(content: bytes, name: str) -> None:
         with zipfile.ZipFile(io.BytesIO(content)) as inner:
             check_zip(inner, f"{name}: {where}")
         if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)):
-            raise UnsafeFileError(_message(name, f"{where} would run {', '.join(sorted(unsafe)[:5])}"))
+            raise refusal(name, f"{where} would run {', '.join(sorted(unsafe)[:5])}")
         value = torch.load(io.BytesIO(content), weights_only=True)  # as torch does it first, to the letter
     except UnsafeFileError:
         raise
     except Exception as error:
-        raise UnsafeFileError(_message(name, f"{where} hold more than tensors and numbers")) from error
+        raise refusal(name, f"{where} hold more than tensors and numbers") from error
     if not isinstance(value, tuple | dict):
-        raise UnsafeFileError(_message(name, f"{where} are a {type(value).__name__}"))
-
-
-def _message(name: str, what: str) -> str:
-    return (
-        f"{name} is refused because {what}, and loading it could run code or exhaust memory; "
-        "export it again, or pass --trust if you trust whoever made it"
-    )
-
-
-class _Walk:
-    """Follows JSON along torch's own schema, as its reader does, and applies `_TEXTS` to every text on the way."""
-
-    def __init__(self, name: str, entry: str) -> None:
-        self.name = name
-        self.entry = entry
-        self.targets: set[str] = set()
-
-    def fail(self, where: str, complaint: str) -> typing.NoReturn:
-        raise UnsafeFileError(_message(self.name, f"{self.entry} at {where or 'its root'} {complaint}"))
-
-    def visit(self, kind: Any, data: Any, rule: str, where: str) -> None:
-        """Checks `data` against the schema type `kind`; `rule` is the class and field that hold it."""
-        kind = _resolve(kind)
-        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-            if data is not None:
-                self.visit(typing.get_args(kind)[0], data, rule, where)
-        elif dataclasses.is_dataclass(kind):
-            self.visit_fields(typing.cast(type, kind), data, where)
-        elif typing.get_origin(kind) is list:
-            self.visit_list(kind, data, rule, where)
-        elif typing.get_origin(kind) is dict:
-            self.visit_dict(kind, data, rule, where)
-        else:
-            self.visit_leaf(kind, data, rule, where)
-
-    def visit_fields(self, kind: type, data: Any, where: str) -> None:
-        if not isinstance(data, dict):
-            self.fail(where, f"is not a {kind.__name__}")
-        hints = _hints(kind)
-        if issubclass(kind, _Union) and (len(data) != 1 or next(iter(data)) not in hints):
-            self.fail(where, f"is not a {kind.__name__}")
-        if not issubclass(kind, _Union) and (missing := _required(kind) - set(data)):
-            self.fail(where, f"lacks {min(missing)}")
-        for field, value in data.items():
-            if field in hints:  # torch ignores other fields too
-                self.visit(hints[field], value, f"{kind.__name__}.{field}", f"{where}.{field}".lstrip("."))
-
-    def visit_list(self, kind: Any, data: Any, rule: str, where: str) -> None:
-        if not isinstance(data, list):
-            self.fail(where, "is not a list")
-        for index, value in enumerate(data):
-            self.visit(typing.get_args(kind)[0], value, rule, f"{where}[{index}]")
-
-    def visit_dict(self, kind: Any, data: Any, rule: str, where: str) -> None:
-        if not isinstance(data, dict):
-            self.fail(where, "is not a mapping")
-        for key, value in data.items():
-            self.visit_leaf(str, key, f"{rule}.key", where)
-            special = f"{rule}[{key}]"
-            self.visit(typing.get_args(kind)[1], value, special if special in _TEXTS else rule, f"{where}[{key[:60]}]")
-
-    def visit_leaf(self, kind: Any, data: Any, rule: str, where: str) -> None:
-        if kind is str and isinstance(data, str):
-            if complaint := _TEXTS.get(rule, _unknown)(data):
-                self.fail(where, f"{complaint}: {data[:80]!r}")
-            if rule == "Node.target":
-                self.targets.add(data)
-        elif kind is float and isinstance(data, str):
-            if data not in ("Infinity", "-Infinity", "NaN", "inf", "-inf", "nan"):
-                self.fail(where, f"is not a number: {data[:80]!r}")
-        elif not _is_plain(kind, data):
-            self.fail(where, f"is a {type(data).__name__}")
-
-
-def _resolve(kind: Any) -> Any:
-    """The schema class behind an annotation or a forward reference."""
-    if isinstance(kind, typing.ForwardRef):
-        kind = kind.__forward_arg__
-    if isinstance(kind, str):
-        kind = getattr(schema, kind)
-    return _resolve(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Annotated else kind
-
-
-def _hints(kind: Any) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(kind)}
-    return {k: v for k, v in typing.get_type_hints(kind, globalns=dict(vars(schema))).items() if k in names}
-
-
-def _required(kind: Any) -> set[str]:
-    return {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
-
-
-def _is_plain(kind: Any, data: Any) -> bool:
-    if kind is bool:
-        return isinstance(data, bool)
-    if kind is float:
-        return isinstance(data, int | float)
-    if kind is int or (isinstance(kind, type) and issubclass(kind, IntEnum)):
-        return isinstance(data, int) and not isinstance(data, bool)
-    return False
+        raise refusal(name, f"{where} are a {type(value).__name__}")

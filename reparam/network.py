@@ -64,7 +64,9 @@ def random_input(spec: InputSpec, shape: Sequence[int], generator: torch.Generat
 
 
 def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, small: int | None = None) -> Feed:
-    """One entry for each placeholder, with the symbols of `sizes`. small: the size of the last two axes of images.
+    """One entry for each placeholder, with the symbols of `sizes`.
+
+    small: what large images shrink to; small ones go to the odd size nearest to three quarters of theirs.
 
     Floating values are rounded to the input's dtype, so that every dtype sees the same numbers.
     """
@@ -77,7 +79,7 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
             continue
         shape = list(shape_of(node, sizes))
         if small is not None and len(shape) >= 4:
-            shape[-2:] = [min(small, s) for s in shape[-2:]]
+            shape[-2:] = [small if s > small else 3 * s // 4 | 1 for s in shape[-2:]]
         value = random_input(spec, shape, generator)
         if value.is_floating_point():
             value = value.to(spec.dtype).to(torch.float64)

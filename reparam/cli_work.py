@@ -1,0 +1,230 @@
+"""What the verbs share: loading with its warnings, example inputs, and what an input shape that does not fit says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .cli_files import Outputs
+from .cli_options import Shapes
+from .cli_session import Session, Tell
+from .errors import CaptureError, InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .conversion import Conversion
+    from .load import LoadedModel
+    from .report import Report
+
+RANDOM_WEIGHTS = "-"  # in place of A or B
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded model, what it is called in reports, and the seconds it took."""
+
+    model: LoadedModel
+    name: str
+    seconds: float
+
+
+def load(
+    session: Session,
+    path: str | None,
+    arch: str | None,
+    arch_args: Mapping[str, Any] | None,
+    *,
+    trust: bool,
+    seed: int,
+    option: str = "--arch",
+) -> Loaded:
+    """Loads a model and says on standard error what the user should know about it. option: what names its architecture."""
+    start = time.perf_counter()
+    with session.working() as tell:
+        tell("load", 0, 1)
+        from .load import load_model
+
+        model = load_model(path, arch=arch, arch_args=arch_args, trust=trust, seed=seed)
+        tell("load", 1, 1)
+    loaded = Loaded(model, _name(model, path), time.perf_counter() - start)
+    for text in model.notes:
+        session.note(text)
+    if model.twins and model.arch_inferred:
+        session.warn(
+            f"{path} is taken as {model.spec}, but its keys and shapes also fit {', '.join(model.twins)}, which "
+            f"computes something else; name the right one with {option}"
+        )
+    if model.random_seed is not None:
+        session.warn(f"{model.spec} has random weights (seed {model.random_seed}), as no checkpoint was given")
+    return loaded
+
+
+def load_side(
+    session: Session, path: str, arch: str | None, arch_args: Mapping[str, Any] | None, side: str, **options: Any
+) -> Loaded:
+    """A or B of `verify` and `diff`: `-` stands for random weights of its architecture."""
+    if path == RANDOM_WEIGHTS and arch is None:
+        raise InputError(f"- stands for random weights of an architecture; name it with --arch-{side}")
+    file = None if path == RANDOM_WEIGHTS else path
+    return load(session, file, arch, arch_args, option=f"--arch-{side}", **options)
+
+
+def _name(model: LoadedModel, path: str | None) -> str:
+    return path if path is not None else f"{model.spec} (random weights, seed {model.random_seed})"
+
+
+def describe_arch(model: LoadedModel) -> str:
+    """`torchvision/resnet50, inferred`, or what the file is when it needs no architecture."""
+    if model.spec is None:
+        return "exported program" if model.exported is not None else "pickled module"
+    return f"{model.spec}, inferred" if model.arch_inferred else model.spec
+
+
+# ---- example inputs ----------------------------------------------------------------------------------------------
+
+
+def exported_shapes(program: torch.export.ExportedProgram) -> Shapes | None:
+    """The shapes of an exported program's inputs at their traced sizes, without the batch."""
+    from .program import size_hint
+
+    names = set(program.graph_signature.user_inputs)
+    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    shapes = tuple(tuple(size_hint(s) for s in v.shape[1:]) for v in values if getattr(v, "shape", ()))
+    return shapes or None
+
+
+def shapes_for(models: Sequence[LoadedModel], given: Shapes | None) -> Shapes | None:
+    """The shapes to run on: the given ones, else what the first model that tells says."""
+    if given is not None:
+        return given
+    told = (m.input_shapes or (exported_shapes(m.exported) if m.exported is not None else None) for m in models)
+    return next((s for s in told if s is not None), None)
+
+
+def example_inputs(
+    session: Session, model: LoadedModel, given: Shapes | None, batch: int, seed: int
+) -> tuple[Tensor, ...]:
+    """Random normal inputs in the dtype of the model's weights; none for an exported program, which has its own."""
+    import torch
+
+    if model.exported is not None:
+        if given is not None:
+            session.warn("--input-shape is not used: a .pt2 program has its own shapes")
+        return ()
+    shapes = given or model.input_shapes
+    if shapes is None:
+        raise InputError("the input's shape is not known; pass it with --input-shape, for example 3,224,224")
+    weight = next((p for p in model.module.parameters() if p.is_floating_point()), None)
+    dtype = weight.dtype if weight is not None else torch.float32
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn((batch, *shape), generator=generator).to(dtype) for shape in shapes)
+
+
+@contextmanager
+def explained_misfit(model: LoadedModel, inputs: Sequence[Tensor]) -> Iterator[None]:
+    """A capture that failed because the model does not run on the inputs at all says so, in terms of the option."""
+    import torch
+
+    try:
+        yield
+    except CaptureError as error:
+        if model.exported is not None:
+            raise
+        try:
+            with torch.no_grad():
+                model.module(*inputs)
+        except Exception as cause:
+            shapes = " ".join(",".join(map(str, x.shape[1:])) for x in inputs)
+            reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            raise InputError(
+                f"the model does not run on the input shape {shapes} (batch {inputs[0].shape[0]}): {reason}; "
+                "pass the right one with --input-shape"
+            ) from error
+        raise
+
+
+# ---- convert and explain -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `convert` and `explain` are asked for beside the model."""
+
+    to: str
+    shapes: Shapes | None
+    dynamic: tuple[str, ...]
+    seed: int
+
+    @property
+    def batch(self) -> int:
+        """Two where the batch is free, since a traced size of one would be taken as fixed."""
+        return 2 if "batch" in self.dynamic else 1
+
+
+def convert_loaded(
+    session: Session, loaded: Loaded, options: Options, dtype: str | None, outputs: Outputs, *, force: bool
+) -> Report:
+    """Converts and writes the outputs; returns the whole report."""
+    import torch
+
+    from . import convert
+
+    inputs = example_inputs(session, loaded.model, options.shapes, options.batch, options.seed)
+    with session.working() as tell:
+        with explained_misfit(loaded.model, inputs):
+            conversion = convert(
+                loaded.model.exported or loaded.model.module,
+                *inputs,
+                to=options.to,
+                dynamic=options.dynamic,
+                dtype=getattr(torch, dtype) if dtype is not None else None,
+                seed=options.seed,
+                progress=tell,
+            )
+        _write(session, conversion, outputs, tell, force=force)
+    return _completed(conversion.report, loaded, outputs.names)
+
+
+def explain_loaded(session: Session, loaded: Loaded, options: Options) -> Report:
+    """The dry run's report."""
+    from . import explain
+
+    inputs = example_inputs(session, loaded.model, options.shapes, options.batch, options.seed)
+    with session.working() as tell, explained_misfit(loaded.model, inputs):
+        report = explain(
+            loaded.model.exported or loaded.model.module,
+            *inputs,
+            to=options.to,
+            dynamic=options.dynamic,
+            seed=options.seed,
+            progress=tell,
+        )
+    return _completed(report, loaded, [])
+
+
+def _completed(report: Report, loaded: Loaded, outputs: Sequence[str]) -> Report:
+    model = loaded.model
+    report.add_seconds("load", loaded.seconds)
+    return report.with_(input=loaded.name, outputs=outputs, arch=model.spec, arch_inferred=model.arch_inferred)
+
+
+def _write(session: Session, conversion: Conversion, outputs: Outputs, tell: Tell, *, force: bool) -> None:
+    """Both outputs or, unless an older one was overwritten, neither."""
+    tell("emit", 0, 1)
+    conversion.save(outputs.model, force=force)
+    session.written.append(outputs.model)
+    if outputs.source is not None:
+        try:
+            conversion.save_source(outputs.source, force=force)
+        except BaseException:
+            if not outputs.replaces:
+                outputs.model.unlink(missing_ok=True)
+                session.written.clear()
+            raise
+        session.written.append(outputs.source)
+    tell("emit", 1, 1)

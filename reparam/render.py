@@ -1,0 +1,190 @@
+"""Renders a report for people: the census before and after, the rewrites, what was not done and why, the evidence.
+
+Reads the report's JSON form alone, so that a stored report renders the same. Everything is plain `Text`: names that
+come from a file are never read as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .cli_session import one_line
+
+MODULES_SHOWN = 6
+ROWS = (
+    ("nodes", "nodes"),
+    ("merges", "merges"),
+    ("gates", "gates"),
+    ("convs", "convolutions"),
+    ("norms", "norms"),
+    ("params", "parameters"),
+    ("macs", "multiply-accumulates"),
+)
+Row = Mapping[str, Any]
+
+
+def line(text: str, style: str = "") -> Text:
+    """One line of plain text, whatever it contains."""
+    return Text(one_line(text), style=style)
+
+
+def indented(renderable: RenderableType, by: int = 2) -> RenderableType:
+    return Padding(renderable, (0, 0, 0, by))
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """A table with a rule under its head and nothing else; `right` names the columns of numbers."""
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def render_conversion(report: Row, arch: str, *, listed: Sequence[Row]) -> list[RenderableType]:
+    """What `convert` prints: short. listed: the remarks asked for with --remarks."""
+    outputs = ", ".join(report["outputs"])
+    parts: list[RenderableType] = [line(f"{report['input']} ({arch}) -> {outputs}", "bold")]
+    parts += [line(text) for text in evidence_lines(report)]
+    parts += [census_table(report)]
+    passed = _by_rule(_of_kind(report, "passed"))
+    done = ", ".join(f"{len(remarks)} {rule}" for rule, remarks in passed.items())
+    parts.append(line(f"rewrites: {done or 'none'}"))
+    missed = len(_of_kind(report, "missed"))
+    if missed:
+        parts.append(line(f"not done: {missed}; reparam explain says why"))
+    parts += _notes(report)
+    parts += _listing(listed)
+    parts.append(line(seconds_line(report)))
+    return parts
+
+
+def render_explanation(
+    report: Row, arch: str, *, listed: Sequence[Row], missed: Sequence[Row]
+) -> list[RenderableType]:
+    """What `explain` prints: every rewrite by rule with its price, every refusal with its reason."""
+    parts: list[RenderableType] = [line(f"{report['input']} ({arch}), target {report['target']}, dry run", "bold")]
+    parts += [census_table(report)]
+    parts += _passed_section(_of_kind(report, "passed"))
+    parts += _missed_section(missed)
+    parts += _notes(report)
+    parts += _listing(listed)
+    parts += [line(text) for text in evidence_lines(report)]
+    parts.append(line(seconds_line(report)))
+    return parts
+
+
+def census_table(report: Row) -> Table:
+    """Before, after and the change of every count."""
+    made = table("", "before", "after", "change", right=("before", "after", "change"))
+    for key, label in ROWS:
+        before, after = report["before"][key], report["after"][key]
+        made.add_row(label, f"{before:,}", f"{after:,}", _signed(after - before))
+    made.add_row("a plain chain", "", "yes" if report["plain"] else "no", "")
+    return made
+
+
+def _signed(value: int) -> str:
+    return f"{value:+,}" if value else "="
+
+
+def evidence_lines(report: Row) -> list[str]:
+    """The verdict and what was measured."""
+    evidence = report["evidence"]
+    kinds = ", ".join(f"{n} {kind}" for kind, n in evidence["kinds"].items())
+    if "float64_max_rel" not in evidence:
+        return [
+            f"evidence: each rewrite was checked alone in float64 ({kinds}); the whole network was not (convert does it)"
+        ]
+    dtype = evidence.get("dtype", "float32")
+    shapes = ", ".join("x".join(map(str, s)) for s in evidence["shapes"])
+    head = "equivalent" if report["equivalent"] else "not shown equivalent"
+    return [
+        f"{head}: float64 largest relative difference {evidence['float64_max_rel']:.2g}",
+        f"{dtype} error against the float64 truth: {evidence['float32_error_vs_truth']:.3g}, "
+        f"the original's own: {evidence['original_float32_error_vs_truth']:.3g} (RMS)",
+        f"{evidence['trials']} random inputs, shapes {shapes}, seed {evidence['seed']}; rewrites checked: {kinds}",
+    ]
+
+
+def seconds_line(report: Row) -> str:
+    """`seconds: load 0.1, capture 3.2, …`"""
+    return "seconds: " + ", ".join(f"{phase} {value:.2f}" for phase, value in report["seconds"].items())
+
+
+def _of_kind(report: Row, kind: str) -> list[Row]:
+    return [r for r in report["remarks"] if r["kind"] == kind]
+
+
+def _by_rule(remarks: Iterable[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for remark in remarks:
+        groups.setdefault(remark["rule"], []).append(remark)
+    return groups
+
+
+def _passed_section(remarks: Sequence[Row]) -> list[RenderableType]:
+    if not remarks:
+        return [line("rewrites: none")]
+    made = table("rule", "times", "MACs", "params", "max |Δ| float64", "basis", "sampled")
+    for column in made.columns[1:]:
+        column.justify = "right"
+    for rule, group in _by_rule(remarks).items():
+        kinds = [r.get("evidence") for r in group]
+        made.add_row(
+            one_line(rule),
+            str(len(group)),
+            _signed(sum(r["macs"] for r in group)),
+            _signed(sum(r["params"] for r in group)),
+            f"{max(r['max_abs'] or 0.0 for r in group):.2g}",
+            str(kinds.count("basis")),
+            str(kinds.count("sampled")),
+        )
+    return [line(f"rewrites: {len(remarks)}", "bold"), indented(made)]
+
+
+def _missed_section(remarks: Sequence[Row]) -> list[RenderableType]:
+    """Grouped by rule, and under it by reason, with the modules that share the reason."""
+    if not remarks:
+        return []
+    parts: list[RenderableType] = [line(f"not done: {len(remarks)}", "bold")]
+    for rule, group in _by_rule(remarks).items():
+        parts.append(indented(line(f"{rule}: {len(group)}")))
+        reasons: dict[str, list[str]] = {}
+        for remark in group:
+            reasons.setdefault(remark["message"], []).append(_place(remark))
+        parts += [indented(line(f"{_few(places)}: {reason}"), 4) for reason, places in reasons.items()]
+    return parts
+
+
+def _place(remark: Row) -> str:
+    return str(remark["module"] or remark["node"] or "the network")
+
+
+def _few(places: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(places))
+    more = len(unique) - MODULES_SHOWN
+    return ", ".join(unique[:MODULES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _notes(report: Row) -> list[RenderableType]:
+    return [line(f"note: {r['message']}") for r in _of_kind(report, "analysis")]
+
+
+def _listing(remarks: Sequence[Row]) -> list[RenderableType]:
+    """One remark a line, as compilers print theirs."""
+    return [indented(line(_remark(r))) for r in remarks]
+
+
+def _remark(remark: Row) -> str:
+    text = f"{remark['kind']} [{remark['rule']}] {_place(remark)}: {remark['message']}"
+    if remark["kind"] != "passed":
+        return text
+    price = f", MACs {_signed(remark['macs'])}, params {_signed(remark['params'])}"
+    return f"{text} ({remark['evidence']}, max |Δ| {remark['max_abs'] or 0.0:.2g}{price})"
