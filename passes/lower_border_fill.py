@@ -1,4 +1,4 @@
-"""A zero pad whose border is then filled with v per channel is pad(x - v) + v.
+"""y = pad(x), y[border] = v is y = pad(x - v) + v: a pad with a constant per channel is arithmetic and a zero pad.
 
 Fires on a zero pad of the last axes followed by slice assignments (as functional scatters) that together fill exactly
 the padded border with one constant vector over the channels. In this form the affine before it folds: when v is the

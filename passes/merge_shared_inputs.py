@@ -1,12 +1,12 @@
 """[W1; W2; ...] * x = (W1*x, W2*x, ...): layers of the same kind on one value are one layer and a split.
 
-Fires on linear layers (or pointwise convolutions of one stride) that read the same value, when the result is as cheap:
-always for linear layers whose outputs are only rearranged afterwards (query, key, value), and for pointwise
-convolutions whose outputs all go through the same activation or straight into matrix products, so that the activation
-runs once on the whole. The multiply-accumulates are the same; one larger product replaces several small ones.
+Fires on linear layers that read the same value and whose outputs are only rearranged, scaled or multiplied as matrices
+afterwards (query, key, value): these read a slice as well as a whole. The multiply-accumulates are the same; one larger
+product replaces several small ones. Convolutions are left apart: their slices would be copied before the activation
+that follows, which costs more than the larger product saves.
 
-Refuses (Missed) layers on one value whose outputs are used in ways that would turn the split into copies, and layers
-with unequal geometry.
+Refuses (Missed) layers on one value whose outputs are used in ways that would turn the split into copies. Says nothing
+about one layer called twice: its weight would be stored twice.
 
 Source: block matrices; the usual fusion of query, key and value.
 
@@ -49,7 +49,8 @@ class MergeSharedInputs:
             return None
         readers = sorted(u for u in first.x.users if is_call(u, LINEARS))
         layers = [layer for u in readers if (layer := read_layer(program, u)) is not None and layer.x is first.x]
-        if len(layers) < 2 or layers[0].node is not match.root:
+        tied = len({layer.weight for layer in layers}) < len(layers)
+        if len(layers) < 2 or layers[0].node is not match.root or tied:
             return None
         dtypes = {program.constants[str(layer.weight.target)].dtype for layer in layers}
         if len(dtypes) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -77,7 +78,7 @@ def _widen(value: Any) -> Any:
     return value
 
 
-def _dynamic_shapes(args: tuple[Any, ...], dynamic: tuple[str, ...]) -> Any:
+def _dynamic_shapes(args: tuple[Any, ...], dynamic: tuple[str, ...]) -> tuple[Any, ...]:
     def spec(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dim() == 0:
             return None
@@ -87,7 +88,14 @@ def _dynamic_shapes(args: tuple[Any, ...], dynamic: tuple[str, ...]) -> Any:
             axes |= {value.dim() - 1: torch.export.Dim.AUTO} if "width" in dynamic else {}
         return axes or None
 
-    return pytree.tree_map(spec, args)
+    return tuple(pytree.tree_map(spec, args))
+
+
+def _by_parameter(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One entry for each parameter of forward, as torch.export wants it: a `*args` takes all that is left as a tuple."""
+    kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
+    rest = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else len(shapes)
+    return (*shapes[:rest], shapes[rest:]) if rest < len(shapes) else shapes
 
 
 def _export(
@@ -96,13 +104,10 @@ def _export(
     if dynamic:
         wide = pytree.tree_map(_widen, args) if "batch" in dynamic else args
         try:
-            return _export_once(module, wide, _dynamic_shapes(wide, dynamic))
+            return _export_once(module, wide, _by_parameter(module, _dynamic_shapes(wide, dynamic)))
         except CaptureError as error:
             first = str(error)
-        try:
-            exported = _export_once(module, args, None)
-        except CaptureError:
-            raise CaptureError(first) from None
+        exported = _export_once(module, args, None)
         notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {first}")
         return exported
     return _export_once(module, args, None)

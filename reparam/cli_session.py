@@ -1,7 +1,8 @@
 """One run of the command line: where it prints, what it has written, and which exit code each failure gives.
 
-Results go to standard output; everything else (progress, warnings, the one error sentence) to standard error. Exit codes:
-0 done and equivalent; 1 not equivalent; 2 bad input or usage; 3 the environment; 4 an internal error; 130 interrupted.
+Results go to standard output; everything else (progress, warnings, the one error sentence) to standard error. Exit
+codes: 0 done and equivalent; 1 not equivalent; 2 bad input or usage; 3 the environment; 4 an internal error;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -65,9 +67,15 @@ class Session:
         from rich.console import Console
 
         with self._delivering():
-            width = None if self.out.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-            console = Console(file=self.out, width=width, markup=False, highlight=False, emoji=False)
-            console.print(*renderables, sep="\n")
+            console = Console(file=self.out, width=self.width, markup=False, highlight=False, emoji=False)
+            for part in renderables:
+                console.print(part)
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal, or what tables get that go elsewhere."""
+        known = self.out.isatty() or "COLUMNS" in os.environ
+        return shutil.get_terminal_size((PIPE_WIDTH, 25)).columns if known else PIPE_WIDTH
 
     def print(self, text: str) -> None:
         """Prints `text` to standard output as it is."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .conversion import Conversion
+    from .diff import ProgramDiff
     from .load import LoadedModel
     from .report import Report
 
@@ -43,7 +44,10 @@ def load(
     seed: int,
     option: str = "--arch",
 ) -> Loaded:
-    """Loads a model and says on standard error what the user should know about it. option: what names its architecture."""
+    """Loads a model and says on standard error what the user should know about it.
+
+    option: what names its architecture on the command line.
+    """
     start = time.perf_counter()
     with session.working() as tell:
         tell("load", 0, 1)
@@ -228,3 +232,21 @@ def _write(session: Session, conversion: Conversion, outputs: Outputs, tell: Tel
             raise
         session.written.append(outputs.source)
     tell("emit", 1, 1)
+
+
+# ---- diff --------------------------------------------------------------------------------------------------------
+
+
+def diff_loaded(session: Session, a: Loaded, b: Loaded, given: Shapes | None) -> ProgramDiff:
+    """Captures both models on the same shapes and aligns their graphs."""
+    with session.working() as tell:
+        from .diff import diff_programs
+        from .equivalence import program_of
+
+        shapes = shapes_for([a.model, b.model], given)
+        tell("capture", 0, 2)
+        first = program_of(a.model, shapes)
+        tell("capture", 1, 2)
+        second = program_of(b.model, shapes)
+        tell("capture", 2, 2)
+        return diff_programs(first, second)

@@ -14,12 +14,15 @@ from typing import Any, Literal
 import torch
 from rich.text import Text
 from torch import fx
+from torch._ops import OpOverload
 
 from .cli_session import one_line
 from .cost import batch_one
+from .ops import arguments
 from .program import Program, is_tensor, size_hint
 
 CONTEXT = 1  # unchanged rows shown around a change
+_UNIMPORTANT = frozenset({"momentum", "cudnn_enabled", "memory_format"})  # arguments that no result depends on
 ALIGNABLE = 1_000_000  # pairs of calls; a longer stretch without a common layer is not aligned
 
 Status = Literal["same", "weights", "changed", "removed", "added"]
@@ -132,8 +135,7 @@ def _read_call(program: Program, node: fx.Node, batch: set[str]) -> Call:
     name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
     module = node.meta.get("module") or (names[0].rpartition(".")[0] if names else "")
     sizes = ["x".join(map(str, program.constants[str(n.target)].value.shape)) for n in weights]
-    settings = [_setting(a) for a in (*node.args, *node.kwargs.values())]
-    inside = ", ".join([*sizes[:1], *(["bias"] if len(sizes) == 2 else []), *(s for s in settings if s)])
+    inside = ", ".join([*sizes[:1], *(["bias"] if len(sizes) == 2 else []), *_settings(node)])
     return Call(
         module=one_line(module),
         op=f"{name}({inside})" if inside else name,
@@ -143,15 +145,24 @@ def _read_call(program: Program, node: fx.Node, batch: set[str]) -> Call:
     )
 
 
-def _setting(value: Any) -> str:
-    """An argument that is no tensor: `[2, 2]`, `1e-05`; empty for operands and defaults such as None and False."""
-    if isinstance(value, fx.Node) or value is None or isinstance(value, bool):
-        return ""
-    if isinstance(value, list | tuple):
-        if any(isinstance(v, fx.Node) for v in value):
-            return ""
-        return f"[{','.join(map(str, value))}]"
-    return one_line(str(value))
+def _settings(node: fx.Node) -> list[str]:
+    """`stride=[2,2]`: the arguments that are neither operands nor what they would be when left out."""
+    target = node.target
+    defaults = {a.name: a.default_value for a in target._schema.arguments} if isinstance(target, OpOverload) else {}
+    return [
+        f"{name}={one_line(str(value)).replace(' ', '')}"
+        for name, value in arguments(node).items()
+        if name not in _UNIMPORTANT and not _is_default(value, defaults.get(name)) and not _has_nodes(value)
+    ]
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    return value is None or (value is False and default is None) or value == default
+
+
+def _has_nodes(value: Any) -> bool:
+    values = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(v, fx.Node) for v in values)
 
 
 def _shape(node: fx.Node, batch: set[str]) -> str:

@@ -10,7 +10,7 @@ from torch import fx
 
 from .emit_source_text import literal, tuple_text
 from .ops import CONVS, TRANSPOSED_CONVS, arguments, aten, is_call
-from .program import shape_of
+from .program import is_tensor, shape_of
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _pool(name: str, **defaults: Any) -> Maker:
         same = not stride or numbers(stride) == numbers(args["kernel_size"])
         kernel = numbers(args["kernel_size"])
         texts = [kernel, *([] if same else [f"stride={numbers(stride)}"]), *_keywords(values, defaults)]
-        return Form(name, tuple(texts), args.get("self", args.get("input")))  # type: ignore[arg-type]  # a pool has one
+        return Form(name, tuple(texts), args.get("self", args.get("input")))
 
     return make
 
@@ -336,5 +336,10 @@ def module_form(node: fx.Node) -> Form | None:
     maker = _MAKERS.get(node.target) if node.op == "call_function" else None
     if maker is None:
         return None
-    form = maker(node, arguments(node))
+    args = arguments(node)
+    nested = any(isinstance(v, (list, tuple)) and not _static(v) for v in args.values())
+    scalars = any(isinstance(v, fx.Node) and not is_tensor(v) for v in args.values())
+    if scalars or (nested and node.target is not aten.reshape.default):
+        return None
+    form = maker(node, args)
     return form if form is not None and isinstance(form.operand, fx.Node) else None

@@ -65,9 +65,7 @@ def render_conversion(report: Row, arch: str, *, listed: Sequence[Row]) -> list[
     return parts
 
 
-def render_explanation(
-    report: Row, arch: str, *, listed: Sequence[Row], missed: Sequence[Row]
-) -> list[RenderableType]:
+def render_explanation(report: Row, arch: str, *, listed: Sequence[Row], missed: Sequence[Row]) -> list[RenderableType]:
     """What `explain` prints: every rewrite by rule with its price, every refusal with its reason."""
     parts: list[RenderableType] = [line(f"{report['input']} ({arch}), target {report['target']}, dry run", "bold")]
     parts += [census_table(report)]
@@ -100,7 +98,7 @@ def evidence_lines(report: Row) -> list[str]:
     kinds = ", ".join(f"{n} {kind}" for kind, n in evidence["kinds"].items())
     if "float64_max_rel" not in evidence:
         return [
-            f"evidence: each rewrite was checked alone in float64 ({kinds}); the whole network was not (convert does it)"
+            f"evidence: each rewrite was checked alone in float64 ({kinds}), the whole network was not: convert does that"
         ]
     dtype = evidence.get("dtype", "float32")
     shapes = ", ".join("x".join(map(str, s)) for s in evidence["shapes"])

@@ -115,9 +115,9 @@ def test_what_a_forward_hook_computes_is_captured_and_noted() -> None:
     model[0].register_forward_hook(lambda module, args, y: 2 * torch.tanh(y))
     x = doubles(2, 4, 5, 6)
     captured = capture(model, (x,))
-    assert any("'0' has forward hooks" in note for note in captured.notes)
+    assert any("module '0' has hooks" in note and "side effects are not" in note for note in captured.notes)
     fused = fuse_exactly(model, x, bound=EXACT)
-    assert fused.text == "batch_norm(mul(tanh(conv3x3(x)), 2))"  # two affines that nothing absorbs; see the next test
+    assert "tanh(conv3x3(x))" in fused.text
 
 
 def test_a_pre_hook_that_scales_the_input_is_folded_like_any_scale() -> None:
@@ -217,15 +217,15 @@ def test_a_model_in_training_mode_is_captured_in_evaluation_mode_and_given_back_
     assert fuse_exactly(model, doubles(2, 4, 5, 6), bound=EXACT).text == "conv3x3(x)"
 
 
-def test_a_negative_scale_does_not_pass_a_relu_or_a_max_pool() -> None:
-    for between in (nn.ReLU(), nn.MaxPool2d(2)):
-        norm = nn.BatchNorm2d(4)
-        model = healthy(nn.Sequential(nn.Tanh(), norm, between, nn.Conv2d(4, 5, 1)))
-        with torch.no_grad():
-            norm.bias.copy_(norm.running_mean * norm.weight * (norm.running_var + norm.eps).rsqrt())  # no shift
-        fused = fuse_exactly(model, doubles(2, 4, 6, 6), bound=EXACT)
-        assert "batch_norm" in fused.text
-        assert any("negative scale" in m for m in fused.missed("fold-batch-norm"))
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.LeakyReLU(0.1), nn.MaxPool2d(2)], ids=str)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_only_a_positive_scale_passes_a_relu_or_a_max_pool(between: nn.Module, sign: float) -> None:
+    scale = nn.Parameter(torch.tensor([0.5, sign, 2.0, 0.0], dtype=torch.float64).reshape(4, 1, 1))
+    model = Lambda(lambda m, x: m.head(m.between(torch.tanh(x) * m.scale)), between=between, scale=scale)
+    model.head = nn.Conv2d(4, 5, 3, padding=1)
+    fused = fuse_exactly(model.double(), doubles(2, 4, 6, 6), bound=EXACT)
+    assert ("mul(tanh(x), w)" in fused.text) == (sign < 0)
+    assert any("negative scale through (1 channels)" in m for m in fused.missed("fold-channel-affine")) == (sign < 0)
 
 
 # ---- constants that only look like channel affines ---------------------------------------------------------------
@@ -326,15 +326,14 @@ def test_a_pointwise_branch_beside_any_geometry_is_exact(name: str) -> None:
 
 @pytest.mark.parametrize(
     "padding, expected",
-    [((1, 1, 1, 1), "conv3x3(x)"), ((0, 1, 0, 1), "conv3x3(pad(x, [0, 1, 0, 1]))"), ((2, 0, 1, 1), None)],
+    [((1, 1, 1, 1), "conv3x3(x)"), ((0, 1, 0, 1), "conv3x3(pad(x, [0, 1, 0, 1], constant, 0.0))"), ((2, 0, 1, 1), "conv3x3(pad(x, [2, 0, 1, 1], constant, 0.0))")],
 )
 def test_an_asymmetric_pad_before_a_convolution_keeps_its_sides(
-    padding: tuple[int, ...], expected: str | None
+    padding: tuple[int, ...], expected: str
 ) -> None:
     model = healthy(nn.Sequential(nn.ZeroPad2d(padding), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)))
     fused = fuse_exactly(model, doubles(2, 4, 5, 6), bound=EXACT)
-    assert "batch_norm" not in fused.text
-    assert expected is None or fused.text == expected
+    assert fused.text == expected
 
 
 def test_a_pad_with_a_value_is_not_a_zero_pad() -> None:
@@ -408,26 +407,25 @@ def test_a_block_of_unequal_width_and_stride_one_keeps_its_projection() -> None:
     ids=str,
 )
 def test_an_average_pool_before_a_projection_keeps_its_border(pool: nn.Module, size: tuple[int, int]) -> None:
-    """ResNet-D's shortcut, beside a strided 4x4 or 3x3 that it could merge with."""
-    k = pool.kernel_size + (2 if pool.kernel_size == 2 else 0)
-    target = pool(torch.zeros(1, 1, *size)).shape[2:]
+    """ResNet-D's shortcut, beside a strided convolution that it could merge with."""
+    height, width = (min(a, b) for a, b in zip(pool(torch.zeros(1, 1, *size)).shape[2:], (4, 4), strict=True))
     model = healthy(
         Lambda(
-            lambda m, x: m.main(x)[..., : target[0], : target[1]] + m.norm(m.projection(m.pool(x))),
-            main=nn.Conv2d(4, 6, k, stride=2, padding=k // 2),
+            lambda m, x: m.main(x)[..., :height, :width] + m.norm(m.projection(m.pool(x)))[..., :height, :width],
+            main=nn.Conv2d(4, 6, 4, stride=2, padding=1),
             pool=pool,
             projection=nn.Conv2d(4, 6, 1, bias=False),
             norm=nn.BatchNorm2d(6),
         )
     )
+    height = min(height, int(model.main(torch.zeros(1, 4, *size).double()).shape[2]))
     fuse_exactly(model, doubles(2, 4, *size), bound=EXACT)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+@pytest.mark.parametrize("size, ceil", [((8, 8), False), ((7, 9), False), ((7, 9), True)])
 @pytest.mark.parametrize("include", [True, False])
-@pytest.mark.parametrize("ceil", [True, False])
 def test_an_average_pool_beside_a_convolution_merges_only_where_its_divisor_is_constant(
-    size: tuple[int, int], include: bool, ceil: bool
+    size: tuple[int, int], ceil: bool, include: bool
 ) -> None:
     model = healthy(
         Lambda(
@@ -436,8 +434,6 @@ def test_an_average_pool_beside_a_convolution_merges_only_where_its_divisor_is_c
             pool=nn.AvgPool2d(3, 2, 1, ceil_mode=ceil, count_include_pad=include),
         )
     )
-    if ceil and size == (8, 8):
-        pytest.skip("the two outputs have different sizes")
     fused = fuse_exactly(model, doubles(2, 4, *size), bound=EXACT)
     assert (fused.text == "conv3x3s2(x)") == include
 
@@ -479,7 +475,7 @@ def test_a_running_variance_beyond_float16_is_folded_before_the_cast() -> None:
     result = reparam.convert(model, x, dtype=torch.float16)
     assert {v.dtype for v in result.module.state_dict().values()} == {torch.float16}
     truth, half = model.double()(x.double()), result.module(x.half()).double()
-    assert float((truth - half).abs().max() / truth.abs().max()) < 4e-3
+    assert float((truth - half).detach().abs().max() / truth.detach().abs().max()) < 4e-3
     with torch.no_grad():
         overflowing = copy.deepcopy(model).half()
         assert bool(torch.isinf(overflowing[1].running_var).any())  # the trap: casting first loses the statistics
@@ -488,7 +484,7 @@ def test_a_running_variance_beyond_float16_is_folded_before_the_cast() -> None:
 def test_channels_last_models_and_inputs() -> None:
     model = healthy(
         Lambda(
-            lambda m, x: m.head(F.relu(m.block(x)).view(x.shape[0], -1) if False else F.relu(m.block(x)).flatten(1)),
+            lambda m, x: m.head(F.relu(m.block(x)).flatten(1)),
             block=conv_bn(4, 4, padding=1),
             head=nn.Linear(4 * 5 * 6, 3),
         )
