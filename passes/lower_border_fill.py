@@ -4,7 +4,8 @@ Fires on a zero pad of the last axes followed by slice assignments (as functiona
 the padded border with one constant vector over the channels. In this form the affine before it folds: when v is the
 shift of a batch norm, x - v has no shift left, and what follows sees a plain padded convolution.
 
-Refuses in silence anything whose border is not filled completely and uniformly: it is not this shape.
+Refuses in silence anything whose border is not filled completely and uniformly, at the traced size and at a larger one
+where sizes are free: it is not this shape.
 
 Source: Ding et al. 2021 (Diverse Branch Block), where a batch norm pads with its own value of zero.
 
@@ -95,16 +96,40 @@ def _scatters(root: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
 
 
 def _border(program: Program, root: fx.Node, pad: fx.Node, region: list[fx.Node]) -> Tensor | None:
-    args = arguments(pad)
-    if args.get("mode", "constant") != "constant" or shape_of(root) != shape_of(pad):
+    if arguments(pad).get("mode", "constant") != "constant" or shape_of(root) != shape_of(pad):
         return None
-    known = {n: size_hint(n.meta["val"]) for r in region for n in r.all_input_nodes if not _is_tensor(n)}
+    traced = _border_at(program, root, pad, region, {})
+    larger = _larger_sizes(program)
+    if traced is None or not larger:
+        return traced
+    other = _border_at(program, root, pad, region, larger)
+    return traced if other is not None and torch.equal(traced, other) else None
+
+
+def _larger_sizes(program: Program) -> dict[str, int]:
+    """Other sizes for the free axes: a slice by numbers may meet the border at the traced size only."""
+    sizes = {}
+    for node in program.placeholders:
+        value = node.meta["val"]
+        for size in value.shape if isinstance(value, Tensor) else ():
+            if not isinstance(size, int):
+                sizes[str(size.node.expr)] = size_hint(size) + 3
+    return sizes
+
+
+def _border_at(
+    program: Program, root: fx.Node, pad: fx.Node, region: list[fx.Node], sizes: dict[str, int]
+) -> Tensor | None:
+    args = arguments(pad)
+    known = {n: size_hint(n.meta["val"], sizes) for r in region for n in r.all_input_nodes if not _is_tensor(n)}
+    shape = shape_of(pad, sizes)
     generator = torch.Generator().manual_seed(0)
-    probes = [torch.randn(shape_of(pad), generator=generator, dtype=torch.float64).to(program.device) for _ in range(2)]
+    probes = [torch.randn(shape, generator=generator, dtype=torch.float64).to(program.device) for _ in range(2)]
     filled = [evaluate_region(program, region, {**known, pad: p})[root] for p in probes]
     kept = (filled[0] == probes[0]) & (filled[1] == probes[1])
     constant = filled[0] == filled[1]
-    inside = torch.nn.functional.pad(torch.ones(shape_of(args["self"])), list(args["pad"])).to(program.device) == 1
+    inside = torch.nn.functional.pad(torch.ones(shape_of(args["self"], sizes)), list(args["pad"])) == 1
+    inside = inside.to(program.device)
     if not bool(((kept & inside) | (constant & ~inside)).all()) or bool(inside.all()):
         return None
     value = torch.where(inside, filled[0].new_zeros(()), filled[0])

@@ -70,7 +70,8 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
             if operand in demands and not _agree(demands[operand], demand):
                 return Blocked(operand, "its users ask for different affines")
             demands[operand] = _join(demands.get(operand), demand)
-            if operand not in queued:
+            trivial = isinstance(demand, Pair) and demand.trivial  # stays as it is, which its other users may rely on
+            if operand not in queued and not trivial:
                 queued.add(operand)
                 heapq.heappush(heap, _Last(operand))
     if not any(s.action == "sink" for s in steps):
@@ -182,6 +183,8 @@ def _backward_sum(program: Program, node: fx.Node, wanted: Pair) -> Step3 | Bloc
     if is_call(node, SUBS) or arguments(node).get("alpha", 1) != 1:
         return Blocked(node, "the affine does not pass back through a difference")
     left, right = sides
+    if read_layer(program, left) is None and read_layer(program, right) is not None:
+        left, right = right, left  # a shift needs only one of them, best a layer
     return "clone", wanted, [(left, Pair(wanted.scale, wanted.shift)), (right, Pair(wanted.scale))]
 
 

@@ -60,7 +60,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     with evaluation_mode(module) as switched:
         if switched:
             notes.append("the model was in training mode; it was captured in evaluation mode")
-        exported = _export(module, tuple(example_inputs), tuple(dynamic), notes)
+        exported = _export(module, _distinct(example_inputs), tuple(dynamic), notes)
         program = from_exported(exported, notes)
     return Captured(program, tuple(notes))
 
@@ -69,6 +69,20 @@ def _hook_notes(module: nn.Module) -> Iterator[str]:
     for name, m in module.named_modules():
         if m._forward_hooks or m._forward_pre_hooks:
             yield f"module '{name or 'root'}' has hooks: what they compute is captured, their side effects are not"
+
+
+def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:
+    """The same tensor given twice becomes two: torch.export would take both inputs for one."""
+    seen: set[int] = set()
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        again = id(value) in seen
+        seen.add(id(value))
+        return value.clone() if again else value
+
+    return tuple(pytree.tree_map(own, tuple(args)))
 
 
 def _widen(value: Any) -> Any:

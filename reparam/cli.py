@@ -99,7 +99,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Rewrite MODEL, prove the result to be the same function, and write it as a .pt2 program.
+    """Rewrite MODEL, prove it is still the same function, write a .pt2.
 
     With --arch alone the network has random weights. Nothing is written unless the result was verified.
     """
@@ -141,7 +141,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Say what would be rewritten in MODEL, what would not and why, and the price; write nothing."""
+    """Dry run: what would be rewritten, what not and why, the price."""
     session = _begin(ctx, quiet=quiet, debug=debug)
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
@@ -182,7 +182,10 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Test whether A and B, of any two formats, are the same function. Exit code 0: yes; 1: no."""
+    """Test whether A and B are the same function.
+
+    They may be of any two formats. Exit code 0: the same function; 1: not the same.
+    """
     session = _begin(ctx, quiet=quiet, debug=debug)
     shapes = opt.read_shapes(input_shape)
     arguments_a = opt.read_arguments(arch_args_a, "--arch-args-a")
@@ -213,7 +216,8 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **verdict.as_dict()}
     deliver_json(session, report | {"seconds": {k: round(v, 3) for k, v in seconds.items()}}, json)
     if not verdict.equivalent:
-        raise NotEquivalentError(f"{first.name} and {second.name} are not the same function: {verdict.reason}")
+        reason = "" if shown else f": {verdict.reason}"
+        raise NotEquivalentError(f"{first.name} and {second.name} are not the same function{reason}")
 
 
 @app.command()
@@ -234,7 +238,10 @@ def diff(  # noqa: PLR0913  # the parameters are the options
     force: opt.Force = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Show the graphs of A and B side by side. It compares structure and weights; verify compares functions."""
+    """Show the graphs of A and B side by side.
+
+    Structure and weights are compared; verify compares functions.
+    """
     session = _begin(ctx, debug=debug)
     shapes = opt.read_shapes(input_shape)
     arguments_a = opt.read_arguments(arch_args_a, "--arch-args-a")
@@ -256,7 +263,7 @@ def diff(  # noqa: PLR0913  # the parameters are the options
 @app.command()
 def passes(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="[RULE]", help="Show all that is said about one rule.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="RULE", help="Show all that is said about one rule.")] = None,
     json: opt.Json = None,
     force: opt.Force = False,
     debug: opt.Debug = False,
@@ -277,7 +284,7 @@ def passes(
 
 @app.command()
 def doctor(ctx: typer.Context, json: opt.Json = None, force: opt.Force = False, debug: opt.Debug = False) -> None:
-    """Report what is installed, which devices there are, and what can be done here."""
+    """Report what is installed and what can be done here."""
     session = _begin(ctx, debug=debug)
     check_report(json, [], force=force)
     with session.working():

@@ -39,7 +39,7 @@ _SHAPE = typer.Option(
 _ARCH = "torchvision/NAME, timm/NAME, reparam/NAME or package.module:factory; inferred from the file when left out."
 
 Model = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help="A checkpoint (.pt, .pth, .safetensors) or a .pt2 program.")
+    str | None, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth, .safetensors) or a .pt2 program.")
 ]
 First = Annotated[str, typer.Argument(metavar="A", help="A checkpoint or .pt2; - for random weights of --arch-a.")]
 Second = Annotated[str, typer.Argument(metavar="B", help="A checkpoint or .pt2; - for random weights of --arch-b.")]

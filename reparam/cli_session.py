@@ -30,7 +30,7 @@ from .errors import MachineError, ReparamError, RuleError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-PIPE_WIDTH = 120  # columns of tables that do not go to a terminal
+PIPE_WIDTH = 160  # columns of tables that do not go to a terminal
 INTERRUPTED = 128 + signal.SIGINT
 Tell = Callable[[str, int, int], None]
 
@@ -65,11 +65,12 @@ class Session:
     def show(self, *renderables: RenderableType) -> None:
         """Prints results to standard output."""
         from rich.console import Console
+        from rich.text import Text
 
         with self._delivering():
             console = Console(file=self.out, width=self.width, markup=False, highlight=False, emoji=False)
             for part in renderables:
-                console.print(part)
+                console.print(part, soft_wrap=isinstance(part, Text))  # a terminal wraps lines by itself
 
     @property
     def width(self) -> int:
@@ -208,7 +209,8 @@ def explain_failure(error: BaseException) -> tuple[int, str]:
 def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "reparam"
-    return f"{error.format_message().strip().rstrip('.')}; see {command} --help"
+    text = error.format_message().replace("Value error, ", "").strip().rstrip(".?")
+    return f"{text}; see {command} --help"
 
 
 def _explain_system(error: BaseException) -> tuple[int, str]:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from .doctor import Diagnosis, PackageState
 from .errors import InputError
-from .render import indented, line, table
+from .render import line, table
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def diagnosis_parts(found: Diagnosis) -> list[RenderableType]:
         made.add_row(package.name, _state(package), package.install or "")
     parts: list[RenderableType] = [
         line(f"reparam {found.reparam}, Python {found.python}, {found.platform}", "bold"),
-        indented(made),
+        made,
         line(f"CUDA: {found.cuda}"),
-        *(indented(line(name)) for name in found.cuda_devices),
+        *(line(name, indent=2) for name in found.cuda_devices),
         line(f"CPU: {found.cpus} cores, torch threads: {found.threads if found.threads is not None else 'unknown'}"),
     ]
     for folder, free in found.free_disk.items():

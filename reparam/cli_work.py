@@ -48,20 +48,21 @@ def load(
 
     option: what names its architecture on the command line.
     """
-    start = time.perf_counter()
     with session.working() as tell:
-        tell("load", 0, 1)
         from .load import load_model
 
+        start = time.perf_counter()
+        tell("load", 0, 1)
         model = load_model(path, arch=arch, arch_args=arch_args, trust=trust, seed=seed)
         tell("load", 1, 1)
-    loaded = Loaded(model, _name(model, path), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+    loaded = Loaded(model, _name(model, path), seconds)
     for text in model.notes:
         session.note(text)
     if model.twins and model.arch_inferred:
+        others = f"{', '.join(model.twins)}, which compute{'s' if len(model.twins) == 1 else ''} something else"
         session.warn(
-            f"{path} is taken as {model.spec}, but its keys and shapes also fit {', '.join(model.twins)}, which "
-            f"computes something else; name the right one with {option}"
+            f"{path} is taken as {model.spec}, but its keys and shapes also fit {others}; name the right one with {option}"
         )
     if model.random_seed is not None:
         session.warn(f"{model.spec} has random weights (seed {model.random_seed}), as no checkpoint was given")

@@ -21,6 +21,7 @@ from .cost import batch_one
 from .ops import arguments
 from .program import Program, is_tensor, size_hint
 
+MODULE_WIDTH = 14  # columns that a module's name keeps in a narrow table
 CONTEXT = 1  # unchanged rows shown around a change
 _UNIMPORTANT = frozenset({"momentum", "cudnn_enabled", "memory_format"})  # arguments that no result depends on
 ALIGNABLE = 1_000_000  # pairs of calls; a longer stretch without a common layer is not aligned
@@ -43,9 +44,15 @@ class Call:
     anchor: str = ""
     weights: tuple[torch.Tensor, ...] = ()
 
-    @property
-    def text(self) -> str:
-        return f"{self.module or '.'} | {self.op} | {self.shape}"
+    def text(self, width: int) -> str:
+        """`module | op | shape` in `width` columns: of a long line the module's beginning goes first."""
+        rest = f" | {self.op} | {self.shape}"
+        module = self.module or "."
+        room = max(width - len(rest), min(len(module), MODULE_WIDTH))
+        if len(module) > room:
+            module = f"..{module[len(module) - room + 2 :]}"
+        line = module + rest
+        return line if len(line) <= width else f"{line[: width - 2]}.."
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class ProgramDiff:
             if isinstance(item, int):
                 result.append(f"{f'... {item} unchanged':^{2 * column + 3}}".rstrip() + "\n", "dim")
                 continue
-            left, right = (_cut(c.text if c else "", column) for c in (item.left, item.right))
+            left, right = (c.text(column) if c else "" for c in (item.left, item.right))
             result.append(f"{left:<{column}} {_MARKS[item.status]} {right}".rstrip() + "\n", _STYLES[item.status])
         return result
 
@@ -100,10 +107,6 @@ def _row_dict(row: Row) -> dict[str, Any]:
         side: None if call is None else {"module": call.module, "op": call.op, "shape": call.shape}
         for side, call in sides.items()
     }
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def _collapsed(rows: Sequence[Row]) -> list[Row | int]:
@@ -150,10 +153,17 @@ def _settings(node: fx.Node) -> list[str]:
     target = node.target
     defaults = {a.name: a.default_value for a in target._schema.arguments} if isinstance(target, OpOverload) else {}
     return [
-        f"{name}={one_line(str(value)).replace(' ', '')}"
+        f"{name}={_compact(value)}"
         for name, value in arguments(node).items()
         if name not in _UNIMPORTANT and not _is_default(value, defaults.get(name)) and not _has_nodes(value)
     ]
+
+
+def _compact(value: Any) -> str:
+    """`2` for [2, 2]; `[2,1]` otherwise."""
+    if isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(v, int) and v == value[0] for v in value):
+        return str(value[0])
+    return one_line(str(value)).replace(" ", "")
 
 
 def _is_default(value: Any, default: Any) -> bool:

@@ -120,6 +120,10 @@ class _Names:
     def free(self, name: str) -> bool:
         return not (name in self._leaves or name in self._inner or any(p in self._leaves for p in prefixes(name)))
 
+    def opens(self, name: str) -> bool:
+        """True when names may be added below `name`."""
+        return not any(p in self._leaves for p in (name, *prefixes(name)))
+
     def add(self, name: str) -> None:
         self._leaves.add(name)
         self._inner.update(prefixes(name))
@@ -145,20 +149,18 @@ def _groups(program: Program, live: Sequence[fx.Node], forms: Mapping[fx.Node, F
             group = groups.setdefault((form.name, form.args, tuple(keys.items())), _Group(form, keys))
             group.nodes.append(node)
             of[node] = group
-    broken: set[int] = set()
+    holders: dict[str, list[_Group]] = {}
+    for group in groups.values():
+        for key in set(group.keys.values()):
+            holders.setdefault(key, []).append(group)
+    broken = {id(g) for g in groups.values() if len(set(g.keys.values())) < len(g.keys)}
     for reader in [*live, program.output]:
         mine = of.get(reader)
-        for weight in (a for a in leaves((reader.args, reader.kwargs)) if isinstance(a, fx.Node) and a.op == "get_attr"):
-            key = str(weight.target)
-            broken.update(id(g) for g in _holders(groups.values(), key) if g is not mine)
-    for group in groups.values():
-        if len(set(group.keys.values())) < len(group.keys):
-            broken.add(id(group))
+        for weight in (
+            a for a in leaves((reader.args, reader.kwargs)) if isinstance(a, fx.Node) and a.op == "get_attr"
+        ):
+            broken.update(id(g) for g in holders.get(str(weight.target), ()) if g is not mine)
     return [g for g in groups.values() if id(g) not in broken]
-
-
-def _holders(groups: Iterable[_Group], key: str) -> list[_Group]:
-    return [g for g in groups if key in g.keys.values()]
 
 
 def _fits(program: Program, keys: Mapping[str, str]) -> bool:
@@ -229,7 +231,9 @@ def _declare(program: Program, layout: Layout, live: Sequence[fx.Node], mixed: b
             name = layout.names[str(weight.target)]
             if name not in done:
                 done.add(name)
-                layout.declarations.append(Declaration(name, _weight_text(program.constants[str(weight.target)], mixed)))
+                layout.declarations.append(
+                    Declaration(name, _weight_text(program.constants[str(weight.target)], mixed))
+                )
 
 
 def _suffix(dtypes: Iterable[torch.dtype]) -> str:
@@ -255,11 +259,9 @@ def chain_layout(program: Program, live: Sequence[fx.Node], layout: Layout) -> l
     for beside in (False, True):
         names = _chain_names(calls, layout, beside)
         if names is not None:
-            texts = {path: d.text for d in layout.declarations for path in (d.path,)}
-            return [
-                Declaration(name, texts.get(layout.modules[n][0], "") if n in layout.modules else form.text())
-                for name, (n, form) in zip(names, calls, strict=True)
-            ]
+            texts = {d.path: d.text for d in layout.declarations}
+            pairs = zip(names, calls, strict=True)
+            return [Declaration(name, texts[name] if form.slots else form.text()) for name, (_, form) in pairs]
     return None
 
 
@@ -315,7 +317,7 @@ def _chain_name(node: fx.Node, form: Form, layout: Layout, before: str | None, t
         return layout.modules[node][0]
     kind = form.name.removeprefix("nn.").lower()
     parent = before.rpartition(".")[0] if before is not None else str(node.meta.get("module", ""))
-    parent = next((p for p in [parent, *reversed(prefixes(parent))] if p and taken.free(f"{p}.{kind}")), "")
+    parent = next((p for p in [parent, *reversed(prefixes(parent))] if p and taken.opens(p)), "")
     name, serial = f"{parent}.{kind}" if parent else kind, 0
     while not taken.free(name):
         serial += 1

@@ -22,10 +22,12 @@ from .ops import (
     MULS,
     arguments,
     aten,
+    pair,
 )
 from .program import Program, is_float
 
 Interval = tuple[float, float]
+_SLACK = 1e-6  # for ends that are rounded, also where the network runs in float32
 ALL: Interval = (-math.inf, math.inf)
 
 _FIXED: dict[Any, Interval] = {
@@ -35,16 +37,13 @@ _FIXED: dict[Any, Interval] = {
     aten.tanh.default: (-1.0, 1.0),
     aten.relu6.default: (0.0, 6.0),
 }
-# The least value of each of these over all x, rounded down.
+# The least value of each of these over all x, rounded down. None of them exceeds |x|.
 _FLOORS: dict[Any, float] = {
     aten.gelu.default: -0.171,
     aten.silu.default: -0.279,
     aten.mish.default: -0.309,
     aten.hardswish.default: -0.376,
-    aten.softplus.default: 0.0,
     aten.abs.default: 0.0,
-    aten.exp.default: 0.0,
-    aten.square.default: 0.0,
 }
 _SIGN_KEEPING = (
     IDENTITIES
@@ -119,7 +118,7 @@ class Ranges:
             spec = self._specs.get(str(node.target))
             return (spec.low, spec.high) if spec else ALL
         if node.op == "get_attr":
-            value = self._program.constants[str(node.target)].value
+            value = self._program.constants[str(node.target)].value.detach()
             if not value.is_floating_point() or not value.numel():
                 return ALL
             return (float(value.min()), float(value.max()))
@@ -137,7 +136,7 @@ class Ranges:
             return ALL
         first = operands[0]
         if node.target in _FLOORS:
-            return (max(_FLOORS[node.target], -math.inf), max(abs(first[0]), abs(first[1]), 1.0))
+            return (_FLOORS[node.target], max(abs(first[0]), abs(first[1])))
         if node.target is aten.relu.default:
             return (max(0.0, first[0]), max(0.0, first[1]))
         if node.target in _SIGN_KEEPING:
@@ -145,9 +144,34 @@ class Ranges:
         if node.target in CATS:
             return _hull(operands)
         if node.target in AVG_POOLS:
-            return (min(0.0, first[0]), max(0.0, first[1]))
+            return self._average(node, first)
         handler = _HANDLERS.get(node.target)
         return handler(self, node) if handler else ALL
+
+    def _average(self, node: fx.Node, x: Interval) -> Interval:
+        """Padding counts as zero. With a divisor of its own the result is a sum over at most all taps, divided by it."""
+        args = arguments(node)
+        taps = math.prod(pair(args["kernel_size"], node.meta["val"].dim() - 2))
+        factor = taps / args["divisor_override"] if args.get("divisor_override") else 1.0
+        ends = (_times(factor, min(0.0, x[0])), _times(factor, max(0.0, x[1])))
+        return (min(ends), max(ends))
+
+    def _exp(self, node: fx.Node) -> Interval:
+        low, high = (self._exponential(v) for v in self.of(node.args[0]))
+        return (max(0.0, low * (1 - _SLACK)), high * (1 + _SLACK))
+
+    @staticmethod
+    def _exponential(value: float) -> float:
+        return math.exp(value) if value < 700.0 else math.inf
+
+    def _square(self, node: fx.Node) -> Interval:
+        top = max(abs(v) for v in self.of(node.args[0]))
+        return (0.0, top * top)
+
+    def _softplus(self, node: fx.Node) -> Interval:
+        """0 <= log(1 + exp(b*x))/b <= max(x, 0) + log(2)/b for b > 0."""
+        beta = float(arguments(node)["beta"])
+        return (0.0, (max(self.of(node.args[0])[1], 0.0) + math.log(2) / beta) * (1 + _SLACK)) if beta > 0 else ALL
 
     def _add(self, node: fx.Node) -> Interval:
         args = arguments(node)
@@ -190,6 +214,9 @@ _HANDLERS: dict[Any, Callable[[Ranges, fx.Node], Interval]] = {
     aten.clamp_max.default: Ranges._clamp,
     aten.hardtanh.default: Ranges._clamp,
     aten.elu.default: Ranges._elu,
+    aten.exp.default: Ranges._exp,
+    aten.square.default: Ranges._square,
+    aten.softplus.default: Ranges._softplus,
 }
 
 

@@ -258,7 +258,8 @@ def functional_form(target: Any) -> Callable[..., Any] | None:
 
 def may_alias(node: fx.Node) -> bool:
     """True when the result may share storage with an operand. Unknown operators are assumed to."""
-    return not op_name(node).startswith(FRESH_PREFIXES)
+    name = op_name(node)
+    return name.startswith("expand") or not name.startswith(FRESH_PREFIXES)  # "exp" is fresh, expand is a view
 
 
 def pair(value: Any, ndim: int) -> tuple[int, ...]:

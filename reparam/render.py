@@ -11,7 +11,6 @@ from typing import Any
 
 from rich import box
 from rich.console import RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -30,13 +29,9 @@ ROWS = (
 Row = Mapping[str, Any]
 
 
-def line(text: str, style: str = "") -> Text:
+def line(text: str, style: str = "", *, indent: int = 0) -> Text:
     """One line of plain text, whatever it contains."""
-    return Text(one_line(text), style=style)
-
-
-def indented(renderable: RenderableType, by: int = 2) -> RenderableType:
-    return Padding(renderable, (0, 0, 0, by))
+    return Text(f"{'':{indent}}{one_line(text)}", style=style)
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -97,9 +92,7 @@ def evidence_lines(report: Row) -> list[str]:
     evidence = report["evidence"]
     kinds = ", ".join(f"{n} {kind}" for kind, n in evidence["kinds"].items())
     if "float64_max_rel" not in evidence:
-        return [
-            f"evidence: each rewrite was checked alone in float64 ({kinds}), the whole network was not: convert does that"
-        ]
+        return [f"evidence: each rewrite was checked alone in float64 ({kinds}); convert also checks the whole network"]
     dtype = evidence.get("dtype", "float32")
     shapes = ", ".join("x".join(map(str, s)) for s in evidence["shapes"])
     head = "equivalent" if report["equivalent"] else "not shown equivalent"
@@ -144,7 +137,7 @@ def _passed_section(remarks: Sequence[Row]) -> list[RenderableType]:
             str(kinds.count("basis")),
             str(kinds.count("sampled")),
         )
-    return [line(f"rewrites: {len(remarks)}", "bold"), indented(made)]
+    return [line(f"rewrites: {len(remarks)}", "bold"), made]
 
 
 def _missed_section(remarks: Sequence[Row]) -> list[RenderableType]:
@@ -153,11 +146,11 @@ def _missed_section(remarks: Sequence[Row]) -> list[RenderableType]:
         return []
     parts: list[RenderableType] = [line(f"not done: {len(remarks)}", "bold")]
     for rule, group in _by_rule(remarks).items():
-        parts.append(indented(line(f"{rule}: {len(group)}")))
+        parts.append(line(f"{rule}: {len(group)}", indent=2))
         reasons: dict[str, list[str]] = {}
         for remark in group:
             reasons.setdefault(remark["message"], []).append(_place(remark))
-        parts += [indented(line(f"{_few(places)}: {reason}"), 4) for reason, places in reasons.items()]
+        parts += [line(f"{_few(places)}: {reason}", indent=4) for reason, places in reasons.items()]
     return parts
 
 
@@ -177,12 +170,14 @@ def _notes(report: Row) -> list[RenderableType]:
 
 def _listing(remarks: Sequence[Row]) -> list[RenderableType]:
     """One remark a line, as compilers print theirs."""
-    return [indented(line(_remark(r))) for r in remarks]
+    return [line(_remark(r), indent=2) for r in remarks]
 
 
 def _remark(remark: Row) -> str:
     text = f"{remark['kind']} [{remark['rule']}] {_place(remark)}: {remark['message']}"
     if remark["kind"] != "passed":
         return text
-    price = f", MACs {_signed(remark['macs'])}, params {_signed(remark['params'])}"
+    price = "".join(
+        f", {label} {remark[key]:+,}" for key, label in (("macs", "MACs"), ("params", "params")) if remark[key]
+    )
     return f"{text} ({remark['evidence']}, max |Δ| {remark['max_abs'] or 0.0:.2g}{price})"

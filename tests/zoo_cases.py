@@ -10,13 +10,13 @@ from unittest import mock
 
 import torch
 from helpers import max_rel
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from reparam import conversion
 from reparam.capture import capture
 from reparam.conversion import Conversion, convert
 from reparam.cost import Census, census
-from reparam.ops import BATCH_NORMS, is_call
+from reparam.ops import ADDS, BATCH_NORMS, DIVS, MULS, SUBS, is_call, op_name
 from reparam.pipeline import Driver, Outcome, Phase
 from reparam.program import Program
 from reparam.random_statistics import randomize_statistics
@@ -50,7 +50,7 @@ CASES = (
     Case("timm/repvgg_b1g4", 64, deploy=True),
     Case("timm/mobileone_s0", 64, deploy=True, fast=True),
     Case("timm/mobileone_s1", 64, deploy=True),
-    Case("timm/mobileone_s4", 64, deploy=True),
+    Case("timm/mobileone_s4", 128, deploy=True),
     Case("timm/fastvit_t8", 128, deploy=True, fast=True),
     Case("timm/fastvit_sa12", 128, deploy=True),
     Case("timm/repvit_m1", 96, deploy=True, fast=True),
@@ -129,6 +129,16 @@ def batch_norms(program: Program) -> list[str]:
     return [n.name for n in program.calls() if is_call(n, BATCH_NORMS)]
 
 
+def constant_arithmetic(program: Program) -> list[str]:
+    """The calls that multiply, divide, add or subtract a number or a weight, as "mul by 0.2"."""
+    found = []
+    for node in program.calls():
+        if node.meta["data"] and is_call(node, ADDS | SUBS | MULS | DIVS):
+            constants = [a for a in node.args[:2] if not isinstance(a, fx.Node) or a.op == "get_attr"]
+            found += [f"{op_name(node)} by {c} at {node.meta['module']}" for c in constants]
+    return found
+
+
 def healthy_network(case: Case) -> nn.Module:
     """The network with random weights and the statistics of a trained one; outputs lie within 1e-3 and 1e3."""
     module = build_architecture(case.spec, _arch_args(case)).module
@@ -169,6 +179,11 @@ def _deploy(module: nn.Module, x: Tensor, original: Program) -> Deploy:
     """The deploy form of a float64 copy, so that its own folding loses nothing."""
     from timm.utils import reparameterize_model
 
-    twin = reparameterize_model(copy.deepcopy(module).double().eval())
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # timm's folding makes new layers of the default dtype
+    try:
+        twin = reparameterize_model(copy.deepcopy(module).double().eval())
+    finally:
+        torch.set_default_dtype(default)
     program = capture(twin, [x.double()]).program
     return Deploy(census(program), len(batch_norms(program)), max_rel(original, program, [x.double()]))

@@ -1,0 +1,309 @@
+"""Looks for inputs on which two programs differ, and for the layer where they part.
+
+What rounding may do is measured, not guessed. The first program's *twin* has every weight moved by a random rounding
+error of the dtype in question, so it is the same function; wherever the search leads, two equal programs differ by about
+as much as the twins do there, and whatever differs by several times more is another function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .cost import census
+from .evaluate import evaluate
+from .network import Feed
+from .ops import ACTIVATIONS, aten, is_call, op_name
+from .program import Program, shape_of
+
+# Sizes of the random inputs to begin with: a clip that only large values reach needs large inputs.
+SCALES = (0.25, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
+STEPS = 4
+FEW_STEPS = 2
+HEAVY_MACS = 1_000_000_000
+STEP_SIZE = 0.25
+# How many times more than the twins two equal programs may differ on the worst input; measured on the zoo: below 3.
+SLACK = 8.0
+# Relative, in roundings: what two equal programs may differ by where the twins agree exactly.
+FLOOR = 4.0
+FLOAT64_ROUNDING = 1e-12
+PROBES = 8
+
+_SCALE_FREE = frozenset({aten.relu.default, aten.leaky_relu.default, aten.neg.default, aten.abs.default})
+_BENT = frozenset(ACTIVATIONS) - _SCALE_FREE
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the search found. worst: the largest difference as a share of what is allowed. point: the input it is at."""
+
+    worst: float
+    inputs: int
+    point: Feed
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The relative rounding error that a weight of `dtype` stands for; in float64, that of a whole fold."""
+    return max(torch.finfo(dtype).eps / 2, FLOAT64_ROUNDING)
+
+
+def twin(program: Program, eps: float, seed: int = 0) -> Program:
+    """A copy whose floating weights are each off by a random relative error of at most `eps`."""
+    generator = torch.Generator().manual_seed(seed)
+    copy = program.copy()
+    for name, constant in copy.constants.items():
+        value = constant.value.detach()
+        if value.is_floating_point():
+            noise = 2.0 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1.0
+            moved = value.double() * (1.0 + eps * noise.to(value.device))
+            copy.constants[name] = replace(constant, value=moved)
+    return copy
+
+
+# ---- the search --------------------------------------------------------------------------------------------------
+
+
+def search(a: Program, b: Program, draw: Callable[[], Feed], eps: float, seed: int = 0) -> Search:
+    """Tries random inputs of many sizes, then climbs: towards larger differences, and towards larger activations.
+
+    draw: gives a fresh random input in the scale of one. eps: the rounding error of a weight, see `rounding`.
+    """
+    other = twin(a, eps, seed)
+    floor = FLOOR * eps
+    worst, count, at = 0.0, 0, draw()
+    steps = FEW_STEPS if census(a).macs > HEAVY_MACS else STEPS
+    starts: list[tuple[float, Feed]] = []
+    for scale in SCALES:
+        point = _scaled(a, draw(), scale)
+        share = _share(gap(a, b, point), gap(a, other, point), floor)
+        starts.append((share, point))
+        count += 1
+        if share > worst:
+            worst, at = share, point
+    best = max(starts, key=lambda s: s[0])[1]
+    for start, objective in ((best, _apart), (_scaled(a, draw(), 1.0), _stretched)):
+        mine, reached = _climb(a, b, start, objective, steps)
+        yardstick, _ = _climb(a, other, start, objective, steps)
+        count += steps
+        share = _share(mine, yardstick, floor)
+        if share > worst:
+            worst, at = share, reached
+    return Search(worst, count, at)
+
+
+def _share(difference: float, allowed: float, floor: float) -> float:
+    """Inputs on which nothing finite can be said count as no difference."""
+    if math.isnan(difference) or not math.isfinite(allowed):
+        return 0.0
+    return difference / (SLACK * max(allowed, floor))
+
+
+def _scaled(program: Program, point: Feed, scale: float) -> Feed:
+    """The random input `scale` times as large; inputs with bounds go to their corners instead."""
+    moved: Feed = []
+    for value, (low, high) in zip(point, _bounds(program), strict=True):
+        if not _is_floating(value) or scale == 1.0:
+            moved.append(value)
+        elif math.isinf(low) or math.isinf(high):
+            moved.append((value * scale).clamp(low, high))
+        else:
+            moved.append(torch.where(value > (low + high) / 2, high, low) if scale > 1.0 else value)
+    return moved
+
+
+def _bounds(program: Program) -> list[tuple[float, float]]:
+    specs = {s.name: (s.low, s.high) for s in program.inputs}
+    return [specs.get(str(n.target), (-math.inf, math.inf)) for n in program.placeholders]
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _floats(values: Sequence[Any]) -> list[Tensor]:
+    return [v for v in values if _is_floating(v)]
+
+
+def gap(a: Program, b: Program, point: Feed) -> float:
+    """The relative difference of the outputs in float64, RMS or of the largest element, whichever is larger.
+
+    NaN when the first program's outputs are not finite there.
+    """
+    return _gap(_floats(evaluate(a, point)), _floats(evaluate(b, point)))
+
+
+def _gap(truth: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    worst = 0.0
+    for t, o in zip(truth, other, strict=True):
+        if not t.numel():
+            continue
+        if not bool(torch.isfinite(t).all()):
+            return math.nan
+        off = (o - t).abs()
+        for size, total in ((off.square().mean().sqrt(), t.square().mean().sqrt()), (off.max(), t.abs().max())):
+            ratio = float(size) / float(total) if float(total) else (math.inf if float(size) else 0.0)
+            worst = max(worst, ratio if not math.isnan(ratio) else math.inf)
+    return worst
+
+
+Objective = Callable[[Program, Program, Feed], tuple[Tensor | None, float]]
+
+
+def _climb(a: Program, b: Program, point: Feed, objective: Objective, steps: int) -> tuple[float, Feed]:
+    """The largest difference on the way uphill from `point`, and where it was."""
+    worst, at = 0.0, point
+    for _ in range(steps):
+        leaves = [p.detach().requires_grad_(True) if _is_floating(p) else p for p in point]
+        height, difference = objective(a, b, leaves)
+        if math.isnan(difference):
+            break
+        if difference > worst:
+            worst, at = difference, [p.detach() if isinstance(p, Tensor) else p for p in leaves]
+        if height is None or not height.requires_grad or not bool(torch.isfinite(height)):
+            break
+        point = _uphill(a, leaves, height)
+    return worst, at
+
+
+def _uphill(program: Program, leaves: Feed, height: Tensor) -> Feed:
+    """One step along the gradient, a quarter of each input's own size, inside its bounds."""
+    inputs = [p for p in leaves if _is_floating(p)]
+    grads = iter(torch.autograd.grad(height, inputs, allow_unused=True))
+    moved: Feed = []
+    for p, (low, high) in zip(leaves, _bounds(program), strict=True):
+        if not _is_floating(p):
+            moved.append(p)
+            continue
+        grad, x = next(grads), p.detach()
+        length = 0.0 if grad is None else float(grad.square().mean().sqrt())
+        if grad is None or not math.isfinite(length) or length == 0.0:
+            moved.append(x)
+            continue
+        size = STEP_SIZE * float(x.square().mean().sqrt()) + 1e-3
+        moved.append((x + size * grad / length).clamp(low, high))
+    return moved
+
+
+def _apart(a: Program, b: Program, leaves: Feed) -> tuple[Tensor | None, float]:
+    """Height: the squared relative difference of the outputs."""
+    truth, other = (_floats(evaluate(p, leaves, gradients=True)) for p in (a, b))
+    terms = [
+        (o - t).square().mean() / max(float(t.detach().square().mean()), 1e-300)
+        for t, o in zip(truth, other, strict=True)
+        if t.numel()
+    ]
+    difference = _gap([t.detach() for t in truth], [o.detach() for o in other])
+    return (torch.stack(terms).sum() if terms else None), difference
+
+
+def _stretched(a: Program, b: Program, leaves: Feed) -> tuple[Tensor | None, float]:
+    """Height: the spread of what goes into activations that bend, in both programs, where clips may be hidden."""
+    terms: list[Tensor] = []
+
+    def watch(node: fx.Node, value: Any, operands: Sequence[Any]) -> None:
+        if is_call(node, _BENT) and _is_floating(operands[0]) and operands[0].numel():
+            spread = operands[0].amax() - operands[0].amin()
+            if float(spread) > 0.0:
+                terms.append(spread.log())
+
+    truth, other = (_floats(_evaluate_watching(p, leaves, watch)) for p in (a, b))
+    difference = _gap([t.detach() for t in truth], [o.detach() for o in other])
+    return (torch.stack(terms).sum() if terms else None), difference
+
+
+def _evaluate_watching(
+    program: Program, leaves: Feed, watch: Callable[[fx.Node, Any, Sequence[Any]], None]
+) -> list[Any]:
+    """`evaluate`, with the values of each call's first operand at hand."""
+    values: dict[fx.Node, Any] = dict(zip(program.placeholders, leaves, strict=True))
+
+    def observe(node: fx.Node, value: Any) -> None:
+        first = node.args[0] if node.args else None
+        if is_call(node, _BENT) and isinstance(first, fx.Node) and first in values:
+            watch(node, value, [values[first]])
+        if any(is_call(u, _BENT) for u in node.users):
+            values[node] = value
+
+    return evaluate(program, leaves, gradients=True, observe=observe)
+
+
+# ---- where they part ---------------------------------------------------------------------------------------------
+
+
+def first_divergence(a: Program, b: Program, point: Feed, eps: float) -> str | None:
+    """The first layer of `a` behind which no value is found in `b`, as "'module' (operator, shape), after 'module'".
+
+    From an output that differs, the search goes back through values of `a` that `b` does not have, until it meets
+    values that it has: so a layer whose inner values were fused away is passed over when its result is right. Values
+    are recognised by their number of elements and a few random projections, to what the twins differ by.
+    """
+    known: dict[int, list[Tensor]] = {}
+    noise: dict[str, float] = {}
+    shared: set[fx.Node] = set(a.placeholders)
+    mine: dict[fx.Node, Tensor] = {}
+
+    def remember(node: fx.Node, value: Any) -> None:
+        if _is_floating(value) and node.meta["data"] and value.numel():
+            known.setdefault(value.numel(), []).append(_signature(value))
+
+    def keep(node: fx.Node, value: Any) -> None:
+        if _is_floating(value) and node.meta["data"] and value.numel():
+            mine[node] = _signature(value)
+
+    def compare(node: fx.Node, value: Any) -> None:
+        if _is_floating(value) and node.meta["data"] and value.numel():
+            noise[node.name] = _distance(mine_by_name[node.name], _signature(value))
+
+    evaluate(b, point, observe=remember)
+    evaluate(a, point, observe=keep)
+    mine_by_name = {n.name: s for n, s in mine.items()}
+    evaluate(twin(a, eps), point, observe=compare)
+    sizes = {n: math.prod(shape_of(n)) for n in mine}
+    for node, signature in mine.items():
+        allowed = SLACK * max(noise[node.name], FLOOR * eps)
+        found = known.get(sizes[node], known.get(_numel(node, point), []))
+        if any(_distance(signature, s) <= allowed for s in found):
+            shared.add(node)
+    return _describe(_first_missing(a, shared), shared)
+
+
+def _numel(node: fx.Node, point: Feed) -> int:
+    return -1
+
+
+def _first_missing(program: Program, shared: set[fx.Node]) -> fx.Node | None:
+    """The earliest value that is not shared among those that lead to an output through values that are not."""
+    missing: set[fx.Node] = set()
+    stack = [n for n in program.output.all_input_nodes if n.meta["data"]]
+    while stack:
+        node = stack.pop()
+        if node in missing or node in shared or not node.meta["data"]:
+            continue
+        missing.add(node)
+        stack.extend(node.all_input_nodes)
+    return min(missing, default=None)
+
+
+def _describe(node: fx.Node | None, shared: set[fx.Node]) -> str | None:
+    if node is None:
+        return None
+    before = next((i for i in node.all_input_nodes if i in shared), None)
+    where = "the input" if before is None or before.op == "placeholder" else f"'{before.meta.get('module') or before.name}'"
+    return f"'{node.meta.get('module') or node.name}' ({op_name(node)}, shape {list(shape_of(node))}), after {where}"
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).square().sum().sqrt()) / max(float(a.square().sum().sqrt()), 1e-300)
+
+
+def _signature(value: Tensor) -> Tensor:
+    """(PROBES,): projections of the flattened value on fixed random directions."""
+    flat = value.detach().reshape(-1)
+    generator = torch.Generator().manual_seed(7)
+    probes = torch.randn(PROBES, flat.numel(), generator=generator, dtype=torch.float64)
+    return probes.to(flat.device) @ flat
