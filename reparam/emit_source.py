@@ -140,7 +140,6 @@ def source_text(program: Program, live: Sequence[fx.Node], layout: Layout, class
     """The whole of model.py."""
     chain = _plain_input(program) and chain_layout(program, live, layout)
     if chain:
-        _rename(layout, live, chain)
         body = _chain_text(program, layout, class_name, chain)
     else:
         body = _class_text(program, live, layout, class_name)
@@ -189,11 +188,6 @@ def _plain_input(program: Program) -> bool:
 
 
 _ONE = torch.utils._pytree.tree_structure(((0,), {}))
-
-
-def _rename(layout: Layout, live: Sequence[fx.Node], chain: list[Declaration]) -> None:
-    """A chain declares just its layers; weights keep their names."""
-    layout.declarations = chain
 
 
 def _to_dtype(layout: Layout) -> list[str]:

@@ -180,21 +180,19 @@ def shape_text(program: Program) -> str:
     letters: dict[str, str] = {}
     texts = []
     for spec in program.inputs:
-        sizes = []
-        for axis, size in enumerate(spec.shape):
-            if isinstance(size, str):
-                wanted = (
-                    "N" if axis == 0 else "HW"[axis - len(spec.shape) + 2] if axis >= len(spec.shape) - 2 >= 2 else "L"
-                )
-                size = letters.setdefault(size, _letter(wanted, set(letters.values())))
-            sizes.append(str(size))
+        sizes = [
+            str(s) if isinstance(s, int) else _letter(letters, s, axis, len(spec.shape))
+            for axis, s in enumerate(spec.shape)
+        ]
         texts.append(f"{spec.name} {tuple_text(sizes) if sizes else '()'} {str(spec.dtype).removeprefix('torch.')}")
     return ", ".join(texts)
 
 
-def _letter(wanted: str, used: set[str]) -> str:
-    name, serial = wanted, 1
-    while name in used:
-        serial += 1
-        name = f"{wanted}{serial}"
-    return name
+def _letter(letters: dict[str, str], symbol: str, axis: int, rank: int) -> str:
+    """N for a free first axis, H and W for the last two of an image, L for others; one letter for each symbol."""
+    if symbol not in letters:
+        image = rank >= 4 and axis >= rank - 2
+        wanted = "N" if axis == 0 else "HW"[axis - rank] if image else "L"
+        used = sum(name.startswith(wanted) for name in letters.values())
+        letters[symbol] = f"{wanted}{used + 1}" if used else wanted
+    return letters[symbol]

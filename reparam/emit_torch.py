@@ -24,6 +24,7 @@ def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
     dtype: what every weight of the program's main dtype becomes; None keeps each weight's own. The program is used up:
     float64 weights are released one by one, so that memory never holds both forms of all of them.
     """
+    _share_equal(program)
     names = _names(program)
     constants: dict[str, Constant] = {}
     for node in program.graph.nodes:
@@ -33,12 +34,26 @@ def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
         constant = program.constants.pop(old)
         wanted = dtype if dtype is not None and constant.dtype == program.dtype else constant.dtype
         value = constant.value.to(wanted)
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.is_floating_point() and bool((~torch.isfinite(value) & torch.isfinite(constant.value)).any()):
             raise InputError(f"weight '{constant.origin}' does not fit {str(wanted).removeprefix('torch.')}")
         node.target = names[old]
         constants[names[old]] = Constant(value, wanted, constant.origin, constant.trainable)
     final = replace(program, constants=constants, cache={})
     return _retyped(final, dtype) if dtype is not None and dtype != program.dtype else final
+
+
+def _share_equal(program: Program) -> None:
+    """A layer that is called twice was folded at each call; where the results are equal they are one weight again."""
+    first: dict[tuple[str, torch.dtype], list[fx.Node]] = {}
+    for node in [n for n in program.graph.nodes if n.op == "get_attr"]:
+        constant = program.constants[str(node.target)]
+        group = first.setdefault((constant.origin, constant.dtype), [])
+        twin = next((g for g in group if torch.equal(program.constants[str(g.target)].value, constant.value)), None)
+        if twin is None:
+            group.append(node)
+            continue
+        node.replace_all_uses_with(twin)
+        program.erase([node])
 
 
 def _names(program: Program) -> dict[str, str]:
