@@ -1,11 +1,12 @@
 """f(c1, c2, ...) = c for constants: a call whose operands are all weights is computed once, in float64.
 
 Fires on the last constant value of each constant expression: weight normalisation, spectral norm, weight
-standardisation, any parametrisation, proxy statistics, learned multipliers, gathered position biases. This pass alone
-bakes them; nothing else knows their names.
+standardisation, any parametrisation, proxy statistics, learned multipliers. This pass alone bakes them; nothing else
+knows their names.
 
-Refuses (Missed) a call that draws random numbers. Says nothing about integer sizes or about a constant that is an
-output of the network.
+Refuses (Missed) a call that draws random numbers, and a mere gather (a table of position biases, read by index) that
+would be stored larger than the table. Says nothing about integer sizes or about a constant that is an output of the
+network.
 
 Source: evaluation mode makes a weight's expression a constant.
 
@@ -14,6 +15,7 @@ Source: evaluation mode makes a weight's expression a constant.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,10 +23,11 @@ import torch
 from torch import Tensor, fx
 
 from reparam.evaluate import evaluate_region
-from reparam.ops import op_name
-from reparam.program import Program, is_tensor
+from reparam.ops import IDENTITIES, MOVEMENTS, aten, is_call, op_name
+from reparam.program import Program, is_tensor, shape_of
 from reparam.rule import Match, Missed, Pattern, Rewrite
 
+_GATHERS = MOVEMENTS | IDENTITIES | {aten.index.Tensor, aten.gather.default, aten.embedding.default}
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "poisson", "dropout", "uniform", "exponential")
 
 
@@ -54,6 +57,9 @@ class FoldConstants:
         random = next((n for n in expression if n.op == "call_function" and op_name(n).startswith(_RANDOM)), None)
         if random is not None and _draws(random):
             return Missed(node, f"{op_name(random)} draws random numbers")
+        now, then = _stored(program, expression), math.prod(shape_of(node))
+        if then > now and all(n.op == "get_attr" or is_call(n, _GATHERS) for n in expression):
+            return Missed(node, f"this only gathers: computed once it would store {then:,} values instead of {now:,}")
         return Plan(node, tuple(expression))
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
@@ -62,7 +68,8 @@ class FoldConstants:
         assert isinstance(value, Tensor)
         constants = [c for n in plan.expression if (c := program.constant(n)) is not None]
         same = next((c for c in constants if c.value.shape == value.shape and c.trainable), None)
-        origin = same or (constants[0] if constants else None)
+        floating = next((c for c in constants if c.value.is_floating_point()), None)
+        origin = same or floating or (constants[0] if constants else None)
         name = origin.origin if origin is not None else (plan.node.meta.get("module") or plan.node.name) + ".constant"
         weight = program.weight(
             value.clone(),
@@ -73,6 +80,12 @@ class FoldConstants:
         )
         calls = sum(n.op == "call_function" for n in plan.expression)
         return Rewrite({plan.node: weight}, f"{calls} constant operation(s) computed once")
+
+
+def _stored(program: Program, expression: list[fx.Node]) -> int:
+    """The floating values in the weights of an expression."""
+    constants = [c.value for n in expression if (c := program.constant(n)) is not None]
+    return sum(v.numel() for v in constants if v.is_floating_point())
 
 
 def _draws(node: fx.Node) -> bool:

@@ -1,9 +1,10 @@
 """[W1; W2; ...] * x = (W1*x, W2*x, ...): layers of the same kind on one value are one layer and a split.
 
 Fires on linear layers that read the same value and whose outputs are only rearranged, scaled or multiplied as matrices
-afterwards (query, key, value): these read a slice as well as a whole. The multiply-accumulates are the same; one larger
-product replaces several small ones. Convolutions are left apart: their slices would be copied before the activation
-that follows, which costs more than the larger product saves.
+afterwards (query, key, value), and on pointwise convolutions of one stride that read the same value and whose outputs
+all pass through the same activation (the 1x1 branches of Inception), which then runs once on the whole. What follows
+reads a slice as well as it read a whole. The multiply-accumulates are the same; one larger product replaces several
+small ones.
 
 Refuses (Missed) layers on one value whose outputs are used in ways that would turn the split into copies. Says nothing
 about one layer called twice: its weight would be stored twice.
@@ -16,6 +17,7 @@ Source: block matrices; the usual fusion of query, key and value.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,61 +25,85 @@ import torch
 from torch import Tensor, fx
 
 from reparam.layers import Layer, read_layer, weights, write_layer
-from reparam.ops import LINEARS, MATMULS, MOVEMENTS, aten, is_call
-from reparam.program import Program, shape_of
+from reparam.ops import ACTIVATIONS, CONVS, LINEARS, MATMULS, MOVEMENTS, aten, is_call
+from reparam.program import Program
 from reparam.rule import Match, Missed, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The layers that become one, in graph order."""
+    """The layers that become one, in graph order, and their activations when the split comes after those."""
 
     layers: tuple[Layer, ...]
+    activations: tuple[fx.Node, ...] = ()
 
 
 @dataclass(frozen=True)
 class MergeSharedInputs:
-    """Joins linear layers that read the same value."""
+    """Joins linear layers, or pointwise convolutions, that read the same value."""
 
     name: ClassVar[str] = "merge-shared-inputs"
-    pattern: ClassVar[Pattern] = op(LINEARS)
+    pattern: ClassVar[Pattern] = op(LINEARS | CONVS)
 
     def check(self, program: Program, match: Match) -> Plan | Missed | None:
         """The first layer of a group speaks for all of it."""
         first = read_layer(program, match.root)
-        if first is None:
+        if first is None or not _joinable(first):
             return None
-        readers = sorted(u for u in first.x.users if is_call(u, LINEARS))
-        layers = [layer for u in readers if (layer := read_layer(program, u)) is not None and layer.x is first.x]
+        layers = _siblings(program, first)
         tied = len({layer.weight for layer in layers}) < len(layers)
         if len(layers) < 2 or layers[0].node is not match.root or tied:
             return None
-        dtypes = {program.constants[str(layer.weight.target)].dtype for layer in layers}
-        if len(dtypes) > 1:
+        if len({program.constants[str(layer.weight.target)].dtype for layer in layers}) > 1:
             return Missed(match.root, "the layers that read its input have weights of different dtypes")
+        if first.kind == "conv":
+            activations = _common_activation(layers)
+            return Plan(tuple(layers), activations) if activations else _refused(match.root)
         late = next((layer.node for layer in layers if not _only_rearranged(layer.node)), None)
-        if late is not None:
-            where = late.meta.get("module") or late.name
-            return Missed(
-                match.root, f"not joined with its siblings: the output of '{where}' would have to be copied out"
-            )
-        return Plan(tuple(layers))
+        return Plan(tuple(layers)) if late is None else _refused(late)
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
-        """One layer with the rows of all, and a split."""
+        """One layer with the rows of all, the activation if there is one, and a split."""
         parts = [weights(program, layer) for layer in plan.layers]
         weight = torch.cat([w for w, _ in parts])
         bias: Tensor | None = None
         if any(b is not None for _, b in parts):
             bias = torch.cat([b if b is not None else w.new_zeros(w.shape[0]) for w, b in parts])
         first = plan.layers[0]
-        joint = write_layer(program, first, weight, bias)
+        value = write_layer(program, first, weight, bias)
+        outputs = plan.activations or tuple(layer.node for layer in plan.layers)
+        if plan.activations:
+            value = program.clone(plan.activations[0], {first.node: value}, like=first.node)
         sizes = [layer.out_channels for layer in plan.layers]
-        split = program.call(aten.split_with_sizes.default, (joint, sizes, len(shape_of(joint)) - 1), like=first.node)
-        made: dict[fx.Node, fx.Node] = {}
-        for i, layer in enumerate(plan.layers):
-            made[layer.node] = program.call(operator.getitem, (split, i), like=first.node)
+        split = program.call(aten.split_with_sizes.default, (value, sizes, first.axis), like=first.node)
+        made = {node: program.call(operator.getitem, (split, i), like=first.node) for i, node in enumerate(outputs)}
         return Rewrite(made, f"{len(plan.layers)} layers on one value became one")
+
+
+def _joinable(layer: Layer) -> bool:
+    return layer.kind == "linear" or (layer.pointwise and layer.geometry.groups == 1)
+
+
+def _siblings(program: Program, first: Layer) -> list[Layer]:
+    """The layers that read the same value in the same way, in graph order."""
+    readers = sorted(u for u in first.x.users if is_call(u, LINEARS | CONVS))
+    layers = [layer for u in readers if (layer := read_layer(program, u)) is not None and layer.x is first.x]
+    return [p for p in layers if p.kind == first.kind and p.geometry == first.geometry and _joinable(p)]
+
+
+def _common_activation(layers: Sequence[Layer]) -> tuple[fx.Node, ...]:
+    """The activations right after the layers when they are one each and all the same; else nothing."""
+    users = [tuple(layer.node.users) for layer in layers]
+    if any(len(u) != 1 or not is_call(u[0], ACTIVATIONS) for u in users):
+        return ()
+    found = tuple(u[0] for u in users)
+    alike = {(str(a.target), str(a.args[1:]), str(a.kwargs)) for a in found}
+    return found if len(alike) == 1 else ()
+
+
+def _refused(node: fx.Node) -> Missed:
+    where = node.meta.get("module") or node.name
+    return Missed(node, f"not joined with the layers beside it: the output of '{where}' would have to be copied")
 
 
 def _only_rearranged(node: fx.Node) -> bool:

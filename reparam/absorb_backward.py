@@ -44,16 +44,17 @@ class _Last:
 def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route | Blocked:
     """Pulls `wanted`, the affine that `user` applies to `x`, back into the layers that make `x`.
 
-    Every value on the way must be used by nothing else. Blocked names the first node that does not let it through.
+    Every value on the way must be used only by nodes that asked for the affine: not by anything else, and not by a layer
+    that absorbed it further on, which reads the value as it is. Blocked names the first node that does not let it through.
     """
     demands: Demands = {x: wanted}
-    inside = {user}
+    asked: dict[fx.Node, set[fx.Node]] = {x: {user}}
     steps: list[Step] = []
     others: list[fx.Node] = []
     heap, queued = [_Last(x)], {x}
     while heap:
         node = heapq.heappop(heap).node
-        outsiders = [u for u in node.users if u not in inside]
+        outsiders = [u for u in node.users if u not in asked[node]]
         siblings = _siblings(node, outsiders, demands[node])
         if len(siblings) != len(outsiders):
             user_name = outsiders[0].meta.get("module") or outsiders[0].name
@@ -64,12 +65,12 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
         if isinstance(step, Blocked):
             return step
         action, own, operands = step
-        inside.add(node)
         steps.append(Step(node, action, own))
         for operand, demand in operands:
             if operand in demands and not _agree(demands[operand], demand):
                 return Blocked(operand, "its users ask for different affines")
             demands[operand] = _join(demands.get(operand), demand)
+            asked.setdefault(operand, set()).add(node)
             trivial = isinstance(demand, Pair) and demand.trivial  # stays as it is, which its other users may rely on
             if operand not in queued and not trivial:
                 queued.add(operand)

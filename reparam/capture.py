@@ -106,7 +106,7 @@ def _dynamic_shapes(args: tuple[Any, ...], dynamic: tuple[str, ...]) -> tuple[An
 
 
 def _by_parameter(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """One entry for each parameter of forward, as torch.export wants it: a `*args` takes all that is left as a tuple."""
+    """One entry for each parameter of forward, as torch.export wants it: a `*args` takes the rest as a tuple."""
     kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
     rest = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else len(shapes)
     return (*shapes[:rest], shapes[rest:]) if rest < len(shapes) else shapes
@@ -220,7 +220,7 @@ def _program(module: fx.GraphModule) -> Program:
         if not isinstance(value, Tensor):
             raise CaptureError(f"the graph reads '{node.target}', a {type(value).__name__}, which is not a tensor")
         _intern(graph, node, value, constants, first_name)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))  # a dead dropout is dead
     for name in set(constants) - {str(n.target) for n in graph.nodes if n.op == "get_attr"}:
         del constants[name]
     if fake_mode is None:

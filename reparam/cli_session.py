@@ -67,10 +67,11 @@ class Session:
         from rich.console import Console
         from rich.text import Text
 
-        with self._delivering():
-            console = Console(file=self.out, width=self.width, markup=False, highlight=False, emoji=False)
+        console = Console(file=self.out, width=self.width, markup=False, highlight=False, emoji=False)
+        with console.capture() as captured:  # rich would end the program when the reader goes away
             for part in renderables:
                 console.print(part, soft_wrap=isinstance(part, Text))  # a terminal wraps lines by itself
+        self.print(captured.get().rstrip("\n"))
 
     @property
     def width(self) -> int:

@@ -62,7 +62,8 @@ def load(
     if model.twins and model.arch_inferred:
         others = f"{', '.join(model.twins)}, which compute{'s' if len(model.twins) == 1 else ''} something else"
         session.warn(
-            f"{path} is taken as {model.spec}, but its keys and shapes also fit {others}; name the right one with {option}"
+            f"{path} is taken as {model.spec}, but its keys and shapes also fit {others}; "
+            f"name the right one with {option}"
         )
     if model.random_seed is not None:
         session.warn(f"{model.spec} has random weights (seed {model.random_seed}), as no checkpoint was given")
@@ -84,7 +85,9 @@ def _name(model: LoadedModel, path: str | None) -> str:
 
 
 def describe_arch(model: LoadedModel) -> str:
-    """`torchvision/resnet50, inferred`, or what the file is when it needs no architecture."""
+    """`torchvision/resnet50, inferred`, or what the file is when it needs no architecture; empty where it is the name."""
+    if model.random_seed is not None:
+        return ""
     if model.spec is None:
         return "exported program" if model.exported is not None else "pickled module"
     return f"{model.spec}, inferred" if model.arch_inferred else model.spec

@@ -76,8 +76,6 @@ def convert(
     final = original.copy()
     outcome = job.rewrite(final)
     evidence = job.verify(original, final)
-    counts = census(final)
-    plain = is_chain(final)
     start = time.perf_counter()
     emitted = finalize(final, dtype)
     job.seconds["emit"] = time.perf_counter() - start
@@ -88,8 +86,8 @@ def convert(
     report = Report(
         target=to,
         before=census(original),
-        after=counts,
-        plain=plain,
+        after=census(emitted),
+        plain=is_chain(emitted),
         remarks=job.notes + tuple(outcome.remarks),
         kinds=outcome.kinds,
         evidence=evidence,

@@ -216,7 +216,7 @@ def _docstring(program: Program, what: str) -> list[str]:
 
 def _class_text(program: Program, live: Sequence[fx.Node], layout: Layout, class_name: str) -> str:
     signature = read_signature(program, set(RESERVED))
-    flow = plan_flow(program, live, layout, signature.names)
+    forward = _fitting_forward(program, live, layout, signature)
     lines = [_BLOCK, "", "", f"class {class_name}(Block):", *_docstring(program, "the layers in forward order"), ""]
     if layout.declarations:
         lines += ["    def __init__(self) -> None:", "        super().__init__()"]
@@ -227,7 +227,19 @@ def _class_text(program: Program, live: Sequence[fx.Node], layout: Layout, class
                 lines.append(f"        {path_text('self', parent)} = Block()")
             lines += fold(f"{path_text('self', d.path)} = {d.text}", 8)
         lines += [*_to_dtype(layout), ""]
-    return "\n".join(lines + _Forward(program, layout, flow, signature).text())
+    return "\n".join(lines + forward)
+
+
+def _fitting_forward(program: Program, live: Sequence[fx.Node], layout: Layout, signature: Signature) -> list[str]:
+    """The function with as much nested in one statement as fits a line."""
+    apart: set[fx.Node] = set()
+    while True:
+        flow = plan_flow(program, live, layout, signature.names, apart)
+        forward = _Forward(program, layout, flow, signature)
+        text = forward.text()
+        if not forward.too_long:
+            return text
+        apart |= forward.too_long
 
 
 class _Forward:
@@ -236,6 +248,8 @@ class _Forward:
     def __init__(self, program: Program, layout: Layout, flow: Flow, signature: Signature) -> None:
         self._program, self._layout, self._flow, self._signature = program, layout, flow, signature
         self._stage = ""
+        self._last: Line | None = None
+        self.too_long: set[fx.Node] = set()
         tensors = (n for n in program.placeholders if n in signature.names and isinstance(n.meta.get("val"), Tensor))
         first = next(tensors, None)
         device = f"{signature.names[first]}.device" if first is not None else f'torch.device("{program.device}")'
@@ -244,7 +258,7 @@ class _Forward:
     def text(self) -> list[str]:
         """The lines of the function, indented."""
         statements = [*self._flow.lines]
-        inlined = self._returned(statements)
+        self._last = inlined = self._returned(statements)
         if inlined is not None:
             statements.pop()
             self._flow.inline.add(inlined.node)
@@ -287,10 +301,17 @@ class _Forward:
         for line in lines:
             names = ", ".join("_" if t is None else self._flow.names[t] for t in line.targets)
             texts.append(f"{names} = {self._expression(line.node).text}")
+            self._measure(line, texts[-1])
         if last:
             result = result_text(self._program, self._ref)
             texts += [*(f"# {c}" for c in result.comments), f"return {result.text}"]
+            if self._last is not None:
+                self._measure(self._last, texts[-1])
         return texts
+
+    def _measure(self, line: Line, text: str) -> None:
+        if line.nested is not None and len(text) + 8 > WIDTH:
+            self.too_long.add(line.nested)
 
     def _ref(self, node: fx.Node) -> Expr:
         node = self._flow.canonical(node)

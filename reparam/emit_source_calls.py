@@ -219,6 +219,14 @@ def spell_flatten(context: Context, node: fx.Node, args: Mapping[str, Any]) -> E
     return Expr(call_text(f"{context.ref(args['self']).atom}.flatten", [] if texts == ["0"] else texts))
 
 
+def spell_clone(context: Context, node: fx.Node, args: Mapping[str, Any]) -> Expr | None:
+    """A clone for its layout alone is contiguous(): nothing writes in place, so nobody can tell the difference."""
+    if args["memory_format"] not in (None, torch.contiguous_format):
+        return None
+    name = "clone" if args["memory_format"] is None else "contiguous"
+    return Expr(f"{context.ref(args['self']).atom}.{name}()")
+
+
 def spell_neg(context: Context, node: fx.Node, args: Mapping[str, Any]) -> Expr:
     return Expr(f"-{context.ref(args['self']).inside(UNARY)}", UNARY)
 

@@ -7,7 +7,8 @@ is alive at the same time gets a short name: from its module path where that tel
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +18,19 @@ from torch import Tensor, fx
 from .emit_source_layout import Layout, leaves, operands
 from .emit_source_signature import results
 from .emit_source_text import is_name
-from .ops import ACTIVATIONS, ADDS, MULS, SUBS, is_call, op_name
+from .ops import ACTIVATIONS, ADDS, IDENTITIES, MOVEMENTS, MULS, SUBS, WEIGHTED, aten, is_call, op_name
 from .program import Program
 
 MAIN = "x"
+_VAGUE = frozenset(
+    {"l", "o", "i", "layers", "layer", "blocks", "conv", "net", "body", "module", "features", "stages", "model"}
+)
 POOL = ("y", "z", "u", "v", "w", "a", "b", "c", "d")
 RESERVED = frozenset(
     {"self", "torch", "nn", "F", "Tensor", "Block", "block", "math", "operator", "load", "Path", "json"}
 )
-_DEPTH = 3  # calls nested in one statement
+_VIEWS = (MOVEMENTS | IDENTITIES) - {operator.getitem, aten.roll.default, aten.reshape_as.default}
+_DEPTH = 4  # calls nested in one statement
 _UNPACKED = 6  # pieces of a split named at once
 _NUMBERS = 3  # nested arithmetic on sizes before it gets a name
 
@@ -34,14 +39,15 @@ _NUMBERS = 3  # nested arithmetic on sizes before it gets a name
 class Line:
     """One statement: `targets = expression of node`. A target of None is a piece that nobody reads.
 
-    reads: the variables' values in it. depth: calls nested in it. end: whether it is the return.
+    reads: the variables' values in it. depth: calls nested in it. nested: the value that was last written inside it.
     """
 
     node: fx.Node
     targets: list[fx.Node | None]
     stage: str
-    reads: set[fx.Node]
+    reads: dict[fx.Node, None]
     depth: int = 1
+    nested: fx.Node | None = None
 
 
 @dataclass
@@ -52,30 +58,40 @@ class Flow:
     names: dict[fx.Node, str] = field(default_factory=dict)
     inline: set[fx.Node] = field(default_factory=set)
     alias: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    returns: set[fx.Node] = field(default_factory=set)
+    returns: dict[fx.Node, None] = field(default_factory=dict)
 
     def canonical(self, node: fx.Node) -> fx.Node:
         return self.alias.get(node, node)
 
-    def reads(self, node: fx.Node) -> set[fx.Node]:
-        """The variables' values that the written call of `node` reads."""
-        found: set[fx.Node] = set()
+    def reads(self, node: fx.Node) -> dict[fx.Node, None]:
+        """The variables' values that the written call of `node` reads, in order."""
+        found: dict[fx.Node, None] = {}
         for operand in operands(node):
             if operand in self.inline:
                 found |= self.reads(operand)
             elif operand.op != "get_attr":
-                found.add(self.canonical(operand))
+                found[self.canonical(operand)] = None
         return found
 
 
-def plan_flow(program: Program, live: Sequence[fx.Node], layout: Layout, params: dict[fx.Node, str]) -> Flow:
-    """The statements and the variables of `forward`. params: the placeholders' variables."""
+def plan_flow(
+    program: Program,
+    live: Sequence[fx.Node],
+    layout: Layout,
+    params: dict[fx.Node, str],
+    apart: Collection[fx.Node] = (),
+) -> Flow:
+    """The statements and the variables of `forward`.
+
+    params: the placeholders' variables. apart: values that get statements of their own (a nested one would be too long).
+    """
     flow = Flow(names=dict(params))
     stages = _Stages(live)
     _write_lines(flow, live, stages)
     outputs = [o for o in results(program) if isinstance(o, fx.Node) and o.op != "get_attr"]
-    flow.returns = {n for o in outputs for n in (flow.reads(o) if o in flow.inline else {flow.canonical(o)})}
-    _nest(flow, layout, outputs)
+    for output in outputs:
+        flow.returns |= flow.reads(output) if output in flow.inline else {flow.canonical(output): None}
+    _nest(flow, layout, apart)
     _name_values(flow, params)
     return flow
 
@@ -136,7 +152,7 @@ def _pieces(node: fx.Node, alive: set[fx.Node]) -> list[fx.Node]:
     return users if len(used) == 1 or len(val) <= _UNPACKED else []
 
 
-def _nest(flow: Flow, layout: Layout, outputs: Sequence[fx.Node]) -> None:
+def _nest(flow: Flow, layout: Layout, apart: Collection[fx.Node]) -> None:
     """Writes a value inside the statement right after it, when that is the only one to read it: relu(bn(conv(x)))."""
     readers: dict[fx.Node, int] = {}
     for line in flow.lines:
@@ -147,11 +163,13 @@ def _nest(flow: Flow, layout: Layout, outputs: Sequence[fx.Node]) -> None:
     kept: list[Line] = []
     for line in flow.lines:
         before = kept[-1] if kept else None
-        if before is not None and readers.get(before.node) == 1 and _nests(before, line, layout):
+        single = before is not None and readers.get(before.node) == 1 and before.node not in apart
+        if before is not None and single and _nests(before, line, layout):
             kept.pop()
             flow.inline.add(before.node)
-            line.reads = (line.reads - {before.node}) | before.reads
+            line.reads = before.reads | {n: None for n in line.reads if n is not before.node}
             line.depth += before.depth
+            line.nested = before.node
         kept.append(line)
     flow.lines = kept
 
@@ -162,7 +180,12 @@ def _nests(inner: Line, outer: Line, layout: Layout) -> bool:
         return False
     if inner.depth + outer.depth > _DEPTH or sum(a is inner.node for a in leaves((node.args, node.kwargs))) != 1:
         return False
-    return _light(inner.node, layout) and (_light(node, layout) or is_call(node, ADDS | SUBS | MULS))
+    if is_call(node, WEIGHTED):  # a line starts at a convolution: relu(bn(conv(x)))
+        return False
+    if is_call(inner.node, _VIEWS) and is_call(node, _VIEWS):  # x.reshape(...).permute(...)
+        return True
+    sums = ADDS | SUBS | MULS
+    return (_light(inner.node, layout) or is_call(inner.node, sums)) and (_light(node, layout) or is_call(node, sums))
 
 
 def _light(node: fx.Node, layout: Layout) -> bool:
@@ -196,9 +219,9 @@ class _Stages:
         """The deepest numbered module that holds a few calls, else the first one of the path."""
         module = str(node.meta.get("module", ""))
         if module not in self._known:
-            paths = [p for p in self._paths(node) if p in self._inner]
+            paths = [p for p in self._paths(node) if p in self._inner and self._count[p] > 2]
+            deep = [p for p in paths if p[-1].isdecimal() and self._count[p] >= 4]
             numbered = [p for p in paths if p.rpartition(".")[2].isdecimal()]
-            deep = [p for p in numbered if self._count[p] >= 4]
             self._known[module] = (deep[-1:] or numbered[:1] or paths[:1] or [""])[0]
         return self._known[module]
 
@@ -267,6 +290,8 @@ def _webs(flow: Flow, last: dict[fx.Node, int], params: dict[fx.Node, str]) -> l
     for i, line in enumerate(flow.lines):
         ended = {id(w): w for v in line.reads if (w := of.get(v)) and w.end <= i and w.name != MAIN}
         dying = sorted(ended.values(), key=lambda w: w.start)
+        if len(dying) > 1 and dying[0].wanted:
+            dying = []  # what attention makes of q, k and v is none of them
         triple = _attention(line)
         for target in (t for t in line.targets if t is not None and t not in flow.names):
             single = isinstance(target.meta.get("val"), Tensor) and not triple
@@ -298,7 +323,8 @@ def _candidates(flow: Flow, web: _Web) -> Iterator[str]:
     if web.end < len(flow.lines):
         outer = _common([".".join(path), str(flow.lines[web.end].node.meta.get("module", ""))])
         name = path[len(outer)].lower() if len(path) > len(outer) else ""
-        if is_name(name) and len(name) <= 16 and not hasattr(builtins, name) and name not in ("l", "o", "i"):
+        holds = any(i.op == "get_attr" for v in web.values for i in v.all_input_nodes)  # and is not just an activation
+        if holds and is_name(name) and len(name) <= 16 and not hasattr(builtins, name) and name not in _VAGUE:
             yield name
     yield from POOL
     serial = 1

@@ -50,9 +50,8 @@ class Layout:
 class _Group:
     """Calls of one module: the same constructor on the same weights."""
 
-    form: Form
     keys: dict[str, str]
-    nodes: list[fx.Node] = field(default_factory=list)
+    calls: dict[fx.Node, Form] = field(default_factory=dict)
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
@@ -146,8 +145,8 @@ def _groups(program: Program, live: Sequence[fx.Node], forms: Mapping[fx.Node, F
     for node, form in forms.items():
         keys = {slot: str(weight.target) for slot, weight in form.slots.items()}
         if keys and _fits(program, keys):
-            group = groups.setdefault((form.name, form.args, tuple(keys.items())), _Group(form, keys))
-            group.nodes.append(node)
+            group = groups.setdefault((form.name, form.args, tuple(keys.items())), _Group(keys))
+            group.calls[node] = form
             of[node] = group
     holders: dict[str, list[_Group]] = {}
     for group in groups.values():
@@ -195,7 +194,7 @@ def _name_modules(layout: Layout, groups: Sequence[_Group], constants: Mapping[s
             continue
         path = taken.claim(stem)
         layout.names.update({k: f"{path}.{s}" for s, k in group.keys.items()})
-        layout.modules.update(dict.fromkeys(group.nodes, (path, group.form)))
+        layout.modules.update({node: (path, form) for node, form in group.calls.items()})
 
 
 def _name_leaves(layout: Layout, live: Sequence[fx.Node], forms: Mapping[fx.Node, Form], taken: _Names) -> None:
@@ -218,15 +217,13 @@ def _name_leaves(layout: Layout, live: Sequence[fx.Node], forms: Mapping[fx.Node
 def _declare(program: Program, layout: Layout, live: Sequence[fx.Node], mixed: bool) -> None:
     done: set[str] = set()
     for node in [*(n for n in live if n.op == "call_function"), program.output]:
-        if node in layout.modules:
+        if node in layout.modules and layout.modules[node][0] not in done:
             path, form = layout.modules[node]
-            if path in done:
-                continue
-            dtype = _suffix(program.constants[str(w.target)].dtype for w in form.slots.values()) if mixed else ""
+            own = [str(w.target) for w in form.slots.values()]
+            dtype = _suffix(program.constants[k].dtype for k in own) if mixed else ""
             layout.declarations.append(Declaration(path, form.text(dtype)))
             layout.extra += [f"{path}.{name}" for name in form.extra]
-            done.add(path)
-            continue
+            done.update([path, *(layout.names[k] for k in own)])
         for weight in (i for i in node.all_input_nodes if i.op == "get_attr"):
             name = layout.names[str(weight.target)]
             if name not in done:
@@ -242,7 +239,7 @@ def _suffix(dtypes: Iterable[torch.dtype]) -> str:
 
 
 def _weight_text(constant: Constant, mixed: bool) -> str:
-    shape = str(tuple(constant.value.shape))
+    shape = ", ".join(map(str, constant.value.shape)) or "()"
     spelled = _suffix([constant.dtype]) if mixed or not constant.dtype.is_floating_point else ""
     zeros = f"torch.zeros({shape}{f', dtype={spelled}' if spelled else ''})"
     return f"nn.Parameter({zeros})" if constant.trainable else f"nn.Buffer({zeros})"

@@ -103,12 +103,11 @@ def _unique(wanted: str, reserved: set[str]) -> str:
 
 @dataclass
 class Result:
-    """The text of the returned value, its annotation ('' for none), and the types that became plain tuples."""
+    """The text of the returned value, its annotation ('' for none), and notes on types that became plain tuples."""
 
     text: str
     annotation: str
     comments: list[str]
-    imports: set[str]
 
 
 def results(program: Program) -> list[Any]:
@@ -120,7 +119,7 @@ def results(program: Program) -> list[Any]:
 def result_text(program: Program, ref: Ref) -> Result:
     """The returned value as a Python literal of the original's structure."""
     flat = iter(results(program))
-    result = Result("", "", [], set())
+    result = Result("", "", [])
     if program.out_spec is None:
         spec = (
             pytree.tree_structure(tuple(results(program))) if len(results(program)) != 1 else pytree.tree_structure(0)
@@ -148,7 +147,6 @@ def _build(spec: pytree.TreeSpec, flat: Iterator[Any], ref: Ref, result: Result)
         annotation = f"dict[{keys.pop()}, {kinds[0]}]" if known else "dict"
         if spec.type is dict:
             return f"{{{', '.join(pairs)}}}", annotation
-        result.imports.add("OrderedDict")
         return f"OrderedDict({{{', '.join(pairs)}}})", "OrderedDict"
     if spec.type is list:
         return f"[{', '.join(texts)}]", f"list[{kinds[0]}]" if plain and len(set(kinds)) == 1 else "list"

@@ -149,7 +149,7 @@ class Ranges:
         return handler(self, node) if handler else ALL
 
     def _average(self, node: fx.Node, x: Interval) -> Interval:
-        """Padding counts as zero. With a divisor of its own the result is a sum over at most all taps, divided by it."""
+        """Padding counts as zero. With a divisor of its own it is a sum over at most all taps, divided by that."""
         args = arguments(node)
         taps = math.prod(pair(args["kernel_size"], node.meta["val"].dim() - 2))
         factor = taps / args["divisor_override"] if args.get("divisor_override") else 1.0

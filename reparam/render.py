@@ -6,6 +6,7 @@ come from a file are never read as markup.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 def render_conversion(report: Row, arch: str, *, listed: Sequence[Row]) -> list[RenderableType]:
     """What `convert` prints: short. listed: the remarks asked for with --remarks."""
     outputs = ", ".join(report["outputs"])
-    parts: list[RenderableType] = [line(f"{report['input']} ({arch}) -> {outputs}", "bold")]
+    parts: list[RenderableType] = [line(f"{_title(report, arch)} -> {outputs}", "bold")]
     parts += [line(text) for text in evidence_lines(report)]
     parts += [census_table(report)]
     passed = _by_rule(_of_kind(report, "passed"))
@@ -62,7 +63,7 @@ def render_conversion(report: Row, arch: str, *, listed: Sequence[Row]) -> list[
 
 def render_explanation(report: Row, arch: str, *, listed: Sequence[Row], missed: Sequence[Row]) -> list[RenderableType]:
     """What `explain` prints: every rewrite by rule with its price, every refusal with its reason."""
-    parts: list[RenderableType] = [line(f"{report['input']} ({arch}), target {report['target']}, dry run", "bold")]
+    parts: list[RenderableType] = [line(f"{_title(report, arch)}, target {report['target']}, dry run", "bold")]
     parts += [census_table(report)]
     parts += _passed_section(_of_kind(report, "passed"))
     parts += _missed_section(missed)
@@ -71,6 +72,10 @@ def render_explanation(report: Row, arch: str, *, listed: Sequence[Row], missed:
     parts += [line(text) for text in evidence_lines(report)]
     parts.append(line(seconds_line(report)))
     return parts
+
+
+def _title(report: Row, arch: str) -> str:
+    return f"{report['input']} ({arch})" if arch else str(report["input"])
 
 
 def census_table(report: Row) -> Table:
@@ -94,7 +99,8 @@ def evidence_lines(report: Row) -> list[str]:
     if "float64_max_rel" not in evidence:
         return [f"evidence: each rewrite was checked alone in float64 ({kinds}); convert also checks the whole network"]
     dtype = evidence.get("dtype", "float32")
-    shapes = ", ".join("x".join(map(str, s)) for s in evidence["shapes"])
+    counted = Counter("x".join(map(str, s)) for s in evidence["shapes"])
+    shapes = ", ".join(shape if times == 1 else f"{shape} ({times} times)" for shape, times in counted.items())
     head = "equivalent" if report["equivalent"] else "not shown equivalent"
     return [
         f"{head}: float64 largest relative difference {evidence['float64_max_rel']:.2g}",

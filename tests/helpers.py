@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -64,6 +65,13 @@ def fuse(model: nn.Module, *inputs: Any, dynamic: Sequence[str] = ("batch",)) ->
     return run_phases(program_of(model, *inputs, dynamic=dynamic), fused_phases())
 
 
+def apply_exactly(model: nn.Module, *inputs: Any, rules: Sequence[Rule], bound: float) -> Fused:
+    """Captures `model`, runs only `rules`, and asserts that the result agrees with the module itself to `bound`."""
+    fused = run_rules(program_of(model, *inputs), *rules)
+    assert module_rel(model, fused.program, inputs) <= bound
+    return fused
+
+
 def fuse_exactly(model: nn.Module, *inputs: Any, bound: float, dynamic: Sequence[str] = ("batch",)) -> Fused:
     """Like `fuse`; asserts that the result agrees with the module itself (not only its capture) to `bound`."""
     fused = fuse(model, *inputs, dynamic=dynamic)
@@ -81,7 +89,8 @@ def max_rel(original: Program, fused: Program, inputs: Sequence[Any]) -> float:
 def module_rel(model: nn.Module, fused: Program, inputs: Sequence[Any]) -> float:
     """`max_rel` against the module in evaluation mode. The module has to be float64."""
     with torch.no_grad():
-        truth = pytree.tree_leaves(model.eval()(*inputs))
+        copies = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, tuple(inputs))
+        truth = pytree.tree_leaves(model.eval()(*copies))
     return _gap(truth, evaluate(fused, pytree.tree_leaves(tuple(inputs))))
 
 
@@ -134,6 +143,72 @@ def positive(model: nn.Module) -> nn.Module:
 
 def doubles(*shape: int, seed: int = 7) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Lambda(nn.Module):
+    """A module from named children (or parameters) and a function of itself and the inputs."""
+
+    def __init__(self, forward: Callable[..., Any], **children: Any) -> None:
+        super().__init__()
+        self.compute = forward
+        for name, child in children.items():
+            setattr(self, name, child)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.compute(self, *inputs)
+
+
+def conv_bn(c_in: int = 4, c_out: int = 4, k: Any = 3, **options: Any) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, k, **options), nn.BatchNorm2d(c_out))
+
+
+def vector(*shape: int, seed: int = 11) -> nn.Parameter:
+    """A parameter whose entries lie in 0.5 ... 1.5, a few of them negative."""
+    g = torch.Generator().manual_seed(seed)
+    value = 0.5 + torch.rand(shape, generator=g, dtype=torch.float64)
+    return nn.Parameter(value * torch.where(torch.rand(shape, generator=g) < 0.3, -1.0, 1.0).double())
+
+
+CONVS_BY_RANK = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED_BY_RANK = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORMS_BY_RANK = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A drawn convolution and an input shape that fits it."""
+
+    module: nn.Module
+    shape: tuple[int, ...]
+    rank: int
+    c_out: int
+
+
+@st.composite
+def convolutions(
+    draw: st.DrawFn, *, transposed: bool = False, padded: bool = True, ranks: Sequence[int] = (1, 2, 3)
+) -> Conv:
+    """Convolutions of every geometry: rank, groups, kernel, stride, padding, dilation, bias, odd and even sizes."""
+    rank = draw(st.sampled_from(ranks))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    c_in, c_out = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 3))
+    per_axis = st.integers(1, 3)
+    kernel = tuple(draw(per_axis) for _ in range(rank))
+    dilation = tuple(draw(st.integers(1, 2)) for _ in range(rank))
+    stride = tuple(draw(per_axis) for _ in range(rank))
+    padding = tuple(draw(st.integers(0, 2)) if padded else 0 for _ in range(rank))
+    size = tuple(d * (k - 1) + 1 + draw(st.integers(0, 4)) for k, d in zip(kernel, dilation, strict=True))
+    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "bias": draw(st.booleans())}
+    if transposed:
+        limit = [min(p, d * (k - 1)) for p, k, d in zip(padding, kernel, dilation, strict=True)]
+        options["padding"] = tuple(limit)
+        options["output_padding"] = tuple(
+            draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
+        )
+    else:
+        options["padding"] = padding
+    make = (TRANSPOSED_BY_RANK if transposed else CONVS_BY_RANK)[rank]
+    return Conv(make(c_in, c_out, kernel, **options), (2, c_in, *size), rank, c_out)
 
 
 # ---- graphs as text ----------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import EXACT, assert_verification_bites, doubles, fuse_exactly, graph_text, healthy
+from helpers import EXACT, assert_verification_bites, conv_bn, doubles, fuse_exactly, graph_text, healthy
 from torch import Tensor, nn
 
 
-def conv_bn(c_in: int, c_out: int, k: int | tuple[int, int], **options: Any) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(c_in, c_out, k, bias=False, **options), nn.BatchNorm2d(c_out))
+def branch(c_in: int, c_out: int, k: int | tuple[int, int], **options: Any) -> nn.Sequential:
+    return conv_bn(c_in, c_out, k, bias=False, **options)
 
 
 # ---- RepVGG and its relatives ------------------------------------------------------------------------------------
@@ -37,8 +37,8 @@ class RepVGG(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1, groups: int = 1, se: bool = False) -> None:
         super().__init__()
-        self.dense = conv_bn(c_in, c_out, 3, stride=stride, padding=1, groups=groups)
-        self.one = conv_bn(c_in, c_out, 1, stride=stride, groups=groups)
+        self.dense = branch(c_in, c_out, 3, stride=stride, padding=1, groups=groups)
+        self.one = branch(c_in, c_out, 1, stride=stride, groups=groups)
         self.identity = nn.BatchNorm2d(c_in) if c_in == c_out and stride == 1 else None
         self.se = SqueezeExcite(c_out) if se else nn.Identity()
 
@@ -53,8 +53,8 @@ class RepConv(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         self.identity = nn.BatchNorm2d(c_in) if c_in == c_out and stride == 1 else None
-        self.conv1 = conv_bn(c_in, c_out, 3, stride=stride, padding=1, groups=groups)
-        self.conv2 = conv_bn(c_in, c_out, 1, stride=stride, groups=groups)
+        self.conv1 = branch(c_in, c_out, 3, stride=stride, padding=1, groups=groups)
+        self.conv2 = branch(c_in, c_out, 1, stride=stride, groups=groups)
         self.act = nn.SiLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class QARepVGG(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        self.dense = conv_bn(c_in, c_out, 3, stride=stride, padding=1, groups=groups)
+        self.dense = branch(c_in, c_out, 3, stride=stride, padding=1, groups=groups)
         self.one = nn.Conv2d(c_in, c_out, 1, stride=stride, groups=groups, bias=False)
         self.skip = c_in == c_out and stride == 1
         self.bn = nn.BatchNorm2d(c_out)
@@ -85,8 +85,8 @@ class MobileOne(nn.Module):
         super().__init__()
         options: dict[str, Any] = {"stride": stride, "groups": groups}
         self.skip = nn.BatchNorm2d(c_in) if c_in == c_out and stride == 1 else None
-        self.convs = nn.ModuleList(conv_bn(c_in, c_out, k, padding=k // 2, **options) for _ in range(copies))
-        self.scale = conv_bn(c_in, c_out, 1, **options) if k > 1 else None
+        self.convs = nn.ModuleList(branch(c_in, c_out, k, padding=k // 2, **options) for _ in range(copies))
+        self.scale = branch(c_in, c_out, 1, **options) if k > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = 0 if self.scale is None else self.scale(x)
@@ -154,9 +154,9 @@ class ACNet(nn.Module):
         super().__init__()
         p = k // 2
         options: dict[str, Any] = {"stride": stride, "groups": groups}
-        self.square = conv_bn(c_in, c_out, k, padding=p, **options)
-        self.tall = conv_bn(c_in, c_out, (k, 1), padding=(p, 0), **options)
-        self.wide = conv_bn(c_in, c_out, (1, k), padding=(0, p), **options)
+        self.square = branch(c_in, c_out, k, padding=p, **options)
+        self.tall = branch(c_in, c_out, (k, 1), padding=(p, 0), **options)
+        self.wide = branch(c_in, c_out, (1, k), padding=(0, p), **options)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.square(x) + self.tall(x) + self.wide(x)
@@ -169,15 +169,15 @@ class DilatedReparam(nn.Module):
         super().__init__()
         dilated = {9: [(5, 1), (5, 2), (3, 3), (3, 4)], 7: [(5, 1), (3, 2), (3, 3)]}[k]
         options: dict[str, Any] = {"groups": channels, "stride": stride}
-        self.large = conv_bn(channels, channels, k, padding=k // 2, **options)
+        self.large = branch(channels, channels, k, padding=k // 2, **options)
         self.small = nn.ModuleList(
-            conv_bn(channels, channels, s, padding=d * (s - 1) // 2, dilation=d, **options) for s, d in dilated
+            branch(channels, channels, s, padding=d * (s - 1) // 2, dilation=d, **options) for s, d in dilated
         )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.large(x)
-        for branch in self.small:
-            out = out + branch(x)
+        for small in self.small:
+            out = out + small(x)
         return out
 
 
@@ -186,8 +186,8 @@ class LargeKernel(nn.Module):
 
     def __init__(self, channels: int, k: int = 13, small: int = 5, stride: int = 1) -> None:
         super().__init__()
-        self.large = conv_bn(channels, channels, k, padding=k // 2, groups=channels, stride=stride)
-        self.small = conv_bn(channels, channels, small, padding=small // 2, groups=channels, stride=stride)
+        self.large = branch(channels, channels, k, padding=k // 2, groups=channels, stride=stride)
+        self.small = branch(channels, channels, small, padding=small // 2, groups=channels, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.large(x) + self.small(x))
@@ -229,8 +229,8 @@ class RepMixer(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
         self.skip = nn.BatchNorm2d(channels)
-        self.conv = conv_bn(channels, channels, k, padding=k // 2, groups=channels)
-        self.scale = conv_bn(channels, channels, 1, groups=channels)
+        self.conv = branch(channels, channels, k, padding=k // 2, groups=channels)
+        self.scale = branch(channels, channels, 1, groups=channels)
         self.gamma = nn.Parameter(torch.rand(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class RepViTMixer(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = conv_bn(channels, channels, 3, padding=1, groups=channels)
+        self.conv = branch(channels, channels, 3, padding=1, groups=channels)
         self.conv1 = nn.Conv2d(channels, channels, 1, groups=channels)
         self.bn = nn.BatchNorm2d(channels)
 
@@ -256,7 +256,7 @@ class RepGhost(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.cheap = conv_bn(channels, channels, 3, padding=1, groups=channels)
+        self.cheap = branch(channels, channels, 3, padding=1, groups=channels)
         self.fusion = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -268,7 +268,7 @@ class ResidualDepthwise(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = conv_bn(channels, channels, 3, padding=1, groups=channels)
+        self.body = branch(channels, channels, 3, padding=1, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -360,7 +360,7 @@ def branch_1x1_kxk(c_in: int, c_out: int, k: int, stride: int, groups: int, inne
     )
     width = c_in if inner is None else inner
     return nn.Sequential(
-        first, NormAndPad(width, k // 2), conv_bn(width, c_out, k, stride=stride, padding=0, groups=groups)
+        first, NormAndPad(width, k // 2), branch(width, c_out, k, stride=stride, padding=0, groups=groups)
     )
 
 
@@ -381,10 +381,10 @@ class DiverseBranch(nn.Module):
     ) -> None:
         super().__init__()
         p = k // 2
-        self.origin = conv_bn(c_in, c_out, k, stride=stride, padding=p, groups=groups)
+        self.origin = branch(c_in, c_out, k, stride=stride, padding=p, groups=groups)
         branches: list[nn.Module] = [branch_1x1_kxk(c_in, c_out, k, stride, groups, inner)]
         if groups < c_out:
-            branches += [conv_bn(c_in, c_out, 1, stride=stride, groups=groups)]
+            branches += [branch(c_in, c_out, 1, stride=stride, groups=groups)]
             branches += [branch_1x1_avg(c_in, c_out, k, stride, groups)]
         else:
             branches += [nn.Sequential(nn.AvgPool2d(k, stride, p), nn.BatchNorm2d(c_out))]
@@ -392,8 +392,8 @@ class DiverseBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.origin(x)
-        for branch in self.branches:
-            y = y + branch(x)
+        for other in self.branches:
+            y = y + other(x)
         return F.relu(y)
 
 
@@ -415,7 +415,7 @@ def test_the_1x1_avg_branch_with_its_own_border_is_one_convolution(stride: int) 
     class Beside(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.avg, self.dense = model, conv_bn(4, 6, 3, stride=stride, padding=1)
+            self.avg, self.dense = model, branch(4, 6, 3, stride=stride, padding=1)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.avg(x) + self.dense(x)
@@ -452,7 +452,7 @@ class PaddedPointwise(nn.Module):
     def __init__(self, c_in: int, inner: int, c_out: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(c_in, inner, 1, padding=1)
-        self.second = conv_bn(inner, c_out, 3, stride=stride)
+        self.second = branch(inner, c_out, 3, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x))

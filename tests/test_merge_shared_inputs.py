@@ -60,6 +60,36 @@ def test_outputs_that_would_be_copied_are_refused_with_the_reason() -> None:
     assert any("would have to be copied" in r.message for r in done.outcome.remarks if r.kind == "missed")
 
 
+class Inception(nn.Module):
+    """Pointwise branches of one value, each with its activation; one goes on through a padded convolution."""
+
+    def __init__(self, stride: int = 1, last: nn.Module | None = None) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(4, c, 1, stride).double() for c in (3, 5))
+        self.c = nn.Conv2d(5, 2, 3, padding=1).double()
+        self.first, self.last = nn.ReLU(), last or nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.first(self.a(x)), self.c(self.last(self.b(x)))], 1)
+
+
+@settings(max_examples=10, deadline=None)
+@given(stride=st.integers(1, 2), size=st.integers(3, 7))
+def test_pointwise_convolutions(stride: int, size: int) -> None:
+    x = doubles(2, 4, size, size)
+    done = run_rules(program_of(Inception(stride), x), MergeSharedInputs())
+    text = graph_text(done.program)
+    assert text.count("conv1x1") == 1
+    assert text.count("relu") == 1
+    assert max_rel(done.original, done.program, [x]) <= 1e-13
+
+
+def test_different_activations_are_refused_with_the_reason() -> None:
+    done = run_rules(program_of(Inception(last=nn.SiLU()), doubles(2, 4, 6, 6)), MergeSharedInputs())
+    assert graph_text(done.program).count("conv1x1") == 2
+    assert any("would have to be copied" in m for m in done.missed("merge-shared-inputs"))
+
+
 def test_a_shared_layer_keeps_its_one_weight() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -1,0 +1,246 @@
+"""What the benchmarks share: networks with random statistics, ONNX clean-up, interleaved timing, Markdown tables."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import logging
+import math
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.errors import InputError
+from reparam.random_statistics import randomize_statistics
+from reparam.zoo import build_architecture
+
+GIB = 2**30
+PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxsim", "onnxslim", "onnxruntime")
+STATISTICS_BATCH = 16
+MISSING = "—"
+
+
+# ---- the machine -------------------------------------------------------------------------------------------------
+
+
+def machine() -> str:
+    """One line: processor, cores, torch's threads, Python and the versions of the packages that are measured."""
+    cores = os.cpu_count() or 1
+    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    return (
+        f"{_cpu_name()}, {cores} cores, {torch.get_num_threads()} torch threads; "
+        f"{platform.system()}, Python {platform.python_version()}; {versions}"
+    )
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+# ---- networks ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to measure, in evaluation mode, with the shapes of its inputs (without the batch)."""
+
+    module: nn.Module
+    shapes: tuple[tuple[int, ...], ...]
+
+    def inputs(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """Random inputs of shape (batch, ...)."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(torch.randn((batch, *shape), generator=generator) for shape in self.shapes)
+
+
+def subject(arch: str, seed: int = 0) -> Subject:
+    """Builds `arch` with random weights and with normalisation statistics that a wrong fold would not survive.
+
+    Raises InputError for an unknown architecture, or one whose inputs are not known.
+    """
+    built = build_architecture(arch, seed=seed)
+    if built.input_shapes is None:
+        raise InputError(f"the input shapes of {arch} are not known, so its statistics cannot be estimated")
+    example = [torch.zeros(STATISTICS_BATCH, *shape) for shape in built.input_shapes]
+    return Subject(randomize_statistics(built.module, example, seed), built.input_shapes)
+
+
+def short(arch: str) -> str:
+    """timm/repvgg_a0 -> repvgg_a0"""
+    return arch.rpartition("/")[2]
+
+
+# ---- ONNX --------------------------------------------------------------------------------------------------------
+
+
+def export_onnx(module: nn.Module, inputs: tuple[Tensor, ...], *, dynamic_batch: bool = False) -> Any:
+    """The onnx.ModelProto of `module`, by torch's own exporter."""
+    free = tuple({0: torch.export.Dim.AUTO} for _ in inputs) if dynamic_batch else None
+    program = torch.onnx.export(module, inputs, dynamo=True, verbose=False, dynamic_shapes=free)
+    assert program is not None
+    return program.model_proto
+
+
+def onnxsim_clean(model: Any) -> Any:
+    """`model` after onnxsim; the argument is left as it is."""
+    import onnxsim
+
+    return onnxsim.simplify(copy.deepcopy(model))[0]
+
+
+def onnxslim_clean(model: Any) -> Any:
+    """`model` after onnxslim; the argument is left as it is."""
+    import onnxslim
+
+    return onnxslim.slim(copy.deepcopy(model))
+
+
+# ---- timing ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of repeated measurements and their interquartile range (0 for a single one)."""
+
+    median: float
+    iqr: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.iqr:.2f})" if self.count > 1 else f"{self.median:.2f}"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and interquartile range of `values`, of which there must be at least one."""
+    if len(values) < 2:
+        return Spread(values[0], 0.0, len(values))
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(middle, high - low, len(values))
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> Spread:
+    """The spread of over[i] / under[i], for measurements that were taken side by side."""
+    return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
+def interleaved(
+    callables: Mapping[str, Callable[[], object]], rounds: int, *, at_least: float = 0.03, seed: int = 0
+) -> dict[str, list[float]]:
+    """Seconds of one call of each callable, in each of `rounds` rounds.
+
+    Every round runs all of them in a new random order, so that a drift of the machine meets all alike. A callable that
+    is quicker than `at_least` seconds is called several times in a row. One call warms up, the next sets how many.
+    """
+    calls: dict[str, int] = {}
+    for name, function in callables.items():
+        function()
+        calls[name] = max(1, math.ceil(at_least / max(_seconds(function, 1), 1e-6)))
+    seconds: dict[str, list[float]] = {name: [] for name in callables}
+    order = list(callables)
+    shuffle = random.Random(seed).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            seconds[name].append(_seconds(callables[name], calls[name]))
+    return seconds
+
+
+def _seconds(function: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - start) / calls
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The geometric mean, NaN of nothing."""
+    logs = [math.log(v) for v in values]
+    return math.exp(statistics.fmean(logs)) if logs else math.nan
+
+
+# ---- output ------------------------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; the first column to the left, the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings or log lines of other packages, and nothing of theirs on standard output."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# ---- command lines and fresh processes ---------------------------------------------------------------------------
+
+
+def options(description: str | None, *, worker: bool) -> argparse.Namespace:
+    """`--quick` and, for a benchmark that starts itself again, `--worker ARGUMENT`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="fewer models and rounds: a trial, not a measurement")
+    if worker:
+        parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def in_fresh_process(script: str, argument: str) -> dict[str, Any]:
+    """Runs `script --worker argument` and returns the JSON object of its last line; {"error": kind} when it fails."""
+    command = [sys.executable, script, "--worker", argument]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        return {"error": f"exit status {done.returncode}"}
+    result = json.loads(lines[-1])
+    assert isinstance(result, dict)
+    return result
+
+
+def answer(work: Callable[[], Mapping[str, Any]]) -> None:
+    """In a worker: prints the JSON object that `work` returns, or the kind of error that it raised."""
+    with quiet():
+        try:
+            result = work()
+        except Exception as error:
+            say(f"{type(error).__name__}: {error}")
+            result = {"error": type(error).__name__}
+    print(json.dumps(result))

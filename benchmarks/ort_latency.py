@@ -1,0 +1,262 @@
+"""Latency in onnxruntime of the fused network, the original, and what other tools make of the original.
+
+One thread, batch 1. Every variant is first compared with the float64 truth; one that is wrong is not timed.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from common import (
+    MISSING,
+    Subject,
+    export_onnx,
+    geometric_mean,
+    interleaved,
+    onnxsim_clean,
+    onnxslim_clean,
+    options,
+    quiet,
+    ratios,
+    say,
+    short,
+    spread,
+    subject,
+    table,
+)
+from torch import Tensor, nn
+
+from reparam.conversion import convert
+
+MODELS = (
+    "timm/repvgg_a0",
+    "timm/repvgg_b1g4",
+    "timm/mobileone_s0",
+    "timm/mobileone_s1",
+    "timm/mobileone_s4",
+    "timm/fastvit_t8",
+    "timm/repvit_m1",
+    "timm/ghostnetv3_100",
+    "timm/repghostnet_100",
+    "timm/levit_128",
+    "torchvision/resnet50",
+)
+QUICK_MODELS = ("timm/repvgg_a0", "timm/fastvit_t8", "torchvision/resnet50")
+ROUNDS, QUICK_ROUNDS = 30, 5
+TRIALS = 8
+
+BASE, SLIM, FX, TIMM, FUSED = "onnxsim", "onnxslim", "torch fx fuse", "timm deploy", "reparam fused"
+VARIANTS = (SLIM, FX, TIMM, FUSED)
+
+TEXT = """\
+## Latency in onnxruntime
+
+How many times as fast as the original, exported by `torch.onnx.export(dynamo=True)` and cleaned by onnxsim, the
+variants run in onnxruntime on the CPU with one thread and batch 1: the same export cleaned by onnxslim; the original
+after `torch.fx.experimental.optimization.fuse`; the original after timm's `reparameterize_model`; and
+`reparam.convert(..., to="fused")`, these three exported the same way and cleaned by onnxsim. The fifth column is
+timm's form against reparam's: above 1, reparam's is the faster. Median of {rounds} interleaved rounds, of the ratio
+within a round (interquartile range). onnxruntime itself folds a BatchNormalization into the Conv before it, so
+resnet50, in which nothing else can be fused, shows the noise of the comparison.
+
+Each variant was first compared with the float64 outputs of the original on {trials} inputs. **WRONG**: the RMS error
+exceeds {wrong} times the original's own in float32 plus 4·eps·RMS(y), and the variant was not timed. "{missing}": the
+tool does not take the network, or changes nothing in it.
+"""
+COUNTS = """\
+Nodes of the ONNX graphs (Conv nodes among them), and, last, the RMS error of the fused network in onnxruntime over
+the error of the original in onnxruntime, both against the float64 truth.
+"""
+WRONG_FACTOR = 10.0  # onnxruntime sums in another order than torch, which alone costs up to a few times
+
+
+@dataclass
+class Variant:
+    """One form of a network: its ONNX graph as a session, its size and its RMS error against the float64 truth."""
+
+    run: Callable[[Tensor], Tensor]
+    nodes: int
+    convs: int
+    error: float = math.nan
+    wrong: bool = False
+
+    @property
+    def size(self) -> str:
+        return f"{self.nodes} ({self.convs})"
+
+
+@dataclass
+class Result:
+    """What was measured of one network: its variants by name, and the seconds of each round of those timed."""
+
+    variants: dict[str, Variant] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def speedup(self, name: str, base: str = BASE) -> float | None:
+        return ratios(self.seconds[base], self.seconds[name]).median if {name, base} <= self.seconds.keys() else None
+
+    def cell(self, name: str, base: str = BASE) -> str:
+        if any(n in self.variants and self.variants[n].wrong for n in (name, base)):
+            return "**WRONG**"
+        return str(ratios(self.seconds[base], self.seconds[name])) if {name, base} <= self.seconds.keys() else MISSING
+
+
+# ---- the variants ------------------------------------------------------------------------------------------------
+
+
+def graphs(network: Subject, inputs: tuple[Tensor, ...]) -> Iterator[tuple[str, Any]]:
+    """Every variant's ONNX model by name; a tool that does not take the network is left out."""
+    original = export_onnx(network.module, inputs)
+    yield BASE, onnxsim_clean(original)
+    makers: dict[str, Callable[[], Any]] = {
+        SLIM: lambda: onnxslim_clean(original),
+        FX: lambda: _export(_fx_fused(network.module), inputs),
+        TIMM: lambda: _export(_timm_deployed(network.module), inputs),
+        FUSED: lambda: _export(convert(network.module, *network.inputs(2)).module, inputs),
+    }
+    for name, make in makers.items():
+        try:
+            model = make()
+        except Exception as error:
+            say(f"  {name}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+            continue
+        if model is not None:
+            yield name, model
+
+
+def _export(module: nn.Module | None, inputs: tuple[Tensor, ...]) -> Any:
+    return None if module is None else onnxsim_clean(export_onnx(module, inputs))
+
+
+def _fx_fused(module: nn.Module) -> nn.Module | None:
+    """None when it folded nothing. Raises where torch.fx cannot trace."""
+    from torch.fx.experimental.optimization import fuse
+
+    return _changed(module, fuse(module))
+
+
+def _timm_deployed(module: nn.Module) -> nn.Module | None:
+    """None when no layer has a deploy form."""
+    from timm.utils.model import reparameterize_model
+
+    return _changed(module, reparameterize_model(module))
+
+
+def _changed(module: nn.Module, other: nn.Module) -> nn.Module | None:
+    return other if module.state_dict().keys() != other.state_dict().keys() else None
+
+
+def _variant(model: Any) -> Variant:
+    """An onnxruntime session of one thread."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    convs = sum(node.op_type == "Conv" for node in model.graph.node)
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+    return Variant(run, len(model.graph.node), convs)
+
+
+# ---- truth -------------------------------------------------------------------------------------------------------
+
+
+def _rms(values: Sequence[Tensor]) -> float:
+    return float(torch.cat([v.double().flatten() for v in values]).square().mean().sqrt())
+
+
+@torch.no_grad()
+def judge(module: nn.Module, variants: Mapping[str, Variant], inputs: Sequence[Tensor]) -> None:
+    """Sets every variant's error against the float64 outputs of `module`, and whether it is wrong."""
+    exact = copy.deepcopy(module).double()
+    truth = [exact(x.double()) for x in inputs]
+    own = _rms([module(x) - y for x, y in zip(inputs, truth, strict=True)])
+    bar = WRONG_FACTOR * own + 4 * torch.finfo(torch.float32).eps * _rms(truth)
+    for variant in variants.values():
+        variant.error = _rms([variant.run(x) - y for x, y in zip(inputs, truth, strict=True)])
+        variant.wrong = not variant.error <= bar
+
+
+# ---- the measurement ---------------------------------------------------------------------------------------------
+
+
+def measure(arch: str, rounds: int) -> Result:
+    """Builds, checks and times all variants of one network, which has one input and one output."""
+    network = subject(arch)
+    trials = [network.inputs(1, seed)[0] for seed in range(TRIALS)]
+    result = Result()
+    with torch.no_grad():
+        for name, model in graphs(network, (trials[0],)):
+            result.variants[name] = _variant(model)
+    judge(network.module, result.variants, trials)
+    timed = {name: _on(v, trials[0]) for name, v in result.variants.items() if not v.wrong}
+    result.seconds = interleaved(timed, rounds)
+    return result
+
+
+def _on(variant: Variant, x: Tensor) -> Callable[[], Tensor]:
+    return lambda: variant.run(x)
+
+
+def _tables(results: Mapping[str, Result]) -> str:
+    speed = [[arch, *(r.cell(v) for v in VARIANTS), r.cell(FUSED, TIMM)] for arch, r in results.items()]
+    speed.append(["geometric mean", *(_mean(results, v) for v in VARIANTS), _mean(results, FUSED, TIMM)])
+    size = [[arch, *(_size(r, v) for v in (BASE, *VARIANTS)), _exactness(r)] for arch, r in results.items()]
+    return "\n\n".join(
+        (
+            table(("model", *VARIANTS, "timm deploy / reparam fused"), speed),
+            COUNTS.rstrip(),
+            table(("model", BASE, *VARIANTS, "error, fused / original"), size),
+        )
+    )
+
+
+def _mean(results: Mapping[str, Result], name: str, base: str = BASE) -> str:
+    """Over the models that have both; says how many those are where they are not all."""
+    values = [s for r in results.values() if (s := r.speedup(name, base)) is not None]
+    if not values:
+        return MISSING
+    return f"{geometric_mean(values):.2f}" + (f" (of {len(values)})" if len(values) < len(results) else "")
+
+
+def _size(result: Result, name: str) -> str:
+    return result.variants[name].size if name in result.variants else MISSING
+
+
+def _exactness(result: Result) -> str:
+    if FUSED not in result.variants:
+        return MISSING
+    return f"{result.variants[FUSED].error / max(result.variants[BASE].error, 1e-300):.2f}"
+
+
+def main() -> None:
+    args = options(__doc__, worker=False)
+    models, rounds = (QUICK_MODELS, QUICK_ROUNDS) if args.quick else (MODELS, ROUNDS)
+    torch.set_num_threads(1)
+    results: dict[str, Result] = {}
+    with quiet():
+        for arch in models:
+            say(f"ort_latency {short(arch)}")
+            result = measure(arch, rounds)
+            for name, variant in result.variants.items():
+                time = f"{1e3 * spread(result.seconds[name]).median:.2f} ms" if name in result.seconds else "WRONG"
+                say(f"  {name}: {time}, error {variant.error:.3g}, nodes {variant.size}")
+            results[short(arch)] = result
+            gc.collect()
+    print(TEXT.format(rounds=rounds, trials=TRIALS, wrong=f"{WRONG_FACTOR:g}", missing=MISSING))
+    print(_tables(results))
+
+
+if __name__ == "__main__":
+    main()
