@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -149,10 +149,29 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(over, under, strict=True)])
 
 
+@dataclass
+class Timing:
+    """Seconds of one call in each round: CPU time of the calling thread, and by the clock on the wall.
+
+    The first does not count what other processes take from the machine, but neither what runs on other threads.
+    """
+
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+
+    def add(self, function: Callable[[], object], calls: int) -> None:
+        """Times `calls` calls in a row."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        for _ in range(calls):
+            function()
+        self.cpu.append((time.thread_time() - cpu) / calls)
+        self.wall.append((time.perf_counter() - wall) / calls)
+
+
 def interleaved(
     callables: Mapping[str, Callable[[], object]], rounds: int, *, at_least: float = 0.03, seed: int = 0
-) -> dict[str, list[float]]:
-    """Seconds of one call of each callable, in each of `rounds` rounds.
+) -> dict[str, Timing]:
+    """Times each callable in each of `rounds` rounds.
 
     Every round runs all of them in a new random order, so that a drift of the machine meets all alike. A callable that
     is quicker than `at_least` seconds is called several times in a row. One call warms up, the next sets how many.
@@ -160,22 +179,17 @@ def interleaved(
     calls: dict[str, int] = {}
     for name, function in callables.items():
         function()
-        calls[name] = max(1, math.ceil(at_least / max(_seconds(function, 1), 1e-6)))
-    seconds: dict[str, list[float]] = {name: [] for name in callables}
+        trial = Timing()
+        trial.add(function, 1)
+        calls[name] = max(1, math.ceil(at_least / max(trial.cpu[0], 1e-6)))
+    timings = {name: Timing() for name in callables}
     order = list(callables)
     shuffle = random.Random(seed).shuffle
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            seconds[name].append(_seconds(callables[name], calls[name]))
-    return seconds
-
-
-def _seconds(function: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    return (time.perf_counter() - start) / calls
+            timings[name].add(callables[name], calls[name])
+    return timings
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from common import (
     MISSING,
+    Spread,
     Subject,
+    Timing,
     export_onnx,
     geometric_mean,
     interleaved,
@@ -93,18 +95,23 @@ class Variant:
 
 @dataclass
 class Result:
-    """What was measured of one network: its variants by name, and the seconds of each round of those timed."""
+    """What was measured of one network: its variants by name, and the times of those that are right."""
 
     variants: dict[str, Variant] = field(default_factory=dict)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    timings: dict[str, Timing] = field(default_factory=dict)
+    own: float = math.nan
 
-    def speedup(self, name: str, base: str = BASE) -> float | None:
-        return ratios(self.seconds[base], self.seconds[name]).median if {name, base} <= self.seconds.keys() else None
+    def speedup(self, name: str, base: str = BASE) -> Spread | None:
+        """How many times as fast as `base` the variant `name` is, None where either was not timed."""
+        if not {name, base} <= self.timings.keys():
+            return None
+        return ratios(self.timings[base].cpu, self.timings[name].cpu)
 
     def cell(self, name: str, base: str = BASE) -> str:
+        """The speed-up as the table shows it."""
         if any(n in self.variants and self.variants[n].wrong for n in (name, base)):
             return "**WRONG**"
-        return str(ratios(self.seconds[base], self.seconds[name])) if {name, base} <= self.seconds.keys() else MISSING
+        return str(self.speedup(name, base) or MISSING)
 
 
 # ---- the variants ------------------------------------------------------------------------------------------------
@@ -177,8 +184,11 @@ def _rms(values: Sequence[Tensor]) -> float:
 
 
 @torch.no_grad()
-def judge(module: nn.Module, variants: Mapping[str, Variant], inputs: Sequence[Tensor]) -> None:
-    """Sets every variant's error against the float64 outputs of `module`, and whether it is wrong."""
+def judge(module: nn.Module, variants: Mapping[str, Variant], inputs: Sequence[Tensor]) -> float:
+    """Sets every variant's error against the float64 outputs of `module`, and whether it is wrong.
+
+    Returns the error of `module` itself, in float32 in torch.
+    """
     exact = copy.deepcopy(module).double()
     truth = [exact(x.double()) for x in inputs]
     own = _rms([module(x) - y for x, y in zip(inputs, truth, strict=True)])
@@ -186,6 +196,7 @@ def judge(module: nn.Module, variants: Mapping[str, Variant], inputs: Sequence[T
     for variant in variants.values():
         variant.error = _rms([variant.run(x) - y for x, y in zip(inputs, truth, strict=True)])
         variant.wrong = not variant.error <= bar
+    return own
 
 
 # ---- the measurement ---------------------------------------------------------------------------------------------
@@ -199,9 +210,9 @@ def measure(arch: str, rounds: int) -> Result:
     with torch.no_grad():
         for name, model in graphs(network, (trials[0],)):
             result.variants[name] = _variant(model)
-    judge(network.module, result.variants, trials)
+    result.own = judge(network.module, result.variants, trials)
     timed = {name: _on(v, trials[0]) for name, v in result.variants.items() if not v.wrong}
-    result.seconds = interleaved(timed, rounds)
+    result.timings = interleaved(timed, rounds)
     return result
 
 
@@ -224,7 +235,7 @@ def _tables(results: Mapping[str, Result]) -> str:
 
 def _mean(results: Mapping[str, Result], name: str, base: str = BASE) -> str:
     """Over the models that have both; says how many those are where they are not all."""
-    values = [s for r in results.values() if (s := r.speedup(name, base)) is not None]
+    values = [s.median for r in results.values() if (s := r.speedup(name, base)) is not None]
     if not values:
         return MISSING
     return f"{geometric_mean(values):.2f}" + (f" (of {len(values)})" if len(values) < len(results) else "")
@@ -250,8 +261,10 @@ def main() -> None:
             say(f"ort_latency {short(arch)}")
             result = measure(arch, rounds)
             for name, variant in result.variants.items():
-                time = f"{1e3 * spread(result.seconds[name]).median:.2f} ms" if name in result.seconds else "WRONG"
-                say(f"  {name}: {time}, error {variant.error:.3g}, nodes {variant.size}")
+                time = f"{1e3 * spread(result.timings[name].cpu).median:.2f} ms" if name in result.timings else "WRONG"
+                say(
+                    f"  {name}: {time}, error {variant.error:.3g} ({variant.error / result.own:.2f}), nodes {variant.size}"
+                )
             results[short(arch)] = result
             gc.collect()
     print(TEXT.format(rounds=rounds, trials=TRIALS, wrong=f"{WRONG_FACTOR:g}", missing=MISSING))

@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 from reparam.evaluate import evaluate_region
 from reparam.ops import IDENTITIES, MOVEMENTS, aten, is_call, op_name
-from reparam.program import Program, is_tensor, shape_of
+from reparam.program import Program, is_tensor, shape_of, upstream
 from reparam.rule import Match, Missed, Pattern, Rewrite
 
 _GATHERS = MOVEMENTS | IDENTITIES | {aten.index.Tensor, aten.gather.default, aten.embedding.default}
@@ -53,7 +53,7 @@ class FoldConstants:
             return None
         if all(_is_constant(u) for u in node.users):
             return None
-        expression = _expression(node)
+        expression = upstream([node])
         random = next((n for n in expression if n.op == "call_function" and op_name(n).startswith(_RANDOM)), None)
         if random is not None and _draws(random):
             return Missed(node, f"{op_name(random)} draws random numbers")
@@ -94,19 +94,3 @@ def _draws(node: fx.Node) -> bool:
 
 def _is_constant(node: fx.Node) -> bool:
     return node.op == "call_function" and not node.meta["data"]
-
-
-def _expression(node: fx.Node) -> list[fx.Node]:
-    """The calls and weights behind a constant, in execution order."""
-    order: list[fx.Node] = []
-    seen: set[fx.Node] = set()
-    stack = [(node, False)]
-    while stack:
-        n, done = stack.pop()
-        if done:
-            order.append(n)
-        elif n not in seen:
-            seen.add(n)
-            stack.append((n, True))
-            stack.extend((i, False) for i in n.all_input_nodes)
-    return order

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from reparam.channels import Pair, compress, owner, write_affine
 from reparam.evaluate import evaluate_region
 from reparam.ops import IDENTITIES, MOVEMENTS, PADS, arguments, aten, is_call
-from reparam.program import Program, shape_of, size_hint
+from reparam.program import Program, shape_of, size_hint, upstream
 from reparam.rule import Match, Pattern, Rewrite, op
 
 SCATTERS = frozenset({aten.slice_scatter.default, aten.select_scatter.default})
@@ -69,30 +69,13 @@ class LowerBorderFill:
 
 
 def _scatters(root: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
-    """The one pad behind a chain of scatters, and the nodes from there to `root` in execution order."""
+    """The one pad behind a chain of scatters, and the nodes from there to `root`, operands first."""
+    region = upstream([root], lambda n: is_call(n, PADS) or not _is_tensor(n))
     allowed = SCATTERS | _COPIES | MOVEMENTS | IDENTITIES
-    pads: set[fx.Node] = set()
-    order: list[fx.Node] = []
-    seen: set[fx.Node] = set()
-    stack = [(root, False)]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            order.append(node)
-            continue
-        if node in seen:
-            continue
-        seen.add(node)
-        if is_call(node, PADS):
-            pads.add(node)
-            continue
-        if not isinstance(node.meta["val"], Tensor):
-            continue
-        if node.meta["data"] and not is_call(node, allowed):
-            return None
-        stack.append((node, True))
-        stack.extend((i, False) for i in node.all_input_nodes)
-    return (pads.pop(), order) if len(pads) == 1 else None
+    if any(n.meta["data"] and not is_call(n, allowed) for n in region):
+        return None
+    pads = {i for n in region for i in n.all_input_nodes if is_call(i, PADS)}
+    return (pads.pop(), region) if len(pads) == 1 else None
 
 
 def _border(program: Program, root: fx.Node, pad: fx.Node, region: list[fx.Node]) -> Tensor | None:
@@ -142,4 +125,4 @@ def _border_at(
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta["val"], Tensor)
+    return isinstance(node.meta.get("val"), Tensor)

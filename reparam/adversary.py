@@ -1,14 +1,14 @@
 """Looks for inputs on which two programs differ, and for the layer where they part.
 
 What rounding may do is measured, not guessed. The first program's *twin* has every weight moved by a random rounding
-error of the dtype in question, so it is the same function; wherever the search leads, two equal programs differ by about
-as much as the twins do there, and whatever differs by several times more is another function.
+error of the dtype in question, so it is the same function; wherever the search leads, two equal programs differ by
+about as much as the twins do there, and whatever differs by several times more is another function.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ SLACK = 8.0
 FLOOR = 4.0
 FLOAT64_ROUNDING = 1e-12
 PROBES = 8
+KEPT = 1 << 14
 
 _SCALE_FREE = frozenset({aten.relu.default, aten.leaky_relu.default, aten.neg.default, aten.abs.default})
 _BENT = frozenset(ACTIVATIONS) - _SCALE_FREE
@@ -205,31 +206,16 @@ def _stretched(a: Program, b: Program, leaves: Feed) -> tuple[Tensor | None, flo
     """Height: the spread of what goes into activations that bend, in both programs, where clips may be hidden."""
     terms: list[Tensor] = []
 
-    def watch(node: fx.Node, value: Any, operands: Sequence[Any]) -> None:
-        if is_call(node, _BENT) and _is_floating(operands[0]) and operands[0].numel():
-            spread = operands[0].amax() - operands[0].amin()
-            if float(spread) > 0.0:
-                terms.append(spread.log())
+    def observe(node: fx.Node, value: Any) -> None:
+        if not _is_floating(value) or not value.numel() or not any(is_call(u, _BENT) for u in node.users):
+            return
+        spread = value.amax() - value.amin()
+        if float(spread.detach()) > 0.0:
+            terms.append(spread.log())
 
-    truth, other = (_floats(_evaluate_watching(p, leaves, watch)) for p in (a, b))
+    truth, other = (_floats(evaluate(p, leaves, gradients=True, observe=observe)) for p in (a, b))
     difference = _gap([t.detach() for t in truth], [o.detach() for o in other])
     return (torch.stack(terms).sum() if terms else None), difference
-
-
-def _evaluate_watching(
-    program: Program, leaves: Feed, watch: Callable[[fx.Node, Any, Sequence[Any]], None]
-) -> list[Any]:
-    """`evaluate`, with the values of each call's first operand at hand."""
-    values: dict[fx.Node, Any] = dict(zip(program.placeholders, leaves, strict=True))
-
-    def observe(node: fx.Node, value: Any) -> None:
-        first = node.args[0] if node.args else None
-        if is_call(node, _BENT) and isinstance(first, fx.Node) and first in values:
-            watch(node, value, [values[first]])
-        if any(is_call(u, _BENT) for u in node.users):
-            values[node] = value
-
-    return evaluate(program, leaves, gradients=True, observe=observe)
 
 
 # ---- where they part ---------------------------------------------------------------------------------------------
@@ -240,70 +226,56 @@ def first_divergence(a: Program, b: Program, point: Feed, eps: float) -> str | N
 
     From an output that differs, the search goes back through values of `a` that `b` does not have, until it meets
     values that it has: so a layer whose inner values were fused away is passed over when its result is right. Values
-    are recognised by their number of elements and a few random projections, to what the twins differ by.
+    are recognised by their elements (of large ones, a few random projections), to a multiple of what the twins differ.
     """
-    known: dict[int, list[Tensor]] = {}
-    noise: dict[str, float] = {}
-    shared: set[fx.Node] = set(a.placeholders)
-    mine: dict[fx.Node, Tensor] = {}
-
-    def remember(node: fx.Node, value: Any) -> None:
-        if _is_floating(value) and node.meta["data"] and value.numel():
-            known.setdefault(value.numel(), []).append(_signature(value))
-
-    def keep(node: fx.Node, value: Any) -> None:
-        if _is_floating(value) and node.meta["data"] and value.numel():
-            mine[node] = _signature(value)
-
-    def compare(node: fx.Node, value: Any) -> None:
-        if _is_floating(value) and node.meta["data"] and value.numel():
-            noise[node.name] = _distance(mine_by_name[node.name], _signature(value))
-
-    evaluate(b, point, observe=remember)
-    evaluate(a, point, observe=keep)
-    mine_by_name = {n.name: s for n, s in mine.items()}
-    evaluate(twin(a, eps), point, observe=compare)
-    sizes = {n: math.prod(shape_of(n)) for n in mine}
-    for node, signature in mine.items():
-        allowed = SLACK * max(noise[node.name], FLOOR * eps)
-        found = known.get(sizes[node], known.get(_numel(node, point), []))
-        if any(_distance(signature, s) <= allowed for s in found):
-            shared.add(node)
-    return _describe(_first_missing(a, shared), shared)
+    theirs: dict[int, list[Tensor]] = {}
+    for _, size, signature in _signatures(b, point):
+        theirs.setdefault(size, []).append(signature)
+    missing: dict[str, bool] = {}
+    for mine, twins in zip(_signatures(a, point), _signatures(twin(a, eps), point), strict=True):
+        name, size, signature = mine
+        allowed = SLACK * max(_gap([signature], [twins[2]]), FLOOR * eps)
+        missing[name] = not any(_gap([signature], [s]) <= allowed for s in theirs.get(size, ()))
+    return _describe(_earliest(a, missing), missing)
 
 
-def _numel(node: fx.Node, point: Feed) -> int:
-    return -1
+def _signatures(program: Program, point: Feed) -> list[tuple[str, int, Tensor]]:
+    """(name, elements, projections) of every value that depends on the input."""
+    found: list[tuple[str, int, Tensor]] = []
+
+    def observe(node: fx.Node, value: Any) -> None:
+        if _is_floating(value) and value.numel() and node.meta["data"]:
+            found.append((node.name, value.numel(), _project(value)))
+
+    evaluate(program, point, observe=observe)
+    return found
 
 
-def _first_missing(program: Program, shared: set[fx.Node]) -> fx.Node | None:
-    """The earliest value that is not shared among those that lead to an output through values that are not."""
-    missing: set[fx.Node] = set()
-    stack = [n for n in program.output.all_input_nodes if n.meta["data"]]
-    while stack:
-        node = stack.pop()
-        if node in missing or node in shared or not node.meta["data"]:
-            continue
-        missing.add(node)
-        stack.extend(node.all_input_nodes)
-    return min(missing, default=None)
-
-
-def _describe(node: fx.Node | None, shared: set[fx.Node]) -> str | None:
-    if node is None:
-        return None
-    before = next((i for i in node.all_input_nodes if i in shared), None)
-    where = "the input" if before is None or before.op == "placeholder" else f"'{before.meta.get('module') or before.name}'"
-    return f"'{node.meta.get('module') or node.name}' ({op_name(node)}, shape {list(shape_of(node))}), after {where}"
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).square().sum().sqrt()) / max(float(a.square().sum().sqrt()), 1e-300)
-
-
-def _signature(value: Tensor) -> Tensor:
-    """(PROBES,): projections of the flattened value on fixed random directions."""
+def _project(value: Tensor) -> Tensor:
+    """The flattened value; of a large one, (PROBES,): its projections on fixed random directions."""
     flat = value.detach().reshape(-1)
+    if flat.numel() <= KEPT:
+        return flat
     generator = torch.Generator().manual_seed(7)
     probes = torch.randn(PROBES, flat.numel(), generator=generator, dtype=torch.float64)
     return probes.to(flat.device) @ flat
+
+
+def _earliest(program: Program, missing: Mapping[str, bool]) -> fx.Node | None:
+    """The earliest missing value among those that lead to an output through missing values alone."""
+    found: set[fx.Node] = set()
+    stack = list(program.output.all_input_nodes)
+    while stack:
+        node = stack.pop()
+        if node not in found and node.op == "call_function" and missing.get(node.name, node.meta["data"]):
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return min((n for n in found if n.name in missing), default=None)
+
+
+def _describe(node: fx.Node | None, missing: Mapping[str, bool]) -> str | None:
+    if node is None:
+        return None
+    before = next((i for i in node.all_input_nodes if missing.get(i.name) is False), None)
+    after = "the input" if before is None else f"'{before.meta.get('module') or before.name}'"
+    return f"'{node.meta.get('module') or node.name}' ({op_name(node)}, shape {list(shape_of(node))}), after {after}"

@@ -47,7 +47,12 @@ def times_shift(shift: Tensor | None, scale: Tensor | None) -> Tensor | None:
 
 def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """The sum of two shifts, None being zero."""
-    return b if a is None else a if b is None else add_shifts(a, b)
+    return b if a is None else a if b is None else nonzero(add_shifts(a, b))
+
+
+def nonzero(shift: Tensor) -> Tensor | None:
+    """The shift, or None when it is zero everywhere: then it is in nobody's way."""
+    return shift if bool((shift != 0).any()) else None
 
 
 def same(a: Tensor | None, b: Tensor | None) -> bool:
@@ -128,7 +133,7 @@ def _read_batch_norm(program: Program, node: fx.Node) -> Affine | Missed:
         bad = int((~torch.isfinite(scale) | ~torch.isfinite(shift)).nonzero()[0])
         return Missed(node, f"its statistics give no finite scale (channel {bad}: variance {float(var[bad]):.3g})")
     shape = [1, -1] + [1] * (node.meta["val"].dim() - 2)
-    return Affine(node, args["input"], Pair(scale.reshape(shape), shift.reshape(shape)))
+    return Affine(node, args["input"], Pair(scale.reshape(shape), nonzero(shift.reshape(shape))))
 
 
 def _constant_factor(program: Program, value: Any, rank: int) -> Tensor | None:

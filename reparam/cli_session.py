@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import shutil
@@ -67,11 +68,14 @@ class Session:
         from rich.console import Console
         from rich.text import Text
 
-        console = Console(file=self.out, width=self.width, markup=False, highlight=False, emoji=False)
-        with console.capture() as captured:  # rich would end the program when the reader goes away
+        class Results(Console):
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError  # rich would end the program with exit code 1
+
+        with self._delivering():
+            console = Results(file=self.out, width=self.width, markup=False, highlight=False, emoji=False)
             for part in renderables:
                 console.print(part, soft_wrap=isinstance(part, Text))  # a terminal wraps lines by itself
-        self.print(captured.get().rstrip("\n"))
 
     @property
     def width(self) -> int:
@@ -252,9 +256,13 @@ def _terminations() -> Iterator[None]:
 
 
 def open_session() -> Session:
-    """A session on the process's streams, which then never fail on a character they cannot encode."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
-    return Session(sys.stdout, sys.stderr)
+    """A session on the process's streams, which then never fail on a character that they cannot encode."""
+    return Session(_open_stream(sys.stdout), _open_stream(sys.stderr))
+
+
+def _open_stream(stream: TextIO | None) -> TextIO:
+    if stream is None:  # closed by the caller, as with `2>&-`
+        return open(os.devnull, "w", encoding="utf-8")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream

@@ -85,7 +85,7 @@ def _name(model: LoadedModel, path: str | None) -> str:
 
 
 def describe_arch(model: LoadedModel) -> str:
-    """`torchvision/resnet50, inferred`, or what the file is when it needs no architecture; empty where it is the name."""
+    """`torchvision/resnet50, inferred`, or what the file is when it needs none; empty for random weights."""
     if model.random_seed is not None:
         return ""
     if model.spec is None:

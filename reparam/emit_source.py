@@ -44,6 +44,8 @@ def write_source(
     folder = Path(folder)
     if not is_name(class_name) or class_name in RESERVED:
         raise InputError(f"'{class_name}' cannot be the name of the class; choose another identifier")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for {' and '.join(FILES)}")
     existing = next((folder / name for name in FILES if os.path.lexists(folder / name)), None)
     if existing is not None and not force:
         raise InputError(f"{existing} exists already; --force overwrites it")

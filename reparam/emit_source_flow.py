@@ -83,7 +83,7 @@ def plan_flow(
 ) -> Flow:
     """The statements and the variables of `forward`.
 
-    params: the placeholders' variables. apart: values that get statements of their own (a nested one would be too long).
+    params: the placeholders' variables. apart: values that get their own statements (nested, the line is too long).
     """
     flow = Flow(names=dict(params))
     stages = _Stages(live)

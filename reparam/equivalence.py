@@ -1,8 +1,8 @@
 """`verify`: are two models the same function, as far as finite arithmetic can tell?
 
 Both are captured and run in float64 on random inputs of several sizes and batches, then in their own dtypes, and last
-on inputs found by gradient ascent on their difference. The weights of an emitted model are rounded to its dtype, so two
-equal functions differ by about what the original itself loses in that dtype; that measured loss is the bar.
+on inputs that are searched for (see `adversary`). The weights of an emitted model are rounded to its dtype, so two
+equal functions differ by about what the first itself loses in that dtype; a few times that measured loss is the bar.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from .adversary import first_divergence, rounding, search
 from .capture import capture, from_exported
 from .errors import CaptureError, InputError
 from .evaluate import evaluate
 from .load import LoadedModel
-from .network import SMALL_SIZE, Feed, feed, random_input
+from .network import SMALL_SIZE, Feed, depth_limit, feed
 from .pipeline import Progress
-from .program import Program, is_float, shape_of
+from .program import InputSpec, Program
 
-ASCENT_STEPS = 12
-ASCENT_SCALES = (1.0, 4.0, 16.0)
-# Rounded weights move a network by about as much as its own arithmetic does; worst inputs by several times that.
-WORST_CASE = 16.0
+# How many times the first model's own loss the second may be off: it rounds at other places, and its weights as well.
+SLACK = 4.0
 
 
 @dataclass(frozen=True)
 class OutputError:
-    """One output over all random inputs. Errors are RMS against the first model in float64; `bar` is the most allowed.
+    """One output over all random inputs, against the first model in float64. Errors are RMS; `bar` is the most allowed.
 
-    difference: of the second model in float64. error_a, error_b: of each model in its own dtype.
+    difference: of the second model in float64. error_a: of the first in the coarser dtype of the two. error_b: of the
+    second in its own. size: of the output.
+    peak, peak_bar: the largest element of the difference, and the most allowed for it.
     """
 
     index: int
@@ -42,15 +43,29 @@ class OutputError:
     error_b: float
     size: float
     bar: float
+    peak: float
+    peak_bar: float
 
     @property
     def ok(self) -> bool:
-        return self.difference <= self.bar and self.error_b <= self.bar
+        return self.difference <= self.bar and self.error_b <= self.bar and self.peak <= self.peak_bar
+
+    @property
+    def complaint(self) -> str:
+        """What is too large, for an output that is not ok."""
+        rms = max(self.difference, self.error_b)
+        if not rms <= self.bar:
+            return f"output {self.index} differs by {rms:.3g} (RMS), where {self.bar:.3g} is allowed"
+        return f"an element of output {self.index} differs by {self.peak:.3g}, where {self.peak_bar:.3g} is allowed"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found. first_divergence: the first layer of the first model whose value the second never has."""
+    """What `verify` found.
+
+    first_divergence: the first layer of the first model behind which the second has other values.
+    adversarial: `worst` difference found, as a share of what is allowed, and the number of `inputs` tried.
+    """
 
     equivalent: bool
     outputs: tuple[OutputError, ...]
@@ -70,26 +85,27 @@ class Verdict:
 
     def sentences(self) -> list[str]:
         """The result in plain lines."""
-        head = "equivalent" if self.equivalent else f"NOT equivalent: {self.reason}"
-        lines = [head]
+        lines = ["equivalent" if self.equivalent else f"NOT equivalent: {self.reason}"]
         for o in self.outputs:
+            errors = f"own errors {o.error_a:.3g} and {o.error_b:.3g}"
             lines.append(
-                f"output {o.index}: float64 difference {o.difference:.3g}, own errors {o.error_a:.3g}, {o.error_b:.3g} "
+                f"output {o.index}: float64 difference {o.difference:.3g}, {errors} "
                 f"(RMS; bar {o.bar:.3g}, size {o.size:.3g})"
             )
         if self.adversarial:
-            a = self.adversarial
-            lines.append(f"adversarial search, {int(a['inputs'])} inputs: at most {a['worst']:.3g} of what is allowed")
+            found = self.adversarial
+            lines.append(
+                f"adversarial search, {int(found['inputs'])} inputs: at most {found['worst']:.3g} of what is allowed"
+            )
         if self.first_divergence:
             lines.append(f"they part at: {self.first_divergence}")
-        lines.append(
-            f"{self.trials} random inputs, shapes {', '.join(str(list(s)) for s in self.shapes)}, seed {self.seed}"
-        )
+        shapes = ", ".join(str(list(s)) for s in self.shapes)
+        lines.append(f"{self.trials} random inputs, shapes {shapes}, seed {self.seed}")
         return lines
 
 
 def program_of(model: LoadedModel, input_shapes: Sequence[Sequence[int]] | None) -> Program:
-    """The captured program of a loaded model; image axes stay free where the model lets them.
+    """The captured program of a loaded model.
 
     input_shapes: of one sample, without the batch; needed when the model does not tell. Raises InputError.
     """
@@ -133,229 +149,195 @@ def verify_programs(
     adversarial: bool = True,
     progress: Progress | None = None,
 ) -> Verdict:
-    """`verify` for programs that are already captured."""
-    _same_inputs(a, b)
-    generator = torch.Generator().manual_seed(seed)
-    feeds = _feeds(a, b, trials, generator)
-    sums: list[_Sums] = []
-    for i, values in enumerate(feeds):
-        if progress is not None:
-            progress("verify", i, len(feeds) + 1)
-        reason = _measure(a, b, values, sums)
-        if reason:
-            return Verdict(False, (), reason, None, {}, _shapes(feeds), trials, seed)
-    eps = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
-    outputs = tuple(s.result(i, eps) for i, s in enumerate(sums))
-    search = _ascend(a, b, feeds[-1], eps, generator) if adversarial else {}
-    bad = next((o for o in outputs if not o.ok), None)
+    """`verify` for programs that are already captured. trials: random inputs. Raises InputError like `verify`."""
+    if trials < 1:
+        raise InputError(f"{trials} random inputs prove nothing; ask for at least one")
+    job = _Job(a, b, torch.Generator().manual_seed(seed))
+    feeds = job.feeds(trials)
+    tell = progress or (lambda stage, done, total: None)
     reason = ""
-    if bad is not None:
-        reason = f"output {bad.index} differs by {max(bad.difference, bad.error_b):.3g}, where {bad.bar:.3g} is allowed"
-    elif search and not search["worst"] <= 1.0:
-        reason = f"an input was found on which they differ {search['worst']:.3g} times more than is allowed"
-    where = first_divergence(a, b, feeds[0]) if reason else None
-    return Verdict(not reason, outputs, reason, where, search, _shapes(feeds), trials, seed)
+    for i, values in enumerate(feeds):
+        tell("verify", i, len(feeds) + 1)
+        reason = reason or job.measure(values)
+    outputs = () if reason else tuple(s.result(i, job.floor) for i, s in enumerate(job.sums))
+    bad = next((o for o in outputs if not o.ok), None)
+    reason = reason or (bad.complaint if bad is not None else "")
+    found: dict[str, float] = {}
+    point = feeds[0]
+    if not reason and adversarial:
+        tell("verify", len(feeds), len(feeds) + 1)
+        result = search(a, b, lambda: job.draw(1), rounding(job.dtype), seed)
+        found = {"worst": result.worst, "inputs": float(result.inputs)}
+        if not result.worst <= 1.0:
+            point = result.point
+            reason = f"an input was found on which they differ {result.worst:.3g} times more than is allowed"
+    tell("verify", len(feeds) + 1, len(feeds) + 1)
+    where = first_divergence(a, b, point, rounding(job.dtype)) if reason else None
+    shapes = tuple(tuple(next(v.shape for v in values if isinstance(v, Tensor))) for values in feeds)
+    return Verdict(not reason, outputs, reason, where, found, shapes, trials, seed)
 
 
-def _same_inputs(a: Program, b: Program) -> None:
-    if len(a.inputs) != len(b.inputs):
-        raise InputError(f"the models take {len(a.inputs)} and {len(b.inputs)} tensor inputs")
-    for p, q in zip(a.inputs, b.inputs, strict=True):
-        fits = len(p.shape) == len(q.shape) and all(
-            s == t or isinstance(s, str) or isinstance(t, str) for s, t in zip(p.shape, q.shape, strict=True)
-        )
-        if not fits:
-            raise InputError(f"the models' input '{p.name}' has shapes {list(p.shape)} and {list(q.shape)}")
+class _Job:
+    """Two programs on common inputs, and what was measured so far.
 
+    dtype: the coarser of the two programs' dtypes, which decides what may be lost. sizes: values of the first one's
+    free axes that fit both; batch: the names of those that are free in both. small: what large images shrink to.
+    """
 
-def _feeds(a: Program, b: Program, trials: int, generator: torch.Generator) -> list[Feed]:
-    """Batch one at the traced size, then a batch at a smaller odd size if both models run there."""
-    batch = [s for spec in a.inputs for s in spec.shape[:1] if isinstance(s, str)]
-    free = bool(batch) and all(isinstance(s.shape[0], str) for s in b.inputs if s.shape)
-    if not free:
-        fixed = {s: int(q) for p, q in zip(a.inputs, (s.shape[0] for s in b.inputs), strict=True) for s in p.shape[:1]
-                 if isinstance(s, str) and isinstance(q, int)}  # fmt: skip
-        return [feed(a, fixed, generator) for _ in range(trials)]
-    whole = feed(a, dict.fromkeys(batch, 1), generator)
-    rest = dict.fromkeys(batch, trials - 1)
-    small = feed(a, rest, generator, SMALL_SIZE)
-    for program in (a, b):
+    def __init__(self, a: Program, b: Program, generator: torch.Generator) -> None:
+        self.a, self.b, self.generator = a, b, generator
+        self.dtype = max((a.dtype, b.dtype), key=lambda d: torch.finfo(d).eps)
+        self.sizes, self.batch = _common_sizes(a.inputs, b.inputs)
+        self.small: int | None = SMALL_SIZE
+        self.sums: list[_Sums] = []
+
+    @property
+    def floor(self) -> float:
+        """What may always be lost, relative: a few roundings of the dtype, or of a whole network in float64."""
+        return max(4.0 * torch.finfo(self.dtype).eps, depth_limit(self.a))
+
+    def draw(self, batch: int, small: bool = True) -> Feed:
+        """Random inputs in the coarser dtype's numbers: `batch` of them where the batch is free."""
+        sizes = self.sizes | dict.fromkeys(self.batch, batch)
+        values = feed(self.a, sizes, self.generator, self.small if small else None)
+        return [v.to(self.dtype).to(v.dtype) if _is_floating(v) else v for v in values]
+
+    def feeds(self, trials: int) -> list[Feed]:
+        """One input of the traced size, then the rest at a smaller odd size if both models run there."""
+        if not self.batch:
+            self.small = None
+            return [self.draw(1) for _ in range(trials)]
+        whole = self.draw(1, small=False)
+        if trials == 1:
+            self.small = None
+            return [whole]
+        rest = self.draw(trials - 1)
+        if not (_runs(self.a, rest) and _runs(self.b, rest)):
+            self.small = None
+            rest = self.draw(trials - 1)
+        return [whole, rest]
+
+    def measure(self, values: Feed) -> str:
+        """Adds one feed to the sums; returns a reason when the outputs cannot be compared or integers differ."""
+        truth, other = evaluate(self.a, values), evaluate(self.b, values)
+        if len(truth) != len(other):
+            return f"they return {len(truth)} and {len(other)} values"
+        problem = next((p for t, o in zip(truth, other, strict=True) if (p := _problem(t, o))), "")
+        if problem:
+            return problem
         try:
-            evaluate(program, small)
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            return [whole, feed(a, rest, generator)]
-    return [whole, small]
-
-
-def _shapes(feeds: Sequence[Feed]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(next(v.shape for v in values if isinstance(v, Tensor))) for values in feeds)
+            own_a, own_b = _own(self.a, values, self.dtype), _own(self.b, values, None)
+        except RuntimeError as e:
+            raise InputError(f"this machine cannot run the models in {_dtype_name(self.dtype)}: {e}") from e
+        rows = [r for r in zip(truth, other, own_a, own_b, strict=True) if _is_floating(r[0])]
+        self.sums = self.sums or [_Sums() for _ in rows]
+        for s, (t, o, p, q) in zip(self.sums, rows, strict=True):
+            s.add(t, o, p.double(), q.double())
+        return ""
 
 
 @dataclass
 class _Sums:
+    """Squared errors, the largest ones, and the squared truth of one output, added up over all inputs."""
+
     difference: float = 0.0
     error_a: float = 0.0
     error_b: float = 0.0
     size: float = 0.0
+    peaks: tuple[float, float, float] = (0.0, 0.0, 0.0)
     count: int = 0
 
-    def result(self, index: int, eps: float) -> OutputError:
+    def add(self, truth: Tensor, other: Tensor, own_a: Tensor, own_b: Tensor) -> None:
+        if not truth.numel():
+            return
+        self.difference += float((other - truth).square().sum())
+        self.error_a += float((own_a - truth).square().sum())
+        self.error_b += float((own_b - truth).square().sum())
+        self.size += float(truth.square().sum())
+        now = (float(v.abs().max()) for v in (other - truth, own_a - truth, truth))
+        self.peaks = tuple(max(p, q) for p, q in zip(self.peaks, now, strict=True))  # type: ignore[assignment]
+        self.count += truth.numel()
+
+    def result(self, index: int, floor: float) -> OutputError:
         n = max(self.count, 1)
         difference, error_a, error_b, size = (
             math.sqrt(v / n) for v in (self.difference, self.error_a, self.error_b, self.size)
         )
-        return OutputError(index, difference, error_a, error_b, size, bar=2.0 * error_a + 4.0 * eps * size)
+        bar = SLACK * error_a + floor * size
+        peak_bar = SLACK * self.peaks[1] + floor * self.peaks[2]
+        return OutputError(index, difference, error_a, error_b, size, bar, self.peaks[0], peak_bar)
 
 
-def _own(program: Program, values: Feed) -> list[Any]:
-    specs = {s.name: s for s in program.inputs}
-    typed = [
-        v.to(specs[str(n.target)].dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
-        for n, v in zip(program.placeholders, values, strict=True)
-    ]
-    return evaluate(program, typed, None)
+# ---- inputs and outputs ------------------------------------------------------------------------------------------
 
 
-def _measure(a: Program, b: Program, values: Feed, sums: list[_Sums]) -> str:
-    """Adds one round to `sums`; returns a reason when the outputs cannot even be compared or are not equal integers."""
-    truth, other = evaluate(a, values), evaluate(b, values)
-    if len(truth) != len(other):
-        return f"they return {len(truth)} and {len(other)} values"
-    own_a, own_b = _own(a, values), _own(b, values)
-    index = 0
-    for t, o, p, q in zip(truth, other, own_a, own_b, strict=True):
-        if not isinstance(t, Tensor) or not isinstance(o, Tensor):
-            if t != o:
-                return f"a constant output is {t!r} in one and {o!r} in the other"
-            continue
-        if t.shape != o.shape:
-            return f"an output has shape {list(t.shape)} in one and {list(o.shape)} in the other"
-        if not t.is_floating_point():
-            if not torch.equal(t, o):
-                return "an integer output differs"
-            continue
-        if not bool(torch.isfinite(t).all()):
-            return "the first model's outputs are not finite on random inputs, so nothing can be compared"
-        if len(sums) <= index:
-            sums.append(_Sums())
-        s = sums[index]
-        index += 1
-        s.difference += float((o - t).square().sum())
-        s.error_a += float((p.double() - t).square().sum())
-        s.error_b += float((q.double() - t).square().sum())
-        s.size += float(t.square().sum())
-        s.count += t.numel()
+def _common_sizes(a: Sequence[InputSpec], b: Sequence[InputSpec]) -> tuple[dict[str, int], list[str]]:
+    """Sizes of a's free axes that b fixes, and the batch axes that are free in both. Raises InputError."""
+    if len(a) != len(b):
+        raise InputError(f"the models take {len(a)} and {len(b)} tensor inputs")
+    sizes: dict[str, int] = {}
+    for p, q in zip(a, b, strict=True):
+        if len(p.shape) != len(q.shape) or p.dtype.is_floating_point != q.dtype.is_floating_point:
+            raise InputError(_unlike(p, q))
+        for s, t in zip(p.shape, q.shape, strict=True):
+            if isinstance(s, int) and isinstance(t, int) and s != t:
+                raise InputError(_unlike(p, q))
+            if isinstance(s, str) and isinstance(t, int) and sizes.setdefault(s, t) != t:
+                raise InputError(_unlike(p, q))
+    free = dict.fromkeys(
+        p.shape[0] for p, q in zip(a, b, strict=True) if p.shape and isinstance(q.shape[0], str)
+    )  # a free axis of b beside a fixed one of a takes the fixed size
+    return sizes, [s for s in free if isinstance(s, str) and s not in sizes]
+
+
+def _unlike(p: InputSpec, q: InputSpec) -> str:
+    shown = [f"{list(s.shape)} ({_dtype_name(s.dtype)})" for s in (p, q)]
+    return f"the models' input '{p.name}' is {shown[0]} in one and {shown[1]} in the other"
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _runs(program: Program, values: Feed) -> bool:
+    try:
+        evaluate(program, values)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return True
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _problem(t: Any, o: Any) -> str:
+    """Why two outputs cannot be compared, or how they differ when they are not floating tensors."""
+    if not isinstance(t, Tensor) or not isinstance(o, Tensor):
+        return "" if type(t) is type(o) and t == o else f"an output is {_short(t)} in one and {_short(o)} in the other"
+    if t.shape != o.shape:
+        return f"an output has shape {list(t.shape)} in one and {list(o.shape)} in the other"
+    if t.is_floating_point() != o.is_floating_point():
+        return f"an output is of {t.dtype} in one and of {o.dtype} in the other"
+    if not t.is_floating_point():
+        return "" if torch.equal(t, o) else "an integer output differs"
+    if not bool(torch.isfinite(t).all()):
+        return "the first model's outputs are not finite on random inputs, so nothing can be compared"
+    if not bool(torch.isfinite(o).all()):
+        return "the second model's outputs are not finite where the first one's are"
     return ""
 
 
-# ---- adversarial search ------------------------------------------------------------------------------------------
+def _short(value: Any) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
-def _ascend(a: Program, b: Program, values: Feed, eps: float, generator: torch.Generator) -> dict[str, float]:
-    """Gradient ascent on the difference from several starts; the worst difference as a share of what is allowed."""
-    specs = {s.name: s for s in a.inputs}
-    names = [str(n.target) for n in a.placeholders]
-    worst, count = 0.0, 0
-    for scale in ASCENT_SCALES:
-        point: Feed = []
-        for name, value in zip(names, values, strict=True):
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                point.append(value)
-                continue
-            spec = specs[name]
-            start = random_input(spec, [1, *value.shape[1:]], generator).to(value.device)
-            bounded = math.isfinite(spec.low) or math.isfinite(spec.high)
-            point.append(start if bounded else start * scale)
-        if not _same_batch(values, point):
-            point = [v.clone() if isinstance(v, Tensor) else v for v in values]
-        for _ in range(ASCENT_STEPS // len(ASCENT_SCALES)):
-            share, point = _step(a, b, point, eps)
-            worst, count = max(worst, share), count + 1
-    return {"worst": worst, "inputs": float(count)}
-
-
-def _same_batch(values: Feed, point: Feed) -> bool:
-    """Integer inputs keep their batch, so a point of batch one only fits when there are none."""
-    return all(not isinstance(v, Tensor) or v.is_floating_point() for v in values) and len(point) == len(values)
-
-
-def _step(a: Program, b: Program, point: Feed, eps: float) -> tuple[float, Feed]:
-    """The difference at `point` as a share of what is allowed there, and the next point."""
-    leaves = [p.detach().requires_grad_(True) if isinstance(p, Tensor) and p.is_floating_point() else p for p in point]
-    truth = [t for t in evaluate(a, leaves, gradients=True) if isinstance(t, Tensor) and t.is_floating_point()]
-    other = [t for t in evaluate(b, leaves, gradients=True) if isinstance(t, Tensor) and t.is_floating_point()]
-    own = [t for t in _own(a, [p.detach() if isinstance(p, Tensor) else p for p in leaves]) if isinstance(t, Tensor)]
-    own = [t.double() for t in own if t.is_floating_point()]
-    share = 0.0
-    total = torch.zeros((), dtype=torch.float64)
-    for t, o, p in zip(truth, other, own, strict=True):
-        gap = (o - t).square().mean()
-        allowed = 2.0 * float((p - t.detach()).square().mean().sqrt()) + 4.0 * eps * float(
-            t.detach().square().mean().sqrt()
-        )
-        value = math.sqrt(float(gap.detach()))
-        share = max(share, 0.0 if value == 0.0 else value / (WORST_CASE * allowed) if allowed else math.inf)
-        total = total.to(gap.device) + gap / max(float(t.detach().square().mean()), 1e-300)
-    inputs = [p for p in leaves if isinstance(p, Tensor) and p.requires_grad]
-    if not total.requires_grad:
-        return share, [p.detach() if isinstance(p, Tensor) else p for p in leaves]
-    grads = iter(torch.autograd.grad(total, inputs, allow_unused=True))
-    moved: Feed = []
-    for p, spec in zip(leaves, _specs(a), strict=True):
-        if not isinstance(p, Tensor) or not p.requires_grad:
-            moved.append(p)
-            continue
-        grad = next(grads)
-        rms = 0.25 * float(p.detach().square().mean().sqrt()) + 1e-3
-        step = torch.zeros_like(p) if grad is None else rms * grad / (grad.square().mean().sqrt() + 1e-300)
-        moved.append((p.detach() + step.detach()).clamp(spec[0], spec[1]))
-    return share, moved
-
-
-def _specs(program: Program) -> list[tuple[float, float]]:
-    specs = {s.name: (s.low, s.high) for s in program.inputs}
-    return [specs.get(str(n.target), (-math.inf, math.inf)) for n in program.placeholders]
-
-
-# ---- where they part ---------------------------------------------------------------------------------------------
-
-
-def first_divergence(a: Program, b: Program, values: Feed) -> str | None:
-    """The first layer of `a`, after the last one whose value `b` also has, as "module (operator)".
-
-    Values are recognised by their shape and a few random projections, so that fused layers, whose inner values do not
-    exist in `b`, are passed over.
-    """
-    known: dict[tuple[int, ...], list[Tensor]] = {}
-
-    def remember(node: fx.Node, value: Any) -> None:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            known.setdefault(tuple(value.shape), []).append(_signature(value))
-
-    trail: list[tuple[fx.Node, bool]] = []
-
-    def compare(node: fx.Node, value: Any) -> None:
-        if isinstance(value, Tensor) and value.is_floating_point() and is_float(node):
-            mine = _signature(value)
-            same = any(
-                bool((mine - s).abs().max() <= 1e-4 * mine.abs().max()) for s in known.get(tuple(value.shape), ())
-            )
-            trail.append((node, same))
-
-    evaluate(b, values, observe=remember)
-    evaluate(a, values, observe=compare)
-    last = max((i for i, (_, same) in enumerate(trail) if same), default=-1)
-    if last + 1 >= len(trail):
-        return None
-    node = trail[last + 1][0]
-    name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-    before = trail[last][0].meta.get("module") if last >= 0 else "the input"
-    return f"'{node.meta.get('module') or node.name}' ({name}, shape {list(shape_of(node))}), after '{before}'"
-
-
-def _signature(value: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(7)
-    flat = value.reshape(-1)
-    probes = torch.randn(4, min(flat.numel(), 4096), generator=generator, dtype=torch.float64).to(flat.device)
-    stride = max(1, flat.numel() // probes.shape[1])
-    return torch.cat([probes @ flat[: probes.shape[1]], flat[::stride][:16], flat.abs().mean()[None]])
+def _own(program: Program, values: Feed, dtype: torch.dtype | None) -> list[Any]:
+    """The outputs in the program's own dtype, or all in `dtype` when that is a coarser one."""
+    specs = {s.name: s for s in program.inputs}
+    wanted = dtype if dtype is not None and dtype != program.dtype else None
+    typed = [
+        v.to(wanted or specs[str(n.target)].dtype) if _is_floating(v) else v
+        for n, v in zip(program.placeholders, values, strict=True)
+    ]
+    return evaluate(program, typed, wanted)

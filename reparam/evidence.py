@@ -10,7 +10,7 @@ The bound comes from the arithmetic, see `majorant`; inputs are finite (a zero w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from .ops import (
     LINEARS,
     MAX_POOLS,
     MULS,
+    PADS,
     SUBS,
     TRANSPOSED_CONVS,
     WEIGHTED,
@@ -41,7 +42,7 @@ from .ops import (
     is_call,
     pair,
 )
-from .program import Program, shape_of, size_hint
+from .program import Program, shape_of, size_hint, static_shape, upstream
 
 EPS = torch.finfo(torch.float64).eps
 BASIS_MACS = 60_000_000
@@ -71,29 +72,6 @@ class Evidence:
     ok: bool
 
 
-def _reach(roots: Iterable[fx.Node], stop: set[fx.Node]) -> list[fx.Node]:
-    """Nodes that `roots` need, back to `stop`, in execution order (operands first)."""
-    order: list[fx.Node] = []
-    seen: set[fx.Node] = set()
-    stack = [(r, False) for r in reversed(list(roots))]
-    while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            order.append(node)
-            continue
-        if node in seen or node in stop:
-            continue
-        if node.op == "placeholder":
-            raise RuleError(
-                f"the rewrite dropped an input: the old value depends on '{node.name}', the new one does not"
-            )
-        seen.add(node)
-        stack.append((node, True))
-        if not _is_size(node):
-            stack.extend((i, False) for i in node.all_input_nodes)
-    return order
-
-
 def _is_size(node: fx.Node) -> bool:
     """A size of some tensor: an int as far as the region is concerned, not data."""
     return node.op == "call_function" and isinstance(node.meta["val"], (int, torch.SymInt))
@@ -114,14 +92,14 @@ def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) 
         if new not in made and new.op != "get_attr":
             inputs[new] = None
     stop = set(inputs)
-    before, after = _reach(replace.keys(), stop), _reach(replace.values(), stop)
-    sizes = dict.fromkeys(n for n in (*before, *after) if _is_size(n))
-    return Region(
-        inputs=(*inputs, *sizes),
-        old=tuple(n for n in before if n not in sizes),
-        new=tuple(n for n in after if n not in sizes),
-        outputs=tuple(replace.items()),
-    )
+    old, new = (upstream(roots, lambda n: n in stop or _is_size(n)) for roots in (replace.keys(), replace.values()))
+    dropped = next((n for n in old if n.op == "placeholder"), None)
+    if dropped is not None:
+        raise RuleError(
+            f"the rewrite dropped an input: the old value depends on '{dropped.name}', the new one does not"
+        )
+    sizes = dict.fromkeys(i for n in (*old, *new) for i in n.all_input_nodes if _is_size(i))
+    return Region((*inputs, *sizes), tuple(old), tuple(new), tuple(replace.items()))
 
 
 # ---- inputs ------------------------------------------------------------------------------------------------------
@@ -161,6 +139,9 @@ def _reduced_size(region: Sequence[fx.Node], ndim: int) -> list[int]:
             kernel = pair(args["kernel_size"], ndim)
             dilation = pair(args.get("dilation", 1), ndim)
             stride = pair(args["stride"] or args["kernel_size"], ndim)
+        elif is_call(node, TRANSPOSED_CONVS | PADS):
+            reach = [r + extra * s for r, extra, s in zip(reach, _inner_reach(node, ndim), step, strict=True)]
+            continue
         else:
             continue
         for a in range(ndim):
@@ -168,6 +149,17 @@ def _reduced_size(region: Sequence[fx.Node], ndim: int) -> list[int]:
                 reach[a] += dilation[a] * (kernel[a] - 1) * step[a]
                 step[a] = max(step[a], stride[a])
     return [r if r == 1 else r + 2 * s for r, s in zip(reach, step, strict=True)]
+
+
+def _inner_reach(node: fx.Node, ndim: int) -> list[int]:
+    """What a transposed convolution or a cropping pad adds: what one output reads, and what is cut off."""
+    args = arguments(node)
+    if is_call(node, PADS):
+        flat = list(args["pad"]) + [0] * (2 * ndim - len(args["pad"]))
+        return [-min(flat[2 * i], 0) - min(flat[2 * i + 1], 0) for i in reversed(range(ndim))]
+    spans = [d * (k - 1) for k, d in zip(shape_of(args["weight"])[2:], pair(args["dilation"], ndim), strict=True)]
+    steps = zip(spans, pair(args["stride"], ndim), pair(args["padding"], ndim), strict=True)
+    return [2 * (-(-span // stride) + -(-padding // stride)) for span, stride, padding in steps]
 
 
 def _reads_a_map(node: fx.Node) -> bool:
@@ -317,7 +309,7 @@ def check_region(program: Program, region: Region, ranges: Ranges, seed: int) ->
 
     Raises RuleError when the shapes differ.
     """
-    shapes = _shapes(region)
+    shapes = _runnable(program, region, _shapes(region))
     if shapes.free and _basis_fits(region, shapes):
         inputs = set(region.inputs)
         if _is_affine(program, region.old, inputs) and _is_affine(program, region.new, inputs):
@@ -327,18 +319,45 @@ def check_region(program: Program, region: Region, ranges: Ranges, seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     worst = limit = 0.0
     ok = True
-    for sizes in _sampled_sizes(region, shapes):
+    for sizes in _sampled_sizes(program, region, shapes):
         values = [_sample(n, s, ranges, generator) for n, s in zip(region.inputs, sizes, strict=True)]
         w, b, fine = _compare(program, region, values)
         worst, limit, ok = max(worst, w), max(limit, b), ok and fine
     return Evidence("sampled", worst, limit, ok)
 
 
-def _sampled_sizes(region: Region, shapes: _Shapes) -> list[tuple[tuple[int, ...], ...]]:
+def _sampled_sizes(program: Program, region: Region, shapes: _Shapes) -> list[tuple[tuple[int, ...], ...]]:
     if not shapes.free or not shapes.sizes or len(shapes.sizes[0]) < 3:
         return [shapes.sizes]
     odd = tuple((1, s[1], *(v + 1 if v > 1 else v for v in s[2:])) for s in shapes.sizes)
-    return [shapes.sizes, odd]
+    return [shapes.sizes, odd] if _runs(program, region, odd) else [shapes.sizes]
+
+
+def _runnable(program: Program, region: Region, shapes: _Shapes) -> _Shapes:
+    """`shapes`, or the traced ones where the network's own computation does not run on smaller maps."""
+    if not shapes.free or _runs(program, region, shapes.sizes):
+        return shapes
+    return _Shapes(tuple(shape_of(n) for n in region.inputs), False)
+
+
+def _runs(program: Program, region: Region, sizes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether both sides can be compared on these sizes.
+
+    The old side may not run: two branches whose outputs agree at the traced size need not agree at another. Where sizes
+    are fixed the new side need not give the old shape either; where they are free it has to, and `_compare` says so.
+    """
+    known = _on_device(program, region, [torch.zeros(s, dtype=torch.float64) for s in sizes])
+    try:
+        before = evaluate_region(program, region.old, known)
+    except RuntimeError:
+        return False
+    if any(None in static_shape(n)[2:] for n in region.inputs):
+        return True
+    try:
+        after = evaluate_region(program, region.new, known)
+    except RuntimeError:
+        return False
+    return all(before[old].shape == after[new].shape for old, new in region.outputs)
 
 
 def _sample(node: fx.Node, shape: tuple[int, ...], ranges: Ranges, generator: torch.Generator) -> Any:

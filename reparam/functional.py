@@ -56,13 +56,18 @@ def functionalize_locally(graph: fx.Graph) -> bool:
         if node.op != "call_function":
             continue
         if not (isinstance(node.target, torch._ops.OpOverload) and is_inplace(node)):
-            if may_alias(node):
-                for operand in node.all_input_nodes:
+            if may_alias(node) and _has_storage(node):
+                for operand in filter(_has_storage, node.all_input_nodes):
                     aliases.join(operand, node)
             continue
         if not _replace_write(graph, node, order, aliases):
             return False
     return True
+
+
+def _has_storage(node: fx.Node) -> bool:
+    """True for a tensor or a list of them; a size has no storage to share."""
+    return isinstance(node.meta.get("val"), (torch.Tensor, list, tuple))
 
 
 def _replace_write(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int], aliases: _Aliases) -> bool:

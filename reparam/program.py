@@ -8,7 +8,7 @@ folded one is held in float64 and cast once, when it is emitted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -234,3 +234,19 @@ def is_tensor(node: Any) -> bool:
 def is_float(node: Any) -> bool:
     """True for a node whose value is one floating tensor."""
     return is_tensor(node) and bool(node.meta["val"].is_floating_point())
+
+
+def upstream(roots: Iterable[fx.Node], stop: Callable[[fx.Node], bool] = lambda _: False) -> list[fx.Node]:
+    """The nodes that `roots` need, themselves included, operands first. Nodes where `stop` holds end the search."""
+    order: list[fx.Node] = []
+    seen: set[fx.Node] = set()
+    stack = [(r, False) for r in reversed(list(roots))]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+        elif node not in seen and not stop(node):
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((i, False) for i in node.all_input_nodes)
+    return order

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from helpers import doubles, graph_text, max_rel, program_of, run_rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reparam.passes import FoldPadding, fold_padding
-from tests.helpers import doubles, graph_text, max_rel, program_of, run_rules
 
 
 class Padded(nn.Module):

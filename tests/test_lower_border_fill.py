@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import assert_evidence_bites, doubles, graph_text, max_rel, program_of, run_rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reparam.passes import FoldConstants, LowerBorderFill
-from tests.helpers import assert_evidence_bites, doubles, graph_text, max_rel, program_of, run_rules
 
 Fill = Callable[[Tensor, Tensor, int], None]
 

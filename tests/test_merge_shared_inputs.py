@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from helpers import assert_evidence_bites, doubles, graph_text, max_rel, program_of, run_rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reparam.passes import MergeSharedInputs
-from tests.helpers import assert_evidence_bites, doubles, graph_text, max_rel, program_of, run_rules
 
 
 class Attention(nn.Module):

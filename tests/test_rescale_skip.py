@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import assert_evidence_bites, doubles, fuse, graph_text, healthy, max_rel, program_of, run_rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reparam.passes import RescaleSkip
-from tests.helpers import assert_evidence_bites, doubles, fuse, graph_text, healthy, max_rel, program_of, run_rules
 
 
 class Mixer(nn.Module):

@@ -28,9 +28,9 @@ from reparam.zoo import build_architecture
 class Case:
     """One network.
 
-    size: side of the image, smaller than usual where the network allows it. batch, seed: images that its random
-    statistics are estimated from, chosen so that float32 arithmetic loses little. deploy: whether timm has a deploy form to compare with. norms: batch norms left in the fused
-    form. fast: part of the default test suite.
+    size: side of the image, smaller than usual where the network allows it. batch, seed: of the images that its random
+    statistics are estimated from, chosen so that float32 arithmetic loses little. deploy: whether timm has a deploy
+    form to compare with. norms: batch norms left in the fused form. fast: part of the default test suite.
     """
 
     spec: str
@@ -58,7 +58,7 @@ CASES = (
     Case("timm/repvit_m1_1", 96, deploy=True),
     Case("timm/repghostnet_100", 96, deploy=True, fast=True),
     Case("timm/ghostnetv3_100", 96, deploy=True, fast=True),
-    Case("timm/levit_128", batch=32, seed=3, deploy=True, fast=True),
+    Case("timm/levit_128", seed=7, deploy=True, fast=True),
     Case("timm/nextvit_small", 96, deploy=True),
     Case("timm/efficientformerv2_s0", deploy=True),
     Case("timm/tiny_vit_5m_224", batch=8, deploy=True),
