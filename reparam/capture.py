@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from .ops import aten
 from .program import Constant, InputSpec, Program
 
 AXES = ("batch", "height", "width")
+_OUR_CODE = tuple(os.path.dirname(f) + os.sep for f in (torch.__file__, __file__))
 _ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
 
 
@@ -156,14 +158,22 @@ def _register_output_type(module: nn.Module, args: tuple[Any, ...], error: Excep
     return found
 
 
+def _model_frame(error: Exception) -> traceback.FrameSummary | None:
+    """The innermost line of the model: in the last forward that is not torch's own, or in what it calls directly."""
+    found: traceback.FrameSummary | None = None
+    inside = False
+    for frame in traceback.extract_tb(error.__traceback__):
+        theirs = not frame.filename.startswith(_OUR_CODE)
+        inside = theirs and (inside or frame.name == "forward")
+        found = frame if inside else found
+    return found
+
+
 def _explain(module: nn.Module, error: Exception) -> str:
     """One sentence: what stopped the capture and on which line of the model's code."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    place = ""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.name == "forward" and "/torch/" not in frame.filename:
-            place = f" at {frame.filename}:{frame.lineno} `{frame.line}`"
-            break
+    frame = _model_frame(error)
+    place = f" at {frame.filename}:{frame.lineno} `{frame.line}`" if frame is not None else ""
     if isinstance(error, torch._subclasses.fake_tensor.DataDependentOutputException) or "data-dependent" in str(error):
         reason = f"its control flow depends on the data ({reason})"
     return f"{type(module).__name__} cannot be captured as one graph{place}: {reason}"

@@ -16,6 +16,7 @@ from .cli_session import Session
 from .errors import InputError, MachineError
 
 STANDARD_OUTPUT = "-"
+SOURCE_FILES = ("model.py", "model.safetensors")  # as emit_source, which needs torch, writes them
 _SUFFIXES = frozenset({".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".tar"})
 
 
@@ -84,15 +85,16 @@ def check_file(path: Path, *, force: bool) -> None:
 
 
 def check_folder(path: Path, *, force: bool) -> None:
-    """Raises unless `path` can be made, is an empty folder, or is one whose files `force` may overwrite."""
-    if not path.is_dir():
-        if os.path.lexists(path):
-            raise InputError(f"{path} is a file; --source names a folder")
-        _check_parent(path)
-        return
-    if not force and any(path.iterdir()):
-        raise InputError(f"{path} is not empty; --force overwrites the files in it")
-    _check_permission(path)
+    """Raises unless the source's files can be written into `path`, which is made when it is missing."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise InputError(f"{path} is a file; --source names a folder")
+    existing = next((path / name for name in SOURCE_FILES if os.path.lexists(path / name)), None)
+    if existing is not None and not force:
+        raise InputError(f"{existing} exists already; --force overwrites it")
+    nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not nearest.is_dir():
+        raise InputError(f"cannot make the folder {path}: {nearest} is not a folder")
+    _check_permission(nearest)
 
 
 def _check_parent(path: Path) -> None:

@@ -66,6 +66,8 @@ def _rest(context: Context, node: fx.Node, args: Mapping[str, Any], skip: Iterab
             continue
         if argument.name in ("layout", "pin_memory") and given in (None, False, torch.strided):
             continue
+        if argument.name.startswith("cudnn_enable"):  # a hint that the functions of torch give by themselves
+            continue
         result[argument.name] = _tidy(context, given)
     return result
 
@@ -110,6 +112,8 @@ def function(name: str, *positional: str) -> Speller:
 
     def spelling(context: Context, node: fx.Node, args: Mapping[str, Any]) -> Expr | None:
         texts = [value(context, args[key]).text for key in positional]
+        if texts and args[positional[-1]] is None:
+            texts.pop()
         return Expr(call_text(name, texts, _rest(context, node, args, positional)))
 
     return spelling
@@ -126,7 +130,8 @@ def windowed(name: str, *positional: str) -> Speller:
         keywords |= {k: numbers(args[k]) for k in keywords if k in geometry}
         if "stride" in args and "kernel_size" in args and keywords.get("stride") == numbers(args["kernel_size"]):
             del keywords["stride"]
-        texts = [numbers(args[k]) if k in geometry else value(context, args[k]).text for k in positional]
+        given = [k for k in positional if args[k] is not None]
+        texts = [numbers(args[k]) if k in geometry else value(context, args[k]).text for k in given]
         pool = "kernel_size" in args  # whose stride is its kernel by default, and not 1
         keywords = {k: v for k, v in keywords.items() if (k, v) not in _DEFAULTS or (pool and k == "stride")}
         return Expr(call_text(name, texts, keywords))

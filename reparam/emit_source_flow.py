@@ -220,7 +220,8 @@ class _Stages:
         module = str(node.meta.get("module", ""))
         if module not in self._known:
             paths = [p for p in self._paths(node) if p in self._inner and self._count[p] > 2]
-            deep = [p for p in paths if p[-1].isdecimal() and self._count[p] >= 4]
+            named = [p for p in paths if p[-1].isdecimal() and not p.rpartition(".")[2].startswith("branch")]
+            deep = [p for p in named if self._count[p] >= 4]
             numbered = [p for p in paths if p.rpartition(".")[2].isdecimal()]
             self._known[module] = (deep[-1:] or numbered[:1] or paths[:1] or [""])[0]
         return self._known[module]

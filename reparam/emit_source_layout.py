@@ -7,12 +7,13 @@ and so on, and which nothing else reads, becomes the module `stem`, so that thes
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from .emit_source_modules import Form, flattens_batch, module_form
 from .program import Constant, Program
@@ -21,6 +22,7 @@ _BAKED = (
     (re.compile(r"^(.+)\.parametrizations\.(\w+)\.original\d*$"), r"\1.\2"),
     (re.compile(r"^(.+\.weight)_(?:v|g|orig)$"), r"\1"),
 )
+_CHAIN_METHODS = frozenset(dir(nn.Sequential())) | {"add"}
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,12 @@ class _Names:
         self._inner.update(prefixes(name))
 
     def claim(self, wanted: str) -> str:
-        """`wanted`, or the first of a.b_1, a.b_2 ... (for a weight: a_1.weight) that is free."""
+        """`wanted`, or the first free one of a.b_1, a.b_2, ...; of a_1.b, a_2.b, ... where `a` is a module."""
         parent, _, leaf = wanted.rpartition(".")
         name, serial = wanted, 0
         while not self.free(name):
             serial += 1
-            name = f"{parent}_{serial}.{leaf}" if parent else f"{leaf}_{serial}"
+            name = f"{parent}_{serial}.{leaf}" if parent and not self.opens(parent) else f"{wanted}_{serial}"
         self.add(name)
         return name
 
@@ -182,11 +184,14 @@ def _name_modules(layout: Layout, groups: Sequence[_Group], constants: Mapping[s
     for constant in constants.values():
         for prefix in prefixes(constant.origin):
             below.setdefault(prefix, set()).add(constant.origin)
-    origins = {c.origin for c in constants.values()}
+    shared = Counter(c.origin for c in constants.values())
+    origins = set(shared)
     for group in sorted(groups, key=lambda g: any(k != constants[k].origin for k in g.keys.values())):
         slot, key = next(iter(group.keys.items()))
         name = _tidy(constants[key].origin)
         stem = name.removesuffix(f".{slot}")
+        if shared[constants[key].origin] > 1:  # pieces of one weight, such as attention's in_proj_weight
+            stem = stem.removesuffix(f"_{slot}")
         if stem == name or stem in origins or any(p in origins for p in prefixes(stem)):
             continue
         own = {f"{stem}.{s}" for s in group.keys} | {constants[k].origin for k in group.keys.values()}
@@ -303,7 +308,7 @@ def _chain_names(calls: Sequence[tuple[fx.Node, Form]], layout: Layout, beside: 
         if any(p in closed for p in now):
             return None
         names.append(name)
-    return names
+    return names if _CHAIN_METHODS.isdisjoint(part for name in names for part in name.split(".")) else None
 
 
 def _chain_name(node: fx.Node, form: Form, layout: Layout, before: str | None, taken: _Names) -> str:

@@ -151,7 +151,7 @@ def _build(spec: pytree.TreeSpec, flat: Iterator[Any], ref: Ref, result: Result)
     if spec.type is list:
         return f"[{', '.join(texts)}]", f"list[{kinds[0]}]" if plain and len(set(kinds)) == 1 else "list"
     if spec.type is not tuple:
-        result.comments.append(f"the original returns a {_describe(spec)} here")
+        result.comments.append(f"here the original returns {_describe(spec)}")
     annotation = f"tuple[{', '.join(kinds)}]" if plain and len(kinds) <= 4 else "tuple"
     return tuple_text(texts) if texts else "()", annotation
 

@@ -130,6 +130,8 @@ def _table() -> dict[Any, Speller]:
         (aten.ge, ">="),
         (aten.bitwise_and, "&"),
         (aten.bitwise_or, "|"),
+        (aten.__and__, "&"),
+        (aten.__or__, "|"),
     ):
         table |= _overloads(packet, both, infix_speller(symbol))
     table |= _overloads(aten.rsub, both, infix_speller("-", swapped=True))
@@ -156,11 +158,11 @@ def _table() -> dict[Any, Speller]:
             f"torch.{name}", *(k for k in keys if k in ("self", "other", "mat2"))
         )
     for n in (1, 2, 3):
-        table[getattr(aten, f"conv{n}d").default] = windowed(f"F.conv{n}d", "input", "weight")
-        table[getattr(aten, f"conv{n}d").padding] = windowed(f"F.conv{n}d", "input", "weight")
+        table[getattr(aten, f"conv{n}d").default] = windowed(f"F.conv{n}d", "input", "weight", "bias")
+        table[getattr(aten, f"conv{n}d").padding] = windowed(f"F.conv{n}d", "input", "weight", "bias")
         overload = "default" if n == 1 else "input"
         transposed = getattr(getattr(aten, f"conv_transpose{n}d"), overload)
-        table[transposed] = windowed(f"F.conv_transpose{n}d", "input", "weight")
+        table[transposed] = windowed(f"F.conv_transpose{n}d", "input", "weight", "bias")
         table[getattr(aten, f"max_pool{n}d").default] = windowed(f"F.max_pool{n}d", "self", "kernel_size")
         table[getattr(aten, f"avg_pool{n}d").default] = windowed(f"F.avg_pool{n}d", "self", "kernel_size")
         adaptive = getattr(aten, f"adaptive_avg_pool{n}d").default
@@ -202,7 +204,7 @@ def _named() -> dict[Any, Speller]:
         aten.elu.default: spell_elu,
         aten.hardtanh.default: spell_hardtanh,
         aten.embedding.default: spell_embedding,
-        aten.linear.default: function("F.linear", "input", "weight"),
+        aten.linear.default: function("F.linear", "input", "weight", "bias"),
         aten.layer_norm.default: sized("F.layer_norm", "input", "normalized_shape"),
         aten.rms_norm.default: sized("F.rms_norm", "input", "normalized_shape"),
         aten.group_norm.default: sized("F.group_norm", "input", "num_groups"),

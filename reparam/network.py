@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .cost import batch_one
 from .errors import InputError, NotEquivalentError
 from .evaluate import evaluate
-from .ops import WEIGHTED, is_call
+from .ops import CASTS, IDENTITIES, MOVEMENTS, WEIGHTED, aten, is_call
 from .program import InputSpec, Program, shape_of
 
 TRIALS = 8
@@ -77,6 +77,8 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
         if spec is None:
             values.append(node.meta["val"])
             continue
+        if not spec.dtype.is_floating_point and not math.isfinite(spec.high):
+            spec = replace(spec, high=_largest_index(node))
         shape = list(shape_of(node, sizes))
         if small is not None and len(shape) >= 4:
             shape[-2:] = [small if s > small else 3 * s // 4 | 1 for s in shape[-2:]]
@@ -85,6 +87,19 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
             value = value.to(spec.dtype).to(torch.float64)
         values.append(value.to(program.device))
     return values
+
+
+def _largest_index(node: fx.Node) -> float:
+    """The largest entry of an integer input that is looked up in a table; infinite when it is used otherwise."""
+    rows = [math.inf]
+    stack = list(node.users)
+    while stack:
+        user = stack.pop()
+        if user.target is aten.embedding.default:
+            rows.append(shape_of(user.args[0])[0] - 1)  # type: ignore[arg-type]
+        elif is_call(user, IDENTITIES | CASTS | MOVEMENTS):
+            stack.extend(user.users)
+    return min(rows)
 
 
 def _runs(program: Program, values: Feed) -> list[Any] | None:
@@ -118,12 +133,14 @@ def depth_limit(program: Program) -> float:
 def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) -> float:
     """The bar for these inputs: `floor`, or more for an ill-conditioned network.
 
-    What the original itself loses in its own dtype tells how much it amplifies rounding; the same amplification of
-    float64 rounding, times the number of roundings that a fold moves, is what two equal programs may differ by.
+    What the original itself loses in its own dtype (float32, when that is float64) tells how much it amplifies
+    rounding; the same amplification of float64 rounding, times the number of roundings that a fold moves, is what two
+    equal programs may differ by.
     """
-    own = evaluate(original, _typed(original, values, None), None)
+    dtype = torch.float32 if original.dtype == torch.float64 else None
+    own = evaluate(original, _typed(original, values, dtype), dtype)
     loss = _max_rel(truth, [o.double() if isinstance(o, Tensor) and o.is_floating_point() else o for o in own])
-    eps = torch.finfo(torch.float64).eps / torch.finfo(original.dtype).eps
+    eps = torch.finfo(torch.float64).eps / torch.finfo(dtype or original.dtype).eps
     return max(floor, ROUNDINGS * loss * eps) if math.isfinite(loss) else floor
 
 
@@ -148,11 +165,12 @@ def _max_rel(truth: Sequence[Any], other: Sequence[Any]) -> float:
 
 @dataclass(frozen=True)
 class _Round:
-    """Inputs that were run, with the float64 truth (the original's outputs)."""
+    """Inputs that were run, the float64 truth (the original's outputs), and the relative float64 bar that applied."""
 
     values: Feed
     truth: list[Any]
     inputs: int
+    limit: float
 
 
 def _finite(outputs: Sequence[Any]) -> bool:
@@ -197,7 +215,7 @@ def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple
             )
         evidence.trials += inputs
         evidence.shapes.append([int(v) for v in next(x.shape for x in values if isinstance(x, Tensor))])
-        rounds.append(_Round(values, truth, inputs))
+        rounds.append(_Round(values, truth, inputs, limit))
     return evidence, rounds
 
 
@@ -216,8 +234,9 @@ def check_emitted(
 ) -> NetworkEvidence:
     """Measures both models' errors against the float64 truth in the dtype that is emitted.
 
-    dtype: the dtype that both run in when it differs from the original's own, else None. Raises NotEquivalentError
-    when the converted model's error exceeds the bar, InputError when this machine cannot compute in that dtype.
+    dtype: the dtype that both run in when it differs from the original's own, else None. In float64, where the truth is
+    the original's own result, the bar is that of the check before. Raises NotEquivalentError when the converted model's
+    error exceeds the bar, InputError when this machine cannot compute in that dtype.
     """
     eps = torch.finfo(dtype or original.dtype).eps
     evidence.dtype = str(dtype or original.dtype).removeprefix("torch.")
@@ -234,7 +253,7 @@ def check_emitted(
         if not s.count:
             continue
         new_rms, old_rms, size = (math.sqrt(v / s.count) for v in (s.new, s.old, s.truth))
-        bar = 2.0 * old_rms + 4.0 * eps * size
+        bar = 2.0 * old_rms + max(4.0 * eps, *(r.limit for r in rounds)) * size
         ratio = new_rms / bar if bar else (0.0 if new_rms == 0.0 else math.inf)
         if ratio >= worst:
             worst, evidence.error, evidence.original_error = ratio, new_rms, old_rms

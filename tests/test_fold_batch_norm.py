@@ -22,6 +22,7 @@ from helpers import (
     healthy,
     positive,
     program_of,
+    run_rules,
     vector,
 )
 from hypothesis import given
@@ -208,8 +209,6 @@ def test_refused_for_a_negative_variance_by_channel() -> None:
     assert isinstance(model[1].running_var, torch.Tensor)
     model[1].running_var[3] = -2.0
     program = program_of(program_model, doubles(2, 4, 5, 6))
-    from helpers import run_rules
-
     [message] = run_rules(program, *RULES).missed("fold-batch-norm")
     assert "no finite scale (channel 3: variance -2)" in message
 
@@ -234,7 +233,9 @@ def test_refused_before_zero_padding() -> None:
 
 
 def test_refused_when_the_value_before_it_has_another_user() -> None:
-    model = Lambda(lambda m, x: torch.sigmoid(m.bn(y := m.conv(x))) * y.exp(), conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))
+    model = Lambda(
+        lambda m, x: torch.sigmoid(m.bn(y := m.conv(x))) * y.exp(), conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4)
+    )
     assert "the value before it is also used by 'exp' (at 'conv')" in _refusal(model, doubles(2, 4, 5, 6))
 
 

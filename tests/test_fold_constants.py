@@ -80,7 +80,15 @@ def _symmetric() -> nn.Module:
         lambda: parametrizations.orthogonal(nn.Linear(6, 6)),
         lambda: Standardized(4, 5, 3),
     ],
-    ids=["weight norm", "old weight norm", "spectral norm", "old spectral norm", "symmetric", "orthogonal", "standardized"],
+    ids=[
+        "weight norm",
+        "old weight norm",
+        "spectral norm",
+        "old spectral norm",
+        "symmetric",
+        "orthogonal",
+        "standardized",
+    ],
 )
 def test_every_parametrisation_is_baked(make: Any) -> None:
     model = make().double().eval()
@@ -129,19 +137,27 @@ def test_the_graph_before_and_after() -> None:
 
 
 def test_a_constant_of_several_users_is_computed_once() -> None:
-    model = Lambda(
-        lambda m, x: F.linear(x, v := torch.tanh(m.v)) + F.linear(x * 2, v), v=vector(4, 4)
-    )
+    model = Lambda(lambda m, x: F.linear(x, v := torch.tanh(m.v)) + F.linear(x * 2, v), v=vector(4, 4))
     fused = apply_exactly(model, doubles(2, 4), rules=RULES, bound=EXACT)
     assert len(fused.program.constants) == 1 and "tanh" not in fused.text
 
 
-def test_a_gathered_position_bias_is_baked() -> None:
-    index = torch.randint(0, 7, (3, 3))
-    model = Lambda(lambda m, x: (x + m.table[m.index.view(-1)].view(3, 3)).softmax(-1), table=vector(7))
-    model.register_buffer("index", index)
-    fused = apply_exactly(model, doubles(2, 3, 3), rules=RULES, bound=EXACT)
+def _biased(forward: Any) -> Lambda:
+    """Attention scores with a bias read from a table of 7 by an index of 3 x 3."""
+    model = Lambda(lambda m, x: (x + forward(m.table)[m.index.view(-1)].view(3, 3)).softmax(-1), table=vector(7))
+    model.register_buffer("index", torch.randint(0, 7, (3, 3)))
+    return model
+
+
+def test_a_gathered_position_bias_that_is_computed_is_baked() -> None:
+    fused = apply_exactly(_biased(torch.sigmoid), doubles(2, 3, 3), rules=RULES, bound=EXACT)
     assert fused.text == "softmax(add(x, w), -1)"
+
+
+def test_refused_for_a_mere_gather_that_would_be_stored_larger_than_its_table() -> None:
+    fused = apply_exactly(_biased(lambda table: table), doubles(2, 3, 3), rules=RULES, bound=EXACT)
+    assert "index(w" in fused.text
+    assert fused.missed("fold-constants") == ["this only gathers: computed once it would store 9 values instead of 7"]
 
 
 def test_sizes_and_grids_of_integers_stay_integers() -> None:

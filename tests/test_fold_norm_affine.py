@@ -34,9 +34,7 @@ RULES = [FoldNormAffine()]
     lead=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     biases=st.tuples(st.booleans(), st.booleans()),
 )
-def test_a_layer_norm_before_a_linear_layer(
-    width: int, out: int, lead: list[int], biases: tuple[bool, bool]
-) -> None:
+def test_a_layer_norm_before_a_linear_layer(width: int, out: int, lead: list[int], biases: tuple[bool, bool]) -> None:
     norm = nn.LayerNorm(width, bias=biases[0])
     model = healthy(nn.Sequential(norm, nn.Linear(width, out, bias=biases[1])))
     fused = apply_exactly(model, doubles(2, *lead, width), rules=RULES, bound=1e-11)
@@ -54,7 +52,7 @@ def test_a_group_norm_before_a_convolution_without_padding(conv: Conv, groups: i
 def test_the_graph_before_and_after() -> None:
     model = healthy(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)))
     fused = apply_exactly(model, doubles(2, 5, 4), rules=RULES, bound=EXACT)
-    assert graph_text(fused.original) == "linear(layer_norm(x, [4], w, w))"
+    assert graph_text(fused.original) == "linear(layer_norm(x, [4], w, w, 1e-05, False))"
     assert fused.text == "linear(layer_norm(x, [4]))"
     assert fused.passed("fold-norm-affine") == ["affine folded into 1 layer(s)"]
     [remark] = fused.outcome.remarks
@@ -78,7 +76,11 @@ def test_it_reaches_query_key_and_value_through_window_partitions() -> None:
 def test_it_reaches_a_convolution_through_a_permute() -> None:
     """Channels-last norms as ConvNeXt has them."""
     model = healthy(
-        Lambda(lambda m, x: m.conv(m.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), norm=nn.LayerNorm(4), conv=nn.Conv2d(4, 3, 2, 2))
+        Lambda(
+            lambda m, x: m.conv(m.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
+            norm=nn.LayerNorm(4),
+            conv=nn.Conv2d(4, 3, 2, 2),
+        )
     )
     fused = apply_exactly(model, doubles(2, 4, 6, 8), rules=RULES, bound=1e-11)
     assert fused.text == "conv2x2s2(permute(layer_norm(permute(x, [0, 2, 3, 1]), [4]), [0, 3, 1, 2]))"
@@ -93,7 +95,9 @@ def test_it_passes_a_relu_only_where_its_scale_is_positive_and_it_has_no_shift(n
             model[0].weight[1].neg_()  # type: ignore[index, union-attr, operator]
     fused = apply_exactly(model, doubles(2, 4, 5, 6), rules=RULES, bound=1e-11)
     assert (", w" in fused.text) == negative
-    assert any("negative scale through (1 channels) (at '1')" in m for m in fused.missed("fold-norm-affine")) == negative
+    assert (
+        any("negative scale through (1 channels) (at '1')" in m for m in fused.missed("fold-norm-affine")) == negative
+    )
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------------
