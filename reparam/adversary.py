@@ -27,8 +27,11 @@ STEPS = 4
 FEW_STEPS = 2
 HEAVY_MACS = 1_000_000_000
 STEP_SIZE = 0.25
-# How many times more than the twins two equal programs may differ on the worst input; measured on the zoo: below 3.
-SLACK = 8.0
+# How many times more than the twins two equal programs may differ on the worst input. Measured on forty networks: at
+# most 3 for what reparam emits, 6 for a deploy form whose weights were folded in float32.
+SLACK = 10.0
+# The same for one value inside.
+INNER_SLACK = 4.0
 # Relative, in roundings: what two equal programs may differ by where the twins agree exactly.
 FLOOR = 4.0
 FLOAT64_ROUNDING = 1e-12
@@ -234,7 +237,7 @@ def first_divergence(a: Program, b: Program, point: Feed, eps: float) -> str | N
     missing: dict[str, bool] = {}
     for mine, twins in zip(_signatures(a, point), _signatures(twin(a, eps), point), strict=True):
         name, size, signature = mine
-        allowed = SLACK * max(_gap([signature], [twins[2]]), FLOOR * eps)
+        allowed = INNER_SLACK * max(_gap([signature], [twins[2]]), FLOOR * eps)
         missing[name] = not any(_gap([signature], [s]) <= allowed for s in theirs.get(size, ()))
     return _describe(_earliest(a, missing), missing)
 

@@ -6,6 +6,7 @@ for example (1, C, 1, 1). None stands for a scale of one or a shift of zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,12 +138,14 @@ def _read_batch_norm(program: Program, node: fx.Node) -> Affine | Missed:
 
 
 def _constant_factor(program: Program, value: Any, rank: int) -> Tensor | None:
-    """A scalar or a weight that varies along at most one axis, at `rank`; None for anything else."""
+    """A finite scalar or weight that varies along at most one axis, at `rank`; None for anything else."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return torch.full([1] * rank, float(value), dtype=torch.float64)
+        return torch.full([1] * rank, float(value), dtype=torch.float64) if math.isfinite(value) else None
     tensor = program.tensor(value)
     if tensor is None or not tensor.is_floating_point() or tensor.dim() > rank:
         return None
+    if not bool(torch.isfinite(tensor).all()):
+        return None  # a mask: carried through a layer it would meet weights of zero
     tensor = lift(tensor, rank)
     return tensor if sum(s > 1 for s in tensor.shape) <= 1 else None
 

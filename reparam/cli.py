@@ -192,7 +192,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     arguments_b = opt.read_arguments(arch_args_b, "--arch-args-b")
     check_report(json, [Path(a), Path(b)], force=force)
 
-    from . import cli_work
+    from . import cli_work, render
 
     first = cli_work.load_side(session, a, arch_a, arguments_a, "a", trust=trust, seed=seed)
     second = cli_work.load_side(session, b, arch_b, arguments_b, "b", trust=trust, seed=seed)
@@ -212,7 +212,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     seconds = {"load": first.seconds + second.seconds, "verify": time.perf_counter() - start}
     shown = not quiet and json != STANDARD_OUTPUT
     if shown:
-        session.print("\n".join([f"{first.name} and {second.name}:", *verdict.sentences()]))
+        session.show(*map(render.line, [f"{first.name} and {second.name}:", *verdict.sentences()]))
     report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **verdict.as_dict()}
     deliver_json(session, report | {"seconds": {k: round(v, 3) for k, v in seconds.items()}}, json)
     if not verdict.equivalent:
@@ -248,14 +248,14 @@ def diff(  # noqa: PLR0913  # the parameters are the options
     arguments_b = opt.read_arguments(arch_args_b, "--arch-args-b")
     check_report(json, [Path(a), Path(b)], force=force)
 
-    from . import cli_work
+    from . import cli_work, render
 
     first = cli_work.load_side(session, a, arch_a, arguments_a, "a", trust=trust, seed=seed)
     second = cli_work.load_side(session, b, arch_b, arguments_b, "b", trust=trust, seed=seed)
     found = cli_work.diff_loaded(session, first, second, shapes)
     if json != STANDARD_OUTPUT:
-        session.print(f"{first.name} and {second.name}:")
-        session.show(found.text(session.width, full=full), found.summary())
+        header = render.line(f"{first.name} and {second.name}:")
+        session.show(header, found.text(session.width, full=full), render.line(found.summary()))
     report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **found.as_dict()}
     deliver_json(session, report, json)
 

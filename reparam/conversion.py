@@ -228,5 +228,8 @@ def _with_ranges(program: Program, ranges: Sequence[Range] | None) -> Program:
         return program
     if len(ranges) != len(program.inputs):
         raise InputError(f"{len(ranges)} input ranges were given for {len(program.inputs)} tensor inputs")
+    empty = next((r for r in ranges if not r[0] <= r[1]), None)
+    if empty is not None:
+        raise InputError(f"the input range ({empty[0]}, {empty[1]}) is empty; the first number is the lower one")
     specs = tuple(replace(s, low=low, high=high) for s, (low, high) in zip(program.inputs, ranges, strict=True))
     return replace(program, inputs=specs)

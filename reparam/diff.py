@@ -23,7 +23,9 @@ from .program import Program, is_tensor, size_hint
 
 MODULE_WIDTH = 14  # columns that a module's name keeps in a narrow table
 CONTEXT = 1  # unchanged rows shown around a change
-_UNIMPORTANT = frozenset({"momentum", "cudnn_enabled", "memory_format"})  # arguments that no result depends on
+_UNIMPORTANT = frozenset(
+    {"momentum", "cudnn_enabled", "cudnn_enable", "memory_format"}
+)  # arguments that no result depends on
 ALIGNABLE = 1_000_000  # pairs of calls; a longer stretch without a common layer is not aligned
 
 Status = Literal["same", "weights", "changed", "removed", "added"]

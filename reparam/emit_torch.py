@@ -107,8 +107,7 @@ def to_module(program: Program) -> nn.Module:
     out = graph.graph_copy(program.graph, mapping)
     graph.output(out)
     if program.in_spec is not None and program.out_spec is not None:
-        names = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
-        info = fx.graph._PyTreeInfo(names, program.in_spec, program.out_spec)
+        info = fx.graph._PyTreeInfo(_parameter_names(program), program.in_spec, program.out_spec)
         graph.set_codegen(fx.graph._PyTreeCodeGen(info))
     module = fx.GraphModule(root, graph, class_name="Converted")
     module.eval()
@@ -157,7 +156,21 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
 
 
 def _parameter_names(program: Program) -> list[str]:
-    return [str(n.target) for n in program.placeholders]
+    """One name for each argument of the original, nested ones included; keyword arguments keep their own."""
+    targets = iter([str(n.target) for n in program.placeholders])
+    if program.in_spec is None:
+        return list(targets)
+    args, kwargs = program.in_spec.children()
+    names: list[str] = []
+    for i, spec in enumerate(args.children()):
+        leaves = [next(targets) for _ in range(spec.num_leaves)]
+        name = leaves[0] if spec.is_leaf() else f"arg{i}"
+        names.append(_unused(name, {*names, *kwargs.context}))
+    return [*names, *kwargs.context]
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    return _unused(f"{name}_", taken) if name in taken else name
 
 
 def _nest(program: Program, leaves: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

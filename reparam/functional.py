@@ -55,6 +55,10 @@ def functionalize_locally(graph: fx.Graph) -> bool:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
+        if node.target is aten.detach_.default:  # it marks the tensor for autograd and writes nothing
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            graph.erase_node(node)
+            continue
         if not (isinstance(node.target, torch._ops.OpOverload) and is_inplace(node)):
             if may_alias(node) and _has_storage(node):
                 for operand in filter(_has_storage, node.all_input_nodes):

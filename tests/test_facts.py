@@ -115,10 +115,10 @@ ends = st.floats(-12, 12).map(lambda v: round(v, 1))
 def test_no_value_lies_outside_its_interval(name: str, pair: list[float], seed: int) -> None:
     low, high = pair
     program = ranged(_program(name), low, high)
-    x = low + (high - low) * torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    x[0, 0] = low
-    x[0, 1] = high
-    x[1] = torch.where(torch.rand(4, 6, 6) < 0.5, low, high)
+    random = torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = (low + (high - low) * random).clamp(low, high)
+    x[0, 0], x[0, 1] = low, high
+    x[1][random[1] < 0.3], x[1][random[1] > 0.7] = low, high
     [value] = evaluate(program, [x])
     bottom, top = interval(program)
     slack = 1e-12 * (1 + float(value.abs().max()))
@@ -178,22 +178,20 @@ def test_an_unknown_operator_can_return_anything() -> None:
 def test_weights_know_their_extremes_and_a_wrong_dtype_does_not() -> None:
     model = Lambda(lambda m, x: F.relu(x) * m.c.abs() + m.c, c=vector(4, 1, 1))
     program = ranged(program_of(model, doubles(*SHAPE)), *ALL)
-    assert interval(program)[0] == pytest.approx(float(model.c.min()))
+    assert interval(program)[0] == pytest.approx(float(model.c.detach().min()))
     empty = Lambda(lambda m, x: torch.cat([x, m.c], 1), c=torch.nn.Parameter(torch.zeros(2, 0, 6, 6).double()))
     assert interval(ranged(program_of(empty, doubles(*SHAPE), dynamic=()), 0, 1)) == ALL
 
 
-@given(depth=st.integers(1, 60))
-def test_a_deep_residual_chain_is_followed_without_recursion(depth: int) -> None:
-    """Each block keeps the sign that the next one asks for."""
+def test_a_long_chain_is_followed_without_recursion() -> None:
+    depth = 1200  # more than Python's own stack allows
 
     def forward(m: Any, x: Tensor) -> Tensor:
         x = F.relu(x)
-        for _ in range(20 * depth):
-            x = x + F.relu(-x)
+        for _ in range(depth):
+            x = x + 1.0
         return x
 
-    if depth in (1, 60):
-        program = program_of(Lambda(forward), doubles(2, 3))
-        [result] = program.output.args[0]  # type: ignore[misc]
-        assert ranges_of(program).nonnegative(result)
+    program = program_of(Lambda(forward), doubles(2, 3), dynamic=())
+    [result] = program.output.args[0]  # type: ignore[misc]
+    assert ranges_of(program).of(result) == (depth, math.inf)

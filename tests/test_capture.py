@@ -1,0 +1,393 @@
+"""Capture: one functional graph for what a module computes in evaluation mode, or a message that says why not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import EXACT, Lambda, conv_bn, doubles, graph_text, healthy, module_rel, program_of, vector
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from reparam.capture import capture
+from reparam.emit_torch import to_module
+from reparam.errors import CaptureError, InputError
+from reparam.evaluate import evaluate
+from reparam.ops import FRESH_PREFIXES, may_alias
+
+# ---- writes in place ---------------------------------------------------------------------------------------------
+
+
+def _relu_(m: Any, x: Tensor) -> Tensor:
+    return m.conv(F.relu_(m.conv(x)))
+
+
+def _read_after(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y.mul_(2).add_(1)
+    return y + x
+
+
+def _view_then_write(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    flat = y.view(y.shape[0], -1)
+    y.mul_(3)
+    return flat + 1
+
+
+def _write_through_view(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y.view(y.shape[0], -1).add_(1)
+    return y * 2
+
+
+def _write_through_slice(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y[:, 1:3] = 0.5
+    y[:, :, 0] *= 2
+    return y
+
+
+def _expanded_then_write(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x).mean((2, 3), keepdim=True)
+    wide = y.expand(-1, -1, 3, 3)
+    y.mul_(2)
+    return wide + 1
+
+
+def _expanded_as_then_write(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x).mean((2, 3), keepdim=True)
+    wide = y.expand_as(x)
+    y.exp_()
+    return wide * 2
+
+
+def _dropout_aliases(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    same = F.dropout(y, 0.5, False)
+    y.add_(1)
+    return same
+
+
+def _contiguous_aliases(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    same = y.contiguous()
+    same.add_(1)
+    return y
+
+
+def _clone_does_not(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    other = y.clone()
+    other.add_(1)
+    return y - other * 3
+
+
+def _split_then_write(m: Any, x: Tensor) -> Tensor:
+    left, right = m.conv(x).chunk(2, 1)
+    left.mul_(3)
+    return torch.cat([right, left], 1)
+
+
+def _write_the_input(m: Any, x: Tensor) -> Tensor:
+    x = x.mul_(2)
+    return m.conv(x) + x
+
+
+def _residual_in_place(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y += x
+    return F.relu(y, inplace=True)
+
+
+def _index_put(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y[:, torch.tensor([0, 2])] = x[:, torch.tensor([1, 1])]
+    return y
+
+
+def _masked(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y.masked_fill_(x > 0, 0.25)
+    return y
+
+
+def _filled_buffer(m: Any, x: Tensor) -> Tensor:
+    out = torch.zeros(x.shape[0], 8, 5, 6, dtype=x.dtype)
+    out[:, :4] = x
+    out[:, 4:] = m.conv(x)
+    return out
+
+
+@pytest.mark.parametrize("dynamic", [(), ("batch",)], ids=["fixed", "free batch"])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        _relu_,
+        _read_after,
+        _view_then_write,
+        _write_through_view,
+        _write_through_slice,
+        _expanded_then_write,
+        _expanded_as_then_write,
+        _dropout_aliases,
+        _contiguous_aliases,
+        _clone_does_not,
+        _split_then_write,
+        _write_the_input,
+        _residual_in_place,
+        _index_put,
+        _masked,
+        _filled_buffer,
+    ],
+    ids=lambda f: f.__name__[1:],
+)
+def test_writes_in_place_become_values(forward: Callable[..., Tensor], dynamic: tuple[str, ...]) -> None:
+    model = healthy(Lambda(forward, conv=nn.Conv2d(4, 4, 3, padding=1)))
+    x = doubles(2, 4, 5, 6)
+    program = program_of(model, x.clone(), dynamic=dynamic)
+    assert not any(n.target._schema.is_mutable for n in program.calls() if hasattr(n.target, "_schema"))
+    assert module_rel(model, program, [x]) <= 1e-15
+    if dynamic:
+        assert isinstance(program.inputs[0].shape[0], str)
+        assert module_rel(model, program, [doubles(3, 4, 5, 6, seed=1)]) <= 1e-15
+
+
+def test_every_operator_that_torch_declares_a_view_may_alias() -> None:
+    """The prefixes of operators with fresh results must cover no view: `exp` once covered `expand`."""
+    graph = torch.fx.Graph()
+    declared = 0
+    for name in dir(torch.ops.aten):
+        packet = getattr(torch.ops.aten, name)
+        for overload in getattr(packet, "overloads", list)():
+            target = getattr(packet, overload)
+            if target._schema.is_mutable or not any(r.alias_info is not None for r in target._schema.returns):
+                continue
+            declared += 1
+            assert may_alias(graph.call_function(target)), target
+    assert declared > 50 and FRESH_PREFIXES
+
+
+def test_a_buffer_that_is_written_is_refused_by_name() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.add_(1)
+            return x + self.seen
+
+    class Replaced(Counter):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = self.seen + x.mean()
+            return x * self.seen
+
+    for model in (nn.Sequential(Counter()), nn.Sequential(Replaced())):
+        with pytest.raises(CaptureError, match=r"writes to its own buffer '0\.seen'"):
+            capture(model, (torch.ones(2, 3),))
+
+
+# ---- sizes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 4, 5, 6), (2, 4, 5, 6)])
+def test_a_free_batch_stays_free_also_when_the_example_has_one_sample(size: tuple[int, ...]) -> None:
+    model = healthy(nn.Sequential(conv_bn(padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
+    program = program_of(model, doubles(*size))
+    assert [isinstance(s, int) for s in program.inputs[0].shape] == [False, True, True, True]
+    for batch in (1, 2, 7):
+        assert module_rel(model, program, [doubles(batch, 4, 5, 6)]) <= EXACT
+
+
+def test_free_height_and_width() -> None:
+    model = healthy(nn.Sequential(conv_bn(padding=1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
+    captured = capture(model, (doubles(2, 4, 8, 8),), dynamic=("batch", "height", "width"))
+    spec = captured.program.inputs[0]
+    assert spec.shape[1] == 4 and not any(isinstance(spec.shape[i], int) for i in (0, 2, 3))
+    assert not captured.notes
+    for shape in ((1, 4, 9, 7), (3, 4, 16, 5)):
+        assert module_rel(model, captured.program, [doubles(*shape)]) <= EXACT
+
+
+def test_an_axis_that_the_model_fixes_is_kept_fixed() -> None:
+    model = healthy(nn.Sequential(conv_bn(padding=1), nn.Flatten(), nn.Linear(4 * 5 * 6, 3)))
+    captured = capture(model, (doubles(2, 4, 5, 6),), dynamic=("batch", "height", "width"))
+    assert captured.program.inputs[0].shape[2:] == (5, 6)
+    assert module_rel(model, captured.program, [doubles(3, 4, 5, 6)]) <= EXACT
+
+
+def test_a_model_that_fixes_its_batch_is_captured_so_with_a_note() -> None:
+    model = healthy(Lambda(lambda m, x: m.conv(x).view(2, -1) if x.shape[0] == 2 else x[3], conv=nn.Conv2d(4, 4, 1)))
+    captured = capture(model, (doubles(2, 4, 5, 6),))
+    assert captured.program.inputs[0].shape == (2, 4, 5, 6)
+    assert module_rel(model, captured.program, [doubles(2, 4, 5, 6)]) <= EXACT
+
+
+def test_fixed_sizes_on_request() -> None:
+    program = program_of(healthy(conv_bn(padding=1)), doubles(1, 4, 5, 6), dynamic=())
+    assert program.inputs[0].shape == (1, 4, 5, 6)
+
+
+def test_unbatched_inputs() -> None:
+    model = healthy(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
+    program = program_of(model, doubles(4, 5, 6), dynamic=())
+    assert module_rel(model, program, [doubles(4, 5, 6)]) <= EXACT
+    vector_model = healthy(nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
+    assert module_rel(vector_model, program_of(vector_model, doubles(4), dynamic=()), [doubles(4)]) <= EXACT
+
+
+def test_an_unknown_axis_is_a_usage_error() -> None:
+    with pytest.raises(InputError, match="unknown dynamic axis 'depth'; choose from batch, height, width"):
+        capture(nn.ReLU(), (torch.ones(2, 3),), dynamic=("depth",))
+
+
+def test_the_arguments_of_a_variadic_forward_are_free_too() -> None:
+    class Variadic(nn.Module):
+        def forward(self, first: Tensor, *rest: Tensor) -> Tensor:
+            return first + sum(rest)
+
+    program = program_of(Variadic(), *(doubles(2, 3, seed=i) for i in range(3)))
+    assert all(not isinstance(s.shape[0], int) for s in program.inputs) and len(program.inputs) == 3
+    inputs = [doubles(5, 3, seed=i) for i in range(3)]
+    assert module_rel(Variadic(), program, inputs) <= EXACT
+    assert module_rel(Variadic(), program_of(Variadic(), doubles(2, 3)), [doubles(4, 3)]) <= EXACT
+
+
+# ---- inputs and outputs ------------------------------------------------------------------------------------------
+
+
+class Point(NamedTuple):
+    left: Tensor
+    right: Any
+
+
+@dataclasses.dataclass
+class Nested:
+    logits: Tensor
+    extra: Any = None
+
+
+def test_nested_outputs_come_back_in_their_own_form() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.conv(x)
+        return {"a": [y, (x, 3, None)], "b": Point(y * 2, {"c": F.relu(y)}), "d": Nested(y, [x])}
+
+    model = healthy(Lambda(forward, conv=conv_bn(padding=1)))
+    x = doubles(2, 4, 5, 6)
+    program = program_of(model, x)
+    result, truth = to_module(program)(x), model(x)
+    assert list(result) == ["a", "b", "d"]
+    assert isinstance(result["b"], Point) and isinstance(result["d"], Nested)
+    assert result["a"][1][1:] == (3, None)
+    for one, two in zip(pytree.tree_leaves(result), pytree.tree_leaves(truth), strict=True):
+        assert torch.equal(one, two) if isinstance(one, Tensor) else one == two
+
+
+def test_nested_inputs() -> None:
+    model = healthy(
+        Lambda(lambda m, pair, named: m.conv(pair[0]) * pair[1] + named["bias"], conv=nn.Conv2d(4, 4, 3, padding=1))
+    )
+    inputs = ((doubles(2, 4, 5, 6), doubles(2, 4, 5, 6, seed=1)), {"bias": doubles(2, 4, 5, 6, seed=2)})
+    program = program_of(model, *inputs)
+    assert len(program.placeholders) == 3
+    assert module_rel(model, program, inputs) <= EXACT
+
+
+def test_integer_boolean_and_scalar_inputs() -> None:
+    def forward(m: Any, index: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
+        return torch.where(mask[..., None], m.table(index), scale) * scale
+
+    model = healthy(Lambda(forward, table=nn.Embedding(9, 4)))
+    inputs = (torch.randint(0, 9, (2, 5)), torch.rand(2, 5) > 0.5, torch.tensor(2.5).double())
+    program = program_of(model, *inputs)
+    assert [s.dtype for s in program.inputs] == [torch.int64, torch.bool, torch.float64]
+    assert module_rel(model, program, inputs) <= EXACT
+
+
+def test_a_model_without_weights() -> None:
+    program = program_of(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), doubles(2, 4, 6, 6))
+    assert not program.constants and graph_text(program) == "max_pool2d(relu(x), [2, 2], [2, 2])"
+
+
+def test_a_model_of_its_weights_alone_has_no_data() -> None:
+    program = program_of(Lambda(lambda m, x: m.w.exp() * 2, w=vector(3)), doubles(2, 3))
+    assert not any(n.meta["data"] for n in program.calls())
+    [value] = evaluate(program, [doubles(2, 3)])
+    assert value.shape == (3,)
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------
+
+
+def test_tied_weights_are_one_and_untouched_ones_are_not_copied() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+    second.weight = first.weight
+    model = nn.Sequential(first, nn.ReLU(), second)
+    program = program_of(model, doubles(2, 4).float())
+    assert sorted(program.constants) == ["0.bias", "0.weight"]
+    assert program.constants["0.weight"].value.data_ptr() == first.weight.data_ptr()
+    assert program.constants["0.weight"].trainable and program.parameters() == 20
+
+
+def test_what_evaluation_does_not_use_is_no_weight() -> None:
+    model = healthy(Lambda(lambda m, x: m.conv(x), conv=conv_bn(padding=1), aux=nn.Linear(4, 4)))
+    names = list(program_of(model, doubles(2, 4, 5, 6)).constants)
+    assert not any("aux" in n or "num_batches_tracked" in n for n in names)
+
+
+def test_dead_code_with_a_dropout_in_it_is_dead() -> None:
+    """An auxiliary head that evaluation computes and throws away."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        m.aux(F.dropout(F.relu(y), 0.5, m.training))
+        return y
+
+    program = program_of(healthy(Lambda(forward, conv=conv_bn(padding=1), aux=conv_bn())), doubles(2, 4, 5, 6))
+    assert graph_text(program) == "batch_norm(conv3x3(x))"
+    assert all(n.users for n in program.graph.nodes if n.op != "output")
+
+
+def test_the_module_path_of_every_call() -> None:
+    model = healthy(nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), nn.BatchNorm2d(4)))
+    program = program_of(model, doubles(2, 4, 5, 6))
+    assert [n.meta["module"] for n in program.calls()] == ["0.0", "0.1", "1"]
+
+
+# ---- what cannot be captured -------------------------------------------------------------------------------------
+
+
+class Helper(nn.Module):
+    def _route(self, x: Tensor) -> Tensor:
+        if x.abs().max() > 1:  # the line that the message names
+            return x / 2
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._route(x * 2)
+
+
+def test_the_message_names_the_innermost_line_of_the_model() -> None:
+    with pytest.raises(CaptureError) as error:
+        capture(nn.Sequential(nn.ReLU(), Helper()), (doubles(2, 4),))
+    text = str(error.value)
+    assert "`if x.abs().max() > 1:  # the line that the message names`" in text and "test_capture.py:" in text
+    assert "depends on the data" in text and "\n" not in text
+
+
+def test_a_shape_that_does_not_fit_is_reported_as_such() -> None:
+    with pytest.raises(CaptureError, match=r"cannot be captured.*(shapes cannot be multiplied|size|mat1)"):
+        capture(nn.Sequential(nn.Linear(5, 3)), (doubles(2, 4).float(),))
+
+
+def test_modes_are_restored_when_the_capture_fails() -> None:
+    model = nn.Sequential(Helper(), nn.Dropout())
+    model[1].eval()
+    with pytest.raises(CaptureError):
+        capture(model, (doubles(2, 4),))
+    assert [m.training for m in model.modules()] == [True, True, False]
