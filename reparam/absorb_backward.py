@@ -44,8 +44,9 @@ class _Last:
 def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route | Blocked:
     """Pulls `wanted`, the affine that `user` applies to `x`, back into the layers that make `x`.
 
-    Every value on the way must be used only by nodes that asked for the affine: not by anything else, and not by a layer
-    that absorbed it further on, which reads the value as it is. Blocked names the first node that does not let it through.
+    Every value on the way must be used only by nodes that asked for the affine: not by anything else, and not by a
+    layer that absorbed it further on, which reads the value as it is. Blocked names the first node that does not let
+    it through.
     """
     demands: Demands = {x: wanted}
     asked: dict[fx.Node, set[fx.Node]] = {x: {user}}

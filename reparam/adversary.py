@@ -8,8 +8,9 @@ about as much as the twins do there, and whatever differs by several times more 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,27 +78,21 @@ def search(a: Program, b: Program, draw: Callable[[], Feed], eps: float, seed: i
 
     draw: gives a fresh random input in the scale of one. eps: the rounding error of a weight, see `rounding`.
     """
-    other = twin(a, eps, seed)
-    floor = FLOOR * eps
-    worst, count, at = 0.0, 0, draw()
+    other, floor = twin(a, eps, seed), FLOOR * eps
     steps = FEW_STEPS if census(a).macs > HEAVY_MACS else STEPS
-    starts: list[tuple[float, Feed]] = []
+    tried: list[tuple[float, Feed]] = []
     for scale in SCALES:
         point = _scaled(a, draw(), scale)
-        share = _share(gap(a, b, point), gap(a, other, point), floor)
-        starts.append((share, point))
-        count += 1
-        if share > worst:
-            worst, at = share, point
-    best = max(starts, key=lambda s: s[0])[1]
-    for start, objective in ((best, _apart), (_scaled(a, draw(), 1.0), _stretched)):
-        mine, reached = _climb(a, b, start, objective, steps)
-        yardstick, _ = _climb(a, other, start, objective, steps)
-        count += steps
-        share = _share(mine, yardstick, floor)
-        if share > worst:
-            worst, at = share, reached
-    return Search(worst, count, at)
+        tried.append((_share(gap(a, b, point), gap(a, other, point), floor), point))
+    start = max(tried, key=lambda t: t[0])[1]
+    mine, yardstick = (list(_climb(a, p, start, _apart, steps)) for p in (b, other))
+    allowed = max((difference for difference, _ in yardstick), default=math.nan)
+    tried += [(_share(difference, allowed, floor), point) for difference, point in mine]
+    for sign in (1.0, -1.0):
+        for difference, point in _climb(a, b, draw(), partial(_raised, sign), steps):
+            tried.append((_share(difference, gap(a, other, point), floor), point))
+    worst, at = max(tried, key=lambda t: t[0])
+    return Search(worst, len(tried), at)
 
 
 def _share(difference: float, allowed: float, floor: float) -> float:
@@ -108,13 +103,15 @@ def _share(difference: float, allowed: float, floor: float) -> float:
 
 
 def _scaled(program: Program, point: Feed, scale: float) -> Feed:
-    """The random input `scale` times as large; inputs with bounds go to their corners instead."""
+    """The random input `scale` times as large; one with bounds goes to its corners instead, last to all ends alike."""
     moved: Feed = []
     for value, (low, high) in zip(point, _bounds(program), strict=True):
         if not _is_floating(value) or scale == 1.0:
             moved.append(value)
         elif math.isinf(low) or math.isinf(high):
             moved.append((value * scale).clamp(low, high))
+        elif scale >= SCALES[-2]:
+            moved.append(torch.full_like(value, high if scale == SCALES[-1] else low))
         else:
             moved.append(torch.where(value > (low + high) / 2, high, low) if scale > 1.0 else value)
     return moved
@@ -134,14 +131,12 @@ def _floats(values: Sequence[Any]) -> list[Tensor]:
 
 
 def gap(a: Program, b: Program, point: Feed) -> float:
-    """The relative difference of the outputs in float64, RMS or of the largest element, whichever is larger.
-
-    NaN when the first program's outputs are not finite there.
-    """
-    return _gap(_floats(evaluate(a, point)), _floats(evaluate(b, point)))
+    """The relative difference of the outputs at `point`, in float64."""
+    return relative_gap(_floats(evaluate(a, point)), _floats(evaluate(b, point)))
 
 
-def _gap(truth: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+def relative_gap(truth: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """The largest relative difference of any tensor: RMS, or of the largest element. NaN when `truth` is not finite."""
     worst = 0.0
     for t, o in zip(truth, other, strict=True):
         if not t.numel():
@@ -155,29 +150,27 @@ def _gap(truth: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return worst
 
 
-Objective = Callable[[Program, Program, Feed], tuple[Tensor | None, float]]
+Objective = Callable[[Program, Program, Feed], tuple[list[Tensor], float]]
 
 
-def _climb(a: Program, b: Program, point: Feed, objective: Objective, steps: int) -> tuple[float, Feed]:
-    """The largest difference on the way uphill from `point`, and where it was."""
-    worst, at = 0.0, point
+def _climb(a: Program, b: Program, point: Feed, objective: Objective, steps: int) -> Iterator[tuple[float, Feed]]:
+    """The points on the way uphill from `point`, each with the difference there.
+
+    objective: gives the terms whose sum is the height, and the difference. Ends early where there is no way up.
+    """
     for _ in range(steps):
         leaves = [p.detach().requires_grad_(True) if _is_floating(p) else p for p in point]
-        height, difference = objective(a, b, leaves)
-        if math.isnan(difference):
-            break
-        if difference > worst:
-            worst, at = difference, [p.detach() if isinstance(p, Tensor) else p for p in leaves]
-        if height is None or not height.requires_grad or not bool(torch.isfinite(height)):
-            break
+        terms, difference = objective(a, b, leaves)
+        yield difference, [p.detach() if isinstance(p, Tensor) else p for p in leaves]
+        height = torch.stack(terms).sum() if terms else torch.zeros(())
+        if math.isnan(difference) or not height.requires_grad or not bool(torch.isfinite(height)):
+            return
         point = _uphill(a, leaves, height)
-    return worst, at
 
 
 def _uphill(program: Program, leaves: Feed, height: Tensor) -> Feed:
     """One step along the gradient, a quarter of each input's own size, inside its bounds."""
-    inputs = [p for p in leaves if _is_floating(p)]
-    grads = iter(torch.autograd.grad(height, inputs, allow_unused=True))
+    grads = iter(torch.autograd.grad(height, _floats(leaves), allow_unused=True))
     moved: Feed = []
     for p, (low, high) in zip(leaves, _bounds(program), strict=True):
         if not _is_floating(p):
@@ -193,7 +186,7 @@ def _uphill(program: Program, leaves: Feed, height: Tensor) -> Feed:
     return moved
 
 
-def _apart(a: Program, b: Program, leaves: Feed) -> tuple[Tensor | None, float]:
+def _apart(a: Program, b: Program, leaves: Feed) -> tuple[list[Tensor], float]:
     """Height: the squared relative difference of the outputs."""
     truth, other = (_floats(evaluate(p, leaves, gradients=True)) for p in (a, b))
     terms = [
@@ -201,24 +194,19 @@ def _apart(a: Program, b: Program, leaves: Feed) -> tuple[Tensor | None, float]:
         for t, o in zip(truth, other, strict=True)
         if t.numel()
     ]
-    difference = _gap([t.detach() for t in truth], [o.detach() for o in other])
-    return (torch.stack(terms).sum() if terms else None), difference
+    return terms, relative_gap([t.detach() for t in truth], [o.detach() for o in other])
 
 
-def _stretched(a: Program, b: Program, leaves: Feed) -> tuple[Tensor | None, float]:
-    """Height: the spread of what goes into activations that bend, in both programs, where clips may be hidden."""
+def _raised(sign: float, a: Program, b: Program, leaves: Feed) -> tuple[list[Tensor], float]:
+    """Height: the largest (sign 1) or smallest (-1) value that goes into each bent activation, where clips may hide."""
     terms: list[Tensor] = []
 
     def observe(node: fx.Node, value: Any) -> None:
-        if not _is_floating(value) or not value.numel() or not any(is_call(u, _BENT) for u in node.users):
-            return
-        spread = value.amax() - value.amin()
-        if float(spread.detach()) > 0.0:
-            terms.append(spread.log())
+        if _is_floating(value) and value.numel() and any(is_call(u, _BENT) for u in node.users):
+            terms.append((sign * value).amax() / (value.detach().square().mean().sqrt() + 1e-30))
 
     truth, other = (_floats(evaluate(p, leaves, gradients=True, observe=observe)) for p in (a, b))
-    difference = _gap([t.detach() for t in truth], [o.detach() for o in other])
-    return (torch.stack(terms).sum() if terms else None), difference
+    return terms, relative_gap([t.detach() for t in truth], [o.detach() for o in other])
 
 
 # ---- where they part ---------------------------------------------------------------------------------------------
@@ -237,8 +225,8 @@ def first_divergence(a: Program, b: Program, point: Feed, eps: float) -> str | N
     missing: dict[str, bool] = {}
     for mine, twins in zip(_signatures(a, point), _signatures(twin(a, eps), point), strict=True):
         name, size, signature = mine
-        allowed = INNER_SLACK * max(_gap([signature], [twins[2]]), FLOOR * eps)
-        missing[name] = not any(_gap([signature], [s]) <= allowed for s in theirs.get(size, ()))
+        allowed = max(INNER_SLACK * relative_gap([signature], [twins[2]]), eps)
+        missing[name] = not any(relative_gap([signature], [s]) <= allowed for s in theirs.get(size, ()))
     return _describe(_earliest(a, missing), missing)
 
 

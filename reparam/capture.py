@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import os
@@ -18,8 +19,8 @@ from torch.utils import _pytree as pytree
 
 from .errors import CaptureError, InputError
 from .functional import functionalize_locally, module_path, normalize_batch_norm
-from .ops import aten
-from .program import Constant, InputSpec, Program
+from .ops import DROPOUTS, arguments, aten
+from .program import Constant, InputSpec, Program, fixed_size
 
 AXES = ("batch", "height", "width")
 _OUR_CODE = tuple(os.path.dirname(f) + os.sep for f in (torch.__file__, __file__))
@@ -134,11 +135,16 @@ def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                return torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
+                return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except Exception as error:
             if not _register_output_type(module, args, error):
                 raise CaptureError(_explain(module, error)) from error
     raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
+
+
+def _unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same values in new tensors: torch.export marks free sizes on its arguments, and obeys the marks."""
+    return tuple(pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, args))
 
 
 def _register_output_type(module: nn.Module, args: tuple[Any, ...], error: Exception) -> bool:
@@ -184,7 +190,7 @@ def from_exported(exported: torch.export.ExportedProgram, notes: list[str] | Non
     notes = notes if notes is not None else []
     module = _unlift(exported)
     if not functionalize_locally(module.graph):
-        module = _unlift(exported.run_decompositions({}))
+        module = _unlift(_without_dropouts(exported).run_decompositions({}))
         if not functionalize_locally(module.graph):
             raise CaptureError("the model writes in place through a view in a way that cannot be made functional")
         notes.append("in-place writes through views were made functional")
@@ -199,6 +205,17 @@ def _unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
         module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     return module
+
+
+def _without_dropouts(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Without dropouts that are off: they return their operand, where torch's own functionalisation makes a copy."""
+    same = copy.copy(exported)
+    same._graph_module = copy.deepcopy(exported.graph_module)
+    for node in list(same.graph.nodes):
+        if node.op == "call_function" and node.target in DROPOUTS and not arguments(node).get("train"):
+            node.replace_all_uses_with(node.args[0])
+            same.graph.erase_node(node)
+    return same
 
 
 def _drop_asserts(graph: fx.Graph) -> None:
@@ -298,7 +315,7 @@ def _inputs(graph: fx.Graph) -> tuple[InputSpec, ...]:
         value = node.meta.get("val")
         if node.op != "placeholder" or not isinstance(value, Tensor):
             continue
-        names: list[int | str] = [s if isinstance(s, int) else str(s.node.expr) for s in value.shape]
+        names: list[int | str] = [str(s.node.expr) if fixed_size(s) is None else int(s) for s in value.shape]
         specs.append(InputSpec(str(node.target), tuple(names), value.dtype))
     return tuple(specs)
 

@@ -107,11 +107,11 @@ def exported_shapes(program: torch.export.ExportedProgram) -> Shapes | None:
 
 
 def shapes_for(models: Sequence[LoadedModel], given: Shapes | None) -> Shapes | None:
-    """The shapes to run on: the given ones, else what the first model that tells says."""
+    """The shapes to run on: the given ones, else a program's own, which are fixed, else an architecture's usual."""
     if given is not None:
         return given
-    told = (m.input_shapes or (exported_shapes(m.exported) if m.exported is not None else None) for m in models)
-    return next((s for s in told if s is not None), None)
+    fixed = [exported_shapes(m.exported) for m in models if m.exported is not None]
+    return next((s for s in [*fixed, *(m.input_shapes for m in models)] if s is not None), None)
 
 
 def example_inputs(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import fx, nn
@@ -63,10 +64,11 @@ def _names(program: Program) -> dict[str, str]:
     used = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
     for name in sorted(used, key=lambda n: n != program.constants[n].origin):
         origin = program.constants[name].origin
-        unique, serial = origin, 0
+        stem = origin.replace(".", "_") if _parents(origin) & taken else origin
+        unique, serial = stem, 0
         while _clashes(unique, taken):
             serial += 1
-            unique = f"{origin}_{serial}"
+            unique = f"{stem}_{serial}"
         taken.add(unique)
         names[name] = unique
     return names
@@ -74,10 +76,12 @@ def _names(program: Program) -> dict[str, str]:
 
 def _clashes(name: str, taken: set[str]) -> bool:
     """Taken, or a module where another weight has a tensor (a.b beside a.b.c)."""
-    prefix = f"{name}."
+    return name in taken or bool(_parents(name) & taken) or any(t.startswith(f"{name}.") for t in taken)
+
+
+def _parents(name: str) -> set[str]:
     parts = name.split(".")
-    parents = {".".join(parts[:i]) for i in range(1, len(parts))}
-    return name in taken or bool(parents & taken) or any(t.startswith(prefix) for t in taken)
+    return {".".join(parts[:i]) for i in range(1, len(parts))}
 
 
 def _retyped(program: Program, dtype: torch.dtype) -> Program:
@@ -192,11 +196,40 @@ def save_pt2(program: Program, path: Path, *, force: bool = False) -> None:
     exported.example_inputs = None
 
     def write(temporary: Path) -> None:
-        with warnings.catch_warnings():
+        with open(temporary, "wb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.export.save(exported, temporary)
+            sink = _Sink(file)
+            torch.export.save(exported, cast(IO[bytes], sink))
+            if sink.error is not None:
+                raise sink.error
 
     write_atomically(path, write)
+
+
+class _Sink(io.RawIOBase):
+    """Writes to `file`, and keeps the first error for later: torch's archive writer aborts the process on one."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: BaseException | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """torch rewinds what it has written; there is nothing to rewind."""
+        return 0
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except BaseException as error:  # an interruption too: it is raised again outside of the writer
+                self.error = error
+        return len(data)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

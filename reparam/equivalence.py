@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adversary import first_divergence, rounding, search
+from .adversary import first_divergence, relative_gap, rounding, search
 from .capture import capture, from_exported
 from .errors import CaptureError, InputError
 from .evaluate import evaluate
@@ -163,7 +163,7 @@ def verify_programs(
     bad = next((o for o in outputs if not o.ok), None)
     reason = reason or (bad.complaint if bad is not None else "")
     found: dict[str, float] = {}
-    point = feeds[0]
+    point = feeds[0] if not job.gaps else feeds[job.gaps.index(max(job.gaps))]
     if not reason and adversarial:
         tell("verify", len(feeds), len(feeds) + 1)
         result = search(a, b, lambda: job.draw(1), rounding(job.dtype), seed)
@@ -181,7 +181,8 @@ class _Job:
     """Two programs on common inputs, and what was measured so far.
 
     dtype: the coarser of the two programs' dtypes, which decides what may be lost. sizes: values of the first one's
-    free axes that fit both; batch: the names of those that are free in both. small: what large images shrink to.
+    free axes that fit both; batch: the names of those that are free in both. small: what large images shrink to. gaps:
+    the relative difference of each feed.
     """
 
     def __init__(self, a: Program, b: Program, generator: torch.Generator) -> None:
@@ -190,6 +191,7 @@ class _Job:
         self.sizes, self.batch = _common_sizes(a.inputs, b.inputs)
         self.small: int | None = SMALL_SIZE
         self.sums: list[_Sums] = []
+        self.gaps: list[float] = []
 
     @property
     def floor(self) -> float:
@@ -233,6 +235,7 @@ class _Job:
         self.sums = self.sums or [_Sums() for _ in rows]
         for s, (t, o, p, q) in zip(self.sums, rows, strict=True):
             s.add(t, o, p.double(), q.double())
+        self.gaps.append(relative_gap([r[0] for r in rows], [r[1] for r in rows]))
         return ""
 
 

@@ -148,7 +148,7 @@ def _reduced_size(region: Sequence[fx.Node], ndim: int) -> list[int]:
             if kernel[a] > 1 or stride[a] > 1:
                 reach[a] += dilation[a] * (kernel[a] - 1) * step[a]
                 step[a] = max(step[a], stride[a])
-    return [r if r == 1 else r + 2 * s for r, s in zip(reach, step, strict=True)]
+    return [1 if r == s == 1 else r + 2 * s for r, s in zip(reach, step, strict=True)]
 
 
 def _inner_reach(node: fx.Node, ndim: int) -> list[int]:
@@ -212,16 +212,20 @@ def _constants_are_rows(node: fx.Node) -> bool:
 
 
 def _draw(shape: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Random values inside [low, high]: normal with a few orders of magnitude where the interval is open."""
-    if math.isfinite(low) and math.isfinite(high):
-        return low + (high - low) * torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
+    """Random values inside [low, high], half of them about zero and half over the whole interval, ends included.
+
+    An open end is replaced by a few times the size of the other one, so that every sign that can occur does occur.
+    """
+    sizes = torch.tensor([0.3, 1.0, 4.0], dtype=torch.float64)
     x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
-    if x.dim():
-        scales = torch.tensor([0.3, 1.0, 4.0], dtype=torch.float64)
-        x = x * scales[torch.randint(3, (x.shape[0], *[1] * (x.dim() - 1)), generator=generator)]
-    if math.isfinite(low):
-        return low + x.abs()
-    return high - x.abs() if math.isfinite(high) else x
+    x = x * sizes[torch.randint(3, tuple(shape), generator=generator)]
+    if math.isinf(low) and math.isinf(high):
+        return x
+    if math.isfinite(low) and math.isfinite(high):
+        wide = low + (high - low) * torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
+    else:
+        wide = low + x.abs() * (1 + abs(low)) if math.isfinite(low) else high - x.abs() * (1 + abs(high))
+    return torch.where(torch.rand(tuple(shape), generator=generator) < 0.5, wide, x.clamp(low, high))
 
 
 def _impulses(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:

@@ -221,9 +221,16 @@ def shape_of(node: fx.Node, env: Mapping[Any, int] | None = None) -> tuple[int, 
     return tuple(size_hint(s, env) for s in node.meta["val"].shape)
 
 
+def fixed_size(value: Any) -> int | None:
+    """The size as an int, None when it is free. A size that torch.export found to be fixed can still be symbolic."""
+    if isinstance(value, int):
+        return value
+    return int(value.node.expr) if value.node.expr.is_Integer else None
+
+
 def static_shape(node: fx.Node) -> tuple[int | None, ...]:
     """The shape with None for every axis whose size is not fixed."""
-    return tuple(s if isinstance(s, int) else None for s in node.meta["val"].shape)
+    return tuple(fixed_size(s) for s in node.meta["val"].shape)
 
 
 def is_tensor(node: Any) -> bool:

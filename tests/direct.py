@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tests.specs import Const, Conv, Layer, Linear, Norm, Op, PReLU, Spec
+from specs import Const, Conv, Layer, Linear, Norm, Op, PReLU, Spec
 from torch import Tensor, fx, nn
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -325,10 +325,14 @@ def assert_verification_bites(fused: Fused, inputs: Sequence[Any], *, bound: flo
 
 @dataclass(frozen=True)
 class Spoiled:
-    """A rule whose new weight is wrong by 1e-6 relative in its largest entry: its evidence must reject it."""
+    """A rule whose new weight is wrong by 1e-6 relative in its largest entry: its evidence must reject it.
+
+    entry: spoils this entry (modulo their number) of all new weights instead, by adding 1e-6.
+    """
 
     inner: Any
     by: float = WRONG
+    entry: int | None = None
 
     @property
     def name(self) -> str:
@@ -346,8 +350,28 @@ class Spoiled:
         made: Rewrite = self.inner.rewrite(program, plan)
         fresh = [n for n in program.constants if n not in before]
         assert fresh, "this rule made no weight that could be spoiled"
-        _spoil(program, max(fresh, key=lambda n: float(program.constants[n].value.abs().max())), self.by)
+        if self.entry is None:
+            _spoil(program, max(fresh, key=lambda n: float(program.constants[n].value.abs().max())), self.by)
+        else:
+            self._add(program, fresh, self.entry % sum(program.constants[n].value.numel() for n in fresh))
         return made
+
+    def _add(self, program: Program, names: Sequence[str], entry: int) -> None:
+        for name in names:
+            constant = program.constants[name]
+            if entry < constant.value.numel():
+                value = constant.value.clone()
+                value.view(-1)[entry] += self.by
+                program.constants[name] = replace(constant, value=value)
+                return
+            entry -= constant.value.numel()
+
+
+def assert_no_wrong_entry_is_accepted(program: Program, rule: Any, entry: int, inputs: Sequence[Any]) -> None:
+    """One entry of the new weights is off by 1e-6: either the rewrite is rejected, or no output can tell."""
+    spoiled = run_rules(program, Spoiled(rule, entry=entry))  # type: ignore[arg-type]  # as in assert_evidence_bites
+    gap = max_rel(program, spoiled.program, inputs)
+    assert gap <= EXACT, f"a weight that is off by 1e-6 was accepted, though the outputs differ by {gap:.2g}"
 
 
 def assert_evidence_bites(program: Program, rule: Any, *others: Rule) -> None:

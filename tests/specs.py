@@ -178,7 +178,12 @@ class Growing:
             for a, (h, k, s, d) in enumerate(zip(space, kernel, stride, dilation, strict=True))
         ]
         if min(out) < 1 or (mode != "zeros" and any(p >= h for p, h in zip(padding, space, strict=True))):
-            kernel, padding, mode, out = (1,) * n, (0,) * n, "zeros", [(h - 1) // s + 1 for h, s in zip(space, stride)]
+            kernel, padding, mode, out = (
+                (1,) * n,
+                (0,) * n,
+                "zeros",
+                [(h - 1) // s + 1 for h, s in zip(space, stride, strict=True)],
+            )
         layer = Conv(c_in, c_out, kernel, stride, padding, dilation, groups, self.one(True, False), mode)
         return self.apply(layer, i, (c_out, *out))
 
@@ -225,7 +230,9 @@ class Growing:
     def group_norm(self, i: int) -> int:
         c = self.shapes[i][0]
         groups = self.one(1, *(g for g in (2, c) if c % g == 0))
-        return self.apply(Norm("group", c, len(self.shapes[i]), self.one("mixed", "positive"), groups=groups), i, self.shapes[i])
+        return self.apply(
+            Norm("group", c, len(self.shapes[i]), self.one("mixed", "positive"), groups=groups), i, self.shapes[i]
+        )
 
     def act(self, i: int, name: str = "") -> int:
         name = name or self.one("relu", "relu", "relu", *ACTIVATIONS)
@@ -241,7 +248,9 @@ class Growing:
         if made < 0:
             return False
         fresh = self.ops[made].kind in ("layer", "act", "add", "mul", "cat")
-        return self.views or (fresh and not any(i in op.args and op.kind not in ("layer", "act", "add") for op in self.ops))
+        return self.views or (
+            fresh and not any(i in op.args and op.kind not in ("layer", "act", "add") for op in self.ops)
+        )
 
     def constant(self, i: int) -> int:
         """Arithmetic with a constant: along the channels, a scalar, along the width, or over the whole map."""
@@ -332,4 +341,3 @@ class Growing:
             for a, (h, k, s, d) in enumerate(zip(space, layer.kernel, layer.stride, layer.dilation, strict=True))
         ]
         return (layer.c_out, *out) if min(out) > 0 else None
-

@@ -1,4 +1,4 @@
-"""Draws small random networks (`specs`) out of blocks that look like those the rewrites are for, and ones that nearly do.
+"""Draws small random networks (`specs`) out of blocks that look like those that are rewritten, and near misses.
 
 The blocks overlap on purpose: a branch may start in the middle of another block, a layer may be used again, a value may
 be an output as well.
@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable
 
 from hypothesis import strategies as st
-from tests.specs import Const, Growing, Linear, Norm, Spec
+from specs import Const, Growing, Linear, Norm, Spec
 
 Block = Callable[[Growing, int], int]
 
 
-# ---- linear blocks ---------------------------------------------------------------------------------------------------
+# ---- linear blocks -----------------------------------------------------------------------------------------------
 
 
 def conv_norm(net: Growing, i: int) -> int:
@@ -108,7 +108,60 @@ def two_norms(net: Growing, i: int) -> int:
     return net.pointwise(total) if net.maybe(3) else net.act(net.pointwise(total))
 
 
-# ---- other blocks ------------------------------------------------------------------------------------------------------
+# ---- affines on their way ------------------------------------------------------------------------------------------
+
+
+def _opaque(net: Growing, i: int) -> int:
+    """Something that no affine passes, so that what comes next has to find its way on the other side."""
+    return net.add("act", (i,), (net.one("gelu", "sigmoid", "tanh", "relu6"),), net.shapes[i])
+
+
+def _passage(net: Growing, i: int) -> int:
+    """Something that may let an affine through, under conditions."""
+    kinds: list[Block] = [lambda net, i: net.act(i, net.one("relu", "leaky")), _small("pool"), _small("movement"), fork]
+    kinds += [kinds[0], kinds[1], fork, meet, join, split_and_join, _small("constant"), swish]
+    return net.one(*kinds)(net, i)
+
+
+def _sink(net: Growing, i: int) -> int:
+    kinds: list[Block] = [_small("pointwise"), lambda net, i: net.same(i, net.one(4, 2, 6), 3), _small("conv")]
+    return net.one(*kinds, *kinds, _small("transposed"), branches)(net, i)
+
+
+def fork(net: Growing, i: int) -> int:
+    """A value and something made of it, met again."""
+    other = net.one(*(_small(k) for k in ("act", "movement", "pool", "constant", "noop", "norm")))(net, i)
+    if net.shapes[other] == net.shapes[i]:
+        return net.sum(*net.one((i, other), (other, i)))
+    return other
+
+
+def swish(net: Growing, i: int) -> int:
+    """x * f(x), or a product with another value."""
+    if net.maybe(2):
+        g = net.add("act", (i,), (net.one("sigmoid", "relu", "leaky"),), net.shapes[i])
+        return net.add("mul", net.one((i, g), (g, i)), (), net.shapes[i])
+    return net.add("mul", (i, net.one(*net.alike(i))), (), net.shapes[i])
+
+
+def carried_ahead(net: Growing, i: int) -> int:
+    """An affine that cannot go back, passages, and layers that may take it."""
+    i = net.affine(_opaque(net, i) if net.maybe(2) else i)
+    for _ in range(net.one(1, 2)):
+        i = _passage(net, i)
+    return _sink(net, i)
+
+
+def carried_back(net: Growing, i: int) -> int:
+    """Layers, passages, and an affine that has to go back."""
+    i = _sink(net, i)
+    for _ in range(net.one(1, 2)):
+        i = _passage(net, i)
+    i = net.affine(i)
+    return _opaque(net, i) if net.maybe(2) else i
+
+
+# ---- other blocks --------------------------------------------------------------------------------------------------
 
 
 def split_and_join(net: Growing, i: int) -> int:
@@ -253,10 +306,11 @@ def _small(name: str) -> Block:
 
 
 BLOCKS: tuple[tuple[Block, int], ...] = (  # each with the number of operations that it may take
-    (conv_norm, 2), (conv_norm, 2), (norm_conv, 2), (two_convs, 4), (branches, 10), (branches, 10), (branches, 10),
-    (residual, 7), (two_norms, 6), (depthwise, 2), (deconv, 3), (split_and_join, 6), (inception, 7), (join, 2),
+    (conv_norm, 2), (norm_conv, 2), (two_convs, 4), (branches, 9), (branches, 9), (branches, 9), (residual, 7),
+    *((carried_ahead, 5),) * 5, *((carried_back, 5),) * 5,
+     (two_norms, 6), (depthwise, 2), (deconv, 3), (split_and_join, 6), (inception, 7), (join, 2),
     (meet, 1), (gate, 6), (channels_last, 6), (in_batch, 3),
-    *((_small(name), 1) for name in ("act", "act", "pool", "constant", "norm", "conv", "noop", "movement", "again", "again", "group_norm")),
+    *((_small(name), 1) for name in ("act", "pool", "constant", "conv", "movement", "again", "again", "group_norm")),
 )  # fmt: skip
 
 
@@ -267,14 +321,16 @@ def specs(draw: st.DrawFn, *, views: bool = False, limit: int = 12) -> Spec:
     views: in-place writes may meet values that share storage, which only a real capture can make sense of.
     """
     n = draw(st.sampled_from([2, 2, 2, 2, 1]))
-    shape = (draw(st.sampled_from([4, 2, 3, 6, 1])), *(draw(st.sampled_from([5, 4, 6, 7, 3, 8, 11, 1, 2])) for _ in range(n)))
-    dynamic = draw(st.sampled_from([("batch",), ("batch",), ("batch",), (), ("batch", "height", "width")]))
+    shape = (
+        draw(st.sampled_from([4, 2, 3, 6, 1])),
+        *(draw(st.sampled_from([5, 4, 6, 7, 3, 8, 11, 1, 2])) for _ in range(n)),
+    )
+    dynamic = draw(st.sampled_from([(), (), (), (), (), (), ("batch",), ("batch",), ("batch", "height", "width")]))
     free = "height" in dynamic
     inputs = draw(st.sampled_from([1, 1, 1, 1, 2]))
     net = Growing(draw, [shape] * inputs, limit, free and n == 2, views, maps=list(range(inputs)))
     last = draw(st.sampled_from(range(inputs)))
-    blocks = draw(st.integers(1, 6))
-    for _ in range(blocks):
+    for _ in range(draw(st.sampled_from([3, 2, 1, 4, 5, 6]))):
         fits = [b for b, size in BLOCKS if size <= net.room]
         if not fits:
             break
@@ -289,4 +345,3 @@ def specs(draw: st.DrawFn, *, views: bool = False, limit: int = 12) -> Spec:
         shape, tuple(net.layers), tuple(net.ops), tuple(outputs), inputs, net.one("float64", "float32"),
         dynamic, low, high, draw(st.integers(0, 99)),
     )  # fmt: skip
-

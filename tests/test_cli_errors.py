@@ -1,16 +1,9 @@
-"""Every failure of the command line: one sentence on standard error, the right exit code, and nothing half-written."""
+"""Every failure of the command line: one sentence on standard error, the right exit code, nothing half-written."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
-import json
 import os
-import resource
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,66 +11,21 @@ from typing import Any
 import pytest
 import torch
 import typer
-from click.testing import Result
+from cli_helpers import TINY, failing_save, prepare_folder, refuse, run
 from torch import nn
-from typer.testing import CliRunner
 
 from reparam import conversion, load
-from reparam.cli import app
-from reparam.cli_files import check_folder, to_json
-from reparam.cli_session import Session, Terminated, explain_failure, run_guarded
+from reparam.cli_files import check_folder
+from reparam.cli_session import Terminated, explain_failure
 from reparam.errors import InputError, MachineError, NotEquivalentError, RuleError
 
-NETS = """
-from torch import nn
-
-def tiny(channels=3):
-    net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4))
-    net.input_shapes = ((channels, 8, 8),)
-    return net
-
-def shapeless():
-    net = tiny()
-    del net.input_shapes
-    return net
-
-def broken():
-    raise OverflowError("of the author's own")
-"""
-TINY = ("tiny.pt", "--arch", "cli_error_nets:tiny")
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An own working folder with the module `cli_error_nets` and its checkpoint, `tiny.pt`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "cli_error_nets", raising=False)
-    (tmp_path / "cli_error_nets.py").write_text(NETS)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    torch.save(net.state_dict(), tmp_path / "tiny.pt")
-    return tmp_path
-
-
-def files(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir() if p.name != "__pycache__"}
-
-
-def run(*words: str) -> Result:
-    result: Any = CliRunner().invoke(app, list(words))
-    return result
-
-
-def refuse(code: int, *words: str) -> str:
-    """Runs a command that must fail with `code`, and returns its one sentence."""
-    before = files(Path())
-    result = run(*words)
-    assert result.exit_code == code, result.stderr
-    assert result.stdout == ""
-    (sentence,) = result.stderr.splitlines()
-    assert sentence.startswith("reparam: ")
-    assert files(Path()) == before
-    return sentence.removeprefix("reparam: ")
+    """An own working folder with a network and its checkpoint."""
+    return prepare_folder(tmp_path, monkeypatch)
 
 
 # ---- usage and input: 2 ------------------------------------------------------------------------------------------
@@ -114,13 +62,13 @@ def refuse(code: int, *words: str) -> str:
         (["convert", *TINY, "--json", "tiny.pt", "--force"], "--json tiny.pt would overwrite tiny.pt"),
         (["convert", *TINY, "--json", "tiny-fused.pt2"], "would overwrite tiny-fused.pt2"),
         (["convert", *TINY, "--json", "nowhere/r.json"], "nowhere does not exist"),
-        (["explain", *TINY, "--json", "cli_error_nets.py"], "cli_error_nets.py exists already"),
+        (["explain", *TINY, "--json", "cli_nets.py"], "cli_nets.py exists already"),
         (["convert", "missing.pt"], "there is no file missing.pt"),
         (["convert", "tiny.pt", "--arch", "timm/nothing_like_it"], "is not an architecture of timm"),
-        (["convert", "--arch", "cli_error_nets:broken"], "of the author's own"),
+        (["convert", "--arch", "cli_nets:broken"], "of the author's own"),
         (["verify", "tiny.pt"], "Missing argument 'B'; see reparam verify --help"),
         (["verify", "-", "tiny.pt"], "name it with --arch-a"),
-        (["verify", "tiny.pt", "-", "--arch-a", "cli_error_nets:tiny"], "name it with --arch-b"),
+        (["verify", "tiny.pt", "-", "--arch-a", "cli_nets:tiny"], "name it with --arch-b"),
         (["verify", "tiny.pt", "tiny.pt", "--arch-args-b", "1"], "--arch-args-b is a JSON int"),
         (["verify", "tiny.pt", "tiny.pt", "--trials", "1"], "--trials"),
         (["diff", "tiny.pt", "tiny.pt", "--arch-args-a", "x"], "--arch-args-a is not JSON"),
@@ -167,9 +115,9 @@ def test_an_input_that_does_not_fit_names_the_option() -> None:
         assert f"does not run on the input shape {shape} (batch 2)" in message
         assert message.endswith("pass the right one with --input-shape")
     assert "takes" in refuse(2, "explain", *TINY, "--input-shape", "3,8,8", "--input-shape", "1")
-    assert "--input-shape" in refuse(2, "convert", "tiny.pt", "--arch", "cli_error_nets:shapeless")
+    assert "--input-shape" in refuse(2, "convert", "tiny.pt", "--arch", "cli_nets:shapeless")
     assert "input shape" in refuse(2, "verify", "tiny.pt", "tiny.pt", "--input-shape", "4,8,8",
-                                   "--arch-a", "cli_error_nets:tiny", "--arch-b", "cli_error_nets:tiny")  # fmt: skip
+                                   "--arch-a", "cli_nets:tiny", "--arch-b", "cli_nets:tiny")  # fmt: skip
 
 
 class Runs:
@@ -181,7 +129,7 @@ class Runs:
 
 def test_a_file_that_runs_code_is_refused_without_trust(folder: Path) -> None:
     torch.save({"state_dict": {}, "extra": Runs()}, folder / "unsafe.pt")
-    message = refuse(2, "convert", "unsafe.pt", "--arch", "cli_error_nets:tiny")
+    message = refuse(2, "convert", "unsafe.pt", "--arch", "cli_nets:tiny")
     assert "system" in message
     assert "--trust" in message
     assert not (folder / "ran").exists()
@@ -215,17 +163,6 @@ def test_a_result_that_differs_is_not_written(monkeypatch: pytest.MonkeyPatch) -
 
 
 # ---- the environment: 3 ------------------------------------------------------------------------------------------
-
-
-def failing_save(error: BaseException) -> Callable[..., None]:
-    """A `torch.export.save` that writes a part and fails."""
-
-    def save(program: Any, target: Any, **options: Any) -> None:
-        with target if hasattr(target, "write") else open(target, "wb") as file:
-            file.write(b"half")
-        raise error
-
-    return save
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])
@@ -324,148 +261,3 @@ def test_the_codes_of_other_exits() -> None:
     assert explain_failure(typer.Abort())[0] == 130
     assert explain_failure(Terminated(15))[0] == 143
     assert explain_failure(FileNotFoundError(errno.ENOENT, "No such file or directory", "gone"))[0] == 3
-
-
-# ---- interruptions -----------------------------------------------------------------------------------------------
-
-
-def test_ctrl_c_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.export, "save", failing_save(KeyboardInterrupt()))
-    assert refuse(130, "convert", *TINY, "--source", "source") == "interrupted, nothing was written"
-
-
-def test_ctrl_c_while_the_report_is_written_says_what_there_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*words: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", lambda a, b, real=os.replace: interrupted() if "json" in str(b) else real(a, b))
-    before = files(folder)
-    result = run("convert", *TINY, "--quiet", "--json", "report.json")
-    assert result.exit_code == 130
-    assert result.stderr == "reparam: interrupted, after tiny-fused.pt2 was written\n"
-    assert files(folder) == before | {"tiny-fused.pt2"}
-
-
-SLOW = """
-import sys, time, torch
-
-def save(program, target, **options):
-    file = target if hasattr(target, "write") else open(target, "wb")
-    file.write(b"half")
-    file.flush()
-    print("writing", file=sys.stderr, flush=True)
-    time.sleep(100)
-
-torch.export.save = save
-from reparam.cli import main
-main()
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_output_is_written(folder: Path, number: signal.Signals) -> None:
-    before = files(folder)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, "convert", *TINY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline() == "writing\n"
-    (temporary,) = files(folder) - before
-    assert temporary.startswith(".tiny-fused")
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert out == ""
-    word = "interrupted" if number == signal.SIGINT else "terminated"
-    assert err == f"reparam: {word}, nothing was written\n"
-    assert files(folder) == before
-
-
-def limited() -> None:
-    """In the child: files may not grow beyond 4 kB, as on a disk that is nearly full."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-
-
-@pytest.mark.xfail(reason="torch's archive writer ends the process when it is destroyed after a failed write")
-def test_a_disk_that_fills_up_while_the_output_is_written(folder: Path) -> None:
-    before = files(folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "reparam.cli", "convert", *TINY],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=limited,
-    )
-    assert files(folder) == before
-    assert done.returncode == 3
-    (sentence,) = done.stderr.splitlines()
-    assert sentence.endswith("nothing was written")
-
-
-# ---- streams -----------------------------------------------------------------------------------------------------
-
-
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reparam.cli", "passes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    assert process.wait(60) == 0
-
-
-@needs_full
-def test_standard_output_on_a_full_disk() -> None:
-    for words in (["passes"], ["--help"]):
-        with open("/dev/full", "w") as full:
-            done = subprocess.run(
-                [sys.executable, "-m", "reparam.cli", *words], stdout=full, stderr=subprocess.PIPE, check=False
-            )
-        assert done.returncode == 3
-        (line,) = done.stderr.decode().splitlines()
-        assert line.startswith("reparam: ")
-
-
-def test_closed_streams() -> None:
-    for words, code in ((["--version"], 0), (["convert"], 2)):
-        command = " ".join([sys.executable, "-m", "reparam.cli", *words, ">&-", "2>&-"])
-        assert subprocess.run(["sh", "-c", command], check=False).returncode == code
-
-
-def test_a_broken_standard_error_does_not_hide_the_exit_code() -> None:
-    class Broken(io.StringIO):
-        def write(self, text: str) -> int:
-            raise OSError(errno.EPIPE, "Broken pipe")
-
-    def body() -> None:
-        raise InputError("bad")
-
-    assert run_guarded(body, Session(io.StringIO(), Broken())) == 2
-
-
-def test_signals_are_as_they_were_afterwards() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    assert run_guarded(lambda: None, Session(io.StringIO(), io.StringIO())) == 0
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_json_has_no_infinities() -> None:
-    assert json.loads(to_json({"a": [float("inf"), 1.5], "b": (float("nan"),)})) == {"a": [None, 1.5], "b": [None]}
-
-
-def test_a_report_replaces_an_older_one_as_a_whole(folder: Path) -> None:
-    (folder / "r.json").write_text("older")
-    assert "exists already" in refuse(2, "passes", "--json", "r.json")
-    with contextlib.chdir(folder):
-        assert run("passes", "--json", "r.json", "--force").exit_code == 0
-    assert json.loads((folder / "r.json").read_text())[0]["name"]
-    assert (folder / "r.json").stat().st_mode & 0o777 == 0o666 & ~_umask()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

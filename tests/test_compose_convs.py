@@ -13,6 +13,7 @@ from helpers import (
     Lambda,
     apply_exactly,
     assert_evidence_bites,
+    assert_no_wrong_entry_is_accepted,
     assert_verification_bites,
     doubles,
     graph_text,
@@ -67,6 +68,12 @@ def test_any_convolution_goes_into_one_without_padding(case: tuple[nn.Module, tu
     model, shape = case
     fused = apply_exactly(model, doubles(*shape), rules=RULES, bound=EXACT)
     assert fused.text.count("conv") == 1 or any("would cost" in m for m in fused.missed("compose-convs"))
+
+
+@given(case=pairs(first_kernel=1) | pairs(second_padded=False), entry=st.integers(0, 10**6))
+def test_any_single_entry_of_a_composed_kernel_is_checked(case: tuple[nn.Module, tuple[int, ...]], entry: int) -> None:
+    model, shape = case
+    assert_no_wrong_entry_is_accepted(program_of(model, doubles(*shape)), ComposeConvs(), entry, [doubles(*shape)])
 
 
 @given(

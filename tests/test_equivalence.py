@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 import reparam
 from reparam import adversary
 from reparam.conversion import convert
-from reparam.equivalence import Verdict, program_of as captured, verify, verify_programs
+from reparam.equivalence import Verdict, verify, verify_programs
+from reparam.equivalence import program_of as captured
 from reparam.errors import InputError
 from reparam.load import LoadedModel, load_model
 from reparam.program import InputSpec, Program
@@ -54,13 +56,13 @@ def pair(model: nn.Module, *inputs: Tensor, **options: Any) -> tuple[Program, Pr
 
 
 def test_resnet18_and_its_saved_fused_form_are_equal(tmp_path: Path) -> None:
-    model = randomize_statistics(build_architecture("torchvision/resnet18").module, [torch.zeros(8, 3, 64, 64)])
-    result = convert(model, torch.randn(2, 3, 64, 64))
+    model = randomize_statistics(build_architecture("torchvision/resnet18").module, [torch.zeros(8, 3, 48, 48)])
+    result = convert(model, torch.randn(2, 3, 48, 48))
     result.save(tmp_path / "fused.pt2")
-    shapes = ((3, 64, 64),)
+    shapes = ((3, 48, 48),)
     verdict = verify(LoadedModel(model, input_shapes=shapes), load_model(tmp_path / "fused.pt2"))
     assert verdict.equivalent and not verdict.reason and verdict.first_divergence is None
-    assert verdict.shapes == ((1, 3, 64, 64), (7, 3, 49, 49)) and verdict.trials == 8
+    assert verdict.shapes == ((1, 3, 48, 48), (7, 3, 37, 37)) and verdict.trials == 8
     (output,) = verdict.outputs
     assert output.ok and 0.0 < output.difference <= output.error_a <= output.bar < 1e-4 * output.size
     assert output.peak <= output.peak_bar
@@ -74,8 +76,8 @@ def test_other_dtypes_are_held_to_what_they_can_do(dtype: torch.dtype) -> None:
     original, emitted = pair(network(), image(), dtype=dtype)
     verdict = verify_programs(original, emitted)
     assert verdict.equivalent, verdict.reason
-    wrong = perturb(emitted, by=30 * torch.finfo(dtype if dtype != torch.float64 else torch.float32).eps)
-    assert not verify_programs(original, wrong).equivalent or dtype != torch.float64
+    by = 1e-2 if dtype == torch.float64 else 1.0
+    assert not verify_programs(original, perturb(emitted, "head.weight", by=by)).equivalent
 
 
 def test_two_float64_models_are_held_to_float64() -> None:
@@ -109,17 +111,10 @@ def test_equal_embeddings_several_inputs_and_nested_outputs() -> None:
 # ---- negative controls -------------------------------------------------------------------------------------------
 
 
-def kernels(program: Program) -> list[str]:
-    used = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
-    return [u for u in used if program.constants[u].value.dim() > 1]
-
-
-@pytest.mark.parametrize("layer, module", enumerate(["stem.0", "first.0", "second.0", "last.0", "head"]))
-def test_one_weight_that_is_off_by_a_thousandth_is_found_and_located(layer: int, module: str) -> None:
+@pytest.mark.parametrize("module", ["stem.0", "first.0", "second.0", "last.0", "head"])
+def test_one_weight_that_is_off_by_a_thousandth_is_found_and_located(module: str) -> None:
     original, emitted = pair(network(), image())
-    name = kernels(emitted)[layer]
-    assert name == f"{module}.weight"
-    verdict = verify_programs(original, perturb(emitted, name, by=1e-3))
+    verdict = verify_programs(original, perturb(emitted, f"{module}.weight", by=1e-3))
     assert not verdict.equivalent and verdict.reason
     assert verdict.first_divergence is not None
     assert verdict.first_divergence.startswith(f"'{module}' (")
@@ -130,14 +125,6 @@ def test_a_wrong_layer_of_a_fused_network_is_located_behind_the_last_right_one()
     original, emitted = pair(network(), image())
     verdict = verify_programs(original, perturb(emitted, "second.0.weight", by=0.5))
     assert verdict.first_divergence == "'second.0' (conv2d, shape [2, 8, 20, 20]), after 'first.2'"
-
-
-def scaled(model: nn.Module, factor: float) -> nn.Module:
-    """The first layer's output is `factor` times smaller, so that it takes that much larger inputs to reach a clip."""
-    with torch.no_grad():
-        for p in (model.stem[1].weight, model.stem[1].bias):  # type: ignore[index, union-attr]
-            p.mul_(factor)
-    return model
 
 
 class Unclipped(nn.Module):
@@ -168,7 +155,7 @@ def test_a_clip_that_was_dropped_is_found_by_the_search_alone() -> None:
     assert not verdict.equivalent
     assert "an input was found on which they differ" in verdict.reason
     assert verdict.adversarial["worst"] > 100
-    assert verdict.first_divergence is not None and verdict.first_divergence.startswith("'act' (relu6")
+    assert verdict.first_divergence is not None and verdict.first_divergence.startswith("'act' (hardtanh")
 
 
 def test_a_clip_behind_a_normalised_input_is_found_by_climbing_the_activations() -> None:
@@ -180,7 +167,7 @@ def test_a_clip_behind_a_normalised_input_is_found_by_climbing_the_activations()
             self.inner = inner
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(4.0 * F.layer_norm(x, x.shape[1:]))
+            return self.inner(1.2 * F.layer_norm(x, x.shape[1:]))
 
     a, b = clip_pair(Normalised)
     assert verify_programs(a, b, adversarial=False).equivalent
@@ -209,6 +196,7 @@ def test_a_difference_inside_a_small_corner_of_a_bounded_input_is_found() -> Non
 
     assert verify_programs(build(0.9), build(2.0), adversarial=False).equivalent
     assert not verify_programs(build(0.9), build(2.0)).equivalent
+    assert not verify_programs(build(2.0), build(0.9)).equivalent
 
 
 def test_equal_but_chaotic_networks_are_not_called_different() -> None:
@@ -257,7 +245,7 @@ X = torch.randn(2, 4)
 def test_outputs_that_differ_in_kind(a: Callable[..., Any], b: Callable[..., Any], reason: str) -> None:
     verdict = verdict_of(a, b, X)
     assert not verdict.equivalent
-    assert __import__("re").search(reason, verdict.reason), verdict.reason
+    assert re.search(reason, verdict.reason), verdict.reason
     assert verdict.outputs == ()
     assert json.dumps(verdict.as_dict())
 
@@ -386,8 +374,7 @@ def test_climbing_stays_inside_the_bounds() -> None:
         point = adversary._scaled(a, [start + 0.1], scale)
         assert float(point[0].min()) >= -0.5 and float(point[0].max()) <= 0.25
     leaves = [start.clone().requires_grad_(True)]
-    height, _ = adversary._stretched(a, b, leaves)
-    assert height is not None
-    moved = adversary._uphill(a, leaves, height * 1e6)[0]
+    terms, _ = adversary._raised(1.0, a, b, leaves)
+    moved = adversary._uphill(a, leaves, 1e6 * torch.stack(terms).sum())[0]
     assert float(moved.min()) >= -0.5 and float(moved.max()) <= 0.25
     assert float(moved.abs().max()) > 0.0

@@ -14,6 +14,7 @@ from helpers import (
     Lambda,
     apply_exactly,
     assert_evidence_bites,
+    assert_no_wrong_entry_is_accepted,
     assert_verification_bites,
     conv_bn,
     convolutions,
@@ -26,6 +27,7 @@ from helpers import (
     vector,
 )
 from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from reparam.passes import FoldBatchNorm
@@ -61,6 +63,13 @@ def test_before_a_padded_convolution_it_stays_unless_nothing_is_shifted(conv: Co
     model = healthy(nn.Sequential(nn.Tanh(), NORMS_BY_RANK[conv.rank](conv.shape[1]), conv.module))
     fused = apply_exactly(model, doubles(*conv.shape), rules=RULES, bound=EXACT)
     assert ("batch_norm" in fused.text) == any(conv.module.padding)  # type: ignore[arg-type]
+
+
+@given(conv=convolutions() | convolutions(transposed=True), entry=st.integers(0, 10**6))
+def test_any_single_entry_of_a_new_weight_is_checked(conv: Conv, entry: int) -> None:
+    model = healthy(nn.Sequential(conv.module, NORMS_BY_RANK[conv.rank](conv.c_out)))
+    x = doubles(*conv.shape)
+    assert_no_wrong_entry_is_accepted(program_of(model, x), FoldBatchNorm(), entry, [x])
 
 
 def test_the_graph_before_and_after() -> None:

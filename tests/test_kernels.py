@@ -189,9 +189,7 @@ def test_average_kernel_is_average_pooling(kernel: tuple[int, int], stride: int,
     step=st.integers(1, 3),
     groups=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (2, 4), (4, 4)]),
 )
-def test_compose_is_one_layer_after_another(
-    kernels: list[tuple[int, int]], step: int, groups: tuple[int, int]
-) -> None:
+def test_compose_is_one_layer_after_another(kernels: list[tuple[int, int]], step: int, groups: tuple[int, int]) -> None:
     g1, g2 = groups
     ndim = len(kernels)
     k1, k2 = [k for k, _ in kernels], [k for _, k in kernels]

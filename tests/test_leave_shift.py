@@ -13,6 +13,7 @@ from helpers import (
     Lambda,
     apply_exactly,
     assert_evidence_bites,
+    assert_no_wrong_entry_is_accepted,
     assert_verification_bites,
     convolutions,
     doubles,
@@ -20,8 +21,10 @@ from helpers import (
     graph_text,
     healthy,
     positive,
+    program_of,
 )
 from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from reparam.passes import LeaveShift
@@ -41,6 +44,13 @@ def test_before_any_transposed_convolution_likewise(conv: Conv) -> None:
     model = healthy(nn.Sequential(nn.Tanh(), NORMS_BY_RANK[conv.rank](conv.shape[1]), conv.module))
     fused = apply_exactly(model, doubles(*conv.shape), rules=RULES, bound=EXACT)
     assert fused.text.endswith("(add(tanh(x), w))")
+
+
+@given(conv=convolutions() | convolutions(transposed=True), entry=st.integers(0, 10**6))
+def test_any_single_entry_of_a_new_weight_is_checked(conv: Conv, entry: int) -> None:
+    model = healthy(nn.Sequential(nn.Tanh(), NORMS_BY_RANK[conv.rank](conv.shape[1]), conv.module))
+    x = doubles(*conv.shape)
+    assert_no_wrong_entry_is_accepted(program_of(model, x), LeaveShift(), entry, [x])
 
 
 def test_the_graph_before_and_after() -> None:

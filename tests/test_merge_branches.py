@@ -14,6 +14,7 @@ from helpers import (
     Lambda,
     apply_exactly,
     assert_evidence_bites,
+    assert_no_wrong_entry_is_accepted,
     assert_verification_bites,
     conv_bn,
     doubles,
@@ -83,6 +84,12 @@ def test_any_two_convolutions_of_one_geometry_merge_or_say_why_not(case: tuple[n
     reasons = ("would cost", "before it: ", "zero padding")
     count = graph_text(fused.original).count("conv")
     assert fused.text.count("conv") < count or any(r in m for m in fused.missed("merge-branches") for r in reasons)
+
+
+@given(case=branches(), entry=st.integers(0, 10**6))
+def test_any_single_entry_of_a_merged_kernel_is_checked(case: tuple[nn.Module, tuple[int, ...]], entry: int) -> None:
+    model, shape = case
+    assert_no_wrong_entry_is_accepted(program_of(model, doubles(*shape)), MergeBranches(), entry, [doubles(*shape)])
 
 
 @st.composite
