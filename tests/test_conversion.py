@@ -183,7 +183,7 @@ def test_channels_last_modules_and_inputs(model_last: bool, input_last: bool) ->
     model, x = network(), image()
     truth = model(x)
     if model_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     if input_last:
         x = x.to(memory_format=torch.channels_last)
     result = convert(model, x)
@@ -356,7 +356,7 @@ def test_a_model_whose_own_outputs_are_not_finite_is_refused() -> None:
 def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
     model = network()
     with torch.no_grad():
-        model[3].weight[0, 0, 0, 0] = value  # type: ignore[index]
+        model[3].weight[0, 0, 0, 0] = value
     with pytest.raises(InputError, match=r"weight '3\.weight' holds NaN or infinite values"):
         convert(model, image())
 

@@ -125,12 +125,11 @@ def test_casts_to_the_main_dtype_follow_it() -> None:
 
 
 def test_untouched_weights_share_their_storage_and_folded_ones_are_new() -> None:
-    model = Lambda(lambda m, x: m.fc(m.block(x)), block=conv_bn(padding=1), fc=nn.Linear(6, 3))
-    model = healthy(model).float()
-    fc: Tensor = model.fc.weight  # type: ignore[assignment, union-attr]
-    kernel: Tensor = model.block[0].weight  # type: ignore[assignment, index, union-attr]
+    block, fc = conv_bn(padding=1), nn.Linear(6, 3)
+    model = healthy(Lambda(lambda m, x: m.fc(m.block(x)), block=block, fc=fc)).float()
+    kernel: Tensor = block[0].weight
     emitted = finalize(program(model=model))
-    assert emitted.constants["fc.weight"].value.data_ptr() == fc.data_ptr()
+    assert emitted.constants["fc.weight"].value.data_ptr() == fc.weight.data_ptr()
     assert emitted.constants["block.0.weight"].value.data_ptr() != kernel.data_ptr()
 
 
@@ -220,8 +219,7 @@ def test_keyword_arguments_and_nested_ones_keep_the_signature(tmp_path: Path) ->
 
 
 def test_nested_arguments_alone_keep_the_signature(tmp_path: Path) -> None:
-    model = Lambda(lambda m, pair, x: [m.a(pair[0]), {"y": pair[1]["z"] * x}], a=conv_bn(padding=1))
-    model = healthy(model).float()
+    model = healthy(Lambda(lambda m, pair, x: [m.a(pair[0]), {"y": pair[1]["z"] * x}], a=conv_bn(padding=1))).float()
     args = ((image(), {"z": image()}), image())
     result = convert(model, *args)
     assert_close(model(*args), result.module(*args))
@@ -233,7 +231,7 @@ def test_a_result_that_is_an_input_or_a_weight_comes_out() -> None:
     model = healthy(Lambda(lambda m, x: (x, m.a[0].weight, m.a(x)), a=conv_bn(padding=1))).float()
     module = convert(model, image()).module
     x, weight, _ = module(image())
-    assert torch.equal(x, image()) and torch.equal(weight, model.a[0].weight)  # type: ignore[index, union-attr]
+    assert torch.equal(x, image()) and torch.equal(weight, model.a[0].weight)
 
 
 # ---- archives ----------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_a_difference_inside_a_small_corner_of_a_bounded_input_is_found() -> Non
             lambda m, x: m.fc(x.mean((1, 2, 3), keepdim=True).flatten(1).clamp(max=limit)), fc=nn.Linear(1, 3)
         )
         torch.manual_seed(0)
-        model.fc.reset_parameters()  # type: ignore[operator, union-attr]
+        model.fc.reset_parameters()
         program = program_of(model, torch.rand(2, 3, 4, 4))
         spec = dataclasses.replace(program.inputs[0], low=0.0, high=1.0)
         return dataclasses.replace(program, inputs=(spec,))

@@ -52,7 +52,7 @@ def shifted(original: Program, by: float) -> Program:
 def measured(original: Program, dtype: torch.dtype | None = None) -> tuple[Any, NetworkEvidence, float]:
     """The rounds, the evidence of the original against itself, and the bar that follows from it."""
     evidence, rounds = check_float64(original, original.copy())
-    evidence = check_emitted(original, original.copy(), rounds, evidence, dtype)
+    evidence = check_emitted(original, finalize(original.copy(), dtype), rounds, evidence, dtype)
     assert evidence.error == evidence.original_error > 0
     total = sum(float(r.truth[0].square().sum()) for r in rounds)
     size = math.sqrt(total / sum(r.truth[0].numel() for r in rounds))

@@ -84,7 +84,7 @@ def assert_plain_weights(fused: Fused) -> None:
     """Every convolution reads its weight and bias, nothing computes them."""
     for node in fused.conversion.program.calls():
         if node.meta["data"] and "conv" in str(node.target):
-            assert all(a is None or a.op == "get_attr" for a in node.args[1:3]), node  # type: ignore[union-attr]
+            assert all(a is None or a.op == "get_attr" for a in node.args[1:3]), node
 
 
 def assert_beats_the_deploy_form(fused: Fused) -> None:
@@ -199,8 +199,8 @@ def extreme(var: float = 65000.0, eps: float = 1000.0, gamma: float = 1.0) -> nn
     norm = model[1]
     assert isinstance(norm, nn.BatchNorm2d)
     with torch.no_grad():
-        model[0].weight.mul_(200.0)  # type: ignore[operator, union-attr]
-        norm.running_var.fill_(var)  # type: ignore[union-attr]
+        model[0].weight.mul_(200.0)
+        norm.running_var.fill_(var)
         norm.weight.fill_(gamma)
     return model.half().eval()
 
@@ -210,7 +210,7 @@ def test_what_would_overflow_float16_folds(var: float, eps: float, gamma: float)
     model = extreme(var, eps, gamma)
     norm = model[1]
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
-    kernel: Tensor = model[0].weight  # type: ignore[assignment]
+    kernel: Tensor = model[0].weight
     naive = (kernel * norm.weight.reshape(-1, 1, 1, 1)) / (norm.running_var + norm.eps).sqrt().reshape(-1, 1, 1, 1)
     assert bool((naive == 0).all()) or not bool(torch.isfinite(naive).all())
     result = convert(model, torch.randn(2, 3, 9, 9).half())
