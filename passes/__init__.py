@@ -13,6 +13,7 @@ from reparam.passes.leave_shift import LeaveShift
 from reparam.passes.lower_border_fill import LowerBorderFill
 from reparam.passes.merge_branches import MergeBranches
 from reparam.passes.merge_shared_inputs import MergeSharedInputs
+from reparam.passes.rescale_gate import RescaleGate
 from reparam.passes.rescale_skip import RescaleSkip
 from reparam.pipeline import Phase
 
@@ -21,7 +22,7 @@ def fused_phases() -> tuple[Phase, ...]:
     """The rules of the target `fused`: clean up, fold and merge, then what may only happen when nothing else does."""
     clean = (FoldConstants(), DropIdentity(), LowerBorderFill())
     fold = (FoldBatchNorm(), FoldChannelAffine(), MergeBranches(), FoldPadding(), ComposeConvs(), FoldNormAffine())
-    late = (LeaveShift(), RescaleSkip(), MergeSharedInputs())
+    late = (LeaveShift(), RescaleSkip(), RescaleGate(), MergeSharedInputs())
     return (Phase("clean", clean), Phase("fold", clean + fold), Phase("late", late))
 
 
@@ -37,6 +38,7 @@ __all__ = [
     "LowerBorderFill",
     "MergeBranches",
     "MergeSharedInputs",
+    "RescaleGate",
     "RescaleSkip",
     "fused_phases",
 ]

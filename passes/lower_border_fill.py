@@ -91,7 +91,7 @@ def _border(program: Program, root: fx.Node, pad: fx.Node, region: list[fx.Node]
 
 def _larger_sizes(program: Program) -> dict[str, int]:
     """Other sizes for the free axes: a slice by numbers may meet the border at the traced size only."""
-    sizes = {}
+    sizes: dict[str, int] = {}
     for node in program.placeholders:
         value = node.meta["val"]
         for size in value.shape if isinstance(value, Tensor) else ():

@@ -131,11 +131,14 @@ def forward(program: Program, start: fx.Node, carried: Pair) -> Route | Blocked:
     return forward_all(program, {start: carried})
 
 
-def forward_all(program: Program, starts: Mapping[fx.Node, Pair]) -> Route | Blocked:
-    """`forward` for several values at once, each replaced by its own un-affined value."""
+def forward_all(program: Program, starts: Mapping[fx.Node, Pair], *, leaving: fx.Node | None = None) -> Route | Blocked:
+    """`forward` for several values at once, each replaced by its own un-affined value.
+
+    leaving: one user of the starts that is taken care of elsewhere, and must not be reached on another way.
+    """
     known: dict[fx.Node, Any] = dict(starts)
     steps: list[Step] = []
-    heap = [u for u in dict.fromkeys(u for s in starts for u in s.users) if u not in starts]
+    heap = [u for u in dict.fromkeys(u for s in starts for u in s.users) if u not in starts and u is not leaving]
     heapq.heapify(heap)
     queued = set(heap)
     while heap:
@@ -149,7 +152,7 @@ def forward_all(program: Program, starts: Mapping[fx.Node, Pair]) -> Route | Blo
             continue
         known[node] = value
         for user in node.users:
-            if user in starts:
+            if user in starts or user is leaving:
                 return Blocked(user, "it is reached on more than one way")
             if user not in queued:
                 queued.add(user)

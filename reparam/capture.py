@@ -315,7 +315,7 @@ def _inputs(graph: fx.Graph) -> tuple[InputSpec, ...]:
         value = node.meta.get("val")
         if node.op != "placeholder" or not isinstance(value, Tensor):
             continue
-        names: list[int | str] = [str(s.node.expr) if fixed_size(s) is None else int(s) for s in value.shape]
+        names = [str(s) if fixed_size(s) is None else int(s) for s in value.shape]
         specs.append(InputSpec(str(node.target), tuple(names), value.dtype))
     return tuple(specs)
 

@@ -92,14 +92,18 @@ def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) 
         if new not in made and new.op != "get_attr":
             inputs[new] = None
     stop = set(inputs)
-    old, new = (upstream(roots, lambda n: n in stop or _is_size(n)) for roots in (replace.keys(), replace.values()))
-    dropped = next((n for n in old if n.op == "placeholder"), None)
+
+    def is_input(node: fx.Node) -> bool:
+        return node in stop or _is_size(node)
+
+    before, after = upstream(replace.keys(), is_input), upstream(replace.values(), is_input)
+    dropped = next((n for n in before if n.op == "placeholder"), None)
     if dropped is not None:
         raise RuleError(
             f"the rewrite dropped an input: the old value depends on '{dropped.name}', the new one does not"
         )
-    sizes = dict.fromkeys(i for n in (*old, *new) for i in n.all_input_nodes if _is_size(i))
-    return Region((*inputs, *sizes), tuple(old), tuple(new), tuple(replace.items()))
+    sizes = dict.fromkeys(i for n in (*before, *after) for i in n.all_input_nodes if _is_size(i))
+    return Region((*inputs, *sizes), tuple(before), tuple(after), tuple(replace.items()))
 
 
 # ---- inputs ------------------------------------------------------------------------------------------------------

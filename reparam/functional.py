@@ -56,7 +56,7 @@ def functionalize_locally(graph: fx.Graph) -> bool:
         if node.op != "call_function":
             continue
         if node.target is aten.detach_.default:  # it marks the tensor for autograd and writes nothing
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
             continue
         if not (isinstance(node.target, torch._ops.OpOverload) and is_inplace(node)):

@@ -113,6 +113,8 @@ class Driver:
                     continue
                 rewrites += 1
                 self._left -= 1
+                if rewrites > MAX_ROUNDS * (total + 1):
+                    raise RuleError(f"'{rule.name}' rewrites its own result without end, last at '{node.name}'")
                 fresh = [n for n in touched if n not in queued and n not in self._erased]
                 queue.extend(fresh)
                 queued.update(fresh)

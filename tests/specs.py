@@ -242,6 +242,10 @@ class Growing:
             return self.add("act_", (i,), (name,), self.shapes[i])
         return self.add("act", (i,), (name,), self.shapes[i])
 
+    def rectify(self, i: int) -> int:
+        """What lets a positive scale through."""
+        return self.add("act", (i,), (self.one("relu", "leaky"),), self.shapes[i])
+
     def _writable(self, i: int) -> bool:
         """Whether an in-place write is to a value of its own; with `views` any value but the inputs will do."""
         made = i - (len(self.shapes) - len(self.ops))

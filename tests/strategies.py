@@ -118,8 +118,8 @@ def _opaque(net: Growing, i: int) -> int:
 
 def _passage(net: Growing, i: int) -> int:
     """Something that may let an affine through, under conditions."""
-    kinds: list[Block] = [lambda net, i: net.act(i, net.one("relu", "leaky")), _small("pool"), _small("movement"), fork]
-    kinds += [kinds[0], kinds[1], fork, meet, join, split_and_join, _small("constant"), swish]
+    kinds: list[Block] = [_small("rectify"), _small("rectify"), _small("pool"), _small("pool"), _small("movement")]
+    kinds += [fork, fork, met_by_layer, met_by_layer, meet, join, split_and_join, _small("constant"), swish]
     return net.one(*kinds)(net, i)
 
 
@@ -131,9 +131,20 @@ def _sink(net: Growing, i: int) -> int:
 def fork(net: Growing, i: int) -> int:
     """A value and something made of it, met again."""
     other = net.one(*(_small(k) for k in ("act", "movement", "pool", "constant", "noop", "norm")))(net, i)
-    if net.shapes[other] == net.shapes[i]:
-        return net.sum(*net.one((i, other), (other, i)))
-    return other
+    order = net.one((i, other), (other, i), (i, i))
+    if net.shapes[other] == net.shapes[i] and net.maybe(4):
+        return net.add("cat", order, (1,), (2 * net.shapes[i][0], *net.shapes[i][1:]))
+    return net.sum(*order) if net.shapes[other] == net.shapes[i] else other
+
+
+def met_by_layer(net: Growing, i: int) -> int:
+    """A sum, difference or product with a layer of another value of the same size."""
+    sources = [j for j in net.maps if net.shapes[j][1:] == net.shapes[i][1:]]
+    j = net.same(net.one(*sources), net.shapes[i][0], net.one(1, 3))
+    j = net.affine(j) if net.maybe(3) else j
+    j = net.rectify(j) if net.maybe(3) else j
+    order = net.one((i, j), (j, i))
+    return net.add("mul", order, (), net.shapes[i]) if net.maybe(4) else net.sum(*order)
 
 
 def swish(net: Growing, i: int) -> int:
@@ -305,17 +316,23 @@ def _small(name: str) -> Block:
     return lambda net, i: int(getattr(net, name)(i))
 
 
-BLOCKS: tuple[tuple[Block, int], ...] = (  # each with the number of operations that it may take
-    (conv_norm, 2), (norm_conv, 2), (two_convs, 4), (branches, 9), (branches, 9), (branches, 9), (residual, 7),
-    *((carried_ahead, 5),) * 5, *((carried_back, 5),) * 5,
-     (two_norms, 6), (depthwise, 2), (deconv, 3), (split_and_join, 6), (inception, 7), (join, 2),
-    (meet, 1), (gate, 6), (channels_last, 6), (in_batch, 3),
-    *((_small(name), 1) for name in ("act", "pool", "constant", "conv", "movement", "again", "again", "group_norm")),
-)  # fmt: skip
+# Each with the number of operations that it may take, and how often it is tried.
+_WEIGHTS: tuple[tuple[Block, int, int], ...] = (
+    (branches, 9, 5),
+    (carried_ahead, 5, 6),
+    (carried_back, 5, 6),
+    (residual, 7, 2),
+    (two_convs, 4, 2),
+    *((block, 2, 1) for block in (conv_norm, norm_conv, depthwise, deconv)),
+    *((block, 6, 1) for block in (two_norms, split_and_join, inception, channels_last)),
+    *((block, 3, 1) for block in (join, meet, gate, in_batch)),
+    *((_small(name), 1, 1) for name in ("act", "pool", "constant", "conv", "movement", "again", "group_norm")),
+)
+BLOCKS = tuple((block, size) for block, size, often in _WEIGHTS for _ in range(often))
 
 
 @st.composite
-def specs(draw: st.DrawFn, *, views: bool = False, limit: int = 12) -> Spec:
+def specs(draw: st.DrawFn, *, views: bool = False, limit: int = 14) -> Spec:
     """A random network of at most about `limit` operations.
 
     views: in-place writes may meet values that share storage, which only a real capture can make sense of.
@@ -330,13 +347,15 @@ def specs(draw: st.DrawFn, *, views: bool = False, limit: int = 12) -> Spec:
     inputs = draw(st.sampled_from([1, 1, 1, 1, 2]))
     net = Growing(draw, [shape] * inputs, limit, free and n == 2, views, maps=list(range(inputs)))
     last = draw(st.sampled_from(range(inputs)))
-    for _ in range(draw(st.sampled_from([3, 2, 1, 4, 5, 6]))):
+    for _ in range(draw(st.sampled_from([3, 2, 4, 5, 1]))):
         fits = [b for b, size in BLOCKS if size <= net.room]
         if not fits:
             break
         last = draw(st.sampled_from(fits))(net, last if not net.maybe(3) else net.pick())
-    if net.room >= 4 and net.maybe(4):
+    if net.maybe(5):
         last = head(net, last)
+    elif not net.maybe(4):  # else what stands last is an output, which no affine passes
+        last = _sink(net, last)
     outputs = [last]
     if net.maybe(4):
         outputs.append(net.one(*net.maps, *net.vectors))

@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
 from direct import Net, build
 from helpers import fingerprint
+from hypothesis import HealthCheck, given, seed, settings
 from specs import Spec
+from strategies import specs
 from torch import Tensor, fx
 
+from reparam import kernels
 from reparam.capture import capture
 from reparam.cost import census
 from reparam.evaluate import evaluate
@@ -136,3 +140,66 @@ def _near(a: Sequence[Any], b: Sequence[Any], top: float) -> None:
         assert bool(torch.isfinite(p).all() and torch.isfinite(q).all())
         gap = float((p - q).abs().max()) if p.numel() else 0.0
         assert gap <= BOUND * top, f"outputs differ by {gap:.3g} where the largest magnitude is {top:.3g}"
+
+
+# ---- the cases -------------------------------------------------------------------------------------------------------
+
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+
+
+def cases(count: int, part: int, *, views: bool = False) -> Any:
+    """`count` random specs, the same for a part every time."""
+
+    def decorate(test: Any) -> Any:
+        drawn = given(spec=specs(views=views))(test)
+        return seed(part)(
+            settings(max_examples=count, deadline=None, database=None, suppress_health_check=QUIET)(drawn)
+        )
+
+    return decorate
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_networks_built_directly(part: int) -> None:
+    @cases(440 // PARTS, part)
+    def run(spec: Spec) -> None:
+        check(spec)
+
+    run()
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_random_networks_through_the_capture(part: int) -> None:
+    @cases(15, part, views=True)
+    def run(spec: Spec) -> None:
+        check_capture(spec)
+
+    run()
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("part", range(SWEEPS))
+def test_sweep(part: int) -> None:
+    @cases(500, 1000 + part)
+    def run(spec: Spec) -> None:
+        check(spec)
+
+    run()
+
+
+def test_a_rule_that_forgets_a_bias_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = kernels.scale_outputs
+
+    def forgetful(*args: Any) -> tuple[Tensor, Tensor | None]:
+        return right(*args)[0], None
+
+    monkeypatch.setattr("reparam.absorb.scale_outputs", forgetful)
+    rejected = []
+
+    @cases(50, 0)
+    def run(spec: Spec) -> None:
+        program = build(spec, Net(spec))
+        rejected.append(_fuse(program)[1].rejected)
+
+    run()
+    assert sum(rejected) > 0

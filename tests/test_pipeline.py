@@ -74,7 +74,7 @@ def _leak(program: Program, node: fx.Node) -> Rewrite:
 
 
 def _scaled(program: Program, node: fx.Node) -> Rewrite:
-    scale = program.weight(torch.full((4, 1, 1), 1 + 1e-9), "scale", like=node)
+    scale = program.weight(torch.full((4, 1, 1), 1 + 1e-9, dtype=torch.float64), "scale", like=node)
     inner = program.clone(node, {})
     new = program.call(aten.mul.Tensor, (inner, scale), like=node)
     return Rewrite({node: new}, "nearly the same")
@@ -122,6 +122,14 @@ def test_a_rule_that_makes_nodes_for_nothing_is_told_so() -> None:
         run(network(), wasteful, verdict=lambda n: None if n.name.startswith("relu_default") else n)
 
 
+def test_a_rule_that_rewrites_its_own_result_is_stopped() -> None:
+    def again(program: Program, node: fx.Node) -> Rewrite:
+        return Rewrite({node: program.clone(node, {})}, "once more")
+
+    with pytest.raises(RuleError, match="'test-rule' rewrites its own result without end, last at 'relu"):
+        run(network(), again)
+
+
 def test_rules_that_undo_each_other_are_stopped() -> None:
     def swap(one: Any, other: Any) -> Callable[[Program, fx.Node], Rewrite]:
         def change(program: Program, node: fx.Node) -> Rewrite:
@@ -131,12 +139,14 @@ def test_rules_that_undo_each_other_are_stopped() -> None:
         return change
 
     relu, clamp = aten.relu.default, aten.clamp_min.default
-    rules: Any = (
+    phases: Any = (
         Phase("there", (Test(swap(relu, clamp), op(frozenset({relu}))),)),  # type: ignore[arg-type]
         Phase("back", (Test(swap(clamp, relu), op(frozenset({clamp}))),)),  # type: ignore[arg-type]
     )
     with pytest.raises(RuleError, match="still rewrite each other's results after"):
-        run_phases(network(), rules)
+        run_phases(network(), phases)
+    with pytest.raises(RuleError, match="without end"):
+        run_rules(network(), *(rule for phase in phases for rule in phase.rules))
 
 
 # ---- the price ---------------------------------------------------------------------------------------------------

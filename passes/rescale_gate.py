@@ -1,0 +1,98 @@
+"""a*(g(x)*x) with x = W*z + b is g'(x')*x' with x' = (aW)*z + ab, where g' reads its input divided by a.
+
+A constant factor behind a gate has no way out: the value that it scales is also what the gate is computed from. But the
+first layer of the gate takes 1/a on its input for nothing, so the layer before the gate takes a.
+
+Fires on a product (or quotient) with a constant whose operand comes from a layer, through products with data, when
+everything else that reads that layer takes the inverse factor exactly.
+
+Refuses (Missed) when some user does not take it, naming it, or when a factor is zero.
+
+Source: linearity; the freedom of scale between a layer and the next.
+
+    y = conv(z); mul(mul(y, gate(mean(y))), 0.2)        becomes        y = conv'(z); mul(y, gate'(mean(y)))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, fx
+
+from reparam.absorb import Blocked, Route, execute, forward_all
+from reparam.channels import Affine, Pair, along, read_affine
+from reparam.kernels import scale_outputs
+from reparam.layers import Layer, read_layer, weights, write_layer
+from reparam.ops import DIVS, MULS, is_call
+from reparam.program import Program, is_float, shape_of
+from reparam.rule import Match, Missed, Pattern, Rewrite, op
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The product, the layer that takes the factor, the products in between (the last first), and the others' way."""
+
+    root: fx.Node
+    layer: Layer
+    between: tuple[fx.Node, ...]
+    scale: Tensor
+    route: Route
+
+
+@dataclass(frozen=True)
+class RescaleGate:
+    """Moves a constant factor behind a gate into the layer before it."""
+
+    name: ClassVar[str] = "rescale-gate"
+    pattern: ClassVar[Pattern] = op(MULS | DIVS)
+
+    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+        """Climbs to the layer; Missed when what else reads it does not take the inverse."""
+        affine = read_affine(program, match.root)
+        if not isinstance(affine, Affine) or affine.pair.scale is None or affine.pair.shift is not None:
+            return None
+        found = _layer_behind(program, affine.x)
+        if found is None:
+            return None
+        layer, between = found
+        scale = affine.pair.scale
+        if bool((scale == 0).any()):
+            return Missed(match.root, "a factor of zero cannot be taken back from the gate")
+        try:
+            along(scale, layer.axis)
+        except ValueError:
+            return None
+        route = forward_all(program, {layer.node: Pair(scale.reciprocal())}, leaving=between[-1])
+        if isinstance(route, Blocked):
+            where = route.node.meta.get("module") or route.node.name
+            return Missed(match.root, f"the factor stays behind its gate: {route.reason} (at '{where}')")
+        return Plan(match.root, layer, between, scale, route)
+
+    def rewrite(self, program: Program, plan: Plan) -> Rewrite:
+        """The scaled layer, the products on it, and the layers that take the inverse."""
+        layer = plan.layer
+        scale = along(plan.scale, layer.axis)
+        assert scale is not None
+        scale = scale.expand(layer.out_channels)
+        weight, bias = scale_outputs(layer.kind, *weights(program, layer), layer.geometry.groups, scale, None)
+        made = {layer.node: write_layer(program, layer, weight, bias)}
+        for node in reversed(plan.between):
+            made[node] = program.clone(node, made)
+        product = made[plan.between[0]]
+        execute(program, plan.route, made)
+        sinks = {s: made[s] for s in plan.route.sinks}
+        return Rewrite({plan.root: product} | sinks, f"folded into '{layer.node.meta.get('module')}' before the gate")
+
+
+def _layer_behind(program: Program, x: fx.Node) -> tuple[Layer, tuple[fx.Node, ...]] | None:
+    """The layer with several users that makes `x`, and the products with data on the way, the last first."""
+    between: list[fx.Node] = []
+    while is_call(x, MULS) and len(x.users) == 1:
+        full = [i for i in x.args[:2] if is_float(i) and shape_of(i) == shape_of(x)]  # type: ignore[arg-type]
+        if len(x.all_input_nodes) != 2 or len(full) != 1 or not all(i.meta["data"] for i in x.all_input_nodes):
+            return None
+        between.append(x)
+        x = full[0]  # type: ignore[assignment]
+    layer = read_layer(program, x)
+    return (layer, tuple(between)) if layer is not None and between and len(x.users) > 1 else None
