@@ -87,12 +87,15 @@ class RescaleGate:
 
 def _layer_behind(program: Program, x: fx.Node) -> tuple[Layer, tuple[fx.Node, ...]] | None:
     """The layer with several users that makes `x`, and the products with data on the way, the last first."""
-    between: list[fx.Node] = []
-    while is_call(x, MULS) and len(x.users) == 1:
-        full = [i for i in x.args[:2] if is_float(i) and shape_of(i) == shape_of(x)]  # type: ignore[arg-type]
-        if len(x.all_input_nodes) != 2 or len(full) != 1 or not all(i.meta["data"] for i in x.all_input_nodes):
-            return None
-        between.append(x)
-        x = full[0]  # type: ignore[assignment]
-    layer = read_layer(program, x)
-    return (layer, tuple(between)) if layer is not None and between and len(x.users) > 1 else None
+    if not is_call(x, MULS) or len(x.users) > 1 or not all(is_float(i) and i.meta["data"] for i in x.args[:2]):  # type: ignore[union-attr]
+        return None
+    for side in x.all_input_nodes:
+        if shape_of(side) != shape_of(x):
+            continue
+        layer = read_layer(program, side)
+        if layer is not None and len(side.users) > 1:
+            return layer, (x,)
+        found = _layer_behind(program, side)
+        if found is not None:
+            return found[0], (x, *found[1])
+    return None

@@ -277,7 +277,7 @@ class Growing:
         return self.norm(i) if not self.maybe(4) else self.constant(i)
 
     def sum(self, i: int, j: int) -> int:
-        kind = self.one("add", "add", "add", "sub", "add_")
+        kind = self.one("add", "add", "sub", "add_")
         if kind == "add_" and not (self._writable(i) and i != j):
             kind = "add"
         return self.add(kind, (i, j), (self.one(1, 1, 1, 1, 2.0, -0.5),), self.shapes[i])
@@ -304,8 +304,7 @@ class Growing:
     def movement(self, i: int) -> int:
         c, *space = self.shapes[i]
         n = len(space)
-        kinds = ["shuffle", "slice", "pad", "upsample", "swap"]
-        kind = self.one(*kinds)
+        kind = self.one("shuffle", "slice", "pad", "pad", "pad", "upsample", "swap")
         if kind == "swap" and n == 2 and not self.free:
             return self.add("transpose", (i,), (2, 3), (c, *reversed(space)))
         if kind == "slice" and c > 1:

@@ -66,7 +66,7 @@ def _branch(net: Growing, i: int, c_out: int, stride: int, k: int) -> int:
     elif kind == "pool":
         i = net.pointwise(i, c_out) if c != c_out or net.maybe(2) else i
         i = net.norm(i) if net.maybe(3) else i
-        how = ((3,) * n, (stride,) * n, (1,) * n, net.maybe(4), not net.maybe(4))
+        how = ((3,) * n, (stride,) * n, (1,) * n, net.maybe(4), net.one(True, False))
         out = tuple((h - 1) // stride + 1 for h in net.shapes[i][1:])
         if how[3]:
             out = tuple(-(-(h - 1) // stride) + 1 for h in net.shapes[i][1:])
@@ -125,7 +125,7 @@ def _passage(net: Growing, i: int) -> int:
 
 def _sink(net: Growing, i: int) -> int:
     kinds: list[Block] = [_small("pointwise"), lambda net, i: net.same(i, net.one(4, 2, 6), 3), _small("conv")]
-    return net.one(*kinds, *kinds, _small("transposed"), branches)(net, i)
+    return net.one(*kinds, *kinds, _small("transposed"), _small("transposed"), branches)(net, i)
 
 
 def fork(net: Growing, i: int) -> int:

@@ -71,7 +71,8 @@ def test_the_shape_of_a_program_comes_before_the_usual_one_of_an_architecture() 
     assert "Nx8x9x11" in succeed("diff", *words).stdout
 
 
-def test_diff_shows_both_graphs_and_counts() -> None:
+def test_diff_shows_both_graphs_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # a narrow terminal cuts the lines
     succeed("convert", *TINY)
     words = ("diff", "tiny.pt", "tiny-fused.pt2", "--arch-a", "cli_nets:tiny")
     result = succeed(*words)

@@ -10,17 +10,17 @@ from helpers import (
     EXACT,
     Lambda,
     assert_evidence_bites,
-    assert_verification_bites,
     doubles,
     fuse_exactly,
     graph_text,
     healthy,
     max_rel,
     module_rel,
+    perturb,
     program_of,
     run_rules,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -51,6 +51,7 @@ def test_before_and_after() -> None:
     assert graph_text(done.program) == f"a = conv3x3(x); {GATE}"
 
 
+@settings(max_examples=12)
 @given(
     channelwise=st.booleans(),
     kernel=st.sampled_from([1, 3]),
@@ -89,7 +90,8 @@ def test_several_factors_and_gates_all_go() -> None:
     x = doubles(2, 4, 5, 6)
     fused = fuse_exactly(healthy(model), x, bound=EXACT)
     assert "0.2" not in fused.text and "2.0" not in fused.text and ", w" not in fused.text
-    assert_verification_bites(fused, [x], bound=EXACT)
+    name = next(n for n, c in fused.program.constants.items() if c.origin == "conv.weight")
+    assert max_rel(fused.original, perturb(fused.program, name), [x]) > 1e3 * EXACT
 
 
 def test_others_that_take_the_inverse_are_rescaled_too() -> None:

@@ -328,6 +328,24 @@ def test_a_pad_with_a_value_is_not_a_zero_pad() -> None:
     assert "0.5" in fused.text
 
 
+def test_a_border_that_is_filled_by_numbers_is_the_border_of_the_traced_size_only() -> None:
+    """y[:, :, 9:10] is the last row of ten, and a row in the middle of more."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = F.pad(m.conv(x), [1, 1, 1, 1])
+        for part in (y[:, :, 0:1], y[:, :, 9:10], y[:, :, :, 0:1], y[:, :, :, 9:10]):
+            part.copy_(m.value)
+        return m.head(y)
+
+    value = nn.Parameter(doubles(4, 1, 1))
+    model = healthy(Lambda(forward, conv=nn.Conv2d(4, 4, 1), head=nn.Conv2d(4, 5, 3), value=value))
+    x = doubles(2, 4, 8, 8)
+    free = fuse_exactly(model, x, bound=EXACT, dynamic=("batch", "height", "width"))
+    assert module_rel(model, free.program, [doubles(2, 4, 11, 9)]) <= EXACT
+    fixed = fuse_exactly(model, x, bound=EXACT)
+    assert "scatter" not in fixed.text
+
+
 def test_a_map_of_one_pixel_is_all_border() -> None:
     model = healthy(
         nn.Sequential(
