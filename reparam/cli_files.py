@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 
 from .cli_session import Session
 from .errors import InputError, MachineError
+from .files import SOURCE_FILES, refuse_existing, write_atomically
 
 STANDARD_OUTPUT = "-"
-SOURCE_FILES = ("model.py", "model.safetensors")  # as emit_source, which needs torch, writes them
 _SUFFIXES = frozenset({".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".tar"})
 
 
@@ -76,11 +75,9 @@ def check_file(path: Path, *, force: bool) -> None:
     """Raises unless `path` can be written as a new file, or overwritten with `force`."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; name the file to write")
-    if os.path.lexists(path):
-        if not force:
-            raise InputError(f"{path} exists already; --force overwrites it")
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is not an ordinary file; name another output")
+    refuse_existing(path, force=force)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not an ordinary file; name another output")
     _check_parent(path)
 
 
@@ -88,9 +85,8 @@ def check_folder(path: Path, *, force: bool) -> None:
     """Raises unless the source's files can be written into `path`, which is made when it is missing."""
     if os.path.lexists(path) and not path.is_dir():
         raise InputError(f"{path} is a file; --source names a folder")
-    existing = next((path / name for name in SOURCE_FILES if os.path.lexists(path / name)), None)
-    if existing is not None and not force:
-        raise InputError(f"{existing} exists already; --force overwrites it")
+    for name in SOURCE_FILES:
+        refuse_existing(path / name, force=force)
     nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     if not nearest.is_dir():
         raise InputError(f"cannot make the folder {path}: {nearest} is not a folder")
@@ -146,27 +142,11 @@ def deliver_json(session: Session, value: Any, target: str | None) -> None:
     if target == STANDARD_OUTPUT:
         session.print(text)
         return
-    path = Path(target)
+    path, content = Path(target), f"{text}\n".encode()
+    if not _is_device(path):
+        write_atomically(path, lambda file: file.write(content), force=True)  # check_report asked before the work
+        return
     try:
-        if _is_device(path):
-            path.write_text(f"{text}\n")
-        else:
-            _write_text(path, f"{text}\n")
+        path.write_bytes(content)
     except OSError as error:
         raise MachineError(f"cannot write the report {path}: {error.strerror}") from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    """To a temporary file beside `path`, then renamed. Needs no torch, unlike the writer of models."""
-    handle, name = tempfile.mkstemp(prefix=".reparam-", suffix=".json", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

@@ -20,9 +20,8 @@ from .emit_source_flow import RESERVED
 from .emit_source_layout import Layout, live_nodes, plan_layout
 from .emit_source_text import is_name
 from .errors import InputError, MachineError
+from .files import SOURCE_FILES, TEMPORARY, publish, refuse_existing
 from .program import Program
-
-FILES = ("model.py", "model.safetensors")
 
 
 def write_source(
@@ -39,16 +38,15 @@ def write_source(
     if not is_name(class_name) or class_name in RESERVED:
         raise InputError(f"'{class_name}' cannot be the name of the class; choose another identifier")
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder for {' and '.join(FILES)}")
-    existing = next((folder / name for name in FILES if os.path.lexists(folder / name)), None)
-    if existing is not None and not force:
-        raise InputError(f"{existing} exists already; --force overwrites it")
+        raise InputError(f"{folder} is a file; name a folder for {' and '.join(SOURCE_FILES)}")
+    for name in SOURCE_FILES:
+        refuse_existing(folder / name, force=force)
     live = live_nodes(program)
     layout = plan_layout(program, live)
     text = source_text(program, live, layout, class_name, note)
     tensors = state_dict(program, layout)
     _write_both(folder, text, tensors)
-    return folder / FILES[0], folder / FILES[1]
+    return folder / SOURCE_FILES[0], folder / SOURCE_FILES[1]
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------
@@ -87,12 +85,10 @@ def _write_both(folder: Path, text: str, tensors: dict[str, Tensor]) -> None:
     staging: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".reparam-", dir=folder))
-        (staging / FILES[0]).write_text(text, encoding="utf-8", newline="\n")
-        save_file(tensors, staging / FILES[1], metadata={"format": "pt"})
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(staging / FILES[1], 0o666 & ~mask)
+        staging = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
+        (staging / SOURCE_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
+        save_file(tensors, staging / SOURCE_FILES[1], metadata={"format": "pt"})
+        publish(staging / SOURCE_FILES[1])
         _swap(staging, folder)
         shutil.rmtree(staging, ignore_errors=True)
     except BaseException as e:
@@ -102,7 +98,7 @@ def _write_both(folder: Path, text: str, tensors: dict[str, Tensor]) -> None:
             with contextlib.suppress(OSError):
                 path.rmdir()
         if isinstance(e, SafetensorError):
-            raise MachineError(f"cannot write {folder / FILES[1]}: {e}; nothing was written") from e
+            raise MachineError(f"cannot write {folder / SOURCE_FILES[1]}: {e}; nothing was written") from e
         if isinstance(e, OSError):
             raise MachineError(f"cannot write into {folder}: {e.strerror or e}; nothing was written") from e
         raise
@@ -112,7 +108,7 @@ def _swap(staging: Path, folder: Path) -> None:
     """Moves the staged files into place, the old ones aside; moves the old ones back when one move fails."""
     moved: list[Path] = []
     try:
-        for name in reversed(FILES):
+        for name in reversed(SOURCE_FILES):
             target, aside = folder / name, staging / f"old-{name}"
             if os.path.lexists(target):
                 os.replace(target, aside)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -15,7 +11,8 @@ from typing import IO, Any, cast
 import torch
 from torch import fx, nn
 
-from .errors import InputError, MachineError
+from .errors import InputError
+from .files import refuse_existing, write_atomically
 from .program import Constant, Program, shape_of
 
 
@@ -186,24 +183,23 @@ def _nest(program: Program, leaves: list[Any]) -> tuple[tuple[Any, ...], dict[st
 
 
 def save_pt2(program: Program, path: Path, *, force: bool = False) -> None:
-    """Writes the program as a `.pt2` archive: to a temporary file beside `path`, then renamed.
+    """Writes the program as a `.pt2` archive, whole or not at all.
 
     Raises InputError when `path` exists and `force` is false, MachineError when it cannot be written.
     """
-    if path.exists() and not force:
-        raise InputError(f"{path} exists already; --force overwrites it")
+    refuse_existing(path, force=force)  # before the work
     exported = export_program(program)
     exported.example_inputs = None
 
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file, warnings.catch_warnings():
+    def write(file: IO[bytes]) -> None:
+        sink = _Sink(file)
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sink = _Sink(file)
             torch.export.save(exported, cast(IO[bytes], sink))
-            if sink.error is not None:
-                raise sink.error
+        if sink.error is not None:
+            raise sink.error
 
-    write_atomically(path, write)
+    write_atomically(path, write, force=force)
 
 
 class _Sink(io.RawIOBase):
@@ -230,39 +226,3 @@ class _Sink(io.RawIOBase):
             except BaseException as error:  # an interruption too: it is raised again outside of the writer
                 self.error = error
         return len(data)
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary path beside `path`, then renames it; leaves nothing behind when it fails.
-
-    Raises MachineError for an operating system error.
-    """
-    handle, name = -1, ""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent or Path("."))
-        os.close(handle)
-        write(Path(name))
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException as e:
-        if name:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-        problem = _system_error(e)
-        if problem is not None:
-            raise MachineError(f"cannot write {path}: {problem}; nothing was written") from e
-        raise
-
-
-def _system_error(error: BaseException) -> str | None:
-    """The operating system's words, also when torch's archive writer has wrapped them."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = str(error)
-    if isinstance(error, RuntimeError) and any(
-        w in text for w in ("PytorchStreamWriter", "No space left", "unexpected pos")
-    ):
-        return "the disk is full or the file system refuses the write"
-    return None

@@ -76,7 +76,7 @@ def test_a_signal_while_the_output_is_written(folder: Path, number: signal.Signa
     assert process.stderr is not None
     assert process.stderr.readline() == "writing\n"
     (temporary,) = files(folder) - before
-    assert temporary.startswith(".tiny-fused")
+    assert temporary.startswith(".reparam-")
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
