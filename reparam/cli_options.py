@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from .errors import InputError
+from .inputs import INTEGERS, Shape, Shapes
 
 AXES = ("batch", "height", "width")
 KINDS = ("passed", "missed", "analysis")
-Shapes = tuple[tuple[int, ...], ...]
 
 
 class Target(StrEnum):
@@ -34,7 +34,9 @@ class Dtype(StrEnum):
 
 
 _SHAPE = typer.Option(
-    "--input-shape", metavar="C,H,W", help="Shape of one sample, without the batch; repeat it for several inputs."
+    "--input-shape",
+    metavar="C,H,W",
+    help="Shape of one sample, without the batch; N:int64 for integers; repeat it for several inputs.",
 )
 _ARCH = "torchvision/NAME, timm/NAME, reparam/NAME or package.module:factory; inferred from the file when left out."
 
@@ -90,15 +92,21 @@ class RemarkChoice:
 
 
 def read_shapes(texts: Sequence[str] | None) -> Shapes | None:
-    """`3,224,224` or `3x224x224`, once for each input; None when the option was not given."""
+    """`3,224,224` or `3x224x224` (`16:int64` for integers), once for each input; None when the option was not given."""
     return tuple(_read_shape(t) for t in texts) if texts else None
 
 
-def _read_shape(text: str) -> tuple[int, ...]:
-    parts = [p.strip() for p in re.split(r"[,x×]", text.strip().strip("()[]"))]
+def _read_shape(text: str) -> Shape:
+    sizes, colon, dtype = (p.strip() for p in text.partition(":"))
+    parts = [p.strip() for p in re.split(r"[,x×]", sizes.strip("()[]"))]
     if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", p) for p in parts):
         raise InputError(f"--input-shape '{text}' is not a shape; write positive sizes without the batch: 3,224,224")
-    return tuple(int(p) for p in parts)
+    if colon and dtype not in INTEGERS:
+        raise InputError(
+            f"--input-shape '{text}': '{dtype}' is no integer dtype; choose from {', '.join(INTEGERS)}, or write "
+            f"{sizes} for numbers of the dtype of the weights"
+        )
+    return Shape((int(p) for p in parts), dtype or None)
 
 
 def read_dynamic(text: str) -> tuple[str, ...]:

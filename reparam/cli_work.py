@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .cli_files import Outputs
-from .cli_options import Shapes
 from .cli_session import Session, Tell
 from .errors import CaptureError, InputError
+from .inputs import Shapes, draw_examples, shape_of_input
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from .conversion import Conversion
@@ -96,41 +95,23 @@ def describe_arch(model: LoadedModel) -> str:
 # ---- example inputs ----------------------------------------------------------------------------------------------
 
 
-def exported_shapes(program: torch.export.ExportedProgram) -> Shapes | None:
-    """The shapes of an exported program's inputs at their traced sizes, without the batch."""
-    from .program import size_hint
-
-    names = set(program.graph_signature.user_inputs)
-    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
-    shapes = tuple(tuple(size_hint(s) for s in v.shape[1:]) for v in values if getattr(v, "shape", ()))
-    return shapes or None
-
-
 def shapes_for(models: Sequence[LoadedModel], given: Shapes | None) -> Shapes | None:
     """The shapes to run on: the given ones, else a program's own, which are fixed, else an architecture's usual."""
     if given is not None:
         return given
-    fixed = [exported_shapes(m.exported) for m in models if m.exported is not None]
-    return next((s for s in [*fixed, *(m.input_shapes for m in models)] if s is not None), None)
+    in_order = sorted(models, key=lambda m: m.exported is None)
+    return next((m.input_shapes for m in in_order if m.input_shapes is not None), None)
 
 
 def example_inputs(
     session: Session, model: LoadedModel, given: Shapes | None, batch: int, seed: int
 ) -> tuple[Tensor, ...]:
-    """Random normal inputs in the dtype of the model's weights; none for an exported program, which has its own."""
-    import torch
-
+    """Random inputs, as `draw_examples` draws them; none for an exported program, which has its own."""
     if model.exported is not None:
         if given is not None:
             session.warn("--input-shape is not used: a .pt2 program has its own shapes")
         return ()
-    shapes = given or model.input_shapes
-    if shapes is None:
-        raise InputError("the input's shape is not known; pass it with --input-shape, for example 3,224,224")
-    weight = next((p for p in model.module.parameters() if p.is_floating_point()), None)
-    dtype = weight.dtype if weight is not None else torch.float32
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn((batch, *shape), generator=generator).to(dtype) for shape in shapes)
+    return draw_examples(model.module, given or model.input_shapes, batch=batch, seed=seed)
 
 
 @contextmanager
@@ -147,7 +128,7 @@ def explained_misfit(model: LoadedModel, inputs: Sequence[Tensor]) -> Iterator[N
             with torch.no_grad():
                 model.module(*inputs)
         except Exception as cause:
-            shapes = " ".join(",".join(map(str, x.shape[1:])) for x in inputs)
+            shapes = " ".join(str(shape_of_input(x)) for x in inputs)
             reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
             raise InputError(
                 f"the model does not run on the input shape {shapes} (batch {inputs[0].shape[0]}): {reason}; "

@@ -19,6 +19,7 @@ from .adversary import first_divergence, relative_gap, rounding, search
 from .capture import capture, from_exported
 from .errors import CaptureError, InputError
 from .evaluate import evaluate
+from .inputs import draw_examples
 from .load import LoadedModel
 from .network import SMALL_SIZE, Feed, depth_limit, feed
 from .pipeline import Progress
@@ -107,21 +108,16 @@ class Verdict:
 def program_of(model: LoadedModel, input_shapes: Sequence[Sequence[int]] | None) -> Program:
     """The captured program of a loaded model.
 
-    input_shapes: of one sample, without the batch; needed when the model does not tell. Raises InputError.
+    input_shapes: of one sample, without the batch (`inputs.Shape` for integers); needed when the model does not tell.
+    Raises InputError.
     """
     if model.exported is not None:
         return from_exported(model.exported)
-    shapes = input_shapes or model.input_shapes
-    if shapes is None:
-        raise InputError("the input's shape is not known; pass it with --input-shape, for example 3,224,224")
-    parameter = next((p for p in model.module.parameters() if p.is_floating_point()), None)
-    dtype = parameter.dtype if parameter is not None else torch.float32
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    examples = [torch.zeros(2, *shape, dtype=dtype, device=device) for shape in shapes]
+    examples = draw_examples(model.module, input_shapes or model.input_shapes, batch=2)
     try:
         return capture(model.module, examples).program
     except CaptureError as e:
-        raise InputError(f"{e} (input shapes {[tuple(s) for s in shapes]})") from e
+        raise InputError(f"{e} (input shapes {[tuple(x.shape[1:]) for x in examples]})") from e
 
 
 def verify(

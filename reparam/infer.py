@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, ReparamError
-from .zoo import SOURCES, Shapes, available, meta_state
+from .inputs import Shapes, draw_examples
+from .zoo import SOURCES, available, meta_state
 
 NAMED = 12  # candidates that the file's name proposes
 RELATED = 12  # candidates looked at for twins of the one that fits
@@ -315,9 +316,7 @@ def same_function(a: nn.Module, b: nn.Module, input_shapes: Shapes | None) -> bo
     epsilons = [{n: m.eps for n, m in x.named_modules() if isinstance(getattr(m, "eps", None), float)} for x in (a, b)]
     if input_shapes is None or epsilons[0] != epsilons[1]:
         return False
-    generator = torch.Generator().manual_seed(0)
-    dtype = next((p.dtype for p in a.parameters() if p.is_floating_point()), torch.float32)
-    inputs = [torch.randn((1, *shape), generator=generator).to(dtype) for shape in input_shapes]
+    inputs = draw_examples(a, input_shapes, batch=1)
     try:
         with torch.no_grad():
             ours, theirs = a(*inputs), b(*inputs)
@@ -325,5 +324,7 @@ def same_function(a: nn.Module, b: nn.Module, input_shapes: Shapes | None) -> bo
         return False
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
         return False
-    tolerance = 64 * torch.finfo(dtype).eps * float(ours.float().square().mean().sqrt())
+    if not ours.is_floating_point():
+        return False
+    tolerance = 64 * torch.finfo(ours.dtype).eps * float(ours.float().square().mean().sqrt())
     return bool((ours - theirs).abs().max() <= tolerance)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .checkpoint import HOLDERS, Checkpoint, check_finite, load_checkpoint
 from .errors import InputError
 from .infer import check_architecture, compare, infer_architecture, same_function, shapes_of
-from .zoo import Architecture, Shapes, build_architecture, build_without_init
+from .inputs import Shapes, exported_shapes
+from .zoo import Architecture, build_architecture, build_without_init
 
 __all__ = ["Checkpoint", "LoadedModel", "check_finite", "load_checkpoint", "load_model", "load_state"]
 
@@ -82,10 +83,8 @@ def _from_exported(checkpoint: Checkpoint, program: torch.export.ExportedProgram
     if arch is not None:
         raise InputError(f"{checkpoint.path.name} holds its architecture already; leave out --arch {arch}")
     check_finite(program.state_dict, checkpoint.path)
-    args = program.example_inputs[0] if program.example_inputs else ()
-    shapes = tuple(tuple(int(n) for n in a.shape[1:]) for a in args if isinstance(a, Tensor) and a.dim() > 0)
     module = program.module(check_guards=False)
-    return LoadedModel(module, checkpoint.path, input_shapes=shapes or None, exported=program)
+    return LoadedModel(module, checkpoint.path, input_shapes=exported_shapes(program), exported=program)
 
 
 def _from_state(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str, Any]) -> LoadedModel:

@@ -25,6 +25,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .errors import InputError, MachineError
+from .inputs import Shapes
 from .random_statistics import randomize_statistics
 
 __all__ = [
@@ -38,7 +39,6 @@ __all__ = [
 ]
 
 SOURCES = ("torchvision", "timm", "reparam")
-Shapes = tuple[tuple[int, ...], ...]
 
 _DOWNLOADS = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "pretrained_cfg")
 _KEEP = frozenset({"requires_grad_", "share_memory_", "rename_", "retain_grad_"})

@@ -35,6 +35,9 @@ def shapeless():
     del net.input_shapes
     return net
 
+def words():
+    return nn.Sequential(nn.Embedding(11, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+
 def noisy():
     print("a noisy module")
     return tiny()

@@ -69,6 +69,8 @@ def test_version() -> None:
 def test_shapes_and_axes_are_read() -> None:
     assert read_shapes(["3,224,224", " 4x8 ", "7"]) == ((3, 224, 224), (4, 8), (7,))
     assert read_shapes([]) is None
+    shapes = read_shapes(["3,224", "(16):int64", " 2x3 : bool "]) or ()
+    assert list(map(str, shapes)) == ["3,224", "16:int64", "2,3:bool"]
     assert read_dynamic("batch, height,width,batch") == ("batch", "height", "width")
     assert read_dynamic("none") == ()
 
@@ -187,6 +189,19 @@ def test_the_axes_that_stay_free(folder: Path, axes: str, free: set[int]) -> Non
 def test_input_shape_is_what_the_network_is_captured_with(folder: Path) -> None:
     succeed("convert", "tiny.pt", "--arch", "cli_nets:shapeless", "--input-shape", "3,9,11", "--json", "r.json")
     assert json.loads((folder / "r.json").read_text())["evidence"]["shapes"][0] == [1, 3, 9, 11]
+
+
+def test_a_network_on_integers_is_converted_and_verified(folder: Path) -> None:
+    words = ("--arch", "cli_nets:words", "--input-shape", "5:int64")
+    assert "dry run" in succeed("explain", *words).stdout
+    succeed("convert", *words, "-o", "words.pt2", "--json", "r.json")
+    report = json.loads((folder / "r.json").read_text())
+    assert report["evidence"]["shapes"][0] == [1, 5] and report["after"]["norms"] == 1
+    program = torch.export.load(str(folder / "words.pt2"))
+    (value,) = [n.meta["val"] for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
+    assert value.dtype == torch.int64 and tuple(value.shape[1:]) == (5,)
+    result = succeed("verify", "-", "words.pt2", "--arch-a", "cli_nets:words")  # the shape is that of words.pt2
+    assert "equivalent" in result.stdout and "shapes [1, 5], [7, 5]" in result.stdout
 
 
 def test_a_program_can_be_converted_again(folder: Path) -> None:

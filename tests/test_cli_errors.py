@@ -49,6 +49,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["convert", *TINY, "--input-shape", "3,-8,8"], "is not a shape"),
         (["convert", *TINY, "--input-shape", ""], "is not a shape"),
         (["convert", *TINY, "--input-shape", "9" * 5000], "is not a shape"),
+        (["convert", *TINY, "--input-shape", "3,8,8:float32"], "'float32' is no integer dtype; choose from int64"),
+        (["convert", *TINY, "--input-shape", "3,8,8:"], "or write 3,8,8 for numbers of the dtype of the weights"),
+        (["convert", *TINY, "--input-shape", "8:int64:2"], "'int64:2' is no integer dtype"),
+        (["convert", *TINY, "--input-shape", ":int64"], "is not a shape"),
         (["convert", *TINY, "--arch-args", "{"], "--arch-args is not JSON"),
         (["convert", *TINY, "--arch-args", "[1]"], "--arch-args is a JSON list"),
         (["convert", *TINY, "--arch-args", "[" * 100_000], "--arch-args is not JSON"),
@@ -114,6 +118,8 @@ def test_an_input_that_does_not_fit_names_the_option() -> None:
         message = refuse(2, "convert", *TINY, "--input-shape", shape)
         assert f"does not run on the input shape {shape} (batch 2)" in message
         assert message.endswith("pass the right one with --input-shape")
+    message = refuse(2, "convert", *TINY, "--input-shape", "3,8,8:int64")
+    assert "does not run on the input shape 3,8,8:int64 (batch 2)" in message
     assert "takes" in refuse(2, "explain", *TINY, "--input-shape", "3,8,8", "--input-shape", "1")
     assert "--input-shape" in refuse(2, "convert", "tiny.pt", "--arch", "cli_nets:shapeless")
     assert "input shape" in refuse(2, "verify", "tiny.pt", "tiny.pt", "--input-shape", "4,8,8",
