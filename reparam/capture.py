@@ -21,6 +21,7 @@ from .errors import CaptureError, InputError
 from .functional import functionalize_locally, module_path, normalize_batch_norm
 from .ops import DROPOUTS, arguments, aten
 from .program import Constant, InputSpec, Program, fixed_size
+from .state import refuse_state, watched
 
 AXES = ("batch", "height", "width")
 _OUR_CODE = tuple(os.path.dirname(f) + os.sep for f in (torch.__file__, __file__))
@@ -63,7 +64,9 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     with evaluation_mode(module) as switched:
         if switched:
             notes.append("the model was in training mode; it was captured in evaluation mode")
-        exported = _export(module, _distinct(example_inputs), tuple(dynamic), notes)
+        with watched(module) as assigned:
+            exported = _export(module, _distinct(example_inputs), tuple(dynamic), notes)
+        refuse_state(exported, assigned)
         program = from_exported(exported, notes)
     return Captured(program, tuple(notes))
 

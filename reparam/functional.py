@@ -14,6 +14,7 @@ from torch import fx
 
 from .errors import CaptureError
 from .ops import aten, functional_form, is_inplace, may_alias, op_name
+from .state import written
 
 
 class _Aliases:
@@ -101,10 +102,7 @@ def _replace_write(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int], al
 def _refuse_state(node: fx.Node, group: list[fx.Node]) -> None:
     for member in group:
         if member.op == "get_attr":
-            raise CaptureError(
-                f"the model writes to its own buffer '{member.target}' ({op_name(node)}) while it runs, so it is not a "
-                "function of its inputs; remove the write from its evaluation path"
-            )
+            raise CaptureError(written(str(member.target), op_name(node)))
 
 
 def normalize_batch_norm(graph: fx.Graph) -> None:

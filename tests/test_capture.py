@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -36,16 +38,90 @@ class Replaced(Counter):
         return x * self.seen
 
 
-def test_a_buffer_that_is_written_is_refused_by_name() -> None:
-    for model, name in ((nn.Sequential(Counter()), "0.seen"), (Replaced(), "seen")):
-        with pytest.raises(CaptureError, match=rf"writes to its own buffer '{name}'"):
-            capture(model, (torch.ones(2, 3),))
+class Remembers(nn.Module):
+    """Adds to a tensor that it keeps, as what `kind` says."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, start = kind, torch.ones(1)
+        if kind == "buffer":
+            self.register_buffer("kept", start)
+        else:
+            self.kept = nn.Parameter(start) if kind == "parameter" else start
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.kept + x.mean()
+        self.kept = nn.Parameter(total) if self.kind == "parameter" else total
+        return x * total
 
 
-@pytest.mark.xfail(strict=True, reason="torch.export forgets the assignment of a buffer in a submodule (2.13)")
-def test_a_buffer_of_a_submodule_that_is_assigned_is_refused_by_name() -> None:
-    with pytest.raises(CaptureError, match=r"writes to its own buffer '0\.seen'"):
-        capture(nn.Sequential(Replaced()), (torch.ones(2, 3),))
+class OfItsChild(nn.Module):
+    """The parent assigns the child's buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = Counter()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.child.seen = self.child.seen + x.mean()
+        return x * self.child.seen
+
+
+class Tied(nn.Module):
+    """One tensor under two names: the second is assigned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Counter(), Replaced()
+        self.b.seen = self.a.seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(x) + self.a.seen
+
+
+class Memo(nn.Module):
+    """Keeps what it computed, for others to look at, and never reads what it kept before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.zeros(1)
+        self.register_buffer("twice", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = x.mean()
+        self.twice = 2 * self.mean
+        return x * self.mean + self.twice
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["the module's own", "in a submodule"])
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (Counter, "seen"),
+        (Replaced, "seen"),
+        (OfItsChild, "child.seen"),
+        (Tied, "b.seen"),
+        *((partial(Remembers, kind), "kept") for kind in ("buffer", "parameter", "attribute")),
+    ],
+)
+def test_a_tensor_that_is_written_is_refused_by_name(make: Callable[[], nn.Module], name: str, inner: bool) -> None:
+    model = nn.Sequential(make()) if inner else make()
+    with pytest.raises(CaptureError, match=rf"writes to its own tensor '{'0.' if inner else ''}{name}' \(\w"):
+        capture(model, (torch.ones(2, 3),))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_tensor_that_is_kept_and_not_read_again_is_no_state() -> None:
+    model = nn.Sequential(Memo())
+    program = program_of(model, doubles(2, 3))
+    assert not program.constants
+    assert module_rel(model, program, [doubles(4, 3)]) <= EXACT
+
+
+def test_weights_that_hooks_make_before_each_run_are_no_state() -> None:
+    utils = torch.nn.utils
+    model = healthy(nn.Sequential(utils.weight_norm(nn.Linear(3, 4)), utils.spectral_norm(nn.Linear(4, 2))))
+    assert module_rel(model, program_of(model, doubles(2, 3)), [doubles(4, 3)]) <= EXACT
 
 
 # ---- sizes -------------------------------------------------------------------------------------------------------
