@@ -59,14 +59,20 @@ def load(
     for text in model.notes:
         session.note(text)
     if model.twins and model.arch_inferred:
-        others = f"{', '.join(model.twins)}, which compute{'s' if len(model.twins) == 1 else ''} something else"
         session.warn(
-            f"{path} is taken as {model.spec}, but its keys and shapes also fit {others}; "
+            f"{path} is taken as {model.spec}, but its keys and shapes also fit {describe_twins(model.twins)}; "
             f"name the right one with {option}"
         )
     if model.random_seed is not None:
         session.warn(f"{model.spec} has random weights (seed {model.random_seed}), as no checkpoint was given")
     return loaded
+
+
+def describe_twins(twins: Sequence[str]) -> str:
+    """`a, b and c, which compute something else`."""
+    if len(twins) == 1:
+        return f"{twins[0]}, which computes something else"
+    return f"{', '.join(twins[:-1])} and {twins[-1]}, which compute something else"
 
 
 def load_side(

@@ -16,6 +16,7 @@ from cli_helpers import TINY, prepare_folder, succeed, tiny
 from reparam import __version__
 from reparam.cli_files import default_output
 from reparam.cli_options import read_dynamic, read_remarks, read_shapes
+from reparam.cli_work import describe_twins
 
 VERBS = ("convert", "explain", "verify", "diff", "passes", "doctor")
 REPORT_KEYS = {
@@ -219,7 +220,8 @@ def test_twins_raise_a_warning_unless_the_architecture_is_named(folder: Path) ->
     words = ("explain", "resnet18.pt", "--input-shape", "3,32,32", "--json", "-")
     result = succeed(*words)
     assert result.stderr.startswith("reparam: warning: resnet18.pt is taken as torchvision/resnet18")
-    assert "timm/resnetblur18" in result.stderr
+    assert "fit timm/resnetblur18, which computes something else; name" in result.stderr
+    assert describe_twins(["a", "b", "c"]) == "a, b and c, which compute something else"
     assert "--arch" in result.stderr
     assert json.loads(result.stdout)["arch_inferred"] is True
     named = succeed(*words, "--arch", "torchvision/resnet18")
