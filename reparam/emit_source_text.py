@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import keyword
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,10 +106,9 @@ def path_text(root: str, path: str) -> str:
 # ---- folding -----------------------------------------------------------------------------------------------------
 
 
-def _brackets(text: str) -> list[tuple[int, int]]:
-    """The outermost bracket pairs of a line, as (open, close) positions; strings are skipped."""
-    pairs: list[tuple[int, int]] = []
-    depth, start, quoted, skip = 0, 0, False, False
+def _outside_strings(text: str) -> Iterator[tuple[int, str]]:
+    """The characters of a line that are in no string, with their positions."""
+    quoted, skip = False, False
     for i, c in enumerate(text):
         if skip:
             skip = False
@@ -118,7 +117,16 @@ def _brackets(text: str) -> list[tuple[int, int]]:
             quoted = c != '"'
         elif c == '"':
             quoted = True
-        elif c in _OPEN:
+        else:
+            yield i, c
+
+
+def _brackets(text: str) -> list[tuple[int, int]]:
+    """The outermost bracket pairs of a line, as (open, close) positions."""
+    pairs: list[tuple[int, int]] = []
+    depth, start = 0, 0
+    for i, c in _outside_strings(text):
+        if c in _OPEN:
             start = start if depth else i
             depth += 1
         elif c in _CLOSE:
@@ -131,17 +139,8 @@ def _brackets(text: str) -> list[tuple[int, int]]:
 def split_commas(text: str) -> list[str]:
     """The parts of an argument list, split at its own commas and not at those inside brackets or strings."""
     inside = _brackets(text)
-    cuts, quoted, skip = [-1], False, False
-    for i, c in enumerate(text):
-        if skip:
-            skip = False
-        elif quoted:
-            skip = c == "\\"
-            quoted = c != '"'
-        elif c == '"':
-            quoted = True
-        elif c == "," and not any(a < i < b for a, b in inside):
-            cuts.append(i)
+    commas = [i for i, c in _outside_strings(text) if c == "," and not any(a < i < b for a, b in inside)]
+    cuts = [-1, *commas]
     parts = [text[a + 1 : b].strip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
     return [p for p in parts if p]
 
