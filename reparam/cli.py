@@ -188,14 +188,12 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     """
     session = _begin(ctx, quiet=quiet, debug=debug)
     shapes = opt.read_shapes(input_shape)
-    arguments_a = opt.read_arguments(arch_args_a, "--arch-args-a")
-    arguments_b = opt.read_arguments(arch_args_b, "--arch-args-b")
+    sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
     check_report(json, [Path(a), Path(b)], force=force)
 
     from . import cli_work, render
 
-    first = cli_work.load_side(session, a, arch_a, arguments_a, "a", trust=trust, seed=seed)
-    second = cli_work.load_side(session, b, arch_b, arguments_b, "b", trust=trust, seed=seed)
+    first, second = (cli_work.load_side(session, s, trust=trust, seed=seed) for s in sides)
     start = time.perf_counter()
     with session.working() as tell:
         from . import verify as compare
@@ -244,14 +242,12 @@ def diff(  # noqa: PLR0913  # the parameters are the options
     """
     session = _begin(ctx, debug=debug)
     shapes = opt.read_shapes(input_shape)
-    arguments_a = opt.read_arguments(arch_args_a, "--arch-args-a")
-    arguments_b = opt.read_arguments(arch_args_b, "--arch-args-b")
+    sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
     check_report(json, [Path(a), Path(b)], force=force)
 
     from . import cli_work, render
 
-    first = cli_work.load_side(session, a, arch_a, arguments_a, "a", trust=trust, seed=seed)
-    second = cli_work.load_side(session, b, arch_b, arguments_b, "b", trust=trust, seed=seed)
+    first, second = (cli_work.load_side(session, s, trust=trust, seed=seed) for s in sides)
     found = cli_work.diff_loaded(session, first, second, shapes)
     if json != STANDARD_OUTPUT:
         header = render.line(f"{first.name} and {second.name}:")

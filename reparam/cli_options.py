@@ -91,6 +91,16 @@ class RemarkChoice:
         return self.pattern is None or any(self.pattern.search(t) for t in texts)
 
 
+@dataclass(frozen=True)
+class Side:
+    """A or B of a comparison. letter: "a" or "b", which ends the names of its options."""
+
+    letter: str
+    path: str
+    arch: str | None
+    arch_args: Mapping[str, Any] | None
+
+
 def read_shapes(texts: Sequence[str] | None) -> Shapes | None:
     """`3,224,224` or `3x224x224` (`16:int64` for integers), once for each input; None when the option was not given."""
     return tuple(_read_shape(t) for t in texts) if texts else None
@@ -131,6 +141,15 @@ def read_arguments(text: str | None, option: str = "--arch-args") -> dict[str, A
     if not isinstance(value, dict):
         raise InputError(f"{option} is a JSON {type(value).__name__}, not an object; {example}")
     return value
+
+
+def read_sides(a: tuple[str, str | None, str | None], b: tuple[str, str | None, str | None]) -> tuple[Side, Side]:
+    """A and B, each with the texts of its `--arch-x` and `--arch-args-x`."""
+    first, second = (
+        Side(letter, path, arch, read_arguments(text, f"--arch-args-{letter}"))
+        for letter, (path, arch, text) in zip("ab", (a, b), strict=True)
+    )
+    return first, second
 
 
 def read_remarks(kinds: str | None, pattern: str | None) -> RemarkChoice:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .cli_files import Outputs
+from .cli_options import Side
 from .cli_session import Session, Tell
 from .errors import CaptureError, InputError
 from .inputs import Shapes, draw_examples, shape_of_input
@@ -75,14 +76,13 @@ def describe_twins(twins: Sequence[str]) -> str:
     return f"{', '.join(twins[:-1])} and {twins[-1]}, which compute something else"
 
 
-def load_side(
-    session: Session, path: str, arch: str | None, arch_args: Mapping[str, Any] | None, side: str, **options: Any
-) -> Loaded:
+def load_side(session: Session, side: Side, *, trust: bool, seed: int) -> Loaded:
     """A or B of `verify` and `diff`: `-` stands for random weights of its architecture."""
-    if path == RANDOM_WEIGHTS and arch is None:
-        raise InputError(f"- stands for random weights of an architecture; name it with --arch-{side}")
-    file = None if path == RANDOM_WEIGHTS else path
-    return load(session, file, arch, arch_args, option=f"--arch-{side}", **options)
+    option = f"--arch-{side.letter}"
+    if side.path == RANDOM_WEIGHTS and side.arch is None:
+        raise InputError(f"- stands for random weights of an architecture; name it with {option}")
+    file = None if side.path == RANDOM_WEIGHTS else side.path
+    return load(session, file, side.arch, side.arch_args, trust=trust, seed=seed, option=option)
 
 
 def _name(model: LoadedModel, path: str | None) -> str:
