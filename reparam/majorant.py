@@ -85,26 +85,53 @@ def _activation(node: fx.Node, env: Values, actual: Values) -> Tensor:
 
 
 def _norm(node: fx.Node, env: Values, actual: Values) -> Tensor:
-    """|gamma|*(M + mean M)/std + |beta| with the value's own std; batch statistics that are weights count as such."""
+    """|gamma|*(M + |mu|)/sqrt(var + eps) + |beta| for statistics that are weights; see `_own_statistics` for others."""
     args = arguments(node)
-    x = args["input"]
-    magnitude: Tensor = env[x]
-    if node.target is aten.batch_norm.default and not args["training"]:
-        shape = [1, -1] + [1] * (magnitude.dim() - 2)
+    x, magnitude = actual[args["input"]], env[args["input"]]
+    along = [1, -1] + [1] * (x.dim() - 2)
+    if args.get("training", True) and args.get("use_input_stats", True):
+        bound = _own_statistics(node, magnitude, x)
+    else:
         scale = (actual[args["running_var"]] + args["eps"]).rsqrt()
-        scale = scale * (_abs(actual[args["weight"]]) if args["weight"] is not None else 1.0)
-        shift = _abs(actual[args["running_mean"]]) * scale
-        shift = shift + (_abs(actual[args["bias"]]) if args["bias"] is not None else 0.0)
-        bound: Tensor = magnitude * scale.reshape(shape) + shift.reshape(shape)
-        return bound
-    out: Tensor = actual[node]
-    return out.abs() + _spread(magnitude, actual[x], out)
+        bound = (magnitude + _abs(actual[args["running_mean"]]).reshape(along)) * scale.reshape(along)
+    trailing = node.target in _TRAILING
+    gamma, beta = (_abs(actual[args[k]]) if args.get(k) is not None else None for k in ("weight", "bias"))
+    bound = bound if gamma is None else bound * (gamma if trailing else gamma.reshape(along))
+    return bound if beta is None else bound + (beta if trailing else beta.reshape(along))
 
 
-def _spread(magnitude: Tensor, value: Tensor, out: Tensor) -> Tensor:
-    """A bound for what normalising amplifies: the largest output for each unit of input, times the magnitude."""
-    gain = (out.abs().amax() + 1.0) / value.std().clamp_min(1e-30)
-    return (magnitude.amax() * gain).expand_as(out)
+_TRAILING = frozenset({aten.layer_norm.default, aten.rms_norm.default})
+
+
+def _own_statistics(node: fx.Node, magnitude: Tensor, value: Tensor) -> Tensor:
+    """The bound of z = (x - mean x) / s with s = sqrt(var x + eps): (M + mean M + |z| * mean |z|M) / s.
+
+    It is the derivative, dz = (dx - mean dx - z * mean(z dx)) / s, taken on absolute values. A root mean square norm
+    lacks the means. s belongs to each row (layer norm) or group: a nearly constant one amplifies rounding the most.
+    """
+    args = arguments(node)
+    rows = _rows(node, value.shape)
+    x, m = rows(value), rows(magnitude)
+    if node.target is not aten.rms_norm.default:
+        x, m = x - x.mean(-1, keepdim=True), m + m.mean(-1, keepdim=True)
+    eps = args["eps"] if args["eps"] is not None else torch.finfo(value.dtype).eps
+    s = (x.square().mean(-1, keepdim=True) + eps).sqrt()
+    z = x.abs() / s
+    bound: Tensor = (m + z * (z * rows(magnitude)).mean(-1, keepdim=True)) / s
+    if node.target is aten.batch_norm.default:
+        return bound.reshape(value.transpose(0, 1).shape).transpose(0, 1)
+    return bound.reshape(value.shape)
+
+
+def _rows(node: fx.Node, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Brings the values that are normalised together onto the last axis."""
+    args = arguments(node)
+    if node.target in _TRAILING:
+        return lambda v: v.flatten(v.dim() - len(args["normalized_shape"]))
+    if node.target is aten.batch_norm.default:
+        return lambda v: v.transpose(0, 1).flatten(1)
+    groups = args["num_groups"] if node.target is aten.group_norm.default else shape[1]
+    return lambda v: v.reshape(shape[0], groups, -1)
 
 
 def _fallback(node: fx.Node, env: Values, actual: Values) -> Any:

@@ -214,10 +214,7 @@ class Driver:
             if not n.users:
                 self._erased.add(n)
                 self.program.erase([n])
-        for n in region.inputs:
-            if n.op == "call_function" and not n.users:
-                self._erased.add(n)
-                self.program.erase([n])
+        self._erase_unused(region.inputs)
         for n in created:
             if not n.users:
                 raise RuleError(f"the rewrite made '{n.name}' and did not use it")
@@ -233,6 +230,16 @@ class Driver:
             neighbours[n] = None
             neighbours.update(dict.fromkeys(n.users))
         return [n for n in neighbours if n.op == "call_function"]
+
+    def _erase_unused(self, nodes: Iterable[fx.Node]) -> None:
+        """Erases the calls that nobody reads any more, and what only they read: a size can be computed from others."""
+        stack = list(nodes)
+        while stack:
+            n = stack.pop()
+            if n.op == "call_function" and not n.users and n not in self._erased:
+                stack.extend(n.all_input_nodes)
+                self._erased.add(n)
+                self.program.erase([n])
 
 
 def _dying(region: Region) -> list[fx.Node]:

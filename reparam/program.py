@@ -16,6 +16,7 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]  # it ships no types
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
@@ -120,11 +121,14 @@ class Program:
     ) -> fx.Node:
         """A new call node just before `like`, with inferred shape and `like`'s module path.
 
+        Shapes are inferred as torch.export infers them, through Python: in C++ some operators ask for plain numbers
+        (conv2d "same" with an even kernel), which would fix a size that is free, in the whole program.
+
         Raises RuleError when the shapes do not fit: the rule that asked for it is wrong.
         """
         kwargs = dict(kwargs or {})
         try:
-            with self.fake_mode, torch.no_grad():
+            with self.fake_mode, torch.no_grad(), enable_python_dispatcher():
                 value = target(*self.fake(tuple(args)), **self.fake(kwargs))
         except Exception as e:
             raise RuleError(f"the new {target} for {like.name} does not fit its operands: {e}") from e

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import (
     EXACT,
+    Lambda,
     conv_bn,
     doubles,
     fingerprint,
@@ -120,6 +121,13 @@ def test_a_rule_that_makes_nodes_for_nothing_is_told_so() -> None:
 
     with pytest.raises(RuleError, match="and did not use it"):
         run(network(), wasteful, verdict=lambda n: None if n.name.startswith("relu_default") else n)
+
+
+def test_a_size_that_nobody_reads_any_more_goes_with_what_it_was_computed_from() -> None:
+    """A slice that keeps everything reads twice the batch size, and that the batch size."""
+    model = Lambda(lambda m, x: F.relu(m.conv(x)[: x.shape[0] * 2]), conv=nn.Conv2d(4, 4, 3))
+    fused = fuse(model.double(), doubles(2, 4, 5, 6))
+    assert [n.name for n in fused.program.calls()] == ["conv2d", "relu"]
 
 
 def test_a_rule_that_rewrites_its_own_result_is_stopped() -> None:

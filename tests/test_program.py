@@ -55,6 +55,15 @@ def test_a_new_call_whose_operands_do_not_fit_is_a_bug_of_the_rule() -> None:
     assert "matmul" not in graph_text(program)
 
 
+def test_a_new_call_leaves_the_free_sizes_free() -> None:
+    """Only an even kernel pads one side more, where torch's own inference asks for the sizes as plain numbers."""
+    even = nn.Conv2d(4, 4, (2, 1), padding="same")
+    fused = fuse(healthy(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), even, nn.BatchNorm2d(4))), doubles(2, 3, 8, 9))
+    assert graph_text(fused.program) == "conv2x1(pad(relu(conv1x1(x)), [0, 0, 0, 1]))"
+    for program in (fused.original, fused.program):
+        assert all(static_shape(n)[0] is None for n in program.calls())
+
+
 def test_a_clone_swaps_operands_and_keeps_its_own_module() -> None:
     program = small()
     linear, relu = node_of(program, aten.linear.default), node_of(program, aten.relu.default)
