@@ -9,103 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from growing import Growing
+from growing_layouts import attention, channels_last, head, in_batch
+from growing_linear import branches, conv_norm, deconv, depthwise, norm_conv, residual, two_convs, two_norms
 from hypothesis import strategies as st
-from specs import Const, Growing, Linear, Norm, Spec
+from specs import Norm, Spec
 
 Block = Callable[[Growing, int], int]
-
-
-# ---- linear blocks -----------------------------------------------------------------------------------------------
-
-
-def conv_norm(net: Growing, i: int) -> int:
-    return net.affine(net.conv(i))
-
-
-def norm_conv(net: Growing, i: int) -> int:
-    """A norm before a convolution, which is often padded."""
-    return net.conv(net.affine(i)) if net.maybe(3) else net.same(net.affine(i), net.one(4, 2, 6), 3)
-
-
-def two_convs(net: Growing, i: int) -> int:
-    """Pointwise, then k x k: composes, unless a bias meets the border; or the other way round."""
-    pointwise_first = not net.maybe(3)
-    i = net.pointwise(i) if pointwise_first else net.conv(i)
-    i = net.norm(i) if net.maybe(2) else i
-    i = net.conv(i) if pointwise_first else net.pointwise(i)
-    return net.norm(i) if net.maybe(3) else i
-
-
-def depthwise(net: Growing, i: int) -> int:
-    c = net.shapes[i][0]
-    return net.affine(net.same(i, c * (2 if c <= 4 and net.maybe(3) else 1), 3, net.one(1, 2), groups=c))
-
-
-def deconv(net: Growing, i: int) -> int:
-    i = net.affine(i) if net.maybe(3) else i
-    i = net.transposed(i)
-    return net.affine(i) if net.maybe(2) else i
-
-
-def _branch(net: Growing, i: int, c_out: int, stride: int, k: int) -> int:
-    """One linear branch of the given width and stride, for same-size windows of k."""
-    c, n = net.shapes[i][0], len(net.shapes[i]) - 1
-    kinds = ["kxk", "1x1", "wide", "pool", "two", "two"]
-    kinds += ["skip", "skip", "skip"] if stride == 1 and c == c_out else []
-    kind = net.one(*kinds)
-    if kind == "kxk":
-        i = net.same(i, c_out, k, stride)
-    elif kind == "1x1":
-        i = net.pointwise(i, c_out, stride)
-    elif kind == "wide":
-        i = net.same(i, c_out, 3, stride, dilation=net.one(1, 2))
-    elif kind == "two":
-        i = net.pointwise(i, net.one(c, 2, 4))
-        i = net.norm(i) if net.maybe(3) else i
-        i = net.same(i, c_out, k, stride)
-    elif kind == "pool":
-        i = net.pointwise(i, c_out) if c != c_out or net.maybe(2) else i
-        i = net.norm(i) if net.maybe(3) else i
-        how = ((3,) * n, (stride,) * n, (1,) * n, net.maybe(4), net.one(True, False))
-        out = tuple((h - 1) // stride + 1 for h in net.shapes[i][1:])
-        if how[3]:
-            out = tuple(-(-(h - 1) // stride) + 1 for h in net.shapes[i][1:])
-        i = net.add("avg", (i,), how, (c_out, *out))
-    return net.affine(i) if net.maybe(2) or kind == "skip" else i
-
-
-def branches(net: Growing, i: int) -> int:
-    """Parallel linear branches of one value: RepVGG, ACNet, DBB, MobileOne, FastViT and worse."""
-    c_out = net.one(net.shapes[i][0], net.shapes[i][0], 4, 2)
-    stride = net.one(1, 1, 1, 2)
-    k = net.one(3, 1, 3, 5)
-    total = _branch(net, i, c_out, stride, k)
-    for _ in range(net.one(1, 2)):
-        other = i if net.maybe(6) and net.shapes[i] == net.shapes[total] else _branch(net, i, c_out, stride, k)
-        if net.shapes[other] == net.shapes[total]:
-            total = net.sum(total, other)
-    return net.affine(total) if net.maybe(4) else total
-
-
-def residual(net: Growing, i: int) -> int:
-    c = net.shapes[i][0]
-    inner = net.same(i, net.one(c, 4), 3)
-    if net.maybe(2):
-        inner = net.act(net.norm(inner) if net.maybe(2) else inner)
-        inner = net.same(inner, c, net.one(3, 1))
-    if net.shapes[inner] != net.shapes[i]:
-        return net.pointwise(inner, c)
-    inner = net.affine(inner) if net.maybe(2) else inner
-    return net.sum(*(net.one((inner, i), (i, inner))))
-
-
-def two_norms(net: Growing, i: int) -> int:
-    """A sum of two norms whose result and whose skip go on into convolutions."""
-    skip = net.norm(i)
-    inner = net.same(skip, net.shapes[i][0], net.one(1, 3))
-    inner = net.norm(net.act(inner)) if net.maybe(2) else net.norm(inner)
-    total = net.add("add", (inner, skip), (1,), net.shapes[i])
-    return net.pointwise(total) if net.maybe(3) else net.act(net.pointwise(total))
 
 
 # ---- affines on their way ------------------------------------------------------------------------------------------
@@ -120,6 +30,7 @@ def _passage(net: Growing, i: int) -> int:
     """Something that may let an affine through, under conditions."""
     kinds: list[Block] = [_small("rectify"), _small("rectify"), _small("pool"), _small("pool"), _small("movement")]
     kinds += [fork, fork, met_by_layer, met_by_layer, meet, join, split_and_join, _small("constant"), swish]
+    kinds += [_small("movement"), centred, unbound]
     return net.one(*kinds)(net, i)
 
 
@@ -172,7 +83,7 @@ def carried_back(net: Growing, i: int) -> int:
     return _opaque(net, i) if net.maybe(2) else i
 
 
-# ---- other blocks --------------------------------------------------------------------------------------------------
+# ---- where several values meet ---------------------------------------------------------------------------------------
 
 
 def split_and_join(net: Growing, i: int) -> int:
@@ -202,9 +113,12 @@ def inception(net: Growing, i: int) -> int:
 
 
 def join(net: Growing, i: int) -> int:
-    """Any maps of one size concatenated."""
-    space = net.shapes[i][1:]
-    others = [j for j in net.maps if net.shapes[j][1:] == space and net.shapes[j][0] + net.shapes[i][0] <= 10]
+    """Two maps concatenated, mostly along the channels."""
+    c, *space = net.shapes[i]
+    if net.maybe(4) and space[0] <= 5 and not net.free:
+        order = (i, net.one(*net.alike(i)))
+        return net.add("cat", order, (2,), (c, 2 * space[0], *space[1:]))
+    others = [j for j in net.maps if net.shapes[j][1:] == net.shapes[i][1:] and net.shapes[j][0] + c <= 10]
     if not others:
         return net.noop(i)
     order = net.one((i, net.one(*others)), (net.one(*others), i))
@@ -223,8 +137,7 @@ def gate(net: Growing, i: int) -> int:
     c, *space = net.shapes[i]
     one = (c, *[1] * len(space))
     g = net.add("gap", (i,), (net.one("adaptive", "mean"),), one, hidden=True)
-    small = net.one(2, 4)
-    g = net.pointwise(g, small)
+    g = net.pointwise(g, net.one(2, 4))
     net.maps.remove(g)
     g = net.add("act", (g,), ("relu",), net.shapes[g], hidden=True)
     g = net.pointwise(g, c)
@@ -233,83 +146,34 @@ def gate(net: Growing, i: int) -> int:
     return net.add("mul", (i, g), (), net.shapes[i])
 
 
-def channels_last(net: Growing, i: int) -> int:
-    """A permute, linear layers and affines on the last axis, and back (ConvNeXt, Swin)."""
+def centred(net: Growing, i: int) -> int:
+    """A value and a mean of it, which broadcasts."""
+    kind = net.one("sub", "add", "mul")
+    return net.add(kind, (i, net.average(i)), () if kind == "mul" else (1,), net.shapes[i])
+
+
+def filled(net: Growing, i: int) -> int:
+    """Zero padding, its border filled with a norm's value of zero as in DBB. Only a capture can make sense of it."""
     c, *space = net.shapes[i]
-    n = len(space)
-    tokens = net.one("permute", "permute", "flatten") if n == 2 else "permute"
-    if tokens == "permute":
-        shape = (*space, c)
-        v = net.add("permute", (i,), ((0, *range(2, n + 2), 1),), shape, hidden=True)
-    else:
-        v = net.add("flatten", (i,), (2, 3), (c, math.prod(space)), hidden=True)
-        shape = (math.prod(space), c)
-        v = net.add("transpose", (v,), (1, 2), shape, hidden=True)
-    for _ in range(net.one(1, 2)):
-        kind = net.one("linear", "norm", "linear", "const", "act")
-        if kind == "linear":
-            shape = (*shape[:-1], net.one(c, 3, 6))
-            v = net.apply(Linear(net.shapes[v][-1], shape[-1], net.one(True, False)), v, shape, hidden=True)
-        elif kind == "norm":
-            v = net.apply(Norm("layer", shape[-1], len(shape), net.one("mixed", "positive")), v, shape, hidden=True)
-        elif kind == "act":
-            v = net.add("act", (v,), (net.one("relu", "gelu"),), shape, hidden=True)
-        else:
-            net.layers.append(Const((shape[-1],), net.one("mixed", "positive")))
-            v = net.add("const", (v,), (net.one("mul", "add"), len(net.layers) - 1, False), shape, hidden=True)
-    c = shape[-1]
-    if tokens == "permute":
-        return net.add("permute", (v,), ((0, n + 1, *range(1, n + 1)),), (c, *space))
-    v = net.add("transpose", (v,), (1, 2), (c, shape[0]), hidden=True)
-    if net.free:
-        return net.add("unsqueeze", (v,), (2,), (c, 1, shape[0]))
-    return net.add("like", (v, i), (), (c, *space))
-
-
-def in_batch(net: Growing, i: int) -> int:
-    """Channels moved into the batch axis, something done there, and back."""
-    if net.free:
+    if not net.views or len(space) != 2 or min(space) < 3:
         return net.norm(i)
+    v = net.apply(Norm("batch", c, 3, net.one("mixed", "positive")), i, net.shapes[i])
+    return net.conv(net.add("fill", (v,), (len(net.layers) - 1,), (c, *(h + 2 for h in space))), kernel=(3, 3))
+
+
+def unbound(net: Growing, i: int) -> int:
+    """Channels as two halves along an axis of their own."""
     c, *space = net.shapes[i]
-    v = net.add("to_batch", (i,), (), (1, *space), hidden=True)
+    if c % 2:
+        return net.affine(i)
+    v = net.call("unflatten", i, 1, [2, c // 2], shape=(2, c // 2, *space), hidden=True)
     if net.maybe(2):
-        v = net.apply(Norm("batch", 1, len(space) + 1), v, (1, *space), hidden=True)
+        picked = [net.call("select", v, 1, k, shape=(c // 2, *space)) for k in range(2)]
     else:
-        v = net.same(v, 1, net.one(1, 3))
-        net.maps.remove(v)
-    return net.add("from_batch", (v, i), (), (c, *space))
-
-
-def head(net: Growing, i: int) -> int:
-    """Global pooling, or flattening, and linear layers."""
-    c, *space = net.shapes[i]
-    if net.free or math.prod(space) > 16 or net.maybe(2):
-        how = net.one("mean_flat", "adaptive")
-        v = net.add("gap", (i,), (how,), (c,) if how == "mean_flat" else (c, *[1] * len(space)), hidden=True)
-        width = c
-        v = v if how == "mean_flat" else net.add("flatten", (v,), (1, -1), (c,), hidden=True)
-    else:
-        width = c * math.prod(space)
-        v = net.add("flatten", (i,), (1, -1), (width,), hidden=True)
-    for _ in range(net.one(1, 2)):
-        kind = net.one("linear", "norm", "noop", "act", "heads")
-        if kind == "norm":
-            v = net.apply(Norm("batch", width, 1, net.one("mixed", "positive", "zeros")), v, (width,), hidden=True)
-        elif kind == "noop":
-            v = net.add("noop", (v,), ("dropout",), (width,), hidden=True)
-        elif kind == "act":
-            v = net.add("act", (v,), ("relu",), (width,), hidden=True)
-        elif kind == "heads":
-            outs = [net.apply(Linear(width, 3, net.one(True, False)), v, (3,), hidden=True) for _ in range(2)]
-            v = net.add("add", outs, (1,), (3,), hidden=True)
-            v = net.add("scalar", (v,), (net.one("div", "mul"), 2.0, False), (3,), hidden=True)
-            width = 3
-        else:
-            v = net.apply(Linear(width, 4, net.one(True, False)), v, (4,), hidden=True)
-            width = 4
-    v = net.apply(Linear(width, 3), v, (3,), hidden=True) if net.maybe(2) else v
-    net.vectors.append(v)
-    return v
+        v = net.call("unbind", v, 1, shape=(), hidden=True)
+        picked = [net.add("item", (v,), (k,), (c // 2, *space)) for k in range(2)]
+    worked = net.affine(picked[0])
+    return net.add("mul", (worked, picked[1]), (), net.shapes[worked]) if net.maybe(2) else net.sum(worked, picked[1])
 
 
 def _small(name: str) -> Block:
@@ -318,17 +182,22 @@ def _small(name: str) -> Block:
 
 # Each with the number of operations that it may take, and how often it is tried.
 _WEIGHTS: tuple[tuple[Block, int, int], ...] = (
-    (branches, 9, 5),
-    (carried_ahead, 5, 6),
-    (carried_back, 5, 6),
-    (residual, 7, 2),
-    (two_convs, 4, 2),
-    *((block, 2, 1) for block in (conv_norm, norm_conv, depthwise, deconv)),
-    *((block, 6, 1) for block in (two_norms, split_and_join, inception, channels_last)),
-    *((block, 3, 1) for block in (join, meet, gate, in_batch)),
     *((_small(name), 1, 1) for name in ("act", "pool", "constant", "conv", "movement", "again", "group_norm")),
+    *((block, 2, 1) for block in (conv_norm, norm_conv, depthwise, deconv)),
+    *((block, 3, 1) for block in (join, meet, gate, in_batch, centred, filled, unbound)),
+    *((block, 6, 1) for block in (two_norms, split_and_join, inception, channels_last)),
+    (two_convs, 4, 2),
+    (residual, 7, 2),
+    (attention, 10, 1),
+    (branches, 9, 6),
+    (carried_ahead, 5, 8),
+    (carried_back, 5, 8),
 )
 BLOCKS = tuple((block, size) for block, size, often in _WEIGHTS for _ in range(often))
+
+
+def _piece(size: int) -> st.SearchStrategy[bytes]:
+    return st.binary(min_size=size, max_size=size)
 
 
 @st.composite
@@ -337,30 +206,27 @@ def specs(draw: st.DrawFn, *, views: bool = False, limit: int = 14) -> Spec:
 
     views: in-place writes may meet values that share storage, which only a real capture can make sense of.
     """
-    n = draw(st.sampled_from([2, 2, 2, 2, 1]))
-    shape = (
-        draw(st.sampled_from([4, 2, 3, 6, 1])),
-        *(draw(st.sampled_from([5, 4, 6, 7, 3, 8, 11, 1, 2])) for _ in range(n)),
-    )
-    dynamic = draw(st.sampled_from([(), (), (), (), (), (), ("batch",), ("batch",), ("batch", "height", "width")]))
-    free = "height" in dynamic
-    inputs = draw(st.sampled_from([1, 1, 1, 1, 2]))
-    net = Growing(draw, [shape] * inputs, limit, free and n == 2, views, maps=list(range(inputs)))
-    last = draw(st.sampled_from(range(inputs)))
-    for _ in range(draw(st.sampled_from([3, 2, 4, 5, 1]))):
+    head, blocks, tail = draw(st.tuples(_piece(12), st.lists(_piece(40), min_size=1, max_size=6), _piece(40)))
+    net = Growing(iter(head), [], limit, False, views)
+    shape = (net.one(4, 2, 3, 6, 1), *(net.one(5, 4, 6, 7, 3, 8, 11, 1, 2) for _ in range(net.one(2, 2, 2, 2, 1))))
+    dynamic = net.one((), (), (), (), (), (), ("batch",), ("batch",), ("batch", "height", "width"))
+    low, high = net.one((-math.inf, math.inf), (-math.inf, math.inf), (0.0, math.inf), (-1.0, 1.0))
+    inputs, dtype, weights = net.one(1, 1, 1, 1, 2), net.one("float64", "float32"), net.one(*range(100))
+    net.free = len(dynamic) == 3 and len(shape) == 3
+    net.shapes, net.maps = [shape] * inputs, list(range(inputs))
+    last = net.one(*net.maps)
+    for block in blocks:
+        net.tape = iter(block)
         fits = [b for b, size in BLOCKS if size <= net.room]
-        if not fits:
-            break
-        last = draw(st.sampled_from(fits))(net, last if not net.maybe(3) else net.pick())
+        last = net.one(*fits)(net, last if not net.maybe(3) else net.pick()) if fits else last
+    net.tape = iter(tail)
+    last = _end(net, last)
+    outputs = (last, net.one(*net.maps, *net.vectors)) if net.maybe(4) else (last,)
+    return Spec(shape, tuple(net.layers), tuple(net.ops), outputs, inputs, dtype, dynamic, low, high, weights)
+
+
+def _end(net: Growing, last: int) -> int:
+    """Mostly a head or a layer: what stands last is an output, which no affine passes."""
     if net.maybe(5):
-        last = head(net, last)
-    elif not net.maybe(4):  # else what stands last is an output, which no affine passes
-        last = _sink(net, last)
-    outputs = [last]
-    if net.maybe(4):
-        outputs.append(net.one(*net.maps, *net.vectors))
-    low, high = draw(st.sampled_from([(-math.inf, math.inf), (-math.inf, math.inf), (0.0, math.inf), (-1.0, 1.0)]))
-    return Spec(
-        shape, tuple(net.layers), tuple(net.ops), tuple(outputs), inputs, net.one("float64", "float32"),
-        dynamic, low, high, draw(st.integers(0, 99)),
-    )  # fmt: skip
+        return head(net, last)
+    return last if net.maybe(4) else _sink(net, last)
