@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from common import subject
 
-from reparam.emit_torch import write_atomically
 from reparam.errors import ReparamError
+from reparam.files import write_atomically
 
 
 def make_checkpoint(arch: str, path: Path, seed: int = 0) -> str:
@@ -22,7 +22,7 @@ def make_checkpoint(arch: str, path: Path, seed: int = 0) -> str:
     Raises InputError for an unknown architecture, MachineError when the file cannot be written.
     """
     state = subject(arch, seed).module.state_dict()
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    write_atomically(path, lambda file: torch.save(state, file), force=True)
     millions = sum(value.numel() for value in state.values()) / 1e6
     return f"{path}: {arch}, random weights (seed {seed}), {len(state)} tensors, {millions:.1f} M values"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common import machine, say
 
-from reparam.emit_torch import write_atomically
+from reparam.files import write_atomically
 
 HERE = Path(__file__).parent
 SCRIPTS = ("conversion_time.py", "peak_memory.py", "ort_latency.py")
@@ -45,10 +45,8 @@ def main() -> int:
         say(f"{script}: {time.perf_counter() - start:.0f} s")
         parts.append(done.stdout)
 
-    def write(temporary: Path) -> None:
-        temporary.write_text("\n".join(parts), encoding="utf-8")
-
-    write_atomically(args.output, write)
+    content = "\n".join(parts).encode()
+    write_atomically(args.output, lambda file: file.write(content), force=True)
     say(f"wrote {args.output}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reparam.passes.carry_residual import CarryResidual
 from reparam.passes.compose_convs import ComposeConvs
 from reparam.passes.drop_identity import DropIdentity
 from reparam.passes.fold_batch_norm import FoldBatchNorm
@@ -26,7 +27,13 @@ def fused_phases() -> tuple[Phase, ...]:
     return (Phase("clean", clean), Phase("fold", clean + fold), Phase("late", late))
 
 
+def plain_phases(carry: str = "auto") -> tuple[Phase, ...]:
+    """The rules of the target `plain`: those of `fused`, then the register, which pays for what it carries."""
+    return (*fused_phases(), Phase("plain", (CarryResidual(carry),), accepts_cost=True))
+
+
 __all__ = [
+    "CarryResidual",
     "ComposeConvs",
     "DropIdentity",
     "FoldBatchNorm",
@@ -41,4 +48,5 @@ __all__ = [
     "RescaleGate",
     "RescaleSkip",
     "fused_phases",
+    "plain_phases",
 ]

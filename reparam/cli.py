@@ -81,8 +81,9 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
     to: opt.To = opt.Target.fused,
+    carry: opt.CarryOption = opt.Carry.auto,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUT.pt2", help="Default: MODEL-fused.pt2 beside MODEL.")
+        Path | None, typer.Option("-o", "--output", metavar="OUT.pt2", help="Default: MODEL-TARGET.pt2 beside MODEL.")
     ] = None,
     source: Annotated[
         Path | None, typer.Option("--source", metavar="DIR", help="Also write readable source and its weights.")
@@ -112,7 +113,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     from . import cli_work, render
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    options = cli_work.Options(to.value, shapes, axes, seed)
+    options = cli_work.Options(to.value, shapes, axes, seed, carry.value)
     found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, outputs, force=force)
     report = found.as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
@@ -130,6 +131,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
     to: opt.To = opt.Target.fused,
+    carry: opt.CarryOption = opt.Carry.auto,
     input_shape: opt.InputShape = None,
     dynamic: opt.Dynamic = "batch",
     seed: opt.Seed = 0,
@@ -150,7 +152,9 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     from . import cli_work, render
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    report = cli_work.explain_loaded(session, loaded, cli_work.Options(to.value, shapes, axes, seed)).as_dict()
+    report = cli_work.explain_loaded(
+        session, loaded, cli_work.Options(to.value, shapes, axes, seed, carry.value)
+    ).as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
     if not quiet and json != STANDARD_OUTPUT:
         missed = [r for r in kept if r["kind"] == "missed"]

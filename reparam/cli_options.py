@@ -22,6 +22,15 @@ class Target(StrEnum):
     """What `--to` offers in this version."""
 
     fused = "fused"
+    plain = "plain"
+
+
+class Carry(StrEnum):
+    """How the layers of a plain network carry channels."""
+
+    auto = "auto"
+    grouped = "grouped"
+    dense = "dense"
 
 
 class Dtype(StrEnum):
@@ -54,6 +63,10 @@ ArchB = Annotated[str | None, typer.Option("--arch-b", metavar="SPEC", help=f"Of
 ArchArgsA = Annotated[str | None, typer.Option("--arch-args-a", metavar="JSON", help="Arguments of --arch-a.")]
 ArchArgsB = Annotated[str | None, typer.Option("--arch-args-b", metavar="JSON", help="Arguments of --arch-b.")]
 To = Annotated[Target, typer.Option("--to", help="What to rewrite the network into.")]
+CarryOption = Annotated[
+    Carry,
+    typer.Option("--carry", help="How --to plain carries channels; auto takes the fewest multiply-accumulates."),
+]
 InputShape = Annotated[list[str] | None, _SHAPE]
 Dynamic = Annotated[
     str, typer.Option("--dynamic", metavar="AXES", help="Axes of free size: batch, batch,height,width or none.")

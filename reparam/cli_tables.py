@@ -34,9 +34,9 @@ class RuleInfo:
 
 def list_rules() -> list[RuleInfo]:
     """Every rule of the targets, once, in the order in which they run."""
-    from .passes import fused_phases
+    from .passes import plain_phases
 
-    rules = {rule.name: rule for phase in fused_phases() for rule in phase.rules}
+    rules = {rule.name: rule for phase in plain_phases() for rule in phase.rules}
     return [_read_rule(name, rule) for name, rule in rules.items()]
 
 

@@ -154,6 +154,7 @@ class Options:
     shapes: Shapes | None
     dynamic: tuple[str, ...]
     seed: int
+    carry: str = "auto"
 
     @property
     def batch(self) -> int:
@@ -179,6 +180,7 @@ def convert_loaded(
                 dynamic=options.dynamic,
                 dtype=getattr(torch, dtype) if dtype is not None else None,
                 seed=options.seed,
+                carry=options.carry,
                 progress=tell,
             )
         _write(session, conversion, outputs, tell, force=force)
@@ -197,6 +199,7 @@ def explain_loaded(session: Session, loaded: Loaded, options: Options) -> Report
             to=options.to,
             dynamic=options.dynamic,
             seed=options.seed,
+            carry=options.carry,
             progress=tell,
         )
     return _completed(report, loaded, [])

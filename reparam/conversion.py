@@ -17,13 +17,17 @@ from .emit_source import write_source
 from .emit_torch import finalize, save_pt2, to_module
 from .errors import InputError, NotEquivalentError
 from .network import NetworkEvidence, check_emitted, check_float64
-from .passes import fused_phases
+from .passes import fused_phases, plain_phases
 from .pipeline import Driver, Outcome, Phase, Progress
 from .program import Program
 from .report import Report
 from .rule import Remark
 
-TARGETS: Mapping[str, tuple[Callable[[], tuple[Phase, ...]], bool]] = {"fused": (fused_phases, False)}
+CARRIES = ("auto", "grouped", "dense")
+TARGETS: Mapping[str, Callable[[str], tuple[Phase, ...]]] = {
+    "fused": lambda carry: fused_phases(),
+    "plain": plain_phases,
+}
 Range = tuple[float, float]
 
 
@@ -61,17 +65,19 @@ def convert(
     seed: int = 0,
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,
+    carry: str = "auto",
 ) -> Conversion:
     """Rewrites `model` into the target form and proves that it is the same function.
 
     model: a module, left untouched, or an exported program. example_inputs: its positional arguments (for a module).
     dynamic: axes whose size stays free ("batch", "height", "width"). dtype: of the emitted weights, default their own.
     input_ranges: (low, high) of each tensor input; values are drawn from it and rules may rely on it.
+    carry: for `plain`, how layers carry channels: auto (fewest multiply-accumulates), grouped or dense.
 
     Raises InputError or CaptureError for a model that cannot be taken in, NotEquivalentError when the result is not
     the same function (naming the first rewrite that diverges).
     """
-    job = _Job(to, seed, progress)
+    job = _Job(to, seed, progress, carry)
     original = job.take_in(model, example_inputs, dynamic, input_ranges)
     final = original.copy()
     outcome = job.rewrite(final)
@@ -105,9 +111,10 @@ def explain(
     seed: int = 0,
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,
+    carry: str = "auto",
 ) -> Report:
     """A dry run: what would be rewritten, what would not and why, and the price. Raises like `convert`."""
-    job = _Job(to, seed, progress)
+    job = _Job(to, seed, progress, carry)
     original = job.take_in(model, example_inputs, dynamic, input_ranges)
     before = census(original)
     outcome = job.rewrite(original)
@@ -125,10 +132,12 @@ def explain(
 class _Job:
     """One conversion under way: its options, its clock, its notes."""
 
-    def __init__(self, to: str, seed: int, progress: Progress | None) -> None:
+    def __init__(self, to: str, seed: int, progress: Progress | None, carry: str) -> None:
         if to not in TARGETS:
             raise InputError(f"unknown target '{to}'; choose from {', '.join(TARGETS)}")
-        self.to, self.seed, self.progress = to, seed, progress
+        if carry not in CARRIES:
+            raise InputError(f"unknown way to carry '{carry}'; choose from {', '.join(CARRIES)}")
+        self.to, self.seed, self.progress, self.carry = to, seed, progress, carry
         self.seconds: dict[str, float] = {}
         self.notes: tuple[Remark, ...] = ()
         self.rounds: list[Any] = []
@@ -157,9 +166,8 @@ class _Job:
     def rewrite(self, program: Program, limit: int | None = None) -> Outcome:
         """Runs the target's phases in place. The time of the checks counts as verification."""
         start = time.perf_counter()
-        phases, allow_cost = TARGETS[self.to]
-        driver = Driver(program, allow_cost=allow_cost, seed=self.seed, progress=self.progress, limit=limit)
-        outcome = driver.run(phases())
+        driver = Driver(program, allow_cost=False, seed=self.seed, progress=self.progress, limit=limit)
+        outcome = driver.run(TARGETS[self.to](self.carry))
         spent = time.perf_counter() - start
         self.seconds["rewrite"] = spent - outcome.seconds_checking
         self.seconds["verify"] = outcome.seconds_checking

@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass
 from torch import fx
 
 from .ops import (
-    AVG_POOLS,
+    ACTIVATIONS,
+    ADDS,
     CONVS,
+    DIVS,
     LINEARS,
     MATMULS,
     MULS,
     NORMS,
+    SUBS,
     TRANSPOSED_CONVS,
     arguments,
     aten,
@@ -82,40 +85,67 @@ def _is_gate(node: fx.Node, operands: Iterable[fx.Node]) -> bool:
     return False
 
 
-def _is_activation_product(operands: list[fx.Node]) -> bool:
-    """x * sigmoid(x) and its like: a pointwise function of one source, however it is spelled."""
-    sources = set()
-    for operand in operands:
-        node = operand
-        while node.op == "call_function" and len([i for i in node.all_input_nodes if is_float(i)]) == 1:
-            if node not in operands and shape_of(node) != shape_of(operands[0]):
-                return False
-            if is_call(node, CONVS | LINEARS | TRANSPOSED_CONVS | NORMS | AVG_POOLS):
-                break
-            parent = next(i for i in node.all_input_nodes if is_float(i))
-            if shape_of(parent) != shape_of(operands[0]):
-                break
-            if parent in operands:
-                node = parent
-                break
-            node = parent
-        sources.add(node)
-    return len(sources) == 1
+_POINTWISE = (
+    frozenset(ACTIVATIONS) | ADDS | SUBS | MULS | DIVS | {aten.erf.default, aten.exp.default, aten.pow.Tensor_Scalar}
+)
+
+
+def _data(node: fx.Node) -> list[fx.Node]:
+    return [i for i in node.all_input_nodes if is_float(i) and i.meta["data"]]
+
+
+def _sources(program: Program) -> dict[fx.Node, fx.Node]:
+    """For each node the value that it is a pointwise function of: itself, unless all its operands have one source."""
+    source: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        source[node] = node
+        if not is_call(node, _POINTWISE):
+            continue
+        operands = _data(node)
+        found = {source[i] for i in operands}
+        if len(found) == 1 and all(shape_of(i) == shape_of(node) for i in operands):
+            source[node] = found.pop()
+    return source
+
+
+def spelled_out(program: Program) -> dict[fx.Node, fx.Node]:
+    """The calls inside activations of one source that are spelled by several calls: each with the activation's last.
+
+    x * sigmoid(x) is one node however it is spelled. A call belongs to the last product or sum that reads it again.
+    """
+    source = _sources(program)
+    inside: dict[fx.Node, fx.Node] = {}
+    for node in reversed(list(program.calls())):
+        if node in inside or len(_data(node)) < 2 or source[node] is node:
+            continue
+        stack = _data(node)
+        inside[node] = node
+        while stack:
+            n = stack.pop()
+            if n in inside or n is source[node]:
+                continue
+            if any(u not in inside or inside[u] is not node for u in n.users):
+                continue
+            inside[n] = node
+            stack.extend(_data(n))
+        reads = {i for n in inside if inside[n] is node for i in _data(n) if inside.get(i) is not node}
+        if len(reads) != 1:  # a value inside is read from outside as well: then it is a merge after all
+            inside = {n: last for n, last in inside.items() if last is not node}
+    return inside
 
 
 def census(program: Program) -> Census:
     """Counts nodes, merges, gates, convolutions, norms, parameters and MACs of `program`."""
     env = batch_one(program)
+    inside = spelled_out(program)
     merges = gates = convs = norms = macs = nodes = 0
     for node in program.calls():
         nodes += 1
         macs += node_macs(node, env)
         convs += is_call(node, CONVS | TRANSPOSED_CONVS)
         norms += is_call(node, NORMS) and node.meta["data"]
-        operands = [i for i in node.all_input_nodes if is_float(i) and i.meta["data"]]
-        if len(operands) < 2:
-            continue
-        if is_call(node, MULS) and _is_activation_product(operands):
+        operands = _data(node)
+        if len(operands) < 2 or node in inside:
             continue
         if _is_gate(node, operands):
             gates += 1
@@ -129,4 +159,12 @@ def is_chain(program: Program) -> bool:
     counts = census(program)
     if counts.merges or counts.gates:
         return False
-    return all(len(n.users) <= 1 for n in program.graph.nodes if n.meta["data"] and is_float(n))
+    inside = spelled_out(program)
+    return all(_users(n, inside) <= 1 for n in program.graph.nodes if n.meta["data"] and is_float(n))
+
+
+def _users(node: fx.Node, inside: dict[fx.Node, fx.Node]) -> int:
+    """The users of a value, an activation that is spelled by several calls counted once."""
+    own = inside.get(node)
+    users = {inside.get(u, u) for u in node.users}
+    return 1 if own is not None and users == {own} else len(users)

@@ -49,7 +49,8 @@ BASIS_MACS = 60_000_000
 BASIS_ELEMENTS = 3_000_000
 
 _AFFINE = WEIGHTED | BATCH_NORMS | ADDS | SUBS | MULS | DIVS | CATS | AVG_POOLS | {aten.neg.default, aten.pad.default}
-_SIZE_FREE = _AFFINE | MAX_POOLS | frozenset(ACTIVATIONS)
+_POINTWISE = frozenset({aten.prelu.default, aten.clamp.Tensor})
+_SIZE_FREE = _AFFINE | MAX_POOLS | frozenset(ACTIVATIONS) | _POINTWISE
 
 
 @dataclass(frozen=True)
@@ -168,17 +169,18 @@ def _inner_reach(node: fx.Node, ndim: int) -> list[int]:
 
 def _reads_a_map(node: fx.Node) -> bool:
     """True when an elementwise call reads a constant that varies over space, which ties it to the traced size."""
-    if not is_call(node, ADDS | SUBS | MULS | DIVS | CATS):
+    if not is_call(node, ADDS | SUBS | MULS | DIVS | CATS | _POINTWISE):
         return False
     return any(math.prod(shape_of(i)[2:]) > 1 for i in node.all_input_nodes if i.op == "get_attr")
 
 
 @dataclass(frozen=True)
 class _Shapes:
-    """Input shapes to check a region on. `free` regions may use any batch and any map size."""
+    """Input shapes to check a region on. `free` regions may use any batch, and any map size unless `parity`."""
 
     sizes: tuple[tuple[int, ...], ...]
     free: bool
+    parity: bool = False
 
 
 def _shapes(region: Region) -> _Shapes:
@@ -199,8 +201,28 @@ def _shapes(region: Region) -> _Shapes:
     if rank < 3:
         return _Shapes(hints, rank == 2)
     small = _reduced_size(region.old, rank - 2), _reduced_size(region.new, rank - 2)
-    space = tuple(min(max(a, b), full) for a, b, full in zip(*small, hints[0][2:], strict=True))
-    return _Shapes(tuple((2, h[1], *space) for h in hints), True)
+    unit = _common_stride(region.old, rank - 2) if _needs_parity(region.old) else [1] * (rank - 2)
+    space = tuple(
+        min(least + (full - least) % u, full)
+        for least, full, u in zip(map(max, *small), hints[0][2:], unit, strict=True)
+    )
+    return _Shapes(tuple((2, h[1], *space) for h in hints), True, _needs_parity(region.old))
+
+
+def _needs_parity(region: Sequence[fx.Node]) -> bool:
+    """True when a window may be cut off at the border, so that a rewrite can be right for even sizes alone."""
+    return any(is_call(n, AVG_POOLS) and arguments(n)["ceil_mode"] for n in region)
+
+
+def _common_stride(region: Sequence[fx.Node], ndim: int) -> list[int]:
+    """The strides of all sliding windows of the region multiplied."""
+    total = [1] * ndim
+    for node in region:
+        if is_call(node, CONVS | AVG_POOLS | MAX_POOLS):
+            args = arguments(node)
+            stride = pair(args["stride"] or args["kernel_size"], ndim)
+            total = [t * s for t, s in zip(total, stride, strict=True)]
+    return total
 
 
 def _all_rowwise(calls: Sequence[fx.Node]) -> bool:
@@ -335,7 +357,7 @@ def check_region(program: Program, region: Region, ranges: Ranges, seed: int) ->
 
 
 def _sampled_sizes(program: Program, region: Region, shapes: _Shapes) -> list[tuple[tuple[int, ...], ...]]:
-    if not shapes.free or not shapes.sizes or len(shapes.sizes[0]) < 3:
+    if not shapes.free or shapes.parity or not shapes.sizes or len(shapes.sizes[0]) < 3:
         return [shapes.sizes]
     odd = tuple((1, s[1], *(v + 1 if v > 1 else v for v in s[2:])) for s in shapes.sizes)
     return [shapes.sizes, odd] if _runs(program, region, odd) else [shapes.sizes]

@@ -84,6 +84,20 @@ def _activation(node: fx.Node, env: Values, actual: Values) -> Tensor:
     return grown + 1.0 if node.target in _OFFSETS else grown
 
 
+def _slopes(node: fx.Node, env: Values, actual: Values) -> Tensor:
+    """|prelu(x)| <= max(1, |a|)*|x| with a slope for each channel (axis 1)."""
+    args = arguments(node)
+    slope: Tensor = _abs(actual[args["weight"]]).clamp_min(1.0)
+    x: Tensor = env[args["self"]]
+    return x * slope.reshape([1, -1] + [1] * (x.dim() - 2)) if x.dim() > 1 else x * slope
+
+
+def _bounds(node: fx.Node, env: Values, actual: Values) -> Tensor:
+    """A clamp by tensors moves no two values apart; its result may be larger than its operand."""
+    out: Tensor = actual[node]
+    return torch.maximum(env[arguments(node)["self"]], out.abs())
+
+
 def _norm(node: fx.Node, env: Values, actual: Values) -> Tensor:
     """|gamma|*(M + |mu|)/sqrt(var + eps) + |beta| for statistics that are weights; see `_own_statistics` for others."""
     args = arguments(node)
@@ -157,6 +171,10 @@ def _rule(node: fx.Node) -> Callable[[fx.Node, Values, Values], Any]:
         return _quotient
     if node.target in ACTIVATIONS:
         return _activation
+    if node.target is aten.prelu.default:
+        return _slopes
+    if node.target is aten.clamp.Tensor:
+        return _bounds
     if node.target in NORMS:
         return _norm
     if op_name(node).startswith(_MONOTONE):

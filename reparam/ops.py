@@ -148,6 +148,7 @@ ACTIVATIONS: Mapping[Any, float] = {
     aten.hardsigmoid.default: 1.0,
     aten.sigmoid.default: 1.0,
     aten.tanh.default: 1.0,
+    aten.erf.default: 1.2,
     aten.softplus.default: 1.0,
     aten.neg.default: 1.0,
     aten.abs.default: 1.0,

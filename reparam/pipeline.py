@@ -27,10 +27,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Phase:
-    """Rules that run together to their fixed point."""
+    """Rules that run together to their fixed point. accepts_cost: they may add multiply-accumulates."""
 
     name: str
     rules: tuple[Rule, ...]
+    accepts_cost: bool = False
 
 
 @dataclass
@@ -73,10 +74,10 @@ class Driver:
         progress: Progress | None = None,
         limit: int | None = None,
     ) -> None:
-        """allow_cost: accept rewrites that add multiply-accumulates. limit: stop after this many rewrites."""
+        """allow_cost: every phase may add multiply-accumulates. limit: stop after this many rewrites."""
         self.program = program
         self.outcome = Outcome()
-        self._allow_cost = allow_cost
+        self._allow_cost = self._pays = allow_cost
         self._seed = seed
         self._progress = progress
         self._left = -1 if limit is None else limit
@@ -96,6 +97,7 @@ class Driver:
 
     def _phase(self, phase: Phase) -> int:
         index = _Index(phase.rules)
+        self._pays = self._allow_cost or phase.accepts_cost
         queue = deque(self.program.calls())
         queued = set(queue)
         total, done, rewrites = len(queue), 0, 0
@@ -145,7 +147,7 @@ class Driver:
         region = find_region(rewrite.replace, created)
         dying = _dying(region)
         macs, params = self._price(dying, created)
-        if macs > 0 and not self._allow_cost:
+        if macs > 0 and not self._pays:
             self._rollback(created)
             reason = f"it would add {macs:,} multiply-accumulates ({rewrite.message})"
             self._miss(rule, node, Missed(node, reason, "a target that accepts the cost does it"))

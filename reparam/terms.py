@@ -107,7 +107,7 @@ def read_link(program: Program, node: fx.Node) -> tuple[Link, fx.Node] | None:
         return (Link(node, pool=window), arguments(node)["self"]) if window is not None else None
     if is_call(node, PADS):
         padding = zero_padding(node)
-        return (Link(node, pool=_pad_window(padding)), arguments(node)["self"]) if padding is not None else None
+        return (Link(node, pool=pad_window(padding)), arguments(node)["self"]) if padding is not None else None
     affine = read_affine(program, node)
     if isinstance(affine, Affine):
         return Link(node, affine=affine), affine.x
@@ -126,7 +126,7 @@ def zero_padding(node: fx.Node) -> tuple[tuple[int, int], ...] | None:
     return tuple((flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2))
 
 
-def _pad_window(padding: Sequence[tuple[int, int]]) -> Window:
+def pad_window(padding: Sequence[tuple[int, int]]) -> Window:
     one = (1,) * len(padding)
     return Window(one, one, one, tuple(-low for low, _ in padding), tuple(low + high - 1 for low, high in padding))
 

@@ -1,0 +1,148 @@
+"""relu(B relu(A x) + x) = relu([B I] relu([A; I] x)) for x >= 0: a skip connection rides along as extra channels.
+
+A plain network is a machine with one wide register. Between two points where a single tensor is alive, every layer
+holds the concatenation of the tensors that are still needed: real weights for what it computes, dirac rows for what it
+carries, and sums and concatenations in the columns of the layer that reads them.
+
+Fires on the last merge of a span of the graph that one value enters and one value leaves, when every value in it can be
+held in one register: basic and bottleneck blocks, strided and pooled shortcuts, pre-activation, inverted residuals,
+dense concatenation, branches of unequal depth, two-stream recurrences. Carried channels pass an activation unchanged
+(ReLU of what is never negative), or by a slope, bound or gate of their own.
+
+Refuses (Missed), naming the layer, when something in the span acts on all channels or positions at once (softmax,
+normalisation by statistics of the data, a max-pool that the skip does not take), when resolutions differ and cannot be
+met exactly, or when an activation lets nothing through.
+
+Source: Meng et al., "RMNet: Equivalently Removing Residual Connection from Networks" (2021), generalised to liveness.
+
+    relu(conv(relu(conv(x))) + x)        becomes        relu(conv(relu(conv(x))))
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import fx
+
+from reparam.cost import batch_one, node_macs, spelled_out
+from reparam.gates import find_gates
+from reparam.lowering import Chain, lower
+from reparam.ops import ACTIVATIONS, ADDS, BATCH_NORMS, CATS, CONVS, DIVS, LINEARS, MATMULS, MULS, SUBS, aten, is_call
+from reparam.packing import Packer
+from reparam.program import Program, is_float
+from reparam.reading import read_network
+from reparam.regions import Span, carries_data, outermost, position_of, within
+from reparam.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.schedule import Broken, Planner, search
+from reparam.values import Refusal, why_not
+
+_POINTWISE = frozenset(ACTIVATIONS) | {aten.prelu.default}
+_FOLLOWS = _POINTWISE | CONVS | LINEARS | BATCH_NORMS
+_LINEAR = ADDS | SUBS | CATS
+_MERGES = _LINEAR | MULS | DIVS | MATMULS | {aten.maximum.default, aten.minimum.default}
+
+
+@dataclass(frozen=True)
+class CarryResidual:
+    """Turns spans with merges into chains of layers. carry: auto (fewest MACs), dense or grouped."""
+
+    carry: str = "auto"
+    name: ClassVar[str] = "carry-residual"
+    pattern: ClassVar[Pattern] = op(frozenset(_MERGES))
+
+    def check(self, program: Program, match: Match) -> Chain | Missed | None:
+        """Plans the span around this merge; Missed with the first thing in it that cannot be carried."""
+        root = match.root
+        span = _span_of(program, root)
+        if span is None:
+            return None
+        gates = find_gates(program, span)
+        if root in gates:
+            return Missed(
+                root, "a squeeze-excite gate multiplies a value by a function of its own means; it stays a gate"
+            )
+        plan = self._plan(program, span)
+        if isinstance(plan, Refusal):
+            inner = within(span, root, position_of(program))
+            plan = self._plan(program, inner) if inner is not None else plan
+        if not isinstance(plan, Refusal):
+            return plan
+        return Missed(root, plan.reason if root.target in _LINEAR else why_not(root))
+
+    def rewrite(self, program: Program, plan: Chain) -> Rewrite:
+        """The layers of the chain."""
+        made = lower(program, plan)
+        return Rewrite({plan.network.span.exit: made}, describe(program, plan))
+
+    def _plan(self, program: Program, span: Span) -> Chain | Refusal:
+        refused: dict[object, Refusal] = program.cache.setdefault("refused", {})
+        known: dict[object, Any] = program.cache.setdefault("schedules", {})
+        place = (span.entry, span.exit)
+        if place in refused:
+            return refused[place]
+        network = read_network(program, span)
+        if isinstance(network, Refusal):
+            refused[place] = network
+            return network
+        planner, packer = Planner(network), Packer(self.carry)
+        key = (self.carry, network.signature)
+        found = planner.lay_out(dict(known[key])) if key in known else search(planner, packer.price)
+        if isinstance(found, Broken):
+            refused[place] = Refusal(span.exit, found.reason)
+            return refused[place]
+        known[key] = found.levels
+        return Chain(network, found, packer.lay(found))
+
+
+def describe(program: Program, plan: Chain) -> str:
+    """What the chain costs, and where it is grouped."""
+    env = batch_one(program)
+    before = sum(node_macs(n, env) for n in plan.network.span.nodes)
+    grouped = [g for g in plan.layout.groups if g > 1]
+    count = len(plan.layers.stages)
+    ratio = f", {plan.layout.macs / before:.2f} x the multiply-accumulates" if before else ""
+    groups = f", grouped {', '.join(map(str, grouped))}" if grouped else ""
+    return f"a chain of {count} layer{'s' if count != 1 else ''}{ratio}{groups}"
+
+
+def _is_merge(node: fx.Node) -> bool:
+    operands = [i for i in node.all_input_nodes if carries_data(i) and is_float(i)]
+    return node.target in _MERGES and len(operands) > 1
+
+
+def _spans(program: Program) -> dict[fx.Node, Span]:
+    """For each merge the span that it lies in. A linear result takes the layer behind it along, see `_tail`."""
+    found: dict[fx.Node, Span] = {}
+    spelled = spelled_out(program)
+    spans = outermost(program)
+    for i, span in enumerate(spans):
+        merges = [n for n in span.nodes if _is_merge(n) and n not in spelled]
+        if merges:
+            whole = Span(span.entry, (*span.nodes, *_tail(spans, i)))
+            found.update(dict.fromkeys(merges, whole))
+    return found
+
+
+def _span_of(program: Program, node: fx.Node) -> Span | None:
+    """The span of a merge, as the graph is now."""
+    span = program.cache.get("spans", {}).get(node)
+    if span is None or any(n._erased for n in span.nodes):
+        program.cache["spans"] = _spans(program)
+        span = program.cache["spans"].get(node)
+    if span is None:
+        return None
+    return Span(next(o for o in span.nodes[0].all_input_nodes if carries_data(o)), span.nodes)
+
+
+def _tail(spans: list[Span], i: int) -> list[fx.Node]:
+    """What follows span i up to the next activation, when it is a chain: a layer that could read the parts of a sum."""
+    tail: list[fx.Node] = []
+    for before, span in itertools.pairwise(spans[i:]):
+        if is_call(before.exit, _POINTWISE):
+            return tail
+        if len(span.nodes) > 1 or span.entry is not before.exit or not is_call(span.exit, _FOLLOWS):
+            return []
+        tail.append(span.exit)
+    return tail if tail and is_call(tail[-1], _POINTWISE) else []

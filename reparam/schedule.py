@@ -1,0 +1,382 @@
+"""Schedules: at which layer of the chain each value comes into being, and what the register holds in between.
+
+A schedule gives each value a level, or none when it is inlined into its readers. Walking back from the result, a layer
+holds what is read behind it: values that come into being there, and values that are carried past it. `lay_out` does
+this walk; `search` looks for the levels that cost least.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from .activations import LINEAR, Joint, Slot, fit_activation
+from .forms import Form, Map, Value, apply_map, reference
+from .ops import arguments, op_name
+from .terms import Window, identity_window, unite
+from .values import Network
+
+Levels = Mapping[int, float | None]
+Register = tuple[Value, ...]
+EXHAUSTIVE = 600
+SWEEPS = 6
+OFFERS = 400  # schedules that coordinate descent may price
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One layer of the chain: from the register `before` to the register `after`.
+
+    forms: of the values that come into being, over `before`; the rest is carried. window: of the joint convolution.
+    serial: equal stages of one planner are one object, with one number.
+    """
+
+    before: tuple[Value, ...]
+    after: tuple[Value, ...]
+    forms: tuple[tuple[Value, Form], ...]
+    window: Window
+    joint: Joint
+    serial: int
+
+    @property
+    def kind(self) -> str:
+        return self.forms[0][0].kind
+
+    @property
+    def positions(self) -> int:
+        return self.after[0].positions
+
+    def blocks(self) -> list[tuple[Value, Value, Map]]:
+        """(result, operand, map) of everything that the layer computes or carries."""
+        created = {v for v, _ in self.forms}
+        out = [(v, u, m) for v, form in self.forms for u, m in form.maps]
+        return out + [(v, v, carry(v)) for v in self.after if v not in created]
+
+
+def carry(value: Value) -> Map:
+    """The identity on all channels of a value."""
+    return reference(value).maps[0][1]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A valid schedule: its layers in order."""
+
+    levels: tuple[tuple[int, float | None], ...]
+    stages: tuple[Stage, ...]
+
+
+@dataclass
+class Broken:
+    """An invalid schedule: the number of faults, and the first one."""
+
+    faults: int = 0
+    reason: str = ""
+
+    def add(self, reason: str) -> None:
+        self.faults += 1
+        self.reason = self.reason or reason
+
+
+@dataclass
+class Planner:
+    """Lays out schedules of one network; what was computed once is kept."""
+
+    network: Network
+    _forms: dict[tuple[int, frozenset[int]], Form | str] = field(default_factory=dict)
+    _reach: dict[int, frozenset[int]] = field(default_factory=dict)
+    _stages: dict[tuple[object, ...], Stage | str] = field(default_factory=dict)
+
+    # ---- forms -------------------------------------------------------------------------------------------------------
+
+    def reach(self, value: Value) -> frozenset[int]:
+        """The values that can turn up in the expanded form of `value`."""
+        if value.index not in self._reach:
+            found: set[int] = set()
+            for u in value.operands:
+                found.add(u.index)
+                if u.optional:
+                    found |= self.reach(u)
+            self._reach[value.index] = frozenset(found)
+        return self._reach[value.index]
+
+    def expand(self, value: Value, held: frozenset[int]) -> Form | str:
+        """The form of `value` over the values of `held`, optional ones that are missing inlined; or why not."""
+        key = (value.index, held & self.reach(value))
+        if key not in self._forms:
+            self._forms[key] = self._expand(value, key[1])
+        return self._forms[key]
+
+    def _expand(self, value: Value, held: frozenset[int]) -> Form | str:
+        assert value.form is not None
+        maps: list[tuple[Value, Map]] = []
+        shifts = list(value.form.shifts)
+        for u, m in value.form.maps:
+            if u.index in held:
+                maps.append((u, m))
+                continue
+            if not u.optional:
+                return f"it needs '{u.node.name}' earlier"
+            inner = self.expand(u, held)
+            if isinstance(inner, str):
+                return inner
+            made = apply_map(m, inner)
+            if isinstance(made, str):
+                return made
+            maps += made.maps
+            shifts += made.shifts
+        return Form(value.form.channels, tuple(maps), tuple(shifts))
+
+    # ---- layers ------------------------------------------------------------------------------------------------------
+
+    def lay_out(self, levels: Levels) -> Layers | Broken:
+        """The layers of a schedule, last one first found; or what is wrong with it."""
+        inputs = self.network.inputs
+        broken = Broken()
+        register: tuple[Value, ...] = (self.network.result,)
+        stages: list[Stage] = []
+        times = sorted({t for t in levels.values() if t is not None and t > 0}, reverse=True)
+        for time in times:
+            created = [v for v in register if levels[v.index] == time]
+            if not created:
+                continue
+            held = frozenset(i for i, t in levels.items() if t is not None and t < time)
+            stage = self._stage(register, created, held, time == times[-1])
+            if isinstance(stage, str):
+                broken.add(stage)
+                register = self._operands(register, created, held, levels)
+            else:
+                stages.append(stage)
+                register = stage.before
+        if register != inputs:
+            broken.add("a value is read before it exists")
+        return broken if broken.faults else Layers(tuple(sorted(levels.items())), tuple(reversed(stages)))
+
+    def _operands(
+        self, register: Iterable[Value], created: list[Value], held: frozenset[int], levels: Levels
+    ) -> tuple[Value, ...]:
+        needed = {v.index for v in register if v not in created}
+        for v in created:
+            form = self.expand(v, held)
+            needed |= {u.index for u in v.operands} if isinstance(form, str) else {u.index for u, _ in form.maps}
+        return tuple(self.network.values[i] for i in sorted(needed) if levels[i] is not None)
+
+    def _stage(self, register: Register, created: list[Value], held: frozenset[int], first: bool) -> Stage | str:
+        forms: list[tuple[Value, Form]] = []
+        for v in created:
+            form = self.expand(v, held)
+            if isinstance(form, str):
+                return form
+            forms.append((v, form))
+        key = (
+            first,
+            tuple(v.index for v in register),
+            tuple((v.index, tuple((u.index, m) for u, m in f.maps)) for v, f in forms),
+        )
+        if key not in self._stages:
+            self._stages[key] = self._build(register, forms, first)
+        return self._stages[key]
+
+    def _build(self, register: tuple[Value, ...], forms: list[tuple[Value, Form]], first: bool) -> Stage | str:
+        created = {v for v, _ in forms}
+        carried = [v for v in register if v not in created]
+        operands = {u.index for _, f in forms for u, _ in f.maps} | {v.index for v in carried}
+        before = tuple(self.network.values[i] for i in sorted(operands))
+        if first and all(v.kind == "input" for v in before):
+            before = self.network.inputs
+        if not before:
+            return "a value depends on no input"
+        if len({v.space for v in before}) > 1 or len({v.space for v in register}) > 1:
+            return "values of different resolutions would have to share a register"
+        kinds = {v.kind for v in created}
+        if "pool" in kinds or "gate" in kinds:
+            return self._whole(register, before, forms, carried)
+        blocks = [m for _, f in forms for _, m in f.maps] + [carry(v) for v in carried]
+        window = blocks[0].window
+        for m in blocks[1:]:
+            joint = unite(window, m.window, before[0].space)
+            if isinstance(joint, str):
+                return joint
+            window = joint
+        slots = [Slot(v.act if v in created else LINEAR, v.channels, v.low) for v in register]
+        fitted = fit_activation(slots)
+        if isinstance(fitted, str):
+            return fitted
+        if fitted.parametric and fitted.family == "slopes" and self.network.axis != 1:
+            return "PReLU has slopes along axis 1 only"
+        return Stage(before, register, tuple(forms), window, fitted, len(self._stages))
+
+    def _whole(
+        self, register: Register, before: Register, forms: list[tuple[Value, Form]], carried: list[Value]
+    ) -> Stage | str:
+        """A pool of the whole register, or one gate; neither is a convolution."""
+        created = [v for v, _ in forms]
+        first = created[0]
+        window = identity_window(len(first.space))
+        joint = Joint("linear", "linear", None, tuple(Slot(LINEAR, v.channels, v.low) for v in register))
+        if first.kind == "gate":
+            if len(created) > 1 or first.operands[0] in carried:
+                return "a gate leaves no room for another value of its layer"
+            return Stage(before, register, tuple(forms), window, joint, len(self._stages))
+        if carried or any(v.kind != "pool" or not _same_call(v, first) for v in created):
+            return (
+                f"{op_name(first.node)} takes the largest of several positions, so that nothing can be carried past it"
+            )
+        if any(f.bare is None for _, f in forms):
+            return "a pool reads a value that no register holds"
+        return Stage(before, register, tuple(forms), window, joint, len(self._stages))
+
+
+def _same_call(a: Value, b: Value) -> bool:
+    left, right = arguments(a.node), arguments(b.node)
+    return a.node.target is b.node.target and all(left[k] == right[k] for k in left if k != "self")
+
+
+# ---- the search ------------------------------------------------------------------------------------------------------
+
+Price = Callable[[Layers], float]
+
+
+def required(planner: Planner) -> set[int]:
+    """Optional values that some reader cannot inline exactly."""
+    found: set[int] = set()
+    for w in planner.network.values:
+        for u, m in w.form.maps if w.form is not None else ():
+            if u.optional and u.form is not None and isinstance(apply_map(m, u.form), str):
+                found.add(u.index)
+    return found
+
+
+def earliest(planner: Planner, fixed: set[int]) -> dict[int, float | None]:
+    """The first level at which each value can exist; optional ones that are not in `fixed` have none."""
+    levels: dict[int, float | None] = {}
+
+    def soonest(value: Value) -> float:
+        if value.kind == "input":
+            return 0.0
+        behind = max((reached(u) for u in value.operands), default=0.0)
+        return behind + 1
+
+    def reached(value: Value) -> float:
+        if value.optional and value.index not in fixed:
+            return max((reached(u) for u in value.operands), default=0.0)
+        if value.index not in times:
+            times[value.index] = soonest(value)
+        return times[value.index]
+
+    times: dict[int, float] = {}
+    for value in planner.network.values:
+        levels[value.index] = None if value.optional and value.index not in fixed else reached(value)
+    return levels
+
+
+def search(planner: Planner, price: Price) -> Layers | Broken:
+    """The cheapest schedule: all of them when they are few, else coordinate descent from the best of three starts."""
+    values = planner.network.values
+    fixed = required(planner)
+    start = earliest(planner, fixed)
+    best = _Best(planner, price)
+    best.offer(start)
+    choices = {i: _choices(planner, start, i, fixed) for i in start if values[i].kind != "input"}
+    if math.prod(len(c) for c in choices.values()) <= EXHAUSTIVE:
+        for combination in itertools.product(*choices.values()):
+            best.offer(dict(start) | dict(zip(choices, combination, strict=True)))
+        return best.result()
+    optional = {v.index for v in values if v.optional}
+    best.offer(earliest(planner, fixed | {i for i in optional if len(_readers(values, values[i])) > 1}))
+    best.offer(earliest(planner, fixed | optional))
+    for _ in range(SWEEPS):
+        before = best.score
+        for i in choices:
+            for level in _choices(planner, best.levels, i, fixed):
+                if best.offers >= OFFERS:
+                    return best.result()
+                best.offer(dict(best.levels) | {i: level})
+        if best.score == before:
+            break
+    return best.result()
+
+
+def _readers(values: Iterable[Value], value: Value) -> list[Value]:
+    return [w for w in values if value in w.operands]
+
+
+@dataclass
+class _Best:
+    """The best schedule seen: fewest faults first, then the lowest price."""
+
+    planner: Planner
+    price: Price
+    score: tuple[float, float] = (math.inf, math.inf)
+    levels: dict[int, float | None] = field(default_factory=dict)
+    layers: Layers | None = None
+    broken: Broken | None = None
+    offers: int = 0
+    _seen: set[tuple[tuple[int, float | None], ...]] = field(default_factory=set)
+
+    def offer(self, levels: dict[int, float | None]) -> None:
+        key = tuple(sorted(_compressed(levels).items()))
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.offers += 1
+        found = self.planner.lay_out(dict(key))
+        if isinstance(found, Broken):
+            score = (float(found.faults), 0.0)
+            self.broken = self.broken or found
+        else:
+            score = (0.0, self.price(found))
+        if score < self.score:
+            self.score, self.levels = score, dict(key)
+            if isinstance(found, Layers):
+                self.layers = found
+            else:
+                self.broken = found
+
+    def result(self) -> Layers | Broken:
+        return self.layers or self.broken or Broken(1, "no schedule was found")
+
+
+def _compressed(levels: Mapping[int, float | None]) -> dict[int, float | None]:
+    """The same order with levels 0, 1, 2, ..."""
+    used = sorted({t for t in levels.values() if t is not None})
+    rank = {t: float(k) for k, t in enumerate(used)}
+    return {i: None if t is None else rank[t] for i, t in levels.items()}
+
+
+def _choices(planner: Planner, levels: Mapping[int, float | None], index: int, fixed: set[int]) -> list[float | None]:
+    """Levels for one value between what it reads and what reads it, also new ones between two others."""
+    values = planner.network.values
+    value = values[index]
+    optional = value.optional and index not in fixed
+    low, high = _lower(levels, value), _upper(levels, values, value, max if optional else min)
+    top = max(t for t in levels.values() if t is not None)
+    if value is planner.network.result:
+        return [levels[index]]
+    grid = [k / 2 for k in range(int(2 * low) + 1, int(min(high, top + 1) * 2))]
+    if not optional:
+        grid = [t for t in grid if t == int(t)] or [levels[index] or 0.0]
+        return list(grid)
+    return [None, *grid]
+
+
+def _lower(levels: Mapping[int, float | None], value: Value) -> float:
+    found = 0.0
+    for u in value.operands:
+        own = levels[u.index]
+        found = max(found, own if own is not None else _lower(levels, u))
+    return found
+
+
+def _upper(
+    levels: Mapping[int, float | None], values: Iterable[Value], value: Value, pick: Callable[[list[float]], float]
+) -> float:
+    """The level of the first reader, which needs the value, or of the last one, before which it is still of use."""
+    found = []
+    for w in values:
+        if value in w.operands:
+            own = levels[w.index]
+            found.append(own if own is not None else _upper(levels, values, w, pick))
+    return pick(found) if found else math.inf
