@@ -44,11 +44,13 @@ class _Builder:
         self.dtype = getattr(torch, spec.dtype)
         self._weights: dict[str, fx.Node] = {}
         self._path = ""
-        self._placeholders: list[fx.Node] = []
+        self._sizes: list[fx.Node] = []
 
     def build(self) -> Program:
-        self._placeholders = [self._input(k) for k in range(self.spec.inputs)]
-        values = list(self._placeholders)
+        placeholders = [self._input(k) for k in range(self.spec.inputs)]
+        free = [(p, k) for p in placeholders for k, s in enumerate(p.meta["val"].shape) if not isinstance(s, int)]
+        self._sizes = [self.call(aten.sym_size.int, p, k) for p, k in free]
+        values = list(placeholders)
         for op in self.spec.ops:
             self._path = f"layers.{op.how[0]}" if op.kind == "layer" else ""
             made = getattr(self, f"_{op.kind.rstrip('_')}")(op, *(values[i] for i in op.args))
@@ -61,7 +63,7 @@ class _Builder:
         used = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
         constants = {k: c for k, c in self.constants.items() if k in used}
         next(iter(reversed(self.graph.nodes))).meta = {"val": None, "module": "", "data": True}
-        inputs = tuple(self._contract(n) for n in self._placeholders)
+        inputs = tuple(self._contract(n) for n in placeholders)
         assert self.mode.shape_env is not None
         self.mode.shape_env.freeze()  # from here on, as after a capture, nothing fixes a size that is free
         return Program(self.graph, constants, inputs, None, None, self.mode, self.dtype)
@@ -120,8 +122,7 @@ class _Builder:
         value = node.meta["val"].shape[axis]
         if isinstance(value, int):
             return value
-        places = [(p, k) for p in self._placeholders for k, s in enumerate(p.meta["val"].shape) if _same(s, value)]
-        return self.call(aten.sym_size.int, *next(iter(places), (node, axis)))
+        return next(n for n in self._sizes if _same(n.meta["val"], value))
 
     # ---- one method for each kind of operation -----------------------------------------------------------------------
 
