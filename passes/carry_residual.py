@@ -46,9 +46,14 @@ _MERGES = _LINEAR | MULS | DIVS | MATMULS | {aten.maximum.default, aten.minimum.
 
 @dataclass(frozen=True)
 class CarryResidual:
-    """Turns spans with merges into chains of layers. carry: auto (fewest MACs), dense or grouped."""
+    """Turns spans with merges into chains of layers.
+
+    carry: auto (fewest multiply-accumulates), dense or grouped. max_pool: keep, or relu to spell them with ReLUs where
+    something has to be carried past them.
+    """
 
     carry: str = "auto"
+    max_pool: str = "keep"
     name: ClassVar[str] = "carry-residual"
     pattern: ClassVar[Pattern] = op(frozenset(_MERGES))
 
@@ -82,7 +87,7 @@ class CarryResidual:
         place = (span.entry, span.exit)
         if place in refused:
             return refused[place]
-        network = read_network(program, span)
+        network = read_network(program, span, self.max_pool)
         if isinstance(network, Refusal):
             refused[place] = network
             return network

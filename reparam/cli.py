@@ -82,6 +82,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     arch_args: opt.ArchArgs = None,
     to: opt.To = opt.Target.fused,
     carry: opt.CarryOption = opt.Carry.auto,
+    max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT.pt2", help="Default: MODEL-TARGET.pt2 beside MODEL.")
     ] = None,
@@ -113,7 +114,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     from . import cli_work, render
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    options = cli_work.Options(to.value, shapes, axes, seed, carry.value)
+    options = cli_work.Options(to.value, shapes, axes, seed, carry.value, max_pool.value)
     found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, outputs, force=force)
     report = found.as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
@@ -132,6 +133,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     arch_args: opt.ArchArgs = None,
     to: opt.To = opt.Target.fused,
     carry: opt.CarryOption = opt.Carry.auto,
+    max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
     input_shape: opt.InputShape = None,
     dynamic: opt.Dynamic = "batch",
     seed: opt.Seed = 0,
@@ -153,7 +155,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
     report = cli_work.explain_loaded(
-        session, loaded, cli_work.Options(to.value, shapes, axes, seed, carry.value)
+        session, loaded, cli_work.Options(to.value, shapes, axes, seed, carry.value, max_pool.value)
     ).as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
     if not quiet and json != STANDARD_OUTPUT:

@@ -42,6 +42,13 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
+class MaxPool(StrEnum):
+    """What happens to a max-pool beside something that has to be carried past it."""
+
+    keep = "keep"
+    relu = "relu"
+
+
 _SHAPE = typer.Option(
     "--input-shape",
     metavar="C,H,W",
@@ -66,6 +73,9 @@ To = Annotated[Target, typer.Option("--to", help="What to rewrite the network in
 CarryOption = Annotated[
     Carry,
     typer.Option("--carry", help="How --to plain carries channels; auto takes the fewest multiply-accumulates."),
+]
+MaxPoolOption = Annotated[
+    MaxPool, typer.Option("--max-pool", help="For --to plain: relu spells max-pools in blocks as a + relu(b - a).")
 ]
 InputShape = Annotated[list[str] | None, _SHAPE]
 Dynamic = Annotated[

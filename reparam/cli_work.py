@@ -155,6 +155,7 @@ class Options:
     dynamic: tuple[str, ...]
     seed: int
     carry: str = "auto"
+    max_pool: str = "keep"
 
     @property
     def batch(self) -> int:
@@ -181,6 +182,7 @@ def convert_loaded(
                 dtype=getattr(torch, dtype) if dtype is not None else None,
                 seed=options.seed,
                 carry=options.carry,
+                max_pool=options.max_pool,
                 progress=tell,
             )
         _write(session, conversion, outputs, tell, force=force)
@@ -200,6 +202,7 @@ def explain_loaded(session: Session, loaded: Loaded, options: Options) -> Report
             dynamic=options.dynamic,
             seed=options.seed,
             carry=options.carry,
+            max_pool=options.max_pool,
             progress=tell,
         )
     return _completed(report, loaded, [])

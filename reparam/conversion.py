@@ -23,9 +23,9 @@ from .program import Program
 from .report import Report
 from .rule import Remark
 
-CARRIES = ("auto", "grouped", "dense")
-TARGETS: Mapping[str, Callable[[str], tuple[Phase, ...]]] = {
-    "fused": lambda carry: fused_phases(),
+CHOICES: Mapping[str, tuple[str, ...]] = {"carry": ("auto", "grouped", "dense"), "max_pool": ("keep", "relu")}
+TARGETS: Mapping[str, Callable[..., tuple[Phase, ...]]] = {
+    "fused": lambda **_: fused_phases(),
     "plain": plain_phases,
 }
 Range = tuple[float, float]
@@ -56,7 +56,7 @@ class Conversion:
         self.report.add_seconds("emit", time.perf_counter() - start)
 
 
-def convert(
+def convert(  # noqa: PLR0913  # the keywords are the options
     model: nn.Module | torch.export.ExportedProgram,
     *example_inputs: Any,
     to: str = "fused",
@@ -66,6 +66,7 @@ def convert(
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,
     carry: str = "auto",
+    max_pool: str = "keep",
 ) -> Conversion:
     """Rewrites `model` into the target form and proves that it is the same function.
 
@@ -73,11 +74,12 @@ def convert(
     dynamic: axes whose size stays free ("batch", "height", "width"). dtype: of the emitted weights, default their own.
     input_ranges: (low, high) of each tensor input; values are drawn from it and rules may rely on it.
     carry: for `plain`, how layers carry channels: auto (fewest multiply-accumulates), grouped or dense.
+    max_pool: for `plain`, keep, or relu to spell max-pools beside other values as max(a, b) = a + relu(b - a).
 
     Raises InputError or CaptureError for a model that cannot be taken in, NotEquivalentError when the result is not
     the same function (naming the first rewrite that diverges).
     """
-    job = _Job(to, seed, progress, carry)
+    job = _Job(to, seed, progress, {"carry": carry, "max_pool": max_pool})
     original = job.take_in(model, example_inputs, dynamic, input_ranges)
     final = original.copy()
     outcome = job.rewrite(final)
@@ -112,9 +114,10 @@ def explain(
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,
     carry: str = "auto",
+    max_pool: str = "keep",
 ) -> Report:
     """A dry run: what would be rewritten, what would not and why, and the price. Raises like `convert`."""
-    job = _Job(to, seed, progress, carry)
+    job = _Job(to, seed, progress, {"carry": carry, "max_pool": max_pool})
     original = job.take_in(model, example_inputs, dynamic, input_ranges)
     before = census(original)
     outcome = job.rewrite(original)
@@ -132,12 +135,13 @@ def explain(
 class _Job:
     """One conversion under way: its options, its clock, its notes."""
 
-    def __init__(self, to: str, seed: int, progress: Progress | None, carry: str) -> None:
+    def __init__(self, to: str, seed: int, progress: Progress | None, choices: Mapping[str, str]) -> None:
         if to not in TARGETS:
             raise InputError(f"unknown target '{to}'; choose from {', '.join(TARGETS)}")
-        if carry not in CARRIES:
-            raise InputError(f"unknown way to carry '{carry}'; choose from {', '.join(CARRIES)}")
-        self.to, self.seed, self.progress, self.carry = to, seed, progress, carry
+        for name, choice in choices.items():
+            if choice not in CHOICES[name]:
+                raise InputError(f"unknown {name} '{choice}'; choose from {', '.join(CHOICES[name])}")
+        self.to, self.seed, self.progress, self.choices = to, seed, progress, choices
         self.seconds: dict[str, float] = {}
         self.notes: tuple[Remark, ...] = ()
         self.rounds: list[Any] = []
@@ -167,7 +171,7 @@ class _Job:
         """Runs the target's phases in place. The time of the checks counts as verification."""
         start = time.perf_counter()
         driver = Driver(program, allow_cost=False, seed=self.seed, progress=self.progress, limit=limit)
-        outcome = driver.run(TARGETS[self.to](self.carry))
+        outcome = driver.run(TARGETS[self.to](**self.choices))
         spent = time.perf_counter() - start
         self.seconds["rewrite"] = spent - outcome.seconds_checking
         self.seconds["verify"] = outcome.seconds_checking

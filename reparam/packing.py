@@ -137,7 +137,10 @@ class Packer:
             return []
         fine = [self._multiple(s) for s in run]
         found: dict[tuple[int, int], Segment] = {}
+        limit = sum(stage_macs(s, width(s.before), width(s.after), 1) for s in run)
         for g in _candidates(counts):
+            if _price(run, np.maximum(-(-counts.sum(0) // g), counts.max(0)), g, fine).macs >= limit:
+                continue  # not even perfect bins would pay
             home = _homes(labels, names, counts, g, ends)
             if home is None:
                 continue
@@ -227,7 +230,7 @@ def _candidates(counts: np.ndarray) -> list[int]:
     total = counts.sum(0)
     found = {2, 3, 4, len(counts)}
     for column in range(counts.shape[1]):
-        for size in np.unique(counts[:, column])[-4:]:
+        for size in np.unique(counts[:, column])[-3:]:
             if size > 0:
                 ideal = total[column] / size
                 found |= {math.floor(ideal), math.ceil(ideal), math.ceil(ideal) + 1}
@@ -308,18 +311,34 @@ def _segment(
     g: int,
     fine: Sequence[int],
 ) -> Segment:
-    """What the layers of a run cost in these bins. A depthwise layer keeps to single channels inside the bins."""
+    """The layers of a run in these bins. A depthwise layer keeps to single channels inside the bins."""
     loads = np.zeros((g, counts.shape[1]), dtype=np.int64)
     np.add.at(loads, home, counts)
-    caps = [max(1, int(c)) for c in loads.max(0)]
+    price = _price(run, loads.max(0), g, fine)
+    widths = tuple(g * c for c in price.caps)
+    slots = _Slots(tuple(run), labels, names, home, g, price.caps)
+    return Segment(0, len(run), price.macs, widths, price.groups, slots)
+
+
+@dataclass(frozen=True)
+class _Price:
+    """Of a run in g bins: its multiply-accumulates, each layer's groups, each register's channels in a bin."""
+
+    macs: int
+    groups: tuple[int, ...]
+    caps: tuple[int, ...]
+
+
+def _price(run: Sequence[Stage], loads: np.ndarray, g: int, fine: Sequence[int]) -> _Price:
+    """loads: the fullest bin of each register. fine: each layer's multiple when it is depthwise, else 0."""
+    caps = [max(1, int(c)) for c in loads]
     macs, groups = 0, []
     for i, stage in enumerate(run):
         if fine[i]:
             caps[i + 1] = caps[i] * fine[i]
         groups.append(g * caps[i] if fine[i] else g)
         macs += stage_macs(stage, g * caps[i], g * caps[i + 1], groups[-1])
-    widths = tuple(g * c for c in caps)
-    return Segment(0, len(run), macs, widths, tuple(groups), _Slots(tuple(run), labels, names, home, g, tuple(caps)))
+    return _Price(macs, tuple(groups), tuple(caps))
 
 
 def stage_macs(stage: Stage, n_in: int, n_out: int, groups: int) -> int:

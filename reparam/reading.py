@@ -23,21 +23,30 @@ from .gates import Gate, find_gates
 from .kernels import average_kernel
 from .layers import Layer, read_layer, weights
 from .ops import ADDS, AVG_POOLS, CATS, MAX_POOLS, PADS, SUBS, arguments, aten, is_call, op_name
+from .pool_by_relu import spell_max_pool
 from .program import Program, is_float, shape_of
 from .regions import Span, carries_data
 from .terms import Window, layer_window, pad_window, pool_window, zero_padding
 from .values import SLICES, SPLITS, Holder, Network, Refusal, Refused, why_not
 
 
-def read_network(program: Program, span: Span) -> Network | Refusal:
-    """The span as values and forms, or the first thing in it that has no place in a register."""
+def read_network(program: Program, span: Span, max_pool: str = "keep") -> Network | Refusal:
+    """The span as values and forms, or the first thing in it that has no place in a register.
+
+    max_pool: "relu" spells max-pools with ReLUs, "keep" leaves them, which lets nothing be carried past.
+    """
     try:
-        return _Reader(program, span).read()
+        return _Reader(program, span, max_pool).read()
     except Refused as e:
         return e.refusal
 
 
 class _Reader(Holder):
+    def __init__(self, program: Program, span: Span, max_pool: str) -> None:
+        super().__init__(program, span)
+        self.spell_max_pool = max_pool == "relu" and self.ndim > 0
+        self.pools: dict[tuple[int, str, str], Form] = {}
+
     def read(self) -> Network:
         if self.rank < 2:
             raise Refused(self.span.exit, "its values have no channel axis")
@@ -156,7 +165,11 @@ class _Reader(Holder):
 
     def max_pool(self, node: fx.Node) -> Form:
         x = self.value_of(arguments(node)["self"])
-        return reference(self.new(node, "pool", reference(x)))
+        key = (x.index, str(node.args[1:]), str(node.kwargs))
+        if key not in self.pools:  # twins are one value
+            value = None if self.spell_max_pool else self.new(node, "pool", reference(x))
+            self.pools[key] = spell_max_pool(self, node, x) if value is None else reference(value)
+        return self.pools[key]
 
     def pad(self, node: fx.Node) -> Form:
         args = arguments(node)

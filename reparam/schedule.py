@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from .activations import LINEAR, Joint, Slot, fit_activation
 from .forms import Form, Map, Value, apply_map, reference
 from .ops import arguments, op_name
-from .terms import Window, identity_window, unite
+from .terms import Window, identity_window, uncropped, unite
 from .values import Network
 
 Levels = Mapping[int, float | None]
 Register = tuple[Value, ...]
 EXHAUSTIVE = 600
 SWEEPS = 6
-OFFERS = 400  # schedules that coordinate descent may price
+OFFERS = 6000  # schedules that coordinate descent may price, times the values of each
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,7 @@ class Planner:
             if isinstance(joint, str):
                 return joint
             window = joint
+        window = uncropped(window)
         slots = [Slot(v.act if v in created else LINEAR, v.channels, v.low) for v in register]
         fitted = fit_activation(slots)
         if isinstance(fitted, str):
@@ -250,30 +251,52 @@ def required(planner: Planner) -> set[int]:
 
 
 def earliest(planner: Planner, fixed: set[int]) -> dict[int, float | None]:
-    """The first level at which each value can exist; optional ones that are not in `fixed` have none."""
-    levels: dict[int, float | None] = {}
+    """The first level at which each value can exist; optional ones that are not in `fixed` have none.
 
-    def soonest(value: Value) -> float:
-        if value.kind == "input":
-            return 0.0
-        behind = max((reached(u) for u in value.operands), default=0.0)
-        return behind + 1
-
-    def reached(value: Value) -> float:
-        if value.optional and value.index not in fixed:
-            return max((reached(u) for u in value.operands), default=0.0)
-        if value.index not in times:
-            times[value.index] = soonest(value)
-        return times[value.index]
-
-    times: dict[int, float] = {}
-    for value in planner.network.values:
-        levels[value.index] = None if value.optional and value.index not in fixed else reached(value)
+    Values that come into being by a stride share a level with the others of their resolution, since a register has one.
+    """
+    values = planner.network.values
+    floor: dict[int, float] = {}
+    levels = _soonest(values, fixed, floor)
+    for _ in values:
+        meets: dict[object, list[int]] = {}
+        for v in values:
+            if levels[v.index] is not None and _strides(v):
+                meets.setdefault(v.space or v.positions, []).append(v.index)
+        late = {i: max(levels[j] or 0.0 for j in group) for group in meets.values() for i in group}
+        if all(levels[i] == t for i, t in late.items()):
+            break
+        floor |= late
+        levels = _soonest(values, fixed, floor)
     return levels
 
 
+def _strides(value: Value) -> bool:
+    maps = value.form.maps if value.form is not None else ()
+    return value.kind == "pool" or any(s > 1 for _, m in maps for s in m.window.stride)
+
+
+def _soonest(values: Iterable[Value], fixed: set[int], floor: Mapping[int, float]) -> dict[int, float | None]:
+    times: dict[int, float] = {}
+
+    def reached(value: Value) -> float:
+        if value.index not in times:
+            behind = max((before(u, value) for u in value.operands), default=0.0)
+            inlined = value.kind == "input" or (value.optional and value.index not in fixed)
+            times[value.index] = behind if inlined else max(behind + 1, floor.get(value.index, 0.0))
+        return times[value.index]
+
+    def before(operand: Value, value: Value) -> float:
+        """When `value` can read `operand`; two results of one stride may come into being together."""
+        if operand.optional and _strides(operand) and _strides(value):
+            return max((reached(u) for u in operand.operands), default=0.0)
+        return reached(operand)
+
+    return {v.index: None if v.optional and v.index not in fixed else reached(v) for v in values}
+
+
 def search(planner: Planner, price: Price) -> Layers | Broken:
-    """The cheapest schedule: all of them when they are few, else coordinate descent from the best of three starts."""
+    """The cheapest schedule: all of them when they are few, else coordinate descent from the best of four starts."""
     values = planner.network.values
     fixed = required(planner)
     start = earliest(planner, fixed)
@@ -285,13 +308,14 @@ def search(planner: Planner, price: Price) -> Layers | Broken:
             best.offer(dict(start) | dict(zip(choices, combination, strict=True)))
         return best.result()
     optional = {v.index for v in values if v.optional}
+    best.offer(earliest(planner, fixed | {i for i in optional if _strides(values[i])}))
     best.offer(earliest(planner, fixed | {i for i in optional if len(_readers(values, values[i])) > 1}))
     best.offer(earliest(planner, fixed | optional))
     for _ in range(SWEEPS):
         before = best.score
         for i in choices:
             for level in _choices(planner, best.levels, i, fixed):
-                if best.offers >= OFFERS:
+                if best.offers * len(values) >= OFFERS:
                     return best.result()
                 best.offer(dict(best.levels) | {i: level})
         if best.score == before:

@@ -300,6 +300,18 @@ def _fit_slack(a: int, b: int, stride: int, size: int | None, low: int, high: in
     return max(a, b)
 
 
+def uncropped(window: Window) -> Window:
+    """The window with taps added, whose weights are zero, until it needs no negative padding at either end."""
+    size, first = list(window.size), list(window.first)
+    for i, step in enumerate(window.step):
+        while first[i] > 0:
+            first[i] -= step
+            size[i] += 1
+        while window.slack[i] + 1 + first[i] + (size[i] - 1) * step < 0:
+            size[i] += 1
+    return replace(window, size=tuple(size), first=tuple(first))
+
+
 def fit(weight: Tensor, own: Window, joint: Window) -> Tensor:
     """A kernel over window `own` spread out over `joint`, which contains it."""
     ndim = len(own.size)
