@@ -23,6 +23,7 @@ from .program import InputSpec, Program, shape_of
 TRIALS = 8
 ROUNDINGS = 256
 SMALL_SIZE = 65
+EVEN_SIZE = 96  # for networks whose branches meet at even sizes only
 Feed = list[Any]
 
 
@@ -66,7 +67,7 @@ def random_input(spec: InputSpec, shape: Sequence[int], generator: torch.Generat
 def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, small: int | None = None) -> Feed:
     """One entry for each placeholder, with the symbols of `sizes`.
 
-    small: what large images shrink to; small ones go to the odd size nearest to three quarters of theirs.
+    small: what large images shrink to; small ones go to three quarters of their size, see `_shrunk`.
 
     Floating values are rounded to the input's dtype, so that every dtype sees the same numbers.
     """
@@ -81,12 +82,19 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
             spec = replace(spec, high=_largest_index(node))
         shape = list(shape_of(node, sizes))
         if small is not None and len(shape) >= 4:
-            shape[-2:] = [small if s > small else 3 * s // 4 | 1 for s in shape[-2:]]
+            shape[-2:] = [_shrunk(s, small) for s in shape[-2:]]
         value = random_input(spec, shape, generator)
         if value.is_floating_point():
             value = value.to(spec.dtype).to(torch.float64)
         values.append(value.to(program.device))
     return values
+
+
+def _shrunk(size: int, small: int) -> int:
+    """The side of a smaller image: `small`, or three quarters; odd when `small` is, else a multiple of eight."""
+    if size > small:
+        return small
+    return 3 * size // 4 | 1 if small % 2 else 3 * size // 4 // 8 * 8 or size
 
 
 def _largest_index(node: fx.Node) -> float:
@@ -192,9 +200,11 @@ def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple
         truth = _runs(original, values)
         other = _runs(converted, values) if truth is not None else None
         fits = truth is not None and other is not None and _finite(truth) and _max_rel(truth, other) <= floor
-        if small is not None and not fits:
-            values = feed(original, sizes, generator)
+        for again in (EVEN_SIZE, None) if small is not None and not fits else ():
+            values = feed(original, sizes, generator, again)
             truth, other = _runs(original, values), _runs(converted, values)
+            if truth is not None and other is not None and _finite(truth) and _max_rel(truth, other) <= floor:
+                break
         if truth is None:
             if rounds:
                 continue
