@@ -13,7 +13,7 @@ from common import machine, say
 from reparam.files import write_atomically
 
 HERE = Path(__file__).parent
-SCRIPTS = ("conversion_time.py", "peak_memory.py", "ort_latency.py")
+SCRIPTS = ("conversion_time.py", "peak_memory.py", "ort_latency.py", "plain_cost.py")
 
 TEXT = """\
 # Benchmarks

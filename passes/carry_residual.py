@@ -131,14 +131,16 @@ def _spans(program: Program) -> dict[fx.Node, Span]:
 
 
 def _span_of(program: Program, node: fx.Node) -> Span | None:
-    """The span of a merge, as the graph is now."""
+    """The span of a merge, as the graph is now: what enters it may have been rewritten."""
     span = program.cache.get("spans", {}).get(node)
     if span is None or any(n._erased for n in span.nodes):
         program.cache["spans"] = _spans(program)
         span = program.cache["spans"].get(node)
     if span is None:
         return None
-    return Span(next(o for o in span.nodes[0].all_input_nodes if carries_data(o)), span.nodes)
+    inside = set(span.nodes)
+    entries = {o for n in span.nodes for o in n.all_input_nodes if carries_data(o) and o not in inside}
+    return Span(entries.pop(), span.nodes) if len(entries) == 1 else None
 
 
 def _tail(spans: list[Span], i: int) -> list[fx.Node]:
