@@ -85,7 +85,8 @@ def within(span: Span, node: fx.Node, place: dict[fx.Node, int]) -> Span | None:
         low, high = [entry, *outside], leave
     if not body or (entry is span.entry and leave is span.exit):
         return None
-    return Span(entry, tuple(body)) if body[-1] is leave else None
+    tensors = isinstance(entry.meta["val"], Tensor) and isinstance(leave.meta["val"], Tensor)
+    return Span(entry, tuple(body)) if tensors and body[-1] is leave else None
 
 
 def _between(node: fx.Node, entry: fx.Node, place: dict[fx.Node, int]) -> bool:
