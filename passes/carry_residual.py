@@ -27,13 +27,13 @@ from typing import Any, ClassVar
 from torch import fx
 
 from reparam.cost import batch_one, node_macs, spelled_out
-from reparam.gates import find_gates
+from reparam.gates import read_gate
 from reparam.lowering import Chain, lower
 from reparam.ops import ACTIVATIONS, ADDS, BATCH_NORMS, CATS, CONVS, DIVS, LINEARS, MATMULS, MULS, SUBS, aten, is_call
 from reparam.packing import Packer
 from reparam.program import Program, is_float
 from reparam.reading import read_network
-from reparam.regions import Span, carries_data, outermost, position_of, within
+from reparam.regions import Span, around, carries_data, outermost, position_of
 from reparam.rule import Match, Missed, Pattern, Rewrite, op
 from reparam.schedule import Broken, Planner, search
 from reparam.values import Refusal, why_not
@@ -60,18 +60,17 @@ class CarryResidual:
     def check(self, program: Program, match: Match) -> Chain | Missed | None:
         """Plans the span around this merge; Missed with the first thing in it that cannot be carried."""
         root = match.root
-        span = _span_of(program, root)
-        if span is None:
+        graph = _survey(program, root)
+        if not _is_merge(root) or root in graph.spelled:
             return None
-        gates = find_gates(program, span)
-        if root in gates:
-            return Missed(
-                root, "a squeeze-excite gate multiplies a value by a function of its own means; it stays a gate"
-            )
-        plan = self._plan(program, span)
+        span = graph.spans.get(root)
+        if is_call(root, MULS) and read_gate(program, root) is not None:
+            return Missed(root, "a squeeze-excite gate multiplies a value by a function of its means; it stays a gate")
+        plan = self._plan(program, span) if span is not None else Refusal(root, _ALIVE)
         if isinstance(plan, Refusal):
-            inner = within(span, root, position_of(program))
-            plan = self._plan(program, inner) if inner is not None else plan
+            inner = around(root, position_of(program))
+            found = self._plan(program, inner) if inner is not None and inner != span else plan
+            plan = found if span is None or not isinstance(found, Refusal) else plan
         if not isinstance(plan, Refusal):
             return plan
         return Missed(root, plan.reason if root.target in _LINEAR else why_not(root))
@@ -117,30 +116,50 @@ def _is_merge(node: fx.Node) -> bool:
     return node.target in _MERGES and len(operands) > 1
 
 
-def _spans(program: Program) -> dict[fx.Node, Span]:
-    """For each merge the span that it lies in. A linear result takes the layer behind it along, see `_tail`."""
-    found: dict[fx.Node, Span] = {}
+_ALIVE = (
+    "other values stay alive beside it (an output, a second input, a long skip), so no one register holds all"
+)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """The graph's merges, the span around each (if any), and the calls inside activations spelled by several calls."""
+
+    merges: frozenset[fx.Node]
+    spans: dict[fx.Node, Span]
+    spelled: dict[fx.Node, fx.Node]
+
+
+def _survey(program: Program, node: fx.Node) -> _Survey:
+    """The survey, made again when `node` is newer, or when what it says about `node` is out of date."""
+    survey: _Survey | None = program.cache.get("survey")
+    if survey is not None and node in survey.merges:
+        span = survey.spans.get(node)
+        if span is None or not any(n._erased for n in span.nodes):
+            if span is not None and span.entry._erased:
+                survey.spans[node] = Span(_entry(span), span.nodes)
+            return survey
+    program.cache["survey"] = made = _make_survey(program)
+    return made
+
+
+def _entry(span: Span) -> fx.Node:
+    """The value that enters a span, which may have been rewritten since."""
+    inside = set(span.nodes)
+    return next(o for n in span.nodes for o in n.all_input_nodes if carries_data(o) and o not in inside)
+
+
+def _make_survey(program: Program) -> _Survey:
+    """A span whose result is linear takes the layer behind it along, see `_tail`."""
     spelled = spelled_out(program)
+    merges = {n for n in program.calls() if _is_merge(n)}
+    found: dict[fx.Node, Span] = {}
     spans = outermost(program)
     for i, span in enumerate(spans):
-        merges = [n for n in span.nodes if _is_merge(n) and n not in spelled]
-        if merges:
-            whole = Span(span.entry, (*span.nodes, *_tail(spans, i)))
-            found.update(dict.fromkeys(merges, whole))
-    return found
-
-
-def _span_of(program: Program, node: fx.Node) -> Span | None:
-    """The span of a merge, as the graph is now: what enters it may have been rewritten."""
-    span = program.cache.get("spans", {}).get(node)
-    if span is None or any(n._erased for n in span.nodes):
-        program.cache["spans"] = _spans(program)
-        span = program.cache["spans"].get(node)
-    if span is None:
-        return None
-    inside = set(span.nodes)
-    entries = {o for n in span.nodes for o in n.all_input_nodes if carries_data(o) and o not in inside}
-    return Span(entries.pop(), span.nodes) if len(entries) == 1 else None
+        own = [n for n in span.nodes if n in merges and n not in spelled]
+        if own:
+            found.update(dict.fromkeys(own, Span(span.entry, (*span.nodes, *_tail(spans, i)))))
+    return _Survey(frozenset(merges), found, spelled)
 
 
 def _tail(spans: list[Span], i: int) -> list[fx.Node]:

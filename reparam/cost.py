@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+import torch
 from torch import fx
 
 from .ops import (
@@ -164,7 +165,7 @@ def is_chain(program: Program) -> bool:
 
 
 def _users(node: fx.Node, inside: dict[fx.Node, fx.Node]) -> int:
-    """The users of a value, an activation that is spelled by several calls counted once."""
+    """The users of a value but for its sizes, an activation that is spelled by several calls counted once."""
     own = inside.get(node)
-    users = {inside.get(u, u) for u in node.users}
+    users = {inside.get(u, u) for u in node.users if not isinstance(u.meta.get("val"), (int, torch.SymInt))}
     return 1 if own is not None and users == {own} else len(users)

@@ -41,6 +41,9 @@ def read_network(program: Program, span: Span, max_pool: str = "keep") -> Networ
         return e.refusal
 
 
+_ZEROS = frozenset({aten.zeros_like.default, aten.new_zeros.default})
+
+
 class _Reader(Holder):
     def __init__(self, program: Program, span: Span, max_pool: str) -> None:
         super().__init__(program, span)
@@ -99,6 +102,7 @@ class _Reader(Holder):
             (frozenset({operator.getitem}), self.item),
             (SLICES, self.slice),
             (ADDS | SUBS, self.sum),
+            (_ZEROS, lambda node: Form(shape_of(node)[self.axis], ())),
         )
 
     def layer(self, layer: Layer) -> Form:

@@ -1,14 +1,14 @@
 """Regions: the parts of a graph that one value enters and one value leaves.
 
 Between two points where a single tensor is alive, nothing else can be seen from outside, so that the part may be
-rewritten as a whole. `outermost` cuts the whole graph at such points; `within` finds the smallest region around one
-node, for the parts of a region that could not be rewritten as a whole.
+rewritten as a whole. `outermost` cuts the whole graph at such points; `around` finds the smallest region about one
+merge, for what could not be rewritten as a whole.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,87 +63,80 @@ def position_of(program: Program) -> dict[fx.Node, int]:
     return {n: i for i, n in enumerate(program.graph.nodes)}
 
 
-def within(span: Span, node: fx.Node, place: dict[fx.Node, int]) -> Span | None:
-    """The smallest span around `node` inside `span`; None when that is `span` itself."""
-    inside = set(span.nodes)
-    low, high = _operands(node), node
-    while True:
-        entry = _dominator(low, inside | {span.entry}, place)
-        if entry is None:
+def around(node: fx.Node, place: dict[fx.Node, int], limit: int = 400) -> Span | None:
+    """The smallest span that holds the merge `node`; None when there is none of at most `limit` calls.
+
+    Its input may be read elsewhere as well: only what lies inside must not be seen from outside.
+    """
+    sources, leave = _operands(node), node
+    for _ in range(limit):
+        entry = _dominator(sources, place)
+        if entry is None or place[entry] >= place[leave]:
             return None
-        leave = _post_dominator([entry], inside, place)
-        if leave is None:
+        body = _between(entry, leave, place, limit)
+        if body is None:
             return None
-        if place[leave] < place[high]:
-            leave = _post_dominator([entry, high], inside, place)
-            if leave is None:
+        inside = set(body)
+        outside = [o for n in body for o in _operands(n) if o is not entry and o not in inside]
+        seen = [n for n in body if n is not leave and any(u not in inside for u in n.users if _matters(u))]
+        if not outside and not seen:
+            tensors = isinstance(entry.meta["val"], Tensor) and isinstance(leave.meta["val"], Tensor)
+            return Span(entry, tuple(body)) if tensors else None
+        sources = [entry, *outside]
+        if seen:
+            later = _post_dominator([*seen, leave], place)
+            if later is None or later is leave:
                 return None
-        body = [n for n in span.nodes if place[entry] < place[n] <= place[leave] and _between(n, entry, place)]
-        outside = [o for n in body for o in _operands(n) if o is not entry and o not in set(body)]
-        if not outside:
-            break
-        low, high = [entry, *outside], leave
-    if not body or (entry is span.entry and leave is span.exit):
-        return None
-    tensors = isinstance(entry.meta["val"], Tensor) and isinstance(leave.meta["val"], Tensor)
-    return Span(entry, tuple(body)) if tensors and body[-1] is leave else None
+            leave = later
+    return None
 
 
-def _between(node: fx.Node, entry: fx.Node, place: dict[fx.Node, int]) -> bool:
-    """Whether `node` depends on `entry` (by values that lie behind it)."""
-    stack, seen = [node], set()
+def _matters(user: fx.Node) -> bool:
+    return user.op == "output" or carries_data(user)
+
+
+def _between(entry: fx.Node, leave: fx.Node, place: dict[fx.Node, int], limit: int) -> list[fx.Node] | None:
+    """The calls that `leave` needs and that lie behind `entry`, in execution order; None when they are too many."""
+    found: set[fx.Node] = set()
+    stack = [leave]
     while stack:
         n = stack.pop()
-        if n is entry:
-            return True
-        if n in seen or place[n] < place[entry]:
+        if n in found or n is entry or place[n] <= place[entry]:
             continue
-        seen.add(n)
+        if n.op != "call_function" or len(found) >= limit:
+            return None
+        found.add(n)
         stack.extend(_operands(n))
-    return False
+    return sorted(found, key=place.__getitem__)
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.all_input_nodes if carries_data(n)]
 
 
-def _dominator(nodes: Sequence[fx.Node], allowed: set[fx.Node], place: dict[fx.Node, int]) -> fx.Node | None:
+def _dominator(nodes: Sequence[fx.Node], place: dict[fx.Node, int]) -> fx.Node | None:
     """The latest node that every path to `nodes` passes: the frontier is walked back until it is one node."""
-    frontier = set(nodes)
-    heap = [-place[n] for n in frontier]
-    by_place = {place[n]: n for n in frontier}
-    heapq.heapify(heap)
-    while len(frontier) > 1:
-        node = by_place[-heapq.heappop(heap)]
-        frontier.discard(node)
-        operands = _operands(node)
-        if node not in allowed or not operands:
-            return None
-        for o in operands:
-            if o not in frontier:
-                frontier.add(o)
-                by_place[place[o]] = o
-                heapq.heappush(heap, -place[o])
-    only = next(iter(frontier), None)
-    return only if only in allowed else None
+    return _meet({n: -place[n] for n in nodes}, lambda n: {o: -place[o] for o in _operands(n)})
 
 
-def _post_dominator(nodes: Iterable[fx.Node], allowed: set[fx.Node], place: dict[fx.Node, int]) -> fx.Node | None:
-    """The earliest node that every path from `nodes` passes."""
-    start = list(nodes)
-    frontier = {u for n in start for u in n.users if carries_data(u) or u.op == "output"}
-    heap = [place[n] for n in frontier]
-    by_place = {place[n]: n for n in frontier}
+def _post_dominator(nodes: Sequence[fx.Node], place: dict[fx.Node, int]) -> fx.Node | None:
+    """The earliest call that every path from `nodes` passes."""
+    found = _meet({n: place[n] for n in nodes}, lambda n: {u: place[u] for u in n.users if _matters(u)})
+    return found if found is not None and found.op == "call_function" else None
+
+
+def _meet(frontier: dict[fx.Node, int], ahead: Callable[[fx.Node], dict[fx.Node, int]]) -> fx.Node | None:
+    """Replaces the first node of the frontier by those ahead of it until one is left; None when a path ends."""
+    heap = [(at, i, n) for i, (n, at) in enumerate(frontier.items())]
     heapq.heapify(heap)
-    while len(frontier) > 1:
-        node = by_place[heapq.heappop(heap)]
-        frontier.discard(node)
-        if node not in allowed:
+    known = set(frontier)
+    while len(heap) > 1:
+        _, _, node = heapq.heappop(heap)
+        following = ahead(node)
+        if not following:
             return None
-        for u in node.users:
-            if u not in frontier and (carries_data(u) or u.op == "output"):
-                frontier.add(u)
-                by_place[place[u]] = u
-                heapq.heappush(heap, place[u])
-    only = next(iter(frontier), None)
-    return only if only in allowed else None
+        for n, at in following.items():
+            if n not in known:
+                known.add(n)
+                heapq.heappush(heap, (at, len(known), n))
+    return heap[0][2] if heap else None
