@@ -55,6 +55,8 @@ def lower(program: Program, chain: Chain) -> fx.Node:
 def _origin(stage: Stage) -> fx.Node:
     """The node of the span that a layer stands for: the convolution of the first value that comes into being there."""
     node = stage.forms[0][0].node
+    if stage.kind != "layer":
+        return node
     seen = [node]
     for _ in range(_NEAR):
         operands = [i for n in seen for i in n.all_input_nodes if carries_data(i)]

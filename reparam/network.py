@@ -200,7 +200,8 @@ def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple
         truth = _runs(original, values)
         other = _runs(converted, values) if truth is not None else None
         fits = truth is not None and other is not None and _finite(truth) and _max_rel(truth, other) <= floor
-        for again in (EVEN_SIZE, None) if small is not None and not fits else ():
+        others = () if small is None or fits else (None,) if truth is None else (EVEN_SIZE, None)
+        for again in others:
             values = feed(original, sizes, generator, again)
             truth, other = _runs(original, values), _runs(converted, values)
             if truth is not None and other is not None and _finite(truth) and _max_rel(truth, other) <= floor:
