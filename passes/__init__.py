@@ -27,9 +27,9 @@ def fused_phases() -> tuple[Phase, ...]:
     return (Phase("clean", clean), Phase("fold", clean + fold), Phase("late", late))
 
 
-def plain_phases(carry: str = "auto", max_pool: str = "keep") -> tuple[Phase, ...]:
+def plain_phases(carry: str = "auto", max_pool: str = "keep", signed: str = "prelu") -> tuple[Phase, ...]:
     """The rules of the target `plain`: those of `fused`, then the register, which pays for what it carries."""
-    return (*fused_phases(), Phase("plain", (CarryResidual(carry, max_pool),), accepts_cost=True))
+    return (*fused_phases(), Phase("plain", (CarryResidual(carry, max_pool, signed),), accepts_cost=True))
 
 
 __all__ = [

@@ -7,7 +7,7 @@ carries, and sums and concatenations in the columns of the layer that reads them
 Fires on the last merge of a span of the graph that one value enters and one value leaves, when every value in it can be
 held in one register: basic and bottleneck blocks, strided and pooled shortcuts, pre-activation, inverted residuals,
 dense concatenation, branches of unequal depth, two-stream recurrences. Carried channels pass an activation unchanged
-(ReLU of what is never negative), or by a slope, bound or gate of their own.
+(ReLU of what is never negative), by a slope, bound or gate of their own, or in pairs, x = relu(x) - relu(-x).
 
 Refuses (Missed), naming the layer, when something in the span acts on all channels or positions at once (softmax,
 normalisation by statistics of the data, a max-pool that the skip does not take), when resolutions differ and cannot be
@@ -49,11 +49,13 @@ class CarryResidual:
     """Turns spans with merges into chains of layers.
 
     carry: auto (fewest multiply-accumulates), dense or grouped. max_pool: keep, or relu to spell them with ReLUs where
-    something has to be carried past them.
+    something has to be carried past them. signed: prelu, or relu to carry signed channels past ReLUs as pairs, x =
+    relu(x) - relu(-x).
     """
 
     carry: str = "auto"
     max_pool: str = "keep"
+    signed: str = "prelu"
     name: ClassVar[str] = "carry-residual"
     pattern: ClassVar[Pattern] = op(frozenset(_MERGES))
 
@@ -90,8 +92,8 @@ class CarryResidual:
         if isinstance(network, Refusal):
             refused[place] = network
             return network
-        planner, packer = Planner(network), Packer(self.carry)
-        key = (self.carry, network.signature)
+        planner, packer = Planner(network, self.signed), Packer(self.carry)
+        key = (self.carry, self.signed, network.signature)
         found = planner.lay_out(dict(known[key])) if key in known else search(planner, packer.price)
         if isinstance(found, Broken):
             refused[place] = Refusal(span.exit, found.reason)
@@ -116,9 +118,7 @@ def _is_merge(node: fx.Node) -> bool:
     return node.target in _MERGES and len(operands) > 1
 
 
-_ALIVE = (
-    "other values stay alive beside it (an output, a second input, a long skip), so no one register holds all"
-)
+_ALIVE = "other values stay alive beside it (an output, a second input, a long skip), so no one register holds all"
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,8 @@ def emit_activation(program: Program, joint: Joint, x: fx.Node, order: Tensor, a
     if joint.uniform is not None:
         args = fx.node.map_arg(joint.uniform.args, lambda n: n)
         return program.call(joint.uniform.target, (x, *args[1:]), joint.uniform.kwargs, like=like)
+    if joint.kind == "relu":
+        return program.call(aten.relu.default, (x,), like=like)
     stem = str(like.meta.get("module") or like.name)
 
     def weight(values: Tensor, name: str, *, flat: bool = False) -> fx.Node:

@@ -83,6 +83,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     to: opt.To = opt.Target.fused,
     carry: opt.CarryOption = opt.Carry.auto,
     max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
+    signed: opt.SignedOption = opt.Signed.prelu,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT.pt2", help="Default: MODEL-TARGET.pt2 beside MODEL.")
     ] = None,
@@ -114,7 +115,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     from . import cli_work, render
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    options = cli_work.Options(to.value, shapes, axes, seed, carry.value, max_pool.value)
+    options = cli_work.Options(to.value, shapes, axes, seed, carry.value, max_pool.value, signed.value)
     found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, outputs, force=force)
     report = found.as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
@@ -134,6 +135,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     to: opt.To = opt.Target.fused,
     carry: opt.CarryOption = opt.Carry.auto,
     max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
+    signed: opt.SignedOption = opt.Signed.prelu,
     input_shape: opt.InputShape = None,
     dynamic: opt.Dynamic = "batch",
     seed: opt.Seed = 0,
@@ -155,7 +157,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
     report = cli_work.explain_loaded(
-        session, loaded, cli_work.Options(to.value, shapes, axes, seed, carry.value, max_pool.value)
+        session, loaded, cli_work.Options(to.value, shapes, axes, seed, carry.value, max_pool.value, signed.value)
     ).as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
     if not quiet and json != STANDARD_OUTPUT:

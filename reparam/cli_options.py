@@ -49,6 +49,13 @@ class MaxPool(StrEnum):
     relu = "relu"
 
 
+class Signed(StrEnum):
+    """How signed channels are carried past a ReLU."""
+
+    prelu = "prelu"
+    relu = "relu"
+
+
 _SHAPE = typer.Option(
     "--input-shape",
     metavar="C,H,W",
@@ -76,6 +83,10 @@ CarryOption = Annotated[
 ]
 MaxPoolOption = Annotated[
     MaxPool, typer.Option("--max-pool", help="For --to plain: relu spells max-pools in blocks as a + relu(b - a).")
+]
+SignedOption = Annotated[
+    Signed,
+    typer.Option("--signed", help="For --to plain: relu carries signed channels as relu(x) - relu(-x), no PReLU."),
 ]
 InputShape = Annotated[list[str] | None, _SHAPE]
 Dynamic = Annotated[

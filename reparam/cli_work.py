@@ -156,6 +156,7 @@ class Options:
     seed: int
     carry: str = "auto"
     max_pool: str = "keep"
+    signed: str = "prelu"
 
     @property
     def batch(self) -> int:
@@ -183,6 +184,7 @@ def convert_loaded(
                 seed=options.seed,
                 carry=options.carry,
                 max_pool=options.max_pool,
+                signed=options.signed,
                 progress=tell,
             )
         _write(session, conversion, outputs, tell, force=force)
@@ -203,6 +205,7 @@ def explain_loaded(session: Session, loaded: Loaded, options: Options) -> Report
             seed=options.seed,
             carry=options.carry,
             max_pool=options.max_pool,
+            signed=options.signed,
             progress=tell,
         )
     return _completed(report, loaded, [])

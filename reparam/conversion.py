@@ -23,7 +23,11 @@ from .program import Program
 from .report import Report
 from .rule import Remark
 
-CHOICES: Mapping[str, tuple[str, ...]] = {"carry": ("auto", "grouped", "dense"), "max_pool": ("keep", "relu")}
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "carry": ("auto", "grouped", "dense"),
+    "max_pool": ("keep", "relu"),
+    "signed": ("prelu", "relu"),
+}
 TARGETS: Mapping[str, Callable[..., tuple[Phase, ...]]] = {
     "fused": lambda **_: fused_phases(),
     "plain": plain_phases,
@@ -67,6 +71,7 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     input_ranges: Sequence[Range] | None = None,
     carry: str = "auto",
     max_pool: str = "keep",
+    signed: str = "prelu",
 ) -> Conversion:
     """Rewrites `model` into the target form and proves that it is the same function.
 
@@ -75,11 +80,12 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     input_ranges: (low, high) of each tensor input; values are drawn from it and rules may rely on it.
     carry: for `plain`, how layers carry channels: auto (fewest multiply-accumulates), grouped or dense.
     max_pool: for `plain`, keep, or relu to spell max-pools beside other values as max(a, b) = a + relu(b - a).
+    signed: for `plain`, prelu, or relu to carry signed values past ReLUs as x = relu(x) - relu(-x), without PReLU.
 
     Raises InputError or CaptureError for a model that cannot be taken in, NotEquivalentError when the result is not
     the same function (naming the first rewrite that diverges).
     """
-    job = _Job(to, seed, progress, {"carry": carry, "max_pool": max_pool})
+    job = _Job(to, seed, progress, {"carry": carry, "max_pool": max_pool, "signed": signed})
     original = job.take_in(model, example_inputs, dynamic, input_ranges)
     final = original.copy()
     outcome = job.rewrite(final)
@@ -105,7 +111,7 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     return Conversion(to_module(emitted), emitted, original, report)
 
 
-def explain(
+def explain(  # noqa: PLR0913  # the keywords are the options
     model: nn.Module | torch.export.ExportedProgram,
     *example_inputs: Any,
     to: str = "fused",
@@ -115,9 +121,10 @@ def explain(
     input_ranges: Sequence[Range] | None = None,
     carry: str = "auto",
     max_pool: str = "keep",
+    signed: str = "prelu",
 ) -> Report:
     """A dry run: what would be rewritten, what would not and why, and the price. Raises like `convert`."""
-    job = _Job(to, seed, progress, {"carry": carry, "max_pool": max_pool})
+    job = _Job(to, seed, progress, {"carry": carry, "max_pool": max_pool, "signed": signed})
     original = job.take_in(model, example_inputs, dynamic, input_ranges)
     before = census(original)
     outcome = job.rewrite(original)

@@ -107,16 +107,16 @@ def _numbers(
     weight = torch.zeros(n_out, n_in // groups, *stage.window.size, dtype=FOLD_DTYPE, device=program.device)
     bias = torch.zeros(n_out, dtype=FOLD_DTYPE, device=program.device)
     into, out = _places(stage.before, orders[0]), _places(stage.after, orders[1])
-    created = {v for v, _ in stage.forms}
+    active = {v for v, _ in stage.forms if v.act.family != "linear"}
     for v, u, m in stage.blocks():
         numbers = fit(numbers_of(m), m.window, stage.window)
-        if v not in created and stage.joint.gain != 1.0:
+        if v not in active and stage.joint.gain != 1.0:
             numbers = numbers / stage.joint.gain
         _place(weight, numbers, m, out[v][m.rows : m.rows + m.n_out], into[u][m.cols : m.cols + m.n_in], groups)
     for v, form in stage.forms:
         shift = shift_vector(form, program.device)
         if shift is not None:
-            bias[out[v]] += shift
+            bias[out[v]] += shift if v in active else shift / stage.joint.gain
     return weight, bias
 
 

@@ -127,6 +127,8 @@ class _Reader(Holder):
             assert bias is not None
             if bool((bias != 0).any()):
                 form = replace(form, shifts=(*form.shifts, Shift(0, c_out, lambda: bias)))
+        if any(s > 1 for s in window.stride) and any(read_activation(program, u) is None for u in node.users):
+            form = reference(self.hold(node, form))  # a shortcut: its reader may come after others of its resolution
         return form
 
     def accumulated(self, node: fx.Node, x: Value, own: Map) -> Form:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from .activations import LINEAR, Joint, Slot, fit_activation
 from .forms import Form, Map, Value, apply_map, reference
 from .ops import arguments, op_name
+from .signs import Signs
 from .terms import Window, identity_window, uncropped, unite
 from .values import Network
 
@@ -82,12 +83,19 @@ class Broken:
 
 @dataclass
 class Planner:
-    """Lays out schedules of one network; what was computed once is kept."""
+    """Lays out schedules of one network; what was computed once is kept.
+
+    signed: "relu" lets signed values pass ReLUs as twins (see `signs`), "prelu" by slopes.
+    """
 
     network: Network
+    signed: str = "prelu"
     _forms: dict[tuple[int, frozenset[int]], Form | str] = field(default_factory=dict)
     _reach: dict[int, frozenset[int]] = field(default_factory=dict)
     _stages: dict[tuple[object, ...], Stage | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._signs = Signs(self.network)
 
     # ---- forms -------------------------------------------------------------------------------------------------------
 
@@ -152,7 +160,10 @@ class Planner:
                 register = stage.before
         if register != inputs:
             broken.add("a value is read before it exists")
-        return broken if broken.faults else Layers(tuple(sorted(levels.items())), tuple(reversed(stages)))
+        if broken.faults:
+            return broken
+        layers = tuple(reversed(stages))
+        return Layers(tuple(sorted(levels.items())), self._signs.split(layers) if self.signed == "relu" else layers)
 
     def _operands(
         self, register: Iterable[Value], created: list[Value], held: frozenset[int], levels: Levels
@@ -202,7 +213,7 @@ class Planner:
             window = joint
         window = uncropped(window)
         slots = [Slot(v.act if v in created else LINEAR, v.channels, v.low) for v in register]
-        fitted = fit_activation(slots)
+        fitted = self._signs.fit(register, slots) if self.signed == "relu" else fit_activation(slots)
         if isinstance(fitted, str):
             return fitted
         if fitted.parametric and fitted.family == "slopes" and self.network.axis != 1:
