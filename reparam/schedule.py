@@ -233,8 +233,9 @@ class Planner:
                 return "a gate leaves no room for another value of its layer"
             return Stage(before, register, tuple(forms), window, joint, len(self._stages))
         if carried or any(v.kind != "pool" or not _same_call(v, first) for v in created):
+            pool = next(v for v in created if v.kind == "pool")
             return (
-                f"{op_name(first.node)} takes the largest of several positions, so that nothing can be carried past it"
+                f"{op_name(pool.node)} takes the largest of several positions, so that nothing can be carried past it"
             )
         if any(f.bare is None for _, f in forms):
             return "a pool reads a value that no register holds"
