@@ -16,9 +16,10 @@ from torch import fx
 
 from .cost import batch_one, node_macs
 from .errors import RuleError
-from .evidence import Evidence, Region, check_region, find_region
+from .evidence import Evidence, check_region
 from .facts import ranges_of
 from .program import Program
+from .region_sizes import Region, find_region
 from .rule import Match, Missed, Remark, Rewrite, Rule
 
 MAX_ROUNDS = 50

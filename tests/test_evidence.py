@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from reparam.errors import RuleError
-from reparam.evidence import Evidence, _draw, check_region, find_region
+from reparam.evidence import Evidence, _draw, check_region
 from reparam.facts import ranges_of
 from reparam.kernels import scale_inputs, scale_outputs
 from reparam.layers import Layer, read_layer, weights, write_layer
 from reparam.ops import BATCH_NORMS, CONVS, TRANSPOSED_CONVS, aten, is_call
 from reparam.program import Program
+from reparam.region_sizes import find_region
 from reparam.rule import Match, Pattern, Rewrite, op
 
 Build = Callable[[Program, fx.Node], fx.Node]
