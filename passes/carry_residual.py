@@ -35,7 +35,8 @@ from reparam.program import Program, is_float
 from reparam.reading import read_network
 from reparam.regions import Span, around, carries_data, outermost, position_of
 from reparam.rule import Match, Missed, Pattern, Rewrite, op
-from reparam.schedule import Broken, Planner, search
+from reparam.schedule import Broken, Planner
+from reparam.search import search
 from reparam.values import Refusal, why_not
 
 _POINTWISE = frozenset(ACTIVATIONS) | {aten.prelu.default}
