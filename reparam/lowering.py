@@ -14,10 +14,11 @@ from .gates import emit_gate
 from .kernels import expand_groups
 from .layers import conv_call
 from .ops import WEIGHTED, aten, is_call
-from .packing import Layout, natural, width
+from .packing import Layout
 from .program import FOLD_DTYPE, Program
 from .regions import carries_data
 from .schedule import Layers, Stage
+from .slots import natural, width
 from .terms import fit
 from .values import Network
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .schedule import Layers, Stage
+from .slots import Labels, Slots, images_of, natural, width
 
-Labels = list[np.ndarray]
 LONGEST = 3
 MOST = 6
 
@@ -33,7 +33,7 @@ class Segment:
     macs: int
     widths: tuple[int, ...]
     groups: tuple[int, ...]
-    slots: _Slots = field(compare=False)
+    slots: Slots = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,6 @@ class Layout:
     macs: int
     groups: tuple[int, ...]
     orders: tuple[np.ndarray, ...]
-
-
-def natural(values: Sequence[object]) -> dict[object, int]:
-    """Where each value's channels start when a register holds its values one after the other."""
-    starts, at = {}, 0
-    for v in values:
-        starts[v] = at
-        at += v.channels  # type: ignore[attr-defined]
-    return starts
-
-
-def width(values: Sequence[object]) -> int:
-    return sum(v.channels for v in values)  # type: ignore[attr-defined]
 
 
 class Packer:
@@ -155,7 +142,7 @@ class Packer:
     def _multiple(self, stage: Stage) -> int:
         """How many results each channel of a depthwise layer has; 0 for any other layer."""
         if stage.serial not in self._depthwise:
-            images = _images(stage)
+            images = images_of(stage)
             self._depthwise[stage.serial] = 0 if images is None else max(len(i) for i in images)
         return self._depthwise[stage.serial]
 
@@ -316,7 +303,7 @@ def _segment(
     np.add.at(loads, home, counts)
     price = _price(run, loads.max(0), g, fine)
     widths = tuple(g * c for c in price.caps)
-    slots = _Slots(tuple(run), labels, names, home, g, price.caps)
+    slots = Slots(tuple(run), labels, names, home, g, price.caps)
     return Segment(0, len(run), price.macs, widths, price.groups, slots)
 
 
@@ -348,59 +335,3 @@ def stage_macs(stage: Stage, n_in: int, n_out: int, groups: int) -> int:
     if stage.kind == "gate":
         return n_in * stage.forms[0][0].gate_width * 2
     return stage.positions * math.prod(stage.window.size) * n_in * n_out // groups
-
-
-@dataclass(eq=False)
-class _Slots:
-    """The orders of a segment's registers, worked out when they are asked for."""
-
-    run: tuple[Stage, ...]
-    labels: Labels
-    names: np.ndarray
-    home: np.ndarray
-    g: int
-    caps: tuple[int, ...]
-
-    def orders(self) -> tuple[np.ndarray, ...]:
-        found = [self._by_bin(0)]
-        for i, stage in enumerate(self.run):
-            images = _images(stage)
-            found.append(self._by_bin(i + 1) if images is None else _follow(found[-1], images))
-        return tuple(found)
-
-    def _by_bin(self, i: int) -> np.ndarray:
-        where = self.home[np.searchsorted(self.names, self.labels[i])]
-        order = np.argsort(where, kind="stable")
-        starts = np.searchsorted(where[order], np.arange(self.g))
-        out = np.full(self.g * self.caps[i], -1)
-        place = where[order] * self.caps[i] + np.arange(len(order)) - starts[where[order]]
-        out[place] = order
-        return out
-
-
-def _images(stage: Stage) -> list[list[int]] | None:
-    """For each channel the results it alone goes to; None when some result has several sources."""
-    into, out = natural(stage.before), natural(stage.after)
-    n_out = width(stage.after)
-    images: list[list[int]] = [[] for _ in range(width(stage.before))]
-    total = 0
-    for v, u, m in stage.blocks():
-        if m.n_in != m.groups:
-            return None
-        total += m.n_out
-        if total > n_out:
-            return None
-        per = m.n_out // m.groups
-        for c in range(m.n_in):
-            images[into[u] + m.cols + c] += range(out[v] + m.rows + c * per, out[v] + m.rows + (c + 1) * per)
-    return images if len({c for i in images for c in i}) == n_out else None
-
-
-def _follow(order: np.ndarray, images: list[list[int]]) -> np.ndarray:
-    """The order of the results of a depthwise layer, padded to equally many for each channel."""
-    multiple = max(len(i) for i in images)
-    result: list[int] = []
-    for c in order:
-        own = images[c] if c >= 0 else []
-        result += own + [-1] * (multiple - len(own))
-    return np.array(result)
