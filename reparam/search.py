@@ -73,21 +73,20 @@ def _soonest(values: Iterable[Value], fixed: set[int], floor: Mapping[int, float
 
 
 def search(planner: Planner, price: Price) -> Layers | Broken:
-    """The cheapest schedule: all of them when they are few, else coordinate descent from the best of four starts."""
+    """The cheapest schedule: four starts, all around the first when they are few, then coordinate descent."""
     values = planner.network.values
     fixed = required(planner)
     start = earliest(planner, fixed)
     best = _Best(planner, price)
+    optional = {v.index for v in values if v.optional}
     best.offer(start)
+    best.offer(earliest(planner, fixed | {i for i in optional if _strides(values[i])}))
+    best.offer(earliest(planner, fixed | {i for i in optional if len(_readers(values, values[i])) > 1}))
+    best.offer(earliest(planner, fixed | optional))
     choices = {i: _choices(planner, start, i, fixed) for i in start if values[i].kind != "input"}
     if math.prod(len(c) for c in choices.values()) <= EXHAUSTIVE:
         for combination in itertools.product(*choices.values()):
             best.offer(dict(start) | dict(zip(choices, combination, strict=True)))
-        return best.result()
-    optional = {v.index for v in values if v.optional}
-    best.offer(earliest(planner, fixed | {i for i in optional if _strides(values[i])}))
-    best.offer(earliest(planner, fixed | {i for i in optional if len(_readers(values, values[i])) > 1}))
-    best.offer(earliest(planner, fixed | optional))
     for _ in range(SWEEPS):
         before = best.score
         for i in choices:
