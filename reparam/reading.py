@@ -22,12 +22,12 @@ from .forms import Form, Map, Shift, Value, add_forms, apply_map, cat_forms, ref
 from .gates import Gate, find_gates
 from .kernels import average_kernel
 from .layers import Layer, read_layer, weights
-from .ops import ADDS, AVG_POOLS, CATS, MAX_POOLS, PADS, SUBS, arguments, aten, is_call, op_name
+from .ops import ADDS, AVG_POOLS, CATS, MAX_POOLS, PADS, SUBS, arguments, aten, is_call, op_name, pair
 from .pool_by_relu import spell_max_pool
 from .program import Program, is_float, shape_of
 from .regions import Span, carries_data
-from .terms import Window, layer_window, pad_window, pool_window, zero_padding
-from .values import SLICES, SPLITS, Holder, Network, Refusal, Refused, why_not
+from .terms import Window, identity_window, layer_window, pad_window, pool_window, zero_padding
+from .values import SLICES, SPLITS, Holder, Network, Refusal, Refused, blocker, why_not
 
 
 def read_network(program: Program, span: Span, max_pool: str = "keep") -> Network | Refusal:
@@ -41,7 +41,8 @@ def read_network(program: Program, span: Span, max_pool: str = "keep") -> Networ
         return e.refusal
 
 
-_ZEROS = frozenset({aten.zeros_like.default, aten.new_zeros.default})
+_ZEROS = frozenset({aten.zeros_like.default, aten.new_zeros.default, aten.zeros.default})
+_OPEN_END = (None, 2**63 - 1)
 
 
 class _Reader(Holder):
@@ -170,7 +171,11 @@ class _Reader(Holder):
         return reference(self.hold(node, Form(x.channels, ((x, own),))))
 
     def max_pool(self, node: fx.Node) -> Form:
-        x = self.value_of(arguments(node)["self"])
+        args = arguments(node)
+        x = self.value_of(args["self"])
+        if set(pair(args["kernel_size"], self.ndim)) == {1} and args["stride"]:
+            window = replace(identity_window(self.ndim), stride=pair(args["stride"], self.ndim))
+            return reference(self.decimated(x, window, node))
         key = (x.index, str(node.args[1:]), str(node.kwargs))
         if key not in self.pools:  # twins are one value
             value = None if self.spell_max_pool else self.new(node, "pool", reference(x))
@@ -225,10 +230,22 @@ class _Reader(Holder):
         args = arguments(node)
         axis = int(args["dim"]) % self.rank
         whole, part = shape_of(args["self"]), shape_of(node)
+        if self.ndim and axis > self.axis and args.get("end") in _OPEN_END and args.get("start", 0) in (0, None):
+            return self.every(node, axis - 2, int(args.get("step", 1)))
         if axis != self.axis or args.get("step", 1) != 1 or not isinstance(args["start"] or 0, int):
             raise Refused(node, "it cuts along another axis than the channels, or with a step")
         start = int(args["start"] or 0)
         return slice_form(self.of(args["self"]), start % whole[axis] if start < 0 else start, part[axis])
+
+    def every(self, node: fx.Node, axis: int, step: int) -> Form:
+        """Every step-th position along one spatial axis; after the last of several such cuts a value of its own."""
+        flat = identity_window(self.ndim)
+        window = replace(flat, stride=tuple(step if a == axis else 1 for a in range(self.ndim)))
+        c = shape_of(node)[self.axis]
+        made = apply_map(Map(window, c, 0, c, 0, c, unit), self.of(arguments(node)["self"]))
+        if isinstance(made, str):
+            raise Refused(node, made)
+        return made if all(is_call(u, SLICES) for u in node.users) else reference(self.hold(node, made))
 
     def sum(self, node: fx.Node) -> Form:
         args = arguments(node)
