@@ -90,7 +90,7 @@ def search(planner: Planner, price: Price) -> Layers | Broken:
     for _ in range(SWEEPS):
         before = best.score
         for i in choices:
-            for level in _choices(planner, best.levels, i, fixed):
+            for level in _choices(planner, best.levels, i, fixed, between=best.layers is None):
                 if best.offers * len(values) >= OFFERS:
                     return best.result()
                 best.offer(dict(best.levels) | {i: level})
@@ -146,8 +146,13 @@ def _compressed(levels: Mapping[int, float | None]) -> dict[int, float | None]:
     return {i: None if t is None else rank[t] for i, t in levels.items()}
 
 
-def _choices(planner: Planner, levels: Mapping[int, float | None], index: int, fixed: set[int]) -> list[float | None]:
-    """Levels for one value between what it reads and what reads it, also new ones between two others."""
+def _choices(
+    planner: Planner, levels: Mapping[int, float | None], index: int, fixed: set[int], *, between: bool = False
+) -> list[float | None]:
+    """Levels for one value between what it reads and what reads it.
+
+    Optional values may take new ones between two others; `between`: any value may.
+    """
     values = planner.network.values
     value = values[index]
     optional = value.optional and index not in fixed
@@ -157,6 +162,8 @@ def _choices(planner: Planner, levels: Mapping[int, float | None], index: int, f
         return [levels[index]]
     grid = [k / 2 for k in range(int(2 * low) + 1, int(min(high, top + 1) * 2))]
     if not optional:
+        if between:
+            return list(grid)
         grid = [t for t in grid if t == int(t)] or [levels[index] or 0.0]
         return list(grid)
     return [None, *grid]
