@@ -26,15 +26,16 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from reparam.cost import batch_one, node_macs, spelled_out
+from reparam.cost import spelled_out
 from reparam.gates import read_gate
 from reparam.lowering import Chain, lower
-from reparam.ops import ACTIVATIONS, ADDS, BATCH_NORMS, CATS, CONVS, DIVS, LINEARS, MATMULS, MULS, SUBS, aten, is_call
+from reparam.ops import ACTIVATIONS, ADDS, BATCH_NORMS, CATS, CONVS, LINEARS, MULS, SUBS, aten, is_call, op_name
 from reparam.packing import Packer
+from reparam.prices import facts_of, price
 from reparam.program import Program, is_float
 from reparam.reading import read_network
 from reparam.regions import Span, around, carries_data, outermost, position_of
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.rule import ANY, Match, Missed, Pattern, Rewrite
 from reparam.schedule import Broken, Planner
 from reparam.search import search
 from reparam.values import Refusal, why_not
@@ -42,7 +43,6 @@ from reparam.values import Refusal, why_not
 _POINTWISE = frozenset(ACTIVATIONS) | {aten.prelu.default}
 _FOLLOWS = _POINTWISE | CONVS | LINEARS | BATCH_NORMS
 _LINEAR = ADDS | SUBS | CATS
-_MERGES = _LINEAR | MULS | DIVS | MATMULS | {aten.maximum.default, aten.minimum.default}
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,15 @@ class CarryResidual:
     max_pool: str = "keep"
     signed: str = "prelu"
     name: ClassVar[str] = "carry-residual"
-    pattern: ClassVar[Pattern] = op(frozenset(_MERGES))
+    pattern: ClassVar[Pattern] = ANY
 
     def check(self, program: Program, match: Match) -> Chain | Missed | None:
         """Plans the span around this merge; Missed with the first thing in it that cannot be carried."""
         root = match.root
+        if not _is_merge(root):
+            return None
         graph = _survey(program, root)
-        if not _is_merge(root) or root in graph.spelled:
+        if root in graph.spelled:
             return None
         span = graph.spans.get(root)
         if is_call(root, MULS) and read_gate(program, root) is not None:
@@ -73,15 +75,16 @@ class CarryResidual:
         if isinstance(plan, Refusal):
             inner = around(root, position_of(program))
             found = self._plan(program, inner) if inner is not None and inner != span else plan
-            plan = found if span is None or not isinstance(found, Refusal) else plan
+            plan = found if inner is not None else plan
         if not isinstance(plan, Refusal):
             return plan
-        return Missed(root, plan.reason if root.target in _LINEAR else why_not(root))
+        return Missed(root, _told(plan, root) if root.target in _LINEAR else why_not(root))
 
     def rewrite(self, program: Program, plan: Chain) -> Rewrite:
         """The layers of the chain."""
         made = lower(program, plan)
-        return Rewrite({plan.network.span.exit: made}, describe(program, plan))
+        block = price(program, plan, made)
+        return Rewrite({plan.network.span.exit: made}, str(block), block.as_dict(), facts_of(program, plan))
 
     def _plan(self, program: Program, span: Span) -> Chain | Refusal:
         refused: dict[object, Refusal] = program.cache.setdefault("refused", {})
@@ -97,26 +100,28 @@ class CarryResidual:
         key = (self.carry, self.signed, network.signature)
         found = planner.lay_out(dict(known[key])) if key in known else search(planner, packer.price)
         if isinstance(found, Broken):
-            refused[place] = Refusal(span.exit, found.reason)
+            refused[place] = Refusal(None, found.reason)
             return refused[place]
         known[key] = found.levels
         return Chain(network, found, packer.lay(found))
 
 
-def describe(program: Program, plan: Chain) -> str:
-    """What the chain costs, and where it is grouped."""
-    env = batch_one(program)
-    before = sum(node_macs(n, env) for n in plan.network.span.nodes)
-    grouped = [g for g in plan.layout.groups if g > 1]
-    count = len(plan.layers.stages)
-    ratio = f", {plan.layout.macs / before:.2f} x the multiply-accumulates" if before else ""
-    groups = f", grouped {', '.join(map(str, grouped))}" if grouped else ""
-    return f"a chain of {count} layer{'s' if count != 1 else ''}{ratio}{groups}"
+def _told(refusal: Refusal, root: fx.Node) -> str:
+    """The reason, with the place of the call that it speaks of when that is not the merge itself."""
+    node = refusal.node
+    if node is None or node is root:
+        return refusal.reason
+    name, place = op_name(node), node.meta.get("module")
+    if not place:
+        return refusal.reason
+    if refusal.reason.startswith(f"{name} "):
+        return f"{name} at '{place}'{refusal.reason[len(name) :]}"
+    return f"{refusal.reason} ({name} at '{place}')"
 
 
 def _is_merge(node: fx.Node) -> bool:
     operands = [i for i in node.all_input_nodes if carries_data(i) and is_float(i)]
-    return node.target in _MERGES and len(operands) > 1
+    return node.op == "call_function" and len(operands) > 1
 
 
 _ALIVE = "other values stay alive beside it (an output, a second input, a long skip), so no one register holds all"

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from .ops import arguments, aten, is_call
+from .ops import arguments, aten, is_call, op_name
 from .program import FOLD_DTYPE, Program
 
 Family = Literal["linear", "slopes", "bounds", "gates", "fixed"]
@@ -145,10 +145,16 @@ def fit_activation(slots: Sequence[Slot]) -> Joint | str:
     if families == {"gates"} and len({s.act.kind for s in active}) == 1:
         return Joint("gates", first.kind, None, tuple(slots), parametric=True)
     if len({s.act.signature for s in active}) > 1:
-        kinds = sorted({s.act.kind.split(".")[-2] if "." in s.act.kind else s.act.kind for s in active})
-        return f"{' and '.join(kinds)} share no activation that also carries"
-    name = first.kind.split(".")[-2] if "." in first.kind else first.kind
-    return f"{name} changes every value, so no channel can be carried past it"
+        return f"{' and '.join(sorted({_named(s.act) for s in active}))} share no activation that also carries"
+    return f"{_named(first)} changes every value, so that nothing can be carried past it"
+
+
+def _named(act: Activation) -> str:
+    """`elu at 'layer1.0.act'`"""
+    if act.node is None:
+        return act.kind
+    place = act.node.meta.get("module")
+    return f"{op_name(act.node)} at '{place}'" if place else op_name(act.node)
 
 
 def _keeps_positive(act: Activation) -> bool:

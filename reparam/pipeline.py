@@ -185,17 +185,20 @@ class Driver:
 
     def _accept(self, rule: Rule, node: fx.Node, rewrite: Rewrite, evidence: Evidence, macs: int, params: int) -> None:
         self.outcome.kinds[evidence.kind] += 1
+        module = node.meta.get("module", "")
+        self.outcome.remarks += [Remark("analysis", rule.name, module, node.name, fact) for fact in rewrite.facts]
         self.outcome.remarks.append(
             Remark(
                 kind="passed",
                 rule=rule.name,
-                module=node.meta.get("module", ""),
+                module=module,
                 node=node.name,
                 message=rewrite.message,
                 max_abs=evidence.max_abs,
                 evidence=evidence.kind,
                 macs=macs,
                 params=params,
+                block=rewrite.block,
             )
         )
 

@@ -27,18 +27,19 @@ from .pool_by_relu import spell_max_pool
 from .program import Program, is_float, shape_of
 from .regions import Span, carries_data
 from .terms import Window, identity_window, layer_window, pad_window, pool_window, zero_padding
-from .values import SLICES, SPLITS, Holder, Network, Refusal, Refused, blocker, why_not
+from .values import SLICES, SPLITS, Holder, Network, Refusal, Refused, first_wall, why_not
 
 
 def read_network(program: Program, span: Span, max_pool: str = "keep") -> Network | Refusal:
-    """The span as values and forms, or the first thing in it that has no place in a register.
+    """The span as values and forms, or the first thing in it that has no place in a register, walls before all else.
 
     max_pool: "relu" spells max-pools with ReLUs, "keep" leaves them, which lets nothing be carried past.
     """
     try:
         return _Reader(program, span, max_pool).read()
     except Refused as e:
-        return e.refusal
+        wall = first_wall(span)
+        return e.refusal if wall is None else Refusal(wall, why_not(wall))
 
 
 _ZEROS = frozenset({aten.zeros_like.default, aten.new_zeros.default, aten.zeros.default})

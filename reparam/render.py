@@ -6,6 +6,7 @@ come from a file are never read as markup.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from rich.text import Text
 from .cli_session import one_line
 
 MODULES_SHOWN = 6
+MERGES = "carry-residual"  # the rule whose refusals are the merges and gates that are left
 ROWS = (
     ("nodes", "nodes"),
     ("merges", "merges"),
@@ -49,12 +51,15 @@ def render_conversion(report: Row, arch: str, *, listed: Sequence[Row]) -> list[
     parts: list[RenderableType] = [line(f"{_title(report, arch)} -> {outputs}", "bold")]
     parts += [line(text) for text in evidence_lines(report)]
     parts += [census_table(report)]
+    parts += _blocks_section(report, alike=True)
     passed = _by_rule(_of_kind(report, "passed"))
     done = ", ".join(f"{len(remarks)} {rule}" for rule, remarks in passed.items())
     parts.append(line(f"rewrites: {done or 'none'}"))
-    missed = len(_of_kind(report, "missed"))
-    if missed:
-        parts.append(line(f"not done: {missed}; reparam explain says why"))
+    missed = _of_kind(report, "missed")
+    merges = [r for r in missed if r["rule"] == MERGES]
+    parts += _reasons(merges, f"merges and gates that stay: {len(merges)}")
+    if len(missed) > len(merges):
+        parts.append(line(f"not done: {len(missed) - len(merges)}; reparam explain says why"))
     parts += _notes(report)
     parts += _listing(listed)
     parts.append(line(seconds_line(report)))
@@ -65,6 +70,7 @@ def render_explanation(report: Row, arch: str, *, listed: Sequence[Row], missed:
     """What `explain` prints: every rewrite by rule with its price, every refusal with its reason."""
     parts: list[RenderableType] = [line(f"{_title(report, arch)}, target {report['target']}, dry run", "bold")]
     parts += [census_table(report)]
+    parts += _blocks_section(report, alike=False)
     parts += _passed_section(_of_kind(report, "passed"))
     parts += _missed_section(missed)
     parts += _notes(report)
@@ -152,12 +158,51 @@ def _missed_section(remarks: Sequence[Row]) -> list[RenderableType]:
         return []
     parts: list[RenderableType] = [line(f"not done: {len(remarks)}", "bold")]
     for rule, group in _by_rule(remarks).items():
-        parts.append(line(f"{rule}: {len(group)}", indent=2))
-        reasons: dict[str, list[str]] = {}
-        for remark in group:
-            reasons.setdefault(remark["message"], []).append(_place(remark))
-        parts += [line(f"{_few(places)}: {reason}", indent=4) for reason, places in reasons.items()]
+        parts += _reasons(group, f"{rule}: {len(group)}", indent=2)
     return parts
+
+
+def _reasons(remarks: Sequence[Row], title: str, indent: int = 0) -> list[RenderableType]:
+    """Each reason with the modules that share it; reasons that differ in the layers they name are one, with '…'."""
+    alike: dict[str, list[Row]] = {}
+    for remark in remarks:
+        alike.setdefault(re.sub(r"'[^']*'", "'…'", remark["message"]), []).append(remark)
+    parts: list[RenderableType] = [line(title, indent=indent)] if remarks else []
+    for reason, group in alike.items():
+        same = len({r["message"] for r in group}) == 1
+        places = _few([_place(r) for r in group])
+        parts.append(line(f"{places}: {group[0]['message'] if same else reason}", indent=indent + 2))
+    return parts
+
+
+def _blocks_section(report: Row, *, alike: bool) -> list[RenderableType]:
+    """What each chain costs, in the order of the network. alike: blocks of one price share a line."""
+    rows: dict[object, list[Row]] = {}
+    for i, block in enumerate(report.get("blocks", [])):
+        numbers = {k: v for k, v in block.items() if k != "module"}
+        rows.setdefault(str(numbers) if alike else i, []).append(block)
+    if not rows:
+        return []
+    numeric = ("layers", "MACs before", "after", "x", "parameters x")
+    made = table("block", *numeric, "groups", "carried", right=numeric)
+    for group in rows.values():
+        b = group[0]
+        made.add_row(
+            one_line(_few([g["module"] or "the network" for g in group])),
+            str(b["layers"]),
+            f"{b['macs_before']:,}",
+            f"{b['macs_after']:,}",
+            _ratio(b["macs_after"], b["macs_before"]),
+            _ratio(b["params_after"], b["params_before"]),
+            "-".join(map(str, b["groups"])),
+            ", ".join(b["carried"]) or "-",
+        )
+    total = sum(len(g) for g in rows.values())
+    return [line(f"chains: {total}", "bold"), made]
+
+
+def _ratio(after: int, before: int) -> str:
+    return f"{after / before:.2f}" if before else "-"
 
 
 def _place(remark: Row) -> str:
@@ -171,7 +216,7 @@ def _few(places: Sequence[str]) -> str:
 
 
 def _notes(report: Row) -> list[RenderableType]:
-    return [line(f"note: {r['message']}") for r in _of_kind(report, "analysis")]
+    return [line(f"note: {r['message']}") for r in _of_kind(report, "analysis") if not r["module"] and not r["node"]]
 
 
 def _listing(remarks: Sequence[Row]) -> list[RenderableType]:

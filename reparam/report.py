@@ -57,6 +57,11 @@ class Report:
         """Records how long the phase `name` took."""
         self.seconds[name] = self.seconds.get(name, 0.0) + value
 
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        """The price of each span that became a chain, in the order in which they did."""
+        return [dict(r.block) for r in self.remarks if r.block is not None]
+
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values, with the keys that scripts may rely on."""
         phases = ("load", "capture", "rewrite", "verify", "emit")
@@ -72,6 +77,7 @@ class Report:
             "plain": self.plain,
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
+            "blocks": self.blocks,
             "evidence": self._evidence(),
             "remarks": [r.as_dict() for r in self.remarks],
             "seconds": {p: round(self.seconds.get(p, 0.0), 3) for p in phases},

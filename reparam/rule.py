@@ -71,10 +71,15 @@ class Missed:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What a rule made: for each old value its replacement, and one sentence for the remark."""
+    """What a rule made: for each old value its replacement, and one sentence for the remark.
+
+    block: figures for the report's `blocks`. facts: sentences on what was assumed, for remarks of their own.
+    """
 
     replace: Mapping[fx.Node, fx.Node]
     message: str
+    block: Mapping[str, Any] | None = None
+    facts: tuple[str, ...] = ()
 
 
 class Rule(Protocol):
@@ -92,7 +97,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Remark:
-    """One line of the report. `max_abs` is the measured float64 error of a passed rewrite."""
+    """One line of the report. `max_abs` is the measured float64 error of a passed rewrite, `block` its own figures."""
 
     kind: Literal["passed", "missed", "analysis"]
     rule: str
@@ -103,6 +108,7 @@ class Remark:
     evidence: str | None = None
     macs: int = 0
     params: int = 0
+    block: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The remark as the report's JSON has it; keys without a value are left out."""

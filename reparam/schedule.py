@@ -212,7 +212,9 @@ class Planner:
         if isinstance(fitted, str):
             return fitted
         if fitted.parametric and fitted.family == "slopes" and self.network.axis != 1:
-            return "PReLU has slopes along axis 1 only"
+            pairs = self._signs.fit(register, slots)
+            able = isinstance(pairs, Joint) and not pairs.parametric
+            return "PReLU has slopes along axis 1 only" + ("; --signed relu needs none" if able else "")
         return Stage(before, register, tuple(forms), window, fitted, len(self._stages))
 
     def _whole(
@@ -230,7 +232,8 @@ class Planner:
         if carried or any(v.kind != "pool" or not _same_call(v, first) for v in created):
             pool = next(v for v in created if v.kind == "pool")
             return (
-                f"{op_name(pool.node)} takes the largest of several positions, so that nothing can be carried past it"
+                f"{op_name(pool.node)} takes the largest of several positions, so that nothing can be carried past it; "
+                "--max-pool relu spells it with ReLUs"
             )
         if any(f.bare is None for _, f in forms):
             return "a pool reads a value that no register holds"

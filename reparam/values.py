@@ -12,20 +12,21 @@ from torch import fx
 from .activations import Activation
 from .facts import ranges_of
 from .forms import Form, Value, cat_forms, reference, slice_form
-from .ops import LINEARS, arguments, aten, is_call, op_name
-from .program import Program, fixed_size, shape_of
+from .ops import BATCH_NORMS, LINEARS, MATMULS, MOVEMENTS, NORMS, arguments, aten, is_call, op_name
+from .program import Program, fixed_size, is_float, shape_of
 from .regions import Span, carries_data
 from .terms import Window
 
+_ACROSS = (NORMS - BATCH_NORMS) | MATMULS | {aten.softmax.int}
 SLICES = frozenset({aten.slice.Tensor, aten.narrow.default})
 SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default})
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a span cannot become one chain: at which node, and the reason."""
+    """Why a span cannot become one chain: the reason, and at which node (None when it lies in the whole)."""
 
-    node: fx.Node
+    node: fx.Node | None
     reason: str
 
 
@@ -126,7 +127,8 @@ class Holder:
 
     def of(self, node: Any) -> Form:
         if not isinstance(node, fx.Node) or node not in self.forms:
-            raise Refused(self.span.exit, "it reads a value that is not one tensor of the span")
+            where = node if isinstance(node, fx.Node) else self.span.exit
+            raise Refused(where, f"{op_name(where)} is read by a call that has no place for it in a register")
         return self.forms[node]
 
     def finish(self, node: fx.Node, form: Form) -> None:
@@ -176,6 +178,16 @@ def why_not(node: fx.Node) -> str:
     data = [i for i in node.all_input_nodes if carries_data(i)]
     if len(data) > 1:
         return f"{op_name(node)} combines {len(data)} values that depend on the input, and is not linear in them"
-    return (
-        f"{op_name(node)} acts on all channels or positions of a value at once, so that nothing can be carried past it"
-    )
+    name = op_name(node)
+    if not any(is_float(i) for i in data):
+        return f"{name} makes a value that depends on the sizes of the input alone, which is no channel of a register"
+    if is_call(node, NORMS):
+        return f"{name} divides by statistics of all channels or positions, so that nothing can be carried past it"
+    if is_call(node, MOVEMENTS):
+        return f"{name} changes the shape or the order of the axes, and a register keeps its channels on one axis"
+    return f"{name} acts on all channels or positions of a value at once, so that nothing can be carried past it"
+
+
+def first_wall(span: Span) -> fx.Node | None:
+    """The first call of the span that no change of layout would let anything past."""
+    return next((n for n in span.nodes if is_call(n, _ACROSS)), None)

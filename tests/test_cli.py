@@ -21,7 +21,7 @@ from reparam.cli_work import describe_twins
 VERBS = ("convert", "explain", "verify", "diff", "passes", "doctor")
 REPORT_KEYS = {
     "schema", "reparam", "input", "outputs", "arch", "arch_inferred", "target", "equivalent", "plain", "before",
-    "after", "evidence", "remarks", "seconds",
+    "after", "blocks", "evidence", "remarks", "seconds",
 }  # fmt: skip
 CENSUS_KEYS = {"nodes", "merges", "gates", "convs", "norms", "params", "macs"}
 
