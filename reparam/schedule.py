@@ -220,13 +220,14 @@ class Planner:
     def _whole(
         self, register: Register, before: Register, forms: list[tuple[Value, Form]], carried: list[Value]
     ) -> Stage | str:
-        """A pool of the whole register, or one gate; neither is a convolution."""
+        """A pool of the whole register, or one gate; neither is a convolution, and both keep the order of values."""
         created = [v for v, _ in forms]
         first = created[0]
         window = identity_window(len(first.space))
         joint = Joint("linear", "linear", None, tuple(Slot(LINEAR, v.channels, v.low) for v in register))
         if first.kind == "gate":
-            if len(created) > 1 or first.operands[0] in carried:
+            same = tuple(first.operands[0] if v is first else v for v in register)
+            if len(created) > 1 or same != before:
                 return "a gate leaves no room for another value of its layer"
             return Stage(before, register, tuple(forms), window, joint, len(self._stages))
         if carried or any(v.kind != "pool" or not _same_call(v, first) for v in created):
@@ -235,7 +236,7 @@ class Planner:
                 f"{op_name(pool.node)} takes the largest of several positions, so that nothing can be carried past it; "
                 "--max-pool relu spells it with ReLUs"
             )
-        if any(f.bare is None for _, f in forms):
+        if tuple(f.bare for _, f in forms) != before:
             return "a pool reads a value that no register holds"
         return Stage(before, register, tuple(forms), window, joint, len(self._stages))
 

@@ -132,7 +132,13 @@ class Holder:
         return self.forms[node]
 
     def finish(self, node: fx.Node, form: Form) -> None:
-        """The result comes last in the list, and is never optional."""
+        """The result comes last in the list, and is never optional. Pools and gates follow their operands.
+
+        They keep the order of the register that they act on as a whole, and registers are ordered like the list.
+        """
+        for whole in [v for v in self.values if v.kind in ("pool", "gate")]:
+            self.values.remove(whole)
+            self.values.insert(self.values.index(whole.operands[0]) + 1, whole)
         value = form.bare
         if value is None or value.node is not node:
             self.new(node, "layer", form)
