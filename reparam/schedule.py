@@ -225,7 +225,7 @@ class Planner:
         first = created[0]
         window = identity_window(len(first.space))
         joint = Joint("linear", "linear", None, tuple(Slot(LINEAR, v.channels, v.low) for v in register))
-        if first.kind == "gate":
+        if any(v.kind == "gate" for v in created):
             same = tuple(first.operands[0] if v is first else v for v in register)
             if len(created) > 1 or same != before:
                 return "a gate leaves no room for another value of its layer"
