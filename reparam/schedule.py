@@ -226,8 +226,8 @@ class Planner:
         window = identity_window(len(first.space))
         joint = Joint("linear", "linear", None, tuple(Slot(LINEAR, v.channels, v.low) for v in register))
         if any(v.kind == "gate" for v in created):
-            same = tuple(first.operands[0] if v is first else v for v in register)
-            if len(created) > 1 or same != before:
+            alone = len(created) == 1
+            if not alone or tuple(first.operands[0] if v is first else v for v in register) != before:
                 return "a gate leaves no room for another value of its layer"
             return Stage(before, register, tuple(forms), window, joint, len(self._stages))
         if carried or any(v.kind != "pool" or not _same_call(v, first) for v in created):
