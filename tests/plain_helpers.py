@@ -85,15 +85,15 @@ def assert_carried_rows_matter(fused: Fused, x: Tensor) -> None:
 
 
 def carrying_rows(program: Program) -> dict[str, list[int]]:
-    """For each weight of a layer the rows that hold a single one, or, where they pool, equal parts of one."""
+    """For each weight of a layer the rows that hold one entry above zero, or, where they pool, several equal ones."""
     found = {}
     for node in program.calls():
         if not is_call(node, WEIGHTED):
             continue
         weight = arguments(node)["weight"]
         value = program.constants[str(weight.target)].value.flatten(1)
-        taps = (value != 0).sum(1, keepdim=True)
-        alone = ((value * taps == 1) | (value == 0)).all(1) & (taps.flatten() > 0)
+        top = value.amax(1, keepdim=True)
+        alone = ((value == top) | (value == 0)).all(1) & (top.flatten() > 0) & (value == 0).any(1)
         if bool(alone.any()) and value.shape[1] > 1:
             found[str(weight.target)] = alone.nonzero().flatten().tolist()
     return found
