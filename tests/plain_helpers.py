@@ -29,7 +29,6 @@ from reparam.pipeline import Phase
 from reparam.program import Program
 from reparam.rule import Rewrite
 
-
 SOME = 6  # rows of a layer that are spoiled, one at a time
 
 

@@ -89,7 +89,7 @@ MOVES = "changes the shape or the order of the axes, and a register keeps its ch
         (
             lambda m, x: F.relu(m.up(F.relu(m.down(x))) + x),
             {"down": nn.Conv2d(4, 4, 3, 2, 1), "up": nn.ConvTranspose2d(4, 4, 2, 2)},
-            "a transposed convolution enlarges the map, and nothing can be carried past it (conv_transpose2d at '2.up')",
+            "a transposed convolution enlarges the map, and nothing can be carried past it",
         ),
         (
             lambda m, x: F.relu(m.b(F.interpolate(F.relu(m.down(x)), scale_factor=2.0)) + x),
