@@ -13,6 +13,10 @@ Refuses (Missed), naming the layer, when something in the span acts on all chann
 normalisation by statistics of the data, a max-pool that the skip does not take), when resolutions differ and cannot be
 met exactly, or when an activation lets nothing through.
 
+Options. carry: auto (fewest multiply-accumulates: grouped layers where carried channels fill whole groups), grouped or
+dense. max_pool: keep, or relu to spell max-pools in blocks as max(a, b) = a + relu(b - a). signed: prelu, or relu to
+carry signed channels past ReLUs in pairs, at twice the channels and without PReLU.
+
 Source: Meng et al., "RMNet: Equivalently Removing Residual Connection from Networks" (2021), generalised to liveness.
 
     relu(conv(relu(conv(x))) + x)        becomes        relu(conv(relu(conv(x))))
