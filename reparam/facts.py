@@ -109,6 +109,11 @@ class Ranges:
             stack.pop()
         return self._known[node]
 
+    def inherit(self, old: fx.Node, new: fx.Node) -> None:
+        """`new` takes the place of `old`: they are equal, so that what is known of one holds for the other."""
+        (low, high), (other_low, other_high) = self.of(old), self.of(new)
+        self._known[new] = (max(low, other_low), min(high, other_high))
+
     def nonnegative(self, node: fx.Node) -> bool:
         """True when every element is proven to be at least zero."""
         return self.of(node)[0] >= 0.0

@@ -215,6 +215,7 @@ class Driver:
     def _commit(self, rewrite: Rewrite, region: Region, created: list[fx.Node]) -> list[fx.Node]:
         neighbours: dict[fx.Node, None] = {}
         for old, new in rewrite.replace.items():
+            ranges_of(self.program).inherit(old, new)
             old.replace_all_uses_with(new)
         for n in reversed(region.old):
             if not n.users:
