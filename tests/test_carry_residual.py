@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import EXACT, Lambda, doubles, graph_text, healthy, max_rel, module_rel
+from helpers import EXACT, Lambda, conv_bn, doubles, graph_text, healthy, max_rel, module_rel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_blocks import (
@@ -298,6 +298,14 @@ def test_a_sum_whose_shift_would_meet_a_border_unless_it_is_held() -> None:
         )
     )
     assert_chain(model, 2, 3, 5, 5, merges=5)
+
+
+def test_what_is_known_of_a_value_holds_for_the_chain_in_its_place() -> None:
+    """The concatenation is never negative, but ends in a linear layer as a chain: the pooled skip needs no slopes."""
+    grow = Lambda(lambda m, x: torch.cat([x, F.relu(m.b(F.relu(m.a(x))))], 1), a=conv_bn(4, 3), b=conv_bn(3, 2, 1))
+    grow.a[0].padding = (1, 1)
+    fused = assert_chain(net(grow, basic(6, 6, 2, nn.AvgPool2d(2, 2))), *X, merges=2)
+    assert "prelu" not in fused.text
 
 
 def test_the_chain_of_float32_weights_in_float32() -> None:
