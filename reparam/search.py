@@ -11,6 +11,7 @@ from .forms import Value, apply_map
 from .schedule import Broken, Layers, Planner
 
 EXHAUSTIVE = 600
+FEW = 10  # values of a network in which also what must exist may take a level of its own
 SWEEPS = 6
 OFFERS = 6000  # schedules that coordinate descent may price, times the values of each
 
@@ -87,10 +88,11 @@ def search(planner: Planner, price: Price) -> Layers | Broken:
     if math.prod(len(c) for c in choices.values()) <= EXHAUSTIVE:
         for combination in itertools.product(*choices.values()):
             best.offer(dict(start) | dict(zip(choices, combination, strict=True)))
+    few = len(values) <= FEW
     for _ in range(SWEEPS):
         before = best.score
         for i in choices:
-            for level in _choices(planner, best.levels, i, fixed, between=best.layers is None):
+            for level in _choices(planner, best.levels, i, fixed, between=best.layers is None or few):
                 if best.offers * len(values) >= OFFERS:
                     return best.result()
                 best.offer(dict(best.levels) | {i: level})
