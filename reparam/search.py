@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .forms import Value, apply_map
 from .schedule import Broken, Layers, Planner
 
+EXACT = 1000  # schedules of a network that are all priced
 EXHAUSTIVE = 600
 FEW = 10  # values of a network in which also what must exist may take a level of its own
 SWEEPS = 6
@@ -73,12 +74,59 @@ def _soonest(values: Iterable[Value], fixed: set[int], floor: Mapping[int, float
     return {v.index: None if v.optional and v.index not in fixed else reached(v) for v in values}
 
 
+def every(planner: Planner, fixed: set[int]) -> Iterator[dict[int, float | None]]:
+    """Every schedule, level by level: on each some of the values whose operands exist; optional ones may stay out.
+
+    Left out are only schedules that cannot be laid out, and optional values that come after all their readers.
+    """
+    values = planner.network.values
+    optional = {v.index for v in values if v.optional} - fixed
+    inputs = frozenset(v.index for v in values if v.kind == "input")
+    result = planner.network.result.index
+    needs: dict[int, frozenset[int]] = {}
+    for v in values:
+        found = [needs[u.index] if u.index in optional else {u.index} for u in v.operands]
+        needs[v.index] = frozenset(itertools.chain(*found))
+    readers = {v.index: {w.index for w in _readers(values, v)} for v in values}
+    must = _alive(planner.network.result) - optional
+
+    def onwards(levels: dict[int, float | None], placed: frozenset[int], top: float) -> Iterator[dict[int, float | None]]:
+        if must - placed == {result}:
+            yield {i: levels.get(i) for i in needs} | {result: top}
+        ready = [i for i in needs if i not in placed and i != result and needs[i] <= placed]
+        for n in range(1, len(ready) + 1):
+            for now in itertools.combinations(ready, n):
+                after = placed.union(now)
+                if all(readers[i] - after for i in now):
+                    yield from onwards(levels | dict.fromkeys(now, top), after, top + 1)
+
+    return onwards(dict.fromkeys(inputs, 0.0), inputs, 1.0)
+
+
+def _alive(result: Value) -> set[int]:
+    """What the result needs."""
+    found, stack = {result.index}, [result]
+    while stack:
+        new = [u for u in stack.pop().operands if u.index not in found]
+        found |= {u.index for u in new}
+        stack += new
+    return found
+
+
 def search(planner: Planner, price: Price) -> Layers | Broken:
-    """The cheapest schedule: four starts, all around the first when they are few, then coordinate descent."""
+    """The cheapest schedule: of all when they are few.
+
+    Otherwise the best of four starts, all around the first when those are few, then coordinate descent.
+    """
     values = planner.network.values
     fixed = required(planner)
-    start = earliest(planner, fixed)
     best = _Best(planner, price)
+    whole = list(itertools.islice(every(planner, fixed), EXACT + 1))
+    if len(whole) <= EXACT:
+        for levels in whole:
+            best.offer(levels)
+        return best.result()
+    start = earliest(planner, fixed)
     optional = {v.index for v in values if v.optional}
     best.offer(start)
     best.offer(earliest(planner, fixed | {i for i in optional if _strides(values[i])}))

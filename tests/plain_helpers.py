@@ -26,8 +26,11 @@ from reparam.cost import Census, census, is_chain
 from reparam.ops import WEIGHTED, arguments, is_call
 from reparam.passes import CarryResidual, fused_phases, plain_phases
 from reparam.pipeline import Phase
-from reparam.program import Program
+from reparam.program import Program, is_float
+from reparam.reading import read_network
+from reparam.regions import Span, outermost
 from reparam.rule import Rewrite
+from reparam.values import Network
 
 SOME = 6  # rows of a layer that are spoiled, one at a time
 
@@ -127,3 +130,13 @@ def refusal(fused: Fused) -> tuple[str, str]:
     """The module and the message of the only merge that stayed."""
     [remark] = [r for r in fused.outcome.remarks if r.rule == "carry-residual" and r.kind == "missed"]
     return remark.module, remark.message
+
+
+def networks_of(program: Program) -> list[Network]:
+    """What the rule reads of each span with merges, after the rules of `fused`; `network.span` names its nodes."""
+    spans: dict[Span, None] = {}
+    for node in list(program.calls()):
+        if any(i.meta["data"] and is_float(i) for i in node.all_input_nodes[1:]):
+            spans |= {s: None for s in outermost(program) if node in s.nodes}
+    found = [read_network(program, span) for span in spans]
+    return [n for n in found if isinstance(n, Network)]

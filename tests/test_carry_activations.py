@@ -231,7 +231,7 @@ def test_two_activations_of_one_register_share_one_call() -> None:
         Lambda(
             lambda m, x: m.last(F.relu(torch.cat([F.leaky_relu(m.a(x), 0.2), F.relu(m.b(x)), x], 1))),
             a=nn.Conv2d(3, 2, 3, padding=1),
-            b=nn.Conv2d(3, 2, 1),
+            b=nn.Conv2d(3, 2, 3, padding=1),
             last=nn.Conv2d(7, 3, 1),
         )
     )

@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["export", "x.pt"], "No such command 'export'"),
         (["convert", "--bogus"], "No such option: --bogus; see reparam convert --help"),
         (["convert"], "nothing to convert"),
-        (["convert", *TINY, "--to", "plain"], "'plain' is not"),
+        (["convert", *TINY, "--to", "plainest"], "'plainest' is not"),
         (["convert", *TINY, "--dtype", "int8"], "'int8' is not"),
         (["convert", *TINY, "--seed", "-1"], "--seed"),
         (["convert", *TINY, "--dynamic", "depth"], "--dynamic 'depth' is not an axis"),
