@@ -90,7 +90,9 @@ def every(planner: Planner, fixed: set[int]) -> Iterator[dict[int, float | None]
     readers = {v.index: {w.index for w in _readers(values, v)} for v in values}
     must = _alive(planner.network.result) - optional
 
-    def onwards(levels: dict[int, float | None], placed: frozenset[int], top: float) -> Iterator[dict[int, float | None]]:
+    def onwards(
+        levels: dict[int, float | None], placed: frozenset[int], top: float
+    ) -> Iterator[dict[int, float | None]]:
         if must - placed == {result}:
             yield {i: levels.get(i) for i in needs} | {result: top}
         ready = [i for i in needs if i not in placed and i != result and needs[i] <= placed]
