@@ -13,8 +13,9 @@ Refuses (Missed), naming the layer, when something in the span acts on all chann
 normalisation by statistics of the data, a max-pool that the skip does not take), when resolutions differ and cannot be
 met exactly, or when an activation lets nothing through.
 
-Options. carry: auto (fewest multiply-accumulates: grouped layers where carried channels fill whole groups), grouped or
-dense. max_pool: keep, or relu to spell max-pools in blocks as max(a, b) = a + relu(b - a). signed: prelu, or relu to
+Options. carry: auto (fewest multiply-accumulates: grouped layers where carried channels fill whole groups), grouped,
+dense, split=G (partial sums over G slices, see `reparam.splitting`) or measured (auto or dense, whichever is faster
+here). max_pool: keep, or relu to spell max-pools in blocks as max(a, b) = a + relu(b - a). signed: prelu, or relu to
 carry signed channels past ReLUs in pairs, at twice the channels and without PReLU.
 
 Source: Meng et al., "RMNet: Equivalently Removing Residual Connection from Networks" (2021), generalised to liveness.
@@ -30,18 +31,17 @@ from typing import Any, ClassVar
 
 from torch import fx
 
+from reparam.carrying import plan_chain
 from reparam.cost import spelled_out
 from reparam.gates import read_gate
 from reparam.lowering import Chain, lower
 from reparam.ops import ACTIVATIONS, ADDS, BATCH_NORMS, CATS, CONVS, LINEARS, MULS, SUBS, aten, is_call, op_name
-from reparam.packing import Packer
 from reparam.prices import facts_of, price
 from reparam.program import Program, is_float
 from reparam.reading import read_network
 from reparam.regions import Span, around, carries_data, outermost, position_of
 from reparam.rule import ANY, Match, Missed, Pattern, Rewrite
-from reparam.schedule import Broken, Planner
-from reparam.search import search
+from reparam.schedule import Broken
 from reparam.values import Refusal, why_not
 
 _POINTWISE = frozenset(ACTIVATIONS) | {aten.prelu.default}
@@ -53,9 +53,9 @@ _LINEAR = ADDS | SUBS | CATS
 class CarryResidual:
     """Turns spans with merges into chains of layers.
 
-    carry: auto (fewest multiply-accumulates), dense or grouped. max_pool: keep, or relu to spell them with ReLUs where
-    something has to be carried past them. signed: prelu, or relu to carry signed channels past ReLUs as pairs, x =
-    relu(x) - relu(-x).
+    carry: auto (fewest multiply-accumulates), dense, grouped, split=G or measured. max_pool: keep, or relu to spell
+    them with ReLUs where something has to be carried past them. signed: prelu, or relu to carry signed channels past
+    ReLUs as pairs, x = relu(x) - relu(-x).
     """
 
     carry: str = "auto"
@@ -100,14 +100,11 @@ class CarryResidual:
         if isinstance(network, Refusal):
             refused[place] = network
             return network
-        planner, packer = Planner(network, self.signed), Packer(self.carry)
-        key = (self.carry, self.signed, network.signature)
-        found = planner.lay_out(dict(known[key])) if key in known else search(planner, packer.price)
-        if isinstance(found, Broken):
-            refused[place] = Refusal(None, found.reason)
+        chain = plan_chain(program, network, self.carry, self.signed, known)
+        if isinstance(chain, Broken):
+            refused[place] = Refusal(None, chain.reason)
             return refused[place]
-        known[key] = found.levels
-        return Chain(network, found, packer.lay(found))
+        return chain
 
 
 def _told(refusal: Refusal, root: fx.Node) -> str:

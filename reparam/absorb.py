@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from .channels import Affine as ChannelAffine
-from .channels import Pair, along, compress, lift, move_forward, plus, read_affine, same, times
+from .channels import Pair, along, compress, is_movement, lift, move_forward, plus, read_affine, same, times
 from .kernels import scale_inputs, scale_outputs
 from .layers import Layer, read_layer, weights, write_layer
 from .ops import (
@@ -27,7 +27,6 @@ from .ops import (
     CATS,
     IDENTITIES,
     MAX_POOLS,
-    MOVEMENTS,
     MULS,
     PADS,
     SUBS,
@@ -261,35 +260,35 @@ def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, 
 def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Any] | Blocked:
     if is_call(node, TRANSPARENT):
         return "clone", carried
-    if is_call(node, MOVEMENTS) or (is_call(node, PADS) and arguments(node).get("mode", "constant") != "constant"):
-        return "clone", _moved(node, x, carried)
+    if is_movement(program, node) or (is_call(node, PADS) and arguments(node).get("mode", "constant") != "constant"):
+        return "clone", _moved(program, node, x, carried)
     if is_call(node, HOMOGENEOUS):
         return _positive_only(node, carried) or ("clone", carried)
     if is_call(node, AVG_POOLS | MAX_POOLS | GLOBAL_POOLS | INTERPOLATIONS):
         return _pool(node, carried) or ("clone", carried)
     if is_call(node, MEANS):
-        return _forward_mean(node, x, carried)
+        return _forward_mean(program, node, x, carried)
     if is_call(node, PADS):
         return _forward_pad(node, x, carried)
     return _blocked(node)
 
 
-def _moved(node: fx.Node, x: fx.Node, carried: Pair) -> Any:
-    scale = None if carried.scale is None else move_forward(node, x, carried.scale)
-    shift = None if carried.shift is None else move_forward(node, x, carried.shift)
+def _moved(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> Any:
+    scale = None if carried.scale is None else move_forward(program, node, x, carried.scale)
+    shift = None if carried.shift is None else move_forward(program, node, x, carried.shift)
     pieces = scale if isinstance(scale, list) else shift
     if isinstance(pieces, list):
         return [Pair(scale and scale[i], shift and shift[i]) for i in range(len(pieces))]
     return Pair(scale, shift)
 
 
-def _forward_mean(node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Pair] | Blocked:
+def _forward_mean(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Pair] | Blocked:
     dims = arguments(node)["dim"]
     axes = range(len(shape_of(x))) if dims is None else [d % len(shape_of(x)) for d in dims]
     for part in (carried.scale, carried.shift):
         if part is not None and any(part.shape[a] != 1 for a in axes):
             return Blocked(node, "the affine varies along an axis that is averaged away")
-    return "clone", _moved(node, x, carried)
+    return "clone", _moved(program, node, x, carried)
 
 
 def _forward_pad(node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Pair] | Blocked:

@@ -22,7 +22,7 @@ from .absorb import (
     _pool,
     _positive_only,
 )
-from .channels import Affine, Pair, along, compress, move_backward, read_affine, same
+from .channels import Affine, Pair, along, compress, is_movement, move_backward, read_affine, same
 from .layers import Layer, read_layer
 from .ops import ADDS, AVG_POOLS, CATS, MAX_POOLS, MOVEMENTS, MULS, SUBS, arguments, aten, is_call, op_name
 from .program import Program, is_float, shape_of
@@ -110,7 +110,7 @@ def _backward_step(program: Program, node: fx.Node, wanted: Any) -> Step3 | Bloc
         what = "an input of the network" if node.op == "placeholder" else "a weight"
         return Blocked(node, f"what comes before it is {what}")
     if isinstance(wanted, dict):
-        return _backward_split(node, wanted)
+        return _backward_split(program, node, wanted)
     layer = read_layer(program, node)
     if layer is not None:
         return _backward_sink(layer, wanted)
@@ -125,7 +125,7 @@ def _backward_step(program: Program, node: fx.Node, wanted: Any) -> Step3 | Bloc
         return _backward_sum(program, node, wanted)
     if is_call(node, MULS):
         return _backward_product(program, node, wanted)
-    return _backward_unary(node, wanted)
+    return _backward_unary(program, node, wanted)
 
 
 def _backward_sink(layer: Layer, wanted: Pair) -> Step3 | Blocked:
@@ -200,7 +200,7 @@ def _backward_product(program: Program, node: fx.Node, wanted: Pair) -> Step3 | 
     return "clone", wanted, [(full, wanted)]
 
 
-def _backward_unary(node: fx.Node, wanted: Pair) -> Step3 | Blocked:
+def _backward_unary(program: Program, node: fx.Node, wanted: Pair) -> Step3 | Blocked:
     x = node.args[0] if node.args else None
     if not isinstance(x, fx.Node):
         return Blocked(node, f"{op_name(node)} does not commute with a channel affine")
@@ -208,8 +208,8 @@ def _backward_unary(node: fx.Node, wanted: Pair) -> Step3 | Blocked:
         return "clone", wanted, [(x, {int(node.args[1]): wanted})]  # type: ignore[arg-type]
     if is_call(node, TRANSPARENT):
         return "clone", wanted, [(x, wanted)]
-    if is_call(node, MOVEMENTS):
-        moved = _moved_back(node, x, wanted)
+    if is_movement(program, node):
+        moved = _moved_back(program, node, x, wanted)
         return moved if isinstance(moved, Blocked) else ("clone", wanted, [(x, moved)])
     if is_call(node, HOMOGENEOUS):
         return _positive_only(node, wanted) or ("clone", wanted, [(x, wanted)])
@@ -232,17 +232,17 @@ def _unreduce(node: fx.Node, x: fx.Node, value: Tensor | None) -> Tensor | None:
     return value
 
 
-def _moved_back(node: fx.Node, x: fx.Node, wanted: Pair) -> Pair | Blocked:
+def _moved_back(program: Program, node: fx.Node, x: fx.Node, wanted: Pair) -> Pair | Blocked:
     parts: list[Tensor | None] = []
     for value, neutral in ((wanted.scale, 1.0), (wanted.shift, 0.0)):
-        moved = None if value is None else move_backward(node, x, value, neutral)
+        moved = None if value is None else move_backward(program, node, x, value, neutral)
         if value is not None and moved is None:
             return Blocked(node, f"{op_name(node)} copies elements that need different factors")
         parts.append(moved)
     return Pair(*parts)
 
 
-def _backward_split(node: fx.Node, wanted: dict[int, Pair]) -> Step3 | Blocked:
+def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) -> Step3 | Blocked:
     """A split whose pieces have their own affines; pieces that nobody asked for keep theirs."""
     x = node.args[0] if node.args else None
     if not isinstance(x, fx.Node) or not is_call(node, MOVEMENTS):
@@ -258,7 +258,7 @@ def _backward_split(node: fx.Node, wanted: dict[int, Pair]) -> Step3 | Blocked:
             c if c is not None else torch.full([1] * len(s), neutral, dtype=torch.float64)
             for c, s in zip(chosen, shapes, strict=True)
         ]
-        moved = move_backward(node, x, full, neutral)
+        moved = move_backward(program, node, x, full, neutral)
         if moved is None:
             return Blocked(node, "the pieces share elements")
         parts.append(compress(moved))

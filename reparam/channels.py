@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from .kernels import add_shifts, batch_norm_affine
-from .ops import ADDS, BATCH_NORMS, DIVS, MULS, SUBS, arguments, aten, is_call
+from .ops import ADDS, BATCH_NORMS, DIVS, MOVEMENTS, MULS, SUBS, arguments, aten, is_call
 from .program import Program, is_float, shape_of, size_hint
 from .rule import Missed
 
@@ -193,33 +193,47 @@ def _keeps_shape(data: fx.Node, node: fx.Node) -> bool:
 # ---- movement ----------------------------------------------------------------------------------------------------
 
 
-def _concrete(node: fx.Node, replace: dict[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def is_movement(program: Program, node: fx.Node) -> bool:
+    """Whether the call moves elements of its first operand, from where to where being known."""
+    known = node.target is not aten.index_select.default or program.constant(node.args[2]) is not None
+    return known and is_call(node, MOVEMENTS)
+
+
+def _concrete(program: Program, node: fx.Node, replace: dict[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     def value(n: fx.Node) -> Any:
         if n in replace:
             return replace[n]
+        constant = program.tensor(n)
+        if constant is not None:
+            return constant.cpu()
         v = n.meta["val"]
         return v.new_empty(shape_of(n), device="cpu") if isinstance(v, Tensor) else size_hint(v)
 
     return fx.node.map_arg(node.args, value), dict(fx.node.map_arg(node.kwargs, value))
 
 
-def run_on(node: fx.Node, replace: dict[fx.Node, Any]) -> Any:
-    """The call `node` on real tensors at the traced sizes; operands not in `replace` are only there for their shape."""
-    args, kwargs = _concrete(node, replace)
+def run_on(program: Program, node: fx.Node, replace: dict[fx.Node, Any]) -> Any:
+    """The call `node` on real tensors at the traced sizes.
+
+    Operands that are neither in `replace` nor constant are only there for their shape.
+    """
+    args, kwargs = _concrete(program, node, replace)
     assert callable(node.target)
     return node.target(*args, **kwargs)
 
 
-def move_forward(node: fx.Node, x: fx.Node, value: Tensor) -> Any:
+def move_forward(program: Program, node: fx.Node, x: fx.Node, value: Tensor) -> Any:
     """Where the movement `node` puts the elements of `value`, a scale or shift of `x`. A list for split-like calls."""
     full = value.cpu().expand(shape_of(x))
-    moved = run_on(node, {x: full})
+    moved = run_on(program, node, {x: full})
     if isinstance(moved, (list, tuple)):
         return [compress(m).to(value.device) for m in moved]
     return compress(moved).to(value.device)
 
 
-def move_backward(node: fx.Node, x: fx.Node, value: Tensor | Sequence[Tensor], neutral: float) -> Tensor | None:
+def move_backward(
+    program: Program, node: fx.Node, x: fx.Node, value: Tensor | Sequence[Tensor], neutral: float
+) -> Tensor | None:
     """The scale or shift on `x` that the movement `node` turns into `value` (a list for split-like calls).
 
     Elements of `x` that do not reach the result get `neutral`. None when two copies of an element ask for different
@@ -227,7 +241,7 @@ def move_backward(node: fx.Node, x: fx.Node, value: Tensor | Sequence[Tensor], n
     """
     shape = shape_of(x)
     labels = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
-    moved = run_on(node, {x: labels})
+    moved = run_on(program, node, {x: labels})
     pieces = list(moved) if isinstance(moved, (list, tuple)) else [moved]
     wanted = [value] if isinstance(value, Tensor) else list(value)
     result = torch.full((labels.numel(),), neutral, dtype=torch.float64)

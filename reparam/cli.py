@@ -81,7 +81,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
     to: opt.To = opt.Target.fused,
-    carry: opt.CarryOption = opt.Carry.auto,
+    carry: opt.CarryOption = "auto",
     max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
     signed: opt.SignedOption = opt.Signed.prelu,
     output: Annotated[
@@ -107,7 +107,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     With --arch alone the network has random weights. Nothing is written unless the result was verified.
     """
     session = _begin(ctx, quiet=quiet, debug=debug)
-    shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
+    shapes, axes, way = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_carry(carry)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     outputs = plan_outputs(model, arch, output, source, to.value, force=force)
     check_report(json, [outputs.model, source, Path(model) if model else None], force=force)
@@ -115,7 +115,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     from . import cli_work, render
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    options = cli_work.Options(to.value, shapes, axes, seed, carry.value, max_pool.value, signed.value)
+    options = cli_work.Options(to.value, shapes, axes, seed, way, max_pool.value, signed.value)
     found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, outputs, force=force)
     report = found.as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
@@ -133,7 +133,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
     to: opt.To = opt.Target.fused,
-    carry: opt.CarryOption = opt.Carry.auto,
+    carry: opt.CarryOption = "auto",
     max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
     signed: opt.SignedOption = opt.Signed.prelu,
     input_shape: opt.InputShape = None,
@@ -149,7 +149,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
 ) -> None:
     """Dry run: what would be rewritten, what not and why, the price."""
     session = _begin(ctx, quiet=quiet, debug=debug)
-    shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
+    shapes, axes, way = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_carry(carry)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     check_report(json, [Path(model) if model else None], force=force)
 
@@ -157,7 +157,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
     report = cli_work.explain_loaded(
-        session, loaded, cli_work.Options(to.value, shapes, axes, seed, carry.value, max_pool.value, signed.value)
+        session, loaded, cli_work.Options(to.value, shapes, axes, seed, way, max_pool.value, signed.value)
     ).as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
     if not quiet and json != STANDARD_OUTPUT:

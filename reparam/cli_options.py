@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .choices import slices_of
 from .errors import InputError
 from .inputs import INTEGERS, Shape, Shapes
 
@@ -23,14 +24,6 @@ class Target(StrEnum):
 
     fused = "fused"
     plain = "plain"
-
-
-class Carry(StrEnum):
-    """How the layers of a plain network carry channels."""
-
-    auto = "auto"
-    grouped = "grouped"
-    dense = "dense"
 
 
 class Dtype(StrEnum):
@@ -62,6 +55,10 @@ _SHAPE = typer.Option(
     help="Shape of one sample, without the batch; N:int64 for integers; repeat it for several inputs.",
 )
 _ARCH = "torchvision/NAME, timm/NAME, reparam/NAME or package.module:factory; inferred from the file when left out."
+_CARRY = (
+    "How --to plain carries channels: auto (fewest multiply-accumulates), grouped, dense, measured (auto or dense, "
+    "whichever is faster here) or split=G (partial sums over G slices)."
+)
 
 Model = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth, .safetensors) or a .pt2 program.")
@@ -78,8 +75,8 @@ ArchArgsA = Annotated[str | None, typer.Option("--arch-args-a", metavar="JSON", 
 ArchArgsB = Annotated[str | None, typer.Option("--arch-args-b", metavar="JSON", help="Arguments of --arch-b.")]
 To = Annotated[Target, typer.Option("--to", help="What to rewrite the network into.")]
 CarryOption = Annotated[
-    Carry,
-    typer.Option("--carry", help="How --to plain carries channels; auto takes the fewest multiply-accumulates."),
+    str,
+    typer.Option("--carry", metavar="WAY", help=_CARRY),
 ]
 MaxPoolOption = Annotated[
     MaxPool, typer.Option("--max-pool", help="For --to plain: relu spells max-pools in blocks as a + relu(b - a).")
@@ -151,6 +148,12 @@ def _read_shape(text: str) -> Shape:
             f"{sizes} for numbers of the dtype of the weights"
         )
     return Shape((int(p) for p in parts), dtype or None)
+
+
+def read_carry(text: str) -> str:
+    """A way to carry channels. Raises InputError when it is none."""
+    slices_of(text)
+    return text
 
 
 def read_dynamic(text: str) -> tuple[str, ...]:

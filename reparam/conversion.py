@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .capture import Captured, capture, from_exported
+from .choices import check_choices
 from .cost import census, is_chain
 from .emit_source import write_source
 from .emit_torch import finalize, save_pt2, to_module
@@ -23,11 +24,6 @@ from .program import Program
 from .report import Report
 from .rule import Remark
 
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "carry": ("auto", "grouped", "dense"),
-    "max_pool": ("keep", "relu"),
-    "signed": ("prelu", "relu"),
-}
 TARGETS: Mapping[str, Callable[..., tuple[Phase, ...]]] = {
     "fused": lambda **_: fused_phases(),
     "plain": plain_phases,
@@ -78,7 +74,8 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     model: a module, left untouched, or an exported program. example_inputs: its positional arguments (for a module).
     dynamic: axes whose size stays free ("batch", "height", "width"). dtype: of the emitted weights, default their own.
     input_ranges: (low, high) of each tensor input; values are drawn from it and rules may rely on it.
-    carry: for `plain`, how layers carry channels: auto (fewest multiply-accumulates), grouped or dense.
+    carry: for `plain`, how layers carry channels: auto (fewest multiply-accumulates), grouped, dense, split=G (partial
+        sums over G slices), or measured (auto or dense, by the clock of this machine).
     max_pool: for `plain`, keep, or relu to spell max-pools beside other values as max(a, b) = a + relu(b - a).
     signed: for `plain`, prelu, or relu to carry signed values past ReLUs as x = relu(x) - relu(-x), without PReLU.
 
@@ -145,9 +142,7 @@ class _Job:
     def __init__(self, to: str, seed: int, progress: Progress | None, choices: Mapping[str, str]) -> None:
         if to not in TARGETS:
             raise InputError(f"unknown target '{to}'; choose from {', '.join(TARGETS)}")
-        for name, choice in choices.items():
-            if choice not in CHOICES[name]:
-                raise InputError(f"unknown {name} '{choice}'; choose from {', '.join(CHOICES[name])}")
+        check_choices(choices)
         self.to, self.seed, self.progress, self.choices = to, seed, progress, choices
         self.seconds: dict[str, float] = {}
         self.notes: tuple[Remark, ...] = ()

@@ -16,6 +16,7 @@ import numpy as np
 
 from .schedule import Layers, Stage
 from .slots import Labels, Slots, images_of, natural, width
+from .wiring import Wire, wire
 
 LONGEST = 3
 MOST = 6
@@ -43,6 +44,11 @@ class Layout:
     macs: int
     groups: tuple[int, ...]
     orders: tuple[np.ndarray, ...]
+
+    def wires(self, stages: Sequence[Stage]) -> list[Wire | None]:
+        """How each layer is wired; None for a pool or a gate."""
+        each = zip(stages, self.groups, self.orders, self.orders[1:], strict=False)
+        return [None if s.kind in ("pool", "gate") else wire(s, g, a, b) for s, g, a, b in each]
 
 
 class Packer:
@@ -99,6 +105,12 @@ class Packer:
                     _keep(entered[i + 1], v, _Path(path.macs + unit * v, path, None))
         ends = list(arrived[last].values()) + [p for p in (free[last],) if p is not None]
         return min(ends, key=lambda p: p.macs)
+
+    def alone(self, stage: Stage) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """(groups, order before, order after) of one layer whose registers may have any order."""
+        found = self._pack([stage], (False, False))
+        orders = [(s, s.slots.orders()) for s in found]
+        return [(s.groups[0], before, after) for s, (before, after) in orders]
 
     # ---- segments ----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from .lowering import Chain
 from .ops import op_name
 from .program import Program
 from .regions import carries_data
+from .splitting import Split
 
 _WAYS = {"slopes": "by slopes", "bounds": "by bounds", "gates": "by gates"}
 
@@ -24,8 +25,9 @@ _WAYS = {"slopes": "by slopes", "bounds": "by bounds", "gates": "by gates"}
 class Block:
     """The price of one span. Multiply-accumulates are for one sample; parameters are those that it reads.
 
-    module: the longest module path that its calls share. groups: of each layer. carry: "grouped" when any layer
-    runs in groups, else "dense". carried: how values pass activations: unchanged, by slopes, bounds or gates, in pairs.
+    module: the longest module path that its calls share. groups: of each layer. carry: "split" when layers are cut
+    into partial sums, "grouped" when any layer runs in groups, else "dense". carried: how values pass activations:
+    unchanged, by slopes, bounds or gates, in pairs. milliseconds: of each way to carry that was measured here.
     """
 
     module: str
@@ -37,16 +39,19 @@ class Block:
     groups: tuple[int, ...]
     carry: str
     carried: tuple[str, ...]
+    milliseconds: tuple[tuple[str, float], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return asdict(self) | {"groups": list(self.groups), "carried": list(self.carried)}
+        rows = {"groups": list(self.groups), "carried": list(self.carried), "milliseconds": dict(self.milliseconds)}
+        return asdict(self) | rows
 
     def __str__(self) -> str:
         grouped = ", ".join(str(g) for g in self.groups if g > 1)
         ratio = f", {self.macs_after / self.macs_before:.2f} x the multiply-accumulates" if self.macs_before else ""
         count = f"a chain of {self.layers} layer{'s' if self.layers != 1 else ''}"
-        return f"{count}{ratio}{f', grouped {grouped}' if grouped else ''}"
+        clock = " against ".join(f"{way} {ms:.2f} ms" for way, ms in self.milliseconds)
+        return f"{count}{ratio}{f', grouped {grouped}' if grouped else ''}{f'; measured {clock}' if clock else ''}"
 
 
 def price(program: Program, chain: Chain, made: fx.Node) -> Block:
@@ -56,14 +61,15 @@ def price(program: Program, chain: Chain, made: fx.Node) -> Block:
     env = batch_one(program)
     return Block(
         module=_path(span.nodes),
-        layers=len(chain.layers.stages),
+        layers=len(groups),
         macs_before=sum(node_macs(n, env) for n in span.nodes),
         macs_after=sum(node_macs(n, env) for n in new),
         params_before=_parameters(program, span.nodes),
         params_after=_parameters(program, new),
         groups=groups,
-        carry="grouped" if any(g > 1 for g in groups) else "dense",
+        carry="split" if isinstance(chain.layout, Split) else "grouped" if any(g > 1 for g in groups) else "dense",
         carried=tuple(dict.fromkeys(way for ways in _ways(chain).values() for way in ways)),
+        milliseconds=tuple((way, 1e3 * seconds) for way, seconds in chain.seconds),
     )
 
 

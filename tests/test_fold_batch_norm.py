@@ -116,6 +116,14 @@ def _rearranged(m: Any, x: Any) -> Any:
     return m.bn(F.pixel_unshuffle(F.pixel_shuffle(F.channel_shuffle(m.a(x), 2), 2), 2))
 
 
+def _selected(m: Any, x: Any) -> Any:
+    return m.bn(m.a(x).index_select(1, m.order))
+
+
+def _selected_first(m: Any, x: Any) -> Any:
+    return m.a(m.bn(torch.tanh(x)).index_select(1, m.twice))
+
+
 def _two_users(m: Any, x: Any) -> Any:
     y = m.bn(torch.tanh(x))
     return m.d(y) + m.e(y.mean((2, 3)))[:, :, None, None]
@@ -132,6 +140,8 @@ def _joined(m: Any, x: Any) -> Any:
 
 def _parts() -> dict[str, Any]:
     return {
+        "order": nn.Buffer(torch.tensor([2, 0, 3, 1])),
+        "twice": nn.Buffer(torch.tensor([2, 0, 2, 1])),
         "bn": nn.BatchNorm2d(4),
         "a": nn.Conv2d(4, 4, 1),
         "b": nn.Conv2d(4, 4, 3, padding=1),
@@ -144,7 +154,9 @@ def _parts() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "forward", [_sum, _permuted, _pooled, _rearranged, _two_users, _split, _joined], ids=lambda f: f.__name__[1:]
+    "forward",
+    [_sum, _permuted, _pooled, _rearranged, _selected, _selected_first, _two_users, _split, _joined],
+    ids=lambda f: f.__name__[1:],
 )
 def test_it_passes_through_what_commutes_with_a_channel_affine(forward: Any) -> None:
     model = healthy(Lambda(forward, **_parts()))
@@ -262,6 +274,17 @@ def test_refused_when_an_absorbing_layer_reads_the_value_that_would_change() -> 
 def test_refused_across_channels_that_are_mixed() -> None:
     model = Lambda(lambda m, x: torch.tanh(m.bn(x.softmax(1))), bn=nn.BatchNorm2d(4))
     assert "softmax does not commute" in _refusal(model, doubles(2, 4, 5, 6))
+
+
+def test_refused_across_a_selection_that_is_not_known() -> None:
+    """The order of the channels is made inside the graph."""
+    model = Lambda(
+        lambda m, x: torch.tanh(m.bn(m.conv(x).index_select(1, m.order + 1 - 1))),
+        conv=nn.Conv2d(4, 4, 1),
+        bn=nn.BatchNorm2d(4),
+        order=nn.Buffer(torch.tensor([2, 0, 3, 1])),
+    )
+    assert "index_select does not commute" in _refusal(model, doubles(2, 4, 5, 6))
 
 
 # ---- negative control --------------------------------------------------------------------------------------------

@@ -120,6 +120,25 @@ def test_random_networks(part: int) -> None:
     run()
 
 
+@pytest.mark.parametrize("carry", ["split=2", "split=3"])
+def test_random_networks_in_slices(carry: str) -> None:
+    @cases(50, 500)
+    def run(drawn: Drawn) -> None:
+        check(drawn, carry=carry)
+
+    run()
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("part", range(4))
+def test_sweep_in_slices(part: int) -> None:
+    @cases(500, 2000 + part)
+    def run(drawn: Drawn) -> None:
+        check(drawn, carry=f"split={2 + part}")
+
+    run()
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize("part", range(SWEEPS))
 def test_sweep(part: int) -> None:

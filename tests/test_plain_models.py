@@ -34,13 +34,16 @@ class Plain:
 
     @property
     def name(self) -> str:
-        return self.spec.split("/")[1]
+        return "-".join((self.spec.split("/")[1], *self.options.values()))
 
 
 CASES = (
     Plain("torchvision/resnet18", 1.77, small=64),
+    Plain("torchvision/resnet18", 1.18, small=64, options={"carry": "split=8"}),
     Plain("torchvision/resnet34", 1.89),
     Plain("torchvision/resnet50", 3.92),
+    Plain("torchvision/resnet50", 1.69, options={"carry": "split=8"}),
+    Plain("torchvision/resnet50", 1.38, options={"carry": "split=16"}),
     Plain("torchvision/resnet101", 4.43),
     Plain("torchvision/resnet152", 4.65),
     Plain("torchvision/wide_resnet50_2", 2.63),
