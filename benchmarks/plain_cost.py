@@ -55,7 +55,7 @@ QUICK_MODELS = ("torchvision/resnet18", "torchvision/mobilenet_v2")
 UNTIMED = ("timm/densenet121", "torchvision/resnet101")  # priced only: their dense forms are too large to time here
 DEPTHS, QUICK_DEPTHS = (110, 302, 602, 1202), (110, 302)
 ROUNDS, QUICK_ROUNDS = 10, 3
-CARRIES = ("auto", "dense")
+CARRIES = ("auto", "split=8", "dense")
 LARGEST = 12.0  # a dense form with more multiply-accumulates than this, against the original, is not timed
 
 TEXT = """\
@@ -64,8 +64,9 @@ TEXT = """\
 `reparam.convert(..., to="plain")` against the original, both with their batch norms folded (`to="fused"`), at
 224 x 224: multiply-accumulates and parameters, counted; layers of the chain with weights; and latency in onnxruntime
 (CPU, one thread, batch 1, exported by torch's exporter and cleaned by onnxsim), as plain / fused, so that above 1 the
-plain form is the slower. *auto* groups layers by the block structure of what they carry, *dense* does not, which is the
-form that has been published for four block types. Median of {rounds} interleaved rounds (interquartile range).
+plain form is the slower. *auto* groups layers by the block structure of what they carry; *split=8* cuts
+layers into partial sums over eight slices; *dense* does neither, which is the form that has been published for four block
+types. Median of {rounds} interleaved rounds (interquartile range).
 """
 DEEP = """\
 Seconds of rewriting and verification of a stochastic-depth ResNet (CIFAR sizes, pooled and zero-padded shortcuts) to
@@ -194,17 +195,12 @@ def main() -> None:
     header = (
         "model",
         "layers",
-        "MACs auto",
-        "MACs dense",
-        "params auto",
-        "params dense",
-        "latency auto",
-        "latency dense",
+        *(f"{what} {carry}" for what in ("MACs", "params", "latency") for carry in CARRIES),
     )
     rows = [
         [
             name,
-            str(r.reports["auto"].after.convs),
+            " / ".join(str(r.reports[c].after.convs) for c in CARRIES[:2]),
             *(r.price(c, what) for what in ("macs", "params") for c in CARRIES),
             *(r.latency(c) for c in CARRIES),
         ]
@@ -214,7 +210,7 @@ def main() -> None:
         f"{geometric_mean(r.reports[c].after.macs / r.fused.after.macs for r in results.values() if r.fused):.2f}"
         for c in CARRIES
     ]
-    rows.append(["geometric mean", "", *means, "", "", "", ""])
+    rows.append(["geometric mean", "", *means, *[""] * (2 * len(CARRIES))])
     print(TEXT.format(rounds=rounds))
     print(table(header, rows))
     print()
