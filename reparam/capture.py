@@ -27,6 +27,15 @@ AXES = ("batch", "height", "width")
 _OUR_CODE = tuple(os.path.dirname(f) + os.sep for f in (torch.__file__, __file__))
 _ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
 
+_FILLS = {  # by what they are filled with; None: by an argument
+    aten.new_zeros.default: 0,
+    aten.new_ones.default: 1,
+    aten.new_full.default: None,
+    aten.zeros_like.default: 0,
+    aten.ones_like.default: 1,
+    aten.full_like.default: None,
+}
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -242,6 +251,7 @@ def _program(module: fx.GraphModule) -> Program:
         if fake_mode is None and isinstance(node.meta.get("val"), Tensor):
             fake_mode = getattr(node.meta["val"], "fake_mode", None)
         _spell_out_shape(node)
+        _spell_out_fill(node)
         if node.op != "get_attr":
             continue
         value = tensors.get(str(node.target))
@@ -290,6 +300,18 @@ def _spell_out_shape(node: fx.Node) -> None:
     if sizes.count(-1) <= 1:
         node.target = aten.reshape.default
         node.args = (node.args[0], sizes)
+
+
+def _spell_out_fill(node: fx.Node) -> None:
+    """x.new_zeros(3) and its kin read nothing of x: with a fixed shape they become a fill, which is a constant."""
+    value = node.meta["val"]
+    if node.op != "call_function" or node.target not in _FILLS or any(fixed_size(s) is None for s in value.shape):
+        return
+    fill = _FILLS[node.target]
+    args = arguments(node)
+    node.target = aten.full.default
+    node.args = ([int(s) for s in value.shape], args["fill_value"] if fill is None else fill)
+    node.kwargs = {"dtype": value.dtype, "device": value.device}
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

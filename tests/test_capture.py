@@ -339,3 +339,30 @@ def test_modes_are_restored_when_the_capture_fails() -> None:
     with pytest.raises(CaptureError):
         capture(model, (doubles(2, 4),))
     assert [m.training for m in model.modules()] == [True, True, False]
+
+
+# ---- fills -----------------------------------------------------------------------------------------------------------
+
+FILLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "new_zeros": lambda x: x.new_zeros(3, 4),
+    "new_ones": lambda x: x.new_ones(4),
+    "new_full": lambda x: x.new_full((1, 4), 2.5),
+    "zeros_like": lambda x: torch.zeros_like(x[0]),
+    "ones_like": lambda x: torch.ones_like(x[0, 0], dtype=torch.int64),
+    "full_like": lambda x: torch.full_like(x[0], -1.5),
+}
+
+
+@pytest.mark.parametrize("name", FILLS)
+def test_a_fill_of_fixed_shape_does_not_depend_on_the_input(name: str) -> None:
+    program = program_of(Lambda(lambda m, x: x * 2 + FILLS[name](x)), doubles(2, 3, 4))
+    (fill,) = (n for n in program.calls() if n.target is torch.ops.aten.full.default)
+    assert not fill.meta["data"]
+    x = doubles(5, 3, 4)
+    torch.testing.assert_close(evaluate(program, [x])[0], x * 2 + FILLS[name](x), rtol=0, atol=0)
+    assert fill.meta["val"].dtype == FILLS[name](x).dtype
+
+
+def test_a_fill_of_free_shape_stays_what_it_is() -> None:
+    program = program_of(Lambda(lambda m, x: x * 2 + torch.ones_like(x)), doubles(2, 3, 4))
+    assert [n.target for n in program.calls() if "like" in n.name] == [torch.ops.aten.ones_like.default]
