@@ -138,7 +138,7 @@ def _read_batch_norm(program: Program, node: fx.Node) -> Affine | Missed:
 
 
 def _constant_factor(program: Program, value: Any, rank: int) -> Tensor | None:
-    """A finite scalar or weight that varies along at most one axis, at `rank`; None for anything else."""
+    """A finite scalar or weight that varies along at most one axis, as one at `rank`; None for anything else."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.full([1] * rank, float(value), dtype=torch.float64) if math.isfinite(value) else None
     tensor = program.tensor(value)
@@ -146,7 +146,7 @@ def _constant_factor(program: Program, value: Any, rank: int) -> Tensor | None:
         return None
     if not bool(torch.isfinite(tensor).all()):
         return None  # a mask: carried through a layer it would meet weights of zero
-    tensor = lift(tensor, rank)
+    tensor = compress(lift(tensor, rank))
     return tensor if sum(s > 1 for s in tensor.shape) <= 1 else None
 
 

@@ -176,12 +176,20 @@ def test_refused_for_a_shift_into_zero_padding_of_any_kind() -> None:
     assert "a shift does not pass through zero padding (at 'pad')" in _refusal(explicit, doubles(2, 4, 5, 6))
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (4, 5, 1), (1, 4, 5, 6)])
+@pytest.mark.parametrize("shape", [(5, 6), (4, 5, 1), (1, 4, 5, 6)])
 def test_silent_about_a_constant_that_varies_along_several_axes(shape: tuple[int, ...]) -> None:
-    model = Lambda(lambda m, x: m.d(m.a(x) * m.c), a=nn.Conv2d(4, 4, 1), d=nn.Conv2d(4, 4, 1), c=vector(4, 5, 6))
+    model = Lambda(lambda m, x: m.d(m.a(x) * m.c), a=nn.Conv2d(4, 4, 1), d=nn.Conv2d(4, 4, 1), c=vector(*shape))
     fused = apply_exactly(model.double(), doubles(2, 4, 5, 6), rules=RULES, bound=EXACT)
     assert fused.text == graph_text(fused.original)
     assert not fused.outcome.remarks
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (4, 5, 1), (1, 4, 5, 6)])
+def test_a_constant_of_many_axes_that_is_the_same_along_them_folds(shape: tuple[int, ...]) -> None:
+    constant = nn.Parameter(torch.full(shape, 0.7))
+    model = Lambda(lambda m, x: m.d(m.a(x) * m.c), a=nn.Conv2d(4, 4, 1), d=nn.Conv2d(4, 4, 1), c=constant)
+    fused = apply_exactly(model.double(), doubles(2, 4, 5, 6), rules=RULES, bound=EXACT)
+    assert fused.text == "conv1x1(conv1x1(x))"
 
 
 @pytest.mark.parametrize(
