@@ -11,14 +11,13 @@ import importlib
 import importlib.util
 import inspect
 import os
-import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,6 +26,9 @@ from torch.overrides import TorchFunctionMode
 from .errors import InputError, MachineError
 from .inputs import Shapes
 from .random_statistics import randomize_statistics
+
+if TYPE_CHECKING:
+    from .models.registry import Entry
 
 __all__ = [
     "Architecture",
@@ -125,8 +127,7 @@ def available(source: str) -> tuple[str, ...]:
         return tuple(_package("torchvision.models").list_models())
     if source == "timm":
         return tuple(_package("timm").list_models())
-    models = importlib.import_module("reparam.models")
-    return tuple(m.name for m in pkgutil.iter_modules(models.__path__) if not m.name.startswith("_"))
+    return tuple(_registered())
 
 
 def _is_zoo(spec: str) -> bool:
@@ -269,10 +270,19 @@ def _declared_shapes(module: nn.Module, arch_args: Mapping[str, Any]) -> Shapes 
     return tuple(tuple(int(n) for n in shape) for shape in declared) if isinstance(declared, Sequence) else None
 
 
+def _registered() -> Mapping[str, Entry]:
+    registry = importlib.import_module("reparam.models.registry")  # only now: architectures import torch, and more
+    entries: Mapping[str, Entry] = registry.entries()
+    return entries
+
+
 def _own_factory(spec: str, name: str) -> _Factory:
-    if name not in available("reparam"):
+    entry = _registered().get(name)
+    if entry is None:
         raise _unknown(spec, "reparam", name)
-    return _user_factory(f"reparam.models.{name}:{name}", spec)
+    return _Factory(
+        spec, entry.build, entry.arguments, lambda module, args: _declared_shapes(module, args) or entry.inputs
+    )
 
 
 def _user_factory(path: str, spec: str) -> _Factory:
