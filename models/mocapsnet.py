@@ -25,12 +25,15 @@ from torch import Tensor, nn
 
 from reparam.models.capsules import Decoder, PrimaryCapsules, RoutingCapsules
 from reparam.models.momentum import MomentumResidual
+from reparam.models.registry import register
 
-__all__ = ["CapsNet", "MoCapsNet", "ResidualBlocks", "capsnet", "mocapsnet"]
+__all__ = ["CapsNet", "MoCapsNet", "ResidualBlocks"]
 
-SMALL = {"channels": 32, "capsules": 16, "blocks": 2, "decoder": (128, 256), "std": 0.1}
+IMAGE = (1, 28, 28)
+SMALL = {"channels": 32, "decoder": (128, 256), "std": 0.1}
 
 
+@register("capsnet", small=SMALL, published={}, small_input=IMAGE, published_input=IMAGE)
 class CapsNet(nn.Module):
     """The plain capsule network: image -> conv -> primary capsules -> class capsules (Sabour et al. 2017).
 
@@ -41,7 +44,7 @@ class CapsNet(nn.Module):
     def __init__(  # noqa: PLR0913  # the published sizes by name
         self,
         *,
-        image: tuple[int, int, int] = (1, 28, 28),
+        image: tuple[int, int, int] = IMAGE,
         classes: int = 10,
         channels: int = 256,
         kernel: int = 9,
@@ -124,6 +127,13 @@ class ResidualBlocks(nn.Module):
         return x
 
 
+@register(
+    "mocapsnet",
+    small={**SMALL, "capsules": 16, "blocks": 2},
+    published={},
+    small_input=IMAGE,
+    published_input=IMAGE,
+)
 class MoCapsNet(CapsNet):
     """The network of the module's docstring; `blocks=0` leaves two routing layers. Arguments as in CapsNet, and
 
@@ -152,13 +162,3 @@ class MoCapsNet(CapsNet):
             ResidualBlocks(inner, layers, form, velocity, gamma, reversible),
         )
         self.classes = RoutingCapsules(capsules, dim, self.classes.capsules, self.classes.dim, routing, std)
-
-
-def mocapsnet(**changes: Any) -> MoCapsNet:
-    """The published configuration, one block; `changes` are arguments of MoCapsNet."""
-    return MoCapsNet(**changes)
-
-
-def capsnet(**changes: Any) -> CapsNet:
-    """The published plain capsule network; `changes` are arguments of CapsNet."""
-    return CapsNet(**changes)
