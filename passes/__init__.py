@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reparam.passes.carry_residual import CarryResidual
+from reparam.passes.collect_sums import CollectSums
 from reparam.passes.compose_convs import ComposeConvs
 from reparam.passes.drop_identity import DropIdentity
 from reparam.passes.fold_batch_norm import FoldBatchNorm
@@ -24,7 +25,7 @@ def fused_phases() -> tuple[Phase, ...]:
     clean = (FoldConstants(), DropIdentity(), LowerBorderFill())
     fold = (FoldBatchNorm(), FoldChannelAffine(), MergeBranches(), FoldPadding(), ComposeConvs(), FoldNormAffine())
     late = (LeaveShift(), RescaleSkip(), RescaleGate(), MergeSharedInputs())
-    return (Phase("clean", clean), Phase("fold", clean + fold), Phase("late", late))
+    return (Phase("clean", clean), Phase("fold", clean + fold), Phase("late", late), Phase("sums", (CollectSums(),)))
 
 
 def plain_phases(carry: str = "auto", max_pool: str = "keep", signed: str = "prelu") -> tuple[Phase, ...]:
@@ -34,6 +35,7 @@ def plain_phases(carry: str = "auto", max_pool: str = "keep", signed: str = "pre
 
 __all__ = [
     "CarryResidual",
+    "CollectSums",
     "ComposeConvs",
     "DropIdentity",
     "FoldBatchNorm",

@@ -39,10 +39,12 @@ from reparam.ops import ACTIVATIONS, ADDS, BATCH_NORMS, CATS, CONVS, LINEARS, MU
 from reparam.prices import facts_of, price
 from reparam.program import Program, is_float
 from reparam.reading import read_network
-from reparam.regions import Span, around, carries_data, outermost, position_of
+from reparam.regions import Span, alive_beside, around, carries_data, outermost, position_of
 from reparam.rule import ANY, Match, Missed, Pattern, Rewrite
 from reparam.schedule import Broken
 from reparam.values import Refusal, why_not
+
+NAMED = 3  # of the values that stay alive beside a merge
 
 _POINTWISE = frozenset(ACTIVATIONS) | {aten.prelu.default}
 _FOLLOWS = _POINTWISE | CONVS | LINEARS | BATCH_NORMS
@@ -75,7 +77,7 @@ class CarryResidual:
         span = graph.spans.get(root)
         if is_call(root, MULS) and read_gate(program, root) is not None:
             return Missed(root, "a squeeze-excite gate multiplies a value by a function of its means; it stays a gate")
-        plan = self._plan(program, span) if span is not None else Refusal(root, _ALIVE)
+        plan = self._plan(program, span) if span is not None else Refusal(root, _alive(program, root))
         if isinstance(plan, Refusal):
             inner = around(root, position_of(program))
             found = self._plan(program, inner) if inner is not None and inner != span else plan
@@ -125,7 +127,20 @@ def _is_merge(node: fx.Node) -> bool:
     return node.op == "call_function" and len(operands) > 1
 
 
-_ALIVE = "other values stay alive beside it (an output, a second input, a long skip), so no one register holds all"
+def _alive(program: Program, root: fx.Node) -> str:
+    """What keeps a merge from lying between two points where one value is alive."""
+    beside = alive_beside(program, root) or [i for i in root.all_input_nodes if i.op == "placeholder"]
+    found = [_place_of(n) for n in beside]
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    names = f" ({', '.join(found[:NAMED])}{more})" if found else ""
+    return f"other values stay alive beside it{names}, so no one register holds all"
+
+
+def _place_of(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return f"the input '{node.name}'"
+    place = node.meta.get("module")
+    return f"{op_name(node)} at '{place}'" if place else f"'{node.name}'"
 
 
 @dataclass(frozen=True)

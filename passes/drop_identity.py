@@ -36,6 +36,7 @@ from reparam.ops import (
     MULS,
     PADS,
     SUBS,
+    ZEROS,
     arguments,
     aten,
     is_call,
@@ -71,6 +72,7 @@ _CLAMPS = frozenset(
     }
 )
 _POOLS = AVG_POOLS | MAX_POOLS
+_TENSOR_SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
 _ALL = (DROPOUTS | IDENTITIES | CASTS | MOVEMENTS | PADS | MULS | DIVS | ADDS | SUBS | CATS | _POOLS | _CLAMPS) | {
     aten.abs.default
 }
@@ -125,7 +127,7 @@ def equal_value(program: Program, node: fx.Node) -> fx.Node | None:
         return first[0] if isinstance(first, (list, tuple)) and len(first) == 1 else None  # type: ignore[return-value]
     if is_call(node, MULS | DIVS | ADDS | SUBS):
         affine = read_affine(program, node)
-        return affine.x if isinstance(affine, Affine) and _neutral(affine) else None
+        return affine.x if isinstance(affine, Affine) and _neutral(affine) else _beside_zero(node)
     if not is_tensor(first):
         return None
     assert isinstance(first, fx.Node)
@@ -142,6 +144,26 @@ def equal_value(program: Program, node: fx.Node) -> fx.Node | None:
 def _neutral(affine: Affine) -> bool:
     scale, shift = affine.pair.scale, affine.pair.shift
     return (scale is None or bool((scale == 1).all())) and (shift is None or bool((shift == 0).all()))
+
+
+def _beside_zero(node: fx.Node) -> fx.Node | None:
+    """The other operand of a sum or difference with a fill of zeros."""
+    if not is_call(node, _TENSOR_SUMS):
+        return None
+    args = arguments(node)
+    if _is_zero(args["other"]):
+        return args["self"]  # type: ignore[no-any-return]
+    plus = is_call(node, ADDS) and args["alpha"] == 1
+    return args["other"] if plus and _is_zero(args["self"]) else None
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether it is a fill of zeros, or one times a number."""
+    while isinstance(value, fx.Node) and is_call(value, MULS | DIVS):
+        if not isinstance(arguments(value)["other"], (int, float)):
+            return False
+        value = value.args[0]
+    return isinstance(value, fx.Node) and is_call(value, ZEROS)
 
 
 def _permutation(node: fx.Node) -> list[int]:

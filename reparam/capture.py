@@ -19,22 +19,13 @@ from torch.utils import _pytree as pytree
 
 from .errors import CaptureError, InputError
 from .functional import functionalize_locally, module_path, normalize_batch_norm
-from .ops import DROPOUTS, arguments, aten
+from .ops import DROPOUTS, FILLS, arguments, aten
 from .program import Constant, InputSpec, Program, fixed_size
 from .state import refuse_state, watched
 
 AXES = ("batch", "height", "width")
 _OUR_CODE = tuple(os.path.dirname(f) + os.sep for f in (torch.__file__, __file__))
 _ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
-
-_FILLS = {  # by what they are filled with; None: by an argument
-    aten.new_zeros.default: 0,
-    aten.new_ones.default: 1,
-    aten.new_full.default: None,
-    aten.zeros_like.default: 0,
-    aten.ones_like.default: 1,
-    aten.full_like.default: None,
-}
 
 
 @dataclass(frozen=True)
@@ -305,9 +296,9 @@ def _spell_out_shape(node: fx.Node) -> None:
 def _spell_out_fill(node: fx.Node) -> None:
     """x.new_zeros(3) and its kin read nothing of x: with a fixed shape they become a fill, which is a constant."""
     value = node.meta["val"]
-    if node.op != "call_function" or node.target not in _FILLS or any(fixed_size(s) is None for s in value.shape):
+    if node.op != "call_function" or node.target not in FILLS or any(fixed_size(s) is None for s in value.shape):
         return
-    fill = _FILLS[node.target]
+    fill = FILLS[node.target]
     args = arguments(node)
     node.target = aten.full.default
     node.args = ([int(s) for s in value.shape], args["fill_value"] if fill is None else fill)

@@ -51,6 +51,8 @@ def plan_chain(
 
 def _plan(network: Network, carry: str, signed: str, known: dict[object, Levels]) -> Chain | Broken:
     slices = slices_of(carry)
+    if not network.ndim:
+        carry, slices = "dense", None  # linear layers have no groups
     layouts = Packer(carry) if slices is None else Splitter(slices)
     planner = Planner(network, signed)
     key = (carry, signed, network.signature)

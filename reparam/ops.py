@@ -46,6 +46,16 @@ NORMS = frozenset(
         aten.rms_norm.default,
     }
 )
+# Fills like a tensor, of which they read the shape alone, by what they are filled with; None: by an argument.
+FILLS: dict[Any, float | None] = {
+    aten.new_zeros.default: 0,
+    aten.zeros_like.default: 0,
+    aten.new_ones.default: 1,
+    aten.ones_like.default: 1,
+    aten.new_full.default: None,
+    aten.full_like.default: None,
+}
+ZEROS = frozenset({aten.zeros.default}) | {target for target, value in FILLS.items() if value == 0}
 ADDS = frozenset({aten.add.Tensor, aten.add.Scalar})
 SUBS = frozenset({aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar, aten.rsub.Tensor})
 MULS = frozenset({aten.mul.Tensor, aten.mul.Scalar})

@@ -22,7 +22,7 @@ from .forms import Form, Map, Shift, Value, add_forms, apply_map, cat_forms, ref
 from .gates import Gate, find_gates
 from .kernels import average_kernel
 from .layers import Layer, read_layer, weights
-from .ops import ADDS, AVG_POOLS, CATS, MAX_POOLS, PADS, SUBS, arguments, aten, is_call, op_name, pair
+from .ops import ADDS, AVG_POOLS, CATS, MAX_POOLS, PADS, SUBS, ZEROS, arguments, aten, is_call, op_name, pair
 from .pool_by_relu import spell_max_pool
 from .program import Program, is_float, shape_of
 from .regions import Span, carries_data
@@ -42,7 +42,6 @@ def read_network(program: Program, span: Span, max_pool: str = "keep") -> Networ
         return e.refusal if wall is None else Refusal(wall, why_not(wall))
 
 
-_ZEROS = frozenset({aten.zeros_like.default, aten.new_zeros.default, aten.zeros.default})
 _OPEN_END = (None, 2**63 - 1)
 
 
@@ -104,7 +103,7 @@ class _Reader(Holder):
             (frozenset({operator.getitem}), self.item),
             (SLICES, self.slice),
             (ADDS | SUBS, self.sum),
-            (_ZEROS, lambda node: Form(shape_of(node)[self.axis], ())),
+            (ZEROS, lambda node: Form(shape_of(node)[self.axis], ())),
         )
 
     def layer(self, layer: Layer) -> Form:

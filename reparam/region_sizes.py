@@ -18,6 +18,7 @@ from .ops import (
     CATS,
     CONVS,
     DIVS,
+    FILLS,
     LINEARS,
     MAX_POOLS,
     MULS,
@@ -71,6 +72,9 @@ def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) 
     def is_input(node: fx.Node) -> bool:
         return node in stop or _is_size(node)
 
+    for fill in [n for n in upstream(replace.keys(), is_input) if n.target in FILLS]:
+        inputs |= dict.fromkeys(i for i in fill.all_input_nodes if not _is_size(i))  # it reads their shape alone
+    stop |= set(inputs)
     before, after = upstream(replace.keys(), is_input), upstream(replace.values(), is_input)
     dropped = next((n for n in before if n.op == "placeholder"), None)
     if dropped is not None:

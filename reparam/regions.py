@@ -58,6 +58,14 @@ def outermost(program: Program) -> list[Span]:
     return spans
 
 
+def alive_beside(program: Program, node: fx.Node) -> list[fx.Node]:
+    """Values that exist before `node` and are still read after it, in execution order."""
+    place = position_of(program)
+    here = place[node]
+    before = (n for n, at in place.items() if at < here and carries_data(n))
+    return [n for n in before if any(place[u] > here for u in n.users)]
+
+
 def position_of(program: Program) -> dict[fx.Node, int]:
     """Each node's place in execution order."""
     return {n: i for i, n in enumerate(program.graph.nodes)}

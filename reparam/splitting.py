@@ -60,14 +60,13 @@ class Splitter:
 
     def price(self, layers: Layers) -> float:
         """Multiply-accumulates of the cheapest layout."""
-        whole = self.packer.price(layers)
-        return min(whole, float(self._split(layers).macs)) if _spatial(layers) else whole
+        return min(self.packer.price(layers), float(self._split(layers).macs))
 
     def lay(self, layers: Layers) -> Layout | Split:
         """The cheapest layout."""
         whole = self.packer.lay(layers)
-        split = self._split(layers) if _spatial(layers) else None
-        return split if split is not None and split.macs < whole.macs else whole
+        split = self._split(layers)
+        return split if split.macs < whole.macs else whole
 
     def _split(self, layers: Layers) -> Split:
         found = [self._cheapest(stage) for stage in layers.stages]
@@ -86,10 +85,6 @@ class Splitter:
         found = [_cut(stage, *cut) for cut in cuts]
         found += [wire(stage, groups, before, after) for groups, before, after in self.packer.alone(stage)]
         return min(((_macs(stage, w), w) for w in found), key=lambda f: f[0])
-
-
-def _spatial(layers: Layers) -> bool:
-    return bool(layers.stages[0].after[0].space)  # a linear layer has no groups
 
 
 def _macs(stage: Stage, w: Wire) -> int:
