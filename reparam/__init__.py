@@ -17,6 +17,7 @@ from .errors import CaptureError, InputError, MachineError, NotEquivalentError, 
 if TYPE_CHECKING:
     from .conversion import Conversion, convert, explain
     from .equivalence import Verdict, verify
+    from .exporting import Exported, ExportOptions, export
 
 _LAZY = {
     "Conversion": "conversion",
@@ -24,6 +25,9 @@ _LAZY = {
     "explain": "conversion",
     "Verdict": "equivalence",
     "verify": "equivalence",
+    "Exported": "exporting",
+    "ExportOptions": "exporting",
+    "export": "exporting",
 }
 
 
@@ -41,6 +45,8 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "CaptureError",
     "Conversion",
+    "ExportOptions",
+    "Exported",
     "InputError",
     "MachineError",
     "NotEquivalentError",
@@ -50,5 +56,6 @@ __all__ = [
     "__version__",
     "convert",
     "explain",
+    "export",
     "verify",
 ]

@@ -27,6 +27,7 @@ from .rule import Remark
 TARGETS: Mapping[str, Callable[..., tuple[Phase, ...]]] = {
     "fused": lambda **_: fused_phases(),
     "plain": plain_phases,
+    "as-is": lambda **_: (),
 }
 Range = tuple[float, float]
 

@@ -7,7 +7,6 @@ what was trainable still is.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from .emit_source_flow import RESERVED
 from .emit_source_layout import Layout, live_nodes, plan_layout
 from .emit_source_text import is_name
 from .errors import InputError, MachineError
-from .files import SOURCE_FILES, TEMPORARY, publish, refuse_existing
+from .files import SOURCE_FILES, TEMPORARY, move_into_place, publish, refuse_existing
 from .program import Program
 
 
@@ -89,7 +88,7 @@ def _write_both(folder: Path, text: str, tensors: dict[str, Tensor]) -> None:
         (staging / SOURCE_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
         save_file(tensors, staging / SOURCE_FILES[1], metadata={"format": "pt"})
         publish(staging / SOURCE_FILES[1])
-        _swap(staging, folder)
+        move_into_place(staging, folder, reversed(SOURCE_FILES))
         shutil.rmtree(staging, ignore_errors=True)
     except BaseException as e:
         if staging is not None:
@@ -101,25 +100,4 @@ def _write_both(folder: Path, text: str, tensors: dict[str, Tensor]) -> None:
             raise MachineError(f"cannot write {folder / SOURCE_FILES[1]}: {e}; nothing was written") from e
         if isinstance(e, OSError):
             raise MachineError(f"cannot write into {folder}: {e.strerror or e}; nothing was written") from e
-        raise
-
-
-def _swap(staging: Path, folder: Path) -> None:
-    """Moves the staged files into place, the old ones aside; moves the old ones back when one move fails."""
-    moved: list[Path] = []
-    try:
-        for name in reversed(SOURCE_FILES):
-            target, aside = folder / name, staging / f"old-{name}"
-            if os.path.lexists(target):
-                os.replace(target, aside)
-            moved.append(target)
-            os.replace(staging / name, target)
-    except BaseException:
-        for target in moved:
-            aside = staging / f"old-{target.name}"
-            with contextlib.suppress(OSError):
-                if aside.exists():
-                    os.replace(aside, target)
-                else:
-                    target.unlink(missing_ok=True)
         raise

@@ -186,7 +186,7 @@ class _Job:
         self.dtype = max((a.dtype, b.dtype), key=lambda d: torch.finfo(d).eps)
         self.sizes, self.batch = _common_sizes(a.inputs, b.inputs)
         self.small: int | None = SMALL_SIZE
-        self.sums: list[_Sums] = []
+        self.sums: list[Sums] = []
         self.gaps: list[float] = []
 
     @property
@@ -228,7 +228,7 @@ class _Job:
         except RuntimeError as e:
             raise InputError(f"this machine cannot run the models in {_dtype_name(self.dtype)}: {e}") from e
         rows = [r for r in zip(truth, other, own_a, own_b, strict=True) if _is_floating(r[0])]
-        self.sums = self.sums or [_Sums() for _ in rows]
+        self.sums = self.sums or [Sums() for _ in rows]
         for s, (t, o, p, q) in zip(self.sums, rows, strict=True):
             s.add(t, o, p.double(), q.double())
         self.gaps.append(relative_gap([r[0] for r in rows], [r[1] for r in rows]))
@@ -236,7 +236,7 @@ class _Job:
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Squared errors, the largest ones, and the squared truth of one output, added up over all inputs."""
 
     difference: float = 0.0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -53,3 +54,41 @@ def publish(path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)
+
+
+@contextlib.contextmanager
+def staging_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, gone afterwards; for files that are moved into place once all are right.
+
+    Raises MachineError for an error of the operating system in the block, such as a full disk.
+    """
+    folder: Path | None = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+        yield folder
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {error.strerror or error}; nothing was written") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_into_place(staging: Path, folder: Path, names: Iterable[str]) -> None:
+    """Moves the staged files into `folder`, the old ones aside; moves the old ones back when one move fails."""
+    moved: list[Path] = []
+    try:
+        for name in names:
+            target, aside = folder / name, staging / f"old-{name}"
+            if os.path.lexists(target):
+                os.replace(target, aside)
+            moved.append(target)
+            os.replace(staging / name, target)
+    except BaseException:
+        for target in moved:
+            aside = staging / f"old-{target.name}"
+            with contextlib.suppress(OSError):
+                if aside.exists():
+                    os.replace(aside, target)
+                else:
+                    target.unlink(missing_ok=True)
+        raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ class Report:
 
     equivalent: True when the evidence was complete; None for a dry run, which does not compare whole networks.
     seconds: by phase: load, capture, rewrite, verify (all checks), emit.
+    engine: further keys for an export: its format and precision, and what was measured on it.
     """
 
     target: str
@@ -35,6 +36,7 @@ class Report:
     arch: str | None = None
     arch_inferred: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    engine: Mapping[str, Any] | None = None
 
     def with_(
         self,
@@ -81,6 +83,7 @@ class Report:
             "evidence": self._evidence(),
             "remarks": [r.as_dict() for r in self.remarks],
             "seconds": {p: round(self.seconds.get(p, 0.0), 3) for p in phases},
+            **(self.engine or {}),
         }
 
     def _evidence(self) -> dict[str, Any]:

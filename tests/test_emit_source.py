@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from reparam import emit_source
 from reparam.emit_source import write_source
 from reparam.emit_torch import finalize
 from reparam.errors import InputError, MachineError
@@ -205,14 +205,14 @@ def test_a_failed_write_leaves_nothing_behind(
     if existing:
         write_source(small_program(), folder)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    replace = emit_source.os.replace
+    replace = os.replace
 
     def fail(source: Path, target: Path) -> None:
         if Path(source).name == failing and Path(source).parent.name.startswith(".reparam-"):
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(emit_source.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(MachineError, match="No space left on device; nothing was written"):
         write_source(small_program(), folder, force=True)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
