@@ -72,7 +72,7 @@ def _select(
     index = torch.from_numpy(places).to(program.device)
     stem = str(x.meta.get("module") or x.name)
     return program.call(
-        aten.index_select.default, (x, axis, program.weight(index, f"{stem}.order", like=like)), like=like
+        aten.index_select.default, (x, axis, program.weight(index, f"{stem}_order", like=like)), like=like
     )
 
 
@@ -118,6 +118,6 @@ def _layer(program: Program, chain: Chain, stage: Stage, x: fx.Node, wire: Wire)
         y = _select(program, y, parts, picks, chain.network.axis, like=like)
         ones = sums_weight(wire, wire.sums, chain.network.ndim, program.device)
         window = identity_window(chain.network.ndim)
-        y = layer(y, ones, f"{stem}.sums", window, len(wire.sums.picks), bias)
+        y = layer(y, ones, f"{stem}_sums", window, len(wire.sums.picks), bias)
     slots = torch.from_numpy(wire.order.copy())
     return emit_activation(program, stage.joint, y, slots, chain.network.axis, like=like)
