@@ -243,6 +243,24 @@ def test_two_activations_of_one_register_share_one_call() -> None:
         assert module_rel(model, fused.program, [x]) <= EXACT
 
 
+def test_a_linear_value_that_comes_into_being_beside_selu_is_divided_by_its_slope() -> None:
+    """A pooled map that is proven positive joins two SELU layers, each of which multiplies it by 1.0507."""
+    model = healthy(
+        Lambda(
+            lambda m, x: m.last(torch.cat([F.selu(m.b(F.selu(m.a(y := F.relu(m.stem(x)))))), F.avg_pool2d(y, 2)], 1)),
+            stem=nn.Conv2d(3, 4, 3, padding=1),
+            a=nn.Conv2d(4, 5, 3, stride=2, padding=1),
+            b=nn.Conv2d(5, 5, 3, padding=1),
+            last=nn.Conv2d(9, 3, 1),
+        )
+    )
+    x = doubles(2, 3, 8, 8)
+    fused = plain(model, x)
+    assert is_chain(fused.program), fused.missed("carry-residual")
+    assert fused.text.count("selu") == 2
+    assert module_rel(model, fused.program, [x]) <= EXACT
+
+
 def test_a_slope_that_is_off_is_noticed() -> None:
     """The slopes of carried channels are weights, and are checked like others."""
     fused = plain(block(nn.ReLU(), positive=False), doubles(*SHAPE))
