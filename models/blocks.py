@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Branches", "Head", "PooledShortcut", "conv", "conv_bn", "he_normal", "spread"]
+__all__ = ["Branches", "Head", "PooledShortcut", "conv", "conv_bn", "gaussian_mean", "he_normal", "spread"]
 
 
 def conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, *, groups: int = 1, bias: bool = False) -> nn.Conv2d:

@@ -46,6 +46,17 @@ CASES = (
     Case("dbbnet", (20, 24, 12, 0), (4, 0, 0, 0), (4, 0, 0, 0)),
     Case("mobileone", (18, 22, 15, 0), (7, 0, 0, 0), (7, 0, 0, 0)),
     Case("mobilenet_v2", (16, 16, 3, 0), (16, 0, 3, 0), (16, 0, 0, 0)),
+    Case("robust_residual", (8, 0, 3, 0), (8, 0, 3, 0), (10, 0, 0, 0)),
+    Case("scaled_resnet", (0, 0, 10, 0), (0, 0, 10, 0), (0, 0, 0, 0)),
+    Case("zero_net", (6, 6, 2, 0), (6, 0, 2, 0), (5, 0, 0, 0)),
+    Case("zero_mlp", (0, 0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0)),
+    Case("normalised_activation_net", (6, 6, 2, 0), (6, 0, 2, 0), (5, 0, 0, 0)),
+    Case("input_bn_resnet", (6, 7, 2, 0), (6, 0, 2, 0), (5, 0, 0, 0)),
+    Case("proxy_norm_resnet", (12, 10, 3, 0), (12, 10, 3, 0), (12, 10, 3, 0), chain=False),
+    Case("wrn_groupnorm_ws", (9, 9, 3, 0), (9, 9, 3, 0), (9, 9, 3, 0), chain=False),
+    Case("nfnet", (21, 0, 3, 3), (21, 0, 3, 3), (25, 0, 0, 3), chain=False),
+    Case("nf_resnet", (15, 0, 4, 0), (15, 0, 4, 0), (15, 0, 0, 0)),
+    Case("prelu_net", (5, 0, 0, 0), (5, 0, 0, 0), (5, 0, 0, 0)),
 )
 ELSEWHERE = {"capsnet", "mocapsnet"}  # have a test file of their own
 DROPS = {"stochastic_depth_resnet"}  # leaves branches out while it trains
@@ -53,8 +64,13 @@ named = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 
 
 def network(name: str, batch: int = 8) -> tuple[Architecture, tuple[Tensor, ...]]:
-    """The architecture with random statistics, and a batch of two for it."""
+    """The architecture with random statistics, and a batch of two for it. No weight is left at zero."""
     built = build_architecture(f"reparam/{name}")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in built.module.parameters():
+            if p.dim() > 1 and bool((p == 0).any()):
+                p.add_(torch.randn_like(p) / p[0].numel() ** 0.5)
     randomize_statistics(built.module, draw_examples(built.module, built.input_shapes, batch=batch))
     return built, draw_examples(built.module, built.input_shapes, batch=2, seed=1)
 
@@ -107,7 +123,9 @@ def test_a_step_of_descent_lowers_the_loss(case: Case) -> None:
 
     before = loss()
     before.backward()
-    assert {p.grad is None for p in module.parameters()} == ({True, False} if case.name in DROPS else {False})
+    assert {p.grad is None for p in module.parameters() if p.requires_grad} == (
+        {True, False} if case.name in DROPS else {False}
+    )
     learned = [p for p in module.parameters() if p.grad is not None]
     squared = sum(float(p.grad.square().sum()) for p in learned if p.grad is not None)
     step = min(0.01, 0.02 * float(before.detach()) / squared)  # a fiftieth of the loss, were it linear
