@@ -5,7 +5,9 @@ from __future__ import annotations
 from reparam.passes.carry_residual import CarryResidual
 from reparam.passes.collect_sums import CollectSums
 from reparam.passes.compose_convs import ComposeConvs
+from reparam.passes.compose_maps import ComposeMaps
 from reparam.passes.drop_identity import DropIdentity
+from reparam.passes.equalize import Equalize
 from reparam.passes.fold_batch_norm import FoldBatchNorm
 from reparam.passes.fold_channel_affine import FoldChannelAffine
 from reparam.passes.fold_constants import FoldConstants
@@ -18,12 +20,14 @@ from reparam.passes.merge_shared_inputs import MergeSharedInputs
 from reparam.passes.rescale_gate import RescaleGate
 from reparam.passes.rescale_skip import RescaleSkip
 from reparam.pipeline import Phase
+from reparam.rule import Rule
 
 
 def fused_phases() -> tuple[Phase, ...]:
     """The rules of the target `fused`: clean up, fold and merge, then what may only happen when nothing else does."""
     clean = (FoldConstants(), DropIdentity(), LowerBorderFill())
-    fold = (FoldBatchNorm(), FoldChannelAffine(), MergeBranches(), FoldPadding(), ComposeConvs(), FoldNormAffine())
+    affine = (FoldBatchNorm(), FoldChannelAffine(), MergeBranches(), FoldPadding())
+    fold = (*affine, ComposeConvs(), ComposeMaps(), FoldNormAffine())
     late = (LeaveShift(), RescaleSkip(), RescaleGate(), MergeSharedInputs())
     return (Phase("clean", clean), Phase("fold", clean + fold), Phase("late", late), Phase("sums", (CollectSums(),)))
 
@@ -33,11 +37,23 @@ def plain_phases(carry: str = "auto", max_pool: str = "keep", signed: str = "pre
     return (*fused_phases(), Phase("plain", (CarryResidual(carry, max_pool, signed),), accepts_cost=True))
 
 
+def equalize_phases() -> tuple[Phase, ...]:
+    """What an export to int8 may do before it quantises."""
+    return (Phase("equalize", (Equalize(),)),)
+
+
+def every_rule() -> dict[str, Rule]:
+    """The rules of all targets and of exports by their names, in the order in which they run."""
+    return {rule.name: rule for phase in (*plain_phases(), *equalize_phases()) for rule in phase.rules}
+
+
 __all__ = [
     "CarryResidual",
     "CollectSums",
     "ComposeConvs",
+    "ComposeMaps",
     "DropIdentity",
+    "Equalize",
     "FoldBatchNorm",
     "FoldChannelAffine",
     "FoldConstants",
@@ -49,6 +65,8 @@ __all__ = [
     "MergeSharedInputs",
     "RescaleGate",
     "RescaleSkip",
+    "equalize_phases",
+    "every_rule",
     "fused_phases",
     "plain_phases",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
+from reparam.equivalence import verify_programs
 from reparam.models.capsules import PrimaryCapsules, RoutingCapsules, capsule_loss, margin_loss, squash
 from reparam.models.mocapsnet import CapsNet, MoCapsNet
 from reparam.models.momentum import MomentumResidual, momentum_reversible, momentum_stored, saved_bytes
@@ -352,4 +354,31 @@ def test_the_coupling_of_the_first_iteration_is_a_constant() -> None:
     report = reparam.convert(CapsNet(channels=16, decoder=(24,), std=0.5).eval(), images(2).float()).report
     folded = [r for r in report.remarks if r.rule == "fold-constants" and r.kind == "passed"]
     assert any(r.module == "classes" for r in folded)
-    assert report.after.merges == report.before.merges
+
+
+def test_one_iteration_is_a_linear_layer_and_a_squash() -> None:
+    fused = reparam.convert(tiny(blocks=0, routing=1).eval(), images(2).float(), to="fused")
+    targets = [n.target for n in fused.program.calls()]
+    assert targets.count(torch.ops.aten.linear.default) == 2
+    assert torch.ops.aten.matmul.default not in targets and torch.ops.aten.softmax.int not in targets
+    assert fused.report.after.macs < fused.report.before.macs
+
+
+def test_the_velocity_of_a_block_goes() -> None:
+    """v1, x1, v2, x2 take six sums and products; x1 = x0 + 0.1 f0 and x2 = x0 + 0.19 f0 + 0.1 f1 take three sums."""
+    fused = reparam.convert(tiny(blocks=1).eval(), images(2).float(), to="fused")
+    sums = [n for n in fused.program.calls() if n.meta["module"] == "hidden.1.momentum.0"]
+    assert [n.target for n in sums] == [torch.ops.aten.add.Tensor] * 3
+    factors = [float(n.kwargs["alpha"]) for n in sums]
+    assert sorted(factors) == pytest.approx([0.1, 0.1, 0.19]) or sorted(factors) == pytest.approx([0.09, 0.1, 0.1])
+
+
+def test_another_weight_is_another_function() -> None:
+    """The negative control: verification sees one weight of a block that is twice what it was."""
+    fused = reparam.convert(tiny(blocks=1).eval(), images(2).float(), to="fused")
+    assert verify_programs(fused.original, fused.program, adversarial=False).equivalent
+    changed, name = fused.original.copy(), "hidden.1.momentum.0.functions.1.weight"
+    value = changed.constants[name].value.detach().clone()
+    value[0, 0, 0] *= 2
+    changed.constants[name] = replace(changed.constants[name], value=value)
+    assert not verify_programs(changed, fused.program, adversarial=False).equivalent
