@@ -33,11 +33,10 @@ class RuleInfo:
 
 
 def list_rules() -> list[RuleInfo]:
-    """Every rule of the targets, once, in the order in which they run."""
-    from .passes import plain_phases
+    """Every rule, once, in the order in which they run."""
+    from .passes import every_rule
 
-    rules = {rule.name: rule for phase in plain_phases() for rule in phase.rules}
-    return [_read_rule(name, rule) for name, rule in rules.items()]
+    return [_read_rule(name, rule) for name, rule in every_rule().items()]
 
 
 def _read_rule(name: str, rule: Any) -> RuleInfo:

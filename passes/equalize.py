@@ -1,0 +1,133 @@
+"""W2*relu(W1*x + b1) = (W2 s)*relu((W1/s)*x + b1/s), s > 0: the ranges of a layer's channels are made alike.
+
+Integers of eight bits hold the weights of a layer with one scale (or one for each row), so that a channel whose weights
+are a hundredth of another's loses its digits; layers into which branches were merged are like that. What one layer
+gives away the next one takes. With r1 the largest weight of each row of W1 and r2 that of each column of W2, both
+become sqrt(r1*r2) for s = sqrt(r1/r2). Here s is the power of two next to that towards one, so that the function stays
+the same to the last bit in floating point.
+
+Fires on a layer whose results reach other layers through activations that scale with their input (ReLU, LeakyReLU),
+pools and flattening alone, when some s is not one.
+
+Refuses (Missed) when a channel is also read by something that does not take a scale, such as a residual sum.
+
+Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019).
+
+    conv -> relu -> conv        becomes        conv/s -> relu -> s conv
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from reparam.absorb import Blocked, Route, execute, forward
+from reparam.channels import Pair
+from reparam.layers import Layer, read_layer, weights, write_layer
+from reparam.ops import CATS, CONVS, LINEARS, TRANSPOSED_CONVS, is_call, op_name
+from reparam.program import Program
+from reparam.rule import Match, Missed, Pattern, Rewrite, op
+
+TURNS = 20  # of one layer; each neighbour that changes may ask for another
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layer, the factor that it gives away (C,), and the way to the layers that take it."""
+
+    layer: Layer
+    scale: Tensor
+    route: Route
+
+
+@dataclass(frozen=True)
+class Equalize:
+    """Moves powers of two between layers until the ranges of their channels are alike."""
+
+    name: ClassVar[str] = "equalize"
+    pattern: ClassVar[Pattern] = op(CONVS | LINEARS)
+
+    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+        """The factors, if any is not one; Missed when what follows does not take them."""
+        layer = read_layer(program, match.root)
+        if layer is None or _turns(program, layer) >= TURNS or any(u.op == "output" for u in match.root.users):
+            return None
+        rows = _row_ranges(program, layer)
+        route = forward(program, match.root, Pair(_shaped(torch.full_like(rows, 2.0), layer)))
+        if isinstance(route, Blocked):
+            return Missed(match.root, f"its ranges stay: {route.reason}")
+        columns = _column_ranges(program, route, len(rows))
+        if columns is None:
+            return None
+        scale = _powers(rows, columns)
+        if bool((scale == 1).all()):
+            return None
+        final = forward(program, match.root, Pair(_shaped(scale, layer)))
+        return None if isinstance(final, Blocked) else Plan(layer, scale, final)
+
+    def rewrite(self, program: Program, plan: Plan) -> Rewrite:
+        """The layer with its rows divided, and the layers after it with their columns multiplied."""
+        counts = program.cache.setdefault("equalize turns", {})
+        origin = _origin(program, plan.layer)
+        counts[origin] = counts.get(origin, 0) + 1
+        weight, bias = weights(program, plan.layer)
+        divided = weight / plan.scale.reshape(-1, *[1] * (weight.dim() - 1))
+        new = write_layer(program, plan.layer, divided, None if bias is None else bias / plan.scale)
+        made = execute(program, plan.route, {plan.layer.node: new})
+        changed = int((plan.scale != 1).sum())
+        return Rewrite(
+            {s: made[s] for s in plan.route.sinks},
+            f"{changed} of {len(plan.scale)} channels scaled by powers of two from {float(plan.scale.min()):g} to "
+            f"{float(plan.scale.max()):g}",
+        )
+
+
+def _origin(program: Program, layer: Layer) -> str:
+    return program.constants[str(layer.weight.target)].origin
+
+
+def _turns(program: Program, layer: Layer) -> int:
+    counts: dict[str, int] = program.cache.get("equalize turns", {})
+    return counts.get(_origin(program, layer), 0)
+
+
+def _shaped(scale: Tensor, layer: Layer) -> Tensor:
+    """(C,) along the channels of the layer's result."""
+    shape = [1] * layer.node.meta["val"].dim()
+    shape[layer.axis] = -1
+    return scale.reshape(shape)
+
+
+def _row_ranges(program: Program, layer: Layer) -> Tensor:
+    """The largest absolute weight behind each result, (C_out,)."""
+    weight, _ = weights(program, layer)
+    return weight.abs().flatten(1).amax(1)
+
+
+def _column_ranges(program: Program, route: Route, channels: int) -> Tensor | None:
+    """The largest absolute weight on each channel, over the layers that read it; None when its place is not kept."""
+    if any(is_call(s.node, CATS) or op_name(s.node) == "getitem" for s in route.steps if s.action != "sink"):
+        return None
+    found = torch.zeros(channels, dtype=torch.float64, device=program.device)
+    for node in route.sinks:
+        layer = read_layer(program, node)
+        if layer is None or is_call(node, TRANSPOSED_CONVS):
+            return None
+        weight, _ = weights(program, layer)
+        groups = layer.geometry.groups
+        n_out, n_in = weight.shape[:2]
+        columns = weight.abs().reshape(groups, n_out // groups, n_in, -1).amax((1, 3))
+        if columns.numel() % channels:
+            return None
+        found = torch.maximum(found, columns.reshape(channels, -1).amax(1))
+    return found
+
+
+def _powers(rows: Tensor, columns: Tensor) -> Tensor:
+    """The powers of two next to sqrt(rows/columns) towards one; one where either is zero."""
+    able = (rows > 0) & (columns > 0)
+    ratio = torch.where(able, rows, 1.0) / torch.where(able, columns, 1.0)
+    return torch.exp2(torch.trunc(torch.log2(ratio) / 2))
