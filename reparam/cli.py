@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from . import cli_engines
 from . import cli_options as opt
 from ._version import __version__
 from .cli_files import STANDARD_OUTPUT, check_report, deliver_json, plan_outputs
-from .cli_session import Session, open_session, run_guarded
+from .cli_session import begin, open_session, run_guarded
 from .errors import NotEquivalentError
 
 PROGRAM = "reparam"
@@ -66,13 +67,6 @@ def root(
     """A verified compiler for trained networks: rewrites a network into a simpler one and proves them equal."""
 
 
-def _begin(ctx: typer.Context, *, quiet: bool = False, debug: bool) -> Session:
-    session = ctx.obj
-    assert isinstance(session, Session)
-    session.quiet, session.debug = quiet, debug
-    return session
-
-
 @app.command()
 def convert(  # noqa: PLR0913  # the parameters are the options
     ctx: typer.Context,
@@ -106,7 +100,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
 
     With --arch alone the network has random weights. Nothing is written unless the result was verified.
     """
-    session = _begin(ctx, quiet=quiet, debug=debug)
+    session = begin(ctx, quiet=quiet, debug=debug)
     shapes, axes, way = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_carry(carry)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     outputs = plan_outputs(model, arch, output, source, to.value, force=force)
@@ -148,7 +142,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     debug: opt.Debug = False,
 ) -> None:
     """Dry run: what would be rewritten, what not and why, the price."""
-    session = _begin(ctx, quiet=quiet, debug=debug)
+    session = begin(ctx, quiet=quiet, debug=debug)
     shapes, axes, way = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_carry(carry)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     check_report(json, [Path(model) if model else None], force=force)
@@ -194,7 +188,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
 
     They may be of any two formats. Exit code 0: the same function; 1: not the same.
     """
-    session = _begin(ctx, quiet=quiet, debug=debug)
+    session = begin(ctx, quiet=quiet, debug=debug)
     shapes = opt.read_shapes(input_shape)
     sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
     check_report(json, [Path(a), Path(b)], force=force)
@@ -248,7 +242,7 @@ def diff(  # noqa: PLR0913  # the parameters are the options
 
     Structure and weights are compared; verify compares functions.
     """
-    session = _begin(ctx, debug=debug)
+    session = begin(ctx, debug=debug)
     shapes = opt.read_shapes(input_shape)
     sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
     check_report(json, [Path(a), Path(b)], force=force)
@@ -264,6 +258,10 @@ def diff(  # noqa: PLR0913  # the parameters are the options
     deliver_json(session, report, json)
 
 
+app.command()(cli_engines.export)
+app.command()(cli_engines.run)
+
+
 @app.command()
 def passes(
     ctx: typer.Context,
@@ -273,7 +271,7 @@ def passes(
     debug: opt.Debug = False,
 ) -> None:
     """List the rules with their equations and options."""
-    session = _begin(ctx, debug=debug)
+    session = begin(ctx, debug=debug)
     check_report(json, [], force=force)
     with session.working():
         from .cli_tables import find_rule, list_rules, rules_table
@@ -289,7 +287,7 @@ def passes(
 @app.command()
 def doctor(ctx: typer.Context, json: opt.Json = None, force: opt.Force = False, debug: opt.Debug = False) -> None:
     """Report what is installed and what can be done here."""
-    session = _begin(ctx, debug=debug)
+    session = begin(ctx, debug=debug)
     check_report(json, [], force=force)
     with session.working():
         from .cli_tables import diagnosis_parts

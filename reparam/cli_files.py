@@ -14,6 +14,7 @@ from typing import Any
 from .cli_session import Session
 from .errors import InputError, MachineError
 from .files import SOURCE_FILES, refuse_existing, write_atomically
+from .manifest import manifest_path
 
 STANDARD_OUTPUT = "-"
 _SUFFIXES = frozenset({".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".tar"})
@@ -32,18 +33,18 @@ class Outputs:
         return [str(p) for p in (self.model, self.source) if p is not None]
 
 
-def default_output(model: str | None, arch: str | None, label: str) -> Path:
+def default_output(model: str | None, arch: str | None, label: str, suffix: str = ".pt2") -> Path:
     """`dir/resnet50.pt` -> `dir/resnet50-fused.pt2`; without a file, the architecture's name in the current folder."""
     if model is not None:
         path = Path(model)
         stem = path.name
         while Path(stem).suffix in _SUFFIXES and Path(stem).stem:
             stem = Path(stem).stem
-        return path.with_name(f"{stem}-{label}.pt2")
+        return path.with_name(f"{stem}-{label}{suffix}")
     if arch is None:
         raise InputError("there is nothing to convert; give a checkpoint, or an architecture with --arch")
     name = arch.replace(":", "/").rpartition("/")[2]
-    return Path(f"{name or 'model'}-{label}.pt2")
+    return Path(f"{name or 'model'}-{label}{suffix}")
 
 
 def plan_outputs(
@@ -53,12 +54,28 @@ def plan_outputs(
     path = output if output is not None else default_output(model, arch, label)
     if path.suffix != ".pt2":
         raise InputError(f"the output {path} is a .pt2 archive; name it {path.with_suffix('.pt2').name}")
-    check_file(path, force=force)
-    if model is not None and _same(path, Path(model)):
-        raise InputError(f"{path} is the input; name another output with -o")
+    _check_output(path, model, force=force)
     if source is not None:
         check_folder(source, force=force)
     return Outputs(path, source, os.path.lexists(path))
+
+
+def plan_export(
+    model: str | None, arch: str | None, output: Path | None, label: str, suffix: str, *, force: bool
+) -> Path:
+    """The file that an export writes, checked with its manifest before the work. Raises InputError or MachineError."""
+    path = output if output is not None else default_output(model, arch, label, suffix)
+    if not path.name.endswith(suffix) or path.name == suffix:
+        raise InputError(f"the output {path} is a {suffix} file; name it {path.stem or 'model'}{suffix}")
+    _check_output(path, model, force=force)
+    check_file(manifest_path(path), force=force)
+    return path
+
+
+def _check_output(path: Path, model: str | None, *, force: bool) -> None:
+    check_file(path, force=force)
+    if model is not None and _same(path, Path(model)):
+        raise InputError(f"{path} is the input; name another output with -o")
 
 
 def check_report(target: str | None, others: Iterable[Path | None], *, force: bool) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,30 @@ class Target(StrEnum):
 
     fused = "fused"
     plain = "plain"
+
+
+class ExportTarget(StrEnum):
+    """What `export --to` offers."""
+
+    fused = "fused"
+    plain = "plain"
+    as_is = "as-is"
+
+
+class Precision(StrEnum):
+    """Of an exported file's weights."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
+class IoPrecision(StrEnum):
+    """Of an exported file's floating inputs and outputs."""
+
+    fp32 = "fp32"
+    same = "same"
 
 
 class Dtype(StrEnum):
@@ -74,6 +99,9 @@ ArchB = Annotated[str | None, typer.Option("--arch-b", metavar="SPEC", help=f"Of
 ArchArgsA = Annotated[str | None, typer.Option("--arch-args-a", metavar="JSON", help="Arguments of --arch-a.")]
 ArchArgsB = Annotated[str | None, typer.Option("--arch-args-b", metavar="JSON", help="Arguments of --arch-b.")]
 To = Annotated[Target, typer.Option("--to", help="What to rewrite the network into.")]
+ExportTo = Annotated[
+    ExportTarget, typer.Option("--to", help="What to rewrite the network into first; as-is rewrites nothing.")
+]
 CarryOption = Annotated[
     str,
     typer.Option("--carry", metavar="WAY", help=_CARRY),
@@ -148,6 +176,18 @@ def _read_shape(text: str) -> Shape:
             f"{sizes} for numbers of the dtype of the weights"
         )
     return Shape((int(p) for p in parts), dtype or None)
+
+
+def read_named(texts: Sequence[str] | None) -> list[tuple[str | None, Path]]:
+    """`x.npy` or `name=x.npy`, once for each input: the name, if any, and the file."""
+    found: list[tuple[str | None, Path]] = []
+    for text in texts or ():
+        name, equals, file = text.partition("=")
+        named = bool(equals) and not Path(text).exists()
+        if named and not (name and file):
+            raise InputError(f"--input '{text}' names no file; write x.npy, or name=x.npy")
+        found.append((name, Path(file)) if named else (None, Path(text)))
+    return found
 
 
 def read_carry(text: str) -> str:

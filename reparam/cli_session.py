@@ -255,6 +255,14 @@ def _terminations() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def begin(context: typer.Context, *, quiet: bool = False, debug: bool) -> Session:
+    """The session of the verb that runs, with what all verbs share set."""
+    session = context.obj
+    assert isinstance(session, Session)
+    session.quiet, session.debug = quiet, debug
+    return session
+
+
 def open_session() -> Session:
     """A session on the process's streams, which then never fail on a character that they cannot encode."""
     return Session(_open_stream(sys.stdout), _open_stream(sys.stderr))

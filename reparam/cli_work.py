@@ -56,7 +56,12 @@ def load(
         model = load_model(path, arch=arch, arch_args=arch_args, trust=trust, seed=seed)
         tell("load", 1, 1)
         seconds = time.perf_counter() - start
-    loaded = Loaded(model, _name(model, path), seconds)
+    describe_load(session, model, path, option)
+    return Loaded(model, _name(model, path), seconds)
+
+
+def describe_load(session: Session, model: LoadedModel, path: str | None, option: str) -> None:
+    """Says what the user should know about what was loaded."""
     for text in model.notes:
         session.note(text)
     if model.twins and model.arch_inferred:
@@ -66,7 +71,6 @@ def load(
         )
     if model.random_seed is not None:
         session.warn(f"{model.spec} has random weights (seed {model.random_seed}), as no checkpoint was given")
-    return loaded
 
 
 def describe_twins(twins: Sequence[str]) -> str:
@@ -188,7 +192,7 @@ def convert_loaded(
                 progress=tell,
             )
         _write(session, conversion, outputs, tell, force=force)
-    return _completed(conversion.report, loaded, outputs.names)
+    return completed(conversion.report, loaded, outputs.names)
 
 
 def explain_loaded(session: Session, loaded: Loaded, options: Options) -> Report:
@@ -208,10 +212,11 @@ def explain_loaded(session: Session, loaded: Loaded, options: Options) -> Report
             signed=options.signed,
             progress=tell,
         )
-    return _completed(report, loaded, [])
+    return completed(report, loaded, [])
 
 
-def _completed(report: Report, loaded: Loaded, outputs: Sequence[str]) -> Report:
+def completed(report: Report, loaded: Loaded, outputs: Sequence[str]) -> Report:
+    """The report with what the command line knows."""
     model = loaded.model
     report.add_seconds("load", loaded.seconds)
     return report.with_(input=loaded.name, outputs=outputs, arch=model.spec, arch_inferred=model.arch_inferred)

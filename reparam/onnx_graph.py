@@ -21,6 +21,7 @@ from .emit_torch import export_program
 from .engine import BuildOptions, Tell
 from .errors import InputError
 from .program import Program
+from .running import output_names
 
 if TYPE_CHECKING:
     import onnx
@@ -178,7 +179,7 @@ def _output_names(program: Program, count: int) -> list[str]:
         leaves = pytree.tree_unflatten(list(range(program.out_spec.num_leaves)), program.out_spec)
         if isinstance(leaves, dict) and len(leaves) == count and all(isinstance(k, str) for k in leaves):
             return [str(k) for k in leaves]
-    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+    return output_names(count)
 
 
 # ---- clean-up ----------------------------------------------------------------------------------------------------

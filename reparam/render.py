@@ -49,7 +49,7 @@ def render_conversion(report: Row, arch: str, *, listed: Sequence[Row]) -> list[
     """What `convert` prints: short. listed: the remarks asked for with --remarks."""
     outputs = ", ".join(report["outputs"])
     parts: list[RenderableType] = [line(f"{_title(report, arch)} -> {outputs}", "bold")]
-    parts += [line(text) for text in evidence_lines(report)]
+    parts += [line(text) for text in (*evidence_lines(report), *engine_lines(report))]
     parts += [census_table(report)]
     parts += _blocks_section(report, alike=True)
     passed = _by_rule(_of_kind(report, "passed"))
@@ -113,6 +113,25 @@ def evidence_lines(report: Row) -> list[str]:
         f"{dtype} error against the float64 truth: {evidence['float32_error_vs_truth']:.3g}, "
         f"the original's own: {evidence['original_float32_error_vs_truth']:.3g} (RMS)",
         f"{evidence['trials']} random inputs, shapes {shapes}, seed {evidence['seed']}; rewrites checked: {kinds}",
+    ]
+
+
+def engine_lines(report: Row) -> list[str]:
+    """What was measured on an exported file; nothing for a conversion."""
+    engine = report.get("engine")
+    if engine is None:
+        return []
+    head = f"{report['format']}, {report['precision']}"
+    if not engine["ran"]:
+        return [f"{head}: built, not run: {engine['why']}"]
+    own = engine["own_error"]
+    beside = "" if own is None else f", the network's own in torch: {own:.3g}"
+    ratio = "infinite" if engine["sqnr"] is None else f"{engine['sqnr']:.1f} dB"
+    share = "" if engine["top1"] is None else f", top-1 agreement {100 * engine['top1']:.4g} %"
+    shapes = ", ".join("x".join(map(str, s)) for s in dict.fromkeys(map(tuple, engine["shapes"])))
+    return [
+        f"{head}, run by {engine['runtime']}: error against the float64 truth {engine['error']:.3g}{beside} (RMS)",
+        f"signal to noise {ratio}{share}, {engine['samples']} {engine['data']} inputs, shapes {shapes}",
     ]
 
 

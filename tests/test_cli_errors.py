@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["--bogus"], "No such option: --bogus; see reparam --help"),
         (["conver"], "No such command 'conver'"),
-        (["export", "x.pt"], "No such command 'export'"),
+        (["prune", "x.pt"], "No such command 'prune'"),
         (["convert", "--bogus"], "No such option: --bogus; see reparam convert --help"),
         (["convert"], "nothing to convert"),
         (["convert", *TINY, "--to", "plainest"], "'plainest' is not"),
