@@ -13,7 +13,7 @@ from torch import nn
 
 from ._version import __version__
 from .conversion import Conversion, Range, convert
-from .emit_torch import to_module
+from .emit_torch import finalize, to_module
 from .engine import BuildOptions, Format, Port, Runnable
 from .engine_check import EngineCheck, check_engine
 from .errors import InputError, MachineError, NotEquivalentError
@@ -21,7 +21,8 @@ from .files import move_into_place, publish, refuse_existing, staging_beside
 from .formats import find_format
 from .manifest import manifest_path, sha256_of, sha256_of_state, write_manifest
 from .model_card import fitted
-from .pipeline import Progress
+from .passes import equalize_phases
+from .pipeline import Driver, Progress
 from .precision import DTYPES, with_wide_ports
 from .program import Program
 from .report import Report
@@ -47,8 +48,10 @@ class ExportOptions:
 
     precision: fp32, fp16, bf16 or int8. io_precision: fp32, or same for inputs and outputs of that precision.
     calibration: for int8, batches of tensors for the inputs, or what reads them for a program.
-    min_sqnr: dB; less is refused. settings: the format's own options. card: what is known of inputs and outputs
-    (`model_card.card_of`). source: the file that the network came from. force: whether files are overwritten.
+    min_sqnr: dB; less is refused. equalize: for int8, whether powers of two are moved between layers first, so that
+    the ranges of their channels become alike (see `passes/equalize.py`). settings: the format's own options. card: what
+    is known of inputs and outputs (`model_card.card_of`). source: the file that the network came from. force: whether
+    files are overwritten.
     """
 
     format: str = "onnx"
@@ -56,6 +59,7 @@ class ExportOptions:
     io_precision: str = "fp32"
     calibration: Calibration | Sequence[Sequence[torch.Tensor]] | None = None
     min_sqnr: float | None = None
+    equalize: bool = False
     settings: Mapping[str, str] | None = None
     card: Mapping[str, Any] | None = None
     source: Path | None = None
@@ -69,6 +73,8 @@ class ExportOptions:
             raise InputError(f"unknown io_precision '{self.io_precision}'; choose from {', '.join(IO_PRECISIONS)}")
         if self.precision == "int8" and self.calibration is None:
             raise InputError("int8 needs calibration data; give some with --calibrate DIR or --calibrate x.npy")
+        if self.precision != "int8" and self.equalize:
+            raise InputError(f"equalising is for int8; {self.precision} gains nothing from it")
         if self.precision != "int8" and self.calibration is not None:
             raise InputError(f"calibration data is for int8; {self.precision} needs none")
         format.require()
@@ -128,7 +134,8 @@ def export_conversion(
 ) -> Exported:
     """Builds, checks and writes what `convert` made in the dtype of the precision. See `export`."""
     tell = progress or (lambda stage, done, total: None)
-    program = conversion.program if options.io_precision == "same" else with_wide_ports(conversion.program)
+    program, equalised = _equalised(conversion.program) if options.equalize else (conversion.program, ())
+    program = program if options.io_precision == "same" else with_wide_ports(program)
     calibration = options.calibration(program) if callable(options.calibration) else options.calibration or ()
     build = BuildOptions(options.precision, calibration, options.settings or {})
     with staging_beside(path) as staging:
@@ -151,8 +158,16 @@ def export_conversion(
         move_into_place(staging, path.parent, [f.name for f in reversed(files)])
     notes = tuple(Remark("analysis", format.name, "", "", note) for note in built.remarks)
     outputs = tuple(path.with_name(f.name) for f in files)
-    report = replace(conversion.report, engine=_keys(options, check), remarks=conversion.report.remarks + notes)
+    remarks = conversion.report.remarks + equalised + notes
+    report = replace(conversion.report, engine=_keys(options, check), remarks=remarks)
     return Exported(path, outputs, check, report.with_(outputs=[str(p) for p in outputs]))
+
+
+def _equalised(program: Program) -> tuple[Program, tuple[Remark, ...]]:
+    """The emitted program with alike ranges in neighbouring layers; powers of two round nothing."""
+    copy = program.copy()
+    outcome = Driver(copy, allow_cost=False).run(equalize_phases())
+    return finalize(copy), tuple(outcome.remarks)
 
 
 def _checked(

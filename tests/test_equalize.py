@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from reparam.errors import InputError
 from reparam.evaluate import evaluate
+from reparam.exporting import ExportOptions, export
 from reparam.layers import read_layer, weights
 from reparam.passes import Equalize, equalize_phases
 
@@ -107,6 +110,32 @@ def test_property(c: int, groups: bool, seed: int, act: type[nn.Module]) -> None
     done = run_rules(program_of(model, x), *RULES)
     assert done.outcome.rejected == 0
     assert torch.equal(outputs(done.program, x), outputs(done.original, x))
+
+
+# ---- before int8 -----------------------------------------------------------------------------------------------------
+
+
+def test_int8_keeps_more_digits_of_a_network_with_uneven_ranges(tmp_path: Path) -> None:
+    model = uneven(chain()).float()
+    samples = [[torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))]]
+    sqnr = []
+    for equalize in (False, True):
+        options = ExportOptions(precision="int8", calibration=samples, equalize=equalize)
+        done = export(model, torch.randn(2, 3, 8, 8), path=tmp_path / f"{equalize}.onnx", options=options)
+        assert any(r.rule == "equalize" for r in done.report.remarks) == equalize
+        assert done.check.sqnr is not None
+        sqnr.append(done.check.sqnr)
+    assert sqnr[1] > sqnr[0] + 3
+
+
+def test_equalising_is_for_int8(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="equalising is for int8; fp16 gains nothing"):
+        export(
+            chain(),
+            torch.randn(2, 3, 8, 8),
+            path=tmp_path / "x.onnx",
+            options=ExportOptions(precision="fp16", equalize=True),
+        )
 
 
 # ---- what is left alone ----------------------------------------------------------------------------------------------
