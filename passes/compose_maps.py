@@ -4,8 +4,9 @@ Fires on a matrix product with a weight, a sum or a mean that follows another on
 reshapes, permutes and arithmetic with constants, each read once: the votes of a capsule layer and the coupling that
 sums them, when that coupling is a constant. M is written over all numbers of one sample.
 
-Refuses (Missed) when M would cost more multiply-accumulates or store more values than its factors. Says nothing where
-the samples of a batch cannot be told apart: one axis must be free, and no step may mix it with others.
+Refuses (Missed) when M would cost more multiply-accumulates or store more values than its factors, if two of them are
+products. Says nothing where the samples of a batch cannot be told apart: one axis must be free, and no step may mix it
+with others.
 
 Source: linearity; the matrix of a composition.
 
@@ -79,7 +80,10 @@ class ComposeMaps:
             return None
         size = (_sample(x, first[0]), _sample(match.root, last[0]))
         plan = Plan(x, tuple(steps), first[1], (first[0], last[0]), size)
-        return _too_dear(program, plan) or plan
+        dear = _too_dear(program, plan)
+        if dear is not None:  # a mean beside a layer is nothing that was nearly composed
+            return dear if sum(is_call(n, _PRODUCTS) for n in maps) > 1 else None
+        return plan
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The linear layer between a flattening and its undoing."""
