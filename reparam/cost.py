@@ -87,7 +87,12 @@ def _is_gate(node: fx.Node, operands: Iterable[fx.Node]) -> bool:
 
 
 _POINTWISE = (
-    frozenset(ACTIVATIONS) | ADDS | SUBS | MULS | DIVS | {aten.erf.default, aten.exp.default, aten.pow.Tensor_Scalar}
+    frozenset(ACTIVATIONS)
+    | ADDS
+    | SUBS
+    | MULS
+    | DIVS
+    | {aten.erf.default, aten.exp.default, aten.pow.Tensor_Scalar, aten.square.default, aten.reciprocal.default}
 )
 
 

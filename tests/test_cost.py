@@ -34,6 +34,7 @@ ONE_SOURCE: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish": lambda x: x * F.relu6(x + 3.0) / 6.0,
     "gelu": spelled_gelu,
     "square": lambda x: x * x,
+    "rational": lambda x: x * (1.0 / (1.0 + x.square())) + x.square(),
 }
 
 

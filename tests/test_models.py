@@ -57,6 +57,15 @@ CASES = (
     Case("nfnet", (21, 0, 3, 3), (21, 0, 3, 3), (25, 0, 0, 3), chain=False),
     Case("nf_resnet", (15, 0, 4, 0), (15, 0, 4, 0), (15, 0, 0, 0)),
     Case("prelu_net", (5, 0, 0, 0), (5, 0, 0, 0), (5, 0, 0, 0)),
+    Case("revnet", (9, 9, 6, 0), (9, 4, 6, 0), (13, 0, 0, 0)),
+    Case("momentum_resnet", (21, 19, 8, 0), (21, 6, 8, 0), (25, 0, 0, 0)),
+    Case("transformer", (0, 5, 8, 0), (0, 5, 8, 0), (0, 5, 8, 0), chain=False),
+    Case("deep_sets_pp", (0, 4, 2, 0), (0, 4, 2, 0), (0, 4, 2, 0), chain=False),
+    Case("set_transformer_pp", (0, 9, 12, 0), (0, 9, 12, 0), (0, 9, 12, 0), chain=False),
+    Case("point_conv", (0, 2, 8, 0), (0, 0, 8, 0), (0, 0, 8, 0), chain=False),
+    Case("gaussian_preact", (0, 0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0)),
+    Case("gradinit_net", (4, 0, 0, 0), (4, 0, 0, 0), (4, 0, 0, 0)),
+    Case("autoinit_net", (4, 0, 0, 0), (4, 0, 0, 0), (4, 0, 0, 0)),
 )
 ELSEWHERE = {"capsnet", "mocapsnet"}  # have a test file of their own
 DROPS = {"stochastic_depth_resnet"}  # leaves branches out while it trains
