@@ -13,7 +13,14 @@ from common import machine, say
 from reparam.files import write_atomically
 
 HERE = Path(__file__).parent
-SCRIPTS = ("conversion_time.py", "peak_memory.py", "ort_latency.py", "plain_cost.py")
+SCRIPTS = (
+    "conversion_time.py",
+    "peak_memory.py",
+    "ort_latency.py",
+    "plain_cost.py",
+    "training_memory.py",
+    "train_mocapsnet.py",
+)
 
 TEXT = """\
 # Benchmarks

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def quantised(model: onnx.ModelProto, calibration: Sequence[Sequence[Tensor]]) -> onnx.ModelProto:
+def quantised(
+    model: onnx.ModelProto, calibration: Sequence[Sequence[Tensor]], *, per_channel: bool = True
+) -> onnx.ModelProto:
     """The int8 form of a float32 model.
 
-    calibration: one entry for each batch, a tensor for each input of the model. Raises InputError without any, and for
+    calibration: one entry for each batch, a tensor for each input of the model. per_channel: whether each output channel
+    has a scale of its own, or each layer one. Raises InputError without any, and for
     data on which the model does not run.
     """
     if not calibration:
@@ -47,7 +50,7 @@ def quantised(model: onnx.ModelProto, calibration: Sequence[Sequence[Tensor]]) -
                 str(target),
                 Reader(),
                 quant_format=QuantFormat.QDQ,
-                per_channel=True,
+                per_channel=per_channel,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
                 extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
