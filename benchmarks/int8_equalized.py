@@ -38,8 +38,8 @@ TEXT = """\
 Small networks of multi-branch blocks, trained on scikit-learn's digits ({size} x {size}, {epochs} epochs, {seeds}
 seeds; 1,437 to train, 360 to test), fused, and quantised to int8 by onnxruntime, calibrated on 256 training images:
 weights with one scale for each layer or for each output channel, with and without `equalize` before. *SQNR*: of the
-outputs on the test images against float32, in dB. *Agreement*: the share of all 1,797 images with the same prediction as
-in float32. Mean over the seeds (smallest to largest).
+outputs on the test images against float32, in dB. *Agreement*: the share of all 1,797 images with the same prediction
+as in float32. Mean over the seeds (smallest to largest).
 """
 
 

@@ -64,9 +64,9 @@ TEXT = """\
 `reparam.convert(..., to="plain")` against the original, both with their batch norms folded (`to="fused"`), at
 224 x 224: multiply-accumulates and parameters, counted; layers of the chain with weights; and latency in onnxruntime
 (CPU, one thread, batch 1, exported by torch's exporter and cleaned by onnxsim), as plain / fused, so that above 1 the
-plain form is the slower. *auto* groups layers by the block structure of what they carry; *split=8* cuts
-layers into partial sums over eight slices; *dense* does neither, which is the form that has been published for four block
-types. Median of {rounds} interleaved rounds (interquartile range).
+plain form is the slower. *auto* groups layers by the block structure of what they carry; *split=8* cuts layers into
+partial sums over eight slices; *dense* does neither, which is the form that has been published for four block types.
+Layers: of auto / split=8. Median of {rounds} interleaved rounds (interquartile range).
 """
 DEEP = """\
 Seconds of rewriting and verification of a stochastic-depth ResNet (CIFAR sizes, pooled and zero-padded shortcuts) to

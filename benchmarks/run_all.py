@@ -20,6 +20,7 @@ SCRIPTS = (
     "plain_cost.py",
     "training_memory.py",
     "train_mocapsnet.py",
+    "int8_equalized.py",
 )
 
 TEXT = """\

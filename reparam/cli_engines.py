@@ -36,6 +36,9 @@ def export(  # noqa: PLR0913  # the parameters are the options
     min_sqnr: Annotated[
         float | None, typer.Option("--min-sqnr", metavar="DB", help="Refuse less than this signal-to-noise ratio.")
     ] = None,
+    equalize: Annotated[
+        bool, typer.Option("--equalize", help="For int8: even out the ranges of neighbouring layers first.")
+    ] = False,
     carry: opt.CarryOption = "auto",
     max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
     signed: opt.SignedOption = opt.Signed.prelu,
@@ -70,7 +73,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
     options = cli_work.Options(to.value, shapes, axes, seed, way, max_pool.value, signed.value)
     wanted = cli_engine_work.Wanted(
-        format, precision.value, io_precision.value, calibrate, min_sqnr, settings={}, force=force
+        format, precision.value, io_precision.value, calibrate, min_sqnr, equalize, force=force
     )
     report = cli_engine_work.export_loaded(session, loaded, options, wanted, path).as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]

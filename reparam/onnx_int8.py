@@ -25,9 +25,9 @@ def quantised(
 ) -> onnx.ModelProto:
     """The int8 form of a float32 model.
 
-    calibration: one entry for each batch, a tensor for each input of the model. per_channel: whether each output channel
-    has a scale of its own, or each layer one. Raises InputError without any, and for
-    data on which the model does not run.
+    calibration: one entry for each batch, a tensor for each input of the model. per_channel: whether each output
+    channel has a scale of its own, or each layer one. Raises InputError without any data, and for data on which the
+    model does not run.
     """
     if not calibration:
         raise InputError("int8 needs calibration data; give some with --calibrate DIR or --calibrate x.npy")
