@@ -37,6 +37,7 @@ class Wanted:
     io_precision: str
     calibrate: Path | None
     min_sqnr: float | None
+    equalize: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
 
@@ -51,15 +52,16 @@ def export_loaded(session: Session, loaded: Loaded, options: Options, wanted: Wa
         return read_calibration(wanted.calibrate, program, fitted(card, program).get("preprocessing"))
 
     details = ExportOptions(
-        wanted.format,
-        wanted.precision,
-        wanted.io_precision,
-        calibration if wanted.calibrate is not None else None,
-        wanted.min_sqnr,
-        wanted.settings,
-        card,
-        model.source,
-        wanted.force,
+        format=wanted.format,
+        precision=wanted.precision,
+        io_precision=wanted.io_precision,
+        calibration=calibration if wanted.calibrate is not None else None,
+        min_sqnr=wanted.min_sqnr,
+        equalize=wanted.equalize,
+        settings=wanted.settings,
+        card=card,
+        source=model.source,
+        force=wanted.force,
     )
     details.check()
     inputs = example_inputs(session, model, options.shapes, options.batch, options.seed)
