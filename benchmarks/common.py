@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -121,6 +122,31 @@ def onnxslim_clean(model: Any) -> Any:
     return onnxslim.slim(copy.deepcopy(model))
 
 
+# ---- data --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's 1,797 handwritten digits. images: (N, 1, size, size) in 0 .. 1. train, test: rows, 80 to 20."""
+
+    images: Tensor
+    labels: Tensor
+    train: Tensor
+    test: Tensor
+
+
+def digits(size: int = 28) -> Digits:
+    """The 8 x 8 images, enlarged bilinearly, and a fixed stratified split."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    small = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
+    images = torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear")
+    rows = train_test_split(range(len(images)), test_size=0.2, random_state=0, stratify=data.target)
+    return Digits(images, torch.tensor(data.target), *(torch.tensor(sorted(r)) for r in rows))
+
+
 # ---- timing ------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +222,30 @@ def geometric_mean(values: Iterable[float]) -> float:
     """The geometric mean, NaN of nothing."""
     logs = [math.log(v) for v in values]
     return math.exp(statistics.fmean(logs)) if logs else math.nan
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------
+
+
+def resident_memory() -> int:
+    """Bytes that the process holds now; on Linux its peak starts again from here."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS") or peak_memory()
+
+
+def peak_memory() -> int:
+    """Bytes. What `getrusage` says on Linux may be the parent's peak from before exec, so it is the second choice."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _status(field: str) -> int | None:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 # ---- output ------------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -11,7 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import GIB, MISSING, answer, in_fresh_process, options, quiet, say, short, spread, table
+from common import (
+    GIB,
+    MISSING,
+    answer,
+    in_fresh_process,
+    options,
+    peak_memory,
+    quiet,
+    resident_memory,
+    say,
+    short,
+    spread,
+    table,
+)
 
 MODELS = ("torchvision/resnet50", "timm/repvgg_b1g4", "timm/vit_base_patch16_224")
 QUICK_MODELS = ("torchvision/resnet50",)
@@ -38,33 +49,12 @@ def measure(checkpoint: Path) -> dict[str, int]:
     import timm  # noqa: F401
     import torchvision.models  # noqa: F401
 
-    _forget_peak()
-    before = _status("VmRSS") or _peak()
+    before = resident_memory()
     loaded = load_model(checkpoint)
     assert loaded.input_shapes is not None
     conversion = convert(loaded.module, *(torch.randn(2, *shape) for shape in loaded.input_shapes))
     conversion.save(checkpoint.with_suffix(".pt2"), force=True)
-    return {"checkpoint": checkpoint.stat().st_size, "peak": _peak() - before}
-
-
-def _forget_peak() -> None:
-    """Linux: the peak starts again from what is resident now."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int:
-    """Bytes. What `getrusage` says on Linux may be the parent's peak from before exec, so it is the second choice."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _status(field: str) -> int | None:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return None
+    return {"checkpoint": checkpoint.stat().st_size, "peak": peak_memory() - before}
 
 
 def _row(arch: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
