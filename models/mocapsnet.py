@@ -93,7 +93,7 @@ class ResidualBlocks(nn.Module):
     Raises ValueError for an unknown form or velocity, or a gamma that is no fraction of hundredths.
     """
 
-    def __init__(  # one for each choice
+    def __init__(
         self,
         functions: Sequence[nn.Module],
         layers: int = 2,
@@ -141,7 +141,7 @@ class MoCapsNet(CapsNet):
     reversible: see ResidualBlocks.
     """
 
-    def __init__(  # the published sizes by name
+    def __init__(
         self,
         *,
         capsules: int = 32,
