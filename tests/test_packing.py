@@ -1,0 +1,123 @@
+"""Layouts: what a chain is said to cost is what its layers cost, and every channel has its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from direct import build
+from helpers import doubles, program_of, run_phases
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from networks import Net
+from plain_blocks import bottleneck, net, pooled
+from plain_helpers import networks_of
+from plain_specs import Drawn, specs
+
+from reparam.carrying import plan_chain
+from reparam.cost import batch_one
+from reparam.lowering import Chain, lower
+from reparam.packing import Layout, Packer
+from reparam.passes import fused_phases
+from reparam.prices import price
+from reparam.program import Program, shape_of
+from reparam.schedule import Layers, Planner
+from reparam.search import search
+from reparam.slots import width
+
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+DRAWN: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": QUIET, "phases": [Phase.generate]}
+
+
+def chains(program: Program, carry: str) -> list[tuple[Program, Chain]]:
+    """Every chain of the network, each planned in a copy of its own."""
+    found = []
+    for k in range(len(networks_of(program))):
+        copy = program.copy()
+        network = networks_of(copy)[k]
+        chain = plan_chain(copy, network, carry, "prelu", {})
+        if isinstance(chain, Chain):
+            found.append((copy, chain))
+    return found
+
+
+def assert_priced_right(program: Program, carry: str) -> int:
+    tried = 0
+    for copy, chain in chains(program, carry):
+        if any(s.kind == "gate" for s in chain.layers.stages):
+            continue
+        block = price(copy, chain, lower(copy, chain))
+        batch = shape_of(chain.network.span.entry, batch_one(copy))[0]
+        assert block.macs_after == batch * chain.layout.macs, (carry, block)
+        tried += 1
+    return tried
+
+
+@pytest.mark.parametrize("carry", ["auto", "dense", "split=2", "split=3"])
+def test_a_chain_costs_what_its_layout_says(carry: str) -> None:
+    tried = []
+
+    @seed(3)
+    @settings(max_examples=20, **DRAWN)
+    @given(drawn=specs())
+    def run(drawn: Drawn) -> None:
+        program = run_phases(build(drawn.spec, Net(drawn.spec)), fused_phases()).program
+        tried.append(assert_priced_right(program, carry))
+
+    run()
+    assert sum(tried) > 10
+
+
+def test_every_channel_has_one_place_in_every_register() -> None:
+    @seed(4)
+    @settings(max_examples=20, **DRAWN)
+    @given(drawn=specs(), grouped=st.booleans())
+    def run(drawn: Drawn, grouped: bool) -> None:
+        program = run_phases(build(drawn.spec, Net(drawn.spec)), fused_phases()).program
+        for network in networks_of(program):
+            packer = Packer("auto" if grouped else "dense")
+            layers = search(Planner(network), packer.price)
+            if isinstance(layers, Layers):
+                _assert_complete(layers, packer.lay(layers), grouped)
+
+    run()
+
+
+def _assert_complete(layers: Layers, layout: Layout, grouped: bool) -> None:
+    widths = [width(s.before) for s in layers.stages] + [width(layers.stages[-1].after)]
+    for order, n in zip(layout.orders, widths, strict=True):
+        used = order[order >= 0]
+        assert sorted(used) == list(range(n))
+        assert grouped or len(order) == n
+    for k in (0, -1):
+        assert np.array_equal(layout.orders[k], np.arange(widths[k])), "the ends keep their natural order"
+    for groups, before, after in zip(layout.groups, layout.orders, layout.orders[1:], strict=False):
+        assert len(before) % groups == 0 and len(after) % groups == 0
+
+
+@pytest.mark.parametrize(("c", "middle"), [(8, 4), (9, 4), (8, 3), (16, 2)])
+def test_the_middle_of_a_bottleneck_runs_in_groups(c: int, middle: int) -> None:
+    """[W 0; 0 I] with c carried channels beside `middle`: ceil((c + middle)/middle) groups of that width."""
+    program = run_phases(
+        program_of(net(bottleneck(c, middle), c=c).double(), doubles(2, 3, 6, 6)), fused_phases()
+    ).program
+    [network] = networks_of(program)
+    layers = search(Planner(network), Packer("auto").price)
+    assert isinstance(layers, Layers)
+    layout = Packer("auto").lay(layers)
+    groups = -(-(c + middle) // middle)
+    assert layout.groups == (1, groups, 1)
+    assert [len(o) for o in layout.orders] == [c, groups * middle, groups * middle, c]
+    assert layout.macs < Packer("dense").price(layers)
+
+
+def test_a_pool_keeps_the_natural_order() -> None:
+    program = run_phases(program_of(net(pooled(4, 8), c=4).double(), doubles(2, 3, 8, 8)), fused_phases()).program
+    for network in networks_of(program):
+        layers = search(Planner(network), Packer("auto").price)
+        assert isinstance(layers, Layers)
+        layout = Packer("auto").lay(layers)
+        for k, stage in enumerate(layers.stages):
+            if stage.kind == "pool":
+                assert np.array_equal(layout.orders[k], np.arange(width(stage.before)))
