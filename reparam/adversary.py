@@ -219,8 +219,17 @@ def first_divergence(a: Program, b: Program, point: Feed, eps: float) -> str | N
     values that it has: so a layer whose inner values were fused away is passed over when its result is right. Values
     are recognised by their elements (of large ones, a few random projections), to a multiple of what the twins differ.
     """
+    return _first_missing(a, [(size, signature) for _, size, signature in _signatures(b, point)], point, eps)
+
+
+def first_divergence_among(a: Program, values: Sequence[Tensor], point: Feed, eps: float) -> str | None:
+    """`first_divergence` from another model's inner values, in float64, on the same inputs."""
+    return _first_missing(a, [(v.numel(), _project(v)) for v in values if v.numel()], point, eps)
+
+
+def _first_missing(a: Program, others: Sequence[tuple[int, Tensor]], point: Feed, eps: float) -> str | None:
     theirs: dict[int, list[Tensor]] = {}
-    for _, size, signature in _signatures(b, point):
+    for size, signature in others:
         theirs.setdefault(size, []).append(signature)
     missing: dict[str, bool] = {}
     for mine, twins in zip(_signatures(a, point), _signatures(twin(a, eps), point), strict=True):

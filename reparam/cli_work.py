@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .conversion import Conversion
-    from .diff import ProgramDiff
+    from .diff import Call, ProgramDiff
+    from .engine import Runnable
     from .load import LoadedModel
     from .report import Report
 
@@ -34,6 +35,15 @@ class Loaded:
     seconds: float
 
 
+@dataclass(frozen=True)
+class LoadedSide:
+    """A or B: a loaded model or an engine, what it is called in reports, and the seconds it took."""
+
+    model: LoadedModel | Runnable
+    name: str
+    seconds: float
+
+
 def load(
     session: Session,
     path: str | None,
@@ -42,12 +52,8 @@ def load(
     *,
     trust: bool,
     seed: int,
-    option: str = "--arch",
 ) -> Loaded:
-    """Loads a model and says on standard error what the user should know about it.
-
-    option: what names its architecture on the command line.
-    """
+    """Loads a model and says on standard error what the user should know about it."""
     with session.working() as tell:
         from .load import load_model
 
@@ -56,12 +62,12 @@ def load(
         model = load_model(path, arch=arch, arch_args=arch_args, trust=trust, seed=seed)
         tell("load", 1, 1)
         seconds = time.perf_counter() - start
-    describe_load(session, model, path, option)
+    describe_load(session, model, path, "--arch")
     return Loaded(model, _name(model, path), seconds)
 
 
 def describe_load(session: Session, model: LoadedModel, path: str | None, option: str) -> None:
-    """Says what the user should know about what was loaded."""
+    """Says what the user should know about what was loaded. option: what names its architecture."""
     for text in model.notes:
         session.note(text)
     if model.twins and model.arch_inferred:
@@ -80,13 +86,25 @@ def describe_twins(twins: Sequence[str]) -> str:
     return f"{', '.join(twins[:-1])} and {twins[-1]}, which compute something else"
 
 
-def load_side(session: Session, side: Side, *, trust: bool, seed: int) -> Loaded:
-    """A or B of `verify` and `diff`: `-` stands for random weights of its architecture."""
+def load_side(session: Session, side: Side, *, trust: bool, seed: int) -> LoadedSide:
+    """A or B of `verify` and `diff`, engines too: `-` stands for random weights of its architecture."""
     option = f"--arch-{side.letter}"
     if side.path == RANDOM_WEIGHTS and side.arch is None:
         raise InputError(f"- stands for random weights of an architecture; name it with {option}")
     file = None if side.path == RANDOM_WEIGHTS else side.path
-    return load(session, file, side.arch, side.arch_args, trust=trust, seed=seed, option=option)
+    with session.working() as tell:
+        from .engine import Runnable
+        from .opening import open_model
+
+        start = time.perf_counter()
+        tell("load", 0, 1)
+        model = open_model(file, arch=side.arch, arch_args=side.arch_args, trust=trust, seed=seed)
+        tell("load", 1, 1)
+        seconds = time.perf_counter() - start
+    if isinstance(model, Runnable):
+        return LoadedSide(model, side.path, seconds)
+    describe_load(session, model, file, option)
+    return LoadedSide(model, _name(model, file), seconds)
 
 
 def _name(model: LoadedModel, path: str | None) -> str:
@@ -105,11 +123,17 @@ def describe_arch(model: LoadedModel) -> str:
 # ---- example inputs ----------------------------------------------------------------------------------------------
 
 
-def shapes_for(models: Sequence[LoadedModel], given: Shapes | None) -> Shapes | None:
-    """The shapes to run on: the given ones, else a program's own, which are fixed, else an architecture's usual."""
-    if given is not None:
+def shapes_for(models: Sequence[LoadedModel | Runnable], given: Shapes | None) -> Shapes | None:
+    """The shapes to run on: the given ones, else a program's own, which are fixed, else an architecture's usual.
+
+    None beside an engine, whose ports decide.
+    """
+    from .load import LoadedModel
+
+    loaded = [m for m in models if isinstance(m, LoadedModel)]
+    if given is not None or len(loaded) < len(models):
         return given
-    in_order = sorted(models, key=lambda m: m.exported is None)
+    in_order = sorted(loaded, key=lambda m: m.exported is None)
     return next((m.input_shapes for m in in_order if m.input_shapes is not None), None)
 
 
@@ -242,16 +266,28 @@ def _write(session: Session, conversion: Conversion, outputs: Outputs, tell: Tel
 # ---- diff --------------------------------------------------------------------------------------------------------
 
 
-def diff_loaded(session: Session, a: Loaded, b: Loaded, given: Shapes | None) -> ProgramDiff:
-    """Captures both models on the same shapes and aligns their graphs."""
+def diff_loaded(session: Session, a: LoadedSide, b: LoadedSide, given: Shapes | None) -> ProgramDiff:
+    """Captures both models on the same shapes and aligns their graphs. Raises InputError for a sealed engine."""
     with session.working() as tell:
-        from .diff import diff_programs
-        from .equivalence import program_of
+        from .diff import diff_calls
 
         shapes = shapes_for([a.model, b.model], given)
         tell("capture", 0, 2)
-        first = program_of(a.model, shapes)
+        first = _calls(a, shapes)
         tell("capture", 1, 2)
-        second = program_of(b.model, shapes)
+        second = _calls(b, shapes)
         tell("capture", 2, 2)
-        return diff_programs(first, second)
+        return diff_calls(first, second)
+
+
+def _calls(side: LoadedSide, shapes: Shapes | None) -> list[Call]:
+    from .diff import read_calls
+    from .engine import Runnable
+    from .equivalence import program_of
+
+    if not isinstance(side.model, Runnable):
+        return read_calls(program_of(side.model, shapes))
+    calls = side.model.calls()
+    if calls is None:
+        raise InputError(f"{side.name} does not show its graph; diff takes checkpoints, .pt2, source and ONNX")
+    return calls

@@ -188,7 +188,12 @@ def _shape(node: fx.Node, batch: set[str]) -> str:
 
 def diff_programs(a: Program, b: Program) -> ProgramDiff:
     """Aligns two programs. Weights are compared by value, so a layer with other numbers does not look the same."""
-    return ProgramDiff(tuple(align(read_calls(a), read_calls(b))))
+    return diff_calls(read_calls(a), read_calls(b))
+
+
+def diff_calls(left: Sequence[Call], right: Sequence[Call]) -> ProgramDiff:
+    """Aligns the calls of two graphs, as `read_calls` reads them."""
+    return ProgramDiff(tuple(align(left, right)))
 
 
 def align(left: Sequence[Call], right: Sequence[Call]) -> list[Row]:

@@ -17,6 +17,7 @@ from .errors import InputError, MachineError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .diff import Call
     from .program import Program
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -66,6 +67,10 @@ class Runnable(ABC):
     def trace(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Every floating value inside, where the engine can show them; for naming the layer where two models part."""
         return []
+
+    def calls(self) -> list[Call] | None:
+        """The calls of its graph for `diff`; None where it does not show them."""
+        return None
 
     def twin(self, eps: float, seed: int) -> Runnable | None:
         """The same engine with weights that are off by a relative rounding of `eps`; None where they are sealed."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .adversary import first_divergence, relative_gap, rounding, search
 from .capture import capture, from_exported
+from .engine import Runnable
 from .errors import CaptureError, InputError
 from .evaluate import evaluate
 from .inputs import draw_examples
@@ -66,6 +67,7 @@ class Verdict:
 
     first_divergence: the first layer of the first model behind which the second has other values.
     adversarial: `worst` difference found, as a share of what is allowed, and the number of `inputs` tried.
+    runtimes: what ran each of them, where one is an engine; the errors of both are then against the float64 truth.
     """
 
     equivalent: bool
@@ -76,6 +78,7 @@ class Verdict:
     shapes: tuple[tuple[int, ...], ...] = ()
     trials: int = 0
     seed: int = 0
+    runtimes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -89,10 +92,8 @@ class Verdict:
         lines = ["equivalent" if self.equivalent else f"NOT equivalent: {self.reason}"]
         for o in self.outputs:
             errors = f"own errors {o.error_a:.3g} and {o.error_b:.3g}"
-            lines.append(
-                f"output {o.index}: float64 difference {o.difference:.3g}, {errors} "
-                f"(RMS; bar {o.bar:.3g}, size {o.size:.3g})"
-            )
+            exact = "" if self.runtimes else f"float64 difference {o.difference:.3g}, "
+            lines.append(f"output {o.index}: {exact}{errors} (RMS; bar {o.bar:.3g}, size {o.size:.3g})")
         if self.adversarial:
             found = self.adversarial
             lines.append(
@@ -102,6 +103,8 @@ class Verdict:
             lines.append(f"they part at: {self.first_divergence}")
         shapes = ", ".join(str(list(s)) for s in self.shapes)
         lines.append(f"{self.trials} random inputs, shapes {shapes}, seed {self.seed}")
+        if self.runtimes:
+            lines.append(f"run by {' and '.join(self.runtimes)}")
         return lines
 
 
@@ -121,8 +124,8 @@ def program_of(model: LoadedModel, input_shapes: Sequence[Sequence[int]] | None)
 
 
 def verify(
-    a: LoadedModel,
-    b: LoadedModel,
+    a: LoadedModel | Runnable,
+    b: LoadedModel | Runnable,
     *,
     input_shapes: Sequence[Sequence[int]] | None = None,
     trials: int = 8,
@@ -130,7 +133,13 @@ def verify(
     adversarial: bool = True,
     progress: Progress | None = None,
 ) -> Verdict:
-    """Compares two loaded models. Raises InputError when they do not take the same inputs."""
+    """Compares two loaded models or engines. Raises InputError when they do not take the same inputs."""
+    if isinstance(a, Runnable) or isinstance(b, Runnable):
+        from .engine_verify import verify_engines
+
+        return verify_engines(
+            a, b, input_shapes=input_shapes, trials=trials, seed=seed, adversarial=adversarial, progress=progress
+        )
     first = program_of(a, input_shapes or b.input_shapes)
     second = program_of(b, input_shapes or a.input_shapes)
     return verify_programs(first, second, trials=trials, seed=seed, adversarial=adversarial, progress=progress)
@@ -184,7 +193,7 @@ class _Job:
     def __init__(self, a: Program, b: Program, generator: torch.Generator) -> None:
         self.a, self.b, self.generator = a, b, generator
         self.dtype = max((a.dtype, b.dtype), key=lambda d: torch.finfo(d).eps)
-        self.sizes, self.batch = _common_sizes(a.inputs, b.inputs)
+        self.sizes, self.batch = common_sizes(a.inputs, b.inputs)
         self.small: int | None = SMALL_SIZE
         self.sums: list[Sums] = []
         self.gaps: list[float] = []
@@ -270,7 +279,7 @@ class Sums:
 # ---- inputs and outputs ------------------------------------------------------------------------------------------
 
 
-def _common_sizes(a: Sequence[InputSpec], b: Sequence[InputSpec]) -> tuple[dict[str, int], list[str]]:
+def common_sizes(a: Sequence[InputSpec], b: Sequence[InputSpec]) -> tuple[dict[str, int], list[str]]:
     """Sizes of a's free axes that b fixes, and the batch axes that are free in both. Raises InputError."""
     if len(a) != len(b):
         raise InputError(f"the models take {len(a)} and {len(b)} tensor inputs")

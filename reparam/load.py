@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import HOLDERS, Checkpoint, check_finite, load_checkpoint
-from .errors import InputError
+from .errors import InputError, UnsafeFileError
+from .files import SOURCE_FILES
 from .infer import check_architecture, compare, infer_architecture, same_function, shapes_of
 from .inputs import Shapes, exported_shapes
 from .zoo import Architecture, build_architecture, build_without_init
@@ -54,7 +56,7 @@ def load_model(
     trust: bool = False,
     seed: int = 0,
 ) -> LoadedModel:
-    """Loads the file `model`, or builds `arch` with random weights from `seed` when there is no file.
+    """Loads the file `model` (or folder of source), or builds `arch` with random weights from `seed` without one.
 
     Without `arch`, the architecture of a state dict is inferred from the file's name, its keys and its shapes.
 
@@ -67,6 +69,8 @@ def load_model(
         built = build_architecture(arch, arch_args, seed=seed)
         args = dict(arch_args or {})
         return LoadedModel(built.module, None, arch, args, input_shapes=built.input_shapes, random_seed=seed)
+    if (Path(model) / SOURCE_FILES[0]).is_file():
+        return _from_source(Path(model), arch, trust=trust)
     checkpoint = load_checkpoint(model, trust=trust)
     if checkpoint.exported is not None:
         return _from_exported(checkpoint, checkpoint.exported, arch)
@@ -77,6 +81,25 @@ def load_model(
         checkpoint = dataclasses.replace(checkpoint, state=checkpoint.module.state_dict())
     check_finite(checkpoint.state, checkpoint.path)
     return _from_state(checkpoint, arch, arch_args or {})
+
+
+def _from_source(folder: Path, arch: str | None, *, trust: bool) -> LoadedModel:
+    """The network of a folder that `convert --source` wrote: its `model.py` is run, so it has to be trusted."""
+    file = folder / SOURCE_FILES[0]
+    if not trust:
+        raise UnsafeFileError(f"loading {folder} runs the code in {file}; read it, and then pass --trust")
+    if arch is not None:
+        raise InputError(f"{folder} holds its architecture already; leave out --arch {arch}")
+    found = importlib.util.spec_from_file_location("reparam_source", file)
+    assert found is not None and found.loader is not None
+    code = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(code)
+        module = code.load(folder)
+    except Exception as error:
+        raise InputError(f"{file} does not load ({type(error).__name__}: {error})") from error
+    check_finite(module.state_dict(), folder)
+    return LoadedModel(module.eval(), folder)
 
 
 def _from_exported(checkpoint: Checkpoint, program: torch.export.ExportedProgram, arch: str | None) -> LoadedModel:

@@ -21,6 +21,8 @@ from .onnx_files import read_model, tensors_of
 if TYPE_CHECKING:
     import onnx
 
+    from .diff import Call
+
 _TYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -65,6 +67,12 @@ class OnnxRunnable(Runnable):
         model.graph.output.extend(type(model.graph.output[0])(name=n) for n in names)
         found = _run(_session(self.path, model, fuse=False), self.inputs, values, self.path.name)
         return [v for v in found if v.is_floating_point()]
+
+    def calls(self) -> list[Call] | None:
+        """The nodes of the graph, see `onnx_calls`."""
+        from .onnx_calls import onnx_calls
+
+        return onnx_calls(self._proto())
 
     def twin(self, eps: float, seed: int) -> Runnable | None:
         """The same graph with every floating weight off by a relative `eps`."""
