@@ -22,11 +22,20 @@ __all__ = ["Block", "RobustResNet"]
 
 
 class Block(nn.Module):
-    """(N, c_in, H, W) -> (N, c_out, H/stride, W/stride). c: what the sum is multiplied by."""
+    """(N, c_in, H, W) -> (N, c_out, H/stride, W/stride). c: what the sum is multiplied by. kernel: of a and b."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int = 1, scale: str = "fixed", c: float = math.sqrt(0.5)) -> None:
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        stride: int = 1,
+        scale: str = "fixed",
+        c: float = math.sqrt(0.5),
+        kernel: int = 3,
+    ) -> None:
         super().__init__()
-        self.first, self.second = conv(c_in, c_out, 3, stride, bias=True), conv(c_out, c_out, bias=True)
+        self.first = conv(c_in, c_out, kernel, stride, bias=True)
+        self.second = conv(c_out, c_out, kernel, bias=True)
         project = scale == "conv" or stride > 1 or c_in != c_out
         self.shortcut = conv(c_in, c_out, 1, stride, bias=True) if project else nn.Identity()
         self.scale: float | nn.Parameter = nn.Parameter(torch.tensor(c)) if scale == "learned" else c
