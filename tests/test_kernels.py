@@ -116,6 +116,18 @@ def test_a_shift_that_cancels_on_paper_is_zero_and_no_other_is() -> None:
     assert bool((total[2:] != 0).all())
 
 
+def test_rounding_of_differences_is_dropped_where_all_of_a_sum_is_rounding() -> None:
+    shift = torch.tensor([1.0, 2.0, -3.0, 1e-4, -1e-5], dtype=torch.float64)  # the last two as differences of the like
+    other = -(shift + torch.tensor([1, -2, 3, 2, -1], dtype=torch.float64) * 2e-16)
+    assert bool((add_shifts(shift, other) == 0).all())
+    other[0] += 1e-9  # no rounding: then each entry is measured by its own parts
+    kept = add_shifts(shift, other)
+    assert float(kept[0]) == pytest.approx(1e-9, rel=1e-3)
+    assert bool((kept[1:] != 0).any())
+    tiny = torch.tensor([1e10, 1.0], dtype=torch.float64)
+    assert float(add_shifts(tiny, -tiny + torch.tensor([0.0, 1e-8]).double())[1]) == pytest.approx(1e-8)
+
+
 @given(
     groups=st.sampled_from([(4, 1), (4, 2), (4, 4), (6, 3), (6, 2), (2, 1), (1, 1)]),
     per=st.tuples(st.integers(1, 3), st.integers(1, 3)),
