@@ -15,13 +15,12 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from .emit_torch import export_program
 from .engine import BuildOptions, Tell
 from .errors import InputError
 from .program import Program
-from .running import output_names
+from .running import names_of_outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -159,7 +158,7 @@ def _name_outputs(graph: onnx.GraphProto, program: Program) -> None:
     nested = any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute)
     if nested or len(set(old)) != len(old) or not made.issuperset(old):
         return
-    wanted = _output_names(program, len(old))
+    wanted = names_of_outputs(program, len(old))
     taken = (made | {v.name for v in graph.input} | {t.name for t in graph.initializer}) - set(old)
     names: dict[str, str] = {}
     for before, name in zip(old, wanted, strict=True):
@@ -171,15 +170,6 @@ def _name_outputs(graph: onnx.GraphProto, program: Program) -> None:
                     names_of[i] = names[name]
     for value in all_values(graph):
         value.name = names.get(value.name, value.name)
-
-
-def _output_names(program: Program, count: int) -> list[str]:
-    """`output` alone, else `output_0`, `output_1`, …; a dict's keys where the result is one."""
-    if program.out_spec is not None:
-        leaves = pytree.tree_unflatten(list(range(program.out_spec.num_leaves)), program.out_spec)
-        if isinstance(leaves, dict) and len(leaves) == count and all(isinstance(k, str) for k in leaves):
-            return [str(k) for k in leaves]
-    return output_names(count)
 
 
 # ---- clean-up ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from .engine import Port, Runnable
 from .errors import InputError
 from .load import LoadedModel
+from .program import Program
 
 Named = Sequence[tuple[str | None, Tensor]]
 
@@ -95,3 +96,12 @@ def name_outputs(result: Any) -> dict[str, Tensor]:
 def output_names(count: int) -> list[str]:
     """Names for outputs that have none of their own."""
     return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def names_of_outputs(program: Program, count: int) -> list[str]:
+    """`output` alone, else `output_0`, `output_1`, …; a dict's keys where the result is one."""
+    if program.out_spec is not None:
+        leaves = pytree.tree_unflatten(list(range(program.out_spec.num_leaves)), program.out_spec)
+        if isinstance(leaves, dict) and len(leaves) == count and all(isinstance(k, str) for k in leaves):
+            return [str(k) for k in leaves]
+    return output_names(count)
