@@ -44,13 +44,13 @@ def add_shifts(a: Tensor, b: Tensor) -> Tensor:
 
     A shift that cancels exactly on paper (a batch norm's own value at zero, subtracted) must not leave 1e-17 behind,
     which could not pass a zero-padded border. What is dropped is below the bound that the rewrite is checked against.
-    Where the sum is rounding as a whole, an entry may be so against its own parts a millionfold less: these may be
+    Where the sum is rounding as a whole, an entry may be so against its own parts a thousandfold less: these may be
     differences of larger numbers, as a batch norm's shift is.
     """
     total, size = a + b, a.abs() + b.abs()
     eps = 32 * torch.finfo(torch.float64).eps
     whole = size.numel() > 0 and bool(total.abs().max() <= eps * size.max())
-    return torch.where(total.abs() <= eps * (2**20 if whole else 1) * size, torch.zeros_like(total), total)
+    return torch.where(total.abs() <= eps * (2**10 if whole else 1) * size, torch.zeros_like(total), total)
 
 
 def _by_input(kind: Kind, weight: Tensor, groups: int, vector: Tensor) -> Tensor:
