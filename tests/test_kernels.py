@@ -117,7 +117,7 @@ def test_a_shift_that_cancels_on_paper_is_zero_and_no_other_is() -> None:
 
 
 def test_rounding_of_differences_is_dropped_where_all_of_a_sum_is_rounding() -> None:
-    shift = torch.tensor([1.0, 2.0, -3.0, 1e-4, -1e-5], dtype=torch.float64)  # the last two as differences of the like
+    shift = torch.tensor([1.0, 2.0, -3.0, 1e-4, -5e-5], dtype=torch.float64)  # the last two as differences of the like
     other = -(shift + torch.tensor([1, -2, 3, 2, -1], dtype=torch.float64) * 2e-16)
     assert bool((add_shifts(shift, other) == 0).all())
     other[0] += 1e-9  # no rounding: then each entry is measured by its own parts
