@@ -39,6 +39,21 @@ def export(  # noqa: PLR0913  # the parameters are the options
     equalize: Annotated[
         bool, typer.Option("--equalize", help="For int8: even out the ranges of neighbouring layers first.")
     ] = False,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", metavar="NAME", help="Of --format tensorrt: tensorrt or rtx.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="sm89,sm120", help="Compute capabilities that rtx builds for.")
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", metavar="batch=1:8:32", help="Sizes that TensorRT takes and, between them, tunes for."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Of --format aoti: cpu or cuda.")
+    ] = None,
     carry: opt.CarryOption = "auto",
     max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
     signed: opt.SignedOption = opt.Signed.prelu,
@@ -72,8 +87,10 @@ def export(  # noqa: PLR0913  # the parameters are the options
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
     options = cli_work.Options(to.value, shapes, axes, seed, way, max_pool.value, signed.value)
+    given = {"runtime": runtime, "gpu": gpu, "profile": profile, "device": device}
+    settings = {name: text for name, text in given.items() if text is not None}
     wanted = cli_engine_work.Wanted(
-        format, precision.value, io_precision.value, calibrate, min_sqnr, equalize, force=force
+        format, precision.value, io_precision.value, calibrate, min_sqnr, equalize, settings, force
     )
     report = cli_engine_work.export_loaded(session, loaded, options, wanted, path).as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]

@@ -64,6 +64,10 @@ class Runnable(ABC):
         Raises InputError when the engine does not take them.
         """
 
+    def takes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Whether it was built for inputs of these shapes, one for each; some engines take a range of sizes only."""
+        return True
+
     def trace(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Every floating value inside, where the engine can show them; for naming the layer where two models part."""
         return []
@@ -108,6 +112,7 @@ class Probe:
     """What a format can do here. why: what it cannot, in a sentence ("" when it can do everything).
 
     versions: of the packages that it found. install: the command that brings what is missing, if anything is.
+    untried: what is written but was never run, for want of the hardware ("" when all of it was).
     """
 
     name: str
@@ -116,6 +121,7 @@ class Probe:
     versions: Mapping[str, str]
     why: str = ""
     install: str | None = None
+    untried: str = ""
 
 
 class Format(ABC):

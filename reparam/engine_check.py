@@ -26,7 +26,7 @@ from .program import Program, shape_of
 BATCHES = (1, 2, 5)
 MORE = 8  # further inputs for the share of equal decisions in low precision
 ALONE = 8  # inputs of a network whose batch is fixed
-GROWTH = (32, -15)  # how other sizes of free axes differ from the traced one: a multiple of all strides, and odd
+GROWTH = 32  # what the i-th free axis grows by, i times: a multiple of all strides
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,10 @@ class _Job:
     samples: int = 0
 
     def measure(self, values: Feed) -> None:
-        """Adds what one feed shows; a size that the original itself does not take is passed over."""
+        """Adds what one feed shows; a size that the engine or the original itself is not for is passed over."""
+        shapes = [tuple(v.shape) for v in tensors_of(self.original, values)]
+        if len(shapes) == len(self.engine.inputs) and not self.engine.takes(shapes):
+            return
         try:
             truth = evaluate(self.original, values)
         except (RuntimeError, ValueError, IndexError, TypeError):
@@ -124,7 +127,8 @@ def check_engine(
     """Measures `engine` against `original`, beside `emitted`, the same network in torch in the engine's precision.
 
     data: inputs to measure on in place of random ones, one entry for each tensor input of the program.
-    Raises NotEquivalentError naming the first output that differs by more than is allowed.
+    Raises NotEquivalentError naming the first output that differs by more than is allowed, InputError for an engine
+    that takes none of the sizes.
     """
     job = _Job(original, emitted, engine, quantised)
     generator = torch.Generator().manual_seed(seed)
@@ -132,6 +136,8 @@ def check_engine(
     feeds = (filled(original, d) for d in data) if data else _feeds(original, generator, low)
     for values in feeds:
         job.measure(values)
+    if not job.samples:
+        raise InputError("the engine takes none of the sizes that it would be checked on; widen its ranges")
     eps = torch.finfo(emitted.dtype).eps
     floor = max(4.0 * eps, depth_limit(original))
     errors = [s.result(i, floor) for i, s in enumerate(job.sums)]
@@ -181,11 +187,10 @@ def declared_sizes(program: Program, low: bool = False) -> list[dict[str, int]]:
         plans: list[dict[str, int]] = [{} for _ in range(ALONE)]
     else:
         plans = [dict.fromkeys(batch, n) for n in (*BATCHES, *((MORE,) if low else ()))]
-    for n, growth in zip((1, 2), GROWTH, strict=True):
-        if others:
-            plans.append(
-                dict.fromkeys(batch, n) | {s: max(h + growth * (i + 1), 1) for i, (s, h) in enumerate(others.items())}
-            )
+    if others:
+        grown = {s: h + GROWTH * (i + 1) for i, (s, h) in enumerate(others.items())}
+        odd = {s: max((3 * h // 4 | 1) - 2 * i, 1) for i, (s, h) in enumerate(others.items())}
+        plans += [dict.fromkeys(batch, 1) | grown, dict.fromkeys(batch, 2) | odd]
     return plans
 
 
@@ -250,12 +255,14 @@ def run_engine(engine: Runnable, program: Program, values: Feed) -> Outputs:
 
     Raises InputError when the engine takes another number of inputs.
     """
-    tensors = [v for v, n in zip(values, program.placeholders, strict=True) if _is_input(program, n)]
+    tensors = tensors_of(program, values)
     if len(tensors) != len(engine.inputs):
         raise InputError(f"the models take {len(tensors)} and {len(engine.inputs)} tensor inputs")
     ported = [v.to(getattr(torch, p.dtype)) for v, p in zip(tensors, engine.inputs, strict=True)]
     return Outputs(engine.run(ported))
 
 
-def _is_input(program: Program, node: Any) -> bool:
-    return any(s.name == str(node.target) for s in program.inputs)
+def tensors_of(program: Program, values: Feed) -> list[Tensor]:
+    """The tensor inputs among a feed's entries, which there is one of for each placeholder."""
+    names = {s.name for s in program.inputs}
+    return [v for v, n in zip(values, program.placeholders, strict=True) if str(n.target) in names]

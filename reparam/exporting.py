@@ -14,7 +14,7 @@ from torch import nn
 from ._version import __version__
 from .conversion import Conversion, Range, convert
 from .emit_torch import finalize, to_module
-from .engine import BuildOptions, Format, Port, Runnable
+from .engine import BuildOptions, Format, Runnable
 from .engine_check import EngineCheck, check_engine
 from .errors import InputError, MachineError, NotEquivalentError
 from .files import move_into_place, publish, refuse_existing, staging_beside
@@ -23,6 +23,7 @@ from .manifest import manifest_path, sha256_of, sha256_of_state, write_manifest
 from .model_card import fitted
 from .passes import equalize_phases
 from .pipeline import Driver, Progress
+from .ports import ports_of
 from .precision import DTYPES, with_wide_ports
 from .program import Program
 from .report import Report
@@ -209,7 +210,7 @@ def _facts(
     else:
         state = to_module(conversion.original).state_dict()
         source = {"state_sha256": sha256_of_state(state)}
-    ports = engine.inputs if engine is not None else ports_of(program)
+    inputs, outputs = (engine.inputs, engine.outputs) if engine is not None else ports_of(program)
     return {
         "reparam": __version__,
         "format": format.name,
@@ -217,17 +218,12 @@ def _facts(
         "target": conversion.report.target,
         "precision": options.precision,
         "io_precision": options.io_precision,
-        "inputs": [p.as_dict() for p in ports],
-        "outputs": [p.as_dict() for p in engine.outputs] if engine is not None else [],
+        "inputs": [p.as_dict() for p in inputs],
+        "outputs": [p.as_dict() for p in outputs],
         "build": {"torch": str(torch.__version__), **built},
         "verification": check.as_dict(),
         **fitted(options.card or {}, program),
     }
-
-
-def ports_of(program: Program) -> tuple[Port, ...]:
-    """The inputs of a program."""
-    return tuple(Port(s.name, s.shape, str(s.dtype).removeprefix("torch.")) for s in program.inputs)
 
 
 def _keys(options: ExportOptions, check: EngineCheck) -> dict[str, Any]:
