@@ -83,7 +83,17 @@ def diagnosis_parts(found: Diagnosis) -> list[RenderableType]:
     ]
     for folder, free in found.free_disk.items():
         parts.append(line(f"free disk in {folder}: {'unknown' if free is None else f'{free / 1e9:.1f} GB'}"))
-    return [*parts, *(line(text) for text in found.abilities)]
+    return [*parts, *(line(text) for text in found.abilities), *_format_parts(found)]
+
+
+def _format_parts(found: Diagnosis) -> list[RenderableType]:
+    """What can be exported to, and below it what was never tried by those who wrote it."""
+    made = table("format", "builds here", "runs here", "what is missing", "to install")
+    for probe in found.formats:
+        can = ["yes" if able else Text("no", style="yellow") for able in (probe.can_build, probe.can_run)]
+        made.add_row(probe.name, *can, probe.why or "-", probe.install or "")
+    untried = [line(f"{p.name}: {p.untried}", indent=2) for p in found.formats if p.untried]
+    return [made, *([line("written, and never run by the tests:"), *untried] if untried else [])]
 
 
 def _state(package: PackageState) -> Text:

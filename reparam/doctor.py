@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ._version import __version__
+from .engine import Probe
+from .formats import all_formats
 
 # Module -> the name under which pip installs it.
 PACKAGES: Mapping[str, str] = {
@@ -64,6 +66,7 @@ class Diagnosis:
     threads: int | None
     free_disk: Mapping[str, int | None]
     abilities: tuple[str, ...]
+    formats: tuple[Probe, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -86,6 +89,7 @@ def diagnose() -> Diagnosis:
         threads=int(torch.get_num_threads()) if torch is not None else None,
         free_disk={name: _free(name) for name in dict.fromkeys((_here(), tempfile.gettempdir()))},
         abilities=tuple(_abilities({p.name for p in packages if p.works})),
+        formats=tuple(f.probe() for f in all_formats().values()),
     )
 
 
@@ -135,7 +139,7 @@ def extras() -> dict[str, str]:
     found: dict[str, str] = {}
     for text in requirements:
         match = re.match(r"([\w.-]+).*;\s*extra\s*==\s*[\"'](\w+)[\"']", text)
-        if match and match[2] != "dev":
+        if match and match[2] != "dev" and match[1] != "reparam":
             found.setdefault(match[1], match[2])
     return found
 
@@ -183,5 +187,4 @@ def _abilities(working: set[str]) -> list[str]:
     return [
         "models are converted to .pt2 and verified on the CPU",
         f"architectures by name: {named}",
-        "engines (ONNX Runtime, TensorRT, OpenVINO, AOTInductor): this version neither builds nor runs them",
     ]

@@ -36,7 +36,7 @@ def open_engine(path: Path) -> TensorRtRunnable:
     Raises MachineError without a GPU that torch can use, or when the engine is not for it, InputError for damage.
     """
     if why := no_gpu():
-        raise MachineError(f"{path.name} needs an NVIDIA GPU to run: {why}")
+        raise MachineError(f"{path.name} cannot run on this machine: {why}")
     named = str(((read_manifest(path) or {}).get("build") or {}).get("runtime"))
     runtime = next((r for r, module in MODULES.items() if module == named), None)
     module = choose_module(runtime)
@@ -49,7 +49,7 @@ def no_gpu() -> str:
         return ""
     found = gpus()
     if not found:
-        return "the driver shows none on this machine"
+        return "the driver shows no NVIDIA GPU"
     return f"torch {torch.__version__} cannot use the {found[0].name}; install a torch with CUDA"
 
 

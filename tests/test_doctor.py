@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from reparam import doctor
 from reparam.cli import app
 from reparam.doctor import PackageState, check_package, diagnose, extras, install_command
+from reparam.formats import all_formats
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,9 +110,17 @@ def test_the_command_prints_every_package_and_the_same_as_json() -> None:
     assert found["threads"] == torch.get_num_threads()
     assert [p["name"] for p in found["packages"]] == list(doctor.PACKAGES)
     for package in found["packages"]:
-        (row,) = [line for line in text.stdout.splitlines() if line.split()[:1] == [package["name"]]]
+        packages = text.stdout.partition("runs here")[0].splitlines()
+        (row,) = [line for line in packages if line.split()[:1] == [package["name"]]]
         assert (package["version"] or package["problem"]) in row
         assert package["version"] is not None or package["install"] in row
     assert all(free is None or free > 0 for free in found["free_disk"].values())
     for ability in found["abilities"]:
         assert ability in text.stdout
+    assert [f["name"] for f in found["formats"]] == list(all_formats())
+    lines = " ".join(text.stdout.split())
+    for format in found["formats"]:
+        row = " ".join("yes" if format[k] else "no" for k in ("can_build", "can_run"))
+        assert f"{format['name']} {row} " in lines
+        assert format["untried"] in lines
+        assert format["can_run"] or format["why"]

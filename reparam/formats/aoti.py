@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from reparam.program import Program
 
 
+UNTRIED = "compiling for a GPU and running that; packages for the CPU are compiled and run"
+
+
 class Aoti(Format):
     """The archive holds a shared library; what tells it from an exported program is its content."""
 
@@ -50,7 +53,7 @@ class Aoti(Format):
 
     def probe(self) -> Probe:
         """Packages run wherever torch does; compiling them takes a C++ compiler."""
-        found = super().probe()
+        found = replace(super().probe(), untried=UNTRIED)
         if not found.can_run:
             return found
         from reparam.aoti import compiler

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from reparam.program import Program
 
 
+UNTRIED = (
+    "running an engine, and all of the module tensorrt, whose names are compared with its bindings; "
+    "building with tensorrt_rtx is run"
+)
+
+
 class TensorRt(Format):
     """An engine holds machine code for the GPUs that it was built for. The precision is that of the ONNX graph."""
 
@@ -20,7 +26,7 @@ class TensorRt(Format):
     suffix = ".engine"
     native = True
     precisions = ("fp32", "fp16", "bf16", "int8")
-    needs = ("onnx", "onnxscript", "onnxsim", "onnxruntime")
+    needs = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
     settings: ClassVar[Mapping[str, str]] = {
         "runtime": "tensorrt or rtx; what is installed and can build here where none is named",
         "gpu": "compute capabilities to build for, such as sm89,sm120; rtx only",
@@ -60,7 +66,7 @@ class TensorRt(Format):
         from reparam.doctor import check_package
         from reparam.tensorrt_api import MODULES
 
-        source = super().probe()
+        source = replace(super().probe(), untried=UNTRIED)
         states = [check_package(m) for m in MODULES.values()]
         working = [s.name for s in states if s.works]
         if not source.can_build or not working:
@@ -68,11 +74,12 @@ class TensorRt(Format):
             install = source.install or states[-1].install
             return replace(source, can_build=False, can_run=False, why=", ".join(missing), install=install)
         versions = {s.name: s.version for s in states if s.version is not None}
-        rtx, here = "tensorrt_rtx" in working, gpus()
-        why = "" if here else "no NVIDIA GPU: engines cannot run here"
-        if not here:
-            why += ", and are built for named GPUs (--gpu)" if rtx else ", and tensorrt builds on a GPU only"
-        return replace(source, can_build=rtx or bool(here), can_run=bool(here), versions=versions, why=why)
+        from reparam.tensorrt_run import no_gpu
+
+        named, why = "tensorrt_rtx" in working, no_gpu()
+        if not gpus():
+            why += "; engines are built for GPUs that --gpu names" if named else "; tensorrt builds on a GPU only"
+        return replace(source, can_build=named or bool(gpus()), can_run=not why, versions=versions, why=why)
 
 
 FORMAT = TensorRt()
