@@ -1,15 +1,16 @@
 """W*(a x + t) = (Wa)*(x + t/a), and relu(a z + t) = a*relu(z + t/a) for a > 0: the scale folds, the shift stays.
 
-Fires on a batch norm (or a scale and shift) whose affine as a whole finds no way out, because the shift would meet zero
-padding or a ReLU, while the scale alone does: forwards, leaving x + t/a, or backwards, leaving a sum with t. The
-border stays exact, because nothing is moved across it. Of the exact forms this is the cheapest: C parameters, against
-C_out*H*W for a map of biases and additional multiply-accumulates for a channel of ones.
+Fires on a batch norm, or a constant product and sum, whose affine as a whole finds no way out, because the shift would
+meet zero padding or a ReLU, while the scale alone does: forwards, leaving x + t/a, or backwards, leaving a sum with t.
+The border stays exact, because nothing is moved across it. Of the exact forms this is the cheapest: C parameters,
+against C_out*H*W for a map of biases and additional multiply-accumulates for a channel of ones.
 
 Refuses (Missed) when the scale finds no way out either, when a scale is zero, or when a negative one meets a ReLU.
 
 Source: linearity, and positive homogeneity of ReLU.
 
     batch_norm -> conv(padding=1)        becomes        add(t/a) -> conv'(padding=1)
+    mul(a) -> add(t) -> relu -> linear   becomes        add(t/a) -> relu -> linear'
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import fx
+
 from reparam.absorb import Blocked, Route, execute, forward
 from reparam.absorb_backward import backward
 from reparam.channels import Affine, Pair, owner, read_affine, write_affine
-from reparam.ops import BATCH_NORMS
+from reparam.ops import ADDS, BATCH_NORMS, is_call
 from reparam.program import Program
 from reparam.rule import Match, Missed, Pattern, Rewrite, op
 
@@ -39,10 +42,12 @@ class LeaveShift:
     """Folds the scale of a batch norm and leaves its shift as a sum."""
 
     name: ClassVar[str] = "leave-shift"
-    pattern: ClassVar[Pattern] = op(BATCH_NORMS)
+    pattern: ClassVar[Pattern] = op(BATCH_NORMS | ADDS)
 
     def check(self, program: Program, match: Match) -> Plan | Missed | None:
-        """Tries the scale alone, backwards and then forwards."""
+        """Tries the scale alone, backwards and then forwards; a product and a sum forwards only, without a remark."""
+        if not is_call(match.root, BATCH_NORMS):
+            return _arithmetic(program, match.root)
         affine = read_affine(program, match.root)
         if not isinstance(affine, Affine) or affine.pair.scale is None or affine.pair.shift is None:
             return None
@@ -72,6 +77,23 @@ class LeaveShift:
         moved = write_affine(program, x, plan.shift, origin, like=node)
         made = execute(program, plan.route, {node: moved})
         return Rewrite({s: made[s] for s in plan.route.sinks}, message)
+
+
+def _arithmetic(program: Program, root: fx.Node) -> Plan | None:
+    """A sum of a constant and a product with a constant that nothing else reads."""
+    outer = read_affine(program, root)
+    if not isinstance(outer, Affine) or outer.pair.scale is not None or len(outer.x.users) > 1:
+        return None
+    inner = read_affine(program, outer.x)
+    if not isinstance(inner, Affine) or is_call(outer.x, BATCH_NORMS) or inner.pair.shift is not None:
+        return None
+    scale, shift = inner.pair.scale, outer.pair.shift
+    if scale is None or shift is None or bool((scale == 0).any()):
+        return None
+    ahead = forward(program, root, Pair(scale))
+    if isinstance(ahead, Blocked):
+        return None
+    return Plan(Affine(root, inner.x, Pair(scale, shift)), ahead, Pair(shift=shift / scale))
 
 
 def _at(blocked: Blocked) -> str:

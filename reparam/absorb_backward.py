@@ -28,6 +28,7 @@ from .ops import ADDS, AVG_POOLS, CATS, MAX_POOLS, MOVEMENTS, MULS, SUBS, argume
 from .program import Program, is_float, shape_of
 
 _AFFINE_NORMS = frozenset({aten.layer_norm.default, aten.group_norm.default})
+_PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default})
 Demands = dict[fx.Node, Any]
 
 
@@ -125,6 +126,8 @@ def _backward_step(program: Program, node: fx.Node, wanted: Any) -> Step3 | Bloc
         return _backward_sum(program, node, wanted)
     if is_call(node, MULS):
         return _backward_product(program, node, wanted)
+    if is_call(node, _PRODUCTS):
+        return _backward_matmul(program, node, wanted)
     return _backward_unary(program, node, wanted)
 
 
@@ -198,6 +201,21 @@ def _backward_product(program: Program, node: fx.Node, wanted: Pair) -> Step3 | 
     if full is None:
         return Blocked(node, "the scale does not pass back through a product that broadcasts")
     return "clone", wanted, [(full, wanted)]
+
+
+def _backward_matmul(program: Program, node: fx.Node, wanted: Pair) -> Step3 | Blocked:
+    """(r_i c) sum_k A_ik B_kj: a scale of the rows goes into A, of the columns into B, of the whole into A."""
+    left, right = node.args[:2]
+    sides = [s for s in (left, right) if isinstance(s, fx.Node) and is_float(s) and program.constant(s) is None]
+    if wanted.shift is not None or len(sides) < 2 or left is right:
+        return Blocked(node, "a shift does not pass back through a product with data")
+    scale, rank = wanted.scale, len(shape_of(node))
+    if scale is None or rank < 2 or any(len(shape_of(s)) != rank for s in sides):
+        return Blocked(node, "the scale does not pass back through a product that broadcasts")
+    taker, axis = (sides[0], -1) if scale.shape[-1] == 1 else (sides[1], -2)
+    if scale.shape[axis] != 1 or any(n not in (1, m) for n, m in zip(scale.shape, shape_of(taker), strict=True)):
+        return Blocked(node, "the scale varies along rows and columns of a product with data")
+    return "clone", wanted, [(taker, wanted)]
 
 
 def _backward_unary(program: Program, node: fx.Node, wanted: Pair) -> Step3 | Blocked:

@@ -114,6 +114,49 @@ def test_a_scale_after_a_norm_goes_into_the_norms_own_affine() -> None:
     assert fused.text == "tanh(group_norm(x, 2, w, w))"
 
 
+def attention(scale: Callable[[Tensor], Tensor]) -> nn.Module:
+    """softmax(scale(q k^T)) v of tokens (N, 5, 4), each of the three from a layer of its own."""
+    return Lambda(
+        lambda m, x: torch.softmax(scale(m.q(x) @ m.k(x).transpose(1, 2)), -1) @ m.v(x),
+        q=nn.Linear(4, 6),
+        k=nn.Linear(4, 6),
+        v=nn.Linear(4, 6),
+    ).double()
+
+
+SCALES: dict[str, Callable[[Tensor], Tensor]] = {
+    "of the whole": lambda s: s / 2.5,
+    "of rows": lambda s: s * torch.linspace(0.5, 2.0, 5).double().reshape(5, 1),
+    "of columns": lambda s: s * torch.linspace(0.5, 2.0, 5).double(),
+}
+
+
+def test_the_scale_of_a_product_of_matrices_goes_into_one_factor() -> None:
+    model = attention(SCALES["of the whole"])
+    fused = apply_exactly(model, doubles(2, 5, 4), rules=RULES, bound=EXACT)
+    assert fused.passed("fold-channel-affine") and "div" not in fused.text
+    assert_evidence_bites(program_of(model, doubles(2, 5, 4)), FoldChannelAffine())
+
+
+@pytest.mark.parametrize("name", ["of rows", "of columns"])
+def test_a_scale_of_tokens_is_no_scale_of_features(name: str) -> None:
+    done = run_rules(program_of(attention(SCALES[name]), doubles(2, 5, 4)), *RULES)
+    assert not done.passed("fold-channel-affine")
+
+
+@pytest.mark.parametrize("side", ["rows", "columns"])
+def test_features_that_are_rows_or_columns_of_a_product_take_its_scale(side: str) -> None:
+    scale = 0.5 + torch.rand((6, 1) if side == "rows" else (6,), dtype=torch.float64)
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.f(x)
+        return (y.transpose(1, 2) @ x.sin() if side == "rows" else x.sin().transpose(1, 2) @ y) * scale
+
+    model = Lambda(forward, f=nn.Linear(4, 6)).double()
+    fused = apply_exactly(model, doubles(2, 5, 4), rules=RULES, bound=EXACT)
+    assert fused.text.startswith("matmul(")
+
+
 def test_a_scale_with_a_zero_folds_backwards_and_forwards() -> None:
     zero = nn.Parameter(torch.tensor([1.0, 0.0, 2.0, 3.0]).double().reshape(4, 1, 1))
     before = Lambda(lambda m, x: m.c * m.conv(x), c=zero, conv=nn.Conv2d(3, 4, 3).double())

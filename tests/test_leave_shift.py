@@ -22,6 +22,7 @@ from helpers import (
     healthy,
     positive,
     program_of,
+    run_rules,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,3 +144,33 @@ def test_a_weight_that_is_off_by_a_millionth_is_noticed() -> None:
     fused = apply_exactly(model, x, rules=RULES, bound=EXACT)
     assert_verification_bites(fused, [x], bound=EXACT)
     assert_evidence_bites(fused.original, LeaveShift())
+
+
+def scaled_and_shifted(scale: torch.Tensor) -> nn.Module:
+    """A set norm's affine: x*a + t, a ReLU, a linear layer."""
+    return Lambda(
+        lambda m, x: m.fc(torch.relu(torch.tanh(x) * m.a + m.t)),
+        fc=nn.Linear(4, 3),
+        a=nn.Parameter(scale),
+        t=nn.Parameter(torch.tensor([0.1, -0.2, 0.3, 0.4])),
+    ).double()
+
+
+def test_of_a_product_and_a_sum_only_the_sum_stays() -> None:
+    model = scaled_and_shifted(torch.tensor([0.5, 1.5, 2.0, 3.0]))
+    fused = apply_exactly(model, doubles(2, 5, 4), rules=RULES, bound=EXACT)
+    assert fused.text == "linear(relu(add(tanh(x), w)))"
+    assert_evidence_bites(program_of(model, doubles(2, 5, 4)), LeaveShift())
+
+
+def test_a_product_and_a_sum_stay_where_the_scale_finds_no_way() -> None:
+    for scale in ([0.5, -1.5, 2.0, 3.0], [0.5, 0.0, 2.0, 3.0]):
+        done = run_rules(program_of(scaled_and_shifted(torch.tensor(scale)), doubles(2, 5, 4)), *RULES)
+        assert done.text == "linear(relu(add(mul(tanh(x), w), w)))"
+        assert not done.outcome.remarks  # fold-channel-affine says why
+    read_again = Lambda(
+        lambda m, x: m.fc(torch.relu((u := torch.tanh(x) * m.a) + 1.0)) + u.sum(-1, keepdim=True),
+        fc=nn.Linear(4, 3),
+        a=nn.Parameter(torch.tensor([0.5, 1.5, 2.0, 3.0])),
+    ).double()
+    assert not run_rules(program_of(read_again, doubles(2, 5, 4)), *RULES).passed("leave-shift")
