@@ -57,3 +57,19 @@ def small(classes: int = 5) -> nn.Sequential:
         norm.running_var.uniform_(0.5, 1.5)
         nn.init.uniform_(norm.weight, 0.5, 1.5)
     return net.eval()
+
+
+class Determinant(nn.Module):
+    """Uses an operator that ONNX has and engines lack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.mean((2, 3))
+        return torch.linalg.det(rows.unsqueeze(-1) @ rows.unsqueeze(-2) + torch.eye(rows.shape[1]))
+
+
+def unusual() -> nn.Sequential:
+    """A network whose layer `volume` takes a determinant."""
+    net = nn.Sequential()
+    net.add_module("stem", nn.Conv2d(3, 4, 1))
+    net.add_module("volume", Determinant())
+    return net.eval()
