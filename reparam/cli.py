@@ -260,6 +260,7 @@ def diff(  # noqa: PLR0913  # the parameters are the options
 
 app.command()(cli_engines.export)
 app.command()(cli_engines.run)
+app.command()(cli_engines.bench)
 
 
 @app.command()

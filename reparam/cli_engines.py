@@ -132,3 +132,44 @@ def run(  # noqa: PLR0913  # the parameters are the options
     if not quiet and json != STANDARD_OUTPUT:
         session.show(*map(render.line, cli_engine_work.describe_run(report)))
     deliver_json(session, report, json)
+
+
+def bench(  # noqa: PLR0913  # the parameters are the options
+    ctx: typer.Context,
+    *,
+    models: Annotated[
+        list[str], typer.Argument(metavar="A [B ...]", help="Anything that run takes; A is compared with.")
+    ],
+    batch: Annotated[str, typer.Option("--batch", metavar="N,...", help="Batch sizes to time.")] = "1",
+    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds for each batch size.")] = 20,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads of every runtime; torch's own when left out.")
+    ] = None,
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    input_shape: opt.InputShape = None,
+    seed: opt.Seed = 0,
+    trust: opt.Trust = False,
+    json: opt.Json = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Time models side by side, in interleaved rounds, with the spread.
+
+    --arch is that of the checkpoints among them.
+    """
+    session = begin(ctx, quiet=quiet, debug=debug)
+    shapes, batches, arguments = opt.read_shapes(input_shape), opt.read_batches(batch), opt.read_arguments(arch_args)
+    check_report(json, [Path(m) for m in models], force=force)
+
+    from . import cli_engine_work, render
+
+    found = cli_engine_work.bench_models(
+        session,
+        models,
+        cli_engine_work.BenchOptions(arch, arguments, shapes, batches, rounds, threads, seed, trust),
+    )
+    if not quiet and json != STANDARD_OUTPUT:
+        session.show(*render.render_bench(found))
+    deliver_json(session, found, json)

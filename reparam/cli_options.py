@@ -190,6 +190,14 @@ def read_named(texts: Sequence[str] | None) -> list[tuple[str | None, Path]]:
     return found
 
 
+def read_batches(text: str) -> tuple[int, ...]:
+    """`1,8,32` -> those numbers."""
+    parts = [p.strip() for p in text.split(",")]
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,5}", p) for p in parts):
+        raise InputError(f"--batch '{text}' names no batch sizes; write 1, or 1,8,32")
+    return tuple(dict.fromkeys(int(p) for p in parts))
+
+
 def read_carry(text: str) -> str:
     """A way to carry channels. Raises InputError when it is none."""
     slices_of(text)

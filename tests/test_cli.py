@@ -18,7 +18,7 @@ from reparam.cli_files import default_output
 from reparam.cli_options import read_dynamic, read_remarks, read_shapes
 from reparam.cli_work import describe_twins
 
-VERBS = ("convert", "explain", "verify", "diff", "export", "run", "passes", "doctor")
+VERBS = ("convert", "explain", "verify", "diff", "export", "run", "bench", "passes", "doctor")
 REPORT_KEYS = {
     "schema", "reparam", "input", "outputs", "arch", "arch_inferred", "target", "equivalent", "plain", "before",
     "after", "blocks", "evidence", "remarks", "seconds",
