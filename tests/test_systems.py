@@ -19,6 +19,7 @@ from reparam.models.gaussian_preact import GaussianActivation, weibull
 from reparam.models.input_bn_resnet import InputBNResNet
 from reparam.models.momentum_resnet import MomentumResNet
 from reparam.models.normalised_activation_net import NormalisedActivation
+from reparam.models.registry import entries
 from reparam.models.revnet import Block as RevBlock
 from reparam.models.set_transformer_pp import SetTransformer
 from reparam.models.standardised import StandardisedConv
@@ -28,21 +29,38 @@ from reparam.models.wrn_groupnorm_ws import WideResNet
 from reparam.zoo import build_architecture
 
 
-def _figures() -> tuple[Any, ...]:
-    """Of benchmarks/systems.py, which is no module of a package."""
-    path = Path(__file__).resolve().parent.parent / "benchmarks" / "systems.py"
-    spec = importlib.util.spec_from_file_location("systems", path)
+def _script(name: str) -> Any:
+    """A script of benchmarks/, which is no package."""
+    path = Path(__file__).resolve().parent.parent / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     assert spec is not None and spec.loader is not None
-    module = sys.modules["systems"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found: tuple[Any, ...] = module.FIGURES
-    return found
+    return module
 
 
-@pytest.mark.parametrize("figure", _figures(), ids=lambda f: f"{f.system}: {f.what}")
+FIGURES, DIGITS = _script("systems").FIGURES, _script("digits")
+OF_IMAGES = [e.name for e in entries().values() if DIGITS.takes_digits(e)]
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda f: f"{f.system}: {f.what}")
 def test_a_figure_is_what_it_is_expected_to_be(figure: Any) -> None:
     gap = abs(figure.measure() - figure.expected)
     assert gap <= figure.within * (abs(figure.expected) or 1.0)
+
+
+def test_a_trained_network_predicts_the_same_after_conversion() -> None:
+    accuracy, fused, plain = DIGITS.measure("robust_residual_small", epochs=4)
+    assert accuracy > 0.5  # by chance: 0.1
+    assert (fused, plain) == (0, 0)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_every_trained_network_predicts_the_same_after_conversion(name: str) -> None:
+    accuracy, fused, plain = DIGITS.measure(name)
+    assert accuracy > 0.3
+    assert (fused, plain) == (0, 0)
 
 
 # ---- initial weights -------------------------------------------------------------------------------------------------
