@@ -310,6 +310,21 @@ def test_running_an_engine_without_a_gpu_is_one_sentence(copied: Path, tmp_path:
     assert CliRunner().invoke(app, [*arguments, "--trust"]).exit_code == 3
 
 
+@without_gpu
+def test_export_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "net.engine"
+    arguments = ["export", "--arch", "engine_nets:small", "--input-shape", "3,16,16", "-o", str(path)]
+    done = CliRunner().invoke(app, [*arguments, "--format", "tensorrt", "--gpu", "sm89", "--profile", "batch=1:4:8"])
+    assert done.exit_code == 0, done.output
+    assert "net.engine was built, not run:" in " ".join(done.stderr.split())
+    row = read_manifest(path)
+    assert row is not None
+    assert row["build"]["profile"] == {"batch": [1, 4, 8]}
+    refused = CliRunner().invoke(app, [*arguments, "--force", "--format", "tensorrt", "--gpu", "sm90"])
+    assert refused.exit_code == 2
+    assert "does not build for sm90" in refused.stderr
+
+
 # ---- small things ------------------------------------------------------------------------------------------------
 
 
