@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,16 @@ from typing import Any
 
 import pytest
 import torch
+from engine_nets import SHAPE, small
 
 from reparam import tensorrt_run
+from reparam.conversion import convert
+from reparam.engine import Runnable
+from reparam.engine_check import check_engine
 from reparam.errors import InputError, MachineError
+from reparam.evaluate import evaluate
+from reparam.ports import ports_of
+from reparam.program import Program
 from reparam.tensorrt_run import TensorRtRunnable, precision_of
 
 IN, OUT = (-1, 3), (-1, 2)
@@ -170,3 +178,31 @@ def test_engines_that_do_not_load(path: Path, log: Any) -> None:
 def test_the_precision_is_in_the_networks_name() -> None:
     names = ("reparam fp32", "reparam fp16", "reparam int8", "Unnamed Network 0")
     assert [precision_of(n) for n in names] == ["float32", "float16", "int8", "float32"]
+
+
+# ---- ranges ------------------------------------------------------------------------------------------------------
+
+
+class Narrow(Runnable):
+    """The program itself, which takes batches up to `most`."""
+
+    runtime, precision = "torch", "float32"
+
+    def __init__(self, program: Program, most: int) -> None:
+        self.program, self.most = program, most
+        self.inputs, self.outputs = ports_of(program)
+
+    def takes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        return shapes[0][0] <= self.most
+
+    def run(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        assert self.takes([tuple(v.shape) for v in values])
+        return list(evaluate(self.program, values, None))
+
+
+def test_an_engine_is_checked_on_the_sizes_that_it_takes() -> None:
+    program = convert(small(), torch.rand(SHAPE), to="fused").program
+    check = check_engine(program, program, Narrow(program, 2))
+    assert check.shapes == ((1, 3, 16, 16), (2, 3, 16, 16))
+    with pytest.raises(InputError, match="takes none of the sizes that it would be checked on; widen its ranges"):
+        check_engine(program, program, Narrow(program, 0))
