@@ -73,3 +73,17 @@ def unusual() -> nn.Sequential:
     net.add_module("stem", nn.Conv2d(3, 4, 1))
     net.add_module("volume", Determinant())
     return net.eval()
+
+
+class Several(nn.Module):
+    """Takes a row, indices and an image, each with free sizes of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row, self.image = nn.Linear(4, 3), nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor, ids: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.row(x) + ids.float().unsqueeze(-1), self.image(image).relu()
+
+
+SEVERAL = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 9, 12))

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_nets import SHAPE, every, small, unusual
+from engine_nets import SEVERAL, SHAPE, Several, every, small, unusual
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from reparam import doctor, openvino_engine
 from reparam.cli import app
+from reparam.conversion import convert
 from reparam.errors import InputError, MachineError, NotEquivalentError
 from reparam.exporting import Exported, ExportOptions, export
 from reparam.formats import find_format, recognise
 from reparam.manifest import read_manifest, sha256_of
 from reparam.opening import open_engine
+from reparam.ports import ports_of
 
 openvino = pytest.importorskip("openvino", reason="pip install 'reparam[openvino]'")
 OPTIONS = ExportOptions("openvino")
@@ -98,6 +100,23 @@ def test_bfloat16_inputs_and_outputs(tmp_path: Path) -> None:
     assert [p.dtype for p in (*engine.inputs, *engine.outputs)] == ["bfloat16", "bfloat16"]
     (y,) = engine.run([torch.rand(SHAPE).bfloat16()])
     assert y.dtype == torch.bfloat16
+
+
+def test_several_inputs_with_free_sizes(tmp_path: Path) -> None:
+    axes = ("batch", "height", "width")
+    inputs, outputs = ports_of(convert(Several().eval(), *SEVERAL, dynamic=axes).program)
+    assert [(p.name, p.shape) for p in inputs] == [
+        ("x", ("batch", 4)),
+        ("ids", ("batch",)),
+        ("image", ("batch_1", 3, "height", "width")),
+    ]
+    assert [p.shape for p in outputs] == [("batch", 3), ("batch_1", 3, "height - 2", "width - 2")]
+    made = export(Several().eval(), *SEVERAL, path=tmp_path / "net.xml", options=OPTIONS, dynamic=axes)
+    engine = open_engine(made.path)
+    assert engine is not None
+    assert [p.dtype for p in engine.inputs] == [p.dtype for p in inputs]
+    row, image = engine.run([torch.rand(3, 4), torch.tensor([1, 2, 3]), torch.rand(1, 3, 7, 20)])
+    assert (row.shape, image.shape) == ((3, 3), (1, 3, 5, 18))
 
 
 def test_values_inside_are_shown(exported: Exported) -> None:
