@@ -105,7 +105,8 @@ def check_package(name: str) -> PackageState:
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return PackageState(name, _installed_version(name), f"does not import: {reason}", install)
-    return PackageState(name, str(getattr(module, "__version__", None) or _installed_version(name) or "unknown"))
+    version = str(getattr(module, "__version__", None) or _installed_version(name) or "unknown")
+    return PackageState(name, version.partition("-")[0])  # some go on with the name of their build
 
 
 def _prepare_torchvision() -> None:

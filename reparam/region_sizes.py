@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,11 @@ def _is_size(node: fx.Node) -> bool:
     return node.op == "call_function" and isinstance(node.meta["val"], (int, torch.SymInt))
 
 
+def _reads_more(node: fx.Node, is_input: Callable[[fx.Node], bool]) -> bool:
+    """Whether the value depends on more of the network's inputs than the region's own."""
+    return any(n.op == "placeholder" for n in upstream([node], is_input))
+
+
 def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) -> Region:
     """The region of a rewrite: from the old values that the new nodes read to the replaced ones.
 
@@ -72,9 +77,10 @@ def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) 
     def is_input(node: fx.Node) -> bool:
         return node in stop or _is_size(node)
 
-    for fill in [n for n in upstream(replace.keys(), is_input) if n.target in FILLS]:
-        inputs |= dict.fromkeys(i for i in fill.all_input_nodes if not _is_size(i))  # it reads their shape alone
-    stop |= set(inputs)
+    for fill in [n for n in upstream(replace.keys(), is_input) if n.target in FILLS]:  # of which only the shape is read
+        shapes = [i for i in fill.all_input_nodes if not _is_size(i) and _reads_more(i, is_input)]
+        inputs |= dict.fromkeys(shapes)
+        stop |= set(shapes)
     before, after = upstream(replace.keys(), is_input), upstream(replace.values(), is_input)
     dropped = next((n for n in before if n.op == "placeholder"), None)
     if dropped is not None:
