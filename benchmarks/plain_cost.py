@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from common import (
     MISSING,
     Subject,
@@ -30,9 +29,10 @@ from common import (
     subject,
     table,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from reparam.conversion import convert
+from reparam.models.stochastic_depth_resnet import StochasticDepthResNet
 from reparam.random_statistics import randomize_statistics
 from reparam.report import Report
 
@@ -133,35 +133,10 @@ def _session(module: nn.Module, network: Subject) -> Callable[[], object]:
 # ---- depth -----------------------------------------------------------------------------------------------------------
 
 
-class Block(nn.Module):
-    """relu(shortcut + p*F(x)) with an average-pooled, zero-padded shortcut (Huang et al. 2016), in evaluation mode."""
-
-    def __init__(self, c_in: int, c_out: int, stride: int, survival: float) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(c_out)
-        self.stride, self.more, self.survival = stride, c_out - c_in, survival
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) * self.survival
-        x = F.avg_pool2d(x, 2) if self.stride > 1 else x
-        return F.relu(y + (F.pad(x, (0, 0, 0, 0, 0, self.more)) if self.more else x))
-
-
 def stochastic_depth(depth: int) -> nn.Module:
     """The network of 6n + 2 layers, with healthy random statistics."""
     torch.manual_seed(0)
-    n = (depth - 2) // 6
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU()]
-    width = 16
-    for i in range(3 * n):
-        c_out = 16 << (i // n)
-        layers.append(Block(width, c_out, 2 if c_out > width else 1, 1 - 0.5 * (i + 1) / (3 * n)))
-        width = c_out
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)]
-    return randomize_statistics(nn.Sequential(*layers).eval(), [torch.randn(16, 3, 32, 32)])
+    return randomize_statistics(StochasticDepthResNet(depth).eval(), [torch.randn(16, 3, 32, 32)])
 
 
 def deepen(depths: tuple[int, ...]) -> list[list[str]]:
