@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config  # it reads CXX when it is imported, which must not be while a test sets it
 from engine_nets import SHAPE, every, small
 
 from reparam import aoti

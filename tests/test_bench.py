@@ -107,6 +107,7 @@ def test_a_real_module_is_timed_without_gradients() -> None:
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_folder(tmp_path, monkeypatch)
+    monkeypatch.setenv("COLUMNS", "160")  # long figures fold no names
     succeed("export", *TINY, "--format", "onnx")
     words = ("bench", "tiny.pt", "tiny-fused.onnx", "--arch", "cli_nets:tiny", "--batch", "1,2", "--rounds", "3")
     result = succeed(*words, "--threads", "1", "--json", "bench.json")
