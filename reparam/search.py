@@ -97,10 +97,10 @@ def every(planner: Planner, fixed: set[int]) -> Iterator[dict[int, float | None]
             yield {i: levels.get(i) for i in needs} | {result: top}
         ready = [i for i in needs if i not in placed and i != result and needs[i] <= placed]
         for n in range(1, len(ready) + 1):
-            for now in itertools.combinations(ready, n):
-                after = placed.union(now)
-                if all(readers[i] - after for i in now):
-                    yield from onwards(levels | dict.fromkeys(now, top), after, top + 1)
+            for chosen in itertools.combinations(ready, n):
+                after = placed.union(chosen)
+                if all(readers[i] - after for i in chosen):
+                    yield from onwards(levels | dict.fromkeys(chosen, top), after, top + 1)
 
     return onwards(dict.fromkeys(inputs, 0.0), inputs, 1.0)
 
