@@ -29,17 +29,22 @@ from .network import depth_limit, random_input
 from .pipeline import Progress
 from .program import InputSpec, Program, shape_of
 
+MOST_SAMPLES = 64  # the largest batch that an engine is asked for
 SEALED = 16.0  # roundings by which the inputs of an engine move whose weights cannot
 Shapes = Sequence[Sequence[int]]
 
 
 class _Reference(ABC):
-    """The side that is the truth. hints: a size for each free axis, where it is known. floor: relative."""
+    """The side that is the truth.
+
+    hints: a size for each free axis, where it is known. floor: relative. engine: where the side is one.
+    """
 
     inputs: tuple[InputSpec, ...]
     dtype: torch.dtype
     hints: dict[str, int]
     floor: float
+    engine: Runnable | None = None
 
     @abstractmethod
     def truth(self, values: Sequence[Tensor]) -> list[Any]:
@@ -87,6 +92,8 @@ class _ProgramReference(_Reference):
 
 
 class _EngineReference(_Reference):
+    engine: Runnable
+
     def __init__(self, engine: Runnable, shapes: Shapes | None, seed: int) -> None:
         self.engine, self.seed = engine, seed
         self.inputs = specs_of(engine.inputs)
@@ -146,7 +153,9 @@ def verify_engines(
 
 
 class _Job:
-    """A reference and an engine on common inputs. dtype: the coarser of the two."""
+    """A reference and an engine on common inputs. dtype: the coarser of the two. least: the smallest batch of both."""
+
+    least = 1
 
     def __init__(self, reference: _Reference, engine: Runnable, seed: int, progress: Progress | None) -> None:
         self.reference, self.engine, self.seed = reference, engine, seed
@@ -159,8 +168,7 @@ class _Job:
         self.point: list[Tensor] = []
 
     def run(self, trials: int, adversarial: bool) -> Verdict:
-        feeds = [self.draw(1), self.draw(trials - 1)] if self.batch and trials > 1 else []
-        feeds = feeds or [self.draw(1) for _ in range(trials)]
+        feeds = [self.draw(n) for n in self.batches(trials)]
         reason = ""
         for i, values in enumerate(feeds):
             self.tell("verify", i, len(feeds) + 1)
@@ -180,15 +188,40 @@ class _Job:
         shapes = tuple(tuple(values[0].shape) for values in feeds)
         return Verdict(not reason, outputs, reason, where, found, shapes, trials, self.seed)
 
-    def draw(self, batch: int) -> list[Tensor]:
-        """Random inputs in the numbers of the coarser dtype, `batch` of them where the batch is free."""
+    def batches(self, trials: int) -> list[int]:
+        """The sizes of the batch to compare on, which together hold `trials` samples where both models take them.
+
+        Raises InputError when there is no small batch that both take.
+        """
+        if not self.batch:
+            return [1] * trials
+        taken = [n for n in range(1, MOST_SAMPLES + 1) if self.taken(n)]
+        if not taken:
+            raise InputError(f"the engine takes none of the batches from 1 to {MOST_SAMPLES} at these sizes")
+        self.least = taken[0]
+        largest = max((n for n in taken if n < trials), default=self.least)
+        rest = max(1, -(-(trials - self.least) // largest)) if trials > self.least else 0
+        return [self.least, *[largest] * rest]
+
+    def taken(self, batch: int) -> bool:
+        """Whether both models were built for this batch."""
+        shapes = [tuple(s) for s in self.shapes(batch)]
+        return all(engine.takes(shapes) for engine in (self.engine, self.reference.engine) if engine is not None)
+
+    def shapes(self, batch: int) -> list[list[int]]:
+        """The shape of each input. Raises InputError naming a free size that nothing tells."""
         known = self.reference.hints | self.sizes | dict.fromkeys(self.batch, batch)
-        values: list[Tensor] = []
         for spec in self.reference.inputs:
             unknown = next((s for s in spec.shape if isinstance(s, str) and s not in known), None)
             if unknown is not None:
                 raise InputError(f"the size '{unknown}' of the input '{spec.name}' is free; pass it with --input-shape")
-            value = random_input(spec, [s if isinstance(s, int) else known[s] for s in spec.shape], self.generator)
+        return [[s if isinstance(s, int) else known[s] for s in spec.shape] for spec in self.reference.inputs]
+
+    def draw(self, batch: int) -> list[Tensor]:
+        """Random inputs in the numbers of the coarser dtype, `batch` of them where the batch is free."""
+        values: list[Tensor] = []
+        for spec, shape in zip(self.reference.inputs, self.shapes(batch), strict=True):
+            value = random_input(spec, shape, self.generator)
             values.append(value.to(self.dtype).double() if value.is_floating_point() else value)
         return values
 
@@ -223,7 +256,7 @@ class _Job:
         """The largest difference on inputs of many sizes, as a share of what is allowed, and the number of inputs."""
         worst = 0.0
         for scale in SCALES:
-            values = [v * scale if v.is_floating_point() else v for v in self.draw(1)]
+            values = [v * scale if v.is_floating_point() else v for v in self.draw(self.least)]
             truth = floats(self.reference.truth(values))
             got, own = self.engine.run(_ported(self.engine, values)), self.reference.own(values, self.dtype)
             allowed = relative_gap(truth, [v.double() for v in floats(own)])

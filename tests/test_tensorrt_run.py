@@ -22,8 +22,10 @@ from reparam import tensorrt_run
 from reparam.conversion import convert
 from reparam.engine import Runnable
 from reparam.engine_check import check_engine
+from reparam.equivalence import verify
 from reparam.errors import InputError, MachineError
 from reparam.evaluate import evaluate
+from reparam.load import LoadedModel
 from reparam.ports import ports_of
 from reparam.program import Program
 from reparam.tensorrt_run import TensorRtRunnable, precision_of
@@ -184,16 +186,16 @@ def test_the_precision_is_in_the_networks_name() -> None:
 
 
 class Narrow(Runnable):
-    """The program itself, which takes batches up to `most`."""
+    """The program itself, which takes batches from `least` to `most`."""
 
     runtime, precision = "torch", "float32"
 
-    def __init__(self, program: Program, most: int) -> None:
-        self.program, self.most = program, most
+    def __init__(self, program: Program, most: int, least: int = 1) -> None:
+        self.program, self.least, self.most = program, least, most
         self.inputs, self.outputs = ports_of(program)
 
     def takes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        return shapes[0][0] <= self.most
+        return self.least <= shapes[0][0] <= self.most
 
     def run(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         assert self.takes([tuple(v.shape) for v in values])
@@ -206,3 +208,16 @@ def test_an_engine_is_checked_on_the_sizes_that_it_takes() -> None:
     assert check.shapes == ((1, 3, 16, 16), (2, 3, 16, 16))
     with pytest.raises(InputError, match="takes none of the sizes that it would be checked on; widen its ranges"):
         check_engine(program, program, Narrow(program, 0))
+
+
+def test_models_are_compared_on_the_batches_that_both_take() -> None:
+    model = small()
+    program = convert(model, torch.rand(SHAPE), to="fused").program
+    loaded = LoadedModel(model, input_shapes=(SHAPE[1:],))
+    verdict = verify(loaded, Narrow(program, 4, least=2))
+    assert verdict.equivalent
+    assert [s[0] for s in verdict.shapes] == [2, 4, 4]
+    both = verify(Narrow(program, 8, least=3), Narrow(program, 4))
+    assert [s[0] for s in both.shapes] == [3, 4, 4]
+    with pytest.raises(InputError, match="takes none of the batches from 1 to 64"):
+        verify(loaded, Narrow(program, 0))
