@@ -35,6 +35,7 @@ from common import (
 from torch import Tensor, nn
 
 from reparam.conversion import convert
+from reparam.onnx_graph import model_of
 
 MODELS = (
     "timm/repvgg_a0",
@@ -61,8 +62,8 @@ TEXT = """\
 
 How many times as fast as the original, exported by `torch.onnx.export(dynamo=True)` and cleaned by onnxsim, the
 variants run in onnxruntime on the CPU with one thread and batch 1: the same export cleaned by onnxslim; the original
-after `torch.fx.experimental.optimization.fuse`; the original after timm's `reparameterize_model`; and
-`reparam.convert(..., to="fused")`, these three exported the same way and cleaned by onnxsim. The last column is
+after `torch.fx.experimental.optimization.fuse` and the original after timm's `reparameterize_model`, both exported and
+cleaned in the same way; and what `reparam export --format onnx` writes of the original. The last column is
 timm's form against reparam's: above 1, reparam's is the faster. Median of {rounds} interleaved rounds, of the ratio
 within a round (interquartile range). onnxruntime itself folds a BatchNormalization into the Conv before it, so
 resnet50, in which nothing else can be fused, shows the noise of the comparison.
@@ -130,7 +131,7 @@ def graphs(network: Subject, inputs: tuple[Tensor, ...]) -> Iterator[tuple[str, 
         SLIM: lambda: onnxslim_clean(original),
         FX: lambda: _export(_fx_fused(network.module), inputs),
         TIMM: lambda: _export(_timm_deployed(network.module), inputs),
-        FUSED: lambda: _export(convert(network.module, *network.inputs(2)).module, inputs),
+        FUSED: lambda: model_of(convert(network.module, *inputs, dynamic=()).program),
     }
     for name, make in makers.items():
         try:

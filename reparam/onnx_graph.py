@@ -11,7 +11,7 @@ import ast
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from .emit_torch import export_program
 from .engine import BuildOptions, Tell
 from .errors import InputError
+from .onnx_cleanup import all_values, simplified, strip
 from .program import Program
 from .running import names_of_outputs
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 OPSET = 20
 BFLOAT16_OPSET = 22  # the first in which Conv takes bfloat16
-IN_MEMORY = 1_500_000_000  # bytes; larger models are not simplified, since that takes one message of at most 2 GiB
 
 
 def model_of(program: Program) -> onnx.ModelProto:
@@ -46,7 +46,7 @@ def model_of(program: Program) -> onnx.ModelProto:
     strip(model)
     _name_sizes(model.graph)
     _name_outputs(model.graph, program)
-    return _simplified(model)
+    return simplified(model)
 
 
 def build_model(program: Program, options: BuildOptions, tell: Tell) -> onnx.ModelProto:
@@ -59,13 +59,6 @@ def build_model(program: Program, options: BuildOptions, tell: Tell) -> onnx.Mod
         model = quantised(model, options.calibration)
     tell("build", 1, 1)
     return model
-
-
-def all_values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
-    """The inputs, the outputs and what is known of the values between them."""
-    yield from graph.input
-    yield from graph.output
-    yield from graph.value_info
 
 
 # ---- names -------------------------------------------------------------------------------------------------------
@@ -117,15 +110,6 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         node.name = stem if taken[stem] == 1 else f"{stem}_{taken[stem] - 1}"
 
 
-def strip(model: onnx.ModelProto) -> None:
-    """Removes what tells of the machine and of the exporter's insides: stack traces, graph listings, versions."""
-    graph = model.graph
-    for item in (model, graph, *graph.node, *all_values(graph), *graph.initializer):
-        del item.metadata_props[:]
-        item.doc_string = ""
-    model.producer_name, model.producer_version = "reparam", ""
-
-
 def _name_sizes(graph: onnx.GraphProto) -> None:
     """Free sizes are called by their axes; what is computed from them follows."""
     names: dict[str, str] = {}
@@ -170,44 +154,3 @@ def _name_outputs(graph: onnx.GraphProto, program: Program) -> None:
                     names_of[i] = names[name]
     for value in all_values(graph):
         value.name = names.get(value.name, value.name)
-
-
-# ---- clean-up ----------------------------------------------------------------------------------------------------
-
-
-def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Cleaned by onnxsim, and by onnxslim where it is installed and leaves fewer nodes; names of ports are kept.
-
-    Nothing is taken on trust: the file that is written is compared with the network afterwards.
-    """
-    if model.ByteSize() > IN_MEMORY:
-        return model
-    import onnxsim
-
-    simple, _ = onnxsim.simplify(model)
-    simple = _if_alike(model, simple)
-    try:
-        import onnxslim
-    except ImportError:
-        return simple
-    slim = onnxslim.slim(_copy(simple))
-    return _if_alike(simple, slim) if len(slim.graph.node) < len(simple.graph.node) else simple
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    twin = type(model)()
-    twin.CopyFrom(model)
-    return twin
-
-
-def _if_alike(before: onnx.ModelProto, after: Any) -> onnx.ModelProto:
-    """`after`, when it takes and gives the same as `before`."""
-    same = after is not None and all(
-        [v.SerializeToString() for v in a] == [v.SerializeToString() for v in b]
-        for a, b in ((before.graph.input, after.graph.input), (before.graph.output, after.graph.output))
-    )
-    if not same:
-        return before
-    strip(after)
-    found: onnx.ModelProto = after
-    return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
-from .onnx_graph import strip
+from .onnx_cleanup import strip
 from .onnx_run import reason_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from engine_nets import SHAPE, every, small
 from torch import Tensor, nn
 
 import reparam
-from reparam import onnx_files, onnx_graph
+from reparam import onnx_cleanup, onnx_files
 from reparam.conversion import Conversion, convert
 from reparam.engine import BuildOptions
 from reparam.errors import InputError, MachineError, UnsafeFileError
@@ -27,7 +27,21 @@ from reparam.onnx_int8 import quantised
 from reparam.onnx_run import OnnxRunnable, precision_of
 from reparam.precision import with_wide_ports
 
-STANDARD = {"Conv", "PRelu", "Max", "Min", "ReduceMean", "Relu", "Sigmoid", "Mul", "HardSwish", "Gelu", "Add", "Gemm"}
+STANDARD = {
+    "Conv",
+    "PRelu",
+    "Max",
+    "Min",
+    "ReduceMean",
+    "Relu",
+    "Sigmoid",
+    "Mul",
+    "HardSwish",
+    "Gelu",
+    "Add",
+    "Gemm",
+    "GlobalAveragePool",
+}
 
 
 def converted(net: nn.Module | None = None, **options: Any) -> Conversion:
@@ -145,7 +159,7 @@ def test_a_result_that_is_an_input_or_twice_the_same_keeps_its_names() -> None:
 
 
 def test_large_models_are_not_simplified_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_graph, "IN_MEMORY", 100)
+    monkeypatch.setattr(onnx_cleanup, "IN_MEMORY", 100)
     monkeypatch.setattr("onnxsim.simplify", lambda model: pytest.fail("it is too large for that"))
     onnx.checker.check_model(model_of(converted(small()).program), full_check=True)
 
