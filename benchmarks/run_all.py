@@ -17,6 +17,7 @@ SCRIPTS = (
     "conversion_time.py",
     "peak_memory.py",
     "ort_latency.py",
+    "engines.py",
     "plain_cost.py",
     "training_memory.py",
     "train_mocapsnet.py",
