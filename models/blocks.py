@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Branches", "Head", "PooledShortcut", "conv", "conv_bn", "gaussian_mean", "he_normal", "spread"]
+__all__ = [
+    "Branches",
+    "Head",
+    "PooledShortcut",
+    "conv",
+    "conv_bn",
+    "gaussian_mean",
+    "he_normal",
+    "spread",
+    "stack",
+    "units",
+]
 
 
 def conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, *, groups: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -41,6 +52,28 @@ def spread(widths: tuple[int, ...], repeats: tuple[int, ...]) -> list[tuple[int,
         for stage, (width, count) in enumerate(zip(widths, repeats, strict=True))
         for block in range(count)
     ]
+
+
+def units(depth: int, layers: int, rest: int) -> int:
+    """n of a network of `layers`*n + `rest` layers, at least one. Raises ValueError for another depth."""
+    n, odd = divmod(depth - rest, layers)
+    if n < 1 or odd:
+        raise ValueError(f"the depth is {depth}; it must be {layers}n + {rest}")
+    return n
+
+
+def stack(
+    make: Callable[[int, int, int], nn.Module], c_in: int, plan: Iterable[tuple[int, int]], growth: int = 1
+) -> tuple[nn.Sequential, int]:
+    """The blocks `make`(channels in, width, stride) of a plan by `spread`, and the channels that the last one gives.
+
+    growth: the channels that a block gives for each of its width.
+    """
+    blocks: list[nn.Module] = []
+    for width, stride in plan:
+        blocks.append(make(c_in, width, stride))
+        c_in = growth * width
+    return nn.Sequential(*blocks), c_in
 
 
 class PooledShortcut(nn.Module):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.models.blocks import Branches, Head, conv, conv_bn, he_normal
+from reparam.models.blocks import Branches, Head, conv, conv_bn, he_normal, stack
 from reparam.models.registry import register
 
 __all__ = ["MultiBranchNet", "PadWithBorder", "acb", "dbb", "mobileone_block", "repvgg_block"]
@@ -105,12 +105,9 @@ class MultiBranchNet(nn.Module):
         self, stem: nn.Module, c_in: int, block: Block, stages: Sequence[tuple[int, int, int]], num_classes: int
     ) -> None:
         super().__init__()
-        blocks: list[nn.Module] = []
-        for c_out, count, stride in stages:
-            for i in range(count):
-                blocks.append(block(c_in, c_out, stride if i == 0 else 1))
-                c_in = c_out
-        self.stem, self.blocks = stem, nn.Sequential(*blocks)
+        plan = [(c_out, stride if i == 0 else 1) for c_out, count, stride in stages for i in range(count)]
+        self.stem = stem
+        self.blocks, c_in = stack(block, c_in, plan)
         self.head = Head(c_in, num_classes)
         he_normal(self)
 

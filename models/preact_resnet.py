@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reparam.models.blocks import Head, conv, he_normal, spread
+from reparam.models.blocks import Head, conv, he_normal, spread, stack, units
 from reparam.models.registry import register
 
 __all__ = ["Block", "PreActResNet"]
@@ -48,16 +48,9 @@ class PreActResNet(nn.Module):
 
     def __init__(self, depth: int = 1001, width: int = 16, num_classes: int = 10) -> None:
         super().__init__()
-        if depth < 11 or depth % 9 != 2:
-            raise ValueError(f"the depth is {depth}; it must be 9n + 2")
-        n = (depth - 2) // 9
+        n = units(depth, 9, 2)
         self.stem = conv(3, width)
-        blocks: list[nn.Module] = []
-        c_in = width
-        for inner, stride in spread((width, 2 * width, 4 * width), (n, n, n)):
-            blocks.append(Block(c_in, inner, stride))
-            c_in = 4 * inner
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks, c_in = stack(Block, width, spread((width, 2 * width, 4 * width), (n, n, n)), growth=4)
         self.bn = nn.BatchNorm2d(c_in)
         self.head = Head(c_in, num_classes)
         he_normal(self)

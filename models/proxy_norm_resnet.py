@@ -14,12 +14,13 @@ normalisation. As published: 50 layers.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
 
-from reparam.models.blocks import Head, conv, he_normal, spread
+from reparam.models.blocks import Head, conv, he_normal, spread, stack
 from reparam.models.registry import register
 
 __all__ = ["Block", "ProxyNorm", "ProxyNormResNet"]
@@ -92,12 +93,8 @@ class ProxyNormResNet(nn.Module):
         super().__init__()
         large = nn.Sequential(conv(3, width, 7, 2), nn.MaxPool2d(3, 2, 1))
         self.stem = large if stem == "large" else conv(3, width)
-        blocks: list[nn.Module] = []
-        c_in = width
-        for inner, stride in spread(tuple(width << i for i in range(len(repeats))), repeats):
-            blocks.append(Block(c_in, inner, stride, groups, proxy))
-            c_in = 4 * inner
-        self.blocks = nn.Sequential(*blocks)
+        plan = spread(tuple(width << i for i in range(len(repeats))), repeats)
+        self.blocks, c_in = stack(functools.partial(Block, groups=groups, proxy=proxy), width, plan, growth=4)
         self.norm = ProxyNorm(c_in, groups, proxy=proxy)
         self.head = Head(c_in, num_classes)
         he_normal(self)

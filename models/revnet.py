@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reparam.models.blocks import Head, PooledShortcut, conv, he_normal, spread
+from reparam.models.blocks import Head, PooledShortcut, conv, he_normal, spread, stack
 from reparam.models.registry import register
 
 __all__ = ["Block", "RevNet", "residual_function"]
@@ -66,13 +66,8 @@ class RevNet(nn.Module):
         self, units: int = 9, widths: tuple[int, ...] = (32, 64, 128), stem: int | None = None, num_classes: int = 10
     ) -> None:
         super().__init__()
-        c_in = stem or widths[0]
-        self.stem = conv(3, c_in)
-        blocks: list[nn.Module] = []
-        for c_out, stride in spread(widths, (units,) * len(widths)):
-            blocks.append(Block(c_in, c_out, stride))
-            c_in = c_out
-        self.blocks = nn.Sequential(*blocks)
+        self.stem = conv(3, stem or widths[0])
+        self.blocks, c_in = stack(Block, stem or widths[0], spread(widths, (units,) * len(widths)))
         self.bn = nn.BatchNorm2d(c_in)
         self.head = Head(c_in, num_classes)
         he_normal(self)

@@ -10,12 +10,13 @@ h is the identity, or a strided 1x1 convolution where the shape changes. As publ
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
 
-from reparam.models.blocks import Head, conv, he_normal, spread
+from reparam.models.blocks import Head, conv, he_normal, spread, stack
 from reparam.models.registry import register
 
 __all__ = ["Block", "RobustResNet"]
@@ -67,12 +68,8 @@ class RobustResNet(nn.Module):
             raise ValueError(f"unknown scale '{scale}'; choose from fixed, learned, conv")
         self.stem = conv(3, width, bias=True)
         nn.init.normal_(self.stem.weight, std=math.sqrt(1 / 27))
-        blocks: list[nn.Module] = []
-        c_in = width
-        for c_out, stride in spread(tuple(width << i for i in range(len(repeats))), repeats):
-            blocks.append(Block(c_in, c_out, stride, scale))
-            c_in = c_out
-        self.blocks = nn.Sequential(*blocks)
+        plan = spread(tuple(width << i for i in range(len(repeats))), repeats)
+        self.blocks, c_in = stack(functools.partial(Block, scale=scale), width, plan)
         self.head = Head(c_in, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

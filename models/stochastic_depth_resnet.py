@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reparam.models.blocks import Head, PooledShortcut, conv_bn, he_normal, spread
+from reparam.models.blocks import Head, PooledShortcut, conv_bn, he_normal, spread, stack, units
 from reparam.models.registry import register
 
 __all__ = ["Block", "StochasticDepthResNet"]
@@ -60,18 +60,16 @@ class StochasticDepthResNet(nn.Module):
         self, depth: int = 1202, width: int = 16, death: float = 0.5, rescale: str = "test", num_classes: int = 10
     ) -> None:
         super().__init__()
-        if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"the depth is {depth}; it must be 6n + 2")
         if rescale not in ("test", "train"):
             raise ValueError(f"unknown convention '{rescale}'; choose from test, train")
-        n = (depth - 2) // 6
+        n = units(depth, 6, 2)
         self.stem = conv_bn(3, width)
-        blocks: list[nn.Module] = []
-        c_in = width
-        for i, (c_out, stride) in enumerate(spread((width, 2 * width, 4 * width), (n, n, n))):
-            blocks.append(Block(c_in, c_out, stride, death * (i + 1) / (3 * n), rescale))
-            c_in = c_out
-        self.blocks = nn.Sequential(*blocks)
+        deaths = (death * (i + 1) / (3 * n) for i in range(3 * n))
+
+        def block(c_in: int, c_out: int, stride: int) -> Block:
+            return Block(c_in, c_out, stride, next(deaths), rescale)
+
+        self.blocks, c_in = stack(block, width, spread((width, 2 * width, 4 * width), (n, n, n)))
         self.head = Head(c_in, num_classes)
         he_normal(self)
 

@@ -10,10 +10,12 @@ WRN-40-4 (`wrn_groupnorm_ws`); WRN-16-4 is `--arch-args '{"depth": 16}'`.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
-from reparam.models.blocks import Head, spread
+from reparam.models.blocks import Head, spread, stack, units
 from reparam.models.registry import register
 from reparam.models.standardised import StandardisedConv
 
@@ -62,16 +64,10 @@ class WideResNet(nn.Module):
         self, depth: int = 40, factor: int = 4, base: int = 16, groups: int = 16, num_classes: int = 10
     ) -> None:
         super().__init__()
-        if depth < 10 or depth % 6 != 4:
-            raise ValueError(f"the depth is {depth}; it must be 6n + 4")
-        n = (depth - 4) // 6
+        n = units(depth, 6, 4)
         self.stem = StandardisedConv(3, base)
-        blocks: list[nn.Module] = []
-        c_in = base
-        for c_out, stride in spread((base * factor, 2 * base * factor, 4 * base * factor), (n, n, n)):
-            blocks.append(Block(c_in, c_out, stride, groups))
-            c_in = c_out
-        self.blocks = nn.Sequential(*blocks)
+        plan = spread((base * factor, 2 * base * factor, 4 * base * factor), (n, n, n))
+        self.blocks, c_in = stack(functools.partial(Block, groups=groups), base, plan)
         self.norm = nn.GroupNorm(groups, c_in)
         self.head = Head(c_in, num_classes)
 
