@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -12,13 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils import _pytree as pytree
 
 from .checkpoint import HOLDERS, Checkpoint, check_finite, load_checkpoint
 from .errors import InputError, UnsafeFileError
 from .files import SOURCE_FILES
 from .infer import check_architecture, compare, infer_architecture, same_function, shapes_of
-from .inputs import Shapes, exported_shapes
+from .inputs import Shapes, draw_examples, exported_shapes
+from .random_statistics import randomize_statistics
 from .zoo import Architecture, build_architecture, build_without_init
+
+LARGEST = 1e6  # outputs of a network with random weights that are taken as they are
 
 __all__ = ["Checkpoint", "LoadedModel", "check_finite", "load_checkpoint", "load_model", "load_state"]
 
@@ -58,7 +64,9 @@ def load_model(
 ) -> LoadedModel:
     """Loads the file `model` (or folder of source), or builds `arch` with random weights from `seed` without one.
 
-    Without `arch`, the architecture of a state dict is inferred from the file's name, its keys and its shapes.
+    Without `arch`, the architecture of a state dict is inferred from the file's name, its keys and its shapes. Random
+    weights come with the statistics that a new network has, or, where its values would then grow without bound, with
+    those of a random batch; a note says so.
 
     Raises InputError for a file that is missing, damaged or of another kind, weights that are not finite or do not fit
     the architecture; UnsafeFileError for a file that would run code; MachineError when a zoo package is missing.
@@ -67,8 +75,10 @@ def load_model(
         if arch is None:
             raise InputError("there is nothing to load; give a checkpoint, or an architecture with --arch")
         built = build_architecture(arch, arch_args, seed=seed)
-        args = dict(arch_args or {})
-        return LoadedModel(built.module, None, arch, args, input_shapes=built.input_shapes, random_seed=seed)
+        args, notes = dict(arch_args or {}), _settled(built, seed)
+        return LoadedModel(
+            built.module, None, arch, args, input_shapes=built.input_shapes, random_seed=seed, notes=notes
+        )
     if (Path(model) / SOURCE_FILES[0]).is_file():
         return _from_source(Path(model), arch, trust=trust)
     checkpoint = load_checkpoint(model, trust=trust)
@@ -81,6 +91,24 @@ def load_model(
         checkpoint = dataclasses.replace(checkpoint, state=checkpoint.module.state_dict())
     check_finite(checkpoint.state, checkpoint.path)
     return _from_state(checkpoint, arch, arch_args or {})
+
+
+def _settled(built: Architecture, seed: int) -> tuple[str, ...]:
+    """Gives norms the statistics of a random batch if the network explodes with those of a new one; returns the note.
+
+    In evaluation mode a new batch norm is the identity, and each of a thousand residual blocks doubles the variance.
+    """
+    module = built.module
+    if built.input_shapes is None or not any(isinstance(m, _NormBase) for m in module.modules()):
+        return ()
+    examples = draw_examples(module, built.input_shapes, batch=1, seed=seed)
+    with torch.no_grad():
+        outputs = [t for t in pytree.tree_leaves(module(*examples)) if isinstance(t, Tensor) and t.is_floating_point()]
+    if all(bool((t.abs() <= LARGEST).all()) for t in outputs):
+        return ()
+    with contextlib.suppress(InputError):  # of outputs that are still large; the conversion judges them
+        randomize_statistics(module, examples, seed, gains=False)
+    return (f"{built.spec} explodes with the statistics of a new network; it has those of a random batch, disturbed",)
 
 
 def _from_source(folder: Path, arch: str | None, *, trust: bool) -> LoadedModel:

@@ -247,7 +247,7 @@ def check_emitted(
 
     dtype: the dtype that both run in when it differs from the original's own, else None. In float64, where the truth is
     the original's own result, the bar is that of the check before. Raises NotEquivalentError when the converted model's
-    error exceeds the bar, InputError when this machine cannot compute in that dtype.
+    error exceeds the bar, InputError when this machine cannot compute in that dtype, or the original overflows in it.
     """
     eps = torch.finfo(dtype or original.dtype).eps
     evidence.dtype = str(dtype or original.dtype).removeprefix("torch.")
@@ -264,6 +264,11 @@ def check_emitted(
         if not s.count:
             continue
         new_rms, old_rms, size = (math.sqrt(v / s.count) for v in (s.new, s.old, s.truth))
+        if not math.isfinite(old_rms):
+            raise InputError(
+                f"the original's own outputs are not finite in {evidence.dtype} on random inputs, so nothing can be "
+                "compared; they are in float64"
+            )
         bar = 2.0 * old_rms + max(4.0 * eps, *(r.limit for r in rounds)) * size
         ratio = new_rms / bar if bar else (0.0 if new_rms == 0.0 else math.inf)
         if ratio >= worst:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .onnx_reshapes import keep_rows
+
 if TYPE_CHECKING:
     import onnx
 
@@ -25,8 +27,12 @@ def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     pool_globally(model)
     resize_by_factors(model)
-    if model.ByteSize() > IN_MEMORY:
-        return model
+    simple = model if model.ByteSize() > IN_MEMORY else _simpler(model)
+    keep_rows(simple)
+    return simple
+
+
+def _simpler(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxsim
 
     simple, _ = onnxsim.simplify(model)
