@@ -17,6 +17,7 @@ from reparam.conversion import Conversion, convert
 from reparam.cost import Census
 from reparam.errors import InputError
 from reparam.inputs import draw_examples
+from reparam.load import load_model
 from reparam.models.registry import entries, register
 from reparam.random_statistics import randomize_statistics
 from reparam.zoo import Architecture, available, build_architecture
@@ -188,3 +189,13 @@ def test_depths_that_do_not_fit_are_refused() -> None:
     for spec in ("reparam/preact_resnet", "reparam/stochastic_depth_resnet"):
         with pytest.raises(InputError, match="the depth is 21; it must be"):
             build_architecture(spec, {"depth": 21})
+
+
+def test_random_weights_that_explode_get_the_statistics_of_a_batch() -> None:
+    deep = load_model(None, arch="reparam/preact_resnet_small", arch_args={"depth": 200})
+    assert ["explodes with the statistics of a new network" in n for n in deep.notes] == [True]
+    x = torch.randn(2, 3, 16, 16)
+    fresh = build_architecture("reparam/preact_resnet_small", {"depth": 200}).module
+    with torch.no_grad():
+        assert float(fresh(x).abs().max()) > 1e6 > 1e3 > float(deep.module(x).abs().max())
+    assert load_model(None, arch="reparam/preact_resnet_small").notes == ()

@@ -80,6 +80,12 @@ def test_an_emitted_model_that_is_not_finite_is_refused() -> None:
             check_emitted(original, shifted(original, bad), rounds, NetworkEvidence(), None)
 
 
+def test_a_network_that_overflows_in_its_own_dtype_is_refused_with_the_reason() -> None:
+    net = Lambda(lambda m, x: (m.conv(x) * 1e15).square().square(), conv=nn.Conv2d(3, 4, 1))
+    with pytest.raises(InputError, match="the original's own outputs are not finite in float32"):
+        convert(net, image())
+
+
 def test_the_worst_of_several_outputs_is_reported_and_decides() -> None:
     def build(by: float) -> Program:
         made = program_of(Lambda(lambda m, x: (x * 2, m.fc(x) * 1e3), fc=nn.Linear(4, 4)), torch.randn(2, 4))
