@@ -277,7 +277,9 @@ def specs(draw: st.DrawFn, *, limit: int = 30) -> Drawn:
         last = _vectors(net, last)
     outputs = (last,) if net.strict or not net.maybe(3) else (last, net.one(*net.maps))
     spec = Spec(shape, tuple(net.layers), tuple(net.ops), outputs, 1, dtype, dynamic, low, high, weights)
-    return Drawn(spec, net.strict, net.gates)
+    # traced at one, a free size is a number in some of torch's shapes and a formula in others
+    unclear = net.free and any(1 in net.shapes[i][1:] for i in net.maps)
+    return Drawn(spec, net.strict and not unclear, net.gates)
 
 
 def _vectors(net: Blocks, last: int) -> int:
