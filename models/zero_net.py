@@ -3,13 +3,15 @@
     W (m x n), m <= n:    the partial identity
     m > n:                I(m, p) * H_p/2^(log2(p)/2) * I(p, n),    p = 2^ceil(log2 m),    H_p the Hadamard matrix
     convolution:          that matrix at the centre of the kernel, zeros elsewhere
-    last layer of a residual branch, and the classifier:    zeros
+    last convolution of a residual branch, and the classifier behind them:    zeros
 
-Without the Hadamard matrix, a layer that widens n to m would leave m - n neurons equal in all that follows, and what
-training adds to a later square layer would have rank n at most.
+Without the Hadamard matrix, a layer that widens n to m would leave m - n neurons at zero, where a ReLU has no slope, so
+that they stay there, and what training adds to a later square layer would have rank n at most.
 
 Two networks: a post-activation ResNet-18 with batch norm, as in the paper, and a multi-layer perceptron of the paper's
-analysis, 64-64-256-256-10.
+analysis, 64-64-256-256-10, which has no branches and no layer of zeros. Its classifier, a partial identity, reads only
+the first ten of its neurons at first; that tells neurons apart that the Hadamard matrix makes equal, since the first n
+columns of H_p repeat every 2^ceil(log2 n) rows.
 """
 
 from __future__ import annotations
@@ -99,10 +101,8 @@ class ZeroMLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in itertools.pairwise(widths))
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
-            last = layer is self.layers[-1]
             m, n = layer.weight.shape
-            full = zero_matrix(m, n) if hadamard else partial_identity(m, n)
-            _fill(layer.weight, torch.zeros(m, n) if last else full)
+            _fill(layer.weight, zero_matrix(m, n) if hadamard else partial_identity(m, n))
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
