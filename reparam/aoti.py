@@ -14,7 +14,7 @@ import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,8 @@ def misfit(metadata: Mapping[str, str]) -> str:
 class AotiRunnable(Runnable):
     """A loaded package."""
 
+    by = "aoti"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         metadata = metadata_of(path)
@@ -199,7 +201,7 @@ class AotiRunnable(Runnable):
                     f"{self.path.name} does not take {tuple(value.shape)} as '{port.name}': it takes "
                     f"({', '.join(map(str, port.shape))})"
                 )
-        feed = [v.detach().to(self.device).contiguous() for v in values]
+        feed = self._brought(values)
         try:
             with torch.no_grad(), _exact():
                 found = self._loader.boxed_run(feed)
@@ -207,6 +209,24 @@ class AotiRunnable(Runnable):
             first = str(error).splitlines()[0]
             raise InputError(f"{self.path.name} does not run on these inputs: {first}") from error
         return [v.cpu() for v in found]
+
+    @property
+    def kind(self) -> str:
+        """See `Runnable.kind`."""
+        return self.device.type
+
+    def prepared(self, values: Sequence[Tensor]) -> Callable[[], object]:
+        """See `Runnable.prepared`."""
+        feed = self._brought(values)
+
+        def call() -> object:
+            with torch.no_grad():
+                return self._loader.boxed_run(list(feed))  # it empties the list that it gets
+
+        return call
+
+    def _brought(self, values: Sequence[Tensor]) -> list[Tensor]:
+        return [v.detach().to(self.device).contiguous() for v in values]
 
 
 def _port(row: Mapping[str, Any]) -> Port:

@@ -10,26 +10,22 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ._version import __version__
 from .engine import Runnable
-from .engine_verify import specs_of
 from .errors import InputError
-from .inputs import draw_examples
 from .load import LoadedModel
-from .network import random_input
 from .pipeline import Progress
+from .runtimes import brought_to, check_runtimes, name_of, text_of
+from .timing import CPU, Call, Sample, call_of, check_device
 
-WARM_SECONDS, WARM_RUNS = 0.3, 3
-ROUND_SECONDS = 0.05  # what one model runs for in one round, or one run of it
 Shapes = Sequence[Sequence[int]]
 
 
@@ -37,10 +33,13 @@ Shapes = Sequence[Sequence[int]]
 class Timing:
     """One model at one batch. Times in milliseconds for one run: the median, and the quartiles of the rounds.
 
-    throughput: samples per second. speed: how many times as fast as the first model, by the medians.
+    by: the runtime in one word; runtime: with its version. throughput: samples per second. speed: how many times as
+    fast as the first model, by the medians. host_ms, device_ms: on a GPU, the medians until the run is enqueued and of
+    its time on the device; None on the CPU.
     """
 
     model: str
+    by: str
     runtime: str
     batch: int
     median_ms: float
@@ -48,6 +47,8 @@ class Timing:
     high_ms: float
     throughput: float
     speed: float
+    host_ms: float | None = None
+    device_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,43 +72,118 @@ class BenchResult:
         }
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A model under a name of the caller's, in one runtime."""
+
+    name: str
+    model: LoadedModel | Runnable
+
+    def row(self, batch: int, samples: Sequence[Sample], first: float) -> Timing:
+        low, median, high = statistics.quantiles([s.total for s in samples], n=4, method="inclusive")
+        hosts = [1e3 * s.host for s in samples if s.host is not None]
+        devices = [1e3 * s.device for s in samples if s.device is not None]
+        return Timing(
+            model=self.name,
+            by=name_of(self.model),
+            runtime=text_of(self.model),
+            batch=batch,
+            median_ms=1e3 * median,
+            low_ms=1e3 * low,
+            high_ms=1e3 * high,
+            throughput=batch / median,
+            speed=first / median,
+            host_ms=statistics.median(hosts) if hosts else None,
+            device_ms=statistics.median(devices) if devices else None,
+        )
+
+
+@dataclass(frozen=True)
+class Where:
+    """What runs the models.
+
+    runtimes: out of `runtimes.RUNTIMES`, each of which runs every model; without any, each model is run by what it is
+    for. device: cpu or cuda, of networks in torch. cuda_graphs: whether what runs on a GPU is captured and replayed.
+    """
+
+    runtimes: Sequence[str] = ()
+    device: str = CPU
+    cuda_graphs: bool = False
+
+
 def bench(
     models: Mapping[str, LoadedModel | Runnable],
     *,
     input_shapes: Shapes | None = None,
     batches: Sequence[int] = (1,),
     rounds: int = 20,
+    where: Where | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Times `models`, each under its name, on the same random inputs; the first is what the others are compared with.
 
-    input_shapes: of one sample. Raises InputError for models that do not take them.
+    input_shapes: of one sample. where: what runs them, in torch on the CPU unless told.
+
+    Raises InputError for models that do not take the inputs, or that a runtime does not run; MachineError for a runtime
+    that is not installed and for a GPU that is not there.
     """
     if not models or rounds < 3 or min(batches, default=0) < 1:
         raise InputError("name at least one model, three rounds and batches of one or more")
+    where = where or Where()
+    check_runtimes(list(where.runtimes))
+    check_device(where.device)
     shapes = input_shapes or _shapes(list(models.values()))
     tell = progress or (lambda stage, done, total: None)
     rows: list[Timing] = []
-    for batch in batches:
-        calls = {name: _call(name, m, shapes, batch, seed) for name, m in models.items()}
-        runs = {name: _warm(call) for name, call in calls.items()}
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for i in range(rounds):
-            tell(f"batch {batch}", i, rounds)
-            names = list(calls)
-            for name in names[i % len(names) :] + names[: i % len(names)]:
-                times[name].append(_time(calls[name], runs[name]))
-        tell(f"batch {batch}", rounds, rounds)
-        first = statistics.median(times[next(iter(models))])
-        rows += [_row(name, models[name], batch, found, first) for name, found in times.items()]
-    return BenchResult(tuple(rows), describe_machine(), tuple(tuple(s) for s in shapes), rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        entries = [_Entry(name, model) for name, model in models.items()]
+        if where.runtimes:
+            entries = _brought(entries, where, shapes, Path(folder), seed, tell)
+        for batch in batches:
+            calls = [call_of(e.name, e.model, shapes, batch, seed, where.device) for e in entries]
+            if where.cuda_graphs:
+                calls = _captured(calls)
+            samples = _rounds(calls, rounds, f"batch {batch}", tell)
+            first = statistics.median(s.total for s in samples[0])
+            rows += [e.row(batch, found, first) for e, found in zip(entries, samples, strict=True)]
+    machine = describe_machine(gpu=any(r.device_ms is not None for r in rows))
+    return BenchResult(tuple(rows), machine, tuple(tuple(s) for s in shapes), rounds)
 
 
-def _row(name: str, model: LoadedModel | Runnable, batch: int, times: list[float], first: float) -> Timing:
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    runtime = model.runtime if isinstance(model, Runnable) else f"torch {torch.__version__}"
-    return Timing(name, runtime, batch, 1e3 * median, 1e3 * low, 1e3 * high, batch / median, first / median)
+def _brought(
+    entries: Sequence[_Entry], where: Where, shapes: Shapes, folder: Path, seed: int, tell: Progress
+) -> list[_Entry]:
+    """Every model in every runtime. What is not built yet is built in `folder`."""
+    fixed = tuple(tuple(s) for s in shapes)
+    wanted = [(e, runtime) for e in entries for runtime in where.runtimes]
+    found: list[_Entry] = []
+    for i, (entry, runtime) in enumerate(wanted):
+        tell("build", i, len(wanted))
+        path = folder / str(i)
+        model = brought_to(runtime, entry.name, entry.model, fixed, path, device=where.device, seed=seed)
+        found.append(_Entry(entry.name, model))
+    tell("build", len(wanted), len(wanted))
+    return found
+
+
+def _captured(calls: Sequence[Call]) -> list[Call]:
+    if not any(c.gpu for c in calls):
+        raise InputError("CUDA graphs are of what runs on a GPU, and none of these models does; see --device")
+    return [c.captured() if c.gpu else c for c in calls]
+
+
+def _rounds(calls: Sequence[Call], rounds: int, stage: str, tell: Progress) -> list[list[Sample]]:
+    """The samples of each call, taken in turns."""
+    runs = [c.warm() for c in calls]
+    samples: list[list[Sample]] = [[] for _ in calls]
+    for i in range(rounds):
+        tell(stage, i, rounds)
+        order = list(range(len(calls)))
+        for k in order[i % len(order) :] + order[: i % len(order)]:
+            samples[k].append(calls[k].time(runs[k]))
+    tell(stage, rounds, rounds)
+    return samples
 
 
 def _shapes(models: Sequence[LoadedModel | Runnable]) -> Shapes:
@@ -123,70 +199,10 @@ def _shapes(models: Sequence[LoadedModel | Runnable]) -> Shapes:
     return known
 
 
-def _call(name: str, model: LoadedModel | Runnable, shapes: Shapes, batch: int, seed: int) -> Callable[[], object]:
-    """One run of the model on inputs of its own dtype."""
-    if isinstance(model, Runnable):
-        engine, values = model, _engine_inputs(name, model, shapes, batch, seed)
-        _try(name, lambda: engine.run(values))
-        return lambda: engine.run(values)
-    module, examples = model.module, draw_examples(model.module, shapes, batch=batch, seed=seed)
-
-    def run() -> object:
-        with torch.inference_mode():
-            return module(*examples)
-
-    _try(name, run)
-    return run
-
-
-def _engine_inputs(name: str, engine: Runnable, shapes: Shapes, batch: int, seed: int) -> list[Tensor]:
-    sizes = [(batch, *s) for s in shapes]
-    fits = len(sizes) == len(engine.inputs) and all(
-        len(s) == len(p.shape) and all(isinstance(q, str) or q == n for n, q in zip(s, p.shape, strict=True))
-        for s, p in zip(sizes, engine.inputs, strict=True)
-    )
-    if not fits or not engine.takes(sizes):
-        ports = ", ".join(str(p.shape) for p in engine.inputs)
-        raise InputError(
-            f"{name} takes inputs of {ports}, not {', '.join(map(str, sizes))}; see --batch, --input-shape"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        random_input(spec, size, generator).to(spec.dtype)
-        for spec, size in zip(specs_of(engine.inputs), sizes, strict=True)
-    ]
-
-
-def _try(name: str, run: Callable[[], object]) -> None:
-    try:
-        run()
-    except RuntimeError as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{name} does not run on these inputs: {first}") from error
-
-
-def _warm(run: Callable[[], object]) -> int:
-    """Runs it until it is warm; returns the number of runs that a round takes."""
-    start, count, last = time.perf_counter(), 0, 0.0
-    while count < WARM_RUNS or time.perf_counter() - start < WARM_SECONDS:
-        before = time.perf_counter()
-        run()
-        last = time.perf_counter() - before
-        count += 1
-    return max(1, round(ROUND_SECONDS / max(last, 1e-9)))
-
-
-def _time(run: Callable[[], object], runs: int) -> float:
-    """Seconds for one run, the mean of `runs`."""
-    start = time.perf_counter()
-    for _ in range(runs):
-        run()
-    return (time.perf_counter() - start) / runs
-
-
-def describe_machine() -> dict[str, Any]:
-    """What figures depend on: the processor, its cores, the threads in use, and the versions."""
-    return {
+def describe_machine(*, gpu: bool = False) -> dict[str, Any]:
+    """What figures depend on: the processor, its cores, the threads in use, the GPU if one is, and the versions."""
+    card = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if gpu else {}
+    return card | {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._version import __version__
-from .bench import bench
+from .bench import Where, bench
 from .calibration import load_array, read_calibration
 from .cli_session import Session
 from .cli_work import Loaded, Options, completed, describe_load, example_inputs, explained_misfit
@@ -155,6 +155,7 @@ class BenchOptions:
     batches: Sequence[int]
     rounds: int
     threads: int | None
+    where: Where
     seed: int
     trust: bool
 
@@ -186,6 +187,7 @@ def bench_models(session: Session, models: Sequence[str], options: BenchOptions)
                 input_shapes=options.shapes,
                 batches=options.batches,
                 rounds=options.rounds,
+                where=options.where,
                 seed=options.seed,
                 progress=tell,
             )

@@ -145,6 +145,18 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of every runtime; torch's own when left out.")
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            "--runtime",
+            metavar="NAME,...",
+            help="Run every model by each of these: torch, compile, onnxruntime, openvino, aoti, tensorrt.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where torch runs networks.")] = "cpu",
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Capture what runs on a GPU once, and time replays.")
+    ] = False,
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
     input_shape: opt.InputShape = None,
@@ -157,18 +169,21 @@ def bench(  # noqa: PLR0913  # the parameters are the options
 ) -> None:
     """Time models side by side, in interleaved rounds, with the spread.
 
-    --arch is that of the checkpoints among them.
+    --arch is that of the checkpoints among them. With --runtime, networks are exported as they are, and checked, first.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
     shapes, batches, arguments = opt.read_shapes(input_shape), opt.read_batches(batch), opt.read_arguments(arch_args)
+    names = [n.strip() for n in runtime.split(",")] if runtime is not None else []
     check_report(json, [Path(m) for m in models], force=force)
 
     from . import cli_engine_work, render
+    from .bench import Where
 
+    where = Where(names, device, cuda_graphs)
     found = cli_engine_work.bench_models(
         session,
         models,
-        cli_engine_work.BenchOptions(arch, arguments, shapes, batches, rounds, threads, seed, trust),
+        cli_engine_work.BenchOptions(arch, arguments, shapes, batches, rounds, threads, where, seed, trust),
     )
     if not quiet and json != STANDARD_OUTPUT:
         session.show(*render.render_bench(found))

@@ -48,14 +48,21 @@ class Port:
 class Runnable(ABC):
     """A loaded engine.
 
-    inputs, outputs: what it takes and gives, in order. runtime: what runs it, with the version and the device.
+    inputs, outputs: what it takes and gives, in order. by: what runs it, in one word. runtime: the same with its
+    version and the device.
     precision: the coarsest dtype that it holds weights in, as torch calls it ("int8" when it is quantised).
     """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    by: ClassVar[str] = "engine"
     runtime: str
     precision: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of the device that it computes on: cpu or cuda."""
+        return "cpu"
 
     @abstractmethod
     def run(self, values: Sequence[Tensor]) -> list[Tensor]:
@@ -63,6 +70,10 @@ class Runnable(ABC):
 
         Raises InputError when the engine does not take them.
         """
+
+    def prepared(self, values: Sequence[Tensor]) -> Callable[[], object]:
+        """A call that runs on `values`, brought to the device once; on a GPU it returns when its work is enqueued."""
+        return lambda: self.run(values)
 
     def takes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
         """Whether it was built for inputs of these shapes, one for each; some engines take a range of sizes only."""

@@ -40,6 +40,8 @@ _QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "C
 class OnnxRunnable(Runnable):
     """A session of onnxruntime. path: of the file. model: what runs in place of the file's own content, if anything."""
 
+    by = "onnxruntime"
+
     def __init__(self, path: Path, model: onnx.ModelProto | None = None) -> None:
         self.path = path
         stored = read_model(path, weights=False) if model is None else model

@@ -51,20 +51,24 @@ def build_openvino(program: Program, path: Path, options: BuildOptions, tell: Te
 
     Raises InputError for another suffix than .xml, and naming the operator and its layer for what OpenVINO lacks.
     """
-    import openvino
-
     if path.suffix != XML:
         raise InputError(f"OpenVINO reads its models from {XML} files; name the file {path.stem}{XML}")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         facts = write_source(program, options, source, tell)
-        try:
-            model = openvino.Core().read_model(source)
-        except RuntimeError as error:
-            raise _not_taken(error, source) from error
-        openvino.save_model(model, path, compress_to_fp16=False)
-        del model  # it maps the file that is about to go
+        convert_onnx(source, path)
     return Built({"openvino": version(), **facts}, (weights_of(path),))
+
+
+def convert_onnx(source: Path, path: Path) -> None:
+    """Writes the ONNX model in `source` as one of OpenVINO. Raises InputError for what OpenVINO lacks."""
+    import openvino
+
+    try:
+        model = openvino.Core().read_model(source)
+    except RuntimeError as error:
+        raise _not_taken(error, source) from error
+    openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def _not_taken(error: RuntimeError, source: Path) -> InputError:
@@ -119,6 +123,8 @@ def _read(path: Path) -> Any:
 
 class OpenVinoRunnable(Runnable):
     """A model compiled for the CPU, on as many threads as torch has."""
+
+    by = "openvino"
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ def no_gpu() -> str:
 class TensorRtRunnable(Runnable):
     """An engine and its context on one device. trt: the module."""
 
+    by = "tensorrt"
+
     def __init__(self, path: Path, trt: Any, device: torch.device) -> None:
         self.path, self.device = path, device
         title = TITLES[trt.__name__]
@@ -96,26 +98,46 @@ class TensorRtRunnable(Runnable):
         least, _, most = (tuple(s) for s in self.engine.get_tensor_profile_shape(port.name, 0))
         return len(shape) == len(least) and all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
 
+    @property
+    def kind(self) -> str:
+        """See `Runnable.kind`."""
+        return self.device.type
+
     def run(self, values: Sequence[Tensor]) -> list[Tensor]:
         """See `Runnable.run`."""
         stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(stream):
-            buffers = [
-                v.to(self.device, getattr(torch, p.dtype)).contiguous()
-                for p, v in zip(self.inputs, values, strict=True)
-            ]
-            for port, buffer in zip(self.inputs, buffers, strict=True):
-                shape = tuple(buffer.shape)
-                if not self._fits(port, shape) or not self.context.set_input_shape(port.name, shape):
-                    raise InputError(f"{self.path.name} does not take {shape} as '{port.name}': {self._range(port)}")
-                self.context.set_tensor_address(port.name, buffer.data_ptr())
-            results = [self._result(p) for p in self.outputs]
-            self._log.errors.clear()
-            done = self.context.execute_async_v3(stream.cuda_stream)
+            buffers = self._bind(values)
+            self._enqueue(stream)
             stream.synchronize()
-        if not done:
+        return [r.cpu() for r in buffers[len(self.inputs) :]]
+
+    def prepared(self, values: Sequence[Tensor]) -> Callable[[], object]:
+        """See `Runnable.prepared`."""
+        buffers = self._bind(values)
+
+        def call() -> object:
+            self._enqueue(torch.cuda.current_stream(self.device))
+            return buffers
+
+        return call
+
+    def _bind(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors on the device for the inputs, with their values, and for the outputs; the context knows them then."""
+        buffers = [
+            v.to(self.device, getattr(torch, p.dtype)).contiguous() for p, v in zip(self.inputs, values, strict=True)
+        ]
+        for port, buffer in zip(self.inputs, buffers, strict=True):
+            shape = tuple(buffer.shape)
+            if not self._fits(port, shape) or not self.context.set_input_shape(port.name, shape):
+                raise InputError(f"{self.path.name} does not take {shape} as '{port.name}': {self._range(port)}")
+            self.context.set_tensor_address(port.name, buffer.data_ptr())
+        return [*buffers, *(self._result(p) for p in self.outputs)]
+
+    def _enqueue(self, stream: Any) -> None:
+        self._log.errors.clear()
+        if not self.context.execute_async_v3(stream.cuda_stream):
             raise MachineError(f"{self.path.name} does not run: {reason(self._log.errors)}")
-        return [r.cpu() for r in results]
 
     def _result(self, port: Port) -> Tensor:
         shape = tuple(self.context.get_tensor_shape(port.name))

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from cli_helpers import TINY, prepare_folder, refuse, succeed
-from engine_nets import small
+from engine_nets import SHAPE, small
 from torch import Tensor
 
-from reparam import bench as timing
-from reparam.bench import bench
+from reparam import timing
+from reparam.bench import Where, bench
 from reparam.engine import Port, Runnable
-from reparam.errors import InputError
+from reparam.errors import InputError, MachineError
+from reparam.exporting import export
 from reparam.load import LoadedModel
+from reparam.opening import open_engine
+from reparam.runtimes import brought_to, name_of, text_of
+from reparam.timing import Call
 
 
 class Clock:
@@ -125,3 +132,147 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, monkeypatch:
         "--batch '1,x' names no batch sizes; write 1, or 1,8,32"
     )
     assert refuse(2, "bench", "tiny-fused.onnx", "tiny-fused.onnx").startswith("a model is named twice")
+
+
+# ---- runtimes --------------------------------------------------------------------------------------------------------
+
+
+def test_every_model_is_run_by_every_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_folder(tmp_path, monkeypatch)
+    words = ("bench", "tiny.pt", "--arch", "cli_nets:tiny", "--runtime", "torch,onnxruntime", "--rounds", "3")
+    succeed(*words, "--json", "bench.json")
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert [(r["model"], r["by"]) for r in rows] == [("tiny.pt", "torch"), ("tiny.pt", "onnxruntime")]
+    assert rows[1]["runtime"].startswith("onnxruntime ")
+    assert {r["device_ms"] for r in rows} == {None}
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix in (".onnx", ".xml")) == []  # built elsewhere
+
+
+def test_an_onnx_file_is_run_by_two_runtimes_and_other_engines_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export(small(), torch.randn(SHAPE), path=path)
+    engine = open_engine(path)
+    assert engine is not None
+    options = Where(("onnxruntime", "openvino"))
+    rows = bench({"net.onnx": engine}, input_shapes=[SHAPE[1:]], rounds=3, where=options).rows
+    assert [r.by for r in rows] == ["onnxruntime", "openvino"]
+    with pytest.raises(InputError, match=r"net\.onnx is run by onnxruntime or openvino, not by aoti"):
+        bench({"net.onnx": engine}, input_shapes=[SHAPE[1:]], where=Where(("aoti",)))
+    with pytest.raises(InputError, match="a is run by engine, not by openvino"):
+        bench({"a": Slow(Clock(), [0.1], [], "a", "batch")}, where=Where(("openvino",)))
+
+
+def test_a_compiled_network_computes_the_same() -> None:
+    loaded = LoadedModel(small(), input_shapes=(SHAPE[1:],))
+    found = brought_to("compile", "net", loaded, None, Path("unused"), device="cpu", seed=0)
+    assert isinstance(found, LoadedModel)
+    assert (name_of(found), text_of(found)) == ("compile", f"torch {torch.__version__} (compiled)")
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(found.module(x), loaded.module(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "message"),
+    [
+        (2, ("--runtime", "torch,tflite"), "unknown runtime 'tflite'; choose from torch, compile, onnxruntime"),
+        (2, ("--runtime", "torch,torch"), "a runtime is named twice"),
+        (2, ("--device", "tpu"), "unknown device 'tpu'; choose from cpu, cuda"),
+        (2, ("--cuda-graphs",), "CUDA graphs are of what runs on a GPU, and none of these models does; see --device"),
+    ],
+)
+def test_choices_that_do_not_exist(
+    code: int, words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_folder(tmp_path, monkeypatch)
+    assert refuse(code, "bench", "tiny.pt", "--arch", "cli_nets:tiny", *words).startswith(message)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MachineError, match="nothing can be timed on a GPU here"):
+        bench({"net": LoadedModel(small(), input_shapes=(SHAPE[1:],))}, where=Where(device="cuda"))
+
+
+# ---- on a GPU, against a stand-in ------------------------------------------------------------------------------------
+
+
+class Gpu:
+    """A stand-in for torch.cuda: a queue whose work takes time only when somebody waits for it."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds, self.queued, self.done = clock, seconds, 0, 0.0
+        self.log: list[str] = []
+
+    def work(self) -> None:
+        self.clock.now += 0.001  # what it takes to enqueue
+        self.queued += 1
+
+    def synchronize(self) -> None:
+        self.clock.now += self.seconds * self.queued
+        self.done, self.queued = self.done + self.seconds * self.queued, 0
+        self.log.append("synchronize")
+
+    def Event(self, enable_timing: bool) -> Any:
+        assert enable_timing
+        made = SimpleNamespace(at=0.0)
+        made.record = lambda: setattr(made, "at", self.done + self.seconds * self.queued)
+        made.elapsed_time = lambda other: 1e3 * (other.at - made.at)
+        return made
+
+    def Stream(self) -> Any:
+        return SimpleNamespace(wait_stream=lambda other: self.log.append("wait"))
+
+    def current_stream(self) -> None:
+        return None
+
+    def stream(self, stream: Any) -> Any:
+        return contextlib.nullcontext()
+
+    def CUDAGraph(self) -> Any:
+        return SimpleNamespace(replay=self.work)
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any) -> Iterator[None]:
+        self.log.append("capture")
+        yield
+
+
+@pytest.fixture
+def gpu(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    made = Gpu(clock, 0.02)
+    for name in ("synchronize", "Event", "Stream", "current_stream", "stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(timing.torch.cuda, name, getattr(made, name))
+    return made
+
+
+def test_host_and_device_are_measured_apart(gpu: Gpu) -> None:
+    sample = Call("net", gpu.work, gpu=True).time(4)
+    assert (round(sample.total, 9), round(sample.host or 0, 9), round(sample.device or 0, 9)) == (0.021, 0.001, 0.02)
+    assert gpu.log == ["synchronize", "synchronize"]  # what was there before is not counted, what is asked for is
+
+
+def test_a_call_is_warmed_up_and_captured_before_it_is_replayed(gpu: Gpu) -> None:
+    runs: list[str] = []
+    captured = Call("net", lambda: runs.append("run"), gpu=True).captured()
+    assert (gpu.log, len(runs)) == (["wait", "synchronize", "capture"], 4)
+    assert captured.time(1).device == pytest.approx(0.02)
+    assert len(runs) == 4
+
+
+def test_what_cannot_be_captured_is_one_sentence(gpu: Gpu) -> None:
+    def run() -> None:
+        if "synchronize" in gpu.log:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    with pytest.raises(InputError, match="net cannot be captured as a CUDA graph: operation not permitted when stream"):
+        Call("net", run, gpu=True).captured()
+
+
+@pytest.mark.gpu
+def test_a_network_on_the_gpu() -> None:
+    loaded = LoadedModel(small(), input_shapes=(SHAPE[1:],))
+    (row,) = bench({"net": loaded}, rounds=3, where=Where(device="cuda", cuda_graphs=True)).rows
+    assert row.host_ms is not None and row.device_ms is not None
+    assert 0.0 < row.device_ms <= row.median_ms
+    assert not any(p.is_cuda for p in loaded.module.parameters())

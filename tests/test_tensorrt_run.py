@@ -148,6 +148,19 @@ def test_an_engine_runs_on_the_addresses_of_tensors(path: Path, log: Any) -> Non
         assert torch.equal(y, torch.stack([x[:, 0] + x[:, 1], x[:, 2]], 1))
 
 
+def test_a_prepared_run_binds_its_buffers_once(path: Path, log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TensorRtRunnable(path, module(Engine(), log), torch.device("cpu"))
+    stream = SimpleNamespace(cuda_stream=7)
+    monkeypatch.setattr(tensorrt_run.torch.cuda, "current_stream", lambda device: stream)
+    x = torch.tensor([[1.0, 2.0, 3.0]])
+    call = engine.prepared([x])
+    addresses = dict(engine.context.addresses)
+    for _ in range(2):
+        *_, result = call()
+    assert engine.context.addresses == addresses
+    assert result.tolist() == [[3.0, 3.0]]
+
+
 def test_sizes_outside_of_the_profile_are_refused(path: Path, log: Any) -> None:
     engine = TensorRtRunnable(path, module(Engine(), log), CPU)
     assert engine.takes([(4, 3)])
