@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from reparam.emit_torch import finalize, to_module
 from reparam.models.multi_branch import dbbnet, mobileone, repvgg
 from reparam.onnx_int8 import quantised
 from reparam.passes import equalize_phases
+from reparam.passes.equalize import measure as activation_ranges
 from reparam.pipeline import Driver
+from reparam.program import Program
 
 SIZE = 16
 STAGES = ((16, 2, 1), (32, 2, 2), (64, 2, 2))
@@ -30,6 +32,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 EPOCHS, QUICK_EPOCHS = 15, 2
 BATCH = 64
+BY_DATA = ", equalised by data"
 SEEDS, QUICK_SEEDS = 3, 1
 
 TEXT = """\
@@ -37,9 +40,10 @@ TEXT = """\
 
 Small networks of multi-branch blocks, trained on scikit-learn's digits ({size} x {size}, {epochs} epochs, {seeds}
 seeds; 1,437 to train, 360 to test), fused, and quantised to int8 by onnxruntime, calibrated on 256 training images:
-weights with one scale for each layer or for each output channel, with and without `equalize` before. *SQNR*: of the
-outputs on the test images against float32, in dB. *Agreement*: the share of all 1,797 images with the same prediction
-as in float32. Mean over the seeds (smallest to largest).
+weights with one scale for each layer or for each output channel (which is what `reparam export` writes); without
+`equalize` before, with it on the ranges of the weights, and on those of the results on the calibration data (which is
+what `--equalize` does). *SQNR*: of the outputs on the test images against float32, in dB. *Agreement*: the share of all
+1,797 images with the same prediction as in float32. Mean over the seeds (smallest to largest).
 """
 
 
@@ -71,20 +75,31 @@ def measure(network: nn.Module, data: Digits) -> dict[str, Outcome]:
     """Every form of a trained network."""
     images = data.images.expand(-1, 3, -1, -1).contiguous()
     fused = convert(network, images[:2], to="fused")
-    equalised = fused.program.copy()
-    Driver(equalised, allow_cost=False).run(equalize_phases())
-    forms = {"": fused.module, " equalised": to_module(finalize(equalised))}
     calibration = [[part] for part in images[data.train[:256]].split(BATCH)]
+    measured = activation_ranges(fused.program, calibration)
+    forms = {
+        "": fused.module,
+        ", equalised by weights": _equalised(fused.program, None),
+        BY_DATA: _equalised(fused.program, measured),
+    }
     with torch.no_grad():
         truth = network(images)
     found = {"float32": _judge(truth, truth, data)}
     for scales, per_channel in (("layer", False), ("channel", True)):
         for name, module in forms.items():
+            if name == BY_DATA and not per_channel:
+                continue  # it takes the rows of weights to have scales of their own
             model = onnxsim_clean(export_onnx(module, (images[:2],), dynamic_batch=True))
             found[scales + name] = _judge(
                 _run(quantised(model, calibration, per_channel=per_channel), images), truth, data
             )
     return found
+
+
+def _equalised(program: Program, measured: Mapping[str, Tensor] | None) -> nn.Module:
+    copy = program.copy()
+    Driver(copy, allow_cost=False).run(equalize_phases(measured))
+    return to_module(finalize(copy))
 
 
 def _run(model: Any, images: Tensor) -> Tensor:

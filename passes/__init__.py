@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from reparam.passes.carry_residual import CarryResidual
 from reparam.passes.collect_sums import CollectSums
 from reparam.passes.compose_convs import ComposeConvs
@@ -22,6 +25,9 @@ from reparam.passes.rescale_skip import RescaleSkip
 from reparam.pipeline import Phase
 from reparam.rule import Rule
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def fused_phases() -> tuple[Phase, ...]:
     """The rules of the target `fused`: clean up, fold and merge, then what may only happen when nothing else does."""
@@ -37,9 +43,9 @@ def plain_phases(carry: str = "auto", max_pool: str = "keep", signed: str = "pre
     return (*fused_phases(), Phase("plain", (CarryResidual(carry, max_pool, signed),), accepts_cost=True))
 
 
-def equalize_phases() -> tuple[Phase, ...]:
-    """What an export to int8 may do before it quantises."""
-    return (Phase("equalize", (Equalize(),)),)
+def equalize_phases(measured: Mapping[str, Tensor] | None = None) -> tuple[Phase, ...]:
+    """What an export to int8 may do before it quantises; see `Equalize`."""
+    return (Phase("equalize", (Equalize(measured),)),)
 
 
 def every_rule() -> dict[str, Rule]:

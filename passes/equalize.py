@@ -6,26 +6,33 @@ gives away the next one takes. With r1 the largest weight of each row of W1 and 
 become sqrt(r1*r2) for s = sqrt(r1/r2). Here s is the power of two next to that towards one, so that the function stays
 the same to the last bit in floating point.
 
+Where each row has a scale of its own, its weights lose nothing, but the results of all rows share one: r1 is then the
+largest result of each channel on data (`Equalize(measured)`), and what is evened out is the results against the columns
+that read them.
+
 Fires on a layer whose results reach other layers through activations that scale with their input (ReLU, LeakyReLU),
 pools and flattening alone, when some s is not one.
 
 Refuses (Missed) when a channel is also read by something that does not take a scale, such as a residual sum.
 
-Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019).
+Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019); with data, the
+balance of Xiao et al., "SmoothQuant" (2023), at one half.
 
     conv -> relu -> conv        becomes        conv/s -> relu -> s conv
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from reparam.absorb import Blocked, Route, execute, forward
+from reparam.absorb import HOMOGENEOUS, Blocked, Route, execute, forward
 from reparam.channels import Pair
+from reparam.evaluate import evaluate
 from reparam.layers import Layer, read_layer, weights, write_layer
 from reparam.ops import CATS, CONVS, LINEARS, TRANSPOSED_CONVS, is_call, op_name
 from reparam.program import Program
@@ -45,17 +52,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class Equalize:
-    """Moves powers of two between layers until the ranges of their channels are alike."""
+    """Moves powers of two between layers until the ranges of their channels are alike.
 
+    measured: the largest result of each channel, (C,), by the origin of its layer's weight; without, weights decide.
+    """
+
+    measured: Mapping[str, Tensor] | None = field(default=None, compare=False)
     name: ClassVar[str] = "equalize"
     pattern: ClassVar[Pattern] = op(CONVS | LINEARS)
 
     def check(self, program: Program, match: Match) -> Plan | Missed | None:
         """The factors, if any is not one; Missed when what follows does not take them."""
         layer = read_layer(program, match.root)
-        if layer is None or _turns(program, layer) >= TURNS or any(u.op == "output" for u in match.root.users):
+        if layer is None or _state(program, layer).turns >= TURNS or any(u.op == "output" for u in match.root.users):
             return None
-        rows = _row_ranges(program, layer)
+        rows = self._ranges(program, layer)
+        if rows is None:
+            return None
         route = forward(program, match.root, Pair(_shaped(torch.full_like(rows, 2.0), layer)))
         if isinstance(route, Blocked):
             return Missed(match.root, f"its ranges stay: {route.reason}")
@@ -68,11 +81,18 @@ class Equalize:
         final = forward(program, match.root, Pair(_shaped(scale, layer)))
         return None if isinstance(final, Blocked) else Plan(layer, scale, final)
 
+    def _ranges(self, program: Program, layer: Layer) -> Tensor | None:
+        """r1 of each channel, (C,); None for a layer that was not measured."""
+        if self.measured is None:
+            return _row_ranges(program, layer)
+        found = self.measured.get(_origin(program, layer))
+        given = _state(program, layer).given
+        return None if found is None or found.shape != given.shape else found.to(given) / given
+
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The layer with its rows divided, and the layers after it with their columns multiplied."""
-        counts = program.cache.setdefault("equalize turns", {})
-        origin = _origin(program, plan.layer)
-        counts[origin] = counts.get(origin, 0) + 1
+        state = _state(program, plan.layer)
+        state.turns, state.given = state.turns + 1, state.given * plan.scale
         weight, bias = weights(program, plan.layer)
         divided = weight / plan.scale.reshape(-1, *[1] * (weight.dim() - 1))
         new = write_layer(program, plan.layer, divided, None if bias is None else bias / plan.scale)
@@ -85,13 +105,47 @@ class Equalize:
         )
 
 
+def measure(program: Program, feeds: Iterable[Sequence[Any]]) -> dict[str, Tensor]:
+    """What `Equalize` takes: the largest result of each layer's channels, behind a ReLU where one follows.
+
+    feeds: values for the placeholders of `program`, on which it runs in the dtype that it has.
+    """
+    watched: dict[fx.Node, Layer] = {}
+    for node in program.calls():
+        layer = read_layer(program, node) if is_call(node, CONVS | LINEARS) else None
+        if layer is not None:
+            (user,) = node.users if len(node.users) == 1 else (node,)
+            watched[user if is_call(user, HOMOGENEOUS) else node] = layer
+    found: dict[str, Tensor] = {}
+
+    def observe(node: fx.Node, value: Any) -> None:
+        layer = watched.get(node)
+        if layer is not None:
+            origin = _origin(program, layer)
+            largest = value.abs().movedim(layer.axis, 0).flatten(1).amax(1).double()
+            found[origin] = torch.maximum(found[origin], largest) if origin in found else largest
+
+    for feed in feeds:
+        evaluate(program, feed, None, observe=observe)
+    return found
+
+
 def _origin(program: Program, layer: Layer) -> str:
     return program.constants[str(layer.weight.target)].origin
 
 
-def _turns(program: Program, layer: Layer) -> int:
-    counts: dict[str, int] = program.cache.get("equalize turns", {})
-    return counts.get(_origin(program, layer), 0)
+@dataclass
+class _State:
+    """Of one layer: how often it was rewritten, and what its channels gave away, (C,)."""
+
+    given: Tensor
+    turns: int = 0
+
+
+def _state(program: Program, layer: Layer) -> _State:
+    states: dict[str, _State] = program.cache.setdefault("equalize", {})
+    ones = torch.ones(layer.out_channels, dtype=torch.float64, device=program.device)
+    return states.setdefault(_origin(program, layer), _State(ones))
 
 
 def _shaped(scale: Tensor, layer: Layer) -> Tensor:

@@ -37,7 +37,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
         float | None, typer.Option("--min-sqnr", metavar="DB", help="Refuse less than this signal-to-noise ratio.")
     ] = None,
     equalize: Annotated[
-        bool, typer.Option("--equalize", help="For int8: even out the ranges of neighbouring layers first.")
+        bool, typer.Option("--equalize", help="For int8: even out the ranges of a layer's results first.")
     ] = False,
     runtime: Annotated[
         str | None, typer.Option("--runtime", metavar="NAME", help="Of --format tensorrt: tensorrt or rtx.")

@@ -15,13 +15,14 @@ from ._version import __version__
 from .conversion import Conversion, Range, convert
 from .emit_torch import finalize, to_module
 from .engine import BuildOptions, Format, Runnable
-from .engine_check import EngineCheck, check_engine
+from .engine_check import EngineCheck, check_engine, filled
 from .errors import InputError, MachineError, NotEquivalentError
 from .files import move_into_place, publish, refuse_existing, staging_beside
 from .formats import find_format
 from .manifest import manifest_path, sha256_of, sha256_of_state, write_manifest
 from .model_card import fitted
 from .passes import equalize_phases
+from .passes.equalize import measure
 from .pipeline import Driver, Progress
 from .ports import ports_of
 from .precision import DTYPES, with_wide_ports
@@ -135,9 +136,10 @@ def export_conversion(
 ) -> Exported:
     """Builds, checks and writes what `convert` made in the dtype of the precision. See `export`."""
     tell = progress or (lambda stage, done, total: None)
-    program, equalised = _equalised(conversion.program) if options.equalize else (conversion.program, ())
+    program = conversion.program
     program = program if options.io_precision == "same" else with_wide_ports(program)
     calibration = options.calibration(program) if callable(options.calibration) else options.calibration or ()
+    program, equalised = _equalised(program, calibration) if options.equalize else (program, ())
     build = BuildOptions(options.precision, calibration, options.settings or {})
     with staging_beside(path) as staging:
         start = time.perf_counter()
@@ -164,10 +166,11 @@ def export_conversion(
     return Exported(path, outputs, check, report.with_(outputs=[str(p) for p in outputs]))
 
 
-def _equalised(program: Program) -> tuple[Program, tuple[Remark, ...]]:
-    """The emitted program with alike ranges in neighbouring layers; powers of two round nothing."""
+def _equalised(program: Program, data: Sequence[Sequence[torch.Tensor]]) -> tuple[Program, tuple[Remark, ...]]:
+    """The emitted program with the results of its channels evened out on data; powers of two round nothing."""
     copy = program.copy()
-    outcome = Driver(copy, allow_cost=False).run(equalize_phases())
+    measured = measure(copy, (filled(copy, values) for values in data))
+    outcome = Driver(copy, allow_cost=False).run(equalize_phases(measured))
     return finalize(copy), tuple(outcome.remarks)
 
 

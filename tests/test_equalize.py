@@ -18,6 +18,7 @@ from reparam.evaluate import evaluate
 from reparam.exporting import ExportOptions, export
 from reparam.layers import read_layer, weights
 from reparam.passes import Equalize, equalize_phases
+from reparam.passes.equalize import measure
 
 RULES = [Equalize()]
 
@@ -75,6 +76,28 @@ def test_before_and_after() -> None:
     assert first[0].flatten().tolist() == [4.0, 0.25]
     assert first[1] is not None and first[1].tolist() == [2.0, 1.0]
     assert last[0].flatten().tolist() == [2.0, 0.5]
+
+
+def test_with_data_the_results_of_channels_are_evened_out() -> None:
+    """Rows 1 and 1, results 16 and 1/4 behind the ReLU, columns of one: the factors are 4 and 1/2."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[2].weight.fill_(1.0)
+    data = torch.tensor([[16.0, -100.0], [1.0, 0.25]], dtype=torch.float64)
+    program = program_of(model, data)
+    measured = measure(program, [[data[:1]], [data[1:]]])
+    assert [v.tolist() for v in measured.values()] == [[16.0, 0.25], [16.0]]
+    done = run_rules(program, Equalize(measured))
+    first, last = (weights(done.program, layer) for n in done.program.calls() if (layer := read_layer(done.program, n)))
+    assert first[0].tolist() == [[0.25, 0.0], [0.0, 2.0]]
+    assert last[0].flatten().tolist() == [4.0, 0.5]
+    assert torch.equal(outputs(done.program, data), outputs(done.original, data))
+
+
+def test_a_layer_that_was_not_measured_stays() -> None:
+    done = run_rules(program_of(uneven(chain()), doubles(2, 3, 8, 8)), Equalize({}))
+    assert not done.passed("equalize") and not done.missed("equalize")
 
 
 def test_flattened_maps_take_one_factor_for_each_channel() -> None:
