@@ -6,20 +6,26 @@ Each is a small random experiment in seconds on a CPU: theory or an earlier meas
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.models import autoinit_net, gaussian_preact, nfnet, normalised_activation_net, point_conv
+from reparam.models.momentum import momentum_stored
 from reparam.models.proxy_norm_resnet import ProxyNorm
 from reparam.models.robust_residual import Block as RobustBlock
 from reparam.models.scaled_resnet import ScaledResNet
+from reparam.models.transformer import Attention
 from reparam.models.transformer import Block as TransformerBlock
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,16 @@ class Figure:
     measure: Callable[[], float]
 
 
-def mean_over_seeds(seeds: int, measure: Callable[[], float]) -> float:
+def over_seeds(seeds: int, measure: Callable[[], T]) -> list[T]:
     found = []
     for seed in range(seeds):
         torch.manual_seed(seed)
         found.append(measure())
-    return fmean(found)
+    return found
+
+
+def mean_over_seeds(seeds: int, measure: Callable[[], float]) -> float:
+    return fmean(over_seeds(seeds, measure))
 
 
 def growth(x: Tensor, y: Tensor) -> float:
@@ -132,9 +142,20 @@ def gaussian_distance(theta: float) -> float:
     torch.manual_seed(0)
     count = 400_000
     act = gaussian_preact.GaussianActivation(theta)
-    z = gaussian_preact.weibull((count,), theta).double() * act(torch.randn(count, dtype=torch.float64))
+    return distance(gaussian_preact.weibull((count,), theta).double() * act(torch.randn(count, dtype=torch.float64)))
+
+
+def rectified_distance(width: int) -> float:
+    """The same of sum_i W_i*relu(X_i) over `width` inputs, all normal, divided by its standard deviation."""
+    torch.manual_seed(0)
+    w, x = torch.randn(2, 400_000, width, dtype=torch.float64)
+    return distance((w * x.relu()).sum(1) / math.sqrt(width / 2))
+
+
+def distance(z: Tensor) -> float:
+    """Kolmogorov and Smirnov's, of the samples z (N,) from N(0, 1)."""
     below = 0.5 * (1 + torch.erf(z.sort().values / math.sqrt(2)))
-    steps = torch.arange(count + 1, dtype=torch.float64) / count
+    steps = torch.arange(len(z) + 1, dtype=torch.float64) / len(z)
     return float(torch.maximum((below - steps[:-1]).abs(), (below - steps[1:]).abs()).max())
 
 
@@ -157,28 +178,58 @@ def alikeness(depth: int, scale: float) -> float:
                     nn.init.zeros_(layer.bias)
             nn.init.zeros_(block.attention.q.weight)
             x = block(x)
-        y = F.normalize(x[0], dim=1)
-        return float(((y @ y.t()).sum() - 8) / 56)
+        return mean_cosine(x[0])
 
     return mean_over_seeds(8, once)
 
 
-# ---- 12, 15, 20 ------------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
-def power_of_means(proxy: bool, batch_norm: bool = False) -> float:
-    """The share of channel means in the power of normalised values, at the 20th random convolution of 64 channels."""
-    torch.manual_seed(0)
-    x = torch.randn(32, 64, 8, 8)
-    share = 0.0
-    for _ in range(20):
-        wrapped = F.pad(x, (1, 1, 1, 1), mode="circular")
-        y = F.conv2d(wrapped, torch.randn(64, 64, 3, 3) * math.sqrt(2 / 576))
-        normal = F.batch_norm(y, None, None, training=True) if batch_norm else F.group_norm(y, 1)
-        share = float(normal.mean((0, 2, 3)).square().mean() / normal.square().mean())
-        x = normal.relu() if batch_norm else ProxyNorm(64, proxy=proxy)(y)
-    return share
+def attended(depth: int) -> float:
+    """The mean cosine of eight normal tokens of 128 features behind softmax attention without skip connections."""
+
+    def once() -> float:
+        x = torch.randn(1, 8, 128)
+        for _ in range(depth):
+            attention = Attention(128, 1)
+            for layer in (attention.q, attention.k, attention.v, attention.out):
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+            x = attention(x)
+        return mean_cosine(x[0])
+
+    return mean_over_seeds(16, once)
+
+
+def mean_cosine(tokens: Tensor) -> float:
+    """Over all pairs of tokens (n, dim)."""
+    y, n = F.normalize(tokens, dim=1), len(tokens)
+    return float(((y @ y.t()).sum() - n) / (n * (n - 1)))
+
+
+# ---- 12, 15, 16, 20 --------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+@torch.no_grad()
+def powers(proxy: bool, batch_norm: bool) -> list[list[float]]:
+    """The share of channel means in the power of normalised values, behind each of 20 random convolutions of 64
+    channels, of eight networks."""
+
+    def once() -> list[float]:
+        x, found = torch.randn(32, 64, 8, 8), []
+        for _ in range(20):
+            wrapped = F.pad(x, (1, 1, 1, 1), mode="circular")
+            y = F.conv2d(wrapped, torch.randn(64, 64, 3, 3) * math.sqrt(2 / 576))
+            normal = F.batch_norm(y, None, None, training=True) if batch_norm else F.group_norm(y, 1)
+            found.append(float(normal.mean((0, 2, 3)).square().mean() / normal.square().mean()))
+            x = normal.relu() if batch_norm else ProxyNorm(64, proxy=proxy)(y)
+        return found
+
+    return over_seeds(8, once)
+
+
+def power_of_means(layer: int, proxy: bool, batch_norm: bool = False) -> float:
+    return fmean(network[layer - 1] for network in powers(proxy, batch_norm))
 
 
 @torch.no_grad()
@@ -199,6 +250,20 @@ def point_outputs(aware: bool, layer: int) -> float:
         return float(y.square().mean())
 
     return mean_over_seeds(4, once)
+
+
+@torch.no_grad()
+def unrolled(gamma: float = 0.9, layers: int = 10) -> float:
+    """Of the recurrence of momentum: |x_N - x_0 - sum_j (1 - gamma^(N-j)) f_j|/|x_N|, in float64."""
+    torch.manual_seed(0)
+    x = start = torch.randn(64, 32, dtype=torch.float64)
+    functions = [nn.Sequential(nn.Linear(32, 32), nn.Tanh()).double() for _ in range(layers)]
+    found: list[Tensor] = []
+    for function in functions:
+        function.register_forward_hook(lambda _module, _args, y: found.append(y))
+    x = momentum_stored(functions, start, gamma)
+    total = start + sum(((1 - gamma ** (layers - j)) * y for j, y in enumerate(found)), torch.zeros_like(start))
+    return float((x - total).abs().max() / x.abs().max())
 
 
 def deviation(name: str) -> float:
@@ -222,6 +287,11 @@ FIGURES = (
         )
     ),
     Figure(3, "output variance, 50 layers, tanh", 1, 0.05, deep_variance),
+    Figure(5, "cosine of normal tokens", 0.008, 1.0, lambda: attended(0)),
+    *(
+        Figure(5, f"the same behind attention alone, layer {depth}", value, within, lambda depth=depth: attended(depth))
+        for depth, value, within in ((1, 0.624, 0.1), (2, 0.994, 0.01), (3, 1.0, 1e-3))
+    ),
     Figure(5, "cosine of tokens, L = 10, a = 1", 0.992, 0.005, lambda: alikeness(10, 1.0)),
     Figure(5, "cosine of tokens, L = 50, a = 1/√L", 0.1745, 0.1, lambda: alikeness(50, 50**-0.5)),
     Figure(6, "E‖x‖²: 30 layers, ReLU, 1/n", 0.5**30, 0.5, lambda: rectified(1.0, 0.0)),
@@ -239,9 +309,17 @@ FIGURES = (
         Figure(7, f"backward gain of 50 layers, {name}", 1, 0.15, lambda name=name: backward_gain(name))
         for name in ("relu", "silu")
     ),
-    Figure(12, "power in channel means, layer 20, layer norm", 0.905, 0.1, lambda: power_of_means(False)),
-    Figure(12, "the same with proxy normalisation", 0, 0.01, lambda: power_of_means(True)),
-    Figure(12, "the same, batch norm", 0, 1e-9, lambda: power_of_means(False, True)),
+    *(
+        Figure(
+            12, f"power in channel means, layer {n}, layer norm", value, within, lambda n=n: power_of_means(n, False)
+        )
+        for n, value, within in ((1, 0.001, 1.0), (5, 0.639, 0.1), (10, 0.793, 0.1), (20, 0.905, 0.1))
+    ),
+    *(
+        Figure(12, f"the same with proxy normalisation, layer {n}", 0.001, 3.0, lambda n=n: power_of_means(n, True))
+        for n in (1, 5, 10, 20)
+    ),
+    Figure(12, "the same, layer 20, batch norm", 0, 1e-9, lambda: power_of_means(20, False, True)),
     *(
         Figure(14, f"φ₃({x})", value, 1e-3, lambda x=x: phi(x))
         for x, value in ((1.0, 1.182), (2.0, 1.876), (3.0, 2.304))
@@ -252,8 +330,13 @@ FIGURES = (
         )
         for theta in (2.5, 3.0, 4.0, 5.0, 7.0, 10.0)
     ),
+    *(
+        Figure(14, f"the same of relu, width {n}", value, 0.05, lambda n=n: rectified_distance(n))
+        for n, value in ((1, 0.257), (3, 0.111), (10, 0.036))
+    ),
     Figure(15, "E y², first point convolution", 1, 0.15, lambda: point_outputs(True, 0)),
     Figure(15, "E y², third point convolution", 1, 0.3, lambda: point_outputs(True, 2)),
+    Figure(16, "x_N − x_0 − Σ(1 − γ^(N−j))f_j, ten layers, relative", 0, 1e-14, unrolled),
     Figure(17, "E‖h_L‖²/‖h_0‖², β = ½", (1 + 0.01 / 2) ** 100, 0.05, lambda: scaled(0.5)),
     Figure(17, "E‖h_L‖²/‖h_0‖², β = 1", (1 + 1e-4 / 2) ** 100, 0.01, lambda: scaled(1.0)),
     Figure(17, "E‖h_L‖²/‖h_0‖², β = ¼", (1 + 0.1 / 2) ** 100, 0.15, lambda: scaled(0.25)),
