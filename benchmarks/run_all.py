@@ -19,6 +19,7 @@ SCRIPTS = (
     "ort_latency.py",
     "engines.py",
     "plain_cost.py",
+    "gpu.py",
     "training_memory.py",
     "train_mocapsnet.py",
     "int8_equalized.py",
