@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,11 @@ from reparam.models.stochastic_depth_resnet import StochasticDepthResNet
 from reparam.models.transformer import Transformer
 from reparam.models.wrn_groupnorm_ws import WideResNet
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # scripts, and no package
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))  # scripts, and no package
 SYSTEMS, FIELDS, TRAINED = (importlib.import_module(f"systems{of}") for of in ("", "_fields", "_trained"))
 DIGITS = importlib.import_module("digits")
+COMMANDS = re.findall(r"^\| (\d+) \| `reparam (.*)` \|$", (ROOT / "docs" / "systems.md").read_text(), re.M)
 OF_IMAGES = [e.name for e in entries().values() if DIGITS.takes_digits(e)]
 
 
@@ -65,6 +70,25 @@ def test_every_trained_network_predicts_the_same_after_conversion(name: str) -> 
     accuracy, fused, plain = DIGITS.measure(name)
     assert accuracy > 0.3
     assert (fused, plain) == (0, 0)
+
+
+def test_what_takes_no_digits_is_said() -> None:
+    *_, last = (ROOT / "docs" / "systems.md").read_text().split("Left out are")
+    small = {name for name in entries() if name.endswith("_small")}
+    assert set(re.findall(r"`(\w+)`", last)) == small - set(OF_IMAGES)
+
+
+def test_every_system_has_a_command() -> None:
+    assert {int(system) for system, _ in COMMANDS} == set(range(1, 21))
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("command", dict.fromkeys(command for _, command in COMMANDS))
+def test_a_command_runs(command: str, tmp_path: Path) -> None:
+    whole = [sys.executable, "-m", "reparam.cli", *shlex.split(command)]
+    done = subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*.pt2"))) == 1
 
 
 # ---- initial weights -------------------------------------------------------------------------------------------------
