@@ -160,6 +160,14 @@ class Planner:
         layers = tuple(reversed(stages))
         return Layers(tuple(sorted(levels.items())), self._signs.split(layers) if self.signed == "relu" else layers)
 
+    def _register(self, indices: Iterable[int]) -> Register:
+        """Values in the order of their channels: the newest first.
+
+        A carried sum comes behind the branch that is added to it. A layer that adds up its columns in order then
+        rounds the sum once, as the block did, and not once for every column of the branch.
+        """
+        return tuple(self.network.values[i] for i in sorted(indices, reverse=True))
+
     def _operands(
         self, register: Iterable[Value], created: list[Value], held: frozenset[int], levels: Levels
     ) -> tuple[Value, ...]:
@@ -167,7 +175,7 @@ class Planner:
         for v in created:
             form = self.expand(v, held)
             needed |= {u.index for u in v.operands} if isinstance(form, str) else {u.index for u, _ in form.maps}
-        return tuple(self.network.values[i] for i in sorted(needed) if levels[i] is not None)
+        return self._register(i for i in needed if levels[i] is not None)
 
     def _stage(self, register: Register, created: list[Value], held: frozenset[int], first: bool) -> Stage | str:
         forms: list[tuple[Value, Form]] = []
@@ -189,7 +197,7 @@ class Planner:
         created = {v for v, _ in forms}
         carried = [v for v in register if v not in created]
         operands = {u.index for _, f in forms for u, _ in f.maps} | {v.index for v in carried}
-        before = tuple(self.network.values[i] for i in sorted(operands))
+        before = self._register(operands)
         if first and all(v.kind == "input" for v in before):
             before = self.network.inputs
         if not before:

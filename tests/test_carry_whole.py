@@ -1,4 +1,4 @@
-"""Pools and gates act on a whole register, whatever the order in which their values came into being."""
+"""Orders of values in a register: pools and gates keep them, and sums are rounded as the blocks rounded them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from helpers import EXACT, Lambda, doubles, healthy, max_rel, program_of, run_phases
 from torch import Tensor, nn
 
+from reparam import convert
 from reparam.cost import census
+from reparam.models.scaled_resnet import ScaledResNet
 from reparam.passes import plain_phases
 
 
@@ -49,3 +51,11 @@ def test_pools_in_another_order_than_their_operands() -> None:
     found = run_phases(program_of(healthy(model), x), plain_phases())
     assert census(found.program).merges == 0
     assert max_rel(found.original, found.program, [x]) <= EXACT
+
+
+def test_a_deep_sum_is_as_exact_in_float32_as_the_blocks_were() -> None:
+    """Carried channels behind new ones: with the old ones first the error is 4.3 times the original's, and refused."""
+    torch.manual_seed(0)
+    evidence = convert(ScaledResNet(layers=200), torch.randn(2, 64), to="plain").report.evidence
+    assert evidence is not None
+    assert evidence.error <= 1.5 * evidence.original_error
