@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .onnx_depthwise import split_depthwise
 from .onnx_reshapes import keep_rows
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     resize_by_factors(model)
     simple = model if model.ByteSize() > IN_MEMORY else _simpler(model)
     keep_rows(simple)
+    split_depthwise(simple)
     return simple
 
 

@@ -113,7 +113,7 @@ def keep_rows(model: onnx.ModelProto) -> None:
         known.sizes[made] = known.sizes.get(rows[0], ())
         known.views[out] = (made, shape)
         nodes += [node, onnx.helper.make_node("Reshape", [made, shape], [out], name=f"{node.name}_shape")]
-    _replace(graph, _alive(nodes, outputs))
+    replace_nodes(graph, _alive(nodes, outputs))
 
 
 def _by_rows(node: onnx.NodeProto) -> bool:
@@ -131,7 +131,7 @@ def _alive(nodes: list[Any], outputs: set[str]) -> list[Any]:
     return kept[::-1]
 
 
-def _replace(graph: onnx.GraphProto, nodes: list[Any]) -> None:
+def replace_nodes(graph: onnx.GraphProto, nodes: list[Any]) -> None:
     """The graph with these nodes, and of its constants and notes on values those that they still use."""
     used = {name for node in nodes for name in (*node.input, *node.output)} | {v.name for v in graph.output}
     copies = [type(n).FromString(n.SerializeToString()) for n in nodes]  # they belong to the list that is emptied
