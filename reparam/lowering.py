@@ -51,10 +51,8 @@ def lower(program: Program, chain: Chain) -> fx.Node:
             current = _select(program, current, order, wire.inputs.reshape(-1), axis, like=anchor)
             current, order = _layer(program, chain, stage, current, wire), wire.order
         elif stage.kind == "pool":
-            current = _select(program, current, order, np.arange(width(stage.before)), axis, like=anchor)
             call = stage.forms[0][0].node
             current = program.call(call.target, (current, *call.args[1:]), call.kwargs, like=anchor)
-            order = np.arange(width(stage.after))
         else:
             value = stage.forms[0][0]
             current = emit_gate(program, value, current, values_at(stage.after, order)[value], like=anchor)

@@ -48,7 +48,7 @@ class Layout:
     def wires(self, stages: Sequence[Stage]) -> list[Wire | None]:
         """How each layer is wired; None for a pool or a gate."""
         each = zip(stages, self.groups, self.orders, self.orders[1:], strict=False)
-        return [None if s.kind in ("pool", "gate") else wire(s, g, a, b) for s, g, a, b in each]
+        return [None if _keeps_order(s) else wire(s, g, a, b) for s, g, a, b in each]
 
 
 class Packer:
@@ -66,7 +66,7 @@ class Packer:
     def lay(self, layers: Layers) -> Layout:
         """The cheapest layout."""
         stages = layers.stages
-        return _trace(self._path(layers), [width(s.before) for s in stages] + [width(stages[-1].after)])
+        return _trace(self._path(layers), stages)
 
     def _path(self, layers: Layers) -> _Path:
         """A shortest path over the registers, along dense layers and segments."""
@@ -87,15 +87,14 @@ class Packer:
             natural_path = free[i]
             if natural_path is not None:
                 _keep(here, naturals[i], natural_path)
-            if stage.kind in ("pool", "gate"):  # they keep the order: only a natural one can be met on both sides
+            if _keeps_order(stage):
+                for paths, behind, fixed in ((here, arrived, i + 1 == last), (entered[i], entered, i == 0)):
+                    for w, path in paths.items() if not fixed else ():
+                        _keep(behind[i + 1], w, _past(stage, w, path))
                 if natural_path is not None:
-                    free[i + 1] = _Path(
-                        natural_path.macs + stage_macs(stage, naturals[i], naturals[i], 1), natural_path, None
-                    )
+                    free[i + 1] = _past(stage, naturals[i], natural_path)
                 continue
-            wanted = {
-                s.widths[0] for s in (self._from(stages, i + 1) if i + 1 < last and self.carry != "dense" else [])
-            }
+            wanted = self._wanted(stages, i + 1)
             for w, path in here.items():
                 unit = stage_macs(stage, w, 1, 1)
                 through = free[i + 1]
@@ -105,6 +104,12 @@ class Packer:
                     _keep(entered[i + 1], v, _Path(path.macs + unit * v, path, None))
         ends = list(arrived[last].values()) + [p for p in (free[last],) if p is not None]
         return min(ends, key=lambda p: p.macs)
+
+    def _wanted(self, stages: Sequence[Stage], start: int) -> set[int]:
+        """The widths that grouped layers ask of a register, past pools and gates, which keep its order."""
+        while start < len(stages) and _keeps_order(stages[start]):
+            start += 1
+        return {s.widths[0] for s in self._from(stages, start)}
 
     def alone(self, stage: Stage) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """(groups, order before, order after) of one layer whose registers may have any order."""
@@ -173,9 +178,19 @@ def _keep(paths: dict[int, _Path], key: int, path: _Path) -> None:
         paths[key] = path
 
 
-def _trace(path: _Path, naturals: Sequence[int]) -> Layout:
-    orders = [np.arange(w) for w in naturals]
-    groups = [1] * (len(naturals) - 1)
+def _past(stage: Stage, w: int, path: _Path) -> _Path:
+    """The path behind a pool or a gate of a register of width w, which keep the order that they find."""
+    return _Path(path.macs + stage_macs(stage, w, w, 1), path, None)
+
+
+def _keeps_order(stage: Stage) -> bool:
+    return stage.kind in ("pool", "gate")
+
+
+def _trace(path: _Path, stages: Sequence[Stage]) -> Layout:
+    naturals = [width(s.before) for s in stages] + [width(stages[-1].after)]
+    orders: list[np.ndarray | None] = [None] * len(naturals)
+    groups = [1] * len(stages)
     macs, at = path.macs, path
     while at is not None:
         s = at.segment
@@ -183,7 +198,13 @@ def _trace(path: _Path, naturals: Sequence[int]) -> Layout:
             groups[s.start : s.stop] = s.groups
             orders[s.start : s.stop + 1] = s.slots.orders()
         at = at.before  # type: ignore[assignment]
-    return Layout(macs, tuple(groups), tuple(orders))
+    keeping = [i for i, stage in enumerate(stages) if _keeps_order(stage)]
+    for i in keeping:
+        orders[i + 1] = orders[i] if orders[i + 1] is None else orders[i + 1]
+    for i in reversed(keeping):
+        orders[i] = orders[i + 1] if orders[i] is None else orders[i]
+    known = (np.arange(n) if order is None else order for n, order in zip(naturals, orders, strict=True))
+    return Layout(macs, tuple(groups), tuple(known))
 
 
 def _components(run: Sequence[Stage]) -> Labels:

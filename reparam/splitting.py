@@ -27,7 +27,7 @@ _Pairs = tuple[np.ndarray, np.ndarray]  # (group, channel)
 
 @dataclass(frozen=True)
 class Split:
-    """How every layer is wired (None: a pool or a gate, which take channels in natural order), and what it costs."""
+    """How every layer is wired (None: a pool or a gate, which keep the order that they find), and what it costs."""
 
     macs: int
     found: tuple[Wire | None, ...]

@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 from direct import build
-from helpers import doubles, program_of, run_phases
+from helpers import EXACT, doubles, max_rel, program_of, run_phases
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from networks import Net
-from plain_blocks import bottleneck, net, pooled
+from plain_blocks import bottleneck, net, pooled, squeezed
 from plain_helpers import networks_of
 from plain_specs import Drawn, specs
+from torch import nn
 
 from reparam.carrying import plan_chain
 from reparam.cost import batch_one
 from reparam.lowering import Chain, lower
 from reparam.packing import Layout, Packer
-from reparam.passes import fused_phases
+from reparam.passes import fused_phases, plain_phases
 from reparam.prices import price
 from reparam.program import Program, shape_of
 from reparam.schedule import Layers, Planner
@@ -112,7 +113,7 @@ def test_the_middle_of_a_bottleneck_runs_in_groups(c: int, middle: int) -> None:
     assert layout.macs < Packer("dense").price(layers)
 
 
-def test_a_pool_keeps_the_natural_order() -> None:
+def test_a_pool_keeps_the_order_that_it_finds() -> None:
     program = run_phases(program_of(net(pooled(4, 8), c=4).double(), doubles(2, 3, 8, 8)), fused_phases()).program
     for network in networks_of(program):
         layers = search(Planner(network), Packer("auto").price)
@@ -120,4 +121,23 @@ def test_a_pool_keeps_the_natural_order() -> None:
         layout = Packer("auto").lay(layers)
         for k, stage in enumerate(layers.stages):
             if stage.kind == "pool":
-                assert np.array_equal(layout.orders[k], np.arange(width(stage.before)))
+                assert np.array_equal(layout.orders[k], layout.orders[k + 1])
+
+
+def test_a_sum_behind_a_gate_runs_in_groups() -> None:
+    """relu(x + y * g(y)) adds two channels for each result: the gate takes them in the order that c groups ask for."""
+    c = 8
+    x = doubles(2, 3, 6, 6)
+    block = squeezed(c)
+    block.a, block.b = nn.Conv2d(c, 2, 1), nn.Conv2d(2, c, 1)  # wider, b would itself run in groups
+    found = run_phases(program_of(net(block, c=c).double(), x), fused_phases())
+    [network] = networks_of(found.program)
+    layers = search(Planner(network), Packer("auto").price)
+    assert isinstance(layers, Layers)
+    layout = Packer("auto").lay(layers)
+    [k] = [i for i, s in enumerate(layers.stages) if s.kind == "gate"]
+    assert layout.groups[k + 1] == c
+    assert np.array_equal(layout.orders[k], layout.orders[k + 1])
+    assert not np.array_equal(layout.orders[k], np.arange(2 * c))
+    plain = run_phases(found.program, plain_phases())
+    assert max_rel(found.original, plain.program, [x]) <= EXACT

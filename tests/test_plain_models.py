@@ -21,7 +21,7 @@ FLOAT64 = 1e-10
 
 @dataclass(frozen=True)
 class Plain:
-    """One network. price: multiply-accumulates against the original at 224 x 224, at most. gates: squeeze-excite gates
+    """One network. price: multiply-accumulates against the original, to two decimals. gates: squeeze-excite gates
     that stay. small: side of the image in the default suite, 0 when it runs in the sweep only."""
 
     spec: str
@@ -45,27 +45,27 @@ CASES = (
     Plain("torchvision/resnet50", 1.69, options={"carry": "split=8"}),
     Plain("torchvision/resnet50", 1.38, options={"carry": "split=16"}),
     Plain("torchvision/resnet101", 4.43),
-    Plain("torchvision/resnet152", 4.65),
+    Plain("torchvision/resnet152", 4.61),
     Plain("torchvision/wide_resnet50_2", 2.63),
     Plain("torchvision/resnext50_32x4d", 2.41),
     Plain("torchvision/mobilenet_v2", 1.09, small=64),
     Plain("torchvision/regnet_x_400mf", 1.85, small=64),
-    Plain("timm/resnet50d", 3.76),
-    Plain("timm/resnet26t", 2.94, small=64),
-    Plain("timm/resnetv2_50", 4.71, norms=1),
-    Plain("timm/nf_resnet50", 4.73),
-    Plain("timm/darknet53", 3.34),
-    Plain("timm/cspdarknet53", 2.82),
-    Plain("timm/vovnet39a", 7.07),
-    Plain("timm/densenet121", 19.8),
-    Plain("timm/repvgg_a0", 0.91, small=64),
-    Plain("timm/dla34", 4.9, options={"max_pool": "relu"}),
-    Plain("torchvision/inception_v3", 7.9, size=299, options={"max_pool": "relu"}),
-    Plain("timm/efficientnet_b0", 1.2, gates=16, small=64),
-    Plain("timm/mobilenetv3_large_100", 1.2, gates=8),
-    Plain("timm/regnety_002", 1.85, gates=13, small=64),
-    Plain("timm/seresnet50", 5.1, gates=16),
-    Plain("timm/repvit_m1", 1.5, gates=10),
+    Plain("timm/resnet50d", 3.75),
+    Plain("timm/resnet26t", 2.93, small=64),
+    Plain("timm/resnetv2_50", 4.67, norms=1),
+    Plain("timm/nf_resnet50", 4.67),
+    Plain("timm/darknet53", 3.16),
+    Plain("timm/cspdarknet53", 2.81),
+    Plain("timm/vovnet39a", 3.34),
+    Plain("timm/densenet121", 11.99),
+    Plain("timm/repvgg_a0", 0.90, small=64),
+    Plain("timm/dla34", 4.89, options={"max_pool": "relu"}),
+    Plain("torchvision/inception_v3", 4.92, size=299, options={"max_pool": "relu"}),
+    Plain("timm/efficientnet_b0", 1.09, gates=16, small=64),
+    Plain("timm/mobilenetv3_large_100", 1.16, gates=8),
+    Plain("timm/regnety_002", 1.77, gates=13, small=64),
+    Plain("timm/seresnet50", 5.02, gates=16),
+    Plain("timm/repvit_m1", 1.40, gates=10),
 )
 
 
@@ -79,7 +79,7 @@ def test_a_network_of_each_kind_becomes_plain(case: Plain) -> None:
 def test_every_network_becomes_plain_at_its_price(case: Plain) -> None:
     conversion = assert_plain(case, case.size)
     report = conversion.report
-    assert report.after.macs <= case.price * report.before.macs
+    assert round(report.after.macs / report.before.macs, 2) <= case.price
 
 
 def assert_plain(case: Plain, size: int) -> Conversion:
