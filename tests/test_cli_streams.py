@@ -51,7 +51,13 @@ def test_ctrl_c_while_the_report_is_written_says_what_there_is(folder: Path, mon
     assert files(folder) == before | {"tiny-fused.pt2"}
 
 
-SLOW = """
+# A shell has the programs that it runs in the background, these tests perhaps, ignore Ctrl-C: the child must not.
+FOREGROUND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+
+SLOW = f"""{FOREGROUND}
 import sys, time, torch
 
 def save(program, target, **options):
@@ -86,8 +92,8 @@ def test_a_signal_while_the_output_is_written(folder: Path, number: signal.Signa
     assert files(folder) == before
 
 
-SIGNALLED = """
-import os, signal, sys, torch
+SIGNALLED = f"""{FOREGROUND}
+import os, sys, torch
 from reparam import emit_torch
 from reparam.cli import main
 
