@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError
-from reparam.random_statistics import randomize_statistics
-from reparam.zoo import build_architecture
+from reparam.load.random_statistics import randomize_statistics
+from reparam.load.zoo import build_architecture
 
 GIB = 2**30
 PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxsim", "onnxslim", "onnxruntime")

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.conversion import convert
+from reparam.load.zoo import build_architecture
 from reparam.models.registry import Entry, entries
-from reparam.zoo import build_architecture
 
 ONE_INPUT = 1  # architectures of images or features; sets and points take no digits
 EPOCHS = 8

@@ -26,10 +26,10 @@ from common import (
 )
 from torch import Tensor
 
-from reparam.engine import Runnable
+from reparam.engines.exporting import ExportOptions, export
+from reparam.engines.format import Runnable
+from reparam.engines.formats import find_format
 from reparam.errors import ReparamError
-from reparam.exporting import ExportOptions, export
-from reparam.formats import find_format
 
 MODELS = (
     "torchvision/resnet18",

@@ -13,10 +13,10 @@ import torch
 from common import MISSING, Subject, quiet, say, short, subject, table
 from torch import nn
 
-from reparam.bench import BenchResult, Where, bench
 from reparam.conversion import convert
 from reparam.errors import ReparamError
-from reparam.load import LoadedModel
+from reparam.load.model import LoadedModel
+from reparam.measure.latency import BenchResult, Where, bench
 
 MODELS = (
     "torchvision/resnet18",

@@ -32,8 +32,8 @@ from common import (
 from torch import nn
 
 from reparam.conversion import convert
+from reparam.load.random_statistics import randomize_statistics
 from reparam.models.stochastic_depth_resnet import StochasticDepthResNet
-from reparam.random_statistics import randomize_statistics
 from reparam.report import Report
 
 MODELS = (

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from reparam.conversion import convert
-from reparam.cost import Census
-from reparam.inputs import draw_examples
+from reparam.ir.cost import Census
+from reparam.ir.inputs import draw_examples
+from reparam.load.random_statistics import randomize_statistics
+from reparam.load.zoo import Architecture, build_architecture
 from reparam.models.registry import SMALL, entries
-from reparam.random_statistics import randomize_statistics
-from reparam.zoo import Architecture, build_architecture
 
 ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"mocapsnet": {"std": 0.5}}  # its own, 0.01, gives capsules of 1e-11
 SHAPES: Mapping[str, tuple[int, ...]] = {"nfnet": (3, 64, 64)}  # its own images, 320 x 320, take too long

@@ -28,10 +28,10 @@ from common import (
 from torch import Tensor, nn
 
 from reparam.conversion import convert
+from reparam.load.zoo import build_architecture
 from reparam.models.capsules import capsule_loss
 from reparam.models.mocapsnet import CapsNet
 from reparam.models.momentum import saved_bytes
-from reparam.zoo import build_architecture
 
 EPOCHS, QUICK_EPOCHS = 25, 2
 BATCH, RATE, DECAY, SEED = 32, 1e-3, 0.96, 0

@@ -16,10 +16,10 @@ import torch
 from common import answer, in_fresh_process, options, peak_memory, quiet, resident_memory, say, spread, table
 from torch import nn
 
-from reparam.files import write_atomically
 from reparam.models.capsules import RoutingCapsules, margin_loss
 from reparam.models.mocapsnet import ResidualBlocks
 from reparam.models.momentum import saved_bytes
+from reparam.utils.files import write_atomically
 
 DEPTHS, QUICK_DEPTHS = (1, 2, 4, 8, 16), (1, 4)
 REPEATS, QUICK_REPEATS = 3, 1

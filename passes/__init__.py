@@ -22,8 +22,8 @@ from reparam.passes.merge_branches import MergeBranches
 from reparam.passes.merge_shared_inputs import MergeSharedInputs
 from reparam.passes.rescale_gate import RescaleGate
 from reparam.passes.rescale_skip import RescaleSkip
-from reparam.pipeline import Phase
-from reparam.rule import Rule
+from reparam.rewrite.driver import Phase
+from reparam.rewrite.rule import Rule
 
 if TYPE_CHECKING:
     from torch import Tensor

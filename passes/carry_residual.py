@@ -31,18 +31,18 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from reparam.carrying import plan_chain
-from reparam.cost import spelled_out
-from reparam.gates import read_gate
-from reparam.lowering import Chain, lower
-from reparam.ops import ACTIVATIONS, ADDS, BATCH_NORMS, CATS, CONVS, LINEARS, MULS, SUBS, aten, is_call, op_name
-from reparam.prices import facts_of, price
-from reparam.program import Program, is_float
-from reparam.reading import read_network
-from reparam.regions import Span, alive_beside, around, carries_data, outermost, position_of
-from reparam.rule import ANY, Match, Missed, Pattern, Rewrite
-from reparam.schedule import Broken
-from reparam.values import Refusal, why_not
+from reparam.ir.aten import ACTIVATIONS, ADDS, BATCH_NORMS, CATS, CONVS, LINEARS, MULS, SUBS, aten, is_call, op_name
+from reparam.ir.cost import spelled_out
+from reparam.ir.program import Program, is_float
+from reparam.plain.block_report import facts_of, price
+from reparam.plain.lowering import Chain, lower
+from reparam.plain.plan import plan_chain
+from reparam.plain.read_span import read_network
+from reparam.plain.register_value import Refusal, why_not
+from reparam.plain.span import Span, alive_beside, around, carries_data, outermost, position_of
+from reparam.plain.squeeze_excite import read_gate
+from reparam.plain.stage import Broken
+from reparam.rewrite.rule import ANY, Match, Missed, Pattern, Rewrite
 
 NAMED = 3  # of the values that stay alive beside a merge
 

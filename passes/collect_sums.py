@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from reparam.ops import ZEROS, arguments, aten, is_call, op_name
-from reparam.program import Program, is_float
-from reparam.rule import Match, Pattern, Rewrite, op
+from reparam.ir.aten import ZEROS, arguments, aten, is_call, op_name
+from reparam.ir.program import Program, is_float
+from reparam.rewrite.rule import Match, Pattern, Rewrite, op
 
 _SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
 _SCALES = frozenset({aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default})

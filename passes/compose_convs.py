@@ -20,13 +20,14 @@ from typing import ClassVar
 
 from torch import fx
 
-from reparam.cost import batch_one, node_macs
-from reparam.kernels import expand_groups
-from reparam.layers import Layer, read_layer, write_layer
-from reparam.ops import CONVS, LINEARS
-from reparam.program import Program, shape_of
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
-from reparam.terms import Chain, Link, Term, build_term, compose_windows, layer_window
+from reparam.algebra.branch_term import Chain, Link, Term, build_term
+from reparam.algebra.kernels import expand_groups
+from reparam.algebra.layer import Layer, read_layer, write_layer
+from reparam.algebra.window import compose_windows, layer_window
+from reparam.ir.aten import CONVS, LINEARS
+from reparam.ir.cost import batch_one, node_macs
+from reparam.ir.program import Program, shape_of
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)

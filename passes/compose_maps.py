@@ -23,11 +23,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.cost import batch_one, node_macs
-from reparam.evaluate import call, weight_value
-from reparam.ops import ADDS, DIVS, IDENTITIES, LINEARS, MULS, SUBS, arguments, aten, is_call
-from reparam.program import FOLD_DTYPE, Program, fixed_size, is_float, shape_of, size_hint
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.ir.aten import ADDS, DIVS, IDENTITIES, LINEARS, MULS, SUBS, arguments, aten, is_call
+from reparam.ir.cost import batch_one, node_macs
+from reparam.ir.interpreter import call, weight_value
+from reparam.ir.program import FOLD_DTYPE, Program, fixed_size, is_float, shape_of, size_hint
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 _PRODUCTS = frozenset({aten.matmul.default}) | LINEARS
 _SUMS = frozenset({aten.sum.dim_IntList, aten.mean.dim})

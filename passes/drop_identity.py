@@ -21,9 +21,8 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from reparam.channels import Affine, read_affine
-from reparam.facts import ranges_of
-from reparam.ops import (
+from reparam.algebra.channel_affine import Affine, read_affine
+from reparam.ir.aten import (
     ADDS,
     AVG_POOLS,
     CASTS,
@@ -42,8 +41,9 @@ from reparam.ops import (
     is_call,
     op_name,
 )
-from reparam.program import Program, is_tensor, shape_of
-from reparam.rule import Match, Pattern, Rewrite, op
+from reparam.ir.program import Program, is_tensor, shape_of
+from reparam.ir.value_ranges import ranges_of
+from reparam.rewrite.rule import Match, Pattern, Rewrite, op
 
 _RESHAPES = frozenset(
     {

@@ -30,13 +30,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.absorb import HOMOGENEOUS, Blocked, Route, execute, forward
-from reparam.channels import Pair
-from reparam.evaluate import evaluate
-from reparam.layers import Layer, read_layer, weights, write_layer
-from reparam.ops import CATS, CONVS, LINEARS, TRANSPOSED_CONVS, is_call, op_name
-from reparam.program import Program
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra.channel_affine import Pair
+from reparam.algebra.layer import Layer, read_layer, weights, write_layer
+from reparam.algebra.propagate_forward import forward
+from reparam.algebra.route import HOMOGENEOUS, Blocked, Route, execute
+from reparam.ir.aten import CATS, CONVS, LINEARS, TRANSPOSED_CONVS, is_call, op_name
+from reparam.ir.interpreter import evaluate
+from reparam.ir.program import Program
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 TURNS = 20  # of one layer; each neighbour that changes may ask for another
 

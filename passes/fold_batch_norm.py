@@ -18,50 +18,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from reparam.absorb import Blocked, Route, execute, forward
-from reparam.absorb_backward import backward
-from reparam.channels import Affine, read_affine
-from reparam.ops import BATCH_NORMS
-from reparam.program import Program
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The affine and the way it takes to the layers that absorb it."""
-
-    affine: Affine
-    route: Route
-
-
-def plan_affine(program: Program, affine: Affine) -> Plan | Missed:
-    """The way for `affine` to be absorbed, backwards if it can be, else forwards; Missed with both reasons."""
-    node = affine.node
-    back = backward(program, node, affine.x, affine.pair)
-    if isinstance(back, Route):
-        return Plan(affine, back)
-    ahead = forward(program, node, affine.pair)
-    if isinstance(ahead, Route):
-        return Plan(affine, ahead)
-    return Missed(node, f"before it: {_at(back)}; after it: {_at(ahead)}")
-
-
-def _at(blocked: Blocked) -> str:
-    where = blocked.node.meta.get("module") or blocked.node.name
-    return f"{blocked.reason} (at '{where}')"
-
-
-def build(program: Program, plan: Plan) -> Rewrite:
-    """Builds the route of a plan and says which layers took the affine."""
-    node, x = plan.affine.node, plan.affine.x
-    names = [s.meta.get("module") or s.name for s in plan.route.sinks]
-    where = ", ".join(f"'{n}'" for n in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    if plan.route.direction == "backward":
-        made = execute(program, plan.route, {})
-        replace = {node: made[x]} | {o: made[o] for o in plan.route.others}
-        return Rewrite(replace, f"folded into the output of {where}")
-    made = execute(program, plan.route, {node: x})
-    return Rewrite({s: made[s] for s in plan.route.sinks}, f"folded into the input of {where}")
+from reparam.algebra.channel_affine import Affine, read_affine
+from reparam.algebra.fold_affine import AffinePlan, build_fold, plan_fold
+from reparam.ir.aten import BATCH_NORMS
+from reparam.ir.program import Program
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)
@@ -71,11 +32,11 @@ class FoldBatchNorm:
     name: ClassVar[str] = "fold-batch-norm"
     pattern: ClassVar[Pattern] = op(BATCH_NORMS)
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+    def check(self, program: Program, match: Match) -> AffinePlan | Missed | None:
         """Looks for a way out; Missed says what is in it."""
         affine = read_affine(program, match.root)
-        return plan_affine(program, affine) if isinstance(affine, Affine) else affine
+        return plan_fold(program, affine) if isinstance(affine, Affine) else affine
 
-    def rewrite(self, program: Program, plan: Plan) -> Rewrite:
+    def rewrite(self, program: Program, plan: AffinePlan) -> Rewrite:
         """Re-weights the layers at the end of the way."""
-        return build(program, plan)
+        return build_fold(program, plan)

@@ -17,11 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from reparam.channels import Affine, read_affine
-from reparam.ops import ADDS, DIVS, MULS, SUBS, aten
-from reparam.passes.fold_batch_norm import Plan, build, plan_affine
-from reparam.program import Program
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra.channel_affine import Affine, read_affine
+from reparam.algebra.fold_affine import AffinePlan, build_fold, plan_fold
+from reparam.ir.aten import ADDS, DIVS, MULS, SUBS, aten
+from reparam.ir.program import Program
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class FoldChannelAffine:
     name: ClassVar[str] = "fold-channel-affine"
     pattern: ClassVar[Pattern] = op(ADDS | SUBS | MULS | DIVS | {aten.neg.default})
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+    def check(self, program: Program, match: Match) -> AffinePlan | Missed | None:
         """Looks for a way out; None when the call is no channel affine."""
         affine = read_affine(program, match.root)
-        return plan_affine(program, affine) if isinstance(affine, Affine) else affine
+        return plan_fold(program, affine) if isinstance(affine, Affine) else affine
 
-    def rewrite(self, program: Program, plan: Plan) -> Rewrite:
+    def rewrite(self, program: Program, plan: AffinePlan) -> Rewrite:
         """Re-weights the layers at the end of the way."""
-        return build(program, plan)
+        return build_fold(program, plan)

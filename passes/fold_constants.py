@@ -22,10 +22,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.evaluate import evaluate_region
-from reparam.ops import IDENTITIES, MOVEMENTS, aten, is_call, op_name
-from reparam.program import Program, is_tensor, shape_of, upstream
-from reparam.rule import Match, Missed, Pattern, Rewrite
+from reparam.ir.aten import IDENTITIES, MOVEMENTS, aten, is_call, op_name
+from reparam.ir.interpreter import evaluate_region
+from reparam.ir.program import Program, is_tensor, shape_of, upstream
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite
 
 _GATHERS = MOVEMENTS | IDENTITIES | {aten.index.Tensor, aten.gather.default, aten.embedding.default}
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "poisson", "dropout", "uniform", "exponential")

@@ -18,11 +18,12 @@ from typing import ClassVar
 
 from torch import Tensor, fx
 
-from reparam.absorb import Blocked, Route, execute, forward
-from reparam.channels import Pair, compress
-from reparam.ops import arguments, aten
-from reparam.program import Program, shape_of
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra.channel_affine import Pair, compress
+from reparam.algebra.propagate_forward import forward
+from reparam.algebra.route import Blocked, Route, execute
+from reparam.ir.aten import arguments, aten
+from reparam.ir.program import Program, shape_of
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 NORMS = frozenset({aten.layer_norm.default, aten.group_norm.default})
 

@@ -16,11 +16,11 @@ from typing import ClassVar
 
 from torch import fx
 
-from reparam.layers import Layer, conv_call, read_layer
-from reparam.ops import CONVS, PADS, arguments, op_name
-from reparam.program import Program
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
-from reparam.terms import zero_padding
+from reparam.algebra.layer import Layer, conv_call, read_layer
+from reparam.algebra.window import zero_padding
+from reparam.ir.aten import CONVS, PADS, arguments, op_name
+from reparam.ir.program import Program
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ from typing import ClassVar
 
 from torch import fx
 
-from reparam.absorb import Blocked, Route, execute, forward
-from reparam.absorb_backward import backward
-from reparam.channels import Affine, Pair, owner, read_affine, write_affine
-from reparam.ops import ADDS, BATCH_NORMS, is_call
-from reparam.program import Program
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra.channel_affine import Affine, Pair, owner, read_affine, write_affine
+from reparam.algebra.propagate_backward import backward
+from reparam.algebra.propagate_forward import forward
+from reparam.algebra.route import Blocked, Route, execute
+from reparam.ir.aten import ADDS, BATCH_NORMS, is_call
+from reparam.ir.program import Program
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.channels import Pair, compress, owner, write_affine
-from reparam.evaluate import evaluate_region
-from reparam.ops import IDENTITIES, MOVEMENTS, PADS, arguments, aten, is_call
-from reparam.program import Program, shape_of, size_hint, upstream
-from reparam.rule import Match, Pattern, Rewrite, op
+from reparam.algebra.channel_affine import Pair, compress, owner, write_affine
+from reparam.ir.aten import IDENTITIES, MOVEMENTS, PADS, arguments, aten, is_call
+from reparam.ir.interpreter import evaluate_region
+from reparam.ir.program import Program, shape_of, size_hint, upstream
+from reparam.rewrite.rule import Match, Pattern, Rewrite, op
 
 SCATTERS = frozenset({aten.slice_scatter.default, aten.select_scatter.default})
 _COPIES = frozenset({aten.copy.default, aten.fill.Tensor, aten.fill.Scalar})

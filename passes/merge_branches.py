@@ -23,14 +23,15 @@ from typing import ClassVar
 
 from torch import fx
 
-from reparam.channels import Pair, owner, write_affine
-from reparam.cost import batch_one, node_macs
-from reparam.kernels import column, expand_groups
-from reparam.layers import Layer, write_layer
-from reparam.ops import ADDS, SUBS, arguments, aten, is_call
-from reparam.program import Program, is_float, shape_of, static_shape
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
-from reparam.terms import Chain, Term, Window, add_terms, build_term, chains, unite
+from reparam.algebra.branch_term import Chain, Term, add_terms, build_term, chains
+from reparam.algebra.channel_affine import Pair, owner, write_affine
+from reparam.algebra.kernels import column, expand_groups
+from reparam.algebra.layer import Layer, write_layer
+from reparam.algebra.window import Window, unite
+from reparam.ir.aten import ADDS, SUBS, arguments, aten, is_call
+from reparam.ir.cost import batch_one, node_macs
+from reparam.ir.program import Program, is_float, shape_of, static_shape
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.layers import Layer, read_layer, weights, write_layer
-from reparam.ops import ACTIVATIONS, CONVS, LINEARS, MATMULS, MOVEMENTS, aten, is_call
-from reparam.program import Program
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra.layer import Layer, read_layer, weights, write_layer
+from reparam.ir.aten import ACTIVATIONS, CONVS, LINEARS, MATMULS, MOVEMENTS, aten, is_call
+from reparam.ir.program import Program
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)

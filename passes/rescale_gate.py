@@ -20,13 +20,14 @@ from typing import ClassVar
 
 from torch import Tensor, fx
 
-from reparam.absorb import Blocked, Route, execute, forward_all
-from reparam.channels import Affine, Pair, along, read_affine
-from reparam.kernels import scale_outputs
-from reparam.layers import Layer, read_layer, weights, write_layer
-from reparam.ops import DIVS, MULS, is_call
-from reparam.program import Program, is_float, shape_of
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra.channel_affine import Affine, Pair, along, read_affine
+from reparam.algebra.kernels import scale_outputs
+from reparam.algebra.layer import Layer, read_layer, weights, write_layer
+from reparam.algebra.propagate_forward import forward_all
+from reparam.algebra.route import Blocked, Route, execute
+from reparam.ir.aten import DIVS, MULS, is_call
+from reparam.ir.program import Program, is_float, shape_of
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)

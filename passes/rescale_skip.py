@@ -22,11 +22,12 @@ from typing import ClassVar
 
 from torch import Tensor, fx
 
-from reparam.absorb import Blocked, Route, execute, forward_all
-from reparam.channels import Affine, Pair, owner, read_affine
-from reparam.ops import BATCH_NORMS, arguments, aten, is_call
-from reparam.program import Program, shape_of
-from reparam.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra.channel_affine import Affine, Pair, owner, read_affine
+from reparam.algebra.propagate_forward import forward_all
+from reparam.algebra.route import Blocked, Route, execute
+from reparam.ir.aten import BATCH_NORMS, arguments, aten, is_call
+from reparam.ir.program import Program, shape_of
+from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,21 @@ from ._version import __version__
 from .errors import CaptureError, InputError, MachineError, NotEquivalentError, ReparamError, UnsafeFileError
 
 if TYPE_CHECKING:
+    from reparam.compare.verdict import Verdict
+    from reparam.compare.verification import verify
+
     from .conversion import Conversion, convert, explain
-    from .equivalence import Verdict, verify
-    from .exporting import Exported, ExportOptions, export
+    from .engines.exporting import Exported, ExportOptions, export
 
 _LAZY = {
     "Conversion": "conversion",
     "convert": "conversion",
     "explain": "conversion",
-    "Verdict": "equivalence",
-    "verify": "equivalence",
-    "Exported": "exporting",
-    "ExportOptions": "exporting",
-    "export": "exporting",
+    "Verdict": "compare",
+    "verify": "compare",
+    "Exported": "engines",
+    "ExportOptions": "engines",
+    "export": "engines",
 }
 
 

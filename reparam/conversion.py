@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from .capture import Captured, capture, from_exported
-from .choices import check_choices
-from .cost import census, is_chain
-from .emit_source import write_source
-from .emit_torch import finalize, save_pt2, to_module
+from .capture.torch_export import Captured, capture, from_exported
+from .check.network_check import NetworkEvidence, check_emitted, check_float64
+from .emit.finalize import finalize
+from .emit.source.writer import write_source
+from .emit.torch_module import save_pt2, to_module
 from .errors import InputError, NotEquivalentError
-from .network import NetworkEvidence, check_emitted, check_float64
+from .ir.cost import census, is_chain
+from .ir.program import Program
+from .options import check_choices
 from .passes import fused_phases, plain_phases
-from .pipeline import Driver, Outcome, Phase, Progress
-from .program import Program
-from .report import Report
-from .rule import Remark
+from .report import Remark, Report
+from .rewrite.driver import Driver, Outcome, Phase, Progress
 
 TARGETS: Mapping[str, Callable[..., tuple[Phase, ...]]] = {
     "fused": lambda **_: fused_phases(),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from ._version import __version__
-from .cost import Census
-from .network import NetworkEvidence
-from .rule import Remark
+from .check.network_check import NetworkEvidence
+from .ir.cost import Census
 
 SCHEMA = 1
 
@@ -100,3 +99,32 @@ class Report:
             "seed": e.seed,
             "shapes": e.shapes,
         }
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One line of the report. `max_abs` is the measured float64 error of a passed rewrite, `block` its own figures."""
+
+    kind: Literal["passed", "missed", "analysis"]
+    rule: str
+    module: str
+    node: str
+    message: str
+    max_abs: float | None = None
+    evidence: str | None = None
+    macs: int = 0
+    params: int = 0
+    block: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The remark as the report's JSON has it; keys without a value are left out."""
+        row: dict[str, Any] = {
+            "kind": self.kind,
+            "rule": self.rule,
+            "module": self.module,
+            "node": self.node,
+            "message": self.message,
+        }
+        if self.kind == "passed":
+            row |= {"max_abs": self.max_abs, "evidence": self.evidence, "macs": self.macs, "params": self.params}
+        return row

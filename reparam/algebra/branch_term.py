@@ -1,0 +1,182 @@
+"""Linear terms: a chain of convolutions, affines and average pools as one kernel on one source.
+
+A `Window` says where a kernel's taps lie, independent of its weights, so that geometry is decided before any tensor is
+touched. Tap i of an axis reads the input at position stride*p + first + i*step for output position p.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import Tensor, fx
+
+from reparam.ir.aten import AVG_POOLS, PADS, arguments, is_call
+from reparam.ir.program import Program, shape_of
+
+from .channel_affine import Affine, Pair, along, read_affine
+from .kernels import average_kernel, compose, dilate, dirac, embed, expand_groups, scale_inputs, scale_outputs
+from .layer import Layer, read_layer, weights
+from .window import (
+    Window,
+    _ratios,
+    compose_windows,
+    identity_window,
+    is_padded,
+    layer_window,
+    pad_window,
+    pool_window,
+    zero_padding,
+)
+
+
+@dataclass(frozen=True)
+class Link:
+    """One linear operator of a chain. pool: the window of an average pool or of a zero pad (one tap)."""
+
+    node: fx.Node
+    layer: Layer | None = None
+    pool: Window | None = None
+    affine: Affine | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The operators from `source` to a value, nearest the source first. macs: what they cost together."""
+
+    source: fx.Node
+    links: tuple[Link, ...]
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [link.layer for link in self.links if link.layer is not None]
+
+
+@dataclass(frozen=True)
+class Term:
+    """weight * source + bias as one kernel: (C_out, C_in/groups, *window.size) float64 and (C_out,)."""
+
+    window: Window
+    groups: int
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def diagonal(self) -> bool:
+        """True when it only scales and shifts each channel."""
+        plain = all(s == 1 for s in (*self.window.stride, *self.window.size)) and not is_padded(self.window)
+        return plain and self.groups == self.weight.shape[0] and self.weight.shape[1] == 1
+
+
+def read_link(program: Program, node: fx.Node) -> tuple[Link, fx.Node] | None:
+    """`node` as a link of a chain and its operand, or None when it is not such a linear operator."""
+    layer = read_layer(program, node)
+    if layer is not None:
+        return (Link(node, layer=layer), layer.x) if layer.kind != "transposed" else None
+    if is_call(node, AVG_POOLS):
+        window = pool_window(node)
+        return (Link(node, pool=window), arguments(node)["self"]) if window is not None else None
+    if is_call(node, PADS):
+        padding = zero_padding(node)
+        return (Link(node, pool=pad_window(padding)), arguments(node)["self"]) if padding is not None else None
+    affine = read_affine(program, node)
+    if isinstance(affine, Affine):
+        return Link(node, affine=affine), affine.x
+    return None
+
+
+def chains(program: Program, value: fx.Node, user: fx.Node, depth: int = 6) -> list[Chain]:
+    """All chains that end in `value`, which `user` reads: the value itself first, then ever earlier sources.
+
+    Every node inside a chain is used only by the next, so that replacing the chain removes it.
+    """
+    found = [Chain(value, ())]
+    links: list[Link] = []
+    reader = user
+    for _ in range(depth):
+        if value.op != "call_function" or any(u is not reader for u in value.users):
+            break
+        step = read_link(program, value)
+        if step is None:
+            break
+        link, operand = step
+        links.insert(0, link)
+        found.append(Chain(operand, tuple(links)))
+        reader, value = value, operand
+    return found
+
+
+def build_term(program: Program, chain: Chain, ndim: int, axis: int, sign: float = 1.0) -> Term | str:
+    """The chain as one term (ndim 0: linear layers), or the reason why it is none."""
+    channels = shape_of(chain.source)[axis]
+    weight = dirac(channels, channels, ndim).to(program.device)
+    term = Term(identity_window(ndim), channels, weight, None)
+    for link in chain.links:
+        result = _extend(program, term, link, ndim, axis)
+        if isinstance(result, str):
+            return result
+        term = result
+    if sign != 1.0:
+        bias = None if term.bias is None else sign * term.bias
+        term = replace(term, weight=sign * term.weight, bias=bias)
+    return term
+
+
+def _extend(program: Program, term: Term, link: Link, ndim: int, axis: int) -> Term | str:
+    if link.affine is not None:
+        return _after_affine(term, link.affine.pair, axis, link.node)
+    if link.pool is not None:
+        channels = term.weight.shape[0]
+        kernel = average_kernel(channels, link.pool.size, arguments(link.node).get("divisor_override"))  # 1 for a pad
+        return after_window(term, link.pool, channels, kernel.to(term.weight.device), None)
+    assert link.layer is not None
+    if (ndim == 0) != (link.layer.kind == "linear"):
+        return "a linear layer and a convolution do not combine"
+    weight, bias = weights(program, link.layer)
+    return after_window(term, layer_window(link.layer), link.layer.geometry.groups, weight, bias)
+
+
+def _after_affine(term: Term, own: Pair, axis: int, node: fx.Node) -> Term | str:
+    try:
+        scale, shift = along(own.scale, axis), along(own.shift, axis)
+    except ValueError:
+        return f"the constant of '{node.name}' does not lie along the channel axis"
+    c = term.weight.shape[0]
+    parts = (v if v is None else v.expand(c) for v in (scale, shift))
+    weight, bias = scale_outputs("conv", term.weight, term.bias, term.groups, *parts)
+    return replace(term, weight=weight, bias=bias)
+
+
+def after_window(term: Term, window: Window, groups: int, weight: Tensor, bias: Tensor | None) -> Term | str:
+    """The term followed by a convolution with `weight` over `window`."""
+    joint = compose_windows(term.window, window)
+    if isinstance(joint, str):
+        return joint
+    shifted = term.bias is not None and bool((term.bias != 0).any())
+    if shifted and is_padded(window):
+        return "its bias would meet the zero padding that follows, which is wrong on the border"
+    if term.diagonal:
+        return Term(window, groups, *scale_inputs("conv", weight, bias, groups, term.weight.reshape(-1), term.bias))
+    ndim = len(window.size)
+    spread = [s * d for s, d in zip(term.window.stride, window.step, strict=True)]
+    inner = dilate(term.weight, _ratios(term.window.step, joint.step, term.window.size))
+    outer = dilate(weight, _ratios(spread, joint.step, window.size))
+    mixed = compose(inner, term.groups, outer, groups, (1,) * ndim)
+    total = scale_inputs("conv", weight, bias, groups, None, term.bias)[1] if shifted else bias
+    return Term(joint, math.gcd(term.groups, groups), mixed, total)
+
+
+def fit(weight: Tensor, own: Window, joint: Window) -> Tensor:
+    """A kernel over window `own` spread out over `joint`, which contains it."""
+    ndim = len(own.size)
+    wide = dilate(weight, _ratios(own.step, joint.step, own.size))
+    before = [(own.first[i] - joint.first[i]) // joint.step[i] for i in range(ndim)]
+    return embed(wide, before, joint.size)
+
+
+def add_terms(a: Term, b: Term, joint: Window) -> Term:
+    """The sum of two terms of one source over a window that holds both."""
+    groups = math.gcd(a.groups, b.groups)
+    parts = [fit(expand_groups(t.weight, t.groups, groups), t.window, joint) for t in (a, b)]
+    bias = b.bias if a.bias is None else a.bias if b.bias is None else a.bias + b.bias
+    return Term(joint, groups, parts[0] + parts[1], bias)

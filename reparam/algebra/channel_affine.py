@@ -1,0 +1,276 @@
+"""Channel affines y = a*x + t, and how data movement carries a and t along.
+
+A scale or shift is kept as a float64 tensor of the value's rank with size 1 on every axis along which it is constant,
+for example (1, C, 1, 1). None stands for a scale of one or a shift of zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.ir.aten import ADDS, BATCH_NORMS, DIVS, MOVEMENTS, MULS, SUBS, arguments, aten, is_call
+from reparam.ir.program import Program, is_float, shape_of, size_hint
+from reparam.rewrite.rule import Missed
+
+from .kernels import add_shifts, batch_norm_affine
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A scale and a shift, each None or broadcastable to the value that they belong to."""
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    @property
+    def trivial(self) -> bool:
+        return self.scale is None and self.shift is None
+
+    def then(self, scale: Tensor | None, shift: Tensor | None) -> Pair:
+        """This affine followed by another: s*(a*x + t) + u = (s*a)*x + (s*t + u)."""
+        return Pair(times(self.scale, scale), plus(times_shift(self.shift, scale), shift))
+
+
+def times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The product of two scales, None being one."""
+    return b if a is None else a if b is None else a * b
+
+
+def times_shift(shift: Tensor | None, scale: Tensor | None) -> Tensor | None:
+    """A shift scaled; None stays zero."""
+    return shift if shift is None or scale is None else shift * scale
+
+
+def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum of two shifts, None being zero."""
+    return b if a is None else a if b is None else nonzero(add_shifts(a, b))
+
+
+def nonzero(shift: Tensor) -> Tensor | None:
+    """The shift, or None when it is zero everywhere: then it is in nobody's way."""
+    return shift if bool((shift != 0).any()) else None
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    """True when two scales or shifts are the same tensor value (None equals only None)."""
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The call `node` computes pair.scale * x + pair.shift."""
+
+    node: fx.Node
+    x: fx.Node
+    pair: Pair
+
+
+def along(value: Tensor | None, axis: int) -> Tensor | None:
+    """The vector of `value` along `axis`. Raises ValueError when it varies along another axis as well."""
+    if value is None:
+        return None
+    if any(s != 1 for i, s in enumerate(value.shape) if i != axis % value.dim()):
+        raise ValueError(f"it varies along more axes than {axis}: {tuple(value.shape)}")
+    return value.reshape(-1)
+
+
+def compress(value: Tensor) -> Tensor:
+    """`value` with every axis along which it is constant reduced to size 1."""
+    for axis in range(value.dim()):
+        if value.shape[axis] > 1:
+            first = value.narrow(axis, 0, 1)
+            if bool((value == first).all()):
+                value = first
+    return value.contiguous()
+
+
+def lift(value: Tensor, rank: int) -> Tensor:
+    """`value` with leading axes of size 1 up to `rank`."""
+    return value.reshape(*[1] * (rank - value.dim()), *value.shape)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_affine(program: Program, node: fx.Node) -> Affine | Missed | None:
+    """`node` as a channel affine of one data operand.
+
+    Returns None when it is something else, and Missed when it is a batch norm that is not one (statistics of the
+    batch, statistics that are not constants, a variance that gives no finite scale).
+    """
+    if is_call(node, BATCH_NORMS):
+        return _read_batch_norm(program, node)
+    if is_call(node, ADDS | SUBS | MULS | DIVS):
+        return _read_arithmetic(program, node)
+    if is_call(node, frozenset({aten.neg.default})) and is_float(node):
+        rank = node.meta["val"].dim()
+        return Affine(node, node.args[0], Pair(torch.full([1] * rank, -1.0, dtype=torch.float64)))  # type: ignore[arg-type]
+    return None
+
+
+def _read_batch_norm(program: Program, node: fx.Node) -> Affine | Missed:
+    args = arguments(node)
+    if args["training"]:
+        return Missed(
+            node,
+            "it normalises by the statistics of each batch, even in evaluation mode",
+            "track_running_stats=True makes it foldable",
+        )
+    names = ("weight", "bias", "running_mean", "running_var")
+    tensors = {k: program.tensor(args[k]) if args[k] is not None else None for k in names}
+    if any(args[k] is not None and tensors[k] is None for k in names):
+        return Missed(node, "its statistics or weights are computed from the data")
+    mean, var = tensors["running_mean"], tensors["running_var"]
+    assert mean is not None and var is not None
+    scale, shift = batch_norm_affine(tensors["weight"], tensors["bias"], mean, var, float(args["eps"]))
+    if not bool(torch.isfinite(scale).all() and torch.isfinite(shift).all()):
+        bad = int((~torch.isfinite(scale) | ~torch.isfinite(shift)).nonzero()[0])
+        return Missed(node, f"its statistics give no finite scale (channel {bad}: variance {float(var[bad]):.3g})")
+    shape = [1, -1] + [1] * (node.meta["val"].dim() - 2)
+    return Affine(node, args["input"], Pair(scale.reshape(shape), nonzero(shift.reshape(shape))))
+
+
+def _constant_factor(program: Program, value: Any, rank: int) -> Tensor | None:
+    """A finite scalar or weight that varies along at most one axis, as one at `rank`; None for anything else."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.full([1] * rank, float(value), dtype=torch.float64) if math.isfinite(value) else None
+    tensor = program.tensor(value)
+    if tensor is None or not tensor.is_floating_point() or tensor.dim() > rank:
+        return None
+    if not bool(torch.isfinite(tensor).all()):
+        return None  # a mask: carried through a layer it would meet weights of zero
+    tensor = compress(lift(tensor, rank))
+    return tensor if sum(s > 1 for s in tensor.shape) <= 1 else None
+
+
+def _read_arithmetic(program: Program, node: fx.Node) -> Affine | None:
+    args = arguments(node)
+    left, right = args["self"], args["other"]
+    if not is_float(node) or args.get("rounding_mode") is not None:
+        return None
+    rank = node.meta["val"].dim()
+    data, other, flipped = (left, right, False) if not _is_weight(program, left) else (right, left, True)
+    factor = _constant_factor(program, other, rank)
+    if factor is None or not is_float(data) or _is_weight(program, data) or not _keeps_shape(data, node):
+        return None
+    alpha = float(args["alpha"]) if isinstance(args.get("alpha"), (int, float)) else 1.0
+    if is_call(node, MULS):
+        return Affine(node, data, Pair(factor))
+    if is_call(node, DIVS):
+        return None if flipped or bool((factor == 0).any()) else Affine(node, data, Pair(factor.reciprocal()))
+    if is_call(node, ADDS):
+        scale = torch.full([1] * rank, alpha, dtype=torch.float64) if flipped and alpha != 1.0 else None
+        return Affine(node, data, Pair(scale, factor if flipped else alpha * factor))
+    return _read_difference(node, data, factor, alpha, flipped)
+
+
+def _read_difference(node: fx.Node, data: fx.Node, factor: Tensor, alpha: float, flipped: bool) -> Affine:
+    """self - alpha*other, or for rsub other - alpha*self, with one side constant."""
+    reverse = node.target in (aten.rsub.Scalar, aten.rsub.Tensor)
+    data_is_subtracted = flipped != reverse
+    rank = node.meta["val"].dim()
+    if data_is_subtracted:
+        return Affine(node, data, Pair(torch.full([1] * rank, -alpha, dtype=torch.float64), factor))
+    return Affine(node, data, Pair(None, -alpha * factor))
+
+
+def _is_weight(program: Program, value: Any) -> bool:
+    return not isinstance(value, fx.Node) or program.constant(value) is not None
+
+
+def _keeps_shape(data: fx.Node, node: fx.Node) -> bool:
+    a, b = data.meta["val"], node.meta["val"]
+    return a.dim() == b.dim() and all(p is q or p == q for p, q in zip(shape_of(data), shape_of(node), strict=True))
+
+
+# ---- movement ----------------------------------------------------------------------------------------------------
+
+
+def is_movement(program: Program, node: fx.Node) -> bool:
+    """Whether the call moves elements of its first operand, from where to where being known."""
+    known = node.target is not aten.index_select.default or program.constant(node.args[2]) is not None
+    return known and is_call(node, MOVEMENTS)
+
+
+def _concrete(program: Program, node: fx.Node, replace: dict[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def value(n: fx.Node) -> Any:
+        if n in replace:
+            return replace[n]
+        constant = program.tensor(n)
+        if constant is not None:
+            return constant.cpu()
+        v = n.meta["val"]
+        return v.new_empty(shape_of(n), device="cpu") if isinstance(v, Tensor) else size_hint(v)
+
+    return fx.node.map_arg(node.args, value), dict(fx.node.map_arg(node.kwargs, value))
+
+
+def run_on(program: Program, node: fx.Node, replace: dict[fx.Node, Any]) -> Any:
+    """The call `node` on real tensors at the traced sizes.
+
+    Operands that are neither in `replace` nor constant are only there for their shape.
+    """
+    args, kwargs = _concrete(program, node, replace)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def move_forward(program: Program, node: fx.Node, x: fx.Node, value: Tensor) -> Any:
+    """Where the movement `node` puts the elements of `value`, a scale or shift of `x`. A list for split-like calls."""
+    full = value.cpu().expand(shape_of(x))
+    moved = run_on(program, node, {x: full})
+    if isinstance(moved, (list, tuple)):
+        return [compress(m).to(value.device) for m in moved]
+    return compress(moved).to(value.device)
+
+
+def move_backward(
+    program: Program, node: fx.Node, x: fx.Node, value: Tensor | Sequence[Tensor], neutral: float
+) -> Tensor | None:
+    """The scale or shift on `x` that the movement `node` turns into `value` (a list for split-like calls).
+
+    Elements of `x` that do not reach the result get `neutral`. None when two copies of an element ask for different
+    values.
+    """
+    shape = shape_of(x)
+    labels = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
+    moved = run_on(program, node, {x: labels})
+    pieces = list(moved) if isinstance(moved, (list, tuple)) else [moved]
+    wanted = [value] if isinstance(value, Tensor) else list(value)
+    result = torch.full((labels.numel(),), neutral, dtype=torch.float64)
+    seen = [(m.reshape(-1).long(), w.cpu().expand(m.shape).reshape(-1)) for m, w in zip(pieces, wanted, strict=True)]
+    for index, w in seen:
+        result[index] = w
+    if any(not torch.equal(result[index], w) for index, w in seen):
+        return None
+    return compress(result.reshape(shape)).to(wanted[0].device)
+
+
+def write_affine(program: Program, x: fx.Node, pair: Pair, origin: str, *, like: fx.Node) -> fx.Node:
+    """Emits scale*x + shift as a product and a sum with weights (each only when needed)."""
+    value = x
+    for tensor, target, part in ((pair.scale, aten.mul.Tensor, "scale"), (pair.shift, aten.add.Tensor, "shift")):
+        if tensor is not None:
+            weight = program.weight(trim(tensor), f"{origin}.{part}", like=like)
+            value = program.call(target, (value, weight), like=like)
+    return value
+
+
+def trim(value: Tensor) -> Tensor:
+    """`value` without leading axes of size 1, as a weight is usually kept."""
+    while value.dim() > 1 and value.shape[0] == 1:
+        value = value[0]
+    return value
+
+
+def owner(program: Program, node: fx.Node) -> str:
+    """The name that new weights for `node` go under: its module's, or its own."""
+    return str(node.meta.get("module") or node.name)

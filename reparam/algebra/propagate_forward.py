@@ -1,0 +1,232 @@
+"""Carries a channel affine through the graph until weighted layers absorb it.
+
+`forward` follows every user of a value until a layer's input takes the affine; `backward` follows operands until a
+layer's output does. Both return a `Route`, the steps in execution order, or Blocked with the reason and the node.
+
+What each operator lets through is stated once, in `_forward_step` and `_backward_step`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.ir.aten import (
+    ADDS,
+    AVG_POOLS,
+    CATS,
+    MAX_POOLS,
+    MULS,
+    PADS,
+    SUBS,
+    arguments,
+    aten,
+    is_call,
+    op_name,
+)
+from reparam.ir.program import Program, shape_of
+
+from .channel_affine import Affine as ChannelAffine
+from .channel_affine import Pair, along, compress, is_movement, lift, move_forward, plus, read_affine, same, times
+from .layer import Layer, read_layer
+from .route import (
+    GLOBAL_POOLS,
+    HOMOGENEOUS,
+    INTERPOLATIONS,
+    MEANS,
+    TRANSPARENT,
+    Action,
+    Blocked,
+    Route,
+    Step,
+    _pool,
+    _positive_only,
+)
+
+# ---- forward -----------------------------------------------------------------------------------------------------
+
+
+def forward(program: Program, start: fx.Node, carried: Pair) -> Route | Blocked:
+    """Pushes `carried`, the affine that `start` applies, into all layers that use `start`.
+
+    In the rewritten graph `start` is replaced by its un-affined value. Every path must end in a layer that absorbs
+    the affine exactly; otherwise Blocked names the first node that does not.
+    """
+    return forward_all(program, {start: carried})
+
+
+def forward_all(program: Program, starts: Mapping[fx.Node, Pair], *, leaving: fx.Node | None = None) -> Route | Blocked:
+    """`forward` for several values at once, each replaced by its own un-affined value.
+
+    leaving: one user of the starts that is taken care of elsewhere, and must not be reached on another way.
+    """
+    known: dict[fx.Node, Any] = dict(starts)
+    steps: list[Step] = []
+    heap = [u for u in dict.fromkeys(u for s in starts for u in s.users) if u not in starts and u is not leaving]
+    heapq.heapify(heap)
+    queued = set(heap)
+    while heap:
+        node = heapq.heappop(heap)
+        step = _forward_step(program, node, known)
+        if isinstance(step, Blocked):
+            return step
+        action, value = step
+        steps.append(Step(node, action, value if isinstance(value, Pair) else Pair()))
+        if action == "sink":
+            continue
+        known[node] = value
+        for user in node.users:
+            if user in starts or user is leaving:
+                return Blocked(user, "it is reached on more than one way")
+            if user not in queued:
+                queued.add(user)
+                heapq.heappush(heap, user)
+    if not any(s.action == "sink" for s in steps):
+        return Blocked(next(iter(starts)), "nothing after it could absorb it")
+    return Route(tuple(steps), "forward")
+
+
+def _forward_step(program: Program, node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Any] | Blocked:
+    if node.op == "output":
+        return Blocked(node, "its value is an output of the network")
+    layer = read_layer(program, node)
+    if layer is not None and layer.x in known:
+        return _forward_sink(layer, known[layer.x])
+    affine = read_affine(program, node)
+    if isinstance(affine, ChannelAffine) and affine.x in known and isinstance(known[affine.x], Pair):
+        return "skip", known[affine.x].then(affine.pair.scale, affine.pair.shift)
+    if is_call(node, CATS):
+        return "clone", _forward_cat(node, known)
+    if is_call(node, ADDS | SUBS):
+        return _forward_sum(node, known)
+    if is_call(node, MULS):
+        return _forward_product(node, known)
+    first = node.args[0] if node.args else None
+    carried = known.get(first) if isinstance(first, fx.Node) else None
+    if carried is None or any(i in known for i in node.all_input_nodes if i is not first):
+        return Blocked(node, f"{op_name(node)} uses the value in a way that an affine cannot follow")
+    if isinstance(carried, list):
+        return ("clone", carried[int(node.args[1])]) if op_name(node) == "getitem" else _blocked(node)  # type: ignore[arg-type]
+    return _forward_unary(program, node, first, carried)  # type: ignore[arg-type]
+
+
+def _blocked(node: fx.Node) -> Blocked:
+    return Blocked(node, f"{op_name(node)} does not commute with a channel affine")
+
+
+def _forward_sink(layer: Layer, carried: Pair) -> tuple[Action, Pair] | Blocked:
+    axis = 1 if layer.kind != "linear" else len(shape_of(layer.x)) - 1
+    try:
+        scale, shift = along(carried.scale, axis), along(carried.shift, axis)
+    except ValueError:
+        return Blocked(layer.node, "the affine does not lie along the channel axis of this layer")
+    if shift is not None and layer.kind == "transposed":
+        return Blocked(layer.node, "a shift before a transposed convolution changes its border")
+    if shift is not None and layer.geometry.padded:
+        return Blocked(layer.node, "the shift before a zero-padded convolution would be wrong on the border")
+    width = layer.in_channels
+    return "sink", Pair(_widen(scale, width), _widen(shift, width))
+
+
+def _widen(vector: Tensor | None, width: int) -> Tensor | None:
+    return vector if vector is None or vector.numel() == width else vector.expand(width)
+
+
+def _forward_cat(node: fx.Node, known: dict[fx.Node, Any]) -> Pair:
+    operands: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
+    result: list[Tensor | None] = []
+    for part, neutral in (("scale", 1.0), ("shift", 0.0)):
+        parts = [getattr(known[o], part) if o in known else None for o in operands]
+        if all(p is None for p in parts):
+            result.append(None)
+            continue
+        device = next(p.device for p in parts if p is not None)
+        full = [
+            (p if p is not None else torch.full([1] * o.meta["val"].dim(), neutral, dtype=torch.float64, device=device))
+            .cpu()
+            .expand(shape_of(o))
+            for p, o in zip(parts, operands, strict=True)
+        ]
+        joined = torch.ops.aten.cat.default(full, int(arguments(node)["dim"]))
+        result.append(compress(joined).to(device))
+    return Pair(*result)
+
+
+def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Blocked:
+    args = arguments(node)
+    rank = node.meta["val"].dim()
+    sides = [known.get(s, Pair()) if isinstance(s, fx.Node) else Pair() for s in (args["self"], args["other"])]
+    if not all(isinstance(s, Pair) for s in sides):
+        return _blocked(node)
+    left, right = (Pair(*(None if t is None else lift(t, rank) for t in (s.scale, s.shift))) for s in sides)
+    if not same(left.scale, right.scale):
+        return Blocked(node, "a scale on one operand only does not pass through a sum")
+    alpha = float(args.get("alpha") or 1.0)
+    signs = (1.0, alpha) if is_call(node, ADDS) else (1.0, -alpha)
+    if node.target in (aten.rsub.Tensor, aten.rsub.Scalar):
+        signs = (-alpha, 1.0)
+    shifts = [None if s.shift is None else f * s.shift for f, s in zip(signs, (left, right), strict=True)]
+    return "clone", Pair(left.scale, plus(*shifts))
+
+
+def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Blocked:
+    rank = node.meta["val"].dim()
+    scale: Tensor | None = None
+    for operand in node.args[:2]:
+        carried = known.get(operand) if isinstance(operand, fx.Node) else None
+        if carried is None:
+            continue
+        if not isinstance(carried, Pair) or carried.shift is not None:
+            return Blocked(node, "a shift does not pass through a product with data")
+        scale = times(scale, None if carried.scale is None else lift(carried.scale, rank))
+    return "clone", Pair(scale)
+
+
+def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Any] | Blocked:
+    if is_call(node, TRANSPARENT):
+        return "clone", carried
+    if is_movement(program, node) or (is_call(node, PADS) and arguments(node).get("mode", "constant") != "constant"):
+        return "clone", _moved(program, node, x, carried)
+    if is_call(node, HOMOGENEOUS):
+        return _positive_only(node, carried) or ("clone", carried)
+    if is_call(node, AVG_POOLS | MAX_POOLS | GLOBAL_POOLS | INTERPOLATIONS):
+        return _pool(node, carried) or ("clone", carried)
+    if is_call(node, MEANS):
+        return _forward_mean(program, node, x, carried)
+    if is_call(node, PADS):
+        return _forward_pad(node, x, carried)
+    return _blocked(node)
+
+
+def _moved(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> Any:
+    scale = None if carried.scale is None else move_forward(program, node, x, carried.scale)
+    shift = None if carried.shift is None else move_forward(program, node, x, carried.shift)
+    pieces = scale if isinstance(scale, list) else shift
+    if isinstance(pieces, list):
+        return [Pair(scale and scale[i], shift and shift[i]) for i in range(len(pieces))]
+    return Pair(scale, shift)
+
+
+def _forward_mean(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Pair] | Blocked:
+    dims = arguments(node)["dim"]
+    axes = range(len(shape_of(x))) if dims is None else [d % len(shape_of(x)) for d in dims]
+    for part in (carried.scale, carried.shift):
+        if part is not None and any(part.shape[a] != 1 for a in axes):
+            return Blocked(node, "the affine varies along an axis that is averaged away")
+    return "clone", _moved(program, node, x, carried)
+
+
+def _forward_pad(node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Pair] | Blocked:
+    if carried.shift is not None or arguments(node)["value"]:
+        return Blocked(node, "a shift does not pass through zero padding")
+    padded = [len(shape_of(x)) - 1 - i // 2 for i, p in enumerate(arguments(node)["pad"]) if p]
+    if carried.scale is not None and any(carried.scale.shape[a] != 1 for a in padded):
+        return Blocked(node, "the padding adds channels to the axis of the scale")
+    return "clone", carried
+
+
+# ---- execution ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""Routes: how an affine travels through the graph, and the nodes that this makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+
+from reparam.ir.aten import (
+    AVG_POOLS,
+    CASTS,
+    IDENTITIES,
+    MAX_POOLS,
+    arguments,
+    aten,
+    is_call,
+    op_name,
+    pair,
+)
+from reparam.ir.program import Program
+
+from .channel_affine import Affine as ChannelAffine
+from .channel_affine import Pair, read_affine
+from .kernels import scale_inputs, scale_outputs
+from .layer import read_layer, weights, write_layer
+
+HOMOGENEOUS = frozenset({aten.relu.default, aten.leaky_relu.default})
+
+
+GLOBAL_POOLS = frozenset(
+    {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
+)
+
+
+MEANS = frozenset({aten.mean.dim})
+
+
+INTERPOLATIONS = frozenset({aten.upsample_bilinear2d.vec, aten.upsample_linear1d.vec, aten.upsample_trilinear3d.vec})
+
+
+TRANSPARENT = IDENTITIES | CASTS
+
+
+Action = Literal["clone", "skip", "sink"]
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Why an affine cannot pass: the node in its way and the reason."""
+
+    node: fx.Node
+    reason: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """What becomes of one old node: cloned on new operands, skipped (it was an affine), or re-weighted (a sink)."""
+
+    node: fx.Node
+    action: Action
+    pair: Pair = field(default_factory=Pair)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Steps in execution order, from the affine to the layers that absorb it or the other way round.
+
+    others: values on the side (sibling pieces of a split) that must be replaced by their clones as well.
+    """
+
+    steps: tuple[Step, ...]
+    direction: Literal["forward", "backward"]
+    others: tuple[fx.Node, ...] = ()
+
+    @property
+    def sinks(self) -> tuple[fx.Node, ...]:
+        return tuple(s.node for s in self.steps if s.action == "sink")
+
+
+def _spatial_constant(value: Tensor | None) -> bool:
+    return value is None or all(s == 1 for s in value.shape[2:])
+
+
+def _negative(value: Tensor | None) -> int:
+    return 0 if value is None else int((value < 0).sum())
+
+
+def _positive_only(node: fx.Node, carried: Pair) -> Blocked | None:
+    """relu-like operators let through a scale that is nowhere negative, and no shift."""
+    if carried.shift is not None:
+        return Blocked(node, f"{op_name(node)} does not let a shift through")
+    if _negative(carried.scale):
+        return Blocked(
+            node, f"{op_name(node)} does not let a negative scale through ({_negative(carried.scale)} channels)"
+        )
+    return None
+
+
+def _pool(node: fx.Node, carried: Pair) -> Blocked | None:
+    if not _spatial_constant(carried.scale) or not _spatial_constant(carried.shift):
+        return Blocked(node, f"the affine varies over the window of {op_name(node)}")
+    if is_call(node, MAX_POOLS):
+        if _negative(carried.scale):
+            return Blocked(
+                node, f"max-pool does not let a negative scale through ({_negative(carried.scale)} channels)"
+            )
+        return None
+    if not is_call(node, AVG_POOLS) or carried.shift is None:
+        return None
+    args = arguments(node)
+    padded = any(pair(args["padding"], 1)) if not isinstance(args["padding"], (list, tuple)) else any(args["padding"])
+    if args.get("divisor_override") is not None or (padded and args["count_include_pad"]):
+        return Blocked(node, "the shift meets the average pool's padding, which counts as zero")
+    return None
+
+
+def execute(program: Program, route: Route, substitution: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Builds the new nodes of a route. `substitution` holds what already has a replacement; it is extended."""
+    for step in route.steps:
+        node = step.node
+        if step.action == "skip":
+            affine = read_affine(program, node)
+            assert isinstance(affine, ChannelAffine)
+            substitution[node] = substitution[affine.x]
+        elif step.action == "clone":
+            substitution[node] = program.clone(node, substitution)
+        else:
+            substitution[node] = _write_sink(program, step, route.direction, substitution)
+    return substitution
+
+
+def _write_sink(program: Program, step: Step, direction: str, substitution: dict[fx.Node, fx.Node]) -> fx.Node:
+    layer = read_layer(program, step.node)
+    if layer is None:
+        return _write_norm(program, step)
+    weight, bias = weights(program, layer)
+    fold: Callable[..., tuple[Tensor, Tensor | None]] = scale_inputs if direction == "forward" else scale_outputs
+    weight, bias = fold(layer.kind, weight, bias, layer.geometry.groups, step.pair.scale, step.pair.shift)
+    return write_layer(program, layer, weight, bias, x=substitution.get(layer.x, layer.x))
+
+
+def _write_norm(program: Program, step: Step) -> fx.Node:
+    """A layer or group norm whose own affine takes the pair: s*(g*n + b) + t = (s*g)*n + (s*b + t)."""
+    args = arguments(step.node)
+    count = (step.pair.scale if step.pair.scale is not None else step.pair.shift).numel()  # type: ignore[union-attr]
+    gamma, beta = program.tensor(args["weight"]), program.tensor(args["bias"])
+    own = Pair(gamma, beta).then(step.pair.scale, step.pair.shift)
+    origin = str(step.node.meta.get("module") or step.node.name)
+    device = program.device
+    scale = own.scale if own.scale is not None else torch.ones(count, dtype=torch.float64, device=device)
+    shift = own.shift if own.shift is not None else torch.zeros(count, dtype=torch.float64, device=device)
+    w = program.weight(scale, f"{origin}.weight", like=step.node)
+    b = program.weight(shift, f"{origin}.bias", like=step.node)
+    first, second = (args["input"], args.get("normalized_shape", args.get("num_groups")))
+    kwargs = {"eps": args["eps"]}
+    return program.call(step.node.target, (first, second, w, b), kwargs, like=step.node)

@@ -1,0 +1,198 @@
+"""Regions of a rewrite, and the smallest inputs on which one can be checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from reparam.errors import RuleError
+from reparam.ir.aten import (
+    ACTIVATIONS,
+    ADDS,
+    AVG_POOLS,
+    BATCH_NORMS,
+    CATS,
+    CONVS,
+    DIVS,
+    FILLS,
+    LINEARS,
+    MAX_POOLS,
+    MULS,
+    PADS,
+    SUBS,
+    TRANSPOSED_CONVS,
+    WEIGHTED,
+    arguments,
+    aten,
+    is_call,
+    pair,
+)
+from reparam.ir.program import shape_of, upstream
+
+AFFINE = WEIGHTED | BATCH_NORMS | ADDS | SUBS | MULS | DIVS | CATS | AVG_POOLS | {aten.neg.default, aten.pad.default}
+_POINTWISE = frozenset({aten.prelu.default, aten.clamp.Tensor})
+_SIZE_FREE = AFFINE | MAX_POOLS | frozenset(ACTIVATIONS) | _POINTWISE
+
+
+@dataclass(frozen=True)
+class Region:
+    """The old and the new computation of the same values from the same inputs, each in execution order."""
+
+    inputs: tuple[fx.Node, ...]
+    old: tuple[fx.Node, ...]
+    new: tuple[fx.Node, ...]
+    outputs: tuple[tuple[fx.Node, fx.Node], ...]
+
+
+def _is_size(node: fx.Node) -> bool:
+    """A size of some tensor: an int as far as the region is concerned, not data."""
+    return node.op == "call_function" and isinstance(node.meta["val"], (int, torch.SymInt))
+
+
+def _reads_more(node: fx.Node, is_input: Callable[[fx.Node], bool]) -> bool:
+    """Whether the value depends on more of the network's inputs than the region's own."""
+    return any(n.op == "placeholder" for n in upstream([node], is_input))
+
+
+def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) -> Region:
+    """The region of a rewrite: from the old values that the new nodes read to the replaced ones.
+
+    Raises RuleError when the old values depend on something that the new ones do not read.
+    """
+    made = set(created)
+    inputs: dict[fx.Node, None] = {}
+    for node in created:
+        for operand in node.all_input_nodes:
+            if operand not in made and operand.op != "get_attr":
+                inputs[operand] = None
+    for new in replace.values():
+        if new not in made and new.op != "get_attr":
+            inputs[new] = None
+    stop = set(inputs)
+
+    def is_input(node: fx.Node) -> bool:
+        return node in stop or _is_size(node)
+
+    for fill in [n for n in upstream(replace.keys(), is_input) if n.target in FILLS]:  # of which only the shape is read
+        shapes = [i for i in fill.all_input_nodes if not _is_size(i) and _reads_more(i, is_input)]
+        inputs |= dict.fromkeys(shapes)
+        stop |= set(shapes)
+    before, after = upstream(replace.keys(), is_input), upstream(replace.values(), is_input)
+    dropped = next((n for n in before if n.op == "placeholder"), None)
+    if dropped is not None:
+        raise RuleError(
+            f"the rewrite dropped an input: the old value depends on '{dropped.name}', the new one does not"
+        )
+    sizes = dict.fromkeys(i for n in (*before, *after) for i in n.all_input_nodes if _is_size(i))
+    return Region((*inputs, *sizes), tuple(before), tuple(after), tuple(replace.items()))
+
+
+def _reduced_size(region: Sequence[fx.Node], ndim: int) -> list[int]:
+    """The smallest map that shows the interior and every border class of all sliding windows of the region."""
+    reach = [1] * ndim
+    step = [1] * ndim
+    for node in region:
+        if is_call(node, CONVS):
+            args = arguments(node)
+            kernel = shape_of(args["weight"])[2:]
+            dilation, stride = pair(args["dilation"], ndim), pair(args["stride"], ndim)
+        elif is_call(node, AVG_POOLS | MAX_POOLS):
+            args = arguments(node)
+            kernel = pair(args["kernel_size"], ndim)
+            dilation = pair(args.get("dilation", 1), ndim)
+            stride = pair(args["stride"] or args["kernel_size"], ndim)
+        elif is_call(node, TRANSPOSED_CONVS | PADS):
+            reach = [r + extra * s for r, extra, s in zip(reach, _inner_reach(node, ndim), step, strict=True)]
+            continue
+        else:
+            continue
+        for a in range(ndim):
+            if kernel[a] > 1 or stride[a] > 1:
+                reach[a] += dilation[a] * (kernel[a] - 1) * step[a]
+                step[a] = max(step[a], stride[a])
+    return [1 if r == s == 1 else r + 2 * s for r, s in zip(reach, step, strict=True)]
+
+
+def _inner_reach(node: fx.Node, ndim: int) -> list[int]:
+    """What a transposed convolution or a cropping pad adds: what one output reads, and what is cut off."""
+    args = arguments(node)
+    if is_call(node, PADS):
+        flat = list(args["pad"]) + [0] * (2 * ndim - len(args["pad"]))
+        return [-min(flat[2 * i], 0) - min(flat[2 * i + 1], 0) for i in reversed(range(ndim))]
+    spans = [d * (k - 1) for k, d in zip(shape_of(args["weight"])[2:], pair(args["dilation"], ndim), strict=True)]
+    steps = zip(spans, pair(args["stride"], ndim), pair(args["padding"], ndim), strict=True)
+    return [2 * (-(-span // stride) + -(-padding // stride)) for span, stride, padding in steps]
+
+
+def _reads_a_map(node: fx.Node) -> bool:
+    """True when an elementwise call reads a constant that varies over space, which ties it to the traced size."""
+    if not is_call(node, ADDS | SUBS | MULS | DIVS | CATS | _POINTWISE):
+        return False
+    return any(math.prod(shape_of(i)[2:]) > 1 for i in node.all_input_nodes if i.op == "get_attr")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Input shapes to check a region on. `free` regions may use any batch, and any map size unless `parity`."""
+
+    sizes: tuple[tuple[int, ...], ...]
+    free: bool
+    parity: bool = False
+
+
+def small_shapes(region: Region) -> Shapes:
+    hints = tuple(shape_of(n) if isinstance(n.meta["val"], Tensor) else () for n in region.inputs)
+    fixed = Shapes(hints, False)
+    if not all(isinstance(n.meta["val"], Tensor) and n.meta["val"].is_floating_point() for n in region.inputs):
+        return fixed
+    calls = [n for n in (*region.old, *region.new) if n.op == "call_function"]
+    if not all(is_call(n, _SIZE_FREE) and not _reads_a_map(n) for n in calls):
+        return fixed
+    ranks = {len(h) for h in hints}
+    has_linear = any(is_call(n, LINEARS) for n in calls)
+    if has_linear and not any(is_call(n, CONVS | TRANSPOSED_CONVS | AVG_POOLS | MAX_POOLS) for n in calls):
+        return Shapes(tuple((2, h[-1]) for h in hints), True) if _all_rowwise(calls) else fixed
+    if len(ranks) != 1 or has_linear or len({h[2:] for h in hints}) != 1:
+        return fixed
+    rank = ranks.pop()
+    if rank < 3:
+        return Shapes(hints, rank == 2)
+    small = _reduced_size(region.old, rank - 2), _reduced_size(region.new, rank - 2)
+    unit = _common_stride(region.old, rank - 2) if _needs_parity(region.old) else [1] * (rank - 2)
+    space = tuple(
+        min(least + (full - least) % u, full)
+        for least, full, u in zip(map(max, *small), hints[0][2:], unit, strict=True)
+    )
+    return Shapes(tuple((2, h[1], *space) for h in hints), True, _needs_parity(region.old))
+
+
+def _needs_parity(region: Sequence[fx.Node]) -> bool:
+    """True when a window may be cut off at the border, so that a rewrite can be right for even sizes alone."""
+    return any(is_call(n, AVG_POOLS) and arguments(n)["ceil_mode"] for n in region)
+
+
+def _common_stride(region: Sequence[fx.Node], ndim: int) -> list[int]:
+    """The strides of all sliding windows of the region multiplied."""
+    total = [1] * ndim
+    for node in region:
+        if is_call(node, CONVS | AVG_POOLS | MAX_POOLS):
+            args = arguments(node)
+            stride = pair(args["stride"] or args["kernel_size"], ndim)
+            total = [t * s for t, s in zip(total, stride, strict=True)]
+    return total
+
+
+def _all_rowwise(calls: Sequence[fx.Node]) -> bool:
+    """True when every call treats the rows of a matrix independently, so that (N, C) stands for (..., C)."""
+    rowwise = LINEARS | ADDS | SUBS | MULS | DIVS | frozenset(ACTIVATIONS)
+    return all(is_call(n, rowwise) and _constants_are_rows(n) for n in calls)
+
+
+def _constants_are_rows(node: fx.Node) -> bool:
+    if is_call(node, LINEARS):
+        return True
+    return all(i.op != "get_attr" or math.prod(shape_of(i)[:-1]) == 1 for i in node.all_input_nodes)

@@ -1,0 +1,230 @@
+"""Proof of one rewrite: the region before and after agree in float64 on fresh inputs.
+
+basis:   an affine region agrees on zero and on every unit impulse (each channel, at every position of the smallest
+         map that shows the interior and all border classes), which determines an affine function completely;
+sampled: everything else, on random inputs drawn in the inputs' proven ranges. It is labelled so, never as a proof.
+
+The bound comes from the arithmetic, see `majorant`; inputs are finite (a zero weight times infinity is NaN).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from reparam.errors import RuleError
+from reparam.ir.aten import BATCH_NORMS, CONVS, DIVS, MULS, WEIGHTED, arguments, is_call
+from reparam.ir.cost import node_macs
+from reparam.ir.interpreter import evaluate_region
+from reparam.ir.program import Program, shape_of, size_hint, static_shape
+from reparam.ir.value_ranges import Ranges
+
+from .region import AFFINE, Region, Shapes, small_shapes
+from .rounding_bound import accumulation_length, magnitudes
+
+EPS = torch.finfo(torch.float64).eps
+BASIS_MACS = 60_000_000
+BASIS_ELEMENTS = 3_000_000
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How a rewrite was checked: the largest absolute difference, the bound it had to meet, and the kind of check."""
+
+    kind: Literal["basis", "sampled"]
+    max_abs: float
+    bound: float
+    ok: bool
+
+
+# ---- inputs ------------------------------------------------------------------------------------------------------
+
+
+def _is_affine(program: Program, region: Sequence[fx.Node], inputs: set[fx.Node]) -> bool:
+    varying: set[fx.Node] = set(inputs)
+    for node in region:
+        if node.op == "get_attr" or not any(i in varying for i in node.all_input_nodes):
+            continue
+        varying.add(node)
+        if not is_call(node, AFFINE):
+            return False
+        moving = [i for i in node.all_input_nodes if i in varying]
+        if is_call(node, MULS) and len(moving) > 1:
+            return False
+        if is_call(node, DIVS) and arguments(node)["other"] in varying:
+            return False
+        if is_call(node, WEIGHTED) and any(arguments(node)[k] in varying for k in ("weight", "bias")):
+            return False
+        if is_call(node, BATCH_NORMS) and arguments(node)["training"]:
+            return False
+    return True
+
+
+def _draw(shape: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Random values inside [low, high], half of them about zero and half over the whole interval, ends included.
+
+    An open end is replaced by a few times the size of the other one, so that every sign that can occur does occur.
+    """
+    sizes = torch.tensor([0.3, 1.0, 4.0], dtype=torch.float64)
+    x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+    x = x * sizes[torch.randint(3, tuple(shape), generator=generator)]
+    if math.isinf(low) and math.isinf(high):
+        return x
+    if math.isfinite(low) and math.isfinite(high):
+        wide = low + (high - low) * torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
+    else:
+        wide = low + x.abs() * (1 + abs(low)) if math.isfinite(low) else high - x.abs() * (1 + abs(high))
+    return torch.where(torch.rand(tuple(shape), generator=generator) < 0.5, wide, x.clamp(low, high))
+
+
+def _impulses(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Zero and every unit impulse of the joint input space, stacked along the batch axis."""
+    counts = [math.prod(s[1:]) for s in shapes]
+    total = sum(counts) + 1
+    stacked, offset = [], 1
+    for shape, count in zip(shapes, counts, strict=True):
+        flat = torch.zeros(total, count, dtype=torch.float64)
+        flat[offset : offset + count] = torch.eye(count, dtype=torch.float64)
+        stacked.append(flat.reshape(total, *shape[1:]))
+        offset += count
+    return stacked
+
+
+# ---- the check ---------------------------------------------------------------------------------------------------
+
+
+def _basis_fits(region: Region, shapes: Shapes) -> bool:
+    """Whether trying every impulse stays cheap; a depthwise product is memory bound and counts for several."""
+    if not shapes.free:
+        return False
+    impulses = sum(math.prod(s[1:]) for s in shapes.sizes)
+    ratio = _size_ratio(region, shapes)
+    calls = [n for n in (*region.old, *region.new) if n.op == "call_function"]
+    macs = sum(node_macs(n) * (16 if _is_depthwise(n) else 1) for n in calls) * ratio * impulses
+    elements = sum(math.prod(shape_of(n)) for n in (*region.inputs, *calls)) * ratio * impulses
+    return macs <= BASIS_MACS and elements <= BASIS_ELEMENTS
+
+
+def _is_depthwise(node: fx.Node) -> bool:
+    return is_call(node, CONVS) and shape_of(arguments(node)["weight"])[1] == 1
+
+
+def _size_ratio(region: Region, shapes: Shapes) -> float:
+    traced = math.prod(shape_of(region.inputs[0]))
+    return math.prod(shapes.sizes[0][1:]) / max(traced, 1)
+
+
+def _compare(
+    program: Program, region: Region, values: Sequence[Any], envelope: Sequence[Any] | None = None
+) -> tuple[float, float, bool]:
+    """Largest difference, the largest bound, and whether every element meets its bound.
+
+    envelope: one sample that is at least as large as every sample of `values` everywhere; the bound is taken from it,
+    since magnitudes only grow with their inputs. Without it the bound is taken from `values`.
+    """
+    known = _on_device(program, region, values)
+    before = evaluate_region(program, region.old, known)
+    after = evaluate_region(program, region.new, known)
+    base_old, base_new = before, after
+    if envelope is not None:
+        top = _on_device(program, region, envelope)
+        base_old, base_new = evaluate_region(program, region.old, top), evaluate_region(program, region.new, top)
+    n_eps = EPS * (accumulation_length(region.old) + accumulation_length(region.new))
+    scale_old = magnitudes(program, region.old, base_old)
+    scale_new = magnitudes(program, region.new, base_new)
+    worst, limit, ok = 0.0, 0.0, True
+    for old, new in region.outputs:
+        a, b = before[old], after[new]
+        if not isinstance(a, Tensor) or a.shape != b.shape:
+            raise RuleError(f"the new value of {old.name} has another shape than the old one")
+        if not a.numel():
+            continue
+        gap = torch.where(a == b, 0.0, (a - b).abs())  # infinities (of a mask) agree when they are equal
+        bound = n_eps * (scale_old[old] + scale_new[new])
+        ok = ok and bool((torch.isfinite(gap) & (gap <= bound)).all())
+        worst, limit = max(worst, float(gap.max())), max(limit, float(bound.max()))
+    return worst, limit, ok
+
+
+def _on_device(program: Program, region: Region, values: Sequence[Any]) -> dict[fx.Node, Any]:
+    pairs = zip(region.inputs, values, strict=True)
+    return {n: v.to(program.device) if isinstance(v, Tensor) else v for n, v in pairs}
+
+
+def _fixed_value(node: fx.Node) -> Any:
+    value = node.meta["val"]
+    return size_hint(value) if not isinstance(value, Tensor) else None
+
+
+@torch.no_grad()
+def check_region(program: Program, region: Region, ranges: Ranges, seed: int) -> Evidence:
+    """Compares the two computations of `region` in float64 and says how.
+
+    Raises RuleError when the shapes differ.
+    """
+    shapes = _runnable(program, region, small_shapes(region))
+    if shapes.free and _basis_fits(region, shapes):
+        inputs = set(region.inputs)
+        if _is_affine(program, region.old, inputs) and _is_affine(program, region.new, inputs):
+            ones = [torch.ones(1, *size[1:], dtype=torch.float64) for size in shapes.sizes]
+            worst, limit, ok = _compare(program, region, _impulses(shapes.sizes), ones)
+            return Evidence("basis", worst, limit, ok)
+    generator = torch.Generator().manual_seed(seed)
+    worst = limit = 0.0
+    ok = True
+    for sizes in _sampled_sizes(program, region, shapes):
+        values = [_sample(n, s, ranges, generator) for n, s in zip(region.inputs, sizes, strict=True)]
+        w, b, fine = _compare(program, region, values)
+        worst, limit, ok = max(worst, w), max(limit, b), ok and fine
+    return Evidence("sampled", worst, limit, ok)
+
+
+def _sampled_sizes(program: Program, region: Region, shapes: Shapes) -> list[tuple[tuple[int, ...], ...]]:
+    if not shapes.free or shapes.parity or not shapes.sizes or len(shapes.sizes[0]) < 3:
+        return [shapes.sizes]
+    odd = tuple((1, s[1], *(v + 1 if v > 1 else v for v in s[2:])) for s in shapes.sizes)
+    return [shapes.sizes, odd] if _runs(program, region, odd) else [shapes.sizes]
+
+
+def _runnable(program: Program, region: Region, shapes: Shapes) -> Shapes:
+    """`shapes`, or the traced ones where the network's own computation does not run on smaller maps."""
+    if not shapes.free or _runs(program, region, shapes.sizes):
+        return shapes
+    return Shapes(tuple(shape_of(n) for n in region.inputs), False)
+
+
+def _runs(program: Program, region: Region, sizes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether both sides can be compared on these sizes.
+
+    The old side may not run: two branches whose outputs agree at the traced size need not agree at another. Where sizes
+    are fixed the new side need not give the old shape either; where they are free it has to, and `_compare` says so.
+    """
+    known = _on_device(program, region, [torch.zeros(s, dtype=torch.float64) for s in sizes])
+    try:
+        before = evaluate_region(program, region.old, known)
+    except RuntimeError:
+        return False
+    if any(None in static_shape(n)[2:] for n in region.inputs):
+        return True
+    try:
+        after = evaluate_region(program, region.new, known)
+    except RuntimeError:
+        return False
+    return all(before[old].shape == after[new].shape for old, new in region.outputs)
+
+
+def _sample(node: fx.Node, shape: tuple[int, ...], ranges: Ranges, generator: torch.Generator) -> Any:
+    value = node.meta["val"]
+    if not isinstance(value, Tensor):
+        return _fixed_value(node)
+    if not value.is_floating_point():
+        if value.dtype == torch.bool:
+            return torch.rand(shape, generator=generator) < 0.5
+        return torch.randint(0, 2, shape, generator=generator, dtype=value.dtype)
+    low, high = ranges.of(node)
+    return _draw(shape, low, high, generator)

@@ -1,0 +1,250 @@
+"""Rounding bounds: how large the difference of two equal float64 expressions may be.
+
+The standard bound for a sum of n products computed in any order is |fl(s) - s| <= gamma_n * sum|w||x| with
+gamma_n = n*eps / (1 - n*eps) (Higham, Accuracy and Stability of Numerical Algorithms, ch. 3). So each region is run
+once more on absolute values: a convolution on |x|, |w|, |b|; a sum adds where the original subtracts. The result, M,
+bounds every sum|w||x| inside, and the bound is n * eps * M with n the accumulation lengths added up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.ir.aten import (
+    ACTIVATIONS,
+    ADDS,
+    DIVS,
+    LINEARS,
+    MATMULS,
+    MULS,
+    NORMS,
+    PADS,
+    SUBS,
+    WEIGHTED,
+    arguments,
+    aten,
+    is_call,
+    op_name,
+)
+from reparam.ir.interpreter import weight_value
+from reparam.ir.program import Program, is_float, shape_of
+
+Values = Mapping[fx.Node, Any]
+_OFFSETS = frozenset({aten.sigmoid.default, aten.hardsigmoid.default, aten.softplus.default, aten.softmax.int})
+
+
+def _abs(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.abs() if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)):
+        return [_abs(v) for v in value]
+    return value
+
+
+def _substitute(node: fx.Node, env: Values) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args = fx.node.map_arg(node.args, lambda n: env[n])
+    kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n])
+    return args, dict(kwargs)
+
+
+def _same_op(node: fx.Node, env: Values, actual: Values) -> Any:
+    args, kwargs = _substitute(node, env)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def _sum(node: fx.Node, env: Values, actual: Values) -> Tensor:
+    args = arguments(node)
+    alpha = args.get("alpha", 1)
+    left, right = (_abs(env[a]) if isinstance(a, fx.Node) else abs(a) for a in (args["self"], args["other"]))
+    return torch.as_tensor(left + right * (abs(alpha) if isinstance(alpha, (int, float)) else 1))
+
+
+def _product(node: fx.Node, env: Values, actual: Values) -> Tensor:
+    args = arguments(node)
+    left, right = (_abs(env[a]) if isinstance(a, fx.Node) else abs(a) for a in (args["self"], args["other"]))
+    return torch.as_tensor(left * right)
+
+
+def _quotient(node: fx.Node, env: Values, actual: Values) -> Tensor:
+    args = arguments(node)
+    other = args["other"]
+    divisor = _abs(actual[other]) if isinstance(other, fx.Node) else abs(other)
+    return torch.as_tensor(env[args["self"]] / divisor)
+
+
+def _activation(node: fx.Node, env: Values, actual: Values) -> Tensor:
+    operand = next(i for i in node.all_input_nodes if is_float(i))
+    grown: Tensor = env[operand] * ACTIVATIONS[node.target]
+    return grown + 1.0 if node.target in _OFFSETS else grown
+
+
+def _slopes(node: fx.Node, env: Values, actual: Values) -> Tensor:
+    """|prelu(x)| <= max(1, |a|)*|x| with a slope for each channel (axis 1)."""
+    args = arguments(node)
+    slope: Tensor = _abs(actual[args["weight"]]).clamp_min(1.0)
+    x: Tensor = env[args["self"]]
+    return x * slope.reshape([1, -1] + [1] * (x.dim() - 2)) if x.dim() > 1 else x * slope
+
+
+def _bounds(node: fx.Node, env: Values, actual: Values) -> Tensor:
+    """A clamp by tensors moves no two values apart; its result may be larger than its operand."""
+    out: Tensor = actual[node]
+    return torch.maximum(env[arguments(node)["self"]], out.abs())
+
+
+def _norm(node: fx.Node, env: Values, actual: Values) -> Tensor:
+    """|gamma|*(M + |mu|)/sqrt(var + eps) + |beta| for statistics that are weights; see `_own_statistics` for others."""
+    args = arguments(node)
+    x, magnitude = actual[args["input"]], env[args["input"]]
+    along = [1, -1] + [1] * (x.dim() - 2)
+    if args.get("training", True) and args.get("use_input_stats", True):
+        bound = _own_statistics(node, magnitude, x)
+    else:
+        scale = (actual[args["running_var"]] + args["eps"]).rsqrt()
+        bound = (magnitude + _abs(actual[args["running_mean"]]).reshape(along)) * scale.reshape(along)
+    trailing = node.target in _TRAILING
+    gamma, beta = (_abs(actual[args[k]]) if args.get(k) is not None else None for k in ("weight", "bias"))
+    bound = bound if gamma is None else bound * (gamma if trailing else gamma.reshape(along))
+    return bound if beta is None else bound + (beta if trailing else beta.reshape(along))
+
+
+_TRAILING = frozenset({aten.layer_norm.default, aten.rms_norm.default})
+
+
+def _own_statistics(node: fx.Node, magnitude: Tensor, value: Tensor) -> Tensor:
+    """The bound of z = (x - mean x) / s with s = sqrt(var x + eps): (M + mean M + |z| * mean |z|M) / s.
+
+    It is the derivative, dz = (dx - mean dx - z * mean(z dx)) / s, taken on absolute values. A root mean square norm
+    lacks the means. s belongs to each row (layer norm) or group: a nearly constant one amplifies rounding the most.
+    """
+    args = arguments(node)
+    rows = _rows(node, value.shape)
+    x, m = rows(value), rows(magnitude)
+    if node.target is not aten.rms_norm.default:
+        x, m = x - x.mean(-1, keepdim=True), m + m.mean(-1, keepdim=True)
+    eps = args["eps"] if args["eps"] is not None else torch.finfo(value.dtype).eps
+    s = (x.square().mean(-1, keepdim=True) + eps).sqrt()
+    z = x.abs() / s
+    bound: Tensor = (m + z * (z * rows(magnitude)).mean(-1, keepdim=True)) / s
+    if node.target is aten.batch_norm.default:
+        return bound.reshape(value.transpose(0, 1).shape).transpose(0, 1)
+    return bound.reshape(value.shape)
+
+
+def _rows(node: fx.Node, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Brings the values that are normalised together onto the last axis."""
+    args = arguments(node)
+    if node.target in _TRAILING:
+        return lambda v: v.flatten(v.dim() - len(args["normalized_shape"]))
+    if node.target is aten.batch_norm.default:
+        return lambda v: v.transpose(0, 1).flatten(1)
+    groups = args["num_groups"] if node.target is aten.group_norm.default else shape[1]
+    return lambda v: v.reshape(shape[0], groups, -1)
+
+
+def _fallback(node: fx.Node, env: Values, actual: Values) -> Any:
+    """For an unknown operator: the largest operand magnitude everywhere, on top of the value itself."""
+    out = actual[node]
+    if not isinstance(out, Tensor) or not out.is_floating_point():
+        return out
+    tops = [float(env[i].max()) for i in node.all_input_nodes if is_float(i) and env[i].numel()]
+    return out.abs() + max(tops, default=1.0)
+
+
+_SAME = WEIGHTED | (MATMULS - {aten.scaled_dot_product_attention.default})
+
+
+def _rule(node: fx.Node) -> Callable[[fx.Node, Values, Values], Any]:
+    if node.target in _SAME or node.target in PADS:
+        return _same_op
+    if node.target in ADDS or node.target in SUBS:
+        return _sum
+    if node.target in MULS:
+        return _product
+    if node.target in DIVS:
+        return _quotient
+    if node.target in ACTIVATIONS:
+        return _activation
+    if node.target is aten.prelu.default:
+        return _slopes
+    if node.target is aten.clamp.Tensor:
+        return _bounds
+    if node.target in NORMS:
+        return _norm
+    if op_name(node).startswith(_MONOTONE):
+        return _same_op
+    return _fallback
+
+
+_MONOTONE = (
+    "avg_pool",
+    "adaptive_avg_pool",
+    "max_pool",
+    "mean",
+    "sum",
+    "cat",
+    "permute",
+    "transpose",
+    "reshape",
+    "view",
+    "flatten",
+    "unflatten",
+    "slice",
+    "select",
+    "split",
+    "chunk",
+    "unbind",
+    "getitem",
+    "expand",
+    "repeat",
+    "roll",
+    "flip",
+    "squeeze",
+    "unsqueeze",
+    "upsample_nearest",
+    "upsample_bilinear",
+    "contiguous",
+    "clone",
+    "to",
+    "narrow",
+    "index_select",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "sym_size",
+)
+
+
+def magnitudes(program: Program, region: Sequence[fx.Node], actual: Values) -> dict[fx.Node, Any]:
+    """M for every node of `region` (in execution order); `actual` holds all values, those it reads included."""
+    env: dict[fx.Node, Any] = {}
+    for node, value in actual.items():
+        if node not in region:
+            env[node] = _abs(value)
+    for node in region:
+        if node.op == "get_attr":
+            env[node] = _abs(weight_value(program, node, torch.float64))
+        else:
+            env[node] = _rule(node)(node, env, actual)
+    return env
+
+
+def accumulation_length(region: Sequence[fx.Node]) -> int:
+    """The n of the bound: fan-ins of the weighted operators added up, and a few roundings for every other one."""
+    total = 0
+    for node in region:
+        if is_call(node, WEIGHTED):
+            weight = shape_of(arguments(node)["weight"])
+            fan_in = weight[1] if is_call(node, LINEARS) else math.prod(weight[1:])
+            total += max(fan_in, weight[0]) + 8
+        elif is_call(node, MATMULS):
+            total += max((s for i in node.all_input_nodes if is_float(i) for s in shape_of(i)), default=1)
+        elif node.op == "call_function":
+            total += 16
+    return total

@@ -1,0 +1,305 @@
+"""The command line: a thin skin over the Python API. `reparam --help` imports neither torch nor any model zoo."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from reparam._version import __version__
+from reparam.errors import NotEquivalentError
+
+from . import export_run_bench as cli_engines
+from . import options as opt
+from .outputs import STANDARD_OUTPUT, check_report, deliver_json, plan_outputs
+from .session import begin, open_session, run_guarded
+
+PROGRAM = "reparam"
+
+
+class Commands(TyperGroup):
+    """The verbs, run so that every failure is one sentence and one exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Parses `args` and runs the verb; always ends with SystemExit."""
+        words = list(sys.argv[1:] if args is None else args)
+        session = open_session()
+
+        def body() -> None:
+            with self.make_context(PROGRAM, words or ["--help"], obj=session) as context:
+                self.invoke(context)
+
+        sys.exit(run_guarded(body, session))
+
+
+app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """The entry point `reparam`."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """A verified compiler for trained networks: rewrites a network into a simpler one and proves them equal."""
+
+
+@app.command()
+def convert(  # noqa: PLR0913  # the parameters are the options
+    ctx: typer.Context,
+    *,
+    model: opt.Model = None,
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    to: opt.To = opt.Target.fused,
+    carry: opt.CarryOption = "auto",
+    max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
+    signed: opt.SignedOption = opt.Signed.prelu,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT.pt2", help="Default: MODEL-TARGET.pt2 beside MODEL.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", metavar="DIR", help="Also write readable source and its weights.")
+    ] = None,
+    input_shape: opt.InputShape = None,
+    dynamic: opt.Dynamic = "batch",
+    dtype: opt.DtypeOption = None,
+    seed: opt.Seed = 0,
+    trust: opt.Trust = False,
+    json: opt.Json = None,
+    remarks: opt.Remarks = None,
+    remarks_filter: opt.RemarksFilter = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Rewrite MODEL, prove it is still the same function, write a .pt2.
+
+    With --arch alone the network has random weights. Nothing is written unless the result was verified.
+    """
+    session = begin(ctx, quiet=quiet, debug=debug)
+    shapes, axes, way = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_carry(carry)
+    arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
+    outputs = plan_outputs(model, arch, output, source, to.value, force=force)
+    check_report(json, [outputs.model, source, Path(model) if model else None], force=force)
+
+    from . import render
+    from . import work as cli_work
+
+    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    options = cli_work.Options(to.value, shapes, axes, seed, way, max_pool.value, signed.value)
+    found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, outputs, force=force)
+    report = found.as_dict()
+    kept = [r for r in report["remarks"] if choice.keeps(r)]
+    if not quiet and json != STANDARD_OUTPUT:
+        listed = kept if choice.kinds else []
+        session.show(*render.render_conversion(report, cli_work.describe_arch(loaded.model), listed=listed))
+    deliver_json(session, report | {"remarks": kept}, json)
+
+
+@app.command()
+def explain(  # noqa: PLR0913  # the parameters are the options
+    ctx: typer.Context,
+    *,
+    model: opt.Model = None,
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    to: opt.To = opt.Target.fused,
+    carry: opt.CarryOption = "auto",
+    max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
+    signed: opt.SignedOption = opt.Signed.prelu,
+    input_shape: opt.InputShape = None,
+    dynamic: opt.Dynamic = "batch",
+    seed: opt.Seed = 0,
+    trust: opt.Trust = False,
+    json: opt.Json = None,
+    remarks: opt.Remarks = None,
+    remarks_filter: opt.RemarksFilter = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Dry run: what would be rewritten, what not and why, the price."""
+    session = begin(ctx, quiet=quiet, debug=debug)
+    shapes, axes, way = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_carry(carry)
+    arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
+    check_report(json, [Path(model) if model else None], force=force)
+
+    from . import render
+    from . import work as cli_work
+
+    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    report = cli_work.explain_loaded(
+        session, loaded, cli_work.Options(to.value, shapes, axes, seed, way, max_pool.value, signed.value)
+    ).as_dict()
+    kept = [r for r in report["remarks"] if choice.keeps(r)]
+    if not quiet and json != STANDARD_OUTPUT:
+        missed = [r for r in kept if r["kind"] == "missed"]
+        listed = kept if choice.kinds else []
+        arch_text = cli_work.describe_arch(loaded.model)
+        session.show(*render.render_explanation(report, arch_text, listed=listed, missed=[] if listed else missed))
+    deliver_json(session, report | {"remarks": kept}, json)
+
+
+@app.command()
+def verify(  # noqa: PLR0913  # the parameters are the options
+    ctx: typer.Context,
+    *,
+    a: opt.First,
+    b: opt.Second,
+    arch_a: opt.ArchA = None,
+    arch_args_a: opt.ArchArgsA = None,
+    arch_b: opt.ArchB = None,
+    arch_args_b: opt.ArchArgsB = None,
+    input_shape: opt.InputShape = None,
+    trials: Annotated[int, typer.Option("--trials", min=2, help="Number of random inputs.")] = 8,
+    adversarial: Annotated[
+        bool, typer.Option("--adversarial/--no-adversarial", help="Also search for inputs on which they differ.")
+    ] = True,
+    seed: opt.Seed = 0,
+    trust: opt.Trust = False,
+    json: opt.Json = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Test whether A and B are the same function.
+
+    They may be of any two formats. Exit code 0: the same function; 1: not the same.
+    """
+    session = begin(ctx, quiet=quiet, debug=debug)
+    shapes = opt.read_shapes(input_shape)
+    sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
+    check_report(json, [Path(a), Path(b)], force=force)
+
+    from . import render
+    from . import work as cli_work
+
+    first, second = (cli_work.load_side(session, s, trust=trust, seed=seed) for s in sides)
+    start = time.perf_counter()
+    with session.working() as tell:
+        from reparam import verify as compare
+
+        verdict = compare(
+            first.model,
+            second.model,
+            input_shapes=cli_work.shapes_for([first.model, second.model], shapes),
+            trials=trials,
+            seed=seed,
+            adversarial=adversarial,
+            progress=tell,
+        )
+    seconds = {"load": first.seconds + second.seconds, "verify": time.perf_counter() - start}
+    shown = not quiet and json != STANDARD_OUTPUT
+    if shown:
+        session.show(*map(render.line, [f"{first.name} and {second.name}:", *verdict.sentences()]))
+    report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **verdict.as_dict()}
+    deliver_json(session, report | {"seconds": {k: round(v, 3) for k, v in seconds.items()}}, json)
+    if not verdict.equivalent:
+        reason = "" if shown else f": {verdict.reason}"
+        raise NotEquivalentError(f"{first.name} and {second.name} are not the same function{reason}")
+
+
+@app.command()
+def diff(  # noqa: PLR0913  # the parameters are the options
+    ctx: typer.Context,
+    *,
+    a: opt.First,
+    b: opt.Second,
+    arch_a: opt.ArchA = None,
+    arch_args_a: opt.ArchArgsA = None,
+    arch_b: opt.ArchB = None,
+    arch_args_b: opt.ArchArgsB = None,
+    input_shape: opt.InputShape = None,
+    full: Annotated[bool, typer.Option("--full", help="Show runs of unchanged calls too.")] = False,
+    seed: opt.Seed = 0,
+    trust: opt.Trust = False,
+    json: opt.Json = None,
+    force: opt.Force = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Show the graphs of A and B side by side.
+
+    Structure and weights are compared; verify compares functions.
+    """
+    session = begin(ctx, debug=debug)
+    shapes = opt.read_shapes(input_shape)
+    sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
+    check_report(json, [Path(a), Path(b)], force=force)
+
+    from . import render
+    from . import work as cli_work
+
+    first, second = (cli_work.load_side(session, s, trust=trust, seed=seed) for s in sides)
+    found = cli_work.diff_loaded(session, first, second, shapes)
+    if json != STANDARD_OUTPUT:
+        header = render.line(f"{first.name} and {second.name}:")
+        session.show(header, found.text(session.width, full=full), render.line(found.summary()))
+    report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **found.as_dict()}
+    deliver_json(session, report, json)
+
+
+app.command()(cli_engines.export)
+app.command()(cli_engines.run)
+app.command()(cli_engines.bench)
+
+
+@app.command()
+def passes(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="RULE", help="Show all that is said about one rule.")] = None,
+    json: opt.Json = None,
+    force: opt.Force = False,
+    debug: opt.Debug = False,
+) -> None:
+    """List the rules with their equations and options."""
+    session = begin(ctx, debug=debug)
+    check_report(json, [], force=force)
+    with session.working():
+        from .tables import find_rule, list_rules, rules_table
+
+        rules = list_rules()
+    if name is not None:
+        rules = [find_rule(rules, name)]
+    if json != STANDARD_OUTPUT:
+        session.show(rules_table(rules) if name is None else rules[0].doc)
+    deliver_json(session, [r.as_dict() for r in rules], json)
+
+
+@app.command()
+def doctor(ctx: typer.Context, json: opt.Json = None, force: opt.Force = False, debug: opt.Debug = False) -> None:
+    """Report what is installed and what can be done here."""
+    session = begin(ctx, debug=debug)
+    check_report(json, [], force=force)
+    with session.working():
+        from .doctor import diagnose
+        from .tables import diagnosis_parts
+
+        found = diagnose()
+    if json != STANDARD_OUTPUT:
+        session.show(*diagnosis_parts(found))
+    deliver_json(session, found.as_dict(), json)

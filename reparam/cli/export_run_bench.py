@@ -1,0 +1,196 @@
+"""The verbs that deal with files of other formats: `export` and `run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reparam.engines.formats import all_formats, find_format
+
+from . import options as opt
+from .outputs import STANDARD_OUTPUT, check_file, check_report, deliver_json, plan_export
+from .session import begin
+
+
+def export(  # noqa: PLR0913  # the parameters are the options
+    ctx: typer.Context,
+    *,
+    model: opt.Model = None,
+    format: Annotated[
+        str, typer.Option("--format", "-f", metavar="FORMAT", help=f"One of: {', '.join(all_formats())}.")
+    ],
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    to: opt.ExportTo = opt.ExportTarget.fused,
+    precision: Annotated[opt.Precision, typer.Option("--precision", help="Of the weights.")] = opt.Precision.fp32,
+    io_precision: Annotated[
+        opt.IoPrecision, typer.Option("--io-precision", help="Of inputs and outputs: fp32, or same as the weights.")
+    ] = opt.IoPrecision.fp32,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate", metavar="DIR|x.npy", help="Samples for int8: .npy, .npz, a folder of them, images."
+        ),
+    ] = None,
+    min_sqnr: Annotated[
+        float | None, typer.Option("--min-sqnr", metavar="DB", help="Refuse less than this signal-to-noise ratio.")
+    ] = None,
+    equalize: Annotated[
+        bool, typer.Option("--equalize", help="For int8: even out the ranges of a layer's results first.")
+    ] = False,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", metavar="NAME", help="Of --format tensorrt: tensorrt or rtx.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="sm89,sm120", help="Compute capabilities that rtx builds for.")
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", metavar="batch=1:8:32", help="Sizes that TensorRT takes and, between them, tunes for."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Of --format aoti: cpu or cuda.")
+    ] = None,
+    carry: opt.CarryOption = "auto",
+    max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
+    signed: opt.SignedOption = opt.Signed.prelu,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT", help="Default: MODEL-TARGET.SUFFIX beside MODEL.")
+    ] = None,
+    input_shape: opt.InputShape = None,
+    dynamic: opt.Dynamic = "batch",
+    seed: opt.Seed = 0,
+    trust: opt.Trust = False,
+    json: opt.Json = None,
+    remarks: opt.Remarks = None,
+    remarks_filter: opt.RemarksFilter = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Rewrite MODEL, write it in another format, run that and prove it is still the same function.
+
+    Beside the file, a manifest says what it is, what it was made of and how it was verified.
+    """
+    session = begin(ctx, quiet=quiet, debug=debug)
+    shapes, axes, way = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_carry(carry)
+    arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
+    kind = find_format(format)
+    label = to.value if precision is opt.Precision.fp32 else f"{to.value}-{precision.value}"
+    path = plan_export(model, arch, output, label, kind.suffix, force=force)
+    check_report(json, [path, Path(model) if model else None], force=force)
+
+    from . import export_work as cli_engine_work
+    from . import render
+    from . import work as cli_work
+
+    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    options = cli_work.Options(to.value, shapes, axes, seed, way, max_pool.value, signed.value)
+    given = {"runtime": runtime, "gpu": gpu, "profile": profile, "device": device}
+    settings = {name: text for name, text in given.items() if text is not None}
+    wanted = cli_engine_work.Wanted(
+        format, precision.value, io_precision.value, calibrate, min_sqnr, equalize, settings, force
+    )
+    report = cli_engine_work.export_loaded(session, loaded, options, wanted, path).as_dict()
+    kept = [r for r in report["remarks"] if choice.keeps(r)]
+    if not quiet and json != STANDARD_OUTPUT:
+        listed = kept if choice.kinds else []
+        session.show(*render.render_conversion(report, cli_work.describe_arch(loaded.model), listed=listed))
+    deliver_json(session, report | {"remarks": kept}, json)
+
+
+def run(  # noqa: PLR0913  # the parameters are the options
+    ctx: typer.Context,
+    *,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint, .pt2, folder of source or exported file.")
+    ],
+    input: Annotated[
+        list[str], typer.Option("--input", "-i", metavar="[NAME=]x.npy", help="An input; repeat it for several.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="y.npy", help="The output; .npz holds several by their names.")
+    ],
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    trust: opt.Trust = False,
+    json: opt.Json = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Run MODEL on arrays and write what it gives."""
+    session = begin(ctx, quiet=quiet, debug=debug)
+    arguments, named = opt.read_arguments(arch_args), opt.read_named(input)
+    check_file(output, force=force)
+    check_report(json, [output, Path(model), *(p for _, p in named)], force=force)
+
+    from . import export_work as cli_engine_work
+    from . import render
+
+    report = cli_engine_work.run_model(session, model, arch, arguments, named, output, trust=trust, force=force)
+    if not quiet and json != STANDARD_OUTPUT:
+        session.show(*map(render.line, cli_engine_work.describe_run(report)))
+    deliver_json(session, report, json)
+
+
+def bench(  # noqa: PLR0913  # the parameters are the options
+    ctx: typer.Context,
+    *,
+    models: Annotated[
+        list[str], typer.Argument(metavar="A [B ...]", help="Anything that run takes; A is compared with.")
+    ],
+    batch: Annotated[str, typer.Option("--batch", metavar="N,...", help="Batch sizes to time.")] = "1",
+    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds for each batch size.")] = 20,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads of every runtime; torch's own when left out.")
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            "--runtime",
+            metavar="NAME,...",
+            help="Run every model by each of these: torch, compile, onnxruntime, openvino, aoti, tensorrt.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where torch runs networks.")] = "cpu",
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Capture what runs on a GPU once, and time replays.")
+    ] = False,
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    input_shape: opt.InputShape = None,
+    seed: opt.Seed = 0,
+    trust: opt.Trust = False,
+    json: opt.Json = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Time models side by side, in interleaved rounds, with the spread.
+
+    --arch is that of the checkpoints among them. With --runtime, networks are exported as they are, and checked, first.
+    """
+    session = begin(ctx, quiet=quiet, debug=debug)
+    shapes, batches, arguments = opt.read_shapes(input_shape), opt.read_batches(batch), opt.read_arguments(arch_args)
+    names = [n.strip() for n in runtime.split(",")] if runtime is not None else []
+    check_report(json, [Path(m) for m in models], force=force)
+
+    from reparam.measure.latency import Where
+
+    from . import export_work as cli_engine_work
+    from . import render
+
+    where = Where(names, device, cuda_graphs)
+    found = cli_engine_work.bench_models(
+        session,
+        models,
+        cli_engine_work.BenchOptions(arch, arguments, shapes, batches, rounds, threads, where, seed, trust),
+    )
+    if not quiet and json != STANDARD_OUTPUT:
+        session.show(*render.render_bench(found))
+    deliver_json(session, found, json)

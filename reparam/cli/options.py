@@ -1,0 +1,249 @@
+"""The options of the command line and how their texts are read. Every reader raises InputError with an example."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reparam.errors import InputError
+from reparam.ir.inputs import INTEGERS, Shape, Shapes
+from reparam.options import slices_of
+
+AXES = ("batch", "height", "width")
+KINDS = ("passed", "missed", "analysis")
+
+
+class Target(StrEnum):
+    """What `--to` offers in this version."""
+
+    fused = "fused"
+    plain = "plain"
+
+
+class ExportTarget(StrEnum):
+    """What `export --to` offers."""
+
+    fused = "fused"
+    plain = "plain"
+    as_is = "as-is"
+
+
+class Precision(StrEnum):
+    """Of an exported file's weights."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
+class IoPrecision(StrEnum):
+    """Of an exported file's floating inputs and outputs."""
+
+    fp32 = "fp32"
+    same = "same"
+
+
+class Dtype(StrEnum):
+    """Of the emitted weights."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float64 = "float64"
+
+
+class MaxPool(StrEnum):
+    """What happens to a max-pool beside something that has to be carried past it."""
+
+    keep = "keep"
+    relu = "relu"
+
+
+class Signed(StrEnum):
+    """How signed channels are carried past a ReLU."""
+
+    prelu = "prelu"
+    relu = "relu"
+
+
+_SHAPE = typer.Option(
+    "--input-shape",
+    metavar="C,H,W",
+    help="Shape of one sample, without the batch; N:int64 for integers; repeat it for several inputs.",
+)
+_ARCH = "torchvision/NAME, timm/NAME, reparam/NAME or package.module:factory; inferred from the file when left out."
+_CARRY = (
+    "How --to plain carries channels: auto (fewest multiply-accumulates), grouped, dense, measured (auto or dense, "
+    "whichever is faster here) or split=G (partial sums over G slices)."
+)
+
+Model = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth, .safetensors) or a .pt2 program.")
+]
+First = Annotated[str, typer.Argument(metavar="A", help="A checkpoint or .pt2; - for random weights of --arch-a.")]
+Second = Annotated[str, typer.Argument(metavar="B", help="A checkpoint or .pt2; - for random weights of --arch-b.")]
+Arch = Annotated[str | None, typer.Option("--arch", metavar="SPEC", help=_ARCH)]
+ArchArgs = Annotated[
+    str | None, typer.Option("--arch-args", metavar="JSON", help="Its arguments, such as '{\"num_classes\": 10}'.")
+]
+ArchA = Annotated[str | None, typer.Option("--arch-a", metavar="SPEC", help=f"Of A: {_ARCH}")]
+ArchB = Annotated[str | None, typer.Option("--arch-b", metavar="SPEC", help=f"Of B: {_ARCH}")]
+ArchArgsA = Annotated[str | None, typer.Option("--arch-args-a", metavar="JSON", help="Arguments of --arch-a.")]
+ArchArgsB = Annotated[str | None, typer.Option("--arch-args-b", metavar="JSON", help="Arguments of --arch-b.")]
+To = Annotated[Target, typer.Option("--to", help="What to rewrite the network into.")]
+ExportTo = Annotated[
+    ExportTarget, typer.Option("--to", help="What to rewrite the network into first; as-is rewrites nothing.")
+]
+CarryOption = Annotated[
+    str,
+    typer.Option("--carry", metavar="WAY", help=_CARRY),
+]
+MaxPoolOption = Annotated[
+    MaxPool, typer.Option("--max-pool", help="For --to plain: relu spells max-pools in blocks as a + relu(b - a).")
+]
+SignedOption = Annotated[
+    Signed,
+    typer.Option("--signed", help="For --to plain: relu carries signed channels as relu(x) - relu(-x), no PReLU."),
+]
+InputShape = Annotated[list[str] | None, _SHAPE]
+Dynamic = Annotated[
+    str, typer.Option("--dynamic", metavar="AXES", help="Axes of free size: batch, batch,height,width or none.")
+]
+DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Of the emitted weights; their own when left out.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and of the checks' inputs.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Load files that can run code when they are loaded.")]
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - for standard output.")
+]
+Remarks = Annotated[
+    str | None, typer.Option("--remarks", metavar="KINDS", help="List the remarks: passed,missed,analysis.")
+]
+RemarksFilter = Annotated[
+    str | None,
+    typer.Option("--remarks-filter", metavar="REGEX", help="Only remarks whose rule, module or message matches."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No results in text, no notes, no progress.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exist.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and all warnings.")]
+
+
+@dataclass(frozen=True)
+class RemarkChoice:
+    """Which remarks are wanted. kinds: empty for the default of each verb."""
+
+    kinds: tuple[str, ...] = ()
+    pattern: re.Pattern[str] | None = None
+
+    def keeps(self, remark: Mapping[str, Any]) -> bool:
+        """Whether the remark (as the report's JSON has it) is of a wanted kind and matches the pattern."""
+        if self.kinds and remark["kind"] not in self.kinds:
+            return False
+        texts = (remark["rule"], remark["module"], remark["message"])
+        return self.pattern is None or any(self.pattern.search(t) for t in texts)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A or B of a comparison. letter: "a" or "b", which ends the names of its options."""
+
+    letter: str
+    path: str
+    arch: str | None
+    arch_args: Mapping[str, Any] | None
+
+
+def read_shapes(texts: Sequence[str] | None) -> Shapes | None:
+    """`3,224,224` or `3x224x224` (`16:int64` for integers), once for each input; None when the option was not given."""
+    return tuple(_read_shape(t) for t in texts) if texts else None
+
+
+def _read_shape(text: str) -> Shape:
+    sizes, colon, dtype = (p.strip() for p in text.partition(":"))
+    parts = [p.strip() for p in re.split(r"[,x×]", sizes.strip("()[]"))]
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", p) for p in parts):
+        raise InputError(f"--input-shape '{text}' is not a shape; write positive sizes without the batch: 3,224,224")
+    if colon and dtype not in INTEGERS:
+        raise InputError(
+            f"--input-shape '{text}': '{dtype}' is no integer dtype; choose from {', '.join(INTEGERS)}, or write "
+            f"{sizes} for numbers of the dtype of the weights"
+        )
+    return Shape((int(p) for p in parts), dtype or None)
+
+
+def read_named(texts: Sequence[str] | None) -> list[tuple[str | None, Path]]:
+    """`x.npy` or `name=x.npy`, once for each input: the name, if any, and the file."""
+    found: list[tuple[str | None, Path]] = []
+    for text in texts or ():
+        name, equals, file = text.partition("=")
+        named = bool(equals) and not Path(text).exists()
+        if named and not (name and file):
+            raise InputError(f"--input '{text}' names no file; write x.npy, or name=x.npy")
+        found.append((name, Path(file)) if named else (None, Path(text)))
+    return found
+
+
+def read_batches(text: str) -> tuple[int, ...]:
+    """`1,8,32` -> those numbers."""
+    parts = [p.strip() for p in text.split(",")]
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,5}", p) for p in parts):
+        raise InputError(f"--batch '{text}' names no batch sizes; write 1, or 1,8,32")
+    return tuple(dict.fromkeys(int(p) for p in parts))
+
+
+def read_carry(text: str) -> str:
+    """A way to carry channels. Raises InputError when it is none."""
+    slices_of(text)
+    return text
+
+
+def read_dynamic(text: str) -> tuple[str, ...]:
+    """`batch,height,width` -> those names; `none` -> no names."""
+    names = [n.strip() for n in text.split(",")]
+    if names == ["none"]:
+        return ()
+    if unknown := [n for n in names if n not in AXES]:
+        raise InputError(f"--dynamic '{unknown[0]}' is not an axis; choose from {', '.join(AXES)}, or none")
+    return tuple(dict.fromkeys(names))
+
+
+def read_arguments(text: str | None, option: str = "--arch-args") -> dict[str, Any] | None:
+    """The JSON object of `--arch-args`."""
+    if text is None:
+        return None
+    example = "write an object, such as '{\"num_classes\": 10}'"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{option} is not JSON ({error}); {example}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{option} is a JSON {type(value).__name__}, not an object; {example}")
+    return value
+
+
+def read_sides(a: tuple[str, str | None, str | None], b: tuple[str, str | None, str | None]) -> tuple[Side, Side]:
+    """A and B, each with the texts of its `--arch-x` and `--arch-args-x`."""
+    first, second = (
+        Side(letter, path, arch, read_arguments(text, f"--arch-args-{letter}"))
+        for letter, (path, arch, text) in zip("ab", (a, b), strict=True)
+    )
+    return first, second
+
+
+def read_remarks(kinds: str | None, pattern: str | None) -> RemarkChoice:
+    """The texts of `--remarks` and `--remarks-filter`."""
+    names = tuple(k.strip() for k in kinds.split(",")) if kinds is not None else ()
+    if unknown := [n for n in names if n not in KINDS]:
+        raise InputError(f"--remarks '{unknown[0]}' is not a kind of remark; choose from {', '.join(KINDS)}")
+    try:
+        compiled = re.compile(pattern) if pattern is not None else None
+    except re.error as error:
+        raise InputError(f"--remarks-filter '{pattern}' is not a regular expression ({error})") from error
+    return RemarkChoice(names, compiled)

@@ -1,0 +1,170 @@
+"""Where the command line writes: names of outputs, the checks before any work is done, and the JSON report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reparam.engines.manifest import manifest_path
+from reparam.errors import InputError, MachineError
+from reparam.utils.files import SOURCE_FILES, refuse_existing, write_atomically
+
+from .session import Session
+
+STANDARD_OUTPUT = "-"
+_SUFFIXES = frozenset({".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".tar"})
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a conversion writes. replaces: whether `model` existed, and is overwritten because of --force."""
+
+    model: Path
+    source: Path | None
+    replaces: bool
+
+    @property
+    def names(self) -> list[str]:
+        return [str(p) for p in (self.model, self.source) if p is not None]
+
+
+def default_output(model: str | None, arch: str | None, label: str, suffix: str = ".pt2") -> Path:
+    """`dir/resnet50.pt` -> `dir/resnet50-fused.pt2`; without a file, the architecture's name in the current folder."""
+    if model is not None:
+        path = Path(model)
+        stem = path.name
+        while Path(stem).suffix in _SUFFIXES and Path(stem).stem:
+            stem = Path(stem).stem
+        return path.with_name(f"{stem}-{label}{suffix}")
+    if arch is None:
+        raise InputError("there is nothing to convert; give a checkpoint, or an architecture with --arch")
+    name = arch.replace(":", "/").rpartition("/")[2]
+    return Path(f"{name or 'model'}-{label}{suffix}")
+
+
+def plan_outputs(
+    model: str | None, arch: str | None, output: Path | None, source: Path | None, label: str, *, force: bool
+) -> Outputs:
+    """The outputs of a conversion, checked before the work. Raises InputError or MachineError."""
+    path = output if output is not None else default_output(model, arch, label)
+    if path.suffix != ".pt2":
+        raise InputError(f"the output {path} is a .pt2 archive; name it {path.with_suffix('.pt2').name}")
+    _check_output(path, model, force=force)
+    if source is not None:
+        check_folder(source, force=force)
+    return Outputs(path, source, os.path.lexists(path))
+
+
+def plan_export(
+    model: str | None, arch: str | None, output: Path | None, label: str, suffix: str, *, force: bool
+) -> Path:
+    """The file that an export writes, checked with its manifest before the work. Raises InputError or MachineError."""
+    path = output if output is not None else default_output(model, arch, label, suffix)
+    if not path.name.endswith(suffix) or path.name == suffix:
+        raise InputError(f"the output {path} is a {suffix} file; name it {path.stem or 'model'}{suffix}")
+    _check_output(path, model, force=force)
+    check_file(manifest_path(path), force=force)
+    return path
+
+
+def _check_output(path: Path, model: str | None, *, force: bool) -> None:
+    check_file(path, force=force)
+    if model is not None and _same(path, Path(model)):
+        raise InputError(f"{path} is the input; name another output with -o")
+
+
+def check_report(target: str | None, others: Iterable[Path | None], *, force: bool) -> None:
+    """`--json FILE` is checked like every output, and must not be one of the files that are read or written."""
+    if target is None or target == STANDARD_OUTPUT or _is_device(Path(target)):
+        return
+    path = Path(target)
+    check_file(path, force=force)
+    if clash := next((o for o in others if o is not None and _same(path, o)), None):
+        raise InputError(f"--json {path} would overwrite {clash}; name another file")
+
+
+def check_file(path: Path, *, force: bool) -> None:
+    """Raises unless `path` can be written as a new file, or overwritten with `force`."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name the file to write")
+    refuse_existing(path, force=force)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not an ordinary file; name another output")
+    _check_parent(path)
+
+
+def check_folder(path: Path, *, force: bool) -> None:
+    """Raises unless the source's files can be written into `path`, which is made when it is missing."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise InputError(f"{path} is a file; --source names a folder")
+    for name in SOURCE_FILES:
+        refuse_existing(path / name, force=force)
+    nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not nearest.is_dir():
+        raise InputError(f"cannot make the folder {path}: {nearest} is not a folder")
+    _check_permission(nearest)
+
+
+def _check_parent(path: Path) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        kind = "is not a folder" if os.path.lexists(folder) else "does not exist; create it first"
+        raise InputError(f"cannot write {path}: {folder} {kind}")
+    _check_permission(folder)
+
+
+def _check_permission(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise MachineError(f"no permission to write in {folder.resolve()}; name an output elsewhere")
+
+
+def _same(a: Path, b: Path) -> bool:
+    with contextlib.suppress(OSError):
+        if a.exists() and b.exists():
+            return a.samefile(b)
+    return os.path.abspath(a) == os.path.abspath(b)
+
+
+def _is_device(path: Path) -> bool:
+    """/dev/null, a pipe and the like, which are written in place."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+# ---- JSON --------------------------------------------------------------------------------------------------------
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON. What is not finite becomes null, since JSON has no word for it."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def deliver_json(session: Session, value: Any, target: str | None) -> None:
+    """Writes the report where `--json` says; nothing when it was not given. Raises MachineError."""
+    if target is None:
+        return
+    text = to_json(value)
+    if target == STANDARD_OUTPUT:
+        session.print(text)
+        return
+    path, content = Path(target), f"{text}\n".encode()
+    if not _is_device(path):
+        write_atomically(path, lambda file: file.write(content), force=True)  # check_report asked before the work
+        return
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise MachineError(f"cannot write the report {path}: {error.strerror}") from error

@@ -1,0 +1,272 @@
+"""One run of the command line: where it prints, what it has written, and which exit code each failure gives.
+
+Results go to standard output; everything else (progress, warnings, the one error sentence) to standard error. Exit
+codes: 0 done and equivalent; 1 not equivalent; 2 bad input or usage; 3 the environment; 4 an internal error;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+
+from reparam.errors import MachineError, ReparamError, RuleError
+from reparam.utils.text import one_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+PIPE_WIDTH = 160  # columns of tables that do not go to a terminal
+INTERRUPTED = 128 + signal.SIGINT
+Tell = Callable[[str, int, int], None]
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP arrived: clean up as after Ctrl-C. `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass
+class Session:
+    """The streams and the state of one run. out, err: the true standard streams, also while others are redirected."""
+
+    out: TextIO
+    err: TextIO
+    quiet: bool = False
+    debug: bool = False
+    written: list[Path] = field(default_factory=list)
+
+    # ---- printing ------------------------------------------------------------------------------------------
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Prints results to standard output."""
+        from rich.console import Console
+        from rich.text import Text
+
+        class Results(Console):
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError  # rich would end the program with exit code 1
+
+        with self._delivering():
+            console = Results(file=self.out, width=self.width, markup=False, highlight=False, emoji=False)
+            for part in renderables:
+                console.print(part, soft_wrap=isinstance(part, Text))  # a terminal wraps lines by itself
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal, or what tables get that go elsewhere."""
+        known = self.out.isatty() or "COLUMNS" in os.environ
+        return shutil.get_terminal_size((PIPE_WIDTH, 25)).columns if known else PIPE_WIDTH
+
+    def print(self, text: str) -> None:
+        """Prints `text` to standard output as it is."""
+        with self._delivering():
+            self.out.write(f"{text}\n")
+
+    @contextlib.contextmanager
+    def _delivering(self) -> Iterator[None]:
+        """A reader that went away (`| head`) is no error; a full disk is."""
+        try:
+            yield
+            self.out.flush()
+        except BrokenPipeError:
+            silence(self.out)
+        except OSError as error:
+            silence(self.out)
+            raise MachineError(f"cannot write to standard output: {error.strerror}") from error
+
+    def error(self, text: str) -> None:
+        """One sentence on standard error."""
+        with contextlib.suppress(OSError, ValueError):
+            self.err.write(f"reparam: {one_line(text)}\n")
+            self.err.flush()
+
+    def warn(self, text: str) -> None:
+        """Something that may change what the result means; shown with --quiet too."""
+        self.error(f"warning: {text}")
+
+    def note(self, text: str) -> None:
+        """Something worth knowing, unless --quiet."""
+        if not self.quiet:
+            self.error(f"note: {text}")
+
+    # ---- working -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[Tell]:
+        """Long work: what it prints goes to standard error, with progress bars when that is a terminal."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(self.err))
+            if not self.debug:
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                stack.enter_context(_only_errors_logged())
+            yield stack.enter_context(self._bars())
+
+    @contextlib.contextmanager
+    def _bars(self) -> Iterator[Tell]:
+        if self.quiet or not self.err.isatty():
+            yield lambda stage, done, total: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(
+            *columns, console=Console(file=self.err), transient=True, redirect_stdout=False, redirect_stderr=False
+        ) as bars:
+            tasks: dict[str, Any] = {}
+
+            def tell(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage, total=total)
+                bars.update(tasks[stage], completed=done, total=total)
+
+            yield tell
+
+
+def silence(stream: TextIO) -> None:
+    """Sends what is still buffered nowhere, so that the interpreter's own flush at exit does not fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, stream.fileno())
+        os.close(sink)
+
+
+@contextlib.contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+# ---- failures ----------------------------------------------------------------------------------------------------
+
+
+def run_guarded(body: Callable[[], object], session: Session) -> int:
+    """Runs `body` and returns the exit code; a failure becomes one sentence on standard error."""
+    try:
+        with _terminations():
+            body()
+            with session._delivering():
+                pass
+    except BaseException as error:
+        code, message = explain_failure(error)
+        if session.debug and message:
+            traceback.print_exception(error, file=session.err)
+        if message:
+            session.error(f"{message}{_left_behind(session, error)}")
+        return code
+    return 0
+
+
+def _left_behind(session: Session, error: BaseException) -> str:
+    names = ", ".join(str(p) for p in session.written)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return f", after {names} was written" if names else ", nothing was written"
+    return f"; {names} was written before" if names else ""
+
+
+def explain_failure(error: BaseException) -> tuple[int, str]:
+    """The exit code of `error` and its sentence; an empty one when there is nothing to say."""
+    if isinstance(error, typer.Exit | SystemExit):
+        code = error.exit_code if isinstance(error, typer.Exit) else error.code
+        return (code if isinstance(code, int) else int(code is not None)), ""
+    if isinstance(error, Terminated):
+        return 128 + error.number, "terminated"
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return INTERRUPTED, "interrupted"
+    if hasattr(error, "format_message"):  # a usage error: typer brings its own copy of click, or uses click's
+        return 2, _usage(error)
+    if isinstance(error, ReparamError) and not isinstance(error, RuleError):
+        return error.exit_code, str(error)
+    return _explain_system(error)
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "reparam"
+    text = error.format_message().replace("Value error, ", "").strip().rstrip(".?")
+    return f"{text}; see {command} --help"
+
+
+def _explain_system(error: BaseException) -> tuple[int, str]:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
+        return 3, f"not enough memory{f' ({text})' if text else ''}"
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE, ""
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or text
+        return 3, f"the system refused: {reason}{where}"
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "torch":
+        return 3, f"torch cannot be imported ({text}); reparam doctor lists what is installed"
+    return 4, f"internal error: {type(error).__name__}: {text}; run again with --debug and report it"
+
+
+@contextlib.contextmanager
+def _terminations() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Terminated, so that temporary files are removed; one under nohup stays ignored."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = [n for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
+    before = {s: signal.getsignal(s) for s in (getattr(signal, n) for n in names)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def begin(context: typer.Context, *, quiet: bool = False, debug: bool) -> Session:
+    """The session of the verb that runs, with what all verbs share set."""
+    session = context.obj
+    assert isinstance(session, Session)
+    session.quiet, session.debug = quiet, debug
+    return session
+
+
+def open_session() -> Session:
+    """A session on the process's streams, which then never fail on a character that they cannot encode."""
+    return Session(_open_stream(sys.stdout), _open_stream(sys.stderr))
+
+
+def _open_stream(stream: TextIO | None) -> TextIO:
+    if stream is None:  # closed by the caller, as with `2>&-`
+        return open(os.devnull, "w", encoding="utf-8")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream

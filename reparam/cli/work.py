@@ -1,0 +1,295 @@
+"""What the verbs share: loading with its warnings, example inputs, and what an input shape that does not fit says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reparam.errors import CaptureError, InputError
+from reparam.ir.inputs import Shapes, draw_examples, shape_of_input
+
+from .options import Side
+from .outputs import Outputs
+from .session import Session, Tell
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reparam.compare.diff import ProgramDiff
+    from reparam.conversion import Conversion
+    from reparam.engines.format import Runnable
+    from reparam.engines.listing import ListedCall
+    from reparam.load.model import LoadedModel
+    from reparam.report import Report
+
+RANDOM_WEIGHTS = "-"  # in place of A or B
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded model, what it is called in reports, and the seconds it took."""
+
+    model: LoadedModel
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LoadedSide:
+    """A or B: a loaded model or an engine, what it is called in reports, and the seconds it took."""
+
+    model: LoadedModel | Runnable
+    name: str
+    seconds: float
+
+
+def load(
+    session: Session,
+    path: str | None,
+    arch: str | None,
+    arch_args: Mapping[str, Any] | None,
+    *,
+    trust: bool,
+    seed: int,
+) -> Loaded:
+    """Loads a model and says on standard error what the user should know about it."""
+    with session.working() as tell:
+        from reparam.load.model import load_model
+
+        start = time.perf_counter()
+        tell("load", 0, 1)
+        model = load_model(path, arch=arch, arch_args=arch_args, trust=trust, seed=seed)
+        tell("load", 1, 1)
+        seconds = time.perf_counter() - start
+    describe_load(session, model, path, "--arch")
+    return Loaded(model, _name(model, path), seconds)
+
+
+def describe_load(session: Session, model: LoadedModel, path: str | None, option: str) -> None:
+    """Says what the user should know about what was loaded. option: what names its architecture."""
+    for text in model.notes:
+        session.note(text)
+    if model.twins and model.arch_inferred:
+        session.warn(
+            f"{path} is taken as {model.spec}, but its keys and shapes also fit {describe_twins(model.twins)}; "
+            f"name the right one with {option}"
+        )
+    if model.random_seed is not None:
+        session.warn(f"{model.spec} has random weights (seed {model.random_seed}), as no checkpoint was given")
+
+
+def describe_twins(twins: Sequence[str]) -> str:
+    """`a, b and c, which compute something else`."""
+    if len(twins) == 1:
+        return f"{twins[0]}, which computes something else"
+    return f"{', '.join(twins[:-1])} and {twins[-1]}, which compute something else"
+
+
+def load_side(session: Session, side: Side, *, trust: bool, seed: int) -> LoadedSide:
+    """A or B of `verify` and `diff`, engines too: `-` stands for random weights of its architecture."""
+    option = f"--arch-{side.letter}"
+    if side.path == RANDOM_WEIGHTS and side.arch is None:
+        raise InputError(f"- stands for random weights of an architecture; name it with {option}")
+    file = None if side.path == RANDOM_WEIGHTS else side.path
+    with session.working() as tell:
+        from reparam.compare.opening import open_model
+        from reparam.engines.format import Runnable
+
+        start = time.perf_counter()
+        tell("load", 0, 1)
+        model = open_model(file, arch=side.arch, arch_args=side.arch_args, trust=trust, seed=seed)
+        tell("load", 1, 1)
+        seconds = time.perf_counter() - start
+    if isinstance(model, Runnable):
+        return LoadedSide(model, side.path, seconds)
+    describe_load(session, model, file, option)
+    return LoadedSide(model, _name(model, file), seconds)
+
+
+def _name(model: LoadedModel, path: str | None) -> str:
+    return path if path is not None else f"{model.spec} (random weights, seed {model.random_seed})"
+
+
+def describe_arch(model: LoadedModel) -> str:
+    """`torchvision/resnet50, inferred`, or what the file is when it needs none; empty for random weights."""
+    if model.random_seed is not None:
+        return ""
+    if model.spec is None:
+        return "exported program" if model.exported is not None else "pickled module"
+    return f"{model.spec}, inferred" if model.arch_inferred else model.spec
+
+
+# ---- example inputs ----------------------------------------------------------------------------------------------
+
+
+def shapes_for(models: Sequence[LoadedModel | Runnable], given: Shapes | None) -> Shapes | None:
+    """The shapes to run on: the given ones, else a program's own, which are fixed, else an architecture's usual.
+
+    None beside an engine, whose ports decide.
+    """
+    from reparam.load.model import LoadedModel
+
+    loaded = [m for m in models if isinstance(m, LoadedModel)]
+    if given is not None or len(loaded) < len(models):
+        return given
+    in_order = sorted(loaded, key=lambda m: m.exported is None)
+    return next((m.input_shapes for m in in_order if m.input_shapes is not None), None)
+
+
+def example_inputs(
+    session: Session, model: LoadedModel, given: Shapes | None, batch: int, seed: int
+) -> tuple[Tensor, ...]:
+    """Random inputs, as `draw_examples` draws them; none for an exported program, which has its own."""
+    if model.exported is not None:
+        if given is not None:
+            session.warn("--input-shape is not used: a .pt2 program has its own shapes")
+        return ()
+    return draw_examples(model.module, given or model.input_shapes, batch=batch, seed=seed)
+
+
+@contextmanager
+def explained_misfit(model: LoadedModel, inputs: Sequence[Tensor]) -> Iterator[None]:
+    """A capture that failed because the model does not run on the inputs at all says so, in terms of the option."""
+    import torch
+
+    try:
+        yield
+    except CaptureError as error:
+        if model.exported is not None:
+            raise
+        try:
+            with torch.no_grad():
+                model.module(*inputs)
+        except Exception as cause:
+            shapes = " ".join(str(shape_of_input(x)) for x in inputs)
+            reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            raise InputError(
+                f"the model does not run on the input shape {shapes} (batch {inputs[0].shape[0]}): {reason}; "
+                "pass the right one with --input-shape"
+            ) from error
+        raise
+
+
+# ---- convert and explain -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `convert` and `explain` are asked for beside the model."""
+
+    to: str
+    shapes: Shapes | None
+    dynamic: tuple[str, ...]
+    seed: int
+    carry: str = "auto"
+    max_pool: str = "keep"
+    signed: str = "prelu"
+
+    @property
+    def batch(self) -> int:
+        """Two where the batch is free, since a traced size of one would be taken as fixed."""
+        return 2 if "batch" in self.dynamic else 1
+
+
+def convert_loaded(
+    session: Session, loaded: Loaded, options: Options, dtype: str | None, outputs: Outputs, *, force: bool
+) -> Report:
+    """Converts and writes the outputs; returns the whole report."""
+    import torch
+
+    from reparam import convert
+
+    inputs = example_inputs(session, loaded.model, options.shapes, options.batch, options.seed)
+    with session.working() as tell:
+        with explained_misfit(loaded.model, inputs):
+            conversion = convert(
+                loaded.model.exported or loaded.model.module,
+                *inputs,
+                to=options.to,
+                dynamic=options.dynamic,
+                dtype=getattr(torch, dtype) if dtype is not None else None,
+                seed=options.seed,
+                carry=options.carry,
+                max_pool=options.max_pool,
+                signed=options.signed,
+                progress=tell,
+            )
+        _write(session, conversion, outputs, tell, force=force)
+    return completed(conversion.report, loaded, outputs.names)
+
+
+def explain_loaded(session: Session, loaded: Loaded, options: Options) -> Report:
+    """The dry run's report."""
+    from reparam import explain
+
+    inputs = example_inputs(session, loaded.model, options.shapes, options.batch, options.seed)
+    with session.working() as tell, explained_misfit(loaded.model, inputs):
+        report = explain(
+            loaded.model.exported or loaded.model.module,
+            *inputs,
+            to=options.to,
+            dynamic=options.dynamic,
+            seed=options.seed,
+            carry=options.carry,
+            max_pool=options.max_pool,
+            signed=options.signed,
+            progress=tell,
+        )
+    return completed(report, loaded, [])
+
+
+def completed(report: Report, loaded: Loaded, outputs: Sequence[str]) -> Report:
+    """The report with what the command line knows."""
+    model = loaded.model
+    report.add_seconds("load", loaded.seconds)
+    return report.with_(input=loaded.name, outputs=outputs, arch=model.spec, arch_inferred=model.arch_inferred)
+
+
+def _write(session: Session, conversion: Conversion, outputs: Outputs, tell: Tell, *, force: bool) -> None:
+    """Both outputs or, unless an older one was overwritten, neither."""
+    tell("emit", 0, 1)
+    conversion.save(outputs.model, force=force)
+    session.written.append(outputs.model)
+    if outputs.source is not None:
+        try:
+            conversion.save_source(outputs.source, force=force)
+        except BaseException:
+            if not outputs.replaces:
+                outputs.model.unlink(missing_ok=True)
+                session.written.clear()
+            raise
+        session.written.append(outputs.source)
+    tell("emit", 1, 1)
+
+
+# ---- diff --------------------------------------------------------------------------------------------------------
+
+
+def diff_loaded(session: Session, a: LoadedSide, b: LoadedSide, given: Shapes | None) -> ProgramDiff:
+    """Captures both models on the same shapes and aligns their graphs. Raises InputError for a sealed engine."""
+    with session.working() as tell:
+        from reparam.compare.diff import diff_calls
+
+        shapes = shapes_for([a.model, b.model], given)
+        tell("capture", 0, 2)
+        first = _calls(a, shapes)
+        tell("capture", 1, 2)
+        second = _calls(b, shapes)
+        tell("capture", 2, 2)
+        return diff_calls(first, second)
+
+
+def _calls(side: LoadedSide, shapes: Shapes | None) -> list[ListedCall]:
+    from reparam.compare.diff import read_calls
+    from reparam.compare.programs import program_of
+    from reparam.engines.format import Runnable
+
+    if not isinstance(side.model, Runnable):
+        return read_calls(program_of(side.model, shapes))
+    calls = side.model.calls()
+    if calls is None:
+        raise InputError(f"{side.name} does not show its graph; diff takes checkpoints, .pt2, source and ONNX")
+    return calls

@@ -1,0 +1,222 @@
+"""`diff`: two graphs side by side as text, aligned by the layers' names, then by operator and shape.
+
+Layers that own weights are the anchors: the same weight name on both sides is the same layer, also in a `.pt2` that
+has forgotten its modules. Between two anchors the calls are aligned by operator and shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any, Literal
+
+import torch
+from rich.text import Text
+from torch import fx
+from torch._ops import OpOverload
+
+from reparam.engines.listing import ListedCall
+from reparam.ir.aten import arguments
+from reparam.ir.cost import batch_one
+from reparam.ir.program import Program, is_tensor, size_hint
+from reparam.utils.text import one_line
+
+CONTEXT = 1  # unchanged rows shown around a change
+_UNIMPORTANT = frozenset(
+    {"momentum", "cudnn_enabled", "cudnn_enable", "memory_format"}
+)  # arguments that no result depends on
+ALIGNABLE = 1_000_000  # pairs of calls; a longer stretch without a common layer is not aligned
+
+Status = Literal["same", "weights", "changed", "removed", "added"]
+_MARKS: dict[Status, str] = {"same": " ", "weights": "w", "changed": "~", "removed": "-", "added": "+"}
+_STYLES: dict[Status, str] = {"same": "", "weights": "cyan", "changed": "yellow", "removed": "red", "added": "green"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: the same call in both graphs, or a call of one of them."""
+
+    status: Status
+    left: ListedCall | None
+    right: ListedCall | None
+
+
+@dataclass(frozen=True)
+class ProgramDiff:
+    """The aligned rows of two programs, from input to output."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows there are of each status."""
+        found = [r.status for r in self.rows]
+        return {status: found.count(status) for status in _MARKS}
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values: the counts, and the rows with their marks."""
+        return {"counts": self.counts, "rows": [_row_dict(r) for r in self.rows]}
+
+    def text(self, width: int = 160, *, full: bool = False) -> Text:
+        """Two columns with a mark between them; runs of unchanged rows are collapsed unless `full`."""
+        column = max(20, (width - 3) // 2)
+        result = Text(no_wrap=True, overflow="ignore")
+        for item in self.rows if full else _collapsed(self.rows):
+            if isinstance(item, int):
+                result.append(f"{f'... {item} unchanged':^{2 * column + 3}}".rstrip() + "\n", "dim")
+                continue
+            left, right = (c.text(column) if c else "" for c in (item.left, item.right))
+            result.append(f"{left:<{column}} {_MARKS[item.status]} {right}".rstrip() + "\n", _STYLES[item.status])
+        return result
+
+    def summary(self) -> str:
+        """One line of counts."""
+        c = self.counts
+        return (
+            f"{c['same']} unchanged, {c['weights']} with other weights (w), {c['changed']} changed (~), "
+            f"{c['removed']} only left (-), {c['added']} only right (+)"
+        )
+
+
+def _row_dict(row: Row) -> dict[str, Any]:
+    sides = {"left": row.left, "right": row.right}
+    return {"status": row.status} | {
+        side: None if call is None else {"module": call.module, "op": call.op, "shape": call.shape}
+        for side, call in sides.items()
+    }
+
+
+def _collapsed(rows: Sequence[Row]) -> list[Row | int]:
+    """The rows near a change; in place of each run of others, its length."""
+    near = {j for i, r in enumerate(rows) if r.status != "same" for j in range(i - CONTEXT, i + CONTEXT + 1)}
+    result: list[Row | int] = []
+    for i, row in enumerate(rows):
+        if i in near:
+            result.append(row)
+        elif result and isinstance(result[-1], int):
+            result[-1] += 1
+        else:
+            result.append(1)
+    return result
+
+
+# ---- reading a program -------------------------------------------------------------------------------------------
+
+
+def read_calls(program: Program) -> list[ListedCall]:
+    """The calls of a program in execution order; those that only compute with weights or sizes are left out."""
+    batch = set(batch_one(program))
+    return [_read_call(program, n, batch) for n in program.calls() if n.meta["data"] and is_tensor(n)]
+
+
+def _read_call(program: Program, node: fx.Node, batch: set[str]) -> ListedCall:
+    weights = [n for n in node.all_input_nodes if n.op == "get_attr"]
+    names = [program.constants[str(n.target)].origin for n in weights]
+    name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+    module = node.meta.get("module") or (names[0].rpartition(".")[0] if names else "")
+    sizes = ["x".join(map(str, program.constants[str(n.target)].value.shape)) for n in weights]
+    inside = ", ".join([*sizes[:1], *(["bias"] if len(sizes) == 2 else []), *_settings(node)])
+    return ListedCall(
+        module=one_line(module),
+        op=f"{name}({inside})" if inside else name,
+        shape=_shape(node, batch),
+        anchor=f"{name} {names[0]}" if names else "",
+        weights=tuple(program.constants[str(n.target)].value for n in weights),
+    )
+
+
+def _settings(node: fx.Node) -> list[str]:
+    """`stride=[2,2]`: the arguments that are neither operands nor what they would be when left out."""
+    target = node.target
+    defaults = {a.name: a.default_value for a in target._schema.arguments} if isinstance(target, OpOverload) else {}
+    return [
+        f"{name}={_compact(value)}"
+        for name, value in arguments(node).items()
+        if name not in _UNIMPORTANT and not _is_default(value, defaults.get(name)) and not _has_nodes(value)
+    ]
+
+
+def _compact(value: Any) -> str:
+    """`2` for [2, 2]; `[2,1]` otherwise."""
+    if isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(v, int) and v == value[0] for v in value):
+        return str(value[0])
+    return one_line(str(value)).replace(" ", "")
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    return value is None or (value is False and default is None) or value == default
+
+
+def _has_nodes(value: Any) -> bool:
+    values = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(v, fx.Node) for v in values)
+
+
+def _shape(node: fx.Node, batch: set[str]) -> str:
+    """`Nx64x56x56`: N where the batch is free, other sizes as traced."""
+    sizes = node.meta["val"].shape
+    return "x".join("N" if not isinstance(s, int) and str(s.node.expr) in batch else str(size_hint(s)) for s in sizes)
+
+
+# ---- aligning ----------------------------------------------------------------------------------------------------
+
+
+def diff_programs(a: Program, b: Program) -> ProgramDiff:
+    """Aligns two programs. Weights are compared by value, so a layer with other numbers does not look the same."""
+    return diff_calls(read_calls(a), read_calls(b))
+
+
+def diff_calls(left: Sequence[ListedCall], right: Sequence[ListedCall]) -> ProgramDiff:
+    """Aligns the calls of two graphs, as `read_calls` reads them."""
+    return ProgramDiff(tuple(align(left, right)))
+
+
+def align(left: Sequence[ListedCall], right: Sequence[ListedCall]) -> list[Row]:
+    """The rows of two sequences of calls, anchored at the layers that both have."""
+    rows: list[Row] = []
+    i = j = 0
+    for p, q in [*_anchors(left, right), (len(left), len(right))]:
+        rows += _align_gap(left[i:p], right[j:q])
+        if p < len(left):
+            rows.append(_pair(left[p], right[q]))
+        i, j = p + 1, q + 1
+    return rows
+
+
+def _anchors(left: Sequence[ListedCall], right: Sequence[ListedCall]) -> list[tuple[int, int]]:
+    """Index pairs of the layers with the same weight names, in an order that both graphs have."""
+    a = [(i, c.anchor) for i, c in enumerate(left) if c.anchor]
+    b = [(j, c.anchor) for j, c in enumerate(right) if c.anchor]
+    matcher = SequenceMatcher(None, [k for _, k in a], [k for _, k in b], autojunk=False)
+    blocks = matcher.get_matching_blocks()
+    return [(a[m.a + k][0], b[m.b + k][0]) for m in blocks for k in range(m.size)]
+
+
+def _align_gap(left: Sequence[ListedCall], right: Sequence[ListedCall]) -> list[Row]:
+    if len(left) * len(right) > ALIGNABLE:
+        return [*(Row("removed", c, None) for c in left), *(Row("added", None, c) for c in right)]
+    matcher = SequenceMatcher(None, [_key(c) for c in left], [_key(c) for c in right], autojunk=False)
+    rows: list[Row] = []
+    for tag, i, p, j, q in matcher.get_opcodes():
+        if tag == "equal":
+            rows += [_pair(x, y) for x, y in zip(left[i:p], right[j:q], strict=True)]
+            continue
+        rows += [Row("removed", c, None) for c in left[i:p]]
+        rows += [Row("added", None, c) for c in right[j:q]]
+    return rows
+
+
+def _key(call: ListedCall) -> tuple[str, str]:
+    """What two calls between anchors share when they are aligned: the operator's name and the shape of the result."""
+    return call.op.partition("(")[0], call.shape
+
+
+def _pair(left: ListedCall, right: ListedCall) -> Row:
+    if (left.op, left.shape) != (right.op, right.shape):
+        return Row("changed", left, right)
+    same = len(left.weights) == len(right.weights) and all(
+        x.shape == y.shape and torch.equal(x.to(torch.float64), y.to(torch.float64))
+        for x, y in zip(left.weights, right.weights, strict=True)
+    )
+    return Row("same" if same else "weights", left, right)

@@ -1,0 +1,217 @@
+"""`verify`: are two models the same function, as far as finite arithmetic can tell?
+
+Both are captured and run in float64 on random inputs of several sizes and batches, then in their own dtypes, and last
+on inputs that are searched for (see `adversary`). The weights of an emitted model are rounded to its dtype, so two
+equal functions differ by about what the first itself loses in that dtype; a few times that measured loss is the bar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reparam.capture.torch_export import capture, from_exported
+from reparam.check.network_check import depth_limit
+from reparam.check.output_error import ErrorSums
+from reparam.errors import CaptureError, InputError
+from reparam.ir.feeds import SMALL_SIZE, Feed, feed
+from reparam.ir.inputs import draw_examples
+from reparam.ir.interpreter import evaluate
+from reparam.ir.program import InputSpec, Program
+from reparam.load.model import LoadedModel
+from reparam.rewrite.driver import Progress
+
+from .adversarial import first_divergence, relative_gap, rounding, search
+from .verdict import Verdict
+
+
+def program_of(model: LoadedModel, input_shapes: Sequence[Sequence[int]] | None) -> Program:
+    """The captured program of a loaded model.
+
+    input_shapes: of one sample, without the batch (`inputs.Shape` for integers); needed when the model does not tell.
+    Raises InputError.
+    """
+    if model.exported is not None:
+        return from_exported(model.exported)
+    examples = draw_examples(model.module, input_shapes or model.input_shapes, batch=2)
+    try:
+        return capture(model.module, examples).program
+    except CaptureError as e:
+        raise InputError(f"{e} (input shapes {[tuple(x.shape[1:]) for x in examples]})") from e
+
+
+def verify_programs(
+    a: Program,
+    b: Program,
+    *,
+    trials: int = 8,
+    seed: int = 0,
+    adversarial: bool = True,
+    progress: Progress | None = None,
+) -> Verdict:
+    """`verify` for programs that are already captured. trials: random inputs. Raises InputError like `verify`."""
+    if trials < 1:
+        raise InputError(f"{trials} random inputs prove nothing; ask for at least one")
+    job = _Job(a, b, torch.Generator().manual_seed(seed))
+    feeds = job.feeds(trials)
+    tell = progress or (lambda stage, done, total: None)
+    reason = ""
+    for i, values in enumerate(feeds):
+        tell("verify", i, len(feeds) + 1)
+        reason = reason or job.measure(values)
+    outputs = () if reason else tuple(s.result(i, job.floor) for i, s in enumerate(job.sums))
+    bad = next((o for o in outputs if not o.ok), None)
+    reason = reason or (bad.complaint if bad is not None else "")
+    found: dict[str, float] = {}
+    point = feeds[0] if not job.gaps else feeds[job.gaps.index(max(job.gaps))]
+    if not reason and adversarial:
+        tell("verify", len(feeds), len(feeds) + 1)
+        result = search(a, b, lambda: job.draw(1), rounding(job.dtype), seed)
+        found = {"worst": result.worst, "inputs": float(result.inputs)}
+        if not result.worst <= 1.0:
+            point = result.point
+            reason = f"an input was found on which they differ {result.worst:.3g} times more than is allowed"
+    tell("verify", len(feeds) + 1, len(feeds) + 1)
+    where = first_divergence(a, b, point, rounding(job.dtype)) if reason else None
+    shapes = tuple(tuple(next(v.shape for v in values if isinstance(v, Tensor))) for values in feeds)
+    return Verdict(not reason, outputs, reason, where, found, shapes, trials, seed)
+
+
+class _Job:
+    """Two programs on common inputs, and what was measured so far.
+
+    dtype: the coarser of the two programs' dtypes, which decides what may be lost. sizes: values of the first one's
+    free axes that fit both; batch: the names of those that are free in both. small: what large images shrink to. gaps:
+    the relative difference of each feed.
+    """
+
+    def __init__(self, a: Program, b: Program, generator: torch.Generator) -> None:
+        self.a, self.b, self.generator = a, b, generator
+        self.dtype = max((a.dtype, b.dtype), key=lambda d: torch.finfo(d).eps)
+        self.sizes, self.batch = common_sizes(a.inputs, b.inputs)
+        self.small: int | None = SMALL_SIZE
+        self.sums: list[ErrorSums] = []
+        self.gaps: list[float] = []
+
+    @property
+    def floor(self) -> float:
+        """What may always be lost, relative: a few roundings of the dtype, or of a whole network in float64."""
+        return max(4.0 * torch.finfo(self.dtype).eps, depth_limit(self.a))
+
+    def draw(self, batch: int, small: bool = True) -> Feed:
+        """Random inputs in the coarser dtype's numbers: `batch` of them where the batch is free."""
+        sizes = self.sizes | dict.fromkeys(self.batch, batch)
+        values = feed(self.a, sizes, self.generator, self.small if small else None)
+        return [v.to(self.dtype).to(v.dtype) if _is_floating(v) else v for v in values]
+
+    def feeds(self, trials: int) -> list[Feed]:
+        """One input of the traced size, then the rest at a smaller odd size if both models run there."""
+        if not self.batch:
+            self.small = None
+            return [self.draw(1) for _ in range(trials)]
+        whole = self.draw(1, small=False)
+        if trials == 1:
+            self.small = None
+            return [whole]
+        rest = self.draw(trials - 1)
+        if not (_runs(self.a, rest) and _runs(self.b, rest)):
+            self.small = None
+            rest = self.draw(trials - 1)
+        return [whole, rest]
+
+    def measure(self, values: Feed) -> str:
+        """Adds one feed to the sums; returns a reason when the outputs cannot be compared or integers differ."""
+        truth, other = evaluate(self.a, values), evaluate(self.b, values)
+        if len(truth) != len(other):
+            return f"they return {len(truth)} and {len(other)} values"
+        problem = next((p for t, o in zip(truth, other, strict=True) if (p := _problem(t, o))), "")
+        if problem:
+            return problem
+        try:
+            own_a, own_b = _own(self.a, values, self.dtype), _own(self.b, values, None)
+        except RuntimeError as e:
+            raise InputError(f"this machine cannot run the models in {_dtype_name(self.dtype)}: {e}") from e
+        rows = [r for r in zip(truth, other, own_a, own_b, strict=True) if _is_floating(r[0])]
+        self.sums = self.sums or [ErrorSums() for _ in rows]
+        for s, (t, o, p, q) in zip(self.sums, rows, strict=True):
+            s.add(t, o, p.double(), q.double())
+        self.gaps.append(relative_gap([r[0] for r in rows], [r[1] for r in rows]))
+        return ""
+
+
+# ---- inputs and outputs ------------------------------------------------------------------------------------------
+
+
+def common_sizes(a: Sequence[InputSpec], b: Sequence[InputSpec]) -> tuple[dict[str, int], list[str]]:
+    """Sizes of a's free axes that b fixes, and the batch axes that are free in both. Raises InputError."""
+    if len(a) != len(b):
+        raise InputError(f"the models take {len(a)} and {len(b)} tensor inputs")
+    sizes: dict[str, int] = {}
+    for p, q in zip(a, b, strict=True):
+        if len(p.shape) != len(q.shape) or p.dtype.is_floating_point != q.dtype.is_floating_point:
+            raise InputError(_unlike(p, q))
+        for s, t in zip(p.shape, q.shape, strict=True):
+            if isinstance(s, int) and isinstance(t, int) and s != t:
+                raise InputError(_unlike(p, q))
+            if isinstance(s, str) and isinstance(t, int) and sizes.setdefault(s, t) != t:
+                raise InputError(_unlike(p, q))
+    free = dict.fromkeys(
+        p.shape[0] for p, q in zip(a, b, strict=True) if p.shape and isinstance(q.shape[0], str)
+    )  # a free axis of b beside a fixed one of a takes the fixed size
+    return sizes, [s for s in free if isinstance(s, str) and s not in sizes]
+
+
+def _unlike(p: InputSpec, q: InputSpec) -> str:
+    shown = [f"{list(s.shape)} ({_dtype_name(s.dtype)})" for s in (p, q)]
+    return f"the models' input '{p.name}' is {shown[0]} in one and {shown[1]} in the other"
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _runs(program: Program, values: Feed) -> bool:
+    try:
+        evaluate(program, values)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return True
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _problem(t: Any, o: Any) -> str:
+    """Why two outputs cannot be compared, or how they differ when they are not floating tensors."""
+    if not isinstance(t, Tensor) or not isinstance(o, Tensor):
+        return "" if type(t) is type(o) and t == o else f"an output is {_short(t)} in one and {_short(o)} in the other"
+    if t.shape != o.shape:
+        return f"an output has shape {list(t.shape)} in one and {list(o.shape)} in the other"
+    if t.is_floating_point() != o.is_floating_point():
+        return f"an output is of {t.dtype} in one and of {o.dtype} in the other"
+    if not t.is_floating_point():
+        return "" if torch.equal(t, o) else "an integer output differs"
+    if not bool(torch.isfinite(t).all()):
+        return "the first model's outputs are not finite on random inputs, so nothing can be compared"
+    if not bool(torch.isfinite(o).all()):
+        return "the second model's outputs are not finite where the first one's are"
+    return ""
+
+
+def _short(value: Any) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _own(program: Program, values: Feed, dtype: torch.dtype | None) -> list[Any]:
+    """The outputs in the program's own dtype, or all in `dtype` when that is a coarser one."""
+    specs = {s.name: s for s in program.inputs}
+    wanted = dtype if dtype is not None and dtype != program.dtype else None
+    typed = [
+        v.to(wanted or specs[str(n.target)].dtype) if _is_floating(v) else v
+        for n, v in zip(program.placeholders, values, strict=True)
+    ]
+    return evaluate(program, typed, wanted)

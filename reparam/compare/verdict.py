@@ -1,0 +1,55 @@
+"""What a comparison of two models found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from reparam.check.output_error import OutputError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found.
+
+    first_divergence: the first layer of the first model behind which the second has other values.
+    adversarial: `worst` difference found, as a share of what is allowed, and the number of `inputs` tried.
+    runtimes: what ran each of them, where one is an engine; the errors of both are then against the float64 truth.
+    """
+
+    equivalent: bool
+    outputs: tuple[OutputError, ...]
+    reason: str = ""
+    first_divergence: str | None = None
+    adversarial: dict[str, float] = field(default_factory=dict)
+    shapes: tuple[tuple[int, ...], ...] = ()
+    trials: int = 0
+    seed: int = 0
+    runtimes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        row = asdict(self)
+        row["outputs"] = [asdict(o) | {"ok": o.ok} for o in self.outputs]
+        row["shapes"] = [list(s) for s in self.shapes]
+        return row
+
+    def sentences(self) -> list[str]:
+        """The result in plain lines."""
+        lines = ["equivalent" if self.equivalent else f"NOT equivalent: {self.reason}"]
+        for o in self.outputs:
+            errors = f"own errors {o.error_a:.3g} and {o.error_b:.3g}"
+            exact = "" if self.runtimes else f"float64 difference {o.difference:.3g}, "
+            lines.append(f"output {o.index}: {exact}{errors} (RMS; bar {o.bar:.3g}, size {o.size:.3g})")
+        if self.adversarial:
+            found = self.adversarial
+            lines.append(
+                f"adversarial search, {int(found['inputs'])} inputs: at most {found['worst']:.3g} of what is allowed"
+            )
+        if self.first_divergence:
+            lines.append(f"they part at: {self.first_divergence}")
+        shapes = ", ".join(str(list(s)) for s in self.shapes)
+        lines.append(f"{self.trials} random inputs, shapes {shapes}, seed {self.seed}")
+        if self.runtimes:
+            lines.append(f"run by {' and '.join(self.runtimes)}")
+        return lines

@@ -1,0 +1,91 @@
+"""The program as it is emitted: folded weights cast once, under the names that they want."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from reparam.errors import InputError
+from reparam.ir.program import Constant, Program
+
+
+def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
+    """The program as it is emitted: each folded weight cast once, each weight under the name that it wants.
+
+    dtype: what every weight of the program's main dtype becomes; None keeps each weight's own. The program is used up:
+    float64 weights are released one by one, so that memory never holds both forms of all of them.
+    """
+    _share_equal(program)
+    names = _names(program)
+    constants: dict[str, Constant] = {}
+    for node in program.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        old = str(node.target)
+        constant = program.constants.pop(old)
+        wanted = dtype if dtype is not None and constant.dtype == program.dtype else constant.dtype
+        value = constant.value.to(wanted)
+        if value.is_floating_point() and bool((~torch.isfinite(value) & torch.isfinite(constant.value)).any()):
+            raise InputError(f"weight '{constant.origin}' does not fit {str(wanted).removeprefix('torch.')}")
+        node.target = names[old]
+        constants[names[old]] = Constant(value, wanted, constant.origin, constant.trainable)
+    final = replace(program, constants=constants, cache={})
+    return _retyped(final, dtype) if dtype is not None and dtype != program.dtype else final
+
+
+def _share_equal(program: Program) -> None:
+    """A layer that is called twice was folded at each call; where the results are equal they are one weight again."""
+    first: dict[tuple[str, torch.dtype], list[fx.Node]] = {}
+    for node in [n for n in program.graph.nodes if n.op == "get_attr"]:
+        constant = program.constants[str(node.target)]
+        group = first.setdefault((constant.origin, constant.dtype), [])
+        twin = next((g for g in group if torch.equal(program.constants[str(g.target)].value, constant.value)), None)
+        if twin is None:
+            group.append(node)
+            continue
+        node.replace_all_uses_with(twin)
+        program.erase([node])
+
+
+def _names(program: Program) -> dict[str, str]:
+    """Unique names for the weights: the wanted one for the first that asks for it."""
+    taken: set[str] = set()
+    names: dict[str, str] = {}
+    used = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
+    for name in sorted(used, key=lambda n: n != program.constants[n].origin):
+        origin = program.constants[name].origin
+        stem = origin.replace(".", "_") if _parents(origin) & taken else origin
+        unique, serial = stem, 0
+        while _clashes(unique, taken):
+            serial += 1
+            unique = f"{stem}_{serial}"
+        taken.add(unique)
+        names[name] = unique
+    return names
+
+
+def _clashes(name: str, taken: set[str]) -> bool:
+    """Taken, or a module where another weight has a tensor (a.b beside a.b.c)."""
+    return name in taken or bool(_parents(name) & taken) or any(t.startswith(f"{name}.") for t in taken)
+
+
+def _parents(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:i]) for i in range(1, len(parts))}
+
+
+def _retyped(program: Program, dtype: torch.dtype) -> Program:
+    """Dtype arguments of the main dtype follow the weights, and so do the floating inputs."""
+    old = program.dtype
+
+    def swap(value: Any) -> Any:
+        return dtype if isinstance(value, torch.dtype) and value == old else value
+
+    for node in program.calls():
+        node.args = fx.node.map_aggregate(node.args, swap)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, swap)
+    inputs = tuple(replace(s, dtype=dtype) if s.dtype == old else s for s in program.inputs)
+    return replace(program, inputs=inputs, dtype=dtype)

@@ -1,0 +1,104 @@
+"""Emits a program as readable source: `model.py`, ordinary torch modules in forward order, and `model.safetensors`.
+
+The two files run with torch alone. Weights keep the names that they had in the original, wherever they survive, and
+what was trainable still is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reparam.errors import InputError, MachineError
+from reparam.ir.program import Program
+from reparam.utils.files import SOURCE_FILES, TEMPORARY, move_into_place, publish, refuse_existing
+
+from .class_text import source_text
+from .expressions import is_name
+from .naming import Layout, live_nodes, plan_layout
+from .statements import RESERVED
+
+
+def write_source(
+    program: Program, folder: Path, *, class_name: str = "Model", note: str = "", force: bool = False
+) -> tuple[Path, Path]:
+    """Writes `model.py` and `model.safetensors` into `folder`, which is made when it is missing; returns their paths.
+
+    class_name: of the written module. note: what it was made from, for the comment at the top.
+
+    Raises InputError for files that exist (without `force`), for a bad class name and for a program that torch alone
+    cannot run; MachineError when the files cannot be written, and then leaves nothing behind.
+    """
+    folder = Path(folder)
+    if not is_name(class_name) or class_name in RESERVED:
+        raise InputError(f"'{class_name}' cannot be the name of the class; choose another identifier")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for {' and '.join(SOURCE_FILES)}")
+    for name in SOURCE_FILES:
+        refuse_existing(folder / name, force=force)
+    live = live_nodes(program)
+    layout = plan_layout(program, live)
+    text = source_text(program, live, layout, class_name, note)
+    tensors = state_dict(program, layout)
+    _write_both(folder, text, tensors)
+    return folder / SOURCE_FILES[0], folder / SOURCE_FILES[1]
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------
+
+
+def state_dict(program: Program, layout: Layout) -> dict[str, Tensor]:
+    """The tensors of the file, each in the dtype that it is emitted in and with storage of its own."""
+    tensors: dict[str, Tensor] = {}
+    for key, name in layout.names.items():
+        constant = program.constants[key]
+        value = constant.value.detach().to(device="cpu", dtype=constant.dtype)
+        if constant.folded and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"weight '{constant.origin}' does not fit {str(constant.dtype).removeprefix('torch.')}")
+        value = value.contiguous()
+        whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+        tensors[name] = value if whole else value.clone()
+    tensors |= {name: torch.zeros((), dtype=torch.int64) for name in layout.extra}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        pointer = value.untyped_storage().data_ptr()
+        if pointer in seen and value.numel():
+            tensors[name] = value.clone()
+        seen.add(pointer)
+    return tensors
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def _write_both(folder: Path, text: str, tensors: dict[str, Tensor]) -> None:
+    """Writes both files under temporary names inside `folder`, then renames them; undoes everything when it fails."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    staging: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
+        (staging / SOURCE_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
+        save_file(tensors, staging / SOURCE_FILES[1], metadata={"format": "pt"})
+        publish(staging / SOURCE_FILES[1])
+        move_into_place(staging, folder, reversed(SOURCE_FILES))
+        shutil.rmtree(staging, ignore_errors=True)
+    except BaseException as e:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        if isinstance(e, SafetensorError):
+            raise MachineError(f"cannot write {folder / SOURCE_FILES[1]}: {e}; nothing was written") from e
+        if isinstance(e, OSError):
+            raise MachineError(f"cannot write into {folder}: {e.strerror or e}; nothing was written") from e
+        raise

@@ -1,0 +1,147 @@
+"""Emits a program as a torch module and as a `.pt2` archive."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import fx, nn
+
+from reparam.ir.program import Constant, Program, shape_of
+from reparam.utils.files import refuse_existing, write_atomically
+
+
+def to_module(program: Program) -> nn.Module:
+    """A torch module that computes the program, with the original's call signature and nested outputs.
+
+    Weights that were trainable are nn.Parameters. The weights are shared with the program, not copied.
+    """
+    root = nn.Module()
+    for name, constant in program.constants.items():
+        _attach(root, name, constant)
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    out = graph.graph_copy(program.graph, mapping)
+    graph.output(out)
+    if program.in_spec is not None and program.out_spec is not None:
+        info = fx.graph._PyTreeInfo(_parameter_names(program), program.in_spec, program.out_spec)
+        graph.set_codegen(fx.graph._PyTreeCodeGen(info))
+    module = fx.GraphModule(root, graph, class_name="Converted")
+    module.eval()
+    return module
+
+
+def _attach(root: nn.Module, name: str, constant: Constant) -> None:
+    *path, leaf = name.split(".")
+    owner = root
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        child = owner._modules[part]
+        assert child is not None
+        owner = child
+    value = constant.value.detach()
+    if constant.trainable:
+        owner.register_parameter(leaf, nn.Parameter(value))
+    else:
+        owner.register_buffer(leaf, value)
+
+
+def export_program(program: Program) -> torch.export.ExportedProgram:
+    """The program as an ExportedProgram with the same dynamic axes."""
+    module = to_module(program)
+    env = {s: 2 for spec in program.inputs for s in spec.shape[:1] if isinstance(s, str)}
+    args: list[Any] = []
+    shapes: list[Any] = []
+    specs = {s.name: s for s in program.inputs}
+    for node in program.placeholders:
+        spec = specs.get(str(node.target))
+        if spec is None:
+            args.append(node.meta["val"])
+            shapes.append(None)
+            continue
+        args.append(torch.zeros(shape_of(node, env), dtype=spec.dtype, device=program.device))
+        shapes.append({i: torch.export.Dim.AUTO for i, s in enumerate(spec.shape) if isinstance(s, str)} or None)
+    positional, keywords = _nest(program, args)
+    spec_tree, kw_shapes = _nest(program, shapes)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        dynamic: Any = (
+            {**dict(zip(_parameter_names(program), spec_tree, strict=False)), **kw_shapes} if kw_shapes else spec_tree
+        )
+        return torch.export.export(module, positional, keywords, dynamic_shapes=dynamic, strict=False)
+
+
+def _parameter_names(program: Program) -> list[str]:
+    """One name for each argument of the original, nested ones included; keyword arguments keep their own."""
+    targets = iter([str(n.target) for n in program.placeholders])
+    if program.in_spec is None:
+        return list(targets)
+    args, kwargs = program.in_spec.children()
+    names: list[str] = []
+    for i, spec in enumerate(args.children()):
+        leaves = [next(targets) for _ in range(spec.num_leaves)]
+        name = leaves[0] if spec.is_leaf() else f"arg{i}"
+        names.append(_unused(name, {*names, *kwargs.context}))
+    return [*names, *kwargs.context]
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    return _unused(f"{name}_", taken) if name in taken else name
+
+
+def _nest(program: Program, leaves: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Flat placeholder entries in the shape of the original's (args, kwargs)."""
+    if program.in_spec is None:
+        return tuple(leaves), {}
+    args, kwargs = torch.utils._pytree.tree_unflatten(leaves, program.in_spec)
+    return tuple(args), dict(kwargs)
+
+
+def save_pt2(program: Program, path: Path, *, force: bool = False) -> None:
+    """Writes the program as a `.pt2` archive, whole or not at all.
+
+    Raises InputError when `path` exists and `force` is false, MachineError when it cannot be written.
+    """
+    refuse_existing(path, force=force)  # before the work
+    exported = export_program(program)
+    exported.example_inputs = None
+
+    def write(file: IO[bytes]) -> None:
+        sink = _Sink(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(exported, cast(IO[bytes], sink))
+        if sink.error is not None:
+            raise sink.error
+
+    write_atomically(path, write, force=force)
+
+
+class _Sink(io.RawIOBase):
+    """Writes to `file`, and keeps the first error for later: torch's archive writer aborts the process on one."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: BaseException | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """torch rewinds what it has written; there is nothing to rewind."""
+        return 0
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except BaseException as error:  # an interruption too: it is raised again outside of the writer
+                self.error = error
+        return len(data)

@@ -1,0 +1,270 @@
+"""Is an engine the network that it was built from? Both run on random inputs of every kind of shape that is declared.
+
+The truth is the original in float64. The engine's RMS error may be `equivalence.SLACK` times that of the emitted
+network in torch in the same precision, plus a few roundings: engines add in other orders and by other algorithms, and
+that is all that they may do. Quantised networks have no such yardstick; they are measured, and a gate decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reparam.check.network_check import depth_limit
+from reparam.check.output_error import ErrorSums, OutputError
+from reparam.errors import InputError, NotEquivalentError
+from reparam.ir.cost import batch_one
+from reparam.ir.feeds import Feed, feed
+from reparam.ir.interpreter import evaluate
+from reparam.ir.program import Program, shape_of
+
+from .format import Runnable
+
+BATCHES = (1, 2, 5)
+MORE = 8  # further inputs for the share of equal decisions in low precision
+ALONE = 8  # inputs of a network whose batch is fixed
+GROWTH = 32  # what the i-th free axis grows by, i times: a multiple of all strides
+
+
+@dataclass(frozen=True)
+class EngineCheck:
+    """What was measured on an engine. Errors are RMS, of the output with the largest share of what is allowed.
+
+    ran: False for one that was built for a machine unlike this one; `why` says it. error: against the original in
+    float64. own_error: of the emitted network in torch, in the same precision; None when it is quantised.
+    sqnr: dB, signal to error, of the worst output. top1: share of equal decisions (the largest along axis 1 of the
+    first output), None where an output decides nothing. data: what the inputs were, "random" or "calibration".
+    """
+
+    ran: bool
+    runtime: str = ""
+    why: str = ""
+    error: float | None = None
+    own_error: float | None = None
+    sqnr: float | None = None
+    top1: float | None = None
+    samples: int = 0
+    shapes: tuple[tuple[int, ...], ...] = ()
+    seed: int = 0
+    data: str = "random"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values; what is infinite (an error of zero) becomes None."""
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(self).items()}
+        return row | {"shapes": [list(s) for s in self.shapes]}
+
+
+@dataclass
+class _Count:
+    """Equal decisions and all decisions."""
+
+    equal: int = 0
+    total: int = 0
+
+    def add(self, truth: Tensor, other: Tensor) -> None:
+        if truth.dim() < 2 or truth.shape[1] < 2 or not truth.numel():
+            return
+        same = truth.argmax(1) == other.argmax(1)
+        self.equal, self.total = self.equal + int(same.sum()), self.total + same.numel()
+
+    @property
+    def share(self) -> float | None:
+        return self.equal / self.total if self.total else None
+
+
+@dataclass
+class _Job:
+    """An engine under measurement."""
+
+    original: Program
+    emitted: Program
+    engine: Runnable
+    quantised: bool
+    sums: list[ErrorSums] = field(default_factory=list)
+    count: _Count = field(default_factory=_Count)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    samples: int = 0
+
+    def measure(self, values: Feed) -> None:
+        """Adds what one feed shows; a size that the engine or the original itself is not for is passed over."""
+        shapes = [tuple(v.shape) for v in tensors_of(self.original, values)]
+        if len(shapes) == len(self.engine.inputs) and not self.engine.takes(shapes):
+            return
+        try:
+            truth = evaluate(self.original, values)
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            if not self.samples:
+                raise
+            return
+        got = run_engine(self.engine, self.original, values)
+        pairs = list(zip(floats(truth), got.floats, strict=True)) if got.fits(truth) else []
+        if not pairs:
+            raise NotEquivalentError(f"the engine gives other outputs: {got.describe()} for {_shapes(truth)}")
+        own = got.floats if self.quantised else floats(evaluate(self.emitted, typed(self.emitted, values), None))
+        self.sums = self.sums or [ErrorSums() for _ in pairs]
+        for s, (t, o), p in zip(self.sums, pairs, own, strict=True):
+            if not bool(torch.isfinite(o).all()):
+                raise NotEquivalentError("the engine's outputs are not finite where the original's are")
+            s.add(t, o.double(), p.double(), o.double())
+        self.count.add(truth[0] if isinstance(truth[0], Tensor) else torch.zeros(0), got.floats[0])
+        first = next(v for v in values if isinstance(v, Tensor))
+        self.shapes.append(tuple(first.shape))
+        self.samples += first.shape[0] if first.dim() else 1
+
+
+def check_engine(
+    original: Program,
+    emitted: Program,
+    engine: Runnable,
+    *,
+    seed: int = 0,
+    quantised: bool = False,
+    data: Sequence[Sequence[Tensor]] = (),
+) -> EngineCheck:
+    """Measures `engine` against `original`, beside `emitted`, the same network in torch in the engine's precision.
+
+    data: inputs to measure on in place of random ones, one entry for each tensor input of the program.
+    Raises NotEquivalentError naming the first output that differs by more than is allowed, InputError for an engine
+    that takes none of the sizes.
+    """
+    job = _Job(original, emitted, engine, quantised)
+    generator = torch.Generator().manual_seed(seed)
+    low = quantised or emitted.dtype.itemsize < torch.float32.itemsize
+    feeds = (filled(original, d) for d in data) if data else _feeds(original, generator, low)
+    for values in feeds:
+        job.measure(values)
+    if not job.samples:
+        raise InputError("the engine takes none of the sizes that it would be checked on; widen its ranges")
+    eps = torch.finfo(emitted.dtype).eps
+    floor = max(4.0 * eps, depth_limit(original))
+    errors = [s.result(i, floor) for i, s in enumerate(job.sums)]
+    bad = None if quantised else next((e for e in errors if not e.ok), None)
+    if bad is not None:
+        name = engine.outputs[bad.index].name
+        raise NotEquivalentError(f"the engine is not the network: {bad.complaint} (output '{name}')")
+    worst = max(errors, key=lambda e: e.error_b / e.bar if e.bar else 0.0)
+    return EngineCheck(
+        True,
+        engine.runtime,
+        error=worst.error_b,
+        own_error=None if quantised else worst.error_a,
+        sqnr=min(sqnr(e) for e in errors),
+        top1=job.count.share,
+        samples=job.samples,
+        shapes=tuple(job.shapes),
+        seed=seed,
+        data="calibration" if data else "random",
+    )
+
+
+def sqnr(error: OutputError) -> float:
+    """Signal to quantisation noise, dB: 20 log10(RMS of the output / RMS of its error); infinite without an error."""
+    if error.error_b == 0.0:
+        return math.inf
+    return 20.0 * math.log10(error.size / error.error_b) if error.size else -math.inf
+
+
+# ---- inputs ------------------------------------------------------------------------------------------------------
+
+
+def _feeds(program: Program, generator: torch.Generator, low: bool) -> Iterator[Feed]:
+    for sizes in declared_sizes(program, low):
+        yield feed(program, sizes, generator)
+
+
+def declared_sizes(program: Program, low: bool = False) -> list[dict[str, int]]:
+    """Values of the free sizes to try: several batches, and other sizes of the other free axes."""
+    batch = list(batch_one(program))
+    others: dict[str, int] = {}
+    for spec, node in _tensor_inputs(program):
+        hints = shape_of(node)
+        free = (p for p in zip(spec.shape, hints, strict=True) if isinstance(p[0], str) and p[0] not in batch)
+        others |= {str(s): h for s, h in free}
+    if not batch:
+        plans: list[dict[str, int]] = [{} for _ in range(ALONE)]
+    else:
+        plans = [dict.fromkeys(batch, n) for n in (*BATCHES, *((MORE,) if low else ()))]
+    if others:
+        grown = {s: h + GROWTH * (i + 1) for i, (s, h) in enumerate(others.items())}
+        odd = {s: max((3 * h // 4 | 1) - 2 * i, 1) for i, (s, h) in enumerate(others.items())}
+        plans += [dict.fromkeys(batch, 1) | grown, dict.fromkeys(batch, 2) | odd]
+    return plans
+
+
+def _tensor_inputs(program: Program) -> Iterator[tuple[Any, Any]]:
+    specs = {s.name: s for s in program.inputs}
+    return ((specs[str(n.target)], n) for n in program.placeholders if str(n.target) in specs)
+
+
+def filled(program: Program, tensors: Sequence[Tensor]) -> Feed:
+    """One entry for each placeholder, from one tensor for each tensor input."""
+    given = iter(tensors)
+    names = {s.name for s in program.inputs}
+    return [next(given) if str(n.target) in names else n.meta["val"] for n in program.placeholders]
+
+
+def typed(program: Program, values: Feed) -> Feed:
+    """The values in the dtypes that the program's inputs have."""
+    specs = {s.name: s for s in program.inputs}
+    return [
+        v.to(specs[str(n.target)].dtype) if str(n.target) in specs else v
+        for n, v in zip(program.placeholders, values, strict=True)
+    ]
+
+
+# ---- outputs -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an engine gave."""
+
+    values: list[Tensor]
+
+    @property
+    def floats(self) -> list[Tensor]:
+        return floats(self.values)
+
+    def fits(self, truth: Sequence[Any]) -> bool:
+        """Whether the truth has the same floating outputs, by number and shape, and equal integers."""
+        tensors = [t for t in truth if isinstance(t, Tensor)]
+        if [tuple(t.shape) for t in tensors] != [tuple(v.shape) for v in self.values]:
+            return False
+        rest = [(t, v) for t, v in zip(tensors, self.values, strict=True) if not t.is_floating_point()]
+        return all(not v.is_floating_point() and torch.equal(t.cpu(), v.to(t.dtype)) for t, v in rest)
+
+    def describe(self) -> str:
+        """Their shapes."""
+        return _shapes(self.values)
+
+
+def _shapes(values: Sequence[Any]) -> str:
+    return ", ".join("x".join(map(str, v.shape)) or "a number" for v in values if isinstance(v, Tensor)) or "none"
+
+
+def floats(values: Sequence[Any]) -> list[Tensor]:
+    """The floating tensors among outputs, on the CPU."""
+    return [v.detach().cpu() for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+
+
+def run_engine(engine: Runnable, program: Program, values: Feed) -> Outputs:
+    """The engine's outputs on one feed of the program that it was built from, each value in the port's dtype.
+
+    Raises InputError when the engine takes another number of inputs.
+    """
+    tensors = tensors_of(program, values)
+    if len(tensors) != len(engine.inputs):
+        raise InputError(f"the models take {len(tensors)} and {len(engine.inputs)} tensor inputs")
+    ported = [v.to(getattr(torch, p.dtype)) for v, p in zip(tensors, engine.inputs, strict=True)]
+    return Outputs(engine.run(ported))
+
+
+def tensors_of(program: Program, values: Feed) -> list[Tensor]:
+    """The tensor inputs among a feed's entries, which there is one of for each placeholder."""
+    names = {s.name for s in program.inputs}
+    return [v for v, n in zip(values, program.placeholders, strict=True) if str(n.target) in names]

@@ -1,0 +1,242 @@
+"""`export`: from a module to a verified file of another format."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reparam._version import __version__
+from reparam.conversion import Conversion, Range, convert
+from reparam.emit.finalize import finalize
+from reparam.emit.torch_module import to_module
+from reparam.errors import InputError, MachineError, NotEquivalentError
+from reparam.ir.program import Program
+from reparam.passes import equalize_phases
+from reparam.passes.equalize import measure
+from reparam.report import Remark, Report
+from reparam.rewrite.driver import Driver, Progress
+from reparam.utils.files import move_into_place, publish, refuse_existing, staging_beside
+
+from .engine_check import EngineCheck, check_engine, filled
+from .format import BuildOptions, Format, Runnable
+from .formats import find_format
+from .manifest import manifest_path, sha256_of, sha256_of_state, write_manifest
+from .model_card import fitted
+from .ports import ports_of
+from .precision import DTYPES, with_wide_ports
+
+IO_PRECISIONS = ("fp32", "same")
+Calibration = Callable[[Program], Sequence[Sequence[torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A verified export. path: the file. outputs: all files, the manifest last. check: what was measured on it."""
+
+    path: Path
+    outputs: tuple[Path, ...]
+    check: EngineCheck
+    report: Report
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export, beside how to convert.
+
+    precision: fp32, fp16, bf16 or int8. io_precision: fp32, or same for inputs and outputs of that precision.
+    calibration: for int8, batches of tensors for the inputs, or what reads them for a program.
+    min_sqnr: dB; less is refused. equalize: for int8, whether powers of two are moved between layers first, so that
+    the ranges of their channels become alike (see `passes/equalize.py`). settings: the format's own options. card: what
+    is known of inputs and outputs (`model_card.card_of`). source: the file that the network came from. force: whether
+    files are overwritten.
+    """
+
+    format: str = "onnx"
+    precision: str = "fp32"
+    io_precision: str = "fp32"
+    calibration: Calibration | Sequence[Sequence[torch.Tensor]] | None = None
+    min_sqnr: float | None = None
+    equalize: bool = False
+    settings: Mapping[str, str] | None = None
+    card: Mapping[str, Any] | None = None
+    source: Path | None = None
+    force: bool = False
+
+    def check(self) -> Format:
+        """The format. Raises InputError for what does not go together, MachineError for what is not installed."""
+        format = find_format(self.format)
+        format.check(self.precision, self.settings or {})
+        if self.io_precision not in IO_PRECISIONS:
+            raise InputError(f"unknown io_precision '{self.io_precision}'; choose from {', '.join(IO_PRECISIONS)}")
+        if self.precision == "int8" and self.calibration is None:
+            raise InputError("int8 needs calibration data; give some with --calibrate DIR or --calibrate x.npy")
+        if self.precision != "int8" and self.equalize:
+            raise InputError(f"equalising is for int8; {self.precision} gains nothing from it")
+        if self.precision != "int8" and self.calibration is not None:
+            raise InputError(f"calibration data is for int8; {self.precision} needs none")
+        format.require()
+        return format
+
+
+def export(
+    model: nn.Module | torch.export.ExportedProgram,
+    *example_inputs: Any,
+    path: str | Path,
+    options: ExportOptions | None = None,
+    to: str = "fused",
+    dynamic: Sequence[str] = ("batch",),
+    seed: int = 0,
+    progress: Progress | None = None,
+    input_ranges: Sequence[Range] | None = None,
+    **choices: str,
+) -> Exported:
+    """Converts `model`, writes it in another format, loads that and proves that it is the same function.
+
+    to: fused, plain, or as-is, which only captures. path: of the file. options: the format and the precision (default:
+    ONNX in fp32). The other arguments are those of `convert`; weights are cast once, after folding.
+
+    Nothing is written unless the file was run and agreed, or cannot be run on this machine, which the manifest beside
+    it then says.
+
+    Raises what `convert` raises; InputError for what the format cannot express; MachineError for a missing package;
+    NotEquivalentError when the file computes something else, or when `min_sqnr` is missed.
+    """
+    options = options or ExportOptions()
+    path = Path(path)
+    format = options.check()
+    for target in (path, manifest_path(path)):
+        refuse_existing(target, force=options.force)
+    conversion = convert(
+        model,
+        *example_inputs,
+        to=to,
+        dynamic=dynamic,
+        dtype=DTYPES[options.precision],
+        seed=seed,
+        progress=progress,
+        input_ranges=input_ranges,
+        **choices,
+    )
+    return export_conversion(conversion, path, format, options, seed=seed, progress=progress)
+
+
+def export_conversion(
+    conversion: Conversion,
+    path: Path,
+    format: Format,
+    options: ExportOptions,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Exported:
+    """Builds, checks and writes what `convert` made in the dtype of the precision. See `export`."""
+    tell = progress or (lambda stage, done, total: None)
+    program = conversion.program
+    program = program if options.io_precision == "same" else with_wide_ports(program)
+    calibration = options.calibration(program) if callable(options.calibration) else options.calibration or ()
+    program, equalised = _equalised(program, calibration) if options.equalize else (program, ())
+    build = BuildOptions(options.precision, calibration, options.settings or {})
+    with staging_beside(path) as staging:
+        start = time.perf_counter()
+        staged = staging / path.name
+        built = format.build(program, staged, build, tell)
+        conversion.report.add_seconds("emit", time.perf_counter() - start)
+        start = time.perf_counter()
+        tell("check", 0, 1)
+        engine, check = _checked(conversion, program, staged, format, build, seed)
+        tell("check", 1, 1)
+        conversion.report.add_seconds("verify", time.perf_counter() - start)
+        _gate(check, options.min_sqnr)
+        facts = _facts(conversion, options, format, program, engine, check, built.facts)
+        format.stamp(staged, facts)
+        files = [staged, *built.side, write_manifest(staged, built.side, facts)]
+        for file in files:
+            publish(file)
+            refuse_existing(path.with_name(file.name), force=options.force)
+        move_into_place(staging, path.parent, [f.name for f in reversed(files)])
+    notes = tuple(Remark("analysis", format.name, "", "", note) for note in built.remarks)
+    outputs = tuple(path.with_name(f.name) for f in files)
+    remarks = conversion.report.remarks + equalised + notes
+    report = replace(conversion.report, engine=_keys(options, check), remarks=remarks)
+    return Exported(path, outputs, check, report.with_(outputs=[str(p) for p in outputs]))
+
+
+def _equalised(program: Program, data: Sequence[Sequence[torch.Tensor]]) -> tuple[Program, tuple[Remark, ...]]:
+    """The emitted program with the results of its channels evened out on data; powers of two round nothing."""
+    copy = program.copy()
+    measured = measure(copy, (filled(copy, values) for values in data))
+    outcome = Driver(copy, allow_cost=False).run(equalize_phases(measured))
+    return finalize(copy), tuple(outcome.remarks)
+
+
+def _checked(
+    conversion: Conversion, program: Program, staged: Path, format: Format, build: BuildOptions, seed: int
+) -> tuple[Runnable | None, EngineCheck]:
+    """Loads what was built and measures it; a machine that cannot run it is no reason to refuse it."""
+    try:
+        engine = format.load(staged)
+    except MachineError as error:
+        return None, EngineCheck(False, why=str(error), seed=seed)
+    quantised = build.precision == "int8"
+    data = build.calibration if quantised else ()
+    return engine, check_engine(conversion.original, program, engine, seed=seed, quantised=quantised, data=data)
+
+
+def _gate(check: EngineCheck, least: float | None) -> None:
+    if least is None:
+        return
+    if check.sqnr is None:
+        raise MachineError(f"--min-sqnr cannot be judged: {check.why}")
+    if not check.sqnr >= least:
+        raise NotEquivalentError(
+            f"the signal-to-noise ratio is {check.sqnr:.1f} dB, where at least {least:g} dB is asked for"
+        )
+
+
+def _facts(
+    conversion: Conversion,
+    options: ExportOptions,
+    format: Format,
+    program: Program,
+    engine: Runnable | None,
+    check: EngineCheck,
+    built: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the manifest holds, and the file itself where it can."""
+    if options.source is not None:
+        source = {"file": options.source.name, "sha256": sha256_of(options.source)}
+    else:
+        state = to_module(conversion.original).state_dict()
+        source = {"state_sha256": sha256_of_state(state)}
+    inputs, outputs = (engine.inputs, engine.outputs) if engine is not None else ports_of(program)
+    return {
+        "reparam": __version__,
+        "format": format.name,
+        "source": source,
+        "target": conversion.report.target,
+        "precision": options.precision,
+        "io_precision": options.io_precision,
+        "inputs": [p.as_dict() for p in inputs],
+        "outputs": [p.as_dict() for p in outputs],
+        "build": {"torch": str(torch.__version__), **built},
+        "verification": check.as_dict(),
+        **fitted(options.card or {}, program),
+    }
+
+
+def _keys(options: ExportOptions, check: EngineCheck) -> dict[str, Any]:
+    """What an export adds to the report."""
+    return {
+        "format": options.format,
+        "precision": options.precision,
+        "io_precision": options.io_precision,
+        "sqnr": check.as_dict()["sqnr"],
+        "top1_agreement": check.top1,
+        "engine": check.as_dict(),
+    }

@@ -1,0 +1,40 @@
+"""The formats that a network is exported to: one file each, found by being here.
+
+A module of this package that defines FORMAT is a format, in the alphabetical order of the modules. Importing them is
+light: what a format needs is imported when it is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from pathlib import Path
+
+from reparam.engines.format import Format
+from reparam.errors import InputError
+
+
+@functools.cache
+def all_formats() -> dict[str, Format]:
+    """Every format by its name."""
+    modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
+    found = [m.FORMAT for m in modules]
+    return {f.name: f for f in found}
+
+
+def find_format(name: str) -> Format:
+    """The format of that name. Raises InputError that lists them."""
+    if name not in all_formats():
+        raise InputError(f"'{name}' is not a format; choose from {', '.join(all_formats())}")
+    return all_formats()[name]
+
+
+def recognise(path: Path) -> Format | None:
+    """The format of a file, by its content; None when it is none of them, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError:
+        return None
+    return next((f for f in all_formats().values() if f.recognises(path, head)), None)

@@ -1,0 +1,54 @@
+"""ONNX: plain standard operators of opset 20 (22 for bfloat16), run here by onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reparam.engines.format import BuildOptions, Built, Format, Runnable, Tell
+
+if TYPE_CHECKING:
+    from reparam.ir.program import Program
+
+
+class Onnx(Format):
+    """The file holds no code: its weights and operators are all there is."""
+
+    name = "onnx"
+    suffix = ".onnx"
+    native = False
+    precisions = ("fp32", "fp16", "bf16", "int8")
+    needs = ("onnx", "onnxscript", "onnxsim", "onnxruntime")
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """See `Format.recognises`."""
+        from reparam.engines.onnx.storage import is_onnx
+
+        return is_onnx(path, head)
+
+    def build(self, program: Program, path: Path, options: BuildOptions, tell: Tell) -> Built:
+        """See `Format.build`."""
+        from reparam.engines.onnx.graph import build_model
+        from reparam.engines.onnx.storage import write_model
+
+        self.require()
+        model = build_model(program, options, tell)
+        facts = {"opset": int(model.opset_import[0].version), "ir_version": int(model.ir_version)}
+        return Built(facts, write_model(model, path))
+
+    def load(self, path: Path) -> Runnable:
+        """See `Format.load`."""
+        from reparam.engines.onnx.runtime import OnnxRunnable
+
+        return OnnxRunnable(path)
+
+    def stamp(self, path: Path, facts: Mapping[str, Any]) -> bool:
+        """The facts as metadata of the model, each under a key of its own."""
+        from reparam.engines.onnx.storage import stamp_model
+
+        stamp_model(path, facts)
+        return True
+
+
+FORMAT = Onnx()

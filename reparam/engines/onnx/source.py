@@ -1,0 +1,32 @@
+"""The ONNX model that an engine of another format is built from, run by onnxruntime and compared first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from reparam.engines.engine_check import check_engine
+from reparam.engines.format import BuildOptions, Tell
+from reparam.engines.manifest import sha256_of
+from reparam.ir.program import Program
+
+from .graph import build_model
+from .runtime import OnnxRunnable
+from .storage import write_model
+
+
+def write_source(program: Program, options: BuildOptions, path: Path, tell: Tell) -> dict[str, Any]:
+    """Writes the model to `path`; returns its sha256 as facts of the build. Raises like `build_model`."""
+    write_model(build_model(program, options, tell), path)
+    return {"onnx_sha256": sha256_of(path)}
+
+
+def check_source(program: Program, options: BuildOptions, path: Path) -> dict[str, Any]:
+    """What onnxruntime measures on the model against the program that it was written from, as facts of the build.
+
+    That is all the evidence there is for an engine that cannot run on this machine. Raises NotEquivalentError.
+    """
+    quantised = options.precision == "int8"
+    data = options.calibration if quantised else ()
+    check = check_engine(program, program, OnnxRunnable(path), quantised=quantised, data=data)
+    return {"onnx_check": check.as_dict()}

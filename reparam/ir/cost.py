@@ -1,0 +1,176 @@
+"""What a program costs: multiply-accumulates, parameters, merges, gates, and whether it is a chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import fx
+
+from .aten import (
+    ACTIVATIONS,
+    ADDS,
+    CONVS,
+    DIVS,
+    LINEARS,
+    MATMULS,
+    MULS,
+    NORMS,
+    SUBS,
+    TRANSPOSED_CONVS,
+    arguments,
+    aten,
+    is_call,
+)
+from .program import Program, is_float, shape_of
+
+_SQUASHED = frozenset({aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int, aten.tanh.default})
+
+
+@dataclass(frozen=True)
+class Census:
+    """The counts that the report gives before and after; `macs` is for one sample of the traced size."""
+
+    nodes: int
+    merges: int
+    gates: int
+    convs: int
+    norms: int
+    params: int
+    macs: int
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def batch_one(program: Program) -> dict[str, int]:
+    """Symbol values that make the batch 1 and leave the other sizes as traced."""
+    return {str(s.shape[0]): 1 for s in program.inputs if s.shape and isinstance(s.shape[0], str)}
+
+
+def node_macs(node: fx.Node, env: dict[str, int] | None = None) -> int:
+    """Multiply-accumulates of one call; 0 for whatever is neither a convolution nor a matrix product."""
+    if is_call(node, CONVS):
+        weight = shape_of(arguments(node)["weight"], env)
+        return math.prod(shape_of(node, env)) * math.prod(weight[1:])
+    if is_call(node, TRANSPOSED_CONVS):
+        weight = shape_of(arguments(node)["weight"], env)
+        return math.prod(shape_of(arguments(node)["input"], env)) * math.prod(weight[1:])
+    if is_call(node, LINEARS):
+        return math.prod(shape_of(node, env)) * shape_of(arguments(node)["weight"], env)[1]
+    if not is_call(node, MATMULS):
+        return 0
+    operands = [a for a in node.args if isinstance(a, fx.Node) and is_float(a)]
+    if node.target is aten.scaled_dot_product_attention.default:
+        q, k, v = (shape_of(a, env) for a in operands[:3])
+        return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+    if node.target is aten.einsum.default or len(operands) < 2:
+        return 0
+    left = shape_of(operands[-2], env)
+    return math.prod(shape_of(node, env)) * left[-1]
+
+
+def _is_gate(node: fx.Node, operands: Iterable[fx.Node]) -> bool:
+    """A squeeze-excite-like product: one operand broadcasts over space and comes out of a squashing function."""
+    if not is_call(node, MULS):
+        return False
+    out = node.meta["val"].dim()
+    for operand in operands:
+        sizes = shape_of(operand)
+        if out >= 3 and len(sizes) == out and all(s == 1 for s in sizes[2:]) and shape_of(node) != sizes:
+            return True
+        if is_call(operand, _SQUASHED) and sizes != shape_of(node):
+            return True
+    return False
+
+
+_POINTWISE = (
+    frozenset(ACTIVATIONS)
+    | ADDS
+    | SUBS
+    | MULS
+    | DIVS
+    | {aten.erf.default, aten.exp.default, aten.pow.Tensor_Scalar, aten.square.default, aten.reciprocal.default}
+)
+
+
+def _data(node: fx.Node) -> list[fx.Node]:
+    return [i for i in node.all_input_nodes if is_float(i) and i.meta["data"]]
+
+
+def _sources(program: Program) -> dict[fx.Node, fx.Node]:
+    """For each node the value that it is a pointwise function of: itself, unless all its operands have one source."""
+    source: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        source[node] = node
+        if not is_call(node, _POINTWISE):
+            continue
+        operands = _data(node)
+        found = {source[i] for i in operands}
+        if len(found) == 1 and all(shape_of(i) == shape_of(node) for i in operands):
+            source[node] = found.pop()
+    return source
+
+
+def spelled_out(program: Program) -> dict[fx.Node, fx.Node]:
+    """The calls inside activations of one source that are spelled by several calls: each with the activation's last.
+
+    x * sigmoid(x) is one node however it is spelled. A call belongs to the last product or sum that reads it again.
+    """
+    source = _sources(program)
+    inside: dict[fx.Node, fx.Node] = {}
+    for node in reversed(list(program.calls())):
+        if node in inside or len(_data(node)) < 2 or source[node] is node:
+            continue
+        stack = _data(node)
+        inside[node] = node
+        while stack:
+            n = stack.pop()
+            if n in inside or n is source[node]:
+                continue
+            if any(u not in inside or inside[u] is not node for u in n.users):
+                continue
+            inside[n] = node
+            stack.extend(_data(n))
+        reads = {i for n in inside if inside[n] is node for i in _data(n) if inside.get(i) is not node}
+        if len(reads) != 1:  # a value inside is read from outside as well: then it is a merge after all
+            inside = {n: last for n, last in inside.items() if last is not node}
+    return inside
+
+
+def census(program: Program) -> Census:
+    """Counts nodes, merges, gates, convolutions, norms, parameters and MACs of `program`."""
+    env = batch_one(program)
+    inside = spelled_out(program)
+    merges = gates = convs = norms = macs = nodes = 0
+    for node in program.calls():
+        nodes += 1
+        macs += node_macs(node, env)
+        convs += is_call(node, CONVS | TRANSPOSED_CONVS)
+        norms += is_call(node, NORMS) and node.meta["data"]
+        operands = _data(node)
+        if len(operands) < 2 or node in inside:
+            continue
+        if _is_gate(node, operands):
+            gates += 1
+        else:
+            merges += 1
+    return Census(nodes, merges, gates, convs, norms, program.parameters(), macs)
+
+
+def is_chain(program: Program) -> bool:
+    """True when no value that depends on the input has two users and nothing merges: one register, one path."""
+    counts = census(program)
+    if counts.merges or counts.gates:
+        return False
+    inside = spelled_out(program)
+    return all(_users(n, inside) <= 1 for n in program.graph.nodes if n.meta["data"] and is_float(n))
+
+
+def _users(node: fx.Node, inside: dict[fx.Node, fx.Node]) -> int:
+    """The users of a value but for its sizes, an activation that is spelled by several calls counted once."""
+    own = inside.get(node)
+    users = {inside.get(u, u) for u in node.users if not isinstance(u.meta.get("val"), (int, torch.SymInt))}
+    return 1 if own is not None and users == {own} else len(users)

@@ -1,0 +1,92 @@
+"""Random inputs for a program, one entry for each of its placeholders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.ir.aten import CASTS, IDENTITIES, MOVEMENTS, aten, is_call
+from reparam.ir.program import InputSpec, Program, shape_of
+
+SMALL_SIZE = 65
+
+
+EVEN_SIZE = 96  # for networks whose branches meet at even sizes only
+
+
+Feed = list[Any]
+
+
+def random_input(spec: InputSpec, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A random tensor for one input: normal, or uniform where the declared range is finite; float64 or integer."""
+    if not spec.dtype.is_floating_point:
+        high = 2 if spec.dtype == torch.bool else int(spec.high) + 1 if math.isfinite(spec.high) else 2
+        low = int(spec.low) if math.isfinite(spec.low) else 0
+        return torch.randint(low, high, tuple(shape), generator=generator).to(spec.dtype)
+    if math.isfinite(spec.low) and math.isfinite(spec.high):
+        return spec.low + (spec.high - spec.low) * torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
+    x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+    if math.isfinite(spec.low):
+        return spec.low + x.abs()
+    return spec.high - x.abs() if math.isfinite(spec.high) else x
+
+
+def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, small: int | None = None) -> Feed:
+    """One entry for each placeholder, with the symbols of `sizes`.
+
+    small: what large images shrink to; small ones go to three quarters of their size, see `_shrunk`.
+
+    Floating values are rounded to the input's dtype, so that every dtype sees the same numbers.
+    """
+    specs = {s.name: s for s in program.inputs}
+    values: Feed = []
+    for node in program.placeholders:
+        spec = specs.get(str(node.target))
+        if spec is None:
+            values.append(node.meta["val"])
+            continue
+        if not spec.dtype.is_floating_point and not math.isfinite(spec.high):
+            spec = replace(spec, high=_largest_index(node))
+        shape = list(shape_of(node, sizes))
+        if small is not None and len(shape) >= 4:
+            shape[-2:] = [_shrunk(s, small) for s in shape[-2:]]
+        value = random_input(spec, shape, generator)
+        if value.is_floating_point():
+            value = value.to(spec.dtype).to(torch.float64)
+        values.append(value.to(program.device))
+    return values
+
+
+def _shrunk(size: int, small: int) -> int:
+    """The side of a smaller image: `small`, or three quarters; odd when `small` is, else a multiple of eight."""
+    if size > small:
+        return small
+    return 3 * size // 4 | 1 if small % 2 else 3 * size // 4 // 8 * 8 or size
+
+
+def _largest_index(node: fx.Node) -> float:
+    """The largest entry of an integer input that is looked up in a table; infinite when it is used otherwise."""
+    rows = [math.inf]
+    stack = list(node.users)
+    while stack:
+        user = stack.pop()
+        if user.target is aten.embedding.default:
+            rows.append(shape_of(user.args[0])[0] - 1)  # type: ignore[arg-type]
+        elif is_call(user, IDENTITIES | CASTS | MOVEMENTS):
+            stack.extend(user.users)
+    return min(rows)
+
+
+def _typed(program: Program, values: Feed, dtype: torch.dtype | None) -> Feed:
+    specs = {s.name: s for s in program.inputs}
+    result: Feed = []
+    for node, value in zip(program.placeholders, values, strict=True):
+        spec = specs.get(str(node.target))
+        floating = isinstance(value, Tensor) and value.is_floating_point() and spec is not None
+        result.append(value.to(dtype or spec.dtype) if floating and spec is not None else value)
+    return result

@@ -1,0 +1,263 @@
+"""`Program`: one captured network as a functional ATen graph that owns its weights.
+
+The graph is the single source of truth. Weights are graph values (`get_attr` nodes) whose tensors live in
+`constants`, so a weight used twice is one entry. A weight that no rule touched keeps its dtype and storage; a
+folded one is held in float64 and cast once, when it is emitted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]  # it ships no types
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from reparam.errors import RuleError
+
+FOLD_DTYPE = torch.float64
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A weight of the program.
+
+    value: the tensor, float64 when folded. dtype: what it is emitted as. origin: the qualified name it wants.
+    trainable: whether it came from an nn.Parameter (or was folded from one).
+    """
+
+    value: Tensor
+    dtype: torch.dtype
+    origin: str
+    trainable: bool
+
+    @property
+    def folded(self) -> bool:
+        return self.value.dtype != self.dtype
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One tensor input: `shape` has an int for a fixed axis and a name for a dynamic one."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: torch.dtype
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass
+class Program:
+    """A functional graph, its weights and its input contract.
+
+    graph: torch.fx graph of ATen calls; `meta["val"]` holds a fake tensor, `meta["module"]` the module path and
+        `meta["data"]` whether the value depends on the inputs.
+    constants: weight name (the get_attr target) -> Constant.
+    inputs: one InputSpec for each tensor placeholder, in order.
+    in_spec, out_spec: pytrees that the original model's arguments and results have.
+    """
+
+    graph: fx.Graph
+    constants: dict[str, Constant]
+    inputs: tuple[InputSpec, ...]
+    in_spec: pytree.TreeSpec | None
+    out_spec: pytree.TreeSpec | None
+    fake_mode: FakeTensorMode
+    dtype: torch.dtype
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    _created: list[fx.Node] | None = field(default=None, repr=False)
+
+    # ---- reading -------------------------------------------------------------------------------------------
+
+    @property
+    def output(self) -> fx.Node:
+        node: fx.Node = next(iter(reversed(self.graph.nodes)))
+        return node
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        return [n for n in self.graph.nodes if n.op == "placeholder"]
+
+    def calls(self) -> Iterator[fx.Node]:
+        """The call nodes in execution order."""
+        return (n for n in self.graph.nodes if n.op == "call_function")
+
+    def constant(self, node: Any) -> Constant | None:
+        """The Constant behind a get_attr node; None for anything else."""
+        if isinstance(node, fx.Node) and node.op == "get_attr":
+            return self.constants.get(str(node.target))
+        return None
+
+    def tensor(self, node: Any) -> Tensor | None:
+        """The float64 (or integer) value of a weight node, None when `node` is not a weight."""
+        constant = self.constant(node)
+        if constant is None:
+            return None
+        value = constant.value.detach()
+        return value.to(FOLD_DTYPE) if value.is_floating_point() else value
+
+    def parameters(self) -> int:
+        """Number of scalars in the floating weights that the graph uses, a tied weight counted once."""
+        used = {str(n.target) for n in self.graph.nodes if n.op == "get_attr" and n.users}
+        return sum(self.constants[n].value.numel() for n in used if self.constants[n].value.is_floating_point())
+
+    # ---- building ------------------------------------------------------------------------------------------
+
+    def fake(self, args: Any) -> Any:
+        """`args` with every node replaced by its fake value."""
+        return fx.node.map_arg(args, lambda n: n.meta["val"])
+
+    def call(
+        self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, like: fx.Node
+    ) -> fx.Node:
+        """A new call node just before `like`, with inferred shape and `like`'s module path.
+
+        Shapes are inferred as torch.export infers them, through Python: in C++ some operators ask for plain numbers
+        (conv2d "same" with an even kernel), which would fix a size that is free, in the whole program.
+
+        Raises RuleError when the shapes do not fit: the rule that asked for it is wrong.
+        """
+        kwargs = dict(kwargs or {})
+        try:
+            with self.fake_mode, torch.no_grad(), enable_python_dispatcher():
+                value = target(*self.fake(tuple(args)), **self.fake(kwargs))
+        except Exception as e:
+            raise RuleError(f"the new {target} for {like.name} does not fit its operands: {e}") from e
+        with self.graph.inserting_before(like):
+            node = self.graph.call_function(target, tuple(args), kwargs)
+        data = any(i.meta["data"] for i in node.all_input_nodes)
+        node.meta = {"val": value, "module": like.meta.get("module", ""), "data": data}
+        self._track(node)
+        return node
+
+    def clone(self, node: fx.Node, substitution: Mapping[fx.Node, fx.Node], *, like: fx.Node | None = None) -> fx.Node:
+        """A copy of the call `node` with some operands substituted, placed before `like` (default `node`)."""
+
+        def swap(n: fx.Node) -> fx.Node:
+            return substitution.get(n, n)
+
+        args = fx.node.map_arg(node.args, swap)
+        kwargs = fx.node.map_arg(node.kwargs, swap)
+        new = self.call(node.target, args, kwargs, like=like or node)
+        new.meta["module"] = node.meta.get("module", "")
+        return new
+
+    def weight(
+        self, value: Tensor, origin: str, *, dtype: torch.dtype | None = None, trainable: bool = True, like: fx.Node
+    ) -> fx.Node:
+        """A new weight before `like`. `value` is kept in float64; it is emitted as `dtype` (default: the program's)."""
+        floating = value.is_floating_point()
+        out_dtype = dtype or (self.dtype if floating else value.dtype)
+        name = origin
+        serial = 0
+        while name in self.constants:
+            serial += 1
+            name = f"{origin}__{serial}"
+        stored = value.detach().to(FOLD_DTYPE) if floating else value.detach()
+        self.constants[name] = Constant(stored.contiguous(), out_dtype, origin, trainable and floating)
+        with self.graph.inserting_before(like):
+            node = self.graph.create_node("get_attr", name)
+        with self.fake_mode:
+            fake = torch.empty(value.shape, dtype=out_dtype, device=self.device)
+        node.meta = {"val": fake, "module": like.meta.get("module", ""), "data": False}
+        self._track(node)
+        return node
+
+    def _track(self, node: fx.Node) -> None:
+        if self._created is not None:
+            self._created.append(node)
+
+    @contextmanager
+    def recording(self) -> Iterator[list[fx.Node]]:
+        """Collects the nodes made inside the block, so that a refused rewrite can be undone."""
+        if self._created is not None:
+            raise RuleError("recordings do not nest")
+        self._created = []
+        try:
+            yield self._created
+        finally:
+            self._created = None
+
+    def erase(self, nodes: Iterable[fx.Node]) -> None:
+        """Erases unused nodes and the weights that only they read."""
+        for node in nodes:
+            self.graph.erase_node(node)
+            if node.op == "get_attr":
+                self.constants.pop(str(node.target), None)
+
+    def copy(self) -> Program:
+        """An independent graph over the same tensors (no weight is copied)."""
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        out = graph.graph_copy(self.graph, mapping)
+        node = graph.output(out)
+        for old, new in mapping.items():
+            new.meta = dict(old.meta)
+        node.meta = dict(self.output.meta)
+        return replace(self, graph=graph, constants=dict(self.constants), cache={}, _created=None)
+
+
+def size_hint(value: Any, env: Mapping[Any, int] | None = None) -> int:
+    """A concrete int for a size: symbols named in `env` take its values, the others the traced ones."""
+    if isinstance(value, int):
+        return value
+    expr = value.node.expr
+    if env:
+        known = {s: sympy.Integer(env[str(s)]) for s in expr.free_symbols if str(s) in env}
+        replaced = expr.xreplace(known)
+        if replaced.is_Integer:
+            return int(replaced)
+    hint = value.node.hint
+    return int(hint) if hint is not None else int(expr)
+
+
+def shape_of(node: fx.Node, env: Mapping[Any, int] | None = None) -> tuple[int, ...]:
+    """The concrete shape of a node's tensor at the traced sizes (or with the symbols of `env` replaced)."""
+    return tuple(size_hint(s, env) for s in node.meta["val"].shape)
+
+
+def fixed_size(value: Any) -> int | None:
+    """The size as an int, None when it is free. A size that torch.export found to be fixed can still be symbolic."""
+    if isinstance(value, int):
+        return value
+    return int(value.node.expr) if value.node.expr.is_Integer else None
+
+
+def static_shape(node: fx.Node) -> tuple[int | None, ...]:
+    """The shape with None for every axis whose size is not fixed."""
+    return tuple(fixed_size(s) for s in node.meta["val"].shape)
+
+
+def is_tensor(node: Any) -> bool:
+    """True for a node whose value is one tensor."""
+    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
+
+
+def is_float(node: Any) -> bool:
+    """True for a node whose value is one floating tensor."""
+    return is_tensor(node) and bool(node.meta["val"].is_floating_point())
+
+
+def upstream(roots: Iterable[fx.Node], stop: Callable[[fx.Node], bool] = lambda _: False) -> list[fx.Node]:
+    """The nodes that `roots` need, themselves included, operands first. Nodes where `stop` holds end the search."""
+    order: list[fx.Node] = []
+    seen: set[fx.Node] = set()
+    stack = [(r, False) for r in reversed(list(roots))]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+        elif node not in seen and not stop(node):
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((i, False) for i in node.all_input_nodes)
+    return order

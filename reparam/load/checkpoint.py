@@ -1,0 +1,256 @@
+"""Reads a file into a `Checkpoint`: a state dict, a pickled module, or an exported program.
+
+Files are told apart by content, not by suffix. Nothing in a file is run: pickles are read with `weights_only`, `.pt2`
+archives are inspected first (`reparam.archive`), and a file that would run code is refused with the list of what it
+would run, unless `trust` is given.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickletools
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, _weights_only_unpickler, nn
+
+from reparam.errors import InputError, UnsafeFileError
+
+from .archive import check_zip, load_exported
+
+HOLDERS = ("state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "module", "net", "weights")
+PREFIXES = ("module.", "_orig_mod.")
+
+_OTHER_FILES = (  # how files of other kinds begin
+    (b"\x89HDF", "an HDF5 file (Keras?)"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"GGUF", "a GGUF file"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it with: git lfs pull"),
+    (b"<!DOCTYPE", "a web page; the download failed"),
+    (b"<html", "a web page; the download failed"),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: a state dict, a whole pickled module (trusted files only), or an exported program.
+
+    found_under: the keys that lead to the state dict, such as "model_ema.module". ignored: other top-level entries.
+    """
+
+    path: Path
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    module: nn.Module | None = None
+    exported: torch.export.ExportedProgram | None = None
+    found_under: str = ""
+    ignored: tuple[str, ...] = ()
+
+
+def check_finite(state: Mapping[str, Any], path: Path | str = "the model") -> None:
+    """Raises InputError naming the first tensor that holds a NaN or an infinity, and how many tensors do."""
+    tensors = [(k, v) for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()]
+    if empty := [key for key, value in tensors if value.is_meta]:
+        raise InputError(f"{Path(path).name} has no values for '{empty[0]}', only its shape; save the real weights")
+    bad = [key for key, value in tensors if not _is_finite(value)]
+    if bad:
+        raise InputError(
+            f"{Path(path).name} has NaN or infinite values in '{bad[0]}' ({len(bad)} of {len(tensors)} tensors); "
+            "take a checkpoint from before the training diverged"
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    wide = value if value.dtype.itemsize >= 2 else value.float()  # torch cannot tell for 8-bit floats
+    return bool(torch.isfinite(wide).all())
+
+
+def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
+    """Reads a checkpoint: `.pt`, `.pth`, `.bin`, `.safetensors` or `.pt2`, told apart by content.
+
+    Raises InputError for anything else, UnsafeFileError for a file that would run code unless `trust` is given.
+    """
+    path = Path(path)
+    head = _head(path)
+    if int.from_bytes(head[:8], "little") < 100 << 20 and head[8:9] == b"{":
+        return _from_object(_read_safetensors(path), path)
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path} is not a safetensors file: its header is damaged; copy it again")
+    if head.startswith(b"PK\x03\x04"):
+        return _load_zip(path, trust)
+    if head[257:262] == b"ustar":
+        raise InputError(f"{path} is in the tar format of torch 0.1; load it with an old torch and save it again")
+    if head.startswith(b"\x80"):
+        return _from_object(_read_pickle(path, trust, mmap=False), path)
+    raise InputError(f"{path} is not a checkpoint{_kind(path, head)}; save one with torch.save(model.state_dict(), …)")
+
+
+def _kind(path: Path, head: bytes) -> str:
+    if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a")):
+        return ": it is an ONNX model, which verify, diff and run take"
+    known = next((what for magic, what in _OTHER_FILES if head.startswith(magic)), None)
+    if known is None and head.isascii():
+        known = "text"
+    return f": it is {known}" if known else ""
+
+
+def _head(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give the checkpoint file in it")
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}; check the name, or give an architecture with --arch") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not head:
+        raise InputError(f"{path} is empty; copy or save it again")
+    return head
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}); copy or save it again") from error
+
+
+def _load_zip(path: Path, trust: bool) -> Checkpoint:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_kind(archive, path)
+            if not trust:
+                check_zip(archive, path.name)
+            program = any(n.endswith("/archive_format") for n in archive.namelist())
+            stored = all(i.compress_type == zipfile.ZIP_STORED for i in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path} is damaged or cut short ({error}); copy or save it again") from error
+    if program:
+        return Checkpoint(path, exported=load_exported(path, trust=trust))
+    return _from_object(_read_pickle(path, trust, mmap=stored), path)
+
+
+def _check_kind(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raises InputError unless the archive is one of torch.save or torch.export.save."""
+    names = archive.namelist()
+    if any("/data/aotinductor/" in n for n in names):
+        raise InputError(f"{path} is a compiled library, not a program; give the checkpoint or program it was made of")
+    if any(n.endswith("/constants.pkl") for n in names):
+        raise InputError(f"{path} is a TorchScript archive, which is not supported; save the model's state_dict")
+    if "serialized_exported_program.json" in names:
+        raise InputError(f"{path} was exported by an older torch; export it again with torch {torch.__version__}")
+    if not any(n.endswith(("/data.pkl", "/archive_format")) for n in names):
+        raise InputError(f"{path} is a zip archive but not a checkpoint; save one with torch.save(…)")
+
+
+def _read_pickle(path: Path, trust: bool, *, mmap: bool) -> Any:
+    """The object that torch.save wrote; with `mmap` its tensors stay on disk until they are used."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error below
+            if trust:
+                with _working_directory():
+                    return torch.load(path, map_location="cpu", weights_only=False)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        if not trust and (unsafe := unsafe_globals(path)):
+            listed = ", ".join(unsafe[:8]) + (f" and {len(unsafe) - 8} more" if len(unsafe) > 8 else "")
+            raise UnsafeFileError(
+                f"{path} holds more than tensors; loading it would run {listed}. Save the state_dict alone, or pass "
+                "--trust if you trust whoever made it"
+            ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if trust and isinstance(error, AttributeError | ImportError):
+            raise InputError(f"{path} needs Python code that is not here ({reason}); run in its folder") from error
+        raise InputError(
+            f"{path} is not a checkpoint, or is damaged ({reason[:200]}); copy or save it again"
+        ) from error
+
+
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    """A trusted pickle names classes of the user's own modules, found beside where the command runs."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def unsafe_globals(path: Path) -> list[str]:
+    """The functions and classes that unpickling the file would call, beyond those that make tensors; nothing is run."""
+    try:
+        if zipfile.is_zipfile(path):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        safe = set(_weights_only_unpickler._get_allowed_globals())
+        return sorted(set(_pickled_globals(io.BytesIO(path.read_bytes()))) - safe)
+    except Exception:  # not a pickle; what is wrong with it is for the caller to say
+        return []
+
+
+def _pickled_globals(stream: io.BytesIO) -> Iterator[str]:
+    """Names in a file of several pickles after each other, as torch.save wrote before 1.6."""
+    while stream.read(1) == b"\x80":
+        stream.seek(-1, io.SEEK_CUR)
+        texts: list[str] = []
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name in ("GLOBAL", "INST"):
+                yield str(argument).replace(" ", ".")
+            elif opcode.name == "STACK_GLOBAL" and len(texts) >= 2:
+                yield f"{texts[-2]}.{texts[-1]}"
+            elif isinstance(argument, str):
+                texts.append(argument)
+
+
+def _from_object(value: Any, path: Path) -> Checkpoint:
+    """Finds the state dict (or a pickled module) in what was loaded, and cleans its keys."""
+    under: list[str] = []
+    ignored: list[str] = []
+    while not _is_state(value):
+        if isinstance(value, nn.Module):
+            return Checkpoint(path, module=value, found_under=".".join(under), ignored=tuple(ignored))
+        if not isinstance(value, Mapping):
+            raise InputError(f"{path} holds a {type(value).__name__}, not weights; save the model's state_dict")
+        holder = next((k for k in HOLDERS if isinstance(value.get(k), Mapping | nn.Module)), None)
+        if holder is None:
+            keys = ", ".join(str(k) for k in list(value)[:5])
+            raise InputError(
+                f"{path} holds no state dict; its entries are {keys or 'none'}; save the model's state_dict"
+            )
+        ignored += [".".join([*under, str(k)]) for k in value if k != holder]
+        under.append(holder)
+        value = value[holder]
+    state = _clean_keys({str(k): v for k, v in value.items() if isinstance(v, Tensor)})
+    return Checkpoint(path, state, found_under=".".join(under), ignored=tuple(ignored))
+
+
+def _is_state(value: Any) -> bool:
+    """A mapping from names to tensors; a few other entries (a version, an empty `_extra_state`) do not matter."""
+    if not isinstance(value, Mapping):
+        return False
+    tensors = sum(isinstance(v, Tensor) for v in value.values())
+    nested = any(isinstance(value.get(k), Mapping | nn.Module) for k in HOLDERS)
+    return tensors > 0 and not nested
+
+
+def _clean_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drops what wrappers put before the keys (`module.`, `_orig_mod.`, in any order) and the average's counter."""
+    if len(state) > 1 and all(k == "n_averaged" or k.startswith("module.") for k in state):
+        state.pop("n_averaged", None)
+    state = {key.replace("._orig_mod.", "."): value for key, value in state.items()}
+    while state and (prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None)):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state

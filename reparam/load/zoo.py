@@ -1,0 +1,341 @@
+"""Architectures by name: `torchvision/resnet50`, `timm/repvgg_a0`, `reparam/NAME`, `package.module:factory`.
+
+Nothing here downloads weights. On a CPU-only torch the two operators that torchvision looks up at its import are
+declared first (`register_missing_torchvision_ops`), without which its classification models cannot be imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from reparam.errors import InputError, MachineError
+from reparam.ir.inputs import Shapes
+
+from .random_statistics import randomize_statistics
+
+if TYPE_CHECKING:
+    from reparam.models.registry import Entry
+
+__all__ = [
+    "Architecture",
+    "available",
+    "build_architecture",
+    "build_without_init",
+    "meta_state",
+    "randomize_statistics",
+    "register_missing_torchvision_ops",
+]
+
+SOURCES = ("torchvision", "timm", "reparam")
+
+_DOWNLOADS = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "pretrained_cfg")
+_KEEP = frozenset({"requires_grad_", "share_memory_", "rename_", "retain_grad_"})
+_LIBRARIES: list[torch.library.Library] = []  # a declared operator lives as long as its library object
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network built from its name.
+
+    module: in evaluation mode. input_shapes: one shape for each input, without the batch, or None when unknown.
+    """
+
+    spec: str
+    module: nn.Module
+    input_shapes: Shapes | None
+
+
+@dataclass(frozen=True)
+class _Factory:
+    """A callable that builds a network, the arguments it always gets, and the shapes of its inputs (if known)."""
+
+    spec: str
+    build: Callable[..., Any]
+    fixed: Mapping[str, Any]
+    shapes: Callable[[nn.Module, Mapping[str, Any]], Shapes | None]
+
+
+def register_missing_torchvision_ops() -> None:
+    """Declares torchvision's `nms` and `qnms` beside a CPU-only torch whose torchvision cannot load its own library.
+
+    Call it before torchvision is first imported. It does nothing with a CUDA build of torch, where torchvision is not
+    installed, where its library loads, and when called again.
+    """
+    if torch.version.cuda is not None or hasattr(torch.ops.torchvision, "nms"):
+        return
+    found = importlib.util.find_spec("torchvision")
+    if found is None or not found.submodule_search_locations:
+        return
+    try:
+        torch.ops.load_library(os.path.join(found.submodule_search_locations[0], "_C.so"))
+    except OSError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARIES.append(library)
+
+
+def build_architecture(spec: str, arch_args: Mapping[str, Any] | None = None, *, seed: int = 0) -> Architecture:
+    """Builds the network `spec` with random weights drawn from `seed`, in evaluation mode.
+
+    Raises InputError for an unknown name (with the nearest three) or arguments that it does not take (with its
+    signature), MachineError when torchvision or timm is not installed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build(spec, arch_args or {})
+
+
+def build_without_init(spec: str, arch_args: Mapping[str, Any] | None = None) -> Architecture:
+    """Like `build_architecture`, but parameters of zoo networks hold arbitrary memory: every one must be loaded."""
+    if _is_zoo(spec):
+        with torch.random.fork_rng(devices=[]), _NoInit():
+            return _build(spec, arch_args or {})
+    return build_architecture(spec, arch_args)
+
+
+def meta_state(spec: str, arch_args: Mapping[str, Any] | None = None) -> dict[str, tuple[int, ...]]:
+    """Every key of the state dict of `spec` with its shape; a zoo network is built without allocating its weights.
+
+    Raises what `build_architecture` raises.
+    """
+    try:
+        with torch.device("meta"), _NoInit():
+            module = _build(spec, arch_args or {}).module
+    except InputError:  # what computes with values while it is built cannot be built on the meta device
+        module = build_without_init(spec, arch_args).module
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def available(source: str) -> tuple[str, ...]:
+    """The names behind `torchvision/`, `timm/` or `reparam/`. Raises MachineError when the package is not installed."""
+    if source == "torchvision":
+        return tuple(_package("torchvision.models").list_models())
+    if source == "timm":
+        return tuple(_package("timm").list_models())
+    return tuple(_registered())
+
+
+def _is_zoo(spec: str) -> bool:
+    return spec.startswith(("torchvision/", "timm/"))
+
+
+def _build(spec: str, arch_args: Mapping[str, Any]) -> Architecture:
+    refused = [a for a in _DOWNLOADS if arch_args.get(a)]
+    if refused and _is_zoo(spec):
+        raise InputError(
+            f"'{refused[0]}' in the architecture's arguments would fetch weights; give a checkpoint instead"
+        )
+    with _working_directory_on_path(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        factory = _resolve(spec)
+        try:
+            module = factory.build(**{**factory.fixed, **arch_args})
+        except Exception as error:
+            raise InputError(_build_error(factory, arch_args, error)) from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{spec} built a {type(module).__name__}; it must return a torch.nn.Module")
+    return Architecture(spec, module.eval(), factory.shapes(module, arch_args))
+
+
+def _build_error(factory: _Factory, arch_args: Mapping[str, Any], error: Exception) -> str:
+    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    if not arch_args:
+        return f"{factory.spec} could not be built ({reason})"
+    given = ", ".join(f"{k}={v!r}" for k, v in arch_args.items())
+    return f"{factory.spec} could not be built with {given} ({reason}); it takes {_signature(factory)}"
+
+
+def _signature(factory: _Factory) -> str:
+    """The factory's parameters; for one that passes them all on, those of the class that it builds."""
+    parameters = inspect.signature(factory.build)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.parameters.values()):
+        try:
+            with torch.device("meta"):
+                parameters = inspect.signature(type(factory.build(**factory.fixed)))
+        except Exception:
+            parameters = inspect.signature(factory.build)
+    plain = [p.replace(annotation=p.empty) for p in parameters.parameters.values()]
+    return str(parameters.replace(parameters=plain, return_annotation=parameters.empty))
+
+
+def _resolve(spec: str) -> _Factory:
+    source, slash, name = spec.partition("/")
+    if slash and source == "torchvision":
+        return _torchvision_factory(spec, name)
+    if slash and source == "timm":
+        return _timm_factory(spec, name)
+    if slash and source == "reparam":
+        return _own_factory(spec, name)
+    if ":" in spec and "/" not in spec:
+        return _user_factory(spec, spec)
+    near = [f"{s}/{spec}" for s in SOURCES if _is_installed(s) and spec in available(s)]
+    hint = f"did you mean {' or '.join(near)}?" if near else _FORMS
+    raise InputError(f"'{spec}' is not an architecture; {hint}")
+
+
+_FORMS = "write torchvision/NAME, timm/NAME, reparam/NAME or package.module:factory"
+
+
+def _is_installed(source: str) -> bool:
+    return source == "reparam" or importlib.util.find_spec(source) is not None
+
+
+def _package(name: str) -> Any:
+    """Imports torchvision or timm, or says how to install them."""
+    register_missing_torchvision_ops()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:
+        top = name.partition(".")[0]
+        raise MachineError(
+            f"{top} cannot be imported ({str(error).splitlines()[0]}); install it with: pip install 'reparam[zoo]'"
+        ) from error
+
+
+def _unknown(spec: str, source: str, name: str) -> InputError:
+    names = available(source)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+    elsewhere = [f"{s}/{name}" for s in SOURCES if s != source and _is_installed(s) and name in available(s)]
+    listed = ", ".join([*elsewhere, *(f"{source}/{n}" for n in near)][:3])
+    return InputError(f"'{spec}' is not an architecture of {source}; the nearest are {listed or 'none'}")
+
+
+def _torchvision_factory(spec: str, name: str) -> _Factory:
+    models = _package("torchvision.models")
+    if name not in available("torchvision"):
+        raise _unknown(spec, "torchvision", name)
+    builder = models.get_model_builder(name)
+    fixed: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        fixed["weights_backbone"] = None
+    if "googlenet" in name or "inception_v3" in name:
+        fixed["init_weights"] = False  # a truncated normal by rejection takes half a minute
+    return _Factory(spec, builder, fixed, lambda module, args: _torchvision_shapes(models, builder))
+
+
+def _torchvision_shapes(models: Any, builder: Any) -> Shapes | None:
+    kind = builder.__module__.removeprefix("torchvision.models.").partition(".")[0]
+    if kind in ("detection", "optical_flow"):  # lists of images, pairs of images
+        return None
+    try:
+        preset = next(iter(models.get_model_weights(builder))).transforms()
+    except (StopIteration, ValueError):
+        return ((3, 224, 224),)
+    crop = getattr(preset, "crop_size", None) or getattr(preset, "resize_size", None) or [224]
+    height, width = crop[0], crop[-1]
+    return ((3, 16, height, width),) if kind == "video" else ((3, height, width),)
+
+
+def _timm_factory(spec: str, name: str) -> _Factory:
+    timm = _package("timm")
+    if not timm.is_model(name) or ":" in name:
+        raise _unknown(spec, "timm", name.partition(".")[0])
+
+    def create(**kwargs: Any) -> Any:
+        return timm.create_model(name, pretrained=False, **kwargs)
+
+    return _Factory(spec, create, {}, _timm_shapes)
+
+
+def _timm_shapes(module: nn.Module, arch_args: Mapping[str, Any]) -> Shapes | None:
+    config = getattr(module, "pretrained_cfg", None) or {}
+    size = config.get("input_size")
+    if size is None:
+        return None
+    image = arch_args.get("img_size", size[-2:])
+    height, width = (image, image) if isinstance(image, int) else image
+    return ((arch_args.get("in_chans", size[0]), height, width),)
+
+
+def _declared_shapes(module: nn.Module, arch_args: Mapping[str, Any]) -> Shapes | None:
+    """What the network says itself, in an attribute `input_shapes` such as ((3, 32, 32),)."""
+    declared = getattr(module, "input_shapes", None)
+    return tuple(tuple(int(n) for n in shape) for shape in declared) if isinstance(declared, Sequence) else None
+
+
+def _registered() -> Mapping[str, Entry]:
+    registry = importlib.import_module("reparam.models.registry")  # only now: architectures import torch, and more
+    entries: Mapping[str, Entry] = registry.entries()
+    return entries
+
+
+def _own_factory(spec: str, name: str) -> _Factory:
+    entry = _registered().get(name)
+    if entry is None:
+        raise _unknown(spec, "reparam", name)
+    return _Factory(
+        spec, entry.build, entry.arguments, lambda module, args: _declared_shapes(module, args) or entry.inputs
+    )
+
+
+def _user_factory(path: str, spec: str) -> _Factory:
+    module_name, _, name = path.partition(":")
+    module = _user_module(spec, module_name)
+    factory = getattr(module, name, None)
+    if callable(factory):
+        return _Factory(spec, factory, {}, _declared_shapes)
+    names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+    near = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))
+    raise InputError(f"module '{module_name}' has no factory '{name}'; the nearest are {near or 'none'}")
+
+
+def _user_module(spec: str, name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise InputError(f"'{spec}' is not an architecture; {_FORMS}")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise InputError(
+                f"there is no module '{error.name}' for '{spec}' in {os.getcwd()} or installed; "
+                "run from the folder that holds it, or install it"
+            ) from error
+        raise InputError(f"importing '{name}' for '{spec}' failed: {error}") from error
+    except Exception as error:
+        raise InputError(f"importing '{name}' for '{spec}' failed ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def _working_directory_on_path() -> Iterator[None]:
+    """The user's own modules are found beside where the command runs, as with `python -m`."""
+    here = os.getcwd()
+    added = here not in sys.path and "" not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+class _NoInit(TorchFunctionMode):
+    """Skips whatever fills a parameter in place (`normal_`, `nn.init.zeros_`, …): loading overwrites it anyway."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        target = args[0] if args else (kwargs or {}).get("tensor")
+        fills = name.endswith("_") and not name.endswith("__") and name not in _KEEP
+        if fills and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,198 @@
+"""Schedules: at which layer of the chain each value comes into being, and what the register holds in between.
+
+A schedule gives each value a level, or none when it is inlined into its readers. Walking back from the result, a layer
+holds what is read behind it: values that come into being there, and values that are carried past it. `lay_out` does
+this walk; `search.search` looks for the levels that cost least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from reparam.algebra.window import identity_window, uncropped, unite
+from reparam.ir.aten import arguments, op_name
+
+from .activation import LINEAR, Joint, Slot, fit_activation
+from .linear_form import Form, Map, Value, apply_map
+from .register_value import Network
+from .signed_pairs import Signs
+from .stage import Broken, Layers, Levels, Register, Stage, carry
+
+
+@dataclass
+class Planner:
+    """Lays out schedules of one network; what was computed once is kept.
+
+    signed: "relu" lets signed values pass ReLUs as twins (see `signs`), "prelu" by slopes.
+    """
+
+    network: Network
+    signed: str = "prelu"
+    _forms: dict[tuple[int, frozenset[int]], Form | str] = field(default_factory=dict)
+    _reach: dict[int, frozenset[int]] = field(default_factory=dict)
+    _stages: dict[tuple[object, ...], Stage | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._signs = Signs(self.network)
+
+    # ---- forms -------------------------------------------------------------------------------------------------------
+
+    def reach(self, value: Value) -> frozenset[int]:
+        """The values that can turn up in the expanded form of `value`."""
+        if value.index not in self._reach:
+            found: set[int] = set()
+            for u in value.operands:
+                found.add(u.index)
+                if u.optional:
+                    found |= self.reach(u)
+            self._reach[value.index] = frozenset(found)
+        return self._reach[value.index]
+
+    def expand(self, value: Value, held: frozenset[int]) -> Form | str:
+        """The form of `value` over the values of `held`, optional ones that are missing inlined; or why not."""
+        key = (value.index, held & self.reach(value))
+        if key not in self._forms:
+            self._forms[key] = self._expand(value, key[1])
+        return self._forms[key]
+
+    def _expand(self, value: Value, held: frozenset[int]) -> Form | str:
+        assert value.form is not None
+        maps: list[tuple[Value, Map]] = []
+        shifts = list(value.form.shifts)
+        for u, m in value.form.maps:
+            if u.index in held:
+                maps.append((u, m))
+                continue
+            if not u.optional:
+                return f"it needs '{u.node.name}' earlier"
+            inner = self.expand(u, held)
+            if isinstance(inner, str):
+                return inner
+            made = apply_map(m, inner)
+            if isinstance(made, str):
+                return made
+            maps += made.maps
+            shifts += made.shifts
+        return Form(value.form.channels, tuple(maps), tuple(shifts))
+
+    # ---- layers ------------------------------------------------------------------------------------------------------
+
+    def lay_out(self, levels: Levels) -> Layers | Broken:
+        """The layers of a schedule, last one first found; or what is wrong with it."""
+        inputs = self.network.inputs
+        broken = Broken()
+        register: tuple[Value, ...] = (self.network.result,)
+        stages: list[Stage] = []
+        times = sorted({t for t in levels.values() if t is not None and t > 0}, reverse=True)
+        for time in times:
+            created = [v for v in register if levels[v.index] == time]
+            if not created:
+                continue
+            held = frozenset(i for i, t in levels.items() if t is not None and t < time)
+            stage = self._stage(register, created, held, time == times[-1])
+            if isinstance(stage, str):
+                broken.add(stage)
+                register = self._operands(register, created, held, levels)
+            else:
+                stages.append(stage)
+                register = stage.before
+        if register != inputs:
+            broken.add("a value is read before it exists")
+        if broken.faults:
+            return broken
+        layers = tuple(reversed(stages))
+        return Layers(tuple(sorted(levels.items())), self._signs.split(layers) if self.signed == "relu" else layers)
+
+    def _register(self, indices: Iterable[int]) -> Register:
+        """Values in the order of their channels: the newest first.
+
+        A carried sum comes behind the branch that is added to it. A layer that adds up its columns in order then
+        rounds the sum once, as the block did, and not once for every column of the branch.
+        """
+        return tuple(self.network.values[i] for i in sorted(indices, reverse=True))
+
+    def _operands(
+        self, register: Iterable[Value], created: list[Value], held: frozenset[int], levels: Levels
+    ) -> tuple[Value, ...]:
+        needed = {v.index for v in register if v not in created}
+        for v in created:
+            form = self.expand(v, held)
+            needed |= {u.index for u in v.operands} if isinstance(form, str) else {u.index for u, _ in form.maps}
+        return self._register(i for i in needed if levels[i] is not None)
+
+    def _stage(self, register: Register, created: list[Value], held: frozenset[int], first: bool) -> Stage | str:
+        forms: list[tuple[Value, Form]] = []
+        for v in created:
+            form = self.expand(v, held)
+            if isinstance(form, str):
+                return form
+            forms.append((v, form))
+        key = (
+            first,
+            tuple(v.index for v in register),
+            tuple((v.index, tuple((u.index, m) for u, m in f.maps)) for v, f in forms),
+        )
+        if key not in self._stages:
+            self._stages[key] = self._build(register, forms, first)
+        return self._stages[key]
+
+    def _build(self, register: tuple[Value, ...], forms: list[tuple[Value, Form]], first: bool) -> Stage | str:
+        created = {v for v, _ in forms}
+        carried = [v for v in register if v not in created]
+        operands = {u.index for _, f in forms for u, _ in f.maps} | {v.index for v in carried}
+        before = self._register(operands)
+        if first and all(v.kind == "input" for v in before):
+            before = self.network.inputs
+        if not before:
+            return "a value depends on no input"
+        if len({v.space for v in before}) > 1 or len({v.space for v in register}) > 1:
+            return "values of different resolutions would have to share a register"
+        kinds = {v.kind for v in created}
+        if "pool" in kinds or "gate" in kinds:
+            return self._whole(register, before, forms, carried)
+        blocks = [m for _, f in forms for _, m in f.maps] + [carry(v) for v in carried]
+        window = blocks[0].window
+        for m in blocks[1:]:
+            joint = unite(window, m.window, before[0].space)
+            if isinstance(joint, str):
+                return joint
+            window = joint
+        window = uncropped(window)
+        slots = [Slot(v.act if v in created else LINEAR, v.channels, v.low) for v in register]
+        fitted = self._signs.fit(register, slots) if self.signed == "relu" else fit_activation(slots)
+        if isinstance(fitted, str):
+            return fitted
+        if fitted.parametric and fitted.family == "slopes" and self.network.axis != 1:
+            pairs = self._signs.fit(register, slots)
+            able = isinstance(pairs, Joint) and not pairs.parametric
+            return "PReLU has slopes along axis 1 only" + ("; --signed relu needs none" if able else "")
+        return Stage(before, register, tuple(forms), window, fitted, len(self._stages))
+
+    def _whole(
+        self, register: Register, before: Register, forms: list[tuple[Value, Form]], carried: list[Value]
+    ) -> Stage | str:
+        """A pool of the whole register, or one gate; neither is a convolution, and both keep the order of values."""
+        created = [v for v, _ in forms]
+        first = created[0]
+        window = identity_window(len(first.space))
+        joint = Joint("linear", "linear", None, tuple(Slot(LINEAR, v.channels, v.low) for v in register))
+        if any(v.kind == "gate" for v in created):
+            alone = len(created) == 1
+            if not alone or tuple(first.operands[0] if v is first else v for v in register) != before:
+                return "a gate leaves no room for another value of its layer"
+            return Stage(before, register, tuple(forms), window, joint, len(self._stages))
+        if carried or any(v.kind != "pool" or not _same_call(v, first) for v in created):
+            pool = next(v for v in created if v.kind == "pool")
+            return (
+                f"{op_name(pool.node)} takes the largest of several positions, so that nothing can be carried past it; "
+                "--max-pool relu spells it with ReLUs"
+            )
+        if tuple(f.bare for _, f in forms) != before:
+            return "a pool reads a value that no register holds"
+        return Stage(before, register, tuple(forms), window, joint, len(self._stages))
+
+
+def _same_call(a: Value, b: Value) -> bool:
+    left, right = arguments(a.node), arguments(b.node)
+    return a.node.target is b.node.target and all(left[k] == right[k] for k in left if k != "self")

@@ -1,0 +1,260 @@
+"""The driver: applies rules to a fixed point, and accepts a rewrite only when it is proven equal and costs no more.
+
+A worklist holds the nodes to look at. After a rewrite only the new nodes and their neighbours are looked at again, so
+the work grows with the number of rewrites and not with its square. The order is that of the graph: the same program
+gives the same result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from reparam.check.region import Region, find_region
+from reparam.check.rewrite_check import Evidence, check_region
+from reparam.errors import RuleError
+from reparam.ir.cost import batch_one, node_macs
+from reparam.ir.program import Program
+from reparam.ir.value_ranges import ranges_of
+from reparam.report import Remark
+
+from .rule import Match, Missed, Rewrite, Rule
+
+MAX_ROUNDS = 50
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Rules that run together to their fixed point. accepts_cost: they may add multiply-accumulates."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    accepts_cost: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a pipeline run did: the remarks in order and the count of checks by kind."""
+
+    remarks: list[Remark] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=lambda: {"basis": 0, "sampled": 0})
+    rejected: int = 0
+    seconds_checking: float = 0.0
+
+
+class _Index:
+    """Rules by the overload their pattern's root calls, in the order they were given."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._by_target: dict[object, list[Rule]] = {}
+        self._any: list[Rule] = []
+        self._order = {id(r): i for i, r in enumerate(rules)}
+        for rule in rules:
+            if not rule.pattern.targets:
+                self._any.append(rule)
+            for target in rule.pattern.targets:
+                self._by_target.setdefault(target, []).append(rule)
+
+    def rules(self, node: fx.Node) -> list[Rule]:
+        found = self._by_target.get(node.target, []) + self._any
+        return sorted(found, key=lambda r: self._order[id(r)])
+
+
+class Driver:
+    """Runs phases of rules over one program, in place."""
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        allow_cost: bool,
+        seed: int = 0,
+        progress: Progress | None = None,
+        limit: int | None = None,
+    ) -> None:
+        """allow_cost: every phase may add multiply-accumulates. limit: stop after this many rewrites."""
+        self.program = program
+        self.outcome = Outcome()
+        self._allow_cost = self._pays = allow_cost
+        self._seed = seed
+        self._progress = progress
+        self._left = -1 if limit is None else limit
+        self._missed: dict[tuple[str, fx.Node], Remark] = {}
+        self._erased: set[fx.Node] = set()
+
+    def run(self, phases: Sequence[Phase]) -> Outcome:
+        """Applies `phases` in turn, and again from the first until a whole round changes nothing."""
+        for _ in range(MAX_ROUNDS):
+            if not sum(self._phase(phase) for phase in phases):
+                break
+        else:
+            raise RuleError(f"the rules still rewrite each other's results after {MAX_ROUNDS} rounds")
+        alive = [r for (_, node), r in self._missed.items() if node not in self._erased]
+        self.outcome.remarks.extend(alive)
+        return self.outcome
+
+    def _phase(self, phase: Phase) -> int:
+        index = _Index(phase.rules)
+        self._pays = self._allow_cost or phase.accepts_cost
+        queue = deque(self.program.calls())
+        queued = set(queue)
+        total, done, rewrites = len(queue), 0, 0
+        while queue and self._left:
+            node = queue.popleft()
+            queued.discard(node)
+            done += 1
+            if node in self._erased:
+                continue
+            if self._progress is not None:
+                self._progress(phase.name, done, max(total, done + len(queue)))
+            for rule in index.rules(node):
+                touched = self._attempt(rule, node)
+                if touched is None:
+                    continue
+                rewrites += 1
+                self._left -= 1
+                if rewrites > MAX_ROUNDS * (total + 1):
+                    raise RuleError(f"'{rule.name}' rewrites its own result without end, last at '{node.name}'")
+                fresh = [n for n in touched if n not in queued and n not in self._erased]
+                queue.extend(fresh)
+                queued.update(fresh)
+                break
+        return rewrites
+
+    def _attempt(self, rule: Rule, node: fx.Node) -> list[fx.Node] | None:
+        """The nodes to look at next when the rule rewrote something at `node`, else None."""
+        found = rule.pattern.match(node)
+        if found is None:
+            return None
+        self._missed.pop((rule.name, node), None)
+        plan = rule.check(self.program, Match(node, found))
+        if plan is None:
+            return None
+        if isinstance(plan, Missed):
+            self._miss(rule, node, plan)
+            return None
+        with self.program.recording() as created:
+            try:
+                rewrite = rule.rewrite(self.program, plan)
+            except Exception:
+                self.program.erase(reversed(created))
+                raise
+        return self._judge(rule, node, rewrite, created)
+
+    def _judge(self, rule: Rule, node: fx.Node, rewrite: Rewrite, created: list[fx.Node]) -> list[fx.Node] | None:
+        region = find_region(rewrite.replace, created)
+        dying = _dying(region)
+        macs, params = self._price(dying, created)
+        if macs > 0 and not self._pays:
+            self._rollback(created)
+            reason = f"it would add {macs:,} multiply-accumulates ({rewrite.message})"
+            self._miss(rule, node, Missed(node, reason, "a target that accepts the cost does it"))
+            return None
+        evidence = self._check(region)
+        if not evidence.ok:
+            self._rollback(created)
+            self.outcome.rejected += 1
+            reason = (
+                f"rejected by its own check: float64 difference {evidence.max_abs:.3g} exceeds {evidence.bound:.3g}"
+            )
+            self._miss(rule, node, Missed(node, reason, "the values leave no room for exact folding"))
+            return None
+        self._accept(rule, node, rewrite, evidence, macs, params)
+        return self._commit(rewrite, region, created)
+
+    def _check(self, region: Region) -> Evidence:
+        start = time.perf_counter()
+        self._seed += 1
+        evidence = check_region(self.program, region, ranges_of(self.program), self._seed)
+        self.outcome.seconds_checking += time.perf_counter() - start
+        return evidence
+
+    def _price(self, dying: Iterable[fx.Node], created: Iterable[fx.Node]) -> tuple[int, int]:
+        env = batch_one(self.program)
+        macs = params = 0
+        for nodes, sign in ((dying, -1), (created, 1)):
+            for n in nodes:
+                macs += sign * node_macs(n, env)
+                constant = self.program.constant(n)
+                if constant is not None and constant.value.is_floating_point():
+                    params += sign * constant.value.numel()
+        return macs, params
+
+    def _accept(self, rule: Rule, node: fx.Node, rewrite: Rewrite, evidence: Evidence, macs: int, params: int) -> None:
+        self.outcome.kinds[evidence.kind] += 1
+        module = node.meta.get("module", "")
+        self.outcome.remarks += [Remark("analysis", rule.name, module, node.name, fact) for fact in rewrite.facts]
+        self.outcome.remarks.append(
+            Remark(
+                kind="passed",
+                rule=rule.name,
+                module=module,
+                node=node.name,
+                message=rewrite.message,
+                max_abs=evidence.max_abs,
+                evidence=evidence.kind,
+                macs=macs,
+                params=params,
+                block=rewrite.block,
+            )
+        )
+
+    def _miss(self, rule: Rule, node: fx.Node, missed: Missed) -> None:
+        message = missed.reason if not missed.hint else f"{missed.reason}; {missed.hint}"
+        module = missed.node.meta.get("module", "") or node.meta.get("module", "")
+        self._missed[(rule.name, node)] = Remark("missed", rule.name, module, node.name, message)
+
+    def _rollback(self, created: list[fx.Node]) -> None:
+        for n in reversed(created):
+            self._erased.add(n)
+        self.program.erase(reversed(created))
+
+    def _commit(self, rewrite: Rewrite, region: Region, created: list[fx.Node]) -> list[fx.Node]:
+        neighbours: dict[fx.Node, None] = {}
+        for old, new in rewrite.replace.items():
+            ranges_of(self.program).inherit(old, new)
+            old.replace_all_uses_with(new)
+        for n in reversed(region.old):
+            if not n.users:
+                self._erased.add(n)
+                self.program.erase([n])
+        self._erase_unused(region.inputs)
+        for n in created:
+            if not n.users:
+                raise RuleError(f"the rewrite made '{n.name}' and did not use it")
+        for n in (*created, *rewrite.replace.values()):
+            neighbours[n] = None
+            neighbours.update(dict.fromkeys(n.users))
+            for operand in n.all_input_nodes:
+                neighbours[operand] = None
+                neighbours.update(dict.fromkeys(operand.users))
+        for n in region.inputs:
+            if n in self._erased:
+                continue
+            neighbours[n] = None
+            neighbours.update(dict.fromkeys(n.users))
+        return [n for n in neighbours if n.op == "call_function"]
+
+    def _erase_unused(self, nodes: Iterable[fx.Node]) -> None:
+        """Erases the calls that nobody reads any more, and what only they read: a size can be computed from others."""
+        stack = list(nodes)
+        while stack:
+            n = stack.pop()
+            if n.op == "call_function" and not n.users and n not in self._erased:
+                stack.extend(n.all_input_nodes)
+                self._erased.add(n)
+                self.program.erase([n])
+
+
+def _dying(region: Region) -> list[fx.Node]:
+    """Old nodes that nobody needs once the outputs are replaced."""
+    gone: set[fx.Node] = {old for old, _ in region.outputs}
+    for node in reversed(region.old):
+        if node not in gone and node.users and all(u in gone for u in node.users):
+            gone.add(node)
+    return [n for n in region.old if n in gone]

@@ -1,0 +1,13 @@
+"""Text for people: what reaches a terminal or a report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, with control characters spelled out: a file's names must not steer the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))

@@ -1,0 +1,164 @@
+"""What a module writes in place is a new value in the captured graph; views see the writes that they should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reparam.ir.aten import FRESH_PREFIXES, may_alias
+from support.helpers import Lambda, doubles, healthy, module_rel, program_of
+
+
+def _relu_(m: Any, x: Tensor) -> Tensor:
+    return m.conv(F.relu_(m.conv(x)))
+
+
+def _read_after(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y.mul_(2).add_(1)
+    return y + x
+
+
+def _view_then_write(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    flat = y.view(y.shape[0], -1)
+    y.mul_(3)
+    return flat + 1
+
+
+def _write_through_view(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y.view(y.shape[0], -1).add_(1)
+    return y * 2
+
+
+def _write_through_slice(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y[:, 1:3] = 0.5
+    y[:, :, 0] *= 2
+    return y
+
+
+def _expanded_then_write(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x).mean((2, 3), keepdim=True)
+    wide = y.expand(-1, -1, 3, 3)
+    y.mul_(2)
+    return wide + 1
+
+
+def _expanded_as_then_write(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x).mean((2, 3), keepdim=True)
+    wide = y.expand_as(x)
+    y.exp_()
+    return wide * 2
+
+
+def _dropout_aliases(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    same = F.dropout(y, 0.5, False)
+    y.add_(1)
+    return same
+
+
+def _contiguous_aliases(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    same = y.contiguous()
+    same.add_(1)
+    return y
+
+
+def _clone_does_not(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    other = y.clone()
+    other.add_(1)
+    return y - other * 3
+
+
+def _split_then_write(m: Any, x: Tensor) -> Tensor:
+    left, right = m.conv(x).chunk(2, 1)
+    left.mul_(3)
+    return torch.cat([right, left], 1)
+
+
+def _write_the_input(m: Any, x: Tensor) -> Tensor:
+    x = x.mul_(2)
+    return m.conv(x) + x
+
+
+def _residual_in_place(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y += x
+    return F.relu(y, inplace=True)
+
+
+def _index_put(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y[:, torch.tensor([0, 2])] = x[:, torch.tensor([1, 1])]
+    return y
+
+
+def _masked(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y.masked_fill_(x > 0, 0.25)
+    return y
+
+
+def _filled_buffer(m: Any, x: Tensor) -> Tensor:
+    out = torch.zeros(x.shape[0], 8, 5, 6, dtype=x.dtype)
+    out[:, :4] = x
+    out[:, 4:] = m.conv(x)
+    return out
+
+
+@pytest.mark.parametrize("dynamic", [(), ("batch",)], ids=["fixed", "free batch"])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        _relu_,
+        _read_after,
+        _view_then_write,
+        _write_through_view,
+        _write_through_slice,
+        _expanded_then_write,
+        _expanded_as_then_write,
+        _dropout_aliases,
+        _contiguous_aliases,
+        _clone_does_not,
+        _split_then_write,
+        _write_the_input,
+        _residual_in_place,
+        _index_put,
+        _masked,
+        _filled_buffer,
+    ],
+    ids=lambda f: f.__name__[1:],
+)
+def test_writes_in_place_become_values(forward: Callable[..., Tensor], dynamic: tuple[str, ...]) -> None:
+    model = healthy(Lambda(forward, conv=nn.Conv2d(4, 4, 3, padding=1)))
+    x = doubles(2, 4, 5, 6)
+    program = program_of(model, x.clone(), dynamic=dynamic)
+    assert not any(n.target._schema.is_mutable for n in program.calls() if hasattr(n.target, "_schema"))
+    assert module_rel(model, program, [x]) <= 1e-15
+    if dynamic:
+        assert isinstance(program.inputs[0].shape[0], str)
+        assert module_rel(model, program, [doubles(3, 4, 5, 6, seed=1)]) <= 1e-15
+
+
+def test_every_operator_that_torch_declares_a_view_may_alias() -> None:
+    """The prefixes of operators with fresh results must cover no view: `exp` once covered `expand`."""
+    graph = torch.fx.Graph()
+    declared = 0
+    for name in dir(torch.ops.aten):
+        packet = getattr(torch.ops.aten, name)
+        for overload in getattr(packet, "overloads", list)():
+            target = getattr(packet, overload)
+            if target._schema.is_mutable or not any(r.alias_info is not None for r in target._schema.returns):
+                continue
+            declared += 1
+            assert may_alias(graph.call_function(target)), target
+    assert declared > 50 and FRESH_PREFIXES

@@ -1,0 +1,183 @@
+"""`diff`: the rows are both graphs, in order, and every difference is marked as what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from reparam import conversion
+from reparam.capture.torch_export import from_exported
+from reparam.compare import diff
+from reparam.compare.diff import ProgramDiff, Row, align, diff_programs, read_calls
+from reparam.emit.torch_module import export_program
+from reparam.engines.listing import ListedCall
+from reparam.ir.program import Program
+from support.helpers import program_of
+
+
+class Block(nn.Module):
+    """Two convolutions with norms and a skip, then a classifier."""
+
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(depth))
+        for norm in self.norms:
+            nn.init.normal_(norm.bias)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = torch.relu(norm(conv(x)) + x)
+        y: Tensor = self.head(x.mean((2, 3)))
+        return y
+
+
+def block(depth: int = 2) -> Program:
+    torch.manual_seed(0)
+    return program_of(Block(depth).eval(), torch.randn(2, 4, 8, 8))
+
+
+def statuses(found: ProgramDiff) -> str:
+    return "".join(diff._MARKS[r.status] for r in found.rows)
+
+
+def test_a_program_is_the_same_as_itself() -> None:
+    found = diff_programs(block(), block())
+    assert set(statuses(found)) == {" "}
+    assert found.text(120).plain == f"{'... 10 unchanged':^119}".rstrip() + "\n"
+    assert len(found.text(120, full=True).plain.splitlines()) == 10
+    assert found.summary().startswith("10 unchanged, 0 with other weights (w), 0 changed")
+
+
+def test_one_moved_weight_is_marked() -> None:
+    """The negative control: structure alone would call these the same."""
+    a, b = block(), block()
+    constant = b.constants["convs.1.weight"].value
+    with torch.no_grad():
+        constant[0, 0, 0, 0] += 1e-7
+    found = diff_programs(a, b)
+    (row,) = [r for r in found.rows if r.status != "same"]
+    assert row.status == "weights"
+    assert row.left is not None
+    assert row.left.module == "convs.1"
+
+
+def test_a_conversion_side_by_side() -> None:
+    torch.manual_seed(0)
+    result = conversion.convert(Block().eval(), torch.randn(2, 4, 8, 8))
+    found = diff_programs(result.original, result.program)
+    text = found.text(160).plain
+    assert found.counts == {"same": 4, "weights": 0, "changed": 2, "removed": 4, "added": 0}
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[0] == (
+        "convs.0 | conv2d(4x4x3x3, padding=1) | Nx4x8x8 ~ convs.0 | conv2d(4x4x3x3, bias, padding=1) | Nx4x8x8"
+    )
+    assert lines[1] == "norms.0 | batch_norm(4, eps=1e-05) | Nx4x8x8 -"
+    assert lines[2] == ". | add | Nx4x8x8 -"
+    assert lines[3] == ". | relu | Nx4x8x8 . | relu | Nx4x8x8"
+
+
+def test_an_archive_that_forgot_its_modules_is_aligned_by_weight_names() -> None:
+    torch.manual_seed(0)
+    result = conversion.convert(Block(3).eval(), torch.randn(2, 4, 8, 8))
+    reloaded = from_exported(export_program(result.program))
+    assert {n.meta["module"] for n in reloaded.calls()} == {""}
+    assert diff_programs(result.original, reloaded).counts == diff_programs(result.original, result.program).counts
+    assert set(statuses(diff_programs(result.program, reloaded))) == {" "}
+
+
+def test_a_layer_more_is_found_between_the_others() -> None:
+    found = diff_programs(block(1), block(2))
+    assert found.counts["added"] == 4
+    assert found.counts["removed"] == 0
+    assert [r.right.module for r in found.rows if r.status == "added" and r.right and r.right.module] == [
+        "convs.1",
+        "norms.1",
+    ]
+
+
+def test_a_narrow_table_keeps_the_mark_and_the_end_of_the_module() -> None:
+    call = ListedCall("stages.3.blocks.11.conv_dw", "conv2d(384x1x3x3, stride=2, padding=1, groups=384)", "Nx384x7x7")
+    assert call.text(200).startswith("stages.3.blocks.11.conv_dw | conv2d(")
+    short = call.text(70)
+    assert short.startswith("..s.11.conv_dw | conv2d(")
+    assert len(short) <= 70
+    row = ProgramDiff((Row("changed", call, call),)).text(83).plain
+    assert row[41] == "~"
+
+
+def test_json_has_the_rows() -> None:
+    found = diff_programs(block(1), block(2)).as_dict()
+    assert found["rows"][0] == {
+        "status": "same",
+        "left": {"module": "convs.0", "op": "conv2d(4x4x3x3, padding=1)", "shape": "Nx4x8x8"},
+        "right": {"module": "convs.0", "op": "conv2d(4x4x3x3, padding=1)", "shape": "Nx4x8x8"},
+    }
+    assert sum(found["counts"].values()) == len(found["rows"])
+
+
+def test_defaults_that_are_spelled_out_are_no_difference() -> None:
+    from torch.nn import functional
+
+    class Spelled(nn.Module):
+        def __init__(self, spelled: bool) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 3, 1, 1))
+            self.spelled = spelled
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.spelled:
+                return functional.conv2d(x, self.weight, None, (1, 1), (0, 0), (1, 1), 1)
+            return functional.conv2d(x, self.weight)
+
+    x = torch.randn(2, 3, 4, 4)
+    assert statuses(diff_programs(program_of(Spelled(True), x), program_of(Spelled(False), x))) == " "
+
+
+def test_long_stretches_without_a_common_layer_are_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diff, "ALIGNABLE", 3)
+    calls = [ListedCall("", "relu", "N"), ListedCall("", "relu", "N")]
+    assert [r.status for r in align(calls, calls)] == ["removed", "removed", "added", "added"]
+
+
+CALLS = st.lists(
+    st.builds(
+        ListedCall,
+        module=st.sampled_from(["a", "b", ""]),
+        op=st.sampled_from(["relu", "add", "conv2d(3x3)", "conv2d(1x1)"]),
+        shape=st.sampled_from(["N", "Nx2"]),
+        anchor=st.sampled_from(["", "", "w1", "w2", "w3"]),
+    ),
+    max_size=12,
+)
+
+
+@given(CALLS, CALLS)
+def test_the_rows_are_both_sequences_in_order(left: Sequence[ListedCall], right: Sequence[ListedCall]) -> None:
+    rows = align(left, right)
+    assert [r.left for r in rows if r.left is not None] == list(left)
+    assert [r.right for r in rows if r.right is not None] == list(right)
+    for row in rows:
+        assert (row.left is None) == (row.status == "added")
+        assert (row.right is None) == (row.status == "removed")
+        if row.left is not None and row.right is not None:
+            same = (row.left.op, row.left.shape) == (row.right.op, row.right.shape)
+            assert row.status == ("same" if same else "changed")
+
+
+def test_constant_computations_are_left_out() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (self.scale.exp() + 1)
+
+    assert [c.op.partition("(")[0] for c in read_calls(program_of(Scaled(), torch.randn(2, 3)))] == ["mul"]

@@ -1,0 +1,133 @@
+"""Calibration data: what is read, in which order, scaled how, and what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reparam.capture.torch_export import capture
+from reparam.engines.calibration import load_array, read_calibration
+from reparam.errors import InputError
+from reparam.ir.program import Program
+from support.engine_nets import SHAPE, small
+
+
+def image_program(**options: Any) -> Program:
+    return capture(small(), (torch.randn(SHAPE),), **options).program
+
+
+class Two(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+# ---- arrays ------------------------------------------------------------------------------------------------------
+
+
+def test_samples_become_batches_of_eight_in_order(tmp_path: Path) -> None:
+    samples = torch.randn(19, 3, 16, 16).double().numpy()
+    np.save(tmp_path / "c.npy", samples)
+    batches = read_calibration(tmp_path / "c.npy", image_program())
+    assert [len(b[0]) for b in batches] == [8, 8, 3]
+    merged = torch.cat([b[0] for b in batches])
+    assert merged.dtype == torch.float32
+    assert torch.equal(merged, torch.from_numpy(samples).float())
+
+
+def test_a_fixed_batch_is_kept_and_the_rest_left_out(tmp_path: Path) -> None:
+    np.save(tmp_path / "c.npy", np.zeros((5, 3, 16, 16), np.float32))
+    program = image_program(dynamic=())
+    assert [len(b[0]) for b in read_calibration(tmp_path / "c.npy", program)] == [2, 2]
+    np.save(tmp_path / "one.npy", np.zeros((1, 3, 16, 16), np.float32))
+    with pytest.raises(InputError, match=r"one\.npy holds 1 samples, but one run of the network takes 2"):
+        read_calibration(tmp_path / "one.npy", program)
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+    for name, value in (("b", 2.0), ("a", 1.0)):
+        np.save(tmp_path / f"{name}.npy", np.full((2, 3, 16, 16), value, np.float32))
+    ((batch,),) = read_calibration(tmp_path, image_program())
+    assert batch[:, 0, 0, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_several_inputs_come_from_an_archive_by_name(tmp_path: Path) -> None:
+    program = capture(Two().eval(), (torch.randn(2, 3), torch.randn(2, 3))).program
+    np.savez(tmp_path / "c.npz", b=np.ones((4, 3), np.float32), a=np.zeros((4, 3), np.float32))
+    ((a, b),) = read_calibration(tmp_path / "c.npz", program)
+    assert (float(a.max()), float(b.min())) == (0.0, 1.0)
+    np.savez(tmp_path / "d.npz", a=np.zeros((4, 3), np.float32))
+    with pytest.raises(InputError, match=r"d\.npz has no array 'b'; it holds a"):
+        read_calibration(tmp_path / "d.npz", program)
+    np.savez(tmp_path / "e.npz", a=np.zeros((4, 3), np.float32), b=np.zeros((5, 3), np.float32))
+    with pytest.raises(InputError, match="unequal numbers of samples"):
+        read_calibration(tmp_path / "e.npz", program)
+    np.save(tmp_path / "f.npy", np.zeros((4, 3), np.float32))
+    with pytest.raises(InputError, match=r"holds one array, but the network takes 2 inputs"):
+        read_calibration(tmp_path / "f.npy", program)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.zeros((4, 3, 8, 16), np.float32), r"of shape \[4, 3, 8, 16\], where the input 'input' is float32 of shape"),
+        (np.zeros((4, 3, 16), np.float32), r"of shape \[4, 3, 16\]"),
+        (np.zeros((4, 3, 16, 16), np.int64), "holds int64 samples"),
+        (np.full((4, 3, 16, 16), np.nan, np.float32), "NaN or infinite"),
+        (np.zeros((0, 3, 16, 16), np.float32), "holds 0 samples"),
+    ],
+)
+def test_what_does_not_fit_is_said(array: Any, expected: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "c.npy", array)
+    with pytest.raises(InputError, match=expected):
+        read_calibration(tmp_path / "c.npy", image_program())
+
+
+def test_nothing_pickled_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"is not an array that numpy.save wrote"):
+        load_array(tmp_path / "p.npy")
+    with pytest.raises(InputError, match="there is no file"):
+        load_array(tmp_path / "missing.npy")
+
+
+def test_an_empty_folder_holds_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no samples"):
+        read_calibration(tmp_path, image_program())
+
+
+# ---- images ------------------------------------------------------------------------------------------------------
+
+HOW = {"mean": [0.5, 0.0, 0.0], "std": [0.5, 1.0, 1.0], "size": [16, 16], "resize": 20, "interpolation": "bilinear"}
+
+
+def test_images_are_scaled_cropped_and_normalised(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "class").mkdir()
+    image.new("RGB", (60, 40), (255, 51, 0)).save(tmp_path / "class" / "a.png")
+    image.new("L", (10, 30), 0).save(tmp_path / "class" / "b.png")
+    ((batch,),) = read_calibration(tmp_path, image_program(), HOW)
+    assert tuple(batch.shape) == (2, 3, 16, 16)
+    assert torch.allclose(batch[0, :, 8, 8], torch.tensor([1.0, 0.2, 0.0]), atol=1e-6)
+    assert torch.allclose(batch[1, :, 0, 0], torch.tensor([-1.0, 0.0, 0.0]), atol=1e-6)
+
+
+def test_the_centre_is_kept(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    stripes = np.zeros((20, 60, 3), np.uint8)
+    stripes[:, 20:40] = 255
+    image.fromarray(stripes).save(tmp_path / "a.png")
+    ((batch,),) = read_calibration(tmp_path, image_program(), HOW)
+    assert float(batch[0, 1].min()) == 1.0
+
+
+def test_images_without_known_preprocessing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match="holds images, but how this network wants them is not known"):
+        read_calibration(tmp_path, image_program())
+    with pytest.raises(InputError, match="is not an image that can be read"):
+        read_calibration(tmp_path, image_program(), HOW)

@@ -1,0 +1,203 @@
+"""The interface of formats: they are found by being there and say what they can do; manifests guard native code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reparam.cli import doctor
+from reparam.engines import formats
+from reparam.engines.format import BuildOptions, Built, Format, Port, Runnable
+from reparam.engines.formats import all_formats, find_format, recognise
+from reparam.engines.manifest import (
+    check_manifest,
+    manifest_path,
+    read_manifest,
+    sha256_of,
+    sha256_of_state,
+    write_manifest,
+)
+from reparam.errors import InputError, MachineError, UnsafeFileError
+
+
+class Sealed(Format):
+    """A format with native code, as engines are."""
+
+    name = "sealed"
+    suffix = ".sealed"
+    native = True
+    precisions = ("fp32",)
+    needs = ("no_such_engine",)
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        return head.startswith(b"SEALED")
+
+    def build(self, program: Any, path: Path, options: BuildOptions, tell: Any) -> Built:
+        raise AssertionError
+
+    def load(self, path: Path) -> Runnable:
+        raise AssertionError
+
+
+SEALED = Sealed()
+
+
+# ---- the registry ------------------------------------------------------------------------------------------------
+
+
+def test_every_module_of_the_package_is_a_format() -> None:
+    names = {p.stem for p in Path(formats.__file__).parent.glob("*.py")} - {"__init__"}
+    assert len(all_formats()) == len(names)
+    for name, format in all_formats().items():
+        assert find_format(name) is format
+        assert format.name == name
+        assert format.suffix.startswith(".")
+        assert set(format.precisions) <= {"fp32", "fp16", "bf16", "int8"}
+
+
+def test_an_unknown_format_lists_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"'onyx' is not a format; choose from .*onnx"):
+        find_format("onyx")
+
+
+def test_listing_formats_imports_neither_torch_nor_engines() -> None:
+    code = (
+        "import sys, reparam.formats as f; f.all_formats(); "
+        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'tensorrt_rtx', 'openvino') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_files_are_recognised_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "all_formats", lambda: {"sealed": SEALED})
+    (tmp_path / "a").write_bytes(b"SEALED and more")
+    (tmp_path / "b").write_bytes(b"other")
+    assert recognise(tmp_path / "a") is SEALED
+    assert recognise(tmp_path / "b") is None
+    assert recognise(tmp_path / "missing") is None
+
+
+# ---- what a format says of itself --------------------------------------------------------------------------------
+
+
+def test_a_format_without_its_package_says_so_and_names_the_command() -> None:
+    probe = SEALED.probe()
+    assert (probe.can_build, probe.can_run, probe.versions) == (False, False, {})
+    assert (probe.why, probe.install) == ("no_such_engine missing", "pip install no_such_engine")
+    with pytest.raises(MachineError, match="sealed needs no_such_engine, which is missing; pip install no_such_engine"):
+        SEALED.require()
+
+
+def test_onnx_can_do_everything_here() -> None:
+    probe = find_format("onnx").probe()
+    assert (probe.can_build, probe.can_run, probe.why, probe.install) == (True, True, "", None)
+    assert set(probe.versions) == {"onnx", "onnxscript", "onnxsim", "onnxruntime"}
+
+
+def test_a_package_that_does_not_import_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = doctor.PackageState("no_such_engine", "1.0", "does not import: no libcuda", "pip install it")
+    monkeypatch.setattr(doctor, "check_package", lambda name: broken)
+    with pytest.raises(MachineError, match="which does not import: no libcuda; pip install it"):
+        SEALED.require()
+
+
+def test_precisions_and_settings_of_another_format_are_refused() -> None:
+    with pytest.raises(InputError, match="sealed is not written in int8; choose from fp32"):
+        SEALED.check("int8", {})
+    with pytest.raises(InputError, match="--gpu is not an option of sealed"):
+        SEALED.check("fp32", {"gpu": "sm89"})
+
+
+def test_sizes_of_a_port() -> None:
+    port = Port("x", ("batch", 3, "height", 16), "float32")
+    assert port.sizes(2) is None
+    assert port.sizes(2, {"height": 8}) == (2, 3, 8, 16)
+    assert Port("y", (4,), "int64").sizes(2) == (4,)
+
+
+# ---- manifests ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """An engine with a side file and its manifest."""
+    path, side = tmp_path / "net.sealed", tmp_path / "net.sealed.data"
+    path.write_bytes(b"SEALED")
+    side.write_bytes(b"weights")
+    write_manifest(path, [side], {"format": "sealed", "verification": {"ran": False}})
+    return path
+
+
+def test_a_manifest_names_the_bytes_and_is_the_same_every_time(engine: Path) -> None:
+    row = read_manifest(engine)
+    assert row is not None
+    assert row["file"] == "net.sealed"
+    assert row["sha256"] == sha256_of(engine)
+    assert row["side"] == {"net.sealed.data": sha256_of(engine.with_name("net.sealed.data"))}
+    before = manifest_path(engine).read_bytes()
+    write_manifest(engine, [engine.with_name("net.sealed.data")], {k: row[k] for k in ("format", "verification")})
+    assert manifest_path(engine).read_bytes() == before
+    assert check_manifest(engine, SEALED, trust=False) == row
+
+
+@pytest.mark.parametrize("name", ["net.sealed", "net.sealed.data"])
+def test_one_other_byte_of_an_engine_is_refused(engine: Path, name: str) -> None:
+    file = engine.with_name(name)
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(UnsafeFileError, match=f"{name} holds native code and is not the file that net.sealed.json"):
+        check_manifest(engine, SEALED, trust=False)
+    assert check_manifest(engine, SEALED, trust=True) is not None
+
+
+def test_a_missing_side_file_or_another_format_is_refused(engine: Path) -> None:
+    row = json.loads(manifest_path(engine).read_text())
+    manifest_path(engine).write_text(json.dumps(row | {"format": "tensorrt"}))
+    with pytest.raises(UnsafeFileError, match="is not the file that"):
+        check_manifest(engine, SEALED, trust=False)
+    manifest_path(engine).write_text(json.dumps(row))
+    engine.with_name("net.sealed.data").unlink()
+    with pytest.raises(UnsafeFileError, match="is not the file that"):
+        check_manifest(engine, SEALED, trust=False)
+
+
+def test_native_code_without_a_manifest_needs_trust(engine: Path) -> None:
+    manifest_path(engine).unlink()
+    with pytest.raises(UnsafeFileError, match=r"has no manifest net\.sealed\.json beside it; --trust runs it anyway"):
+        check_manifest(engine, SEALED, trust=False)
+    assert check_manifest(engine, SEALED, trust=True) is None
+
+
+def test_a_side_file_cannot_be_named_in_another_folder(engine: Path, tmp_path: Path) -> None:
+    row = json.loads(manifest_path(engine).read_text())
+    outside = tmp_path.parent / "outside.data"
+    outside.write_bytes(b"x")
+    manifest_path(engine).write_text(json.dumps(row | {"side": {"../outside.data": sha256_of(outside)}}))
+    with pytest.raises(UnsafeFileError):
+        check_manifest(engine, SEALED, trust=False)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"sha256": 5}', "\x00", "[" * 100000])
+def test_a_damaged_manifest_is_one_sentence(engine: Path, text: str) -> None:
+    manifest_path(engine).write_text(text)
+    with pytest.raises(InputError, match="is not a manifest"):
+        check_manifest(engine, SEALED, trust=False)
+
+
+def test_the_hash_of_weights_sees_names_shapes_dtypes_and_values() -> None:
+    state = {"a": torch.arange(6.0), "b": torch.tensor(True), "c": torch.zeros(0)}
+    base = sha256_of_state(state)
+    assert base == sha256_of_state(dict(reversed(state.items())))
+    changed = (
+        {"a": torch.arange(6.0).view(2, 3)},
+        {"a": torch.arange(6.0).double()},
+        {"a": torch.arange(1.0, 7.0)},
+        {"d": torch.zeros(0)},
+    )
+    assert base not in {sha256_of_state(state | c) for c in changed}

@@ -1,0 +1,79 @@
+"""What counts as a merge, a gate, a chain: the numbers that the report gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reparam.ir.cost import census, is_chain
+from support.helpers import program_of
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.function(self.conv(x)))  # type: ignore[no-any-return]
+
+
+def spelled_gelu(x: Tensor) -> Tensor:
+    return x * 0.5 * (1.0 + torch.erf(x * 0.7071067811865476))
+
+
+ONE_SOURCE: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": lambda x: x * torch.sigmoid(x),
+    "gated silu": lambda x: x * torch.sigmoid(x * torch.tensor(2.0) + 1.0),
+    "mish": lambda x: x * torch.tanh(F.softplus(x)),
+    "hardswish": lambda x: x * F.relu6(x + 3.0) / 6.0,
+    "gelu": spelled_gelu,
+    "square": lambda x: x * x,
+    "rational": lambda x: x * (1.0 / (1.0 + x.square())) + x.square(),
+}
+
+
+@pytest.mark.parametrize("name", ONE_SOURCE)
+def test_an_activation_of_one_source_is_one_node_however_it_is_spelled(name: str) -> None:
+    program = program_of(Function(ONE_SOURCE[name]), torch.randn(2, 4, 5, 5))
+    counts = census(program)
+    assert (counts.merges, counts.gates) == (0, 0)
+    assert is_chain(program)
+
+
+SEVERAL: dict[str, tuple[Callable[[Tensor], Tensor], int, int]] = {
+    "a skip over a pool": (lambda x: x + F.avg_pool2d(x, 3, 1, 1), 1, 0),
+    "a concatenation": (lambda x: torch.cat([x, x.sigmoid()], 1)[:, 2:6], 1, 0),
+    "a product with its mirror image": (lambda x: x * x.flip(3), 1, 0),
+    "a gate": (lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)), 0, 1),
+    "a value inside that is read again": (lambda x: x.sigmoid().flip(3) + x * x.sigmoid(), 1, 0),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_what_meets_elsewhere_is_a_merge_or_a_gate(name: str) -> None:
+    function, merges, gates = SEVERAL[name]
+    program = program_of(Function(function), torch.randn(2, 4, 5, 5))
+    counts = census(program)
+    assert (counts.merges, counts.gates) == (merges, gates)
+    assert not is_chain(program)
+
+
+def test_reading_a_size_is_no_second_user() -> None:
+    def shuffle(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.reshape(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+    assert is_chain(program_of(Function(shuffle), torch.randn(2, 4, 5, 5)))
+
+
+def test_multiply_accumulates_are_those_of_one_sample() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(6, 4, 2, 2), nn.Flatten(), nn.Linear(256, 7))
+    counts = census(program_of(model, torch.randn(3, 4, 6, 6)))
+    assert counts.macs == 6 * 2 * 9 * 16 + 6 * 4 * 4 * 16 + 256 * 7
+    assert counts.params == 6 * 2 * 9 + 6 + 6 * 4 * 4 + 4 + 256 * 7 + 7

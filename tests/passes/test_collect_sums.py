@@ -1,0 +1,133 @@
+"""collect-sums: recurrences of sums and scalar products become combinations of what enters them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from reparam.ir.aten import aten, is_call
+from reparam.ir.cost import census
+from reparam.passes.collect_sums import CollectSums
+from support.helpers import EXACT, Lambda, apply_exactly, doubles, fuse, graph_text, module_rel, program_of, run_rules
+
+RULES = [CollectSums()]
+
+
+class Momentum(nn.Module):
+    """v <- g v + (1 - g) f(x), x <- x + v from v = 0, with functions that nothing can be carried past."""
+
+    def __init__(self, steps: int, gamma: float = 0.9, width: int = 6) -> None:
+        super().__init__()
+        self.f = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.Softmax(-1)) for _ in range(steps))
+        self.gamma = gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = torch.zeros_like(x)
+        for f in self.f:
+            v = self.gamma * v + (1 - self.gamma) * f(x)
+            x = x + v
+        return x
+
+
+def factors(program: Any) -> list[float]:
+    """Of each sum, in order."""
+    return [float(n.kwargs.get("alpha", 1)) for n in program.calls() if is_call(n, frozenset({aten.add.Tensor}))]
+
+
+def test_the_velocity_of_two_steps_disappears() -> None:
+    """x_1 = x_0 + (1 - g) f_0, x_2 = x_0 + (1 - g^2) f_0 + (1 - g) f_1."""
+    model = Momentum(2).double()
+    x = doubles(3, 6)
+    fused = fuse(model, x)
+    assert factors(fused.program) == pytest.approx([0.1, 0.19, 0.1])
+    assert graph_text(fused.program).count("mul") == 0
+    before, after = census(fused.original), census(fused.program)
+    assert (before.merges, after.merges) == (4, 3)
+    assert module_rel(model, fused.program, [x]) <= EXACT
+
+
+def test_the_form_that_adds_what_comes_in_once_more() -> None:
+    """x + momentum(x) = 2 x + 0.19 f_0 + 0.10 f_1."""
+    inner = Momentum(2).double()
+    model = Lambda(lambda m, x: x + m.inner(x), inner=inner)
+    x = doubles(3, 6)
+    fused = fuse(model, x)
+    assert census(fused.program).merges == 3
+    scales = [n.args[1] for n in fused.program.calls() if is_call(n, frozenset({aten.mul.Tensor}))]
+    assert scales == [2.0] and factors(fused.program) == pytest.approx([0.1, 0.19, 0.1])
+    assert module_rel(model, fused.program, [x]) <= EXACT
+
+
+@pytest.mark.parametrize(("steps", "merges"), [(1, 1), (2, 3), (3, 5), (5, 9)])
+def test_never_more_merges_than_the_recurrence_without_its_zero_has(steps: int, merges: int) -> None:
+    model = Momentum(steps).double()
+    x = doubles(3, 6)
+    fused = fuse(model, x)
+    assert census(fused.program).merges == merges
+    assert module_rel(model, fused.program, [x]) <= EXACT
+
+
+def test_a_later_result_starts_from_an_earlier_one_when_that_is_shorter() -> None:
+    model = Lambda(lambda m, x: (y := 2 * (0.5 * (x.exp() + x.cos()) + x.sin()), m.f(y) * 0.25 + y), f=nn.Softmax(-1))
+    x = doubles(3, 6)
+    fused = apply_exactly(model, x, rules=RULES, bound=EXACT)
+    assert census(fused.program).merges == 3
+    assert census(fused.program).nodes < census(fused.original).nodes
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps=st.integers(1, 4), gamma=st.sampled_from([0.0, 0.5, 0.9, 1.0]), size=st.integers(1, 5))
+def test_property(steps: int, gamma: float, size: int) -> None:
+    model = Momentum(steps, gamma, size).double()
+    x = doubles(2, size)
+    fused = run_rules(program_of(model, x), *RULES)
+    before, after = census(fused.original), census(fused.program)
+    assert after.merges <= before.merges and after.nodes <= before.nodes
+    assert module_rel(model, fused.program, [x]) <= EXACT
+
+
+# ---- what is left alone ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: x.exp() + x.cos() + x.sin(),
+        lambda m, x: x.exp() - 0.5 * x.cos()[:, :1],
+        lambda m, x: 0.5 * x.exp() * x.cos(),
+        lambda m, x: torch.div(x.exp() + x.cos(), 2.0, rounding_mode="floor"),
+        lambda m, x: (x.exp() + 0.5 * x.cos()) * m.w,
+    ],
+    ids=["no factors", "broadcast", "a product of data", "a rounded quotient", "a weight"],
+)
+def test_silent_where_nothing_is_gained_or_the_factor_is_no_number(forward: Any) -> None:
+    model = Lambda(forward, w=nn.Buffer(torch.rand(6, dtype=torch.float64)))
+    fused = run_rules(program_of(model, doubles(3, 6)), *RULES)
+    weights = [n for n in fused.program.calls() if is_call(n, frozenset({aten.add.Tensor})) and n.kwargs]
+    assert module_rel(model, fused.program, [doubles(3, 6)]) <= EXACT
+    assert len(weights) == ("w" in graph_text(fused.original).rsplit("*", 1)[-1])
+
+
+def test_a_difference_of_equal_values_is_left_alone() -> None:
+    model = Lambda(lambda m, x: (0.5 * x.exp() - 0.5 * x.exp()) + 0.0 * x.cos())
+    fused = run_rules(program_of(model, doubles(3, 6)), *RULES)
+    assert not fused.passed("collect-sums")
+
+
+# ---- negative control ------------------------------------------------------------------------------------------------
+
+
+def test_a_factor_that_is_off_is_noticed() -> None:
+    model = Momentum(2).double()
+    x = doubles(3, 6)
+    fused = fuse(model, x)
+    for k, node in enumerate(n for n in fused.program.calls() if n.kwargs.get("alpha")):
+        copy = fused.program.copy()
+        twin = [n for n in copy.calls() if n.kwargs.get("alpha")][k]
+        twin.kwargs = {"alpha": float(node.kwargs["alpha"]) + 1e-6}  # type: ignore[arg-type]
+        assert module_rel(model, copy, [x]) > 1e3 * EXACT

@@ -1,0 +1,249 @@
+"""Schedules: what `lay_out` calls valid is a chain of registers, and `search` finds the cheapest one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from reparam.passes import fused_phases
+from reparam.plain.channel_order import width
+from reparam.plain.group_packing import Packer
+from reparam.plain.register_value import Network
+from reparam.plain.schedule import Planner
+from reparam.plain.schedule_search import search
+from reparam.plain.stage import Broken, Layers, Stage
+from support.direct import build
+from support.helpers import doubles, program_of, run_phases
+from support.networks import Net
+from support.plain_blocks import basic, bottleneck, cross_stage, dense, inception, momentum, net, reversible
+from support.plain_helpers import networks_of
+from support.plain_specs import Drawn, specs
+
+Levels = dict[int, float | None]
+MOST = 5  # values whose every schedule is tried
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+# What this search must agree with itself on, whatever is drawn: no shrinking, which takes minutes.
+DRAWN: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": QUIET, "phases": [Phase.generate]}
+
+
+def networks(drawn: Drawn) -> list[Network]:
+    return networks_of(run_phases(build(drawn.spec, Net(drawn.spec)), fused_phases()).program)
+
+
+def example(model: Any, *shape: int) -> Network:
+    """The widest span of a module."""
+    program = run_phases(program_of(model, doubles(*(shape or (1, 3, 6, 6)))), fused_phases()).program
+    return max(networks_of(program), key=lambda n: len(n.values))
+
+
+# ---- every schedule there is -----------------------------------------------------------------------------------------
+
+
+def weak_orders(n: int) -> Iterator[tuple[int, ...]]:
+    """Every way to put n things on levels 1, 2, ... without an empty one."""
+    for levels in itertools.product(range(1, n + 1), repeat=n):
+        if set(levels) == set(range(1, max(levels, default=0) + 1)):
+            yield levels
+
+
+def schedules(network: Network) -> Iterator[Levels]:
+    """Every optional value held or not, and every order of what is held."""
+    optional = [v.index for v in network.values if v.optional]
+    needed = [v.index for v in network.values if v.kind != "input" and not v.optional]
+    none: Levels = {v.index: 0.0 for v in network.values if v.kind == "input"} | dict.fromkeys(optional)
+    for n in range(len(optional) + 1):
+        for held in itertools.combinations(optional, n):
+            free = [*needed, *held]
+            for levels in weak_orders(len(free)):
+                yield none | {i: float(t) for i, t in zip(free, levels, strict=True)}
+
+
+def dense_price(layers: Layers) -> float:
+    """Multiply-accumulates without groups, written apart from the packer."""
+    return float(sum(_dense(stage) for stage in layers.stages))
+
+
+def _dense(stage: Stage) -> int:
+    if stage.kind == "pool":
+        return 0
+    n_in = sum(v.channels for v in stage.before)
+    if stage.kind == "gate":
+        return 2 * n_in * stage.forms[0][0].gate_width
+    return stage.positions * math.prod(stage.window.size) * n_in * sum(v.channels for v in stage.after)
+
+
+def cheapest(planner: Planner, price: Any) -> float:
+    """Of all schedules; inf when none is valid."""
+    found = [planner.lay_out(levels) for levels in schedules(planner.network)]
+    return min((price(f) for f in found if isinstance(f, Layers)), default=math.inf)
+
+
+def assert_exact(network: Network, seen: set[Any]) -> int:
+    """The search against all schedules, dense and grouped; 1 when it was tried."""
+    if network.signature in seen or sum(v.kind != "input" for v in network.values) > MOST:
+        return 0
+    seen.add(network.signature)
+    for carry in ("dense", "auto"):
+        planner, packer = Planner(network), Packer(carry)
+        found = search(planner, packer.price)
+        least = cheapest(planner, dense_price if carry == "dense" else packer.price)
+        if isinstance(found, Broken):
+            assert math.isinf(least), f"there is a schedule, but none was found: {found.reason}"
+        else:
+            assert packer.price(found) == least, (carry, found.levels)
+            assert carry == "auto" or dense_price(found) == least
+    return 1
+
+
+def test_the_search_finds_the_cheapest_of_all_schedules() -> None:
+    seen: set[Any] = set()
+    tried = []
+
+    @seed(1)
+    @settings(max_examples=150, **DRAWN)
+    @given(drawn=specs())
+    def run(drawn: Drawn) -> None:
+        tried.extend(assert_exact(network, seen) for network in networks(drawn))
+
+    run()
+    assert sum(tried) > 40
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("part", range(10))
+def test_the_search_finds_the_cheapest_of_all_schedules_of_many(part: int) -> None:
+    seen: set[Any] = set()
+
+    @seed(100 + part)
+    @settings(max_examples=500, **DRAWN)
+    @given(drawn=specs())
+    def run(drawn: Drawn) -> None:
+        for network in networks(drawn):
+            assert_exact(network, seen)
+
+    run()
+
+
+# ---- what a valid schedule is ----------------------------------------------------------------------------------------
+
+
+def assert_valid(network: Network, layers: Layers) -> None:
+    """Registers follow each other, every layer reads its register alone, and all that is needed is made once."""
+    stages = layers.stages
+    assert stages[0].before == network.inputs
+    assert stages[-1].after == (network.result,)
+    for stage, following in itertools.pairwise(stages):
+        assert stage.after == following.before
+    for stage in stages:
+        created = {v for v, _ in stage.forms}
+        assert created and created <= set(stage.after)
+        assert set(stage.after) - created <= set(stage.before), "something is carried that was not there"
+        assert {u for _, form in stage.forms for u, _ in form.maps} <= set(stage.before)
+        assert len({v.space for v in stage.before}) == len({v.space for v in stage.after}) == 1
+        assert {v for v, _, _ in stage.blocks()} <= set(stage.after)
+        used = {u for _, u, _ in stage.blocks()}
+        assert stage is stages[0] or used == set(stage.before), "something is held that nobody reads"
+        for v, u, m in stage.blocks():
+            assert m.rows + m.n_out <= v.channels and m.cols + m.n_in <= u.channels
+    made = [v for stage in stages for v, _ in stage.forms]
+    assert len(made) == len(set(made))
+    needed = {v for v in network.values if v.kind != "input" and not v.optional}
+    assert needed & set(_read(network)) <= set(made)
+
+
+def _read(network: Network) -> list[Any]:
+    """What the result needs, found by walking back."""
+    found, stack = [], [network.result]
+    while stack:
+        v = stack.pop()
+        if v not in found:
+            found.append(v)
+            stack.extend(v.operands)
+    return found
+
+
+def test_any_levels_are_laid_out_validly_or_refused_with_a_reason() -> None:
+    valid = []
+
+    @seed(2)
+    @settings(max_examples=40, **DRAWN)
+    @given(drawn=specs(), data=st.data())
+    def run(drawn: Drawn, data: st.DataObject) -> None:
+        for network in networks(drawn)[:2]:
+            planner = Planner(network)
+            for _ in range(8):
+                levels: Levels = {}
+                for v in network.values:
+                    behind = max((levels[u.index] or 0.0 for u in v.operands if u.index in levels), default=0.0)
+                    level = behind + data.draw(st.sampled_from([1.0, 1.0, 2.0, 0.5, 0.0]))
+                    none = v.optional and data.draw(st.booleans())
+                    levels[v.index] = 0.0 if v.kind == "input" else None if none else level
+                found = planner.lay_out(levels)
+                valid.append(isinstance(found, Layers))
+                if isinstance(found, Broken):
+                    assert found.faults > 0 and found.reason
+                else:
+                    assert_valid(network, found)
+
+    run()
+    assert 0 < sum(valid) < len(valid)
+
+
+@pytest.mark.parametrize(
+    ("model", "depth"),
+    [
+        (net(basic()), 2),
+        (net(bottleneck(8, 2), c=8), 3),
+        (net(inception()), 3),
+        (net(cross_stage()), 3),
+        (net(reversible()), 4),
+    ],
+    ids=["basic", "bottleneck", "inception", "cross stage", "reversible"],
+)
+def test_known_networks_have_the_depth_of_their_longest_path(model: Any, depth: int) -> None:
+    network = example(model)
+    found = search(Planner(network), Packer("dense").price)
+    assert isinstance(found, Layers)
+    assert_valid(network, found)
+    assert len(found.stages) == depth
+
+
+@pytest.mark.parametrize("model", [net(dense()), net(momentum())], ids=["dense", "momentum"])
+def test_larger_networks_have_valid_schedules(model: Any) -> None:
+    network = example(model)
+    found = search(Planner(network), Packer("auto").price)
+    assert isinstance(found, Layers)
+    assert_valid(network, found)
+
+
+def test_the_search_gives_the_same_schedule_again_and_from_its_levels() -> None:
+    for model in (net(momentum()), net(dense()), net(inception())):
+        network = example(model)
+        first, again = (search(Planner(network), Packer("auto").price) for _ in range(2))
+        assert isinstance(first, Layers) and isinstance(again, Layers)
+        assert first.levels == again.levels
+        once_more = Planner(network).lay_out(dict(first.levels))
+        assert isinstance(once_more, Layers)
+        assert [s.after for s in once_more.stages] == [s.after for s in first.stages]
+        assert [s.window for s in once_more.stages] == [s.window for s in first.stages]
+
+
+def test_a_value_that_is_read_before_it_exists_is_a_fault() -> None:
+    network = example(net(basic()))
+    found = Planner(network).lay_out({v.index: 1.0 if v.kind != "input" else 0.0 for v in network.values})
+    assert isinstance(found, Broken) and found.faults >= 1
+    assert "earlier" in found.reason
+
+
+def test_a_register_is_as_wide_as_what_is_alive() -> None:
+    """relu(b(relu(a(x))) + x): [x], [x, a], [y]."""
+    network = example(net(basic()))
+    found = search(Planner(network), Packer("dense").price)
+    assert isinstance(found, Layers)
+    assert [width(s.before) for s in found.stages] == [4, 8] and width(found.stages[-1].after) == 4

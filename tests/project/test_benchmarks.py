@@ -1,0 +1,47 @@
+"""The scripts of benchmarks/ that others build on: the checkpoint maker of the demo, and that every script starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
+SCRIPTS = sorted(p.name for p in BENCHMARKS.glob("*.py") if p.name != "common.py")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_starts_and_says_what_it_does(script: str) -> None:
+    done = _run(str(BENCHMARKS / script), "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+def test_the_checkpoint_maker_writes_a_state_dict_with_healthy_statistics(tmp_path: Path) -> None:
+    done = _run(str(BENCHMARKS / "make_checkpoint.py"), "torchvision/resnet18", str(tmp_path / "resnet18.pt"))
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "resnet18.pt", weights_only=True)
+    assert len(state) == 122
+    assert all(bool(torch.isfinite(v).all()) for v in state.values() if v.is_floating_point())
+    assert float(state["bn1.running_var"].std()) > 0
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("network", ["CapsNet", "MoCapsNet, reversible"])
+def test_capsule_networks_learn_digits_and_keep_every_prediction(network: str) -> None:
+    """At least 97 % of the digits that were not trained on; converted and in onnxruntime, the same for all 1,797."""
+    work = json.dumps({"network": network, "epochs": 25})
+    command = [sys.executable, str(BENCHMARKS / "train_mocapsnet.py"), "--worker", work]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["accuracy"] >= 0.97
+    assert result["same"] == {"fused": 1797, "plain": 1797, "onnx": 1797}

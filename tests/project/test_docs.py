@@ -1,0 +1,65 @@
+"""Every command of the guide and the Python of the README run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def commands(page: Path) -> list[tuple[str, int]]:
+    """The `$ ` lines of the page's console blocks, each with the exit code that its comment names (default 0)."""
+    found = []
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.S):
+        for line in block.splitlines():
+            match = re.fullmatch(r"\$ (.*?)(?:\s+# exit (\d+))?", line)
+            if match:
+                found.append((match.group(1), int(match.group(2) or 0)))
+    return found
+
+
+def test_the_guide_has_commands() -> None:
+    assert len(commands(ROOT / "docs" / "guide.md")) >= 8
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.stem)
+def test_commands_of_a_page(page: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((8, 3, 64, 64), np.float32))
+    for command, expected in commands(page):
+        words = shlex.split(command)
+        assert words[0] == "reparam", f"the page runs {words[0]}"
+        run = subprocess.run(
+            [sys.executable, "-m", "reparam", *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == expected, f"{command}\n{run.stdout}\n{run.stderr}"
+        assert "Traceback" not in run.stderr
+
+
+def test_python_of_the_readme(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("20 0\n")
+    assert (tmp_path / "resnet18-fused.pt2").exists()
+    assert (tmp_path / "resnet18_fused" / "model.py").exists()
+
+
+def test_relative_links_exist() -> None:
+    for page in [ROOT / "README.md", *PAGES]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_pass_is_in_the_readme() -> None:
+    from reparam.passes import every_rule
+
+    text = (ROOT / "README.md").read_text()
+    assert not [n for n in every_rule() if f"| {n} |" not in text]
