@@ -3,13 +3,14 @@
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
+BASE ?= HEAD
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format sweep bench demo
+.PHONY: help setup test lint format sweep bench golden demo
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,10 +28,11 @@ test: $(STAMP) ## run the tests, the heavy ones left out (ARGS="-k fold" to choo
 sweep: $(STAMP) ## run the heavy tests alone: whole zoos, many random cases
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m sweep --timeout 3600 $(ARGS)
 
-lint: $(STAMP) ## check style, format and types
+lint: $(STAMP) ## check style, format, types and the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## reformat the sources and repair what the linter can
 	$(BIN)/ruff check --fix .
@@ -38,6 +40,9 @@ format: $(STAMP) ## reformat the sources and repair what the linter can
 
 bench: $(STAMP) ## measure: conversions, latencies, sizes
 	$(BIN)/python benchmarks/run_all.py $(ARGS)
+
+golden: $(STAMP) ## compare what the working tree does with what BASE does (BASE=HEAD), exactly, over 45 networks
+	$(BIN)/python benchmarks/golden.py against $(BASE) $(ARGS)
 
 demo: $(STAMP) ## fuse a ResNet-50, run the result with torch alone, and verify it against the original
 	mkdir -p demo

@@ -27,8 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError
-from reparam.load.random_statistics import randomize_statistics
-from reparam.load.zoo import build_architecture
+from reparam.load import build_architecture, randomize_statistics
 
 GIB = 2**30
 PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxsim", "onnxslim", "onnxruntime")

@@ -26,8 +26,7 @@ from common import (
 )
 from torch import Tensor
 
-from reparam.engines.exporting import ExportOptions, export
-from reparam.engines.format import Runnable
+from reparam.engines import ExportOptions, Runnable, export
 from reparam.engines.formats import find_format
 from reparam.errors import ReparamError
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from reparam.conversion import convert
 from reparam.errors import ReparamError
-from reparam.load.model import LoadedModel
-from reparam.measure.latency import BenchResult, Where, bench
+from reparam.load import LoadedModel
+from reparam.measure import BenchResult, Where, bench
 
 MODELS = (
     "torchvision/resnet18",

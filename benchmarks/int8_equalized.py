@@ -15,14 +15,13 @@ from common import Digits, digits, export_onnx, onnxsim_clean, options, quiet, s
 from torch import Tensor, nn
 
 from reparam.conversion import convert
-from reparam.emit.finalize import finalize
-from reparam.emit.torch_module import to_module
-from reparam.engines.onnx.quantise import quantised
-from reparam.ir.program import Program
+from reparam.emit import finalize, to_module
+from reparam.engines.onnx import quantised
+from reparam.ir import Program
 from reparam.models.multi_branch import dbbnet, mobileone, repvgg
 from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure as activation_ranges
-from reparam.rewrite.driver import Driver
+from reparam.rewrite import Driver
 
 SIZE = 16
 STAGES = ((16, 2, 1), (32, 2, 2), (64, 2, 2))

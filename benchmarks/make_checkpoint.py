@@ -13,7 +13,7 @@ import torch
 from common import subject
 
 from reparam.errors import ReparamError
-from reparam.utils.files import write_atomically
+from reparam.utils import write_atomically
 
 
 def make_checkpoint(arch: str, path: Path, seed: int = 0) -> str:

@@ -35,7 +35,7 @@ from common import (
 from torch import Tensor, nn
 
 from reparam.conversion import convert
-from reparam.engines.onnx.graph import model_of
+from reparam.engines.onnx import model_of
 
 MODELS = (
     "timm/repvgg_a0",

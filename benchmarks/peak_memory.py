@@ -42,8 +42,8 @@ def measure(checkpoint: Path) -> dict[str, int]:
     import torch
 
     from reparam.conversion import convert
-    from reparam.load.model import load_model
-    from reparam.load.zoo import register_missing_torchvision_ops
+    from reparam.load import load_model
+    from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
     register_missing_torchvision_ops()
     import timm  # noqa: F401

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 
 from reparam.conversion import convert
-from reparam.ir.cost import Census
-from reparam.ir.inputs import draw_examples
-from reparam.load.random_statistics import randomize_statistics
-from reparam.load.zoo import Architecture, build_architecture
+from reparam.ir import Census, draw_examples
+from reparam.load import Architecture, build_architecture, randomize_statistics
 from reparam.models.registry import SMALL, entries
 
 ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"mocapsnet": {"std": 0.5}}  # its own, 0.01, gives capsules of 1e-11

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common import machine, say
 
-from reparam.utils.files import write_atomically
+from reparam.utils import write_atomically
 
 HERE = Path(__file__).parent
 SCRIPTS = (

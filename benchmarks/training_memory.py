@@ -19,7 +19,7 @@ from torch import nn
 from reparam.models.capsules import RoutingCapsules, margin_loss
 from reparam.models.mocapsnet import ResidualBlocks
 from reparam.models.momentum import saved_bytes
-from reparam.utils.files import write_atomically
+from reparam.utils import write_atomically
 
 DEPTHS, QUICK_DEPTHS = (1, 2, 4, 8, 16), (1, 4)
 REPEATS, QUICK_REPEATS = 3, 1

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from reparam.utils import plugins
+
 __all__ = ["Entry", "entries", "register"]
 
 SMALL = "_small"
@@ -66,8 +68,12 @@ def _shapes(shapes: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
 
 @functools.cache
 def entries() -> Mapping[str, Entry]:
-    """Every registered architecture, by name: imports all modules of this package."""
+    """Every registered architecture, by name: imports all modules of this package, and those of installed ones.
+
+    A package from outside names its modules under the entry point group `reparam.models`.
+    """
     package = importlib.import_module("reparam.models")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"reparam.models.{module.name}")
+    plugins("reparam.models")
     return dict(sorted(_ENTRIES.items()))

@@ -1,5 +1,8 @@
 """relu(B relu(A x) + x) = relu([B I] relu([A; I] x)) for x >= 0: a skip connection rides along as extra channels.
 
+Turns residual sums, concatenations and branches of unequal depth between two points where one tensor is alive into a
+chain of layers that carry the skip as extra channels.
+
 A plain network is a machine with one wide register. Between two points where a single tensor is alive, every layer
 holds the concatenation of the tensors that are still needed: real weights for what it computes, dirac rows for what it
 carries, and sums and concatenations in the columns of the layer that reads them.
@@ -9,12 +12,12 @@ held in one register: basic and bottleneck blocks, strided and pooled shortcuts,
 dense concatenation, branches of unequal depth, two-stream recurrences. Carried channels pass an activation unchanged
 (ReLU of what is never negative), by a slope, bound or gate of their own, or in pairs, x = relu(x) - relu(-x).
 
-Refuses (Missed), naming the layer, when something in the span acts on all channels or positions at once (softmax,
+Refuses, naming the layer, when something in the span acts on all channels or positions at once (softmax,
 normalisation by statistics of the data, a max-pool that the skip does not take), when resolutions differ and cannot be
 met exactly, or when an activation lets nothing through.
 
 Options. carry: auto (fewest multiply-accumulates: grouped layers where carried channels fill whole groups), grouped,
-dense, split=G (partial sums over G slices, see `reparam.splitting`) or measured (auto or dense, whichever is faster
+dense, split=G (partial sums over G slices, see `plain/partial_sums.py`) or measured (auto or dense, whichever is faster
 here). max_pool: keep, or relu to spell max-pools in blocks as max(a, b) = a + relu(b - a). signed: prelu, or relu to
 carry signed channels past ReLUs in pairs, at twice the channels and without PReLU.
 
@@ -26,23 +29,47 @@ Source: Meng et al., "RMNet: Equivalently Removing Residual Connection from Netw
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import fx
 
-from reparam.ir.aten import ACTIVATIONS, ADDS, BATCH_NORMS, CATS, CONVS, LINEARS, MULS, SUBS, aten, is_call, op_name
-from reparam.ir.cost import spelled_out
-from reparam.ir.program import Program, is_float
-from reparam.plain.block_report import facts_of, price
-from reparam.plain.lowering import Chain, lower
-from reparam.plain.plan import plan_chain
-from reparam.plain.read_span import read_network
-from reparam.plain.register_value import Refusal, why_not
-from reparam.plain.span import Span, alive_beside, around, carries_data, outermost, position_of
-from reparam.plain.squeeze_excite import read_gate
-from reparam.plain.stage import Broken
-from reparam.rewrite.rule import ANY, Match, Missed, Pattern, Rewrite
+from reparam.ir import (
+    ACTIVATIONS,
+    ADDS,
+    BATCH_NORMS,
+    CATS,
+    CONVS,
+    LINEARS,
+    MULS,
+    SUBS,
+    Program,
+    Refusal,
+    aten,
+    is_call,
+    is_float,
+    module_of,
+    op_name,
+    spelled_out,
+)
+from reparam.options import PlainOptions
+from reparam.plain import (
+    PlainChain,
+    Span,
+    alive_beside,
+    around,
+    carries_data,
+    facts_of,
+    lower,
+    outermost,
+    plan_chain,
+    position_of,
+    price,
+    read_gate,
+    read_span,
+    why_not,
+)
+from reparam.rewrite import ANY, Match, Pattern, Rewrite
 
 NAMED = 3  # of the values that stay alive beside a merge
 
@@ -52,22 +79,14 @@ _LINEAR = ADDS | SUBS | CATS
 
 
 @dataclass(frozen=True)
-class CarryResidual:
-    """Turns spans with merges into chains of layers.
+class CarryResidual(PlainOptions):
+    """Turns spans with merges into chains of layers. Its options are those of the target `plain`."""
 
-    carry: auto (fewest multiply-accumulates), dense, grouped, split=G or measured. max_pool: keep, or relu to spell
-    them with ReLUs where something has to be carried past them. signed: prelu, or relu to carry signed channels past
-    ReLUs as pairs, x = relu(x) - relu(-x).
-    """
-
-    carry: str = "auto"
-    max_pool: str = "keep"
-    signed: str = "prelu"
     name: ClassVar[str] = "carry-residual"
     pattern: ClassVar[Pattern] = ANY
 
-    def check(self, program: Program, match: Match) -> Chain | Missed | None:
-        """Plans the span around this merge; Missed with the first thing in it that cannot be carried."""
+    def check(self, program: Program, match: Match) -> PlainChain | Refusal | None:
+        """Plans the span around this merge; Refusal with the first thing in it that cannot be carried."""
         root = match.root
         if not _is_merge(root):
             return None
@@ -76,45 +95,43 @@ class CarryResidual:
             return None
         span = graph.spans.get(root)
         if is_call(root, MULS) and read_gate(program, root) is not None:
-            return Missed(root, "a squeeze-excite gate multiplies a value by a function of its means; it stays a gate")
-        plan = self._plan(program, span) if span is not None else Refusal(root, _alive(program, root))
+            return Refusal("a squeeze-excite gate multiplies a value by a function of its means; it stays a gate", root)
+        plan = self._plan(program, span) if span is not None else Refusal(_alive(program, root), root)
         if isinstance(plan, Refusal):
             inner = around(root, position_of(program))
             found = self._plan(program, inner) if inner is not None and inner != span else plan
             plan = found if inner is not None else plan
         if not isinstance(plan, Refusal):
             return plan
-        return Missed(root, _told(plan, root) if root.target in _LINEAR else why_not(root))
+        return Refusal(_reason_with_place(plan, root) if root.target in _LINEAR else why_not(root), root)
 
-    def rewrite(self, program: Program, plan: Chain) -> Rewrite:
+    def rewrite(self, program: Program, plan: PlainChain) -> Rewrite:
         """The layers of the chain."""
         made = lower(program, plan)
         block = price(program, plan, made)
-        return Rewrite({plan.network.span.exit: made}, str(block), block.as_dict(), facts_of(program, plan))
+        return Rewrite({plan.span_values.span.exit: made}, str(block), block.as_dict(), facts_of(program, plan))
 
-    def _plan(self, program: Program, span: Span) -> Chain | Refusal:
-        refused: dict[object, Refusal] = program.cache.setdefault("refused", {})
-        known: dict[object, Any] = program.cache.setdefault("schedules", {})
+    def _plan(self, program: Program, span: Span) -> PlainChain | Refusal:
+        refused = program.notes.get(_Refused, _Refused).spans
         place = (span.entry, span.exit)
         if place in refused:
             return refused[place]
-        network = read_network(program, span, self.max_pool)
-        if isinstance(network, Refusal):
-            refused[place] = network
-            return network
-        chain = plan_chain(program, network, self.carry, self.signed, known)
-        if isinstance(chain, Broken):
-            refused[place] = Refusal(None, chain.reason)
-            return refused[place]
+        span_values = read_span(program, span, self.max_pool)
+        if isinstance(span_values, Refusal):
+            refused[place] = span_values
+            return span_values
+        chain = plan_chain(program, span_values, self)
+        if isinstance(chain, Refusal):
+            refused[place] = chain
         return chain
 
 
-def _told(refusal: Refusal, root: fx.Node) -> str:
+def _reason_with_place(refusal: Refusal, root: fx.Node) -> str:
     """The reason, with the place of the call that it speaks of when that is not the merge itself."""
     node = refusal.node
     if node is None or node is root:
         return refusal.reason
-    name, place = op_name(node), node.meta.get("module")
+    name, place = op_name(node), module_of(node)
     if not place:
         return refusal.reason
     if refusal.reason.startswith(f"{name} "):
@@ -139,8 +156,15 @@ def _alive(program: Program, root: fx.Node) -> str:
 def _place_of(node: fx.Node) -> str:
     if node.op == "placeholder":
         return f"the input '{node.name}'"
-    place = node.meta.get("module")
+    place = module_of(node)
     return f"{op_name(node)} at '{place}'" if place else f"'{node.name}'"
+
+
+@dataclass
+class _Refused:
+    """Why spans, by their first and last node, do not become chains."""
+
+    spans: dict[tuple[fx.Node, fx.Node], Refusal] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -154,14 +178,15 @@ class _Survey:
 
 def _survey(program: Program, node: fx.Node) -> _Survey:
     """The survey, made again when `node` is newer, or when what it says about `node` is out of date."""
-    survey: _Survey | None = program.cache.get("survey")
+    survey = program.notes.find(_Survey)
     if survey is not None and node in survey.merges:
         span = survey.spans.get(node)
-        if span is None or not any(n._erased for n in span.nodes):
-            if span is not None and span.entry._erased:
+        if span is None or not any(program.erased(n) for n in span.nodes):
+            if span is not None and program.erased(span.entry):
                 survey.spans[node] = Span(_entry(span), span.nodes)
             return survey
-    program.cache["survey"] = made = _make_survey(program)
+    made = _make_survey(program)
+    program.notes.put(made)
     return made
 
 
@@ -194,3 +219,7 @@ def _tail(spans: list[Span], i: int) -> list[fx.Node]:
             return []
         tail.append(span.exit)
     return tail if tail and is_call(tail[-1], _POINTWISE) else []
+
+
+PASS = CarryResidual
+PHASE = "plain"

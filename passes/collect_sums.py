@@ -1,5 +1,8 @@
 """x_N = x_0 + sum_j (1 - g^(N-j)) f_j: sums of sums and scalar products become one sum of what they are sums of.
 
+Turns momentum and other recurrences of sums with constant factors, where nothing can be carried into fewer sums: each
+state as one combination of what enters it.
+
 A recurrence such as the momentum residual block, v <- g v + (1 - g) f(x), x <- x + v with v = 0 at first, keeps two
 streams alive. Where f lets nothing be carried past it (capsule routing, attention), they cannot share a register, but
 every state is a linear combination of x_0 and of f_0, f_1, ...: the second stream disappears.
@@ -23,9 +26,8 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from reparam.ir.aten import ZEROS, arguments, aten, is_call, op_name
-from reparam.ir.program import Program, is_float
-from reparam.rewrite.rule import Match, Pattern, Rewrite, op
+from reparam.ir import ZEROS, Program, arguments, aten, is_call, is_float, op_name
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 _SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
 _SCALES = frozenset({aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default})
@@ -165,3 +167,7 @@ def _emit(program: Program, node: fx.Node, terms: Terms) -> fx.Node:
     for value, c in order[1:]:
         total = program.call(aten.add.Tensor, (total, value), {} if c == 1.0 else {"alpha": c}, like=node)
     return total
+
+
+PASS = CollectSums
+PHASE = "sums"

@@ -1,10 +1,13 @@
 """C(B(A x)) = M x: a chain of products with weights, sums and rearrangements of each sample is one linear layer.
 
+Turns products with weights, sums and rearrangements of each sample in a row, when that is not dearer into one linear
+layer.
+
 Fires on a matrix product with a weight, a sum or a mean that follows another one, with nothing between them but
 reshapes, permutes and arithmetic with constants, each read once: the votes of a capsule layer and the coupling that
 sums them, when that coupling is a constant. M is written over all numbers of one sample.
 
-Refuses (Missed) when M would cost more multiply-accumulates or store more values than its factors, if two of them are
+Refuses when M would cost more multiply-accumulates or store more values than its factors, if two of them are
 products. Says nothing where the samples of a batch cannot be told apart: one axis must be free, and no step may mix it
 with others.
 
@@ -23,11 +26,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.aten import ADDS, DIVS, IDENTITIES, LINEARS, MULS, SUBS, arguments, aten, is_call
-from reparam.ir.cost import batch_one, node_macs
-from reparam.ir.interpreter import call, weight_value
-from reparam.ir.program import FOLD_DTYPE, Program, fixed_size, is_float, shape_of, size_hint
-from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.ir import (
+    ADDS,
+    DIVS,
+    FOLD_DTYPE,
+    IDENTITIES,
+    LINEARS,
+    MULS,
+    SUBS,
+    Program,
+    Refusal,
+    arguments,
+    aten,
+    batch_one,
+    call_node,
+    fixed_size,
+    is_call,
+    is_float,
+    node_macs,
+    shape_of,
+    size_hint,
+    weight_value,
+)
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 _PRODUCTS = frozenset({aten.matmul.default}) | LINEARS
 _SUMS = frozenset({aten.sum.dim_IntList, aten.mean.dim})
@@ -68,7 +89,7 @@ class ComposeMaps:
     name: ClassVar[str] = "compose-maps"
     pattern: ClassVar[Pattern] = op(_PRODUCTS | _SUMS)
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+    def check(self, program: Program, match: Match) -> Plan | Refusal | None:
         """Walks up from the last map; compares the price before any weight is touched."""
         steps = _chain(program, match.root)
         maps = [n for n in steps if is_call(n, _PRODUCTS | _SUMS)]
@@ -177,7 +198,7 @@ def _is_layers(steps: Sequence[fx.Node]) -> bool:
 # ---- price and matrix ------------------------------------------------------------------------------------------------
 
 
-def _too_dear(program: Program, plan: Plan) -> Missed | None:
+def _too_dear(program: Program, plan: Plan) -> Refusal | None:
     env = batch_one(program)
     macs, values = sum(node_macs(n, env) for n in plan.steps), 0
     for constant in {i for n in plan.steps for i in n.all_input_nodes if program.constant(i) is not None}:
@@ -185,9 +206,9 @@ def _too_dear(program: Program, plan: Plan) -> Missed | None:
     then = plan.size[0] * plan.size[1]
     root = plan.steps[-1]
     if then > macs:
-        return Missed(root, f"as one layer it would cost {then:,} multiply-accumulates instead of {macs:,}")
+        return Refusal(f"as one layer it would cost {then:,} multiply-accumulates instead of {macs:,}", root)
     if then > values:
-        return Missed(root, f"as one layer it would store {then:,} values instead of {values:,}")
+        return Refusal(f"as one layer it would store {then:,} values instead of {values:,}", root)
     return None
 
 
@@ -221,7 +242,7 @@ def _run(program: Program, plan: Plan, x: Tensor, count: int) -> Tensor:
                     env[operand] = weight_value(program, operand, FOLD_DTYPE)
                 elif operand not in env:
                     env[operand] = size_hint(operand.meta["val"], {plan.symbol: count})
-            env[node] = call(node, env, FOLD_DTYPE)
+            env[node] = call_node(node, env, FOLD_DTYPE)
     value: Tensor = env[plan.steps[-1]]
     return value.movedim(plan.axes[1], 0).reshape(count, -1)
 
@@ -233,3 +254,8 @@ def _moved(program: Program, node: fx.Node, source: int, target: int, like: fx.N
     order = [i for i in range(len(shape_of(node))) if i != source]
     order.insert(target, source)
     return program.call(aten.permute.default, (node, order), like=like)
+
+
+PASS = ComposeMaps
+PHASE = "fold"
+AFTER = "compose_convs"

@@ -1,5 +1,7 @@
 """f(x) = x: operators that do nothing in evaluation mode are removed.
 
+Turns dropout, no-op casts, reshapes, slices, pads; clamps proven to do nothing into nothing.
+
 Fires on dropout and its kin, contiguous, clone, detach, casts to the same dtype, reshapes, expands, slices, permutes,
 rolls and pads that change nothing, products by one and sums with zero, pools over windows of one, a concatenation of
 one value, and on ReLU and clamps whose input is proven to lie inside their range. A permute that undoes the permute
@@ -21,8 +23,8 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from reparam.algebra.channel_affine import Affine, read_affine
-from reparam.ir.aten import (
+from reparam.algebra import Affine, read_affine
+from reparam.ir import (
     ADDS,
     AVG_POOLS,
     CASTS,
@@ -36,14 +38,16 @@ from reparam.ir.aten import (
     PADS,
     SUBS,
     ZEROS,
+    Program,
     arguments,
     aten,
     is_call,
+    is_tensor,
     op_name,
+    ranges_of,
+    shape_of,
 )
-from reparam.ir.program import Program, is_tensor, shape_of
-from reparam.ir.value_ranges import ranges_of
-from reparam.rewrite.rule import Match, Pattern, Rewrite, op
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 _RESHAPES = frozenset(
     {
@@ -239,3 +243,8 @@ _GROUP_CHECKS: tuple[tuple[frozenset[Any], Check], ...] = (
     (_POOLS, _pool_is_one),
     (_CLAMPS, _inside_range),
 )
+
+
+PASS = DropIdentity
+PHASE = "clean"
+AFTER = "fold_constants"

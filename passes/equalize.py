@@ -1,5 +1,8 @@
 """W2*relu(W1*x + b1) = (W2 s)*relu((W1/s)*x + b1/s), s > 0: the ranges of a layer's channels are made alike.
 
+Turns results of a layer's channels, and columns of the next, of unlike ranges into powers of two moved from one to the
+other.
+
 Integers of eight bits hold the weights of a layer with one scale (or one for each row), so that a channel whose weights
 are a hundredth of another's loses its digits; layers into which branches were merged are like that. What one layer
 gives away the next one takes. With r1 the largest weight of each row of W1 and r2 that of each column of W2, both
@@ -13,7 +16,7 @@ that read them.
 Fires on a layer whose results reach other layers through activations that scale with their input (ReLU, LeakyReLU),
 pools and flattening alone, when some s is not one.
 
-Refuses (Missed) when a channel is also read by something that does not take a scale, such as a residual sum.
+Refuses when a channel is also read by something that does not take a scale, such as a residual sum.
 
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019); with data, the
 balance of Xiao et al., "SmoothQuant" (2023), at one half.
@@ -30,14 +33,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra.channel_affine import Pair
-from reparam.algebra.layer import Layer, read_layer, weights, write_layer
-from reparam.algebra.propagate_forward import forward
-from reparam.algebra.route import HOMOGENEOUS, Blocked, Route, execute
-from reparam.ir.aten import CATS, CONVS, LINEARS, TRANSPOSED_CONVS, is_call, op_name
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program
-from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra import HOMOGENEOUS, Layer, Pair, Route, execute, forward, read_layer, weights, write_layer
+from reparam.ir import CATS, CONVS, LINEARS, TRANSPOSED_CONVS, Program, Refusal, evaluate, is_call, op_name
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 TURNS = 20  # of one layer; each neighbour that changes may ask for another
 
@@ -62,17 +60,21 @@ class Equalize:
     name: ClassVar[str] = "equalize"
     pattern: ClassVar[Pattern] = op(CONVS | LINEARS)
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
-        """The factors, if any is not one; Missed when what follows does not take them."""
+    def check(self, program: Program, match: Match) -> Plan | Refusal | None:
+        """The factors, if any is not one; Refusal when what follows does not take them."""
         layer = read_layer(program, match.root)
-        if layer is None or _state(program, layer).turns >= TURNS or any(u.op == "output" for u in match.root.users):
+        if (
+            layer is None
+            or _given(program).of(program, layer).count >= TURNS
+            or any(u.op == "output" for u in match.root.users)
+        ):
             return None
         rows = self._ranges(program, layer)
         if rows is None:
             return None
         route = forward(program, match.root, Pair(_shaped(torch.full_like(rows, 2.0), layer)))
-        if isinstance(route, Blocked):
-            return Missed(match.root, f"its ranges stay: {route.reason}")
+        if isinstance(route, Refusal):
+            return Refusal(f"its ranges stay: {route.reason}", match.root)
         columns = _column_ranges(program, route, len(rows))
         if columns is None:
             return None
@@ -80,20 +82,18 @@ class Equalize:
         if bool((scale == 1).all()):
             return None
         final = forward(program, match.root, Pair(_shaped(scale, layer)))
-        return None if isinstance(final, Blocked) else Plan(layer, scale, final)
+        return None if isinstance(final, Refusal) else Plan(layer, scale, final)
 
     def _ranges(self, program: Program, layer: Layer) -> Tensor | None:
         """r1 of each channel, (C,); None for a layer that was not measured."""
         if self.measured is None:
             return _row_ranges(program, layer)
         found = self.measured.get(_origin(program, layer))
-        given = _state(program, layer).given
+        given = _given(program).of(program, layer).given
         return None if found is None or found.shape != given.shape else found.to(given) / given
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The layer with its rows divided, and the layers after it with their columns multiplied."""
-        state = _state(program, plan.layer)
-        state.turns, state.given = state.turns + 1, state.given * plan.scale
         weight, bias = weights(program, plan.layer)
         divided = weight / plan.scale.reshape(-1, *[1] * (weight.dim() - 1))
         new = write_layer(program, plan.layer, divided, None if bias is None else bias / plan.scale)
@@ -103,6 +103,7 @@ class Equalize:
             {s: made[s] for s in plan.route.sinks},
             f"{changed} of {len(plan.scale)} channels scaled by powers of two from {float(plan.scale.min()):g} to "
             f"{float(plan.scale.max()):g}",
+            notes=(_given(program).after(program, plan.layer, plan.scale),),
         )
 
 
@@ -135,18 +136,32 @@ def _origin(program: Program, layer: Layer) -> str:
     return program.constants[str(layer.weight.target)].origin
 
 
-@dataclass
-class _State:
+@dataclass(frozen=True)
+class _Turns:
     """Of one layer: how often it was rewritten, and what its channels gave away, (C,)."""
 
     given: Tensor
-    turns: int = 0
+    count: int = 0
 
 
-def _state(program: Program, layer: Layer) -> _State:
-    states: dict[str, _State] = program.cache.setdefault("equalize", {})
-    ones = torch.ones(layer.out_channels, dtype=torch.float64, device=program.device)
-    return states.setdefault(_origin(program, layer), _State(ones))
+@dataclass(frozen=True)
+class _Given:
+    """The turns of every layer, by the origin of its weight."""
+
+    turns: Mapping[str, _Turns] = field(default_factory=dict)
+
+    def of(self, program: Program, layer: Layer) -> _Turns:
+        ones = torch.ones(layer.out_channels, dtype=torch.float64, device=program.device)
+        return self.turns.get(_origin(program, layer), _Turns(ones))
+
+    def after(self, program: Program, layer: Layer, scale: Tensor) -> _Given:
+        """What is so once the layer gave away `scale` as well."""
+        own = self.of(program, layer)
+        return _Given({**self.turns, _origin(program, layer): _Turns(own.given * scale, own.count + 1)})
+
+
+def _given(program: Program) -> _Given:
+    return program.notes.get(_Given, _Given)
 
 
 def _shaped(scale: Tensor, layer: Layer) -> Tensor:
@@ -186,3 +201,7 @@ def _powers(rows: Tensor, columns: Tensor) -> Tensor:
     able = (rows > 0) & (columns > 0)
     ratio = torch.where(able, rows, 1.0) / torch.where(able, columns, 1.0)
     return torch.exp2(torch.trunc(torch.log2(ratio) / 2))
+
+
+PASS = Equalize
+PHASE = "equalize"

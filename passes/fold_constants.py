@@ -1,10 +1,12 @@
 """f(c1, c2, ...) = c for constants: a call whose operands are all weights is computed once, in float64.
 
+Turns weight normalisation, weight standardisation, any parametrisation, computed position biases into weights.
+
 Fires on the last constant value of each constant expression: weight normalisation, spectral norm, weight
 standardisation, any parametrisation, proxy statistics, learned multipliers. This pass alone bakes them; nothing else
 knows their names.
 
-Refuses (Missed) a call that draws random numbers, and a mere gather (a table of position biases, read by index) that
+Refuses a call that draws random numbers, and a mere gather (a table of position biases, read by index) that
 would be stored larger than the table. Says nothing about integer sizes or about a constant that is an output of the
 network.
 
@@ -22,10 +24,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.aten import IDENTITIES, MOVEMENTS, aten, is_call, op_name
-from reparam.ir.interpreter import evaluate_region
-from reparam.ir.program import Program, is_tensor, shape_of, upstream
-from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite
+from reparam.ir import (
+    IDENTITIES,
+    MOVEMENTS,
+    Program,
+    Refusal,
+    aten,
+    evaluate_region,
+    is_call,
+    is_tensor,
+    op_name,
+    place_of,
+    shape_of,
+    upstream,
+)
+from reparam.rewrite import Match, Pattern, Rewrite
 
 _GATHERS = MOVEMENTS | IDENTITIES | {aten.index.Tensor, aten.gather.default, aten.embedding.default}
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "poisson", "dropout", "uniform", "exponential")
@@ -46,7 +59,7 @@ class FoldConstants:
     name: ClassVar[str] = "fold-constants"
     pattern: ClassVar[Pattern] = Pattern()
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+    def check(self, program: Program, match: Match) -> Plan | Refusal | None:
         """The whole constant expression that ends here; None when it goes on or depends on the input."""
         node = match.root
         if not _is_constant(node) or not is_tensor(node):
@@ -56,10 +69,10 @@ class FoldConstants:
         expression = upstream([node])
         random = next((n for n in expression if n.op == "call_function" and op_name(n).startswith(_RANDOM)), None)
         if random is not None and _draws(random):
-            return Missed(node, f"{op_name(random)} draws random numbers")
+            return Refusal(f"{op_name(random)} draws random numbers", node)
         now, then = _stored(program, expression), math.prod(shape_of(node))
         if then > now and all(n.op == "get_attr" or is_call(n, _GATHERS) for n in expression):
-            return Missed(node, f"this only gathers: computed once it would store {then:,} values instead of {now:,}")
+            return Refusal(f"this only gathers: computed once it would store {then:,} values instead of {now:,}", node)
         return Plan(node, tuple(expression))
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
@@ -70,7 +83,7 @@ class FoldConstants:
         same = next((c for c in constants if c.value.shape == value.shape and c.trainable), None)
         floating = next((c for c in constants if c.value.is_floating_point()), None)
         origin = same or floating or (constants[0] if constants else None)
-        name = origin.origin if origin is not None else (plan.node.meta.get("module") or plan.node.name) + ".constant"
+        name = origin.origin if origin is not None else (place_of(plan.node)) + ".constant"
         weight = program.weight(
             value.clone(),
             name,
@@ -94,3 +107,7 @@ def _draws(node: fx.Node) -> bool:
 
 def _is_constant(node: fx.Node) -> bool:
     return node.op == "call_function" and not node.meta["data"]
+
+
+PASS = FoldConstants
+PHASE = "clean"

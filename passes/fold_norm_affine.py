@@ -1,10 +1,12 @@
 """W*(g*n(x) + b) + c = (Wg)*n(x) + (c + sum W b): the affine of a layer or group norm, never its statistics.
 
+Turns the affine of a layer or group norm before linear layers into a norm without weights.
+
 Fires on aten.layer_norm over the last axis and on aten.group_norm with weights whose affine reaches layers that absorb
 it exactly, through whatever commutes with it (reshapes, permutes, window partitions; ReLU for g >= 0 and b = 0). The
 norm stays, without weights.
 
-Refuses (Missed) when some user does not take the affine, naming it.
+Refuses when some user does not take the affine, naming it.
 
 Source: linearity; Ba et al. 2016 for the norm.
 
@@ -18,12 +20,9 @@ from typing import ClassVar
 
 from torch import Tensor, fx
 
-from reparam.algebra.channel_affine import Pair, compress
-from reparam.algebra.propagate_forward import forward
-from reparam.algebra.route import Blocked, Route, execute
-from reparam.ir.aten import arguments, aten
-from reparam.ir.program import Program, shape_of
-from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra import Pair, Route, compress, execute, forward
+from reparam.ir import Program, Refusal, arguments, aten, shape_of
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 NORMS = frozenset({aten.layer_norm.default, aten.group_norm.default})
 
@@ -62,15 +61,14 @@ class FoldNormAffine:
     name: ClassVar[str] = "fold-norm-affine"
     pattern: ClassVar[Pattern] = op(NORMS)
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+    def check(self, program: Program, match: Match) -> Plan | Refusal | None:
         """Looks for a way forwards; None when the norm has no affine."""
         pair = read_norm_affine(program, match.root)
         if pair is None:
             return None
         route = forward(program, match.root, pair)
-        if isinstance(route, Blocked):
-            where = route.node.meta.get("module") or route.node.name
-            return Missed(match.root, f"its affine stays: {route.reason} (at '{where}')")
+        if isinstance(route, Refusal):
+            return Refusal(f"its affine stays: {route.located}", match.root)
         return Plan(match.root, route)
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
@@ -80,3 +78,8 @@ class FoldNormAffine:
         bare = program.call(plan.node.target, (args["input"], count), {"eps": args["eps"]}, like=plan.node)
         made = execute(program, plan.route, {plan.node: bare})
         return Rewrite({s: made[s] for s in plan.route.sinks}, f"affine folded into {len(plan.route.sinks)} layer(s)")
+
+
+PASS = FoldNormAffine
+PHASE = "fold"
+AFTER = "compose_maps"

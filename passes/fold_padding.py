@@ -1,8 +1,10 @@
 """conv(pad(x), padding=p) = conv(x, padding=p+q): a zero pad in front of a convolution is its own padding.
 
+Turns a zero pad before a convolution into its padding.
+
 Fires on a constant zero pad of the spatial axes, as much before as behind on each axis, that only a convolution reads.
 
-Refuses (Missed) an uneven pad, which a convolution cannot express. Says nothing about other padding modes.
+Refuses an uneven pad, which a convolution cannot express. Says nothing about other padding modes.
 
 Source: the definition of zero padding.
 
@@ -16,11 +18,9 @@ from typing import ClassVar
 
 from torch import fx
 
-from reparam.algebra.layer import Layer, conv_call, read_layer
-from reparam.algebra.window import zero_padding
-from reparam.ir.aten import CONVS, PADS, arguments, op_name
-from reparam.ir.program import Program
-from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra import Layer, conv_call, read_layer, zero_padding
+from reparam.ir import CONVS, PADS, Program, Refusal, arguments, op_name
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FoldPadding:
     name: ClassVar[str] = "fold-padding"
     pattern: ClassVar[Pattern] = op(CONVS, op(PADS, name="pad"))
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+    def check(self, program: Program, match: Match) -> Plan | Refusal | None:
         """Adds up both paddings."""
         layer, pad = read_layer(program, match.root), match.nodes["pad"]
         if layer is None or layer.x is not pad:
@@ -49,8 +49,8 @@ class FoldPadding:
             return None
         total = tuple((a + c, b + d) for (a, b), (c, d) in zip(layer.geometry.padding, extra, strict=True))
         if any(low != high or low < 0 for low, high in total):
-            return Missed(
-                match.root, f"the {op_name(pad)} before it is uneven ({extra}), which a convolution cannot express"
+            return Refusal(
+                f"the {op_name(pad)} before it is uneven ({extra}), which a convolution cannot express", match.root
             )
         return Plan(layer, arguments(pad)["self"], total)
 
@@ -60,3 +60,8 @@ class FoldPadding:
         geometry = replace(layer.geometry, padding=plan.padding)
         new = conv_call(program, plan.x, layer.weight, layer.bias, geometry, like=layer.node)
         return Rewrite({layer.node: new}, "took over the zero pad before it")
+
+
+PASS = FoldPadding
+PHASE = "fold"
+AFTER = "merge_branches"

@@ -1,11 +1,14 @@
 """W*(a x + t) = (Wa)*(x + t/a), and relu(a z + t) = a*relu(z + t/a) for a > 0: the scale folds, the shift stays.
 
+Turns a batch norm, or a constant product and sum, whose shift would be wrong on a zero-padded border or in a ReLU into
+one sum.
+
 Fires on a batch norm, or a constant product and sum, whose affine as a whole finds no way out, because the shift would
 meet zero padding or a ReLU, while the scale alone does: forwards, leaving x + t/a, or backwards, leaving a sum with t.
 The border stays exact, because nothing is moved across it. Of the exact forms this is the cheapest: C parameters,
 against C_out*H*W for a map of biases and additional multiply-accumulates for a channel of ones.
 
-Refuses (Missed) when the scale finds no way out either, when a scale is zero, or when a negative one meets a ReLU.
+Refuses when the scale finds no way out either, when a scale is zero, or when a negative one meets a ReLU.
 
 Source: linearity, and positive homogeneity of ReLU.
 
@@ -20,13 +23,9 @@ from typing import ClassVar
 
 from torch import fx
 
-from reparam.algebra.channel_affine import Affine, Pair, owner, read_affine, write_affine
-from reparam.algebra.propagate_backward import backward
-from reparam.algebra.propagate_forward import forward
-from reparam.algebra.route import Blocked, Route, execute
-from reparam.ir.aten import ADDS, BATCH_NORMS, is_call
-from reparam.ir.program import Program
-from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra import Affine, Pair, Route, backward, execute, forward, read_affine, write_affine
+from reparam.ir import ADDS, BATCH_NORMS, Program, Refusal, is_call, place_of
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class LeaveShift:
     name: ClassVar[str] = "leave-shift"
     pattern: ClassVar[Pattern] = op(BATCH_NORMS | ADDS)
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+    def check(self, program: Program, match: Match) -> Plan | Refusal | None:
         """Tries the scale alone, backwards and then forwards; a product and a sum forwards only, without a remark."""
         if not is_call(match.root, BATCH_NORMS):
             return _arithmetic(program, match.root)
@@ -57,12 +56,12 @@ class LeaveShift:
         if isinstance(back, Route):
             return Plan(affine, back, Pair(shift=shift))
         if bool((scale == 0).any()):
-            return Missed(
-                match.root, f"{int((scale == 0).sum())} of its scales are zero, so the shift cannot be divided by them"
+            return Refusal(
+                f"{int((scale == 0).sum())} of its scales are zero, so the shift cannot be divided by them", match.root
             )
         ahead = forward(program, affine.node, Pair(scale))
-        if isinstance(ahead, Blocked):
-            return Missed(match.root, f"not even its scale folds: {_at(back)}; {_at(ahead)}")
+        if isinstance(ahead, Refusal):
+            return Refusal(f"not even its scale folds: {back.located}; {ahead.located}", match.root)
         return Plan(affine, ahead, Pair(shift=shift / scale))
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
@@ -70,7 +69,7 @@ class LeaveShift:
         node, x = plan.affine.node, plan.affine.x
         count = plan.shift.shift.numel() if plan.shift.shift is not None else 0
         message = f"scale folded, the shift left standing ({count} parameters)"
-        origin = owner(program, node)
+        origin = place_of(node)
         if plan.route.direction == "backward":
             made = execute(program, plan.route, {})
             total = write_affine(program, made[x], plan.shift, origin, like=node)
@@ -92,11 +91,10 @@ def _arithmetic(program: Program, root: fx.Node) -> Plan | None:
     if scale is None or shift is None or bool((scale == 0).any()):
         return None
     ahead = forward(program, root, Pair(scale))
-    if isinstance(ahead, Blocked):
+    if isinstance(ahead, Refusal):
         return None
     return Plan(Affine(root, inner.x, Pair(scale, shift)), ahead, Pair(shift=shift / scale))
 
 
-def _at(blocked: Blocked) -> str:
-    where = blocked.node.meta.get("module") or blocked.node.name
-    return f"{blocked.reason} (at '{where}')"
+PASS = LeaveShift
+PHASE = "late"

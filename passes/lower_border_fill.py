@@ -1,5 +1,7 @@
 """y = pad(x), y[border] = v is y = pad(x - v) + v: a pad with a constant per channel is arithmetic and a zero pad.
 
+Turns a pad whose border is filled with a constant per channel into arithmetic that folds.
+
 Fires on a zero pad of the last axes followed by slice assignments (as functional scatters) that together fill exactly
 the padded border with one constant vector over the channels. In this form the affine before it folds: when v is the
 shift of a batch norm, x - v has no shift left, and what follows sees a plain padded convolution.
@@ -20,11 +22,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra.channel_affine import Pair, compress, owner, write_affine
-from reparam.ir.aten import IDENTITIES, MOVEMENTS, PADS, arguments, aten, is_call
-from reparam.ir.interpreter import evaluate_region
-from reparam.ir.program import Program, shape_of, size_hint, upstream
-from reparam.rewrite.rule import Match, Pattern, Rewrite, op
+from reparam.algebra import Pair, compress, write_affine
+from reparam.ir import (
+    IDENTITIES,
+    MOVEMENTS,
+    PADS,
+    Program,
+    arguments,
+    aten,
+    evaluate_region,
+    is_call,
+    place_of,
+    shape_of,
+    size_hint,
+    upstream,
+)
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 SCATTERS = frozenset({aten.slice_scatter.default, aten.select_scatter.default})
 _COPIES = frozenset({aten.copy.default, aten.fill.Tensor, aten.fill.Scalar})
@@ -61,7 +74,7 @@ class LowerBorderFill:
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """pad(x - v) + v."""
         args = arguments(plan.pad)
-        origin = owner(program, plan.root)
+        origin = place_of(plan.root)
         lowered = write_affine(program, args["self"], Pair(shift=-plan.border), origin, like=plan.root)
         padded = program.call(aten.pad.default, (lowered, args["pad"]), like=plan.root)
         raised = write_affine(program, padded, Pair(shift=plan.border), origin, like=plan.root)
@@ -126,3 +139,8 @@ def _border_at(
 
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
+
+
+PASS = LowerBorderFill
+PHASE = "clean"
+AFTER = "drop_identity"

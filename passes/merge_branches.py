@@ -1,12 +1,15 @@
 """W1*x + W2*x + a x + pool(x) = (W1 + W2 + diag(a) + P) * x: parallel linear branches of one source are one layer.
 
+Turns parallel convolutions of unequal kernel, dilation and groups, identity, affine and average-pool branches, linear
+heads into one layer.
+
 Fires on a sum (or difference) whose operands, each a chain of convolutions, channel affines and average pools, start at
 the same value and give the same output positions: kernels of unequal size are centred by their padding, dilation is
 written out as zeros, groups are expanded to their common form, a skip connection is a dirac kernel, an average pool a
 constant depthwise one. Linear layers likewise. Branches merge pairwise, as long as no merge costs more
 multiply-accumulates than the layers that it replaces.
 
-Refuses (Missed) branches of one source whose union would cost more, with the numbers; whose strides or output sizes
+Refuses branches of one source whose union would cost more, with the numbers; whose strides or output sizes
 differ; whose bias or second window would see a zero-padded border; where the pool's divisor changes at the border.
 
 Source: linearity; Ding et al. 2021 (RepVGG, Diverse Branch Block) for the branch kinds.
@@ -23,15 +26,37 @@ from typing import ClassVar
 
 from torch import fx
 
-from reparam.algebra.branch_term import Chain, Term, add_terms, build_term, chains
-from reparam.algebra.channel_affine import Pair, owner, write_affine
-from reparam.algebra.kernels import column, expand_groups
-from reparam.algebra.layer import Layer, write_layer
-from reparam.algebra.window import Window, unite
-from reparam.ir.aten import ADDS, SUBS, arguments, aten, is_call
-from reparam.ir.cost import batch_one, node_macs
-from reparam.ir.program import Program, is_float, shape_of, static_shape
-from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra import (
+    Branch,
+    Layer,
+    Pair,
+    Term,
+    Window,
+    add_terms,
+    branches_to,
+    build_term,
+    column,
+    expand_groups,
+    unite,
+    write_affine,
+    write_layer,
+)
+from reparam.ir import (
+    ADDS,
+    SUBS,
+    Program,
+    Refusal,
+    arguments,
+    aten,
+    batch_one,
+    is_call,
+    is_float,
+    node_macs,
+    place_of,
+    shape_of,
+    static_shape,
+)
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)
@@ -44,7 +69,7 @@ class Operand:
 
 
 @dataclass(frozen=True)
-class Branch:
+class MergedBranch:
     """Operands that became one term. macs: what the layers that it replaces cost."""
 
     members: tuple[int, ...]
@@ -60,7 +85,7 @@ class Plan:
     root: fx.Node
     source: fx.Node
     operands: tuple[Operand, ...]
-    merged: tuple[Branch, ...]
+    merged: tuple[MergedBranch, ...]
 
 
 def _splits(node: fx.Node) -> bool:
@@ -92,17 +117,17 @@ def flatten(root: fx.Node) -> list[Operand]:
     return result
 
 
-def _common_sources(program: Program, operands: Sequence[Operand]) -> list[tuple[fx.Node, dict[int, Chain]]]:
+def _common_sources(program: Program, operands: Sequence[Operand]) -> list[tuple[fx.Node, dict[int, Branch]]]:
     """Values from which at least two operands come linearly, the nearest first, with the operands' chains."""
-    found: dict[fx.Node, dict[int, Chain]] = {}
+    found: dict[fx.Node, dict[int, Branch]] = {}
     for i, operand in enumerate(operands):
-        for chain in chains(program, operand.value, operand.reader):
+        for chain in branches_to(program, operand.value, operand.reader):
             found.setdefault(chain.source, {}).setdefault(i, chain)
     shared = [(s, c) for s, c in found.items() if len(c) > 1 and any(chain.links for chain in c.values())]
     return sorted(shared, key=lambda item: sum(len(c.links) for c in item[1].values()) / len(item[1]))
 
 
-def _macs(program: Program, chain: Chain) -> int:
+def _macs(program: Program, chain: Branch) -> int:
     env = batch_one(program)
     return sum(node_macs(layer.node, env) for layer in chain.layers)
 
@@ -122,8 +147,8 @@ class MergeBranches:
     name: ClassVar[str] = "merge-branches"
     pattern: ClassVar[Pattern] = op(ADDS | SUBS)
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
-        """Finds a source with branches that merge; Missed when branches share a source and none of them does."""
+    def check(self, program: Program, match: Match) -> Plan | Refusal | None:
+        """Finds a source with branches that merge; Refusal when branches share a source and none of them does."""
         root = match.root
         if not _splits(root) or any(len(root.users) == 1 and _splits(u) for u in root.users):
             return None
@@ -134,7 +159,7 @@ class MergeBranches:
             if merged:
                 return Plan(root, source, tuple(operands), tuple(merged))
             reason = reason or why
-        return Missed(root, reason) if reason else None
+        return Refusal(reason, root) if reason else None
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """One layer for each merged branch, and the sum of what is left."""
@@ -150,33 +175,33 @@ class MergeBranches:
 
 
 def _merge(
-    program: Program, root: fx.Node, source: fx.Node, operands: Sequence[Operand], candidates: dict[int, Chain]
-) -> tuple[list[Branch], str]:
+    program: Program, root: fx.Node, source: fx.Node, operands: Sequence[Operand], candidates: dict[int, Branch]
+) -> tuple[list[MergedBranch], str]:
     """Branches of two or more operands of `source`, and the first reason why two of them did not merge."""
     linear = any(layer.kind == "linear" for c in candidates.values() for layer in c.layers)
     rank = len(shape_of(source))
     if any((layer.kind == "linear") != linear for c in candidates.values() for layer in c.layers) or rank < 2:
         return [], "a linear layer and a convolution do not combine"
     ndim, axis = (0, rank - 1) if linear or rank == 2 else (rank - 2, 1)
-    branches: list[Branch] = []
+    branches: list[MergedBranch] = []
     reason = ""
     for i, chain in candidates.items():
         term = build_term(program, chain, ndim, axis, operands[i].sign)
-        if isinstance(term, str):
-            reason = reason or term
+        if isinstance(term, Refusal):
+            reason = reason or term.reason
             continue
-        branches.append(Branch((i,), term, tuple(chain.layers), _macs(program, chain)))
+        branches.append(MergedBranch((i,), term, tuple(chain.layers), _macs(program, chain)))
     sizes = static_shape(source)[axis + 1 :] if ndim else ()
     merged, why = _merge_pairs(program, root, branches, sizes)
     return [b for b in merged if len(b.members) > 1], why or reason
 
 
 def _merge_pairs(
-    program: Program, root: fx.Node, branches: list[Branch], sizes: Sequence[int | None]
-) -> tuple[list[Branch], str]:
+    program: Program, root: fx.Node, branches: list[MergedBranch], sizes: Sequence[int | None]
+) -> tuple[list[MergedBranch], str]:
     """Merges pairs, the most expensive first, while the result costs no more than its parts."""
     reason = ""
-    done: list[Branch] = []
+    done: list[MergedBranch] = []
     rest = sorted(branches, key=lambda b: -b.macs)
     while rest:
         host = rest.pop(0)
@@ -185,29 +210,33 @@ def _merge_pairs(
             again = False
             for other in list(rest):
                 joined = _join(program, root, host, other, sizes)
-                if isinstance(joined, Branch):
+                if isinstance(joined, MergedBranch):
                     host, again = joined, True
                     rest.remove(other)
                 else:
-                    reason = reason or joined
+                    reason = reason or joined.reason
         done.append(host)
     return done, reason
 
 
-def _join(program: Program, root: fx.Node, a: Branch, b: Branch, sizes: Sequence[int | None]) -> Branch | str:
-    joint: Window | str = unite(a.term.window, b.term.window, sizes)
-    if isinstance(joint, str):
-        return f"branches of one source do not merge: {joint}"
+def _join(
+    program: Program, root: fx.Node, a: MergedBranch, b: MergedBranch, sizes: Sequence[int | None]
+) -> MergedBranch | Refusal:
+    joint: Window | Refusal = unite(a.term.window, b.term.window, sizes)
+    if isinstance(joint, Refusal):
+        return Refusal(f"branches of one source do not merge: {joint.reason}")
     groups = math.gcd(a.term.groups, b.term.groups)
     width = a.term.weight.shape[1] * a.term.groups // groups
     probe = replace(a.term, window=joint, groups=groups, weight=a.term.weight.new_empty(a.term.weight.shape[0], width))
     cost = _term_macs(program, probe, root)
     if cost > a.macs + b.macs:
-        return f"merging branches of one source would cost {cost:,} multiply-accumulates instead of {a.macs + b.macs:,}"
-    return Branch(a.members + b.members, add_terms(a.term, b.term, joint), a.layers + b.layers, a.macs + b.macs)
+        return Refusal(
+            f"merging branches of one source would cost {cost:,} multiply-accumulates instead of {a.macs + b.macs:,}"
+        )
+    return MergedBranch(a.members + b.members, add_terms(a.term, b.term, joint), a.layers + b.layers, a.macs + b.macs)
 
 
-def _write(program: Program, plan: Plan, branch: Branch) -> fx.Node:
+def _write(program: Program, plan: Plan, branch: MergedBranch) -> fx.Node:
     term = branch.term
     root = plan.root
     ndim = len(term.window.size)
@@ -216,7 +245,7 @@ def _write(program: Program, plan: Plan, branch: Branch) -> fx.Node:
         axis = 1 if ndim else rank - 1
         scale = column(term.weight.reshape(-1), rank, axis)
         shift = None if term.bias is None else column(term.bias, rank, axis)
-        return write_affine(program, plan.source, Pair(scale, shift), owner(program, root), like=root)
+        return write_affine(program, plan.source, Pair(scale, shift), place_of(root), like=root)
     in_order = sorted(branch.layers, key=lambda layer: layer.node)
     host = max(in_order, key=lambda layer: math.prod((1, *layer.kernel)))
     if not ndim:
@@ -238,3 +267,8 @@ def _write_sum(program: Program, values: list[tuple[fx.Node, float]], like: fx.N
         else:
             total = program.call(aten.add.Tensor, (total, value), {"alpha": factor}, like=like)
     return total
+
+
+PASS = MergeBranches
+PHASE = "fold"
+AFTER = "fold_channel_affine"

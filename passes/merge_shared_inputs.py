@@ -1,12 +1,15 @@
 """[W1; W2; ...] * x = (W1*x, W2*x, ...): layers of the same kind on one value are one layer and a split.
 
+Turns separate query, key and value layers; pointwise branches of one value with the same activation into one layer and
+a split.
+
 Fires on linear layers that read the same value and whose outputs are only rearranged, scaled or multiplied as matrices
 afterwards (query, key, value), and on pointwise convolutions of one stride that read the same value and whose outputs
 all pass through the same activation (the 1x1 branches of Inception), which then runs once on the whole. What follows
 reads a slice as well as it read a whole. The multiply-accumulates are the same; one larger product replaces several
 small ones.
 
-Refuses (Missed) layers on one value whose outputs are used in ways that would turn the split into copies. Says nothing
+Refuses layers on one value whose outputs are used in ways that would turn the split into copies. Says nothing
 about one layer called twice: its weight would be stored twice.
 
 Source: block matrices; the usual fusion of query, key and value.
@@ -24,10 +27,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra.layer import Layer, read_layer, weights, write_layer
-from reparam.ir.aten import ACTIVATIONS, CONVS, LINEARS, MATMULS, MOVEMENTS, aten, is_call
-from reparam.ir.program import Program
-from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra import Layer, read_layer, weights, write_layer
+from reparam.ir import ACTIVATIONS, CONVS, LINEARS, MATMULS, MOVEMENTS, Program, Refusal, aten, is_call, place_of
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class MergeSharedInputs:
     name: ClassVar[str] = "merge-shared-inputs"
     pattern: ClassVar[Pattern] = op(LINEARS | CONVS)
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
+    def check(self, program: Program, match: Match) -> Plan | Refusal | None:
         """The first layer of a group speaks for all of it."""
         first = read_layer(program, match.root)
         if first is None or not _joinable(first):
@@ -55,7 +57,7 @@ class MergeSharedInputs:
         if len(layers) < 2 or layers[0].node is not match.root or tied:
             return None
         if len({program.constants[str(layer.weight.target)].dtype for layer in layers}) > 1:
-            return Missed(match.root, "the layers that read its input have weights of different dtypes")
+            return Refusal("the layers that read its input have weights of different dtypes", match.root)
         if first.kind == "conv":
             activations = _common_activation(layers)
             return Plan(tuple(layers), activations) if activations else _refused(match.root)
@@ -101,9 +103,10 @@ def _common_activation(layers: Sequence[Layer]) -> tuple[fx.Node, ...]:
     return found if len(alike) == 1 else ()
 
 
-def _refused(node: fx.Node) -> Missed:
-    where = node.meta.get("module") or node.name
-    return Missed(node, f"not joined with the layers beside it: the output of '{where}' would have to be copied")
+def _refused(node: fx.Node) -> Refusal:
+    return Refusal(
+        f"not joined with the layers beside it: the output of '{place_of(node)}' would have to be copied", node
+    )
 
 
 def _only_rearranged(node: fx.Node) -> bool:
@@ -117,3 +120,8 @@ def _only_rearranged(node: fx.Node) -> bool:
             return False
         stack.extend(user.users)
     return True
+
+
+PASS = MergeSharedInputs
+PHASE = "late"
+AFTER = "rescale_gate"

@@ -1,12 +1,14 @@
 """a*(g(x)*x) with x = W*z + b is g'(x')*x' with x' = (aW)*z + ab, where g' reads its input divided by a.
 
+Turns a constant factor behind a squeeze-excite gate into nothing.
+
 A constant factor behind a gate has no way out: the value that it scales is also what the gate is computed from. But the
 first layer of the gate takes 1/a on its input for nothing, so the layer before the gate takes a.
 
 Fires on a product (or quotient) with a constant whose operand comes from a layer, through products with data, when
 everything else that reads that layer takes the inverse factor exactly.
 
-Refuses (Missed) when some user does not take it, naming it, or when a factor is zero.
+Refuses when some user does not take it, naming it, or when a factor is zero.
 
 Source: linearity; the freedom of scale between a layer and the next.
 
@@ -20,14 +22,22 @@ from typing import ClassVar
 
 from torch import Tensor, fx
 
-from reparam.algebra.channel_affine import Affine, Pair, along, read_affine
-from reparam.algebra.kernels import scale_outputs
-from reparam.algebra.layer import Layer, read_layer, weights, write_layer
-from reparam.algebra.propagate_forward import forward_all
-from reparam.algebra.route import Blocked, Route, execute
-from reparam.ir.aten import DIVS, MULS, is_call
-from reparam.ir.program import Program, is_float, shape_of
-from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra import (
+    Affine,
+    Layer,
+    Pair,
+    Route,
+    along,
+    execute,
+    forward_all,
+    read_affine,
+    read_layer,
+    scale_outputs,
+    weights,
+    write_layer,
+)
+from reparam.ir import DIVS, MULS, Program, Refusal, is_call, is_float, shape_of
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,8 @@ class RescaleGate:
     name: ClassVar[str] = "rescale-gate"
     pattern: ClassVar[Pattern] = op(MULS | DIVS)
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
-        """Climbs to the layer; Missed when what else reads it does not take the inverse."""
+    def check(self, program: Program, match: Match) -> Plan | Refusal | None:
+        """Climbs to the layer; Refusal when what else reads it does not take the inverse."""
         affine = read_affine(program, match.root)
         if not isinstance(affine, Affine) or affine.pair.scale is None or affine.pair.shift is not None:
             return None
@@ -59,15 +69,14 @@ class RescaleGate:
         layer, between = found
         scale = affine.pair.scale
         if bool((scale == 0).any()):
-            return Missed(match.root, "a factor of zero cannot be taken back from the gate")
+            return Refusal("a factor of zero cannot be taken back from the gate", match.root)
         try:
             along(scale, layer.axis)
         except ValueError:
             return None
         route = forward_all(program, {layer.node: Pair(scale.reciprocal())}, leaving=between[-1])
-        if isinstance(route, Blocked):
-            where = route.node.meta.get("module") or route.node.name
-            return Missed(match.root, f"the factor stays behind its gate: {route.reason} (at '{where}')")
+        if isinstance(route, Refusal):
+            return Refusal(f"the factor stays behind its gate: {route.located}", match.root)
         return Plan(match.root, layer, between, scale, route)
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
@@ -100,3 +109,8 @@ def _layer_behind(program: Program, x: fx.Node) -> tuple[Layer, tuple[fx.Node, .
         if found is not None:
             return found[0], (x, *found[1])
     return None
+
+
+PASS = RescaleGate
+PHASE = "late"
+AFTER = "rescale_skip"

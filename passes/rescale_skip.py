@@ -1,5 +1,7 @@
 """W*(a u + b + r) = (Wa)*(u + r/a) + W b, and r's own affine takes the 1/a: a scale leaves one side of a sum.
 
+Turns one of two batch norms around a residual sum into nothing.
+
 A batch norm on one operand of a residual sum has no way out: its scale does not pass through the sum, because the other
 operand is not scaled. But when the other operand is itself the result of a batch norm (or a scale), that one can be
 divided by a for nothing, and everything that reads the two values takes a as a scale on its input. One batch norm fewer
@@ -8,7 +10,7 @@ for each such block.
 Fires on a sum of a batch norm that only the sum reads and of a second batch norm or product, when all users of the sum
 take a (and b) and all other users of the second take a, exactly.
 
-Refuses (Missed) when some user does not take the scale, naming it, or when a scale is zero.
+Refuses when some user does not take the scale, naming it, or when a scale is zero.
 
 Source: linearity; the freedom of scale between a layer and the next.
 
@@ -22,12 +24,9 @@ from typing import ClassVar
 
 from torch import Tensor, fx
 
-from reparam.algebra.channel_affine import Affine, Pair, owner, read_affine
-from reparam.algebra.propagate_forward import forward_all
-from reparam.algebra.route import Blocked, Route, execute
-from reparam.ir.aten import BATCH_NORMS, arguments, aten, is_call
-from reparam.ir.program import Program, shape_of
-from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.algebra import Affine, Pair, Route, execute, forward_all, read_affine
+from reparam.ir import BATCH_NORMS, Program, Refusal, arguments, aten, is_call, place_of, shape_of
+from reparam.rewrite import Match, Pattern, Rewrite, op
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class RescaleSkip:
     name: ClassVar[str] = "rescale-skip"
     pattern: ClassVar[Pattern] = op(frozenset({aten.add.Tensor}))
 
-    def check(self, program: Program, match: Match) -> Plan | Missed | None:
-        """Tries either side as the one that goes; Missed when both are batch norms and neither can."""
+    def check(self, program: Program, match: Match) -> Plan | Refusal | None:
+        """Tries either side as the one that goes; Refusal when both are batch norms and neither can."""
         args = arguments(match.root)
         left, right = args["self"], args["other"]
         if args["alpha"] != 1 or not all(is_call(s, BATCH_NORMS) for s in (left, right)):
@@ -58,37 +57,41 @@ class RescaleSkip:
             return None
         plans = [_plan(program, match.root, gone, kept) for gone, kept in ((left, right), (right, left))]
         found = next((p for p in plans if isinstance(p, Plan)), None)
-        return found or next((p for p in plans if isinstance(p, Missed)), None)
+        return found or next((p for p in plans if isinstance(p, Refusal)), None)
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The sum of the bare value and of the rescaled one, and the layers that take the scale."""
         rescaled = _divided(program, plan.kept.node, plan.scale)
         total = program.call(aten.add.Tensor, (plan.gone.x, rescaled), like=plan.root)
         made = execute(program, plan.route, {plan.root: total, plan.kept.node: rescaled})
-        names = plan.gone.node.meta.get("module") or plan.gone.node.name
+        names = place_of(plan.gone.node)
         return Rewrite({s: made[s] for s in plan.route.sinks}, f"'{names}' left the sum, the other side was rescaled")
 
 
-def _plan(program: Program, root: fx.Node, gone: fx.Node, kept: fx.Node) -> Plan | Missed | None:
+def _plan(program: Program, root: fx.Node, gone: fx.Node, kept: fx.Node) -> Plan | Refusal | None:
     a, c = read_affine(program, gone), read_affine(program, kept)
     if not isinstance(a, Affine) or not isinstance(c, Affine) or len(gone.users) > 1:
         return None
     scale = a.pair.scale
     if scale is None or bool((scale == 0).any()):
-        return Missed(root, "a scale of zero cannot be taken out of the sum")
+        return Refusal("a scale of zero cannot be taken out of the sum", root)
     route = forward_all(program, {root: a.pair, kept: Pair(scale)})
-    if isinstance(route, Blocked):
-        where = route.node.meta.get("module") or route.node.name
-        return Missed(root, f"no batch norm leaves this sum: {route.reason} (at '{where}')")
+    if isinstance(route, Refusal):
+        return Refusal(f"no batch norm leaves this sum: {route.located}", root)
     return Plan(root, a, c, scale.reshape(-1), route)
 
 
 def _divided(program: Program, node: fx.Node, scale: Tensor) -> fx.Node:
     """The batch norm `node` over the same statistics, with gamma/a and beta/a."""
     args = arguments(node)
-    origin = owner(program, node)
+    origin = place_of(node)
     gamma, beta = (program.tensor(args[k]) if args[k] is not None else None for k in ("weight", "bias"))
     weight = program.weight(scale.reciprocal() if gamma is None else gamma / scale, f"{origin}.weight", like=node)
     bias = None if beta is None else program.weight(beta / scale, f"{origin}.bias", like=node)
     rest = (args["running_mean"], args["running_var"], False, args["momentum"], args["eps"], False)
     return program.call(node.target, (args["input"], weight, bias, *rest), like=node)
+
+
+PASS = RescaleSkip
+PHASE = "late"
+AFTER = "leave_shift"

@@ -1,4 +1,4 @@
-"""reparam rewrites a trained network into the plainest network that is provably the same function.
+"""reparam rewrites a trained network into the plainest network that is the same function, and checks that it is.
 
 import reparam
 result = reparam.convert(model, torch.randn(1, 3, 224, 224), to="fused")
@@ -9,40 +9,23 @@ result.save("model-fused.pt2")
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._version import __version__
 from .errors import CaptureError, InputError, MachineError, NotEquivalentError, ReparamError, UnsafeFileError
+from .utils import lazy_doors
 
 if TYPE_CHECKING:
-    from reparam.compare.verdict import Verdict
-    from reparam.compare.verification import verify
-
+    from .compare import Verdict, verify
     from .conversion import Conversion, convert, explain
-    from .engines.exporting import Exported, ExportOptions, export
+    from .engines import Exported, ExportOptions, export
 
-_LAZY = {
-    "Conversion": "conversion",
-    "convert": "conversion",
-    "explain": "conversion",
-    "Verdict": "compare",
-    "verify": "compare",
-    "Exported": "engines",
-    "ExportOptions": "engines",
-    "export": "engines",
+_DOORS = {
+    "compare": ("Verdict", "verify"),
+    "conversion": ("Conversion", "convert", "explain"),
+    "engines": ("ExportOptions", "Exported", "export"),
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Loads the heavy parts (torch) on first use, so that `import reparam` stays quick."""
-    if name not in _LAZY:
-        raise AttributeError(f"module 'reparam' has no attribute '{name}'")
-    from importlib import import_module
-
-    value = getattr(import_module(f"reparam.{_LAZY[name]}"), name)
-    globals()[name] = value
-    return value
-
+__getattr__ = lazy_doors(__name__, _DOORS)  # torch is imported on first use, so that `import reparam` stays quick
 
 __all__ = [
     "CaptureError",
@@ -61,3 +44,8 @@ __all__ = [
     "export",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

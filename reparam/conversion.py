@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,18 @@ import torch
 from torch import nn
 
 from .capture.torch_export import Captured, capture, from_exported
-from .check.network_check import NetworkEvidence, check_emitted, check_float64
+from .check.network_check import NetworkEvidence, Round, check_emitted, check_float64
 from .emit.finalize import finalize
 from .emit.source.writer import write_source
 from .emit.torch_module import save_pt2, to_module
 from .errors import InputError, NotEquivalentError
 from .ir.cost import census, is_chain
 from .ir.program import Program
-from .options import check_choices
-from .passes import fused_phases, plain_phases
+from .options import DEFAULTS, PlainOptions
+from .passes import phases_of
 from .report import Remark, Report
-from .rewrite.driver import Driver, Outcome, Phase, Progress
+from .rewrite.driver import Driver, Outcome, Progress
 
-TARGETS: Mapping[str, Callable[..., tuple[Phase, ...]]] = {
-    "fused": lambda **_: fused_phases(),
-    "plain": plain_phases,
-    "as-is": lambda **_: (),
-}
 Range = tuple[float, float]
 
 
@@ -46,15 +42,11 @@ class Conversion:
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Writes a `.pt2` archive. Raises InputError when it exists and not `force`, MachineError when it cannot."""
-        start = time.perf_counter()
         save_pt2(self.program, Path(path), force=force)
-        self.report.add_seconds("emit", time.perf_counter() - start)
 
     def save_source(self, folder: str | Path, *, force: bool = False) -> None:
         """Writes a readable `model.py` and its weights, `model.safetensors`, into `folder`."""
-        start = time.perf_counter()
         write_source(self.program, Path(folder), force=force)
-        self.report.add_seconds("emit", time.perf_counter() - start)
 
 
 def convert(  # noqa: PLR0913  # the keywords are the options
@@ -66,11 +58,11 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     seed: int = 0,
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,
-    carry: str = "auto",
-    max_pool: str = "keep",
-    signed: str = "prelu",
+    carry: str = DEFAULTS.carry,
+    max_pool: str = DEFAULTS.max_pool,
+    signed: str = DEFAULTS.signed,
 ) -> Conversion:
-    """Rewrites `model` into the target form and proves that it is the same function.
+    """Rewrites `model` into the target form and checks that it is the same function.
 
     model: a module, left untouched, or an exported program. example_inputs: its positional arguments (for a module).
     dynamic: axes whose size stays free ("batch", "height", "width"). dtype: of the emitted weights, default their own.
@@ -83,28 +75,26 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     Raises InputError or CaptureError for a model that cannot be taken in, NotEquivalentError when the result is not
     the same function (naming the first rewrite that diverges).
     """
-    job = _Job(to, seed, progress, {"carry": carry, "max_pool": max_pool, "signed": signed})
-    original = job.take_in(model, example_inputs, dynamic, input_ranges)
+    run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
+    captured = run.take_in(model, example_inputs, dynamic, input_ranges)
+    original = captured.program
     final = original.copy()
-    outcome = job.rewrite(final)
-    evidence = job.verify(original, final)
-    start = time.perf_counter()
-    emitted = finalize(final, dtype)
-    job.seconds["emit"] = time.perf_counter() - start
-    start = time.perf_counter()
-    check_emitted(original, emitted, job.rounds, evidence, dtype if dtype != original.dtype else None)
-    job.rounds.clear()
-    job.seconds["verify"] += time.perf_counter() - start
+    outcome = run.rewrite(final)
+    evidence, rounds = run.verify(original, final)
+    with run.timed("emit"):
+        emitted = finalize(final, dtype)
+    with run.timed("verify"):
+        evidence = check_emitted(original, emitted, rounds, evidence, dtype if dtype != original.dtype else None)
     report = Report(
         target=to,
         before=census(original),
         after=census(emitted),
         plain=is_chain(emitted),
-        remarks=job.notes + tuple(outcome.remarks),
+        remarks=(*_notes(captured), *outcome.remarks),
         kinds=outcome.kinds,
         evidence=evidence,
         equivalent=True,
-        seconds=job.seconds,
+        seconds=run.seconds,
     )
     return Conversion(to_module(emitted), emitted, original, report)
 
@@ -117,37 +107,41 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     seed: int = 0,
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,
-    carry: str = "auto",
-    max_pool: str = "keep",
-    signed: str = "prelu",
+    carry: str = DEFAULTS.carry,
+    max_pool: str = DEFAULTS.max_pool,
+    signed: str = DEFAULTS.signed,
 ) -> Report:
     """A dry run: what would be rewritten, what would not and why, and the price. Raises like `convert`."""
-    job = _Job(to, seed, progress, {"carry": carry, "max_pool": max_pool, "signed": signed})
-    original = job.take_in(model, example_inputs, dynamic, input_ranges)
-    before = census(original)
-    outcome = job.rewrite(original)
+    run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
+    captured = run.take_in(model, example_inputs, dynamic, input_ranges)
+    program = captured.program
+    before = census(program)
+    outcome = run.rewrite(program)
     return Report(
         target=to,
         before=before,
-        after=census(original),
-        plain=is_chain(original),
-        remarks=job.notes + tuple(outcome.remarks),
+        after=census(program),
+        plain=is_chain(program),
+        remarks=(*_notes(captured), *outcome.remarks),
         kinds=outcome.kinds,
-        seconds=job.seconds,
+        seconds=run.seconds,
     )
 
 
-class _Job:
-    """One conversion under way: its options, its clock, its notes."""
+class _Run:
+    """One conversion under way: its options and its clock. Every step returns what it made."""
 
-    def __init__(self, to: str, seed: int, progress: Progress | None, choices: Mapping[str, str]) -> None:
-        if to not in TARGETS:
-            raise InputError(f"unknown target '{to}'; choose from {', '.join(TARGETS)}")
-        check_choices(choices)
-        self.to, self.seed, self.progress, self.choices = to, seed, progress, choices
+    def __init__(self, to: str, options: PlainOptions, seed: int, progress: Progress | None) -> None:
+        self.phases = phases_of(to, options)
+        self.seed, self.progress = seed, progress
         self.seconds: dict[str, float] = {}
-        self.notes: tuple[Remark, ...] = ()
-        self.rounds: list[Any] = []
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds what the block takes to the seconds of a phase of the report."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
     def take_in(
         self,
@@ -155,42 +149,39 @@ class _Job:
         example_inputs: Sequence[Any],
         dynamic: Sequence[str],
         ranges: Sequence[Range] | None,
-    ) -> Program:
+    ) -> Captured:
         """Captures the model and refuses weights that are not finite."""
-        start = time.perf_counter()
         self._tell("capture", 0, 1)
-        if isinstance(model, torch.export.ExportedProgram):
-            notes: list[str] = []
-            captured = Captured(from_exported(model, notes), tuple(notes))
-        else:
-            captured = capture(model, example_inputs, dynamic=dynamic)
-        self.seconds["capture"] = time.perf_counter() - start
+        with self.timed("capture"):
+            if isinstance(model, torch.export.ExportedProgram):
+                notes: list[str] = []
+                captured = Captured(from_exported(model, notes), tuple(notes))
+            else:
+                captured = capture(model, example_inputs, dynamic=dynamic)
         self._tell("capture", 1, 1)
-        self.notes = tuple(Remark("analysis", "capture", "", "", note) for note in captured.notes)
         _check_finite(captured.program)
-        return _with_ranges(captured.program, ranges)
+        return replace(captured, program=_with_ranges(captured.program, ranges))
 
     def rewrite(self, program: Program, limit: int | None = None) -> Outcome:
         """Runs the target's phases in place. The time of the checks counts as verification."""
         start = time.perf_counter()
         driver = Driver(program, allow_cost=False, seed=self.seed, progress=self.progress, limit=limit)
-        outcome = driver.run(TARGETS[self.to](**self.choices))
+        outcome = driver.run(self.phases)
         spent = time.perf_counter() - start
         self.seconds["rewrite"] = spent - outcome.seconds_checking
         self.seconds["verify"] = outcome.seconds_checking
         return outcome
 
-    def verify(self, original: Program, final: Program) -> NetworkEvidence:
+    def verify(self, original: Program, final: Program) -> tuple[NetworkEvidence, list[Round]]:
         """The float64 check of the whole network; on failure names the first rewrite that diverges."""
-        start = time.perf_counter()
         self._tell("verify", 0, 1)
         try:
-            evidence, self.rounds = check_float64(original, final, self.seed)
+            with self.timed("verify"):
+                found = check_float64(original, final, self.seed)
         except NotEquivalentError as error:
             raise NotEquivalentError(f"{error}; {self._culprit(original)}") from error
-        self.seconds["verify"] += time.perf_counter() - start
         self._tell("verify", 1, 1)
-        return evidence
+        return found
 
     def _culprit(self, original: Program) -> str:
         """Bisects over the number of rewrites; the run is deterministic, so a prefix is what it was."""
@@ -218,6 +209,11 @@ class _Job:
     def _tell(self, stage: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(stage, done, total)
+
+
+def _notes(captured: Captured) -> list[Remark]:
+    """What the capture had to say, as remarks."""
+    return [Remark("analysis", "capture", "", "", note) for note in captured.notes]
 
 
 def _same(original: Program, other: Program, seed: int) -> bool:

@@ -1,29 +1,59 @@
-"""The options of the target `plain`, and what they may be."""
+"""The options of the target `plain`: what they are called, what they may be, and their defaults, in one place."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 
 from .errors import InputError
 
 CARRY = ("auto", "grouped", "dense", "measured")
-CHOICES: Mapping[str, tuple[str, ...]] = {"max_pool": ("keep", "relu"), "signed": ("prelu", "relu")}
 _SPLIT = re.compile(r"split=(\d{1,4})")
 
 
-def slices_of(carry: str) -> int | None:
-    """G of split=G; None for every other way to carry channels. Raises InputError when `carry` is none."""
-    found = _SPLIT.fullmatch(carry)
-    if carry not in CARRY and (found is None or int(found[1]) < 2):
-        raise InputError(f"unknown carry '{carry}'; choose from {', '.join(CARRY)} or split=G, with G = 2, 3, ...")
-    return None if found is None else int(found[1])
+class MaxPool(StrEnum):
+    """What happens to a max-pool beside something that has to be carried past it."""
+
+    keep = "keep"
+    relu = "relu"
 
 
-def check_choices(choices: Mapping[str, str]) -> None:
-    """Raises InputError for the first option that is not what it may be."""
-    for name, choice in choices.items():
-        if name == "carry":
-            slices_of(choice)
-        elif choice not in CHOICES[name]:
-            raise InputError(f"unknown {name} '{choice}'; choose from {', '.join(CHOICES[name])}")
+class Signed(StrEnum):
+    """How signed channels are carried past a ReLU."""
+
+    prelu = "prelu"
+    relu = "relu"
+
+
+@dataclass(frozen=True)
+class PlainOptions:
+    """How the target `plain` writes a chain. Raises InputError for a value that an option does not have.
+
+    carry: how layers carry channels: auto (fewest multiply-accumulates), grouped, dense, split=G (partial sums over G
+        slices), or measured (auto or dense, by the clock of this machine).
+    max_pool: keep, or relu to spell max-pools beside other values as max(a, b) = a + relu(b - a).
+    signed: prelu, or relu to carry signed values past ReLUs as x = relu(x) - relu(-x), without PReLU.
+    """
+
+    carry: str = "auto"
+    max_pool: str = "keep"
+    signed: str = "prelu"
+
+    def __post_init__(self) -> None:
+        found = _SPLIT.fullmatch(self.carry)
+        if self.carry not in CARRY and (found is None or int(found[1]) < 2):
+            ways = ", ".join(CARRY)
+            raise InputError(f"unknown carry '{self.carry}'; choose from {ways} or split=G, with G = 2, 3, ...")
+        for name, choice, choices in (("max_pool", self.max_pool, MaxPool), ("signed", self.signed, Signed)):
+            if choice not in list(choices):
+                raise InputError(f"unknown {name} '{choice}'; choose from {', '.join(choices)}")
+
+    @property
+    def slices(self) -> int | None:
+        """G of split=G; None for every other way to carry channels."""
+        found = _SPLIT.fullmatch(self.carry)
+        return None if found is None else int(found[1])
+
+
+DEFAULTS = PlainOptions()

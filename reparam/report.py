@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -27,36 +27,25 @@ class Report:
     after: Census
     plain: bool
     remarks: tuple[Remark, ...]
-    kinds: dict[str, int]
+    kinds: Mapping[str, int]
     evidence: NetworkEvidence | None = None
     equivalent: bool | None = None
     input: str = ""
     outputs: tuple[str, ...] = ()
     arch: str | None = None
     arch_inferred: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
     engine: Mapping[str, Any] | None = None
 
-    def with_(
-        self,
-        *,
-        input: str | None = None,
-        outputs: Sequence[str] | None = None,
-        arch: str | None = None,
-        arch_inferred: bool | None = None,
-    ) -> Report:
-        """The report with what only the caller knows filled in."""
-        return replace(
-            self,
-            input=self.input if input is None else input,
-            outputs=self.outputs if outputs is None else tuple(outputs),
-            arch=self.arch if arch is None else arch,
-            arch_inferred=self.arch_inferred if arch_inferred is None else arch_inferred,
-        )
+    def with_(self, *, seconds: Mapping[str, float] | None = None, **facts: Any) -> Report:
+        """The report with further facts, which only the caller knows, in place of those that it has.
 
-    def add_seconds(self, name: str, value: float) -> None:
-        """Records how long the phase `name` took."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + value
+        seconds: spent on phases, added to what they took so far. facts: of the fields `input`, `outputs`, `arch`, ....
+        """
+        spent = dict(self.seconds)
+        for name, value in (seconds or {}).items():
+            spent[name] = spent.get(name, 0.0) + value
+        return replace(self, seconds=spent, **facts)
 
     @property
     def blocks(self) -> list[dict[str, Any]]:
@@ -97,7 +86,7 @@ class Report:
             "kinds": dict(self.kinds),
             "trials": e.trials,
             "seed": e.seed,
-            "shapes": e.shapes,
+            "shapes": [list(s) for s in e.shapes],
         }
 
 

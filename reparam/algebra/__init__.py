@@ -1,0 +1,71 @@
+"""Linear operators and their weights: channel affines and how they travel, layers read and written, kernels composed
+and added. It works on one program at a time and knows nothing of rules.
+"""
+
+from .branch_term import Branch, Link, Term, add_terms, branches_to, build_term, fit
+from .channel_affine import Affine, Pair, along, compress, read_affine, write_affine
+from .fold_affine import AffinePlan, build_fold, plan_fold
+from .kernels import average_kernel, column, dirac, expand_groups, scale_outputs
+from .layer import Layer, conv_call, read_layer, weights, write_layer
+from .propagate_backward import backward
+from .propagate_forward import forward, forward_all
+from .route import HOMOGENEOUS, Route, execute
+from .window import (
+    Window,
+    compose_over,
+    compose_windows,
+    identity_window,
+    is_padded,
+    layer_window,
+    pad_window,
+    pool_window,
+    uncropped,
+    unite,
+    zero_padding,
+)
+
+__all__ = [
+    "HOMOGENEOUS",
+    "Affine",
+    "AffinePlan",
+    "Branch",
+    "Layer",
+    "Link",
+    "Pair",
+    "Route",
+    "Term",
+    "Window",
+    "add_terms",
+    "along",
+    "average_kernel",
+    "backward",
+    "branches_to",
+    "build_fold",
+    "build_term",
+    "column",
+    "compose_over",
+    "compose_windows",
+    "compress",
+    "conv_call",
+    "dirac",
+    "execute",
+    "expand_groups",
+    "fit",
+    "forward",
+    "forward_all",
+    "identity_window",
+    "is_padded",
+    "layer_window",
+    "pad_window",
+    "plan_fold",
+    "pool_window",
+    "read_affine",
+    "read_layer",
+    "scale_outputs",
+    "uncropped",
+    "unite",
+    "weights",
+    "write_affine",
+    "write_layer",
+    "zero_padding",
+]

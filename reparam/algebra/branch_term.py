@@ -11,21 +11,21 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
-from reparam.ir.aten import AVG_POOLS, PADS, arguments, is_call
-from reparam.ir.program import Program, shape_of
+from reparam.ir import AVG_POOLS, PADS, Program, Refusal, arguments, is_call, shape_of
 
 from .channel_affine import Affine, Pair, along, read_affine
-from .kernels import average_kernel, compose, dilate, dirac, embed, expand_groups, scale_inputs, scale_outputs
+from .kernels import average_kernel, dirac, embed, expand_groups, scale_inputs, scale_outputs
 from .layer import Layer, read_layer, weights
 from .window import (
     Window,
-    _ratios,
+    compose_over,
     compose_windows,
     identity_window,
     is_padded,
     layer_window,
     pad_window,
     pool_window,
+    spread_over,
     zero_padding,
 )
 
@@ -41,7 +41,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Chain:
+class Branch:
     """The operators from `source` to a value, nearest the source first. macs: what they cost together."""
 
     source: fx.Node
@@ -85,12 +85,12 @@ def read_link(program: Program, node: fx.Node) -> tuple[Link, fx.Node] | None:
     return None
 
 
-def chains(program: Program, value: fx.Node, user: fx.Node, depth: int = 6) -> list[Chain]:
+def branches_to(program: Program, value: fx.Node, user: fx.Node, depth: int = 6) -> list[Branch]:
     """All chains that end in `value`, which `user` reads: the value itself first, then ever earlier sources.
 
     Every node inside a chain is used only by the next, so that replacing the chain removes it.
     """
-    found = [Chain(value, ())]
+    found = [Branch(value, ())]
     links: list[Link] = []
     reader = user
     for _ in range(depth):
@@ -101,19 +101,19 @@ def chains(program: Program, value: fx.Node, user: fx.Node, depth: int = 6) -> l
             break
         link, operand = step
         links.insert(0, link)
-        found.append(Chain(operand, tuple(links)))
+        found.append(Branch(operand, tuple(links)))
         reader, value = value, operand
     return found
 
 
-def build_term(program: Program, chain: Chain, ndim: int, axis: int, sign: float = 1.0) -> Term | str:
+def build_term(program: Program, chain: Branch, ndim: int, axis: int, sign: float = 1.0) -> Term | Refusal:
     """The chain as one term (ndim 0: linear layers), or the reason why it is none."""
     channels = shape_of(chain.source)[axis]
     weight = dirac(channels, channels, ndim).to(program.device)
     term = Term(identity_window(ndim), channels, weight, None)
     for link in chain.links:
         result = _extend(program, term, link, ndim, axis)
-        if isinstance(result, str):
+        if isinstance(result, Refusal):
             return result
         term = result
     if sign != 1.0:
@@ -122,7 +122,7 @@ def build_term(program: Program, chain: Chain, ndim: int, axis: int, sign: float
     return term
 
 
-def _extend(program: Program, term: Term, link: Link, ndim: int, axis: int) -> Term | str:
+def _extend(program: Program, term: Term, link: Link, ndim: int, axis: int) -> Term | Refusal:
     if link.affine is not None:
         return _after_affine(term, link.affine.pair, axis, link.node)
     if link.pool is not None:
@@ -131,37 +131,33 @@ def _extend(program: Program, term: Term, link: Link, ndim: int, axis: int) -> T
         return after_window(term, link.pool, channels, kernel.to(term.weight.device), None)
     assert link.layer is not None
     if (ndim == 0) != (link.layer.kind == "linear"):
-        return "a linear layer and a convolution do not combine"
+        return Refusal("a linear layer and a convolution do not combine")
     weight, bias = weights(program, link.layer)
     return after_window(term, layer_window(link.layer), link.layer.geometry.groups, weight, bias)
 
 
-def _after_affine(term: Term, own: Pair, axis: int, node: fx.Node) -> Term | str:
+def _after_affine(term: Term, own: Pair, axis: int, node: fx.Node) -> Term | Refusal:
     try:
         scale, shift = along(own.scale, axis), along(own.shift, axis)
     except ValueError:
-        return f"the constant of '{node.name}' does not lie along the channel axis"
+        return Refusal(f"the constant of '{node.name}' does not lie along the channel axis")
     c = term.weight.shape[0]
     parts = (v if v is None else v.expand(c) for v in (scale, shift))
     weight, bias = scale_outputs("conv", term.weight, term.bias, term.groups, *parts)
     return replace(term, weight=weight, bias=bias)
 
 
-def after_window(term: Term, window: Window, groups: int, weight: Tensor, bias: Tensor | None) -> Term | str:
+def after_window(term: Term, window: Window, groups: int, weight: Tensor, bias: Tensor | None) -> Term | Refusal:
     """The term followed by a convolution with `weight` over `window`."""
     joint = compose_windows(term.window, window)
-    if isinstance(joint, str):
+    if isinstance(joint, Refusal):
         return joint
     shifted = term.bias is not None and bool((term.bias != 0).any())
     if shifted and is_padded(window):
-        return "its bias would meet the zero padding that follows, which is wrong on the border"
+        return Refusal("its bias would meet the zero padding that follows, which is wrong on the border")
     if term.diagonal:
         return Term(window, groups, *scale_inputs("conv", weight, bias, groups, term.weight.reshape(-1), term.bias))
-    ndim = len(window.size)
-    spread = [s * d for s, d in zip(term.window.stride, window.step, strict=True)]
-    inner = dilate(term.weight, _ratios(term.window.step, joint.step, term.window.size))
-    outer = dilate(weight, _ratios(spread, joint.step, window.size))
-    mixed = compose(inner, term.groups, outer, groups, (1,) * ndim)
+    mixed = compose_over(joint, term.window, term.weight, term.groups, window, weight, groups)
     total = scale_inputs("conv", weight, bias, groups, None, term.bias)[1] if shifted else bias
     return Term(joint, math.gcd(term.groups, groups), mixed, total)
 
@@ -169,7 +165,7 @@ def after_window(term: Term, window: Window, groups: int, weight: Tensor, bias: 
 def fit(weight: Tensor, own: Window, joint: Window) -> Tensor:
     """A kernel over window `own` spread out over `joint`, which contains it."""
     ndim = len(own.size)
-    wide = dilate(weight, _ratios(own.step, joint.step, own.size))
+    wide = spread_over(weight, own, joint)
     before = [(own.first[i] - joint.first[i]) // joint.step[i] for i in range(ndim)]
     return embed(wide, before, joint.size)
 

@@ -14,9 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.aten import ADDS, BATCH_NORMS, DIVS, MOVEMENTS, MULS, SUBS, arguments, aten, is_call
-from reparam.ir.program import Program, is_float, shape_of, size_hint
-from reparam.rewrite.rule import Missed
+from reparam.ir import (
+    ADDS,
+    BATCH_NORMS,
+    DIVS,
+    MOVEMENTS,
+    MULS,
+    SUBS,
+    Program,
+    Refusal,
+    arguments,
+    aten,
+    is_call,
+    is_float,
+    shape_of,
+    size_hint,
+)
 
 from .kernels import add_shifts, batch_norm_affine
 
@@ -100,10 +113,10 @@ def lift(value: Tensor, rank: int) -> Tensor:
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_affine(program: Program, node: fx.Node) -> Affine | Missed | None:
+def read_affine(program: Program, node: fx.Node) -> Affine | Refusal | None:
     """`node` as a channel affine of one data operand.
 
-    Returns None when it is something else, and Missed when it is a batch norm that is not one (statistics of the
+    Returns None when it is something else, and Refusal when it is a batch norm that is not one (statistics of the
     batch, statistics that are not constants, a variance that gives no finite scale).
     """
     if is_call(node, BATCH_NORMS):
@@ -116,24 +129,24 @@ def read_affine(program: Program, node: fx.Node) -> Affine | Missed | None:
     return None
 
 
-def _read_batch_norm(program: Program, node: fx.Node) -> Affine | Missed:
+def _read_batch_norm(program: Program, node: fx.Node) -> Affine | Refusal:
     args = arguments(node)
     if args["training"]:
-        return Missed(
-            node,
+        return Refusal(
             "it normalises by the statistics of each batch, even in evaluation mode",
+            node,
             "track_running_stats=True makes it foldable",
         )
     names = ("weight", "bias", "running_mean", "running_var")
     tensors = {k: program.tensor(args[k]) if args[k] is not None else None for k in names}
     if any(args[k] is not None and tensors[k] is None for k in names):
-        return Missed(node, "its statistics or weights are computed from the data")
+        return Refusal("its statistics or weights are computed from the data", node)
     mean, var = tensors["running_mean"], tensors["running_var"]
     assert mean is not None and var is not None
     scale, shift = batch_norm_affine(tensors["weight"], tensors["bias"], mean, var, float(args["eps"]))
     if not bool(torch.isfinite(scale).all() and torch.isfinite(shift).all()):
         bad = int((~torch.isfinite(scale) | ~torch.isfinite(shift)).nonzero()[0])
-        return Missed(node, f"its statistics give no finite scale (channel {bad}: variance {float(var[bad]):.3g})")
+        return Refusal(f"its statistics give no finite scale (channel {bad}: variance {float(var[bad]):.3g})", node)
     shape = [1, -1] + [1] * (node.meta["val"].dim() - 2)
     return Affine(node, args["input"], Pair(scale.reshape(shape), nonzero(shift.reshape(shape))))
 
@@ -269,8 +282,3 @@ def trim(value: Tensor) -> Tensor:
     while value.dim() > 1 and value.shape[0] == 1:
         value = value[0]
     return value
-
-
-def owner(program: Program, node: fx.Node) -> str:
-    """The name that new weights for `node` go under: its module's, or its own."""
-    return str(node.meta.get("module") or node.name)

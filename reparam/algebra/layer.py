@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, fx
 
-from reparam.ir.aten import CONVS, LINEARS, TRANSPOSED_CONVS, arguments, aten, is_call, pair
-from reparam.ir.program import Program, shape_of
+from reparam.ir import CONVS, LINEARS, TRANSPOSED_CONVS, Program, arguments, aten, is_call, module_of, pair, shape_of
 
 Kind = Literal["conv", "transposed", "linear"]
 _CONV = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
@@ -144,7 +143,7 @@ def write_layer(
     geometry = geometry or layer.geometry
     constant = program.constants[str(layer.weight.target)]
     stem = constant.origin.removesuffix(".weight") if constant.origin.endswith(".weight") else ""
-    path = layer.node.meta.get("module", "") or stem
+    path = module_of(layer.node) or stem
     bias_origin = (
         program.constants[str(layer.bias.target)].origin if layer.bias is not None else f"{path or 'conv'}.bias"
     )
@@ -168,7 +167,7 @@ def write_layer(
             [*geometry.dilation],
         )
         new = program.call(_TRANSPOSED[len(low)], args, like=like)
-    new.meta["module"] = layer.node.meta.get("module", "")
+    new.meta["module"] = module_of(layer.node)
     return new
 
 

@@ -9,8 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.aten import ADDS, AVG_POOLS, CATS, MAX_POOLS, MOVEMENTS, MULS, SUBS, arguments, aten, is_call, op_name
-from reparam.ir.program import Program, is_float, shape_of
+from reparam.ir import (
+    ADDS,
+    AVG_POOLS,
+    CATS,
+    MAX_POOLS,
+    MOVEMENTS,
+    MULS,
+    SUBS,
+    Program,
+    Refusal,
+    arguments,
+    aten,
+    is_call,
+    is_float,
+    op_name,
+    place_of,
+    shape_of,
+)
 
 from .channel_affine import Affine, Pair, along, compress, is_movement, move_backward, read_affine, same
 from .layer import Layer, read_layer
@@ -21,7 +37,6 @@ from .route import (
     MEANS,
     TRANSPARENT,
     Action,
-    Blocked,
     Route,
     Step,
     _pool,
@@ -43,11 +58,11 @@ class _Last:
         return other.node < self.node
 
 
-def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route | Blocked:
+def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route | Refusal:
     """Pulls `wanted`, the affine that `user` applies to `x`, back into the layers that make `x`.
 
     Every value on the way must be used only by nodes that asked for the affine: not by anything else, and not by a
-    layer that absorbed it further on, which reads the value as it is. Blocked names the first node that does not let
+    layer that absorbed it further on, which reads the value as it is. Refusal names the first node that does not let
     it through.
     """
     demands: Demands = {x: wanted}
@@ -60,18 +75,18 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
         outsiders = [u for u in node.users if u not in asked[node]]
         siblings = _siblings(node, outsiders, demands[node])
         if len(siblings) != len(outsiders):
-            user_name = outsiders[0].meta.get("module") or outsiders[0].name
-            return Blocked(node, f"the value before it is also used by '{user_name}'")
+            user_name = place_of(outsiders[0])
+            return Refusal(f"the value before it is also used by '{user_name}'", node)
         steps.extend(Step(s, "clone") for s in siblings)
         others.extend(siblings)
         step = _backward_step(program, node, demands[node])
-        if isinstance(step, Blocked):
+        if isinstance(step, Refusal):
             return step
         action, own, operands = step
         steps.append(Step(node, action, own))
         for operand, demand in operands:
             if operand in demands and not _agree(demands[operand], demand):
-                return Blocked(operand, "its users ask for different affines")
+                return Refusal("its users ask for different affines", operand)
             demands[operand] = _join(demands.get(operand), demand)
             asked.setdefault(operand, set()).add(node)
             trivial = isinstance(demand, Pair) and demand.trivial  # stays as it is, which its other users may rely on
@@ -79,7 +94,7 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
                 queued.add(operand)
                 heapq.heappush(heap, _Last(operand))
     if not any(s.action == "sink" for s in steps):
-        return Blocked(x, "nothing before it could absorb it")
+        return Refusal("nothing before it could absorb it", x)
     return Route(tuple(reversed(steps)), "backward", tuple(others))
 
 
@@ -104,13 +119,13 @@ def _join(a: Any, b: Any) -> Any:
     return {**a, **b} if isinstance(a, dict) and isinstance(b, dict) else b
 
 
-Step3 = tuple[Action, Pair, Sequence[tuple[fx.Node, Any]]]
+BackwardStep = tuple[Action, Pair, Sequence[tuple[fx.Node, Any]]]
 
 
-def _backward_step(program: Program, node: fx.Node, wanted: Any) -> Step3 | Blocked:
+def _backward_step(program: Program, node: fx.Node, wanted: Any) -> BackwardStep | Refusal:
     if node.op != "call_function":
         what = "an input of the network" if node.op == "placeholder" else "a weight"
-        return Blocked(node, f"what comes before it is {what}")
+        return Refusal(f"what comes before it is {what}", node)
     if isinstance(wanted, dict):
         return _backward_split(program, node, wanted)
     layer = read_layer(program, node)
@@ -132,36 +147,36 @@ def _backward_step(program: Program, node: fx.Node, wanted: Any) -> Step3 | Bloc
     return _backward_unary(program, node, wanted)
 
 
-def _backward_sink(layer: Layer, wanted: Pair) -> Step3 | Blocked:
+def _backward_sink(layer: Layer, wanted: Pair) -> BackwardStep | Refusal:
     try:
         scale, shift = along(wanted.scale, layer.axis), along(wanted.shift, layer.axis)
     except ValueError:
-        return Blocked(layer.node, "the affine does not lie along the channel axis of the layer before it")
+        return Refusal("the affine does not lie along the channel axis of the layer before it", layer.node)
     width = layer.out_channels
     parts = (v if v is None or v.numel() == width else v.expand(width) for v in (scale, shift))
     return "sink", Pair(*parts), []
 
 
-def _backward_norm(program: Program, node: fx.Node, wanted: Pair) -> Step3 | Blocked:
+def _backward_norm(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     args = arguments(node)
     if any(args[k] is not None and program.tensor(args[k]) is None for k in ("weight", "bias")):
-        return Blocked(node, "the norm's weights are computed from the data")
+        return Refusal("the norm's weights are computed from the data", node)
     last = is_call(node, frozenset({aten.layer_norm.default}))
     if last and len(args["normalized_shape"]) != 1:
-        return Blocked(node, "the norm's affine spans several axes")
+        return Refusal("the norm's affine spans several axes", node)
     axis = len(shape_of(node)) - 1 if last else 1
     width = shape_of(node)[axis]
     try:
         parts = [along(v, axis) for v in (wanted.scale, wanted.shift)]
     except ValueError:
-        return Blocked(node, "the affine does not lie along the channel axis of the norm before it")
+        return Refusal("the affine does not lie along the channel axis of the norm before it", node)
     return "sink", Pair(*(v if v is None else v.expand(width) for v in parts)), []
 
 
-def _backward_cat(node: fx.Node, wanted: Pair) -> Step3 | Blocked:
+def _backward_cat(node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     operands: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
     if len(set(operands)) != len(operands):
-        return Blocked(node, "the same value is concatenated twice")
+        return Refusal("the same value is concatenated twice", node)
     axis = int(arguments(node)["dim"])
     sizes = [shape_of(o)[axis] for o in operands]
     parts = []
@@ -182,61 +197,61 @@ def _two_operands(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | 
     return (left, right) if left is not right else None
 
 
-def _backward_sum(program: Program, node: fx.Node, wanted: Pair) -> Step3 | Blocked:
+def _backward_sum(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     sides = _two_operands(program, node)
     if sides is None or any(shape_of(s) != shape_of(node) for s in sides):
-        return Blocked(node, f"the affine does not pass back through this {op_name(node)}")
+        return Refusal(f"the affine does not pass back through this {op_name(node)}", node)
     if is_call(node, SUBS) or arguments(node).get("alpha", 1) != 1:
-        return Blocked(node, "the affine does not pass back through a difference")
+        return Refusal("the affine does not pass back through a difference", node)
     left, right = sides
     if read_layer(program, left) is None and read_layer(program, right) is not None:
         left, right = right, left  # a shift needs only one of them, best a layer
     return "clone", wanted, [(left, Pair(wanted.scale, wanted.shift)), (right, Pair(wanted.scale))]
 
 
-def _backward_product(program: Program, node: fx.Node, wanted: Pair) -> Step3 | Blocked:
+def _backward_product(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     sides = _two_operands(program, node)
     if sides is None or wanted.shift is not None:
-        return Blocked(node, "a shift does not pass back through a product with data")
+        return Refusal("a shift does not pass back through a product with data", node)
     full = next((s for s in sides if shape_of(s) == shape_of(node)), None)
     if full is None:
-        return Blocked(node, "the scale does not pass back through a product that broadcasts")
+        return Refusal("the scale does not pass back through a product that broadcasts", node)
     return "clone", wanted, [(full, wanted)]
 
 
-def _backward_matmul(program: Program, node: fx.Node, wanted: Pair) -> Step3 | Blocked:
+def _backward_matmul(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     """(r_i c) sum_k A_ik B_kj: a scale of the rows goes into A, of the columns into B, of the whole into A."""
     left, right = node.args[:2]
     sides = [s for s in (left, right) if isinstance(s, fx.Node) and is_float(s) and program.constant(s) is None]
     if wanted.shift is not None or len(sides) < 2 or left is right:
-        return Blocked(node, "a shift does not pass back through a product with data")
+        return Refusal("a shift does not pass back through a product with data", node)
     scale, rank = wanted.scale, len(shape_of(node))
     if scale is None or rank < 2 or any(len(shape_of(s)) != rank for s in sides):
-        return Blocked(node, "the scale does not pass back through a product that broadcasts")
+        return Refusal("the scale does not pass back through a product that broadcasts", node)
     taker, axis = (sides[0], -1) if scale.shape[-1] == 1 else (sides[1], -2)
     if scale.shape[axis] != 1 or any(n not in (1, m) for n, m in zip(scale.shape, shape_of(taker), strict=True)):
-        return Blocked(node, "the scale varies along rows and columns of a product with data")
+        return Refusal("the scale varies along rows and columns of a product with data", node)
     return "clone", wanted, [(taker, wanted)]
 
 
-def _backward_unary(program: Program, node: fx.Node, wanted: Pair) -> Step3 | Blocked:
+def _backward_unary(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     x = node.args[0] if node.args else None
     if not isinstance(x, fx.Node):
-        return Blocked(node, f"{op_name(node)} does not commute with a channel affine")
+        return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
     if op_name(node) == "getitem" and _is_split(x):
         return "clone", wanted, [(x, {int(node.args[1]): wanted})]  # type: ignore[arg-type]
     if is_call(node, TRANSPARENT):
         return "clone", wanted, [(x, wanted)]
     if is_movement(program, node):
         moved = _moved_back(program, node, x, wanted)
-        return moved if isinstance(moved, Blocked) else ("clone", wanted, [(x, moved)])
+        return moved if isinstance(moved, Refusal) else ("clone", wanted, [(x, moved)])
     if is_call(node, HOMOGENEOUS):
         return _positive_only(node, wanted) or ("clone", wanted, [(x, wanted)])
     if is_call(node, AVG_POOLS | MAX_POOLS | GLOBAL_POOLS | INTERPOLATIONS):
         return _pool(node, wanted) or ("clone", wanted, [(x, wanted)])
     if is_call(node, MEANS):
         return "clone", wanted, [(x, Pair(*(_unreduce(node, x, v) for v in (wanted.scale, wanted.shift))))]
-    return Blocked(node, f"{op_name(node)} does not commute with a channel affine")
+    return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
 
 
 def _unreduce(node: fx.Node, x: fx.Node, value: Tensor | None) -> Tensor | None:
@@ -251,21 +266,21 @@ def _unreduce(node: fx.Node, x: fx.Node, value: Tensor | None) -> Tensor | None:
     return value
 
 
-def _moved_back(program: Program, node: fx.Node, x: fx.Node, wanted: Pair) -> Pair | Blocked:
+def _moved_back(program: Program, node: fx.Node, x: fx.Node, wanted: Pair) -> Pair | Refusal:
     parts: list[Tensor | None] = []
     for value, neutral in ((wanted.scale, 1.0), (wanted.shift, 0.0)):
         moved = None if value is None else move_backward(program, node, x, value, neutral)
         if value is not None and moved is None:
-            return Blocked(node, f"{op_name(node)} copies elements that need different factors")
+            return Refusal(f"{op_name(node)} copies elements that need different factors", node)
         parts.append(moved)
     return Pair(*parts)
 
 
-def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) -> Step3 | Blocked:
+def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) -> BackwardStep | Refusal:
     """A split whose pieces have their own affines; pieces that nobody asked for keep theirs."""
     x = node.args[0] if node.args else None
     if not isinstance(x, fx.Node) or not is_call(node, MOVEMENTS):
-        return Blocked(node, f"{op_name(node)} does not commute with a channel affine")
+        return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
     parts: list[Tensor | None] = []
     shapes = [v.shape for v in node.meta["val"]]
     for part, neutral in (("scale", 1.0), ("shift", 0.0)):
@@ -279,6 +294,6 @@ def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) ->
         ]
         moved = move_backward(program, node, x, full, neutral)
         if moved is None:
-            return Blocked(node, "the pieces share elements")
+            return Refusal("the pieces share elements", node)
         parts.append(compress(moved))
     return "clone", Pair(), [(x, Pair(*parts))]

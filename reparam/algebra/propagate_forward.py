@@ -1,7 +1,7 @@
 """Carries a channel affine through the graph until weighted layers absorb it.
 
 `forward` follows every user of a value until a layer's input takes the affine; `backward` follows operands until a
-layer's output does. Both return a `Route`, the steps in execution order, or Blocked with the reason and the node.
+layer's output does. Both return a `Route`, the steps in execution order, or Refusal with the reason and the node.
 
 What each operator lets through is stated once, in `_forward_step` and `_backward_step`.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.aten import (
+from reparam.ir import (
     ADDS,
     AVG_POOLS,
     CATS,
@@ -23,12 +23,14 @@ from reparam.ir.aten import (
     MULS,
     PADS,
     SUBS,
+    Program,
+    Refusal,
     arguments,
     aten,
     is_call,
     op_name,
+    shape_of,
 )
-from reparam.ir.program import Program, shape_of
 
 from .channel_affine import Affine as ChannelAffine
 from .channel_affine import Pair, along, compress, is_movement, lift, move_forward, plus, read_affine, same, times
@@ -40,7 +42,6 @@ from .route import (
     MEANS,
     TRANSPARENT,
     Action,
-    Blocked,
     Route,
     Step,
     _pool,
@@ -50,16 +51,16 @@ from .route import (
 # ---- forward -----------------------------------------------------------------------------------------------------
 
 
-def forward(program: Program, start: fx.Node, carried: Pair) -> Route | Blocked:
+def forward(program: Program, start: fx.Node, carried: Pair) -> Route | Refusal:
     """Pushes `carried`, the affine that `start` applies, into all layers that use `start`.
 
     In the rewritten graph `start` is replaced by its un-affined value. Every path must end in a layer that absorbs
-    the affine exactly; otherwise Blocked names the first node that does not.
+    the affine exactly; otherwise Refusal names the first node that does not.
     """
     return forward_all(program, {start: carried})
 
 
-def forward_all(program: Program, starts: Mapping[fx.Node, Pair], *, leaving: fx.Node | None = None) -> Route | Blocked:
+def forward_all(program: Program, starts: Mapping[fx.Node, Pair], *, leaving: fx.Node | None = None) -> Route | Refusal:
     """`forward` for several values at once, each replaced by its own un-affined value.
 
     leaving: one user of the starts that is taken care of elsewhere, and must not be reached on another way.
@@ -72,7 +73,7 @@ def forward_all(program: Program, starts: Mapping[fx.Node, Pair], *, leaving: fx
     while heap:
         node = heapq.heappop(heap)
         step = _forward_step(program, node, known)
-        if isinstance(step, Blocked):
+        if isinstance(step, Refusal):
             return step
         action, value = step
         steps.append(Step(node, action, value if isinstance(value, Pair) else Pair()))
@@ -81,18 +82,18 @@ def forward_all(program: Program, starts: Mapping[fx.Node, Pair], *, leaving: fx
         known[node] = value
         for user in node.users:
             if user in starts or user is leaving:
-                return Blocked(user, "it is reached on more than one way")
+                return Refusal("it is reached on more than one way", user)
             if user not in queued:
                 queued.add(user)
                 heapq.heappush(heap, user)
     if not any(s.action == "sink" for s in steps):
-        return Blocked(next(iter(starts)), "nothing after it could absorb it")
+        return Refusal("nothing after it could absorb it", next(iter(starts)))
     return Route(tuple(steps), "forward")
 
 
-def _forward_step(program: Program, node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Any] | Blocked:
+def _forward_step(program: Program, node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Any] | Refusal:
     if node.op == "output":
-        return Blocked(node, "its value is an output of the network")
+        return Refusal("its value is an output of the network", node)
     layer = read_layer(program, node)
     if layer is not None and layer.x in known:
         return _forward_sink(layer, known[layer.x])
@@ -108,26 +109,26 @@ def _forward_step(program: Program, node: fx.Node, known: dict[fx.Node, Any]) ->
     first = node.args[0] if node.args else None
     carried = known.get(first) if isinstance(first, fx.Node) else None
     if carried is None or any(i in known for i in node.all_input_nodes if i is not first):
-        return Blocked(node, f"{op_name(node)} uses the value in a way that an affine cannot follow")
+        return Refusal(f"{op_name(node)} uses the value in a way that an affine cannot follow", node)
     if isinstance(carried, list):
         return ("clone", carried[int(node.args[1])]) if op_name(node) == "getitem" else _blocked(node)  # type: ignore[arg-type]
     return _forward_unary(program, node, first, carried)  # type: ignore[arg-type]
 
 
-def _blocked(node: fx.Node) -> Blocked:
-    return Blocked(node, f"{op_name(node)} does not commute with a channel affine")
+def _blocked(node: fx.Node) -> Refusal:
+    return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
 
 
-def _forward_sink(layer: Layer, carried: Pair) -> tuple[Action, Pair] | Blocked:
+def _forward_sink(layer: Layer, carried: Pair) -> tuple[Action, Pair] | Refusal:
     axis = 1 if layer.kind != "linear" else len(shape_of(layer.x)) - 1
     try:
         scale, shift = along(carried.scale, axis), along(carried.shift, axis)
     except ValueError:
-        return Blocked(layer.node, "the affine does not lie along the channel axis of this layer")
+        return Refusal("the affine does not lie along the channel axis of this layer", layer.node)
     if shift is not None and layer.kind == "transposed":
-        return Blocked(layer.node, "a shift before a transposed convolution changes its border")
+        return Refusal("a shift before a transposed convolution changes its border", layer.node)
     if shift is not None and layer.geometry.padded:
-        return Blocked(layer.node, "the shift before a zero-padded convolution would be wrong on the border")
+        return Refusal("the shift before a zero-padded convolution would be wrong on the border", layer.node)
     width = layer.in_channels
     return "sink", Pair(_widen(scale, width), _widen(shift, width))
 
@@ -156,7 +157,7 @@ def _forward_cat(node: fx.Node, known: dict[fx.Node, Any]) -> Pair:
     return Pair(*result)
 
 
-def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Blocked:
+def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Refusal:
     args = arguments(node)
     rank = node.meta["val"].dim()
     sides = [known.get(s, Pair()) if isinstance(s, fx.Node) else Pair() for s in (args["self"], args["other"])]
@@ -164,7 +165,7 @@ def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair
         return _blocked(node)
     left, right = (Pair(*(None if t is None else lift(t, rank) for t in (s.scale, s.shift))) for s in sides)
     if not same(left.scale, right.scale):
-        return Blocked(node, "a scale on one operand only does not pass through a sum")
+        return Refusal("a scale on one operand only does not pass through a sum", node)
     alpha = float(args.get("alpha") or 1.0)
     signs = (1.0, alpha) if is_call(node, ADDS) else (1.0, -alpha)
     if node.target in (aten.rsub.Tensor, aten.rsub.Scalar):
@@ -173,7 +174,7 @@ def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair
     return "clone", Pair(left.scale, plus(*shifts))
 
 
-def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Blocked:
+def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Refusal:
     rank = node.meta["val"].dim()
     scale: Tensor | None = None
     for operand in node.args[:2]:
@@ -181,12 +182,12 @@ def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, 
         if carried is None:
             continue
         if not isinstance(carried, Pair) or carried.shift is not None:
-            return Blocked(node, "a shift does not pass through a product with data")
+            return Refusal("a shift does not pass through a product with data", node)
         scale = times(scale, None if carried.scale is None else lift(carried.scale, rank))
     return "clone", Pair(scale)
 
 
-def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Any] | Blocked:
+def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Any] | Refusal:
     if is_call(node, TRANSPARENT):
         return "clone", carried
     if is_movement(program, node) or (is_call(node, PADS) and arguments(node).get("mode", "constant") != "constant"):
@@ -211,21 +212,21 @@ def _moved(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> Any:
     return Pair(scale, shift)
 
 
-def _forward_mean(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Pair] | Blocked:
+def _forward_mean(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Pair] | Refusal:
     dims = arguments(node)["dim"]
     axes = range(len(shape_of(x))) if dims is None else [d % len(shape_of(x)) for d in dims]
     for part in (carried.scale, carried.shift):
         if part is not None and any(part.shape[a] != 1 for a in axes):
-            return Blocked(node, "the affine varies along an axis that is averaged away")
+            return Refusal("the affine varies along an axis that is averaged away", node)
     return "clone", _moved(program, node, x, carried)
 
 
-def _forward_pad(node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Pair] | Blocked:
+def _forward_pad(node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Pair] | Refusal:
     if carried.shift is not None or arguments(node)["value"]:
-        return Blocked(node, "a shift does not pass through zero padding")
+        return Refusal("a shift does not pass through zero padding", node)
     padded = [len(shape_of(x)) - 1 - i // 2 for i, p in enumerate(arguments(node)["pad"]) if p]
     if carried.scale is not None and any(carried.scale.shape[a] != 1 for a in padded):
-        return Blocked(node, "the padding adds channels to the axis of the scale")
+        return Refusal("the padding adds channels to the axis of the scale", node)
     return "clone", carried
 
 

@@ -9,18 +9,20 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.aten import (
+from reparam.ir import (
     AVG_POOLS,
     CASTS,
     IDENTITIES,
     MAX_POOLS,
+    Program,
+    Refusal,
     arguments,
     aten,
     is_call,
     op_name,
     pair,
+    place_of,
 )
-from reparam.ir.program import Program
 
 from .channel_affine import Affine as ChannelAffine
 from .channel_affine import Pair, read_affine
@@ -45,14 +47,6 @@ TRANSPARENT = IDENTITIES | CASTS
 
 
 Action = Literal["clone", "skip", "sink"]
-
-
-@dataclass(frozen=True)
-class Blocked:
-    """Why an affine cannot pass: the node in its way and the reason."""
-
-    node: fx.Node
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -88,24 +82,24 @@ def _negative(value: Tensor | None) -> int:
     return 0 if value is None else int((value < 0).sum())
 
 
-def _positive_only(node: fx.Node, carried: Pair) -> Blocked | None:
+def _positive_only(node: fx.Node, carried: Pair) -> Refusal | None:
     """relu-like operators let through a scale that is nowhere negative, and no shift."""
     if carried.shift is not None:
-        return Blocked(node, f"{op_name(node)} does not let a shift through")
+        return Refusal(f"{op_name(node)} does not let a shift through", node)
     if _negative(carried.scale):
-        return Blocked(
-            node, f"{op_name(node)} does not let a negative scale through ({_negative(carried.scale)} channels)"
+        return Refusal(
+            f"{op_name(node)} does not let a negative scale through ({_negative(carried.scale)} channels)", node
         )
     return None
 
 
-def _pool(node: fx.Node, carried: Pair) -> Blocked | None:
+def _pool(node: fx.Node, carried: Pair) -> Refusal | None:
     if not _spatial_constant(carried.scale) or not _spatial_constant(carried.shift):
-        return Blocked(node, f"the affine varies over the window of {op_name(node)}")
+        return Refusal(f"the affine varies over the window of {op_name(node)}", node)
     if is_call(node, MAX_POOLS):
         if _negative(carried.scale):
-            return Blocked(
-                node, f"max-pool does not let a negative scale through ({_negative(carried.scale)} channels)"
+            return Refusal(
+                f"max-pool does not let a negative scale through ({_negative(carried.scale)} channels)", node
             )
         return None
     if not is_call(node, AVG_POOLS) or carried.shift is None:
@@ -113,7 +107,7 @@ def _pool(node: fx.Node, carried: Pair) -> Blocked | None:
     args = arguments(node)
     padded = any(pair(args["padding"], 1)) if not isinstance(args["padding"], (list, tuple)) else any(args["padding"])
     if args.get("divisor_override") is not None or (padded and args["count_include_pad"]):
-        return Blocked(node, "the shift meets the average pool's padding, which counts as zero")
+        return Refusal("the shift meets the average pool's padding, which counts as zero", node)
     return None
 
 
@@ -148,7 +142,7 @@ def _write_norm(program: Program, step: Step) -> fx.Node:
     count = (step.pair.scale if step.pair.scale is not None else step.pair.shift).numel()  # type: ignore[union-attr]
     gamma, beta = program.tensor(args["weight"]), program.tensor(args["bias"])
     own = Pair(gamma, beta).then(step.pair.scale, step.pair.shift)
-    origin = str(step.node.meta.get("module") or step.node.name)
+    origin = place_of(step.node)
     device = program.device
     scale = own.scale if own.scale is not None else torch.ones(count, dtype=torch.float64, device=device)
     shift = own.shift if own.shift is not None else torch.zeros(count, dtype=torch.float64, device=device)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import fx
+from torch import Tensor, fx
 
-from reparam.ir.aten import arguments, pair
-from reparam.ir.program import shape_of, static_shape
+from reparam.ir import Refusal, arguments, pair, shape_of, static_shape
 
+from .kernels import compose, dilate
 from .layer import Geometry, Layer
 
 
@@ -96,14 +96,14 @@ def is_padded(window: Window) -> bool:
     return any(window.first) or any(high)
 
 
-def compose_windows(a: Window, b: Window) -> Window | str:
+def compose_windows(a: Window, b: Window) -> Window | Refusal:
     """The window of b after a, or why it is not exact at the border.
 
     The sizes compose since floor((floor((H + c_a)/s_a) + 1 + c_b)/s_b) = floor((H + c_a + s_a(1 + c_b))/(s_a s_b)).
     """
     pointwise = all(n == 1 for n in a.size) and not is_padded(a)
     if is_padded(b) and not pointwise:
-        return "a padded window after another window sees the wrong border"
+        return Refusal("a padded window after another window sees the wrong border")
     spread = [s * d for s, d in zip(a.stride, b.step, strict=True)]
     size, step = [], []
     for i in range(len(a.size)):
@@ -120,13 +120,13 @@ def _ratios(steps: Sequence[int], units: Sequence[int], sizes: Sequence[int]) ->
     return [s // u if n > 1 else 1 for s, u, n in zip(steps, units, sizes, strict=True)]
 
 
-def unite(a: Window, b: Window, sizes: Sequence[int | None]) -> Window | str:
+def unite(a: Window, b: Window, sizes: Sequence[int | None]) -> Window | Refusal:
     """The smallest window that holds the taps of both, or why there is none.
 
     sizes: the input's spatial sizes, None where dynamic; windows with unequal slack agree only on known sizes.
     """
     if a.stride != b.stride:
-        return f"strides {a.stride} and {b.stride} differ"
+        return Refusal(f"strides {a.stride} and {b.stride} differ")
     size, step, first, slack = [], [], [], []
     for i, h in enumerate(sizes):
         low, high = min(a.first[i], b.first[i], 0), max(a.last[i], b.last[i])
@@ -137,7 +137,7 @@ def unite(a: Window, b: Window, sizes: Sequence[int | None]) -> Window | str:
         first.append(low)
         fitted = _fit_slack(a.slack[i], b.slack[i], a.stride[i], h, low, high)
         if fitted is None:
-            return (
+            return Refusal(
                 "the outputs have different sizes"
                 if h is not None
                 else "the outputs agree in size only for some inputs"
@@ -169,3 +169,20 @@ def uncropped(window: Window) -> Window:
         while window.slack[i] + 1 + first[i] + (size[i] - 1) * step < 0:
             size[i] += 1
     return replace(window, size=tuple(size), first=tuple(first))
+
+
+def spread_over(weight: Tensor, own: Window, joint: Window) -> Tensor:
+    """The kernel over window `own`, with zeros between its taps so that they lie as far apart as those of `joint`."""
+    return dilate(weight, _ratios(own.step, joint.step, own.size))
+
+
+def compose_over(
+    joint: Window, a: Window, first: Tensor, groups_first: int, b: Window, second: Tensor, groups_second: int
+) -> Tensor:
+    """The kernel of `second` (over b) after `first` (over a), with gcd(groups) groups, over `joint`, their composition.
+
+    first: (C_mid, C_in/groups, *a.size). second: (C_out, C_mid/groups, *b.size). Float64, like the result.
+    """
+    step = tuple(s * d for s, d in zip(a.stride, b.step, strict=True))
+    inner, outer = spread_over(first, a, joint), spread_over(second, replace(b, step=step), joint)
+    return compose(inner, groups_first, outer, groups_second, (1,) * len(joint.size))

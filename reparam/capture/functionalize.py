@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from reparam.errors import CaptureError
-from reparam.ir.aten import aten, functional_form, is_inplace, may_alias, op_name
+from reparam.ir import aten, functional_form, is_inplace, may_alias, op_name
 
 from .statefulness import written
 

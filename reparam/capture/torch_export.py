@@ -18,13 +18,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from reparam.errors import CaptureError, InputError
-from reparam.ir.aten import DROPOUTS, FILLS, arguments, aten
-from reparam.ir.program import Constant, InputSpec, Program, fixed_size
+from reparam.ir import DROPOUTS, FILLS, Constant, InputSpec, Program, arguments, aten, fixed_size
+from reparam.utils import AXES, first_line
 
 from .functionalize import functionalize_locally, module_path, normalize_batch_norm
 from .statefulness import refuse_state, watched
 
-AXES = ("batch", "height", "width")
 _OUR_CODE = tuple(os.path.dirname(f) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
 _ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
 
@@ -181,7 +180,7 @@ def _model_frame(error: Exception) -> traceback.FrameSummary | None:
 
 def _explain(module: nn.Module, error: Exception) -> str:
     """One sentence: what stopped the capture and on which line of the model's code."""
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = first_line(error)
     frame = _model_frame(error)
     place = f" at {frame.filename}:{frame.lineno} `{frame.line}`" if frame is not None else ""
     if isinstance(error, torch._subclasses.fake_tensor.DataDependentOutputException) or "data-dependent" in str(error):

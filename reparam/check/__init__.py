@@ -1,0 +1,22 @@
+"""Evidence that two computations are the same: of one rewrite on its own region, and of a whole network.
+Everything is compared in float64 against a bound that comes from the arithmetic, then once more in the emitted dtype.
+"""
+
+from .network_check import NetworkEvidence, Round, check_emitted, check_float64, depth_limit
+from .output_error import ErrorSums, OutputError
+from .region import Region, find_region
+from .rewrite_check import Evidence, check_region
+
+__all__ = [
+    "ErrorSums",
+    "Evidence",
+    "NetworkEvidence",
+    "OutputError",
+    "Region",
+    "Round",
+    "check_emitted",
+    "check_float64",
+    "check_region",
+    "depth_limit",
+    "find_region",
+]

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reparam.errors import InputError, NotEquivalentError
-from reparam.ir.aten import WEIGHTED, is_call
-from reparam.ir.cost import batch_one
-from reparam.ir.feeds import EVEN_SIZE, SMALL_SIZE, Feed, _typed, feed
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program
+from reparam.ir import EVEN_SIZE, SMALL_SIZE, WEIGHTED, Feed, Program, batch_one, evaluate, feed, is_call, typed
+from reparam.utils import dtype_name
 
 TRIALS = 8
 ROUNDINGS = 256
 
 
-@dataclass
+@dataclass(frozen=True)
 class NetworkEvidence:
     """What the end-to-end check measured. Errors are RMS over all inputs and elements, of the worst output."""
 
@@ -34,7 +31,7 @@ class NetworkEvidence:
     original_error: float = 0.0
     trials: int = 0
     seed: int = 0
-    shapes: list[list[int]] = field(default_factory=list)
+    shapes: tuple[tuple[int, ...], ...] = ()
     dtype: str = "float32"
 
 
@@ -84,7 +81,7 @@ def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) 
     equal programs may differ by.
     """
     dtype = torch.float32 if original.dtype == torch.float64 else None
-    own = evaluate(original, _typed(original, values, dtype), dtype)
+    own = evaluate(original, typed(original, values, dtype), dtype)
     loss = _max_rel(truth, [o.double() if isinstance(o, Tensor) and o.is_floating_point() else o for o in own])
     eps = torch.finfo(torch.float64).eps / torch.finfo(dtype or original.dtype).eps
     return max(floor, ROUNDINGS * loss * eps) if math.isfinite(loss) else floor
@@ -110,7 +107,7 @@ def _max_rel(truth: Sequence[Any], other: Sequence[Any]) -> float:
 
 
 @dataclass(frozen=True)
-class _Round:
+class Round:
     """Inputs that were run, the float64 truth (the original's outputs), and the relative float64 bar that applied."""
 
     values: Feed
@@ -118,21 +115,26 @@ class _Round:
     inputs: int
     limit: float
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the first tensor among the inputs."""
+        return tuple(int(n) for n in next(v.shape for v in self.values if isinstance(v, Tensor)))
+
 
 def _finite(outputs: Sequence[Any]) -> bool:
     return all(bool(torch.isfinite(o).all()) for o in outputs if isinstance(o, Tensor) and o.is_floating_point())
 
 
-def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple[NetworkEvidence, list[_Round]]:
+def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple[NetworkEvidence, list[Round]]:
     """Compares both programs in float64 on random inputs of several sizes and batches.
 
     Returns the evidence so far and the rounds, whose truth the check in the emitted dtype uses again. Raises
     NotEquivalentError when the programs differ, or when the original gives no finite output to compare with.
     """
     generator = torch.Generator().manual_seed(seed)
-    evidence = NetworkEvidence(seed=seed)
+    largest = 0.0
     floor = depth_limit(original)
-    rounds: list[_Round] = []
+    rounds: list[Round] = []
     for sizes, inputs, small in _plans(original):
         values = feed(original, sizes, generator, small)
         truth = _runs(original, values)
@@ -156,20 +158,19 @@ def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple
                 "the original's outputs are not finite on random inputs, so nothing can be compared"
             )
         worst = _max_rel(truth, other)
-        evidence.float64_max_rel = max(evidence.float64_max_rel, worst)
+        largest = max(largest, worst)
         limit = floor if worst <= floor else _limit(original, values, truth, floor)
         if not worst <= limit:
             raise NotEquivalentError(
                 f"the converted network differs from the original: float64 error {worst:.3g} exceeds {limit:.3g}"
             )
-        evidence.trials += inputs
-        evidence.shapes.append([int(v) for v in next(x.shape for x in values if isinstance(x, Tensor))])
-        rounds.append(_Round(values, truth, inputs, limit))
-    return evidence, rounds
+        rounds.append(Round(values, truth, inputs, limit))
+    trials, shapes = sum(r.inputs for r in rounds), tuple(r.shape for r in rounds)
+    return NetworkEvidence(float64_max_rel=largest, trials=trials, seed=seed, shapes=shapes), rounds
 
 
 def check_emitted(
-    original: Program, emitted: Program, rounds: Sequence[_Round], evidence: NetworkEvidence, dtype: torch.dtype | None
+    original: Program, emitted: Program, rounds: Sequence[Round], evidence: NetworkEvidence, dtype: torch.dtype | None
 ) -> NetworkEvidence:
     """Measures both models' errors against the float64 truth in the dtype that is emitted.
 
@@ -178,35 +179,35 @@ def check_emitted(
     error exceeds the bar, InputError when this machine cannot compute in that dtype, or the original overflows in it.
     """
     eps = torch.finfo(dtype or original.dtype).eps
-    evidence.dtype = str(dtype or original.dtype).removeprefix("torch.")
+    name = dtype_name(dtype or original.dtype)
     sums: list[_Output] = []
     for r in rounds:
         try:
-            old = evaluate(original, _typed(original, r.values, dtype), dtype)
-            new = evaluate(emitted, _typed(emitted, r.values, dtype), None)
+            old = evaluate(original, typed(original, r.values, dtype), dtype)
+            new = evaluate(emitted, typed(emitted, r.values, dtype), None)
         except RuntimeError as e:
-            raise InputError(f"this machine cannot run the network in {evidence.dtype}: {e}") from e
+            raise InputError(f"this machine cannot run the network in {name}: {e}") from e
         _accumulate(sums, r.truth, old, new)
-    worst = 0.0
+    worst = error = original_error = 0.0
     for s in sums:
         if not s.count:
             continue
         new_rms, old_rms, size = (math.sqrt(v / s.count) for v in (s.new, s.old, s.truth))
         if not math.isfinite(old_rms):
             raise InputError(
-                f"the original's own outputs are not finite in {evidence.dtype} on random inputs, so nothing can be "
+                f"the original's own outputs are not finite in {name} on random inputs, so nothing can be "
                 "compared; they are in float64"
             )
         bar = 2.0 * old_rms + max(4.0 * eps, *(r.limit for r in rounds)) * size
         ratio = new_rms / bar if bar else (0.0 if new_rms == 0.0 else math.inf)
         if ratio >= worst:
-            worst, evidence.error, evidence.original_error = ratio, new_rms, old_rms
+            worst, error, original_error = ratio, new_rms, old_rms
         if not ratio <= 1.0:
             raise NotEquivalentError(
-                f"the converted network is less exact than the original in {evidence.dtype}: RMS error {new_rms:.3g} "
+                f"the converted network is less exact than the original in {name}: RMS error {new_rms:.3g} "
                 f"against the float64 truth, where the original's own is {old_rms:.3g} (the bar is {bar:.3g})"
             )
-    return evidence
+    return replace(evidence, error=error, original_error=original_error, dtype=name)
 
 
 def _accumulate(sums: list[_Output], truth: Sequence[Any], old: Sequence[Any], new: Sequence[Any]) -> None:

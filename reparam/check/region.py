@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import RuleError
-from reparam.ir.aten import (
+from reparam.ir import (
     ACTIVATIONS,
     ADDS,
     AVG_POOLS,
@@ -30,8 +30,9 @@ from reparam.ir.aten import (
     aten,
     is_call,
     pair,
+    shape_of,
+    upstream,
 )
-from reparam.ir.program import shape_of, upstream
 
 AFFINE = WEIGHTED | BATCH_NORMS | ADDS | SUBS | MULS | DIVS | CATS | AVG_POOLS | {aten.neg.default, aten.pad.default}
 _POINTWISE = frozenset({aten.prelu.default, aten.clamp.Tensor})
@@ -136,7 +137,7 @@ def _reads_a_map(node: fx.Node) -> bool:
 
 
 @dataclass(frozen=True)
-class Shapes:
+class RegionShapes:
     """Input shapes to check a region on. `free` regions may use any batch, and any map size unless `parity`."""
 
     sizes: tuple[tuple[int, ...], ...]
@@ -144,9 +145,9 @@ class Shapes:
     parity: bool = False
 
 
-def small_shapes(region: Region) -> Shapes:
+def small_shapes(region: Region) -> RegionShapes:
     hints = tuple(shape_of(n) if isinstance(n.meta["val"], Tensor) else () for n in region.inputs)
-    fixed = Shapes(hints, False)
+    fixed = RegionShapes(hints, False)
     if not all(isinstance(n.meta["val"], Tensor) and n.meta["val"].is_floating_point() for n in region.inputs):
         return fixed
     calls = [n for n in (*region.old, *region.new) if n.op == "call_function"]
@@ -155,19 +156,19 @@ def small_shapes(region: Region) -> Shapes:
     ranks = {len(h) for h in hints}
     has_linear = any(is_call(n, LINEARS) for n in calls)
     if has_linear and not any(is_call(n, CONVS | TRANSPOSED_CONVS | AVG_POOLS | MAX_POOLS) for n in calls):
-        return Shapes(tuple((2, h[-1]) for h in hints), True) if _all_rowwise(calls) else fixed
+        return RegionShapes(tuple((2, h[-1]) for h in hints), True) if _all_rowwise(calls) else fixed
     if len(ranks) != 1 or has_linear or len({h[2:] for h in hints}) != 1:
         return fixed
     rank = ranks.pop()
     if rank < 3:
-        return Shapes(hints, rank == 2)
+        return RegionShapes(hints, rank == 2)
     small = _reduced_size(region.old, rank - 2), _reduced_size(region.new, rank - 2)
     unit = _common_stride(region.old, rank - 2) if _needs_parity(region.old) else [1] * (rank - 2)
     space = tuple(
         min(least + (full - least) % u, full)
         for least, full, u in zip(map(max, *small), hints[0][2:], unit, strict=True)
     )
-    return Shapes(tuple((2, h[1], *space) for h in hints), True, _needs_parity(region.old))
+    return RegionShapes(tuple((2, h[1], *space) for h in hints), True, _needs_parity(region.old))
 
 
 def _needs_parity(region: Sequence[fx.Node]) -> bool:

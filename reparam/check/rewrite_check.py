@@ -18,13 +18,24 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import RuleError
-from reparam.ir.aten import BATCH_NORMS, CONVS, DIVS, MULS, WEIGHTED, arguments, is_call
-from reparam.ir.cost import node_macs
-from reparam.ir.interpreter import evaluate_region
-from reparam.ir.program import Program, shape_of, size_hint, static_shape
-from reparam.ir.value_ranges import Ranges
+from reparam.ir import (
+    BATCH_NORMS,
+    CONVS,
+    DIVS,
+    MULS,
+    WEIGHTED,
+    Program,
+    Ranges,
+    arguments,
+    evaluate_region,
+    is_call,
+    node_macs,
+    shape_of,
+    size_hint,
+    static_shape,
+)
 
-from .region import AFFINE, Region, Shapes, small_shapes
+from .region import AFFINE, Region, RegionShapes, small_shapes
 from .rounding_bound import accumulation_length, magnitudes
 
 EPS = torch.finfo(torch.float64).eps
@@ -98,7 +109,7 @@ def _impulses(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 # ---- the check ---------------------------------------------------------------------------------------------------
 
 
-def _basis_fits(region: Region, shapes: Shapes) -> bool:
+def _basis_fits(region: Region, shapes: RegionShapes) -> bool:
     """Whether trying every impulse stays cheap; a depthwise product is memory bound and counts for several."""
     if not shapes.free:
         return False
@@ -114,7 +125,7 @@ def _is_depthwise(node: fx.Node) -> bool:
     return is_call(node, CONVS) and shape_of(arguments(node)["weight"])[1] == 1
 
 
-def _size_ratio(region: Region, shapes: Shapes) -> float:
+def _size_ratio(region: Region, shapes: RegionShapes) -> float:
     traced = math.prod(shape_of(region.inputs[0]))
     return math.prod(shapes.sizes[0][1:]) / max(traced, 1)
 
@@ -184,18 +195,18 @@ def check_region(program: Program, region: Region, ranges: Ranges, seed: int) ->
     return Evidence("sampled", worst, limit, ok)
 
 
-def _sampled_sizes(program: Program, region: Region, shapes: Shapes) -> list[tuple[tuple[int, ...], ...]]:
+def _sampled_sizes(program: Program, region: Region, shapes: RegionShapes) -> list[tuple[tuple[int, ...], ...]]:
     if not shapes.free or shapes.parity or not shapes.sizes or len(shapes.sizes[0]) < 3:
         return [shapes.sizes]
     odd = tuple((1, s[1], *(v + 1 if v > 1 else v for v in s[2:])) for s in shapes.sizes)
     return [shapes.sizes, odd] if _runs(program, region, odd) else [shapes.sizes]
 
 
-def _runnable(program: Program, region: Region, shapes: Shapes) -> Shapes:
+def _runnable(program: Program, region: Region, shapes: RegionShapes) -> RegionShapes:
     """`shapes`, or the traced ones where the network's own computation does not run on smaller maps."""
     if not shapes.free or _runs(program, region, shapes.sizes):
         return shapes
-    return Shapes(tuple(shape_of(n) for n in region.inputs), False)
+    return RegionShapes(tuple(shape_of(n) for n in region.inputs), False)
 
 
 def _runs(program: Program, region: Region, sizes: Sequence[tuple[int, ...]]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.aten import (
+from reparam.ir import (
     ACTIVATIONS,
     ADDS,
     DIVS,
@@ -26,13 +26,15 @@ from reparam.ir.aten import (
     PADS,
     SUBS,
     WEIGHTED,
+    Program,
     arguments,
     aten,
     is_call,
+    is_float,
     op_name,
+    shape_of,
+    weight_value,
 )
-from reparam.ir.interpreter import weight_value
-from reparam.ir.program import Program, is_float, shape_of
 
 Values = Mapping[fx.Node, Any]
 _OFFSETS = frozenset({aten.sigmoid.default, aten.hardsigmoid.default, aten.softplus.default, aten.softmax.int})

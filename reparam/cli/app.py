@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from reparam._version import __version__
 from reparam.errors import NotEquivalentError
+from reparam.options import DEFAULTS, PlainOptions
 
 from . import export_run_bench as cli_engines
 from . import options as opt
@@ -76,9 +77,9 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
     to: opt.To = opt.Target.fused,
-    carry: opt.CarryOption = "auto",
-    max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
-    signed: opt.SignedOption = opt.Signed.prelu,
+    carry: opt.CarryOption = DEFAULTS.carry,
+    max_pool: opt.MaxPoolOption = opt.MAX_POOL,
+    signed: opt.SignedOption = opt.SIGNED,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT.pt2", help="Default: MODEL-TARGET.pt2 beside MODEL.")
     ] = None,
@@ -102,7 +103,8 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     With --arch alone the network has random weights. Nothing is written unless the result was verified.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
-    shapes, axes, way = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_carry(carry)
+    shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
+    plain = PlainOptions(carry, max_pool.value, signed.value)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     outputs = plan_outputs(model, arch, output, source, to.value, force=force)
     check_report(json, [outputs.model, source, Path(model) if model else None], force=force)
@@ -111,7 +113,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     from . import work as cli_work
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    options = cli_work.Options(to.value, shapes, axes, seed, way, max_pool.value, signed.value)
+    options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
     found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, outputs, force=force)
     report = found.as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
@@ -129,9 +131,9 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
     to: opt.To = opt.Target.fused,
-    carry: opt.CarryOption = "auto",
-    max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
-    signed: opt.SignedOption = opt.Signed.prelu,
+    carry: opt.CarryOption = DEFAULTS.carry,
+    max_pool: opt.MaxPoolOption = opt.MAX_POOL,
+    signed: opt.SignedOption = opt.SIGNED,
     input_shape: opt.InputShape = None,
     dynamic: opt.Dynamic = "batch",
     seed: opt.Seed = 0,
@@ -145,7 +147,8 @@ def explain(  # noqa: PLR0913  # the parameters are the options
 ) -> None:
     """Dry run: what would be rewritten, what not and why, the price."""
     session = begin(ctx, quiet=quiet, debug=debug)
-    shapes, axes, way = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_carry(carry)
+    shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
+    plain = PlainOptions(carry, max_pool.value, signed.value)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     check_report(json, [Path(model) if model else None], force=force)
 
@@ -154,7 +157,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
     report = cli_work.explain_loaded(
-        session, loaded, cli_work.Options(to.value, shapes, axes, seed, way, max_pool.value, signed.value)
+        session, loaded, cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
     ).as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
     if not quiet and json != STANDARD_OUTPUT:

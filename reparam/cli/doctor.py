@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from reparam._version import __version__
-from reparam.engines.format import Probe
+from reparam.engines import Probe
 from reparam.engines.formats import all_formats
-from reparam.utils.packages import PACKAGES, PackageState, check_package
+from reparam.utils import PACKAGES, PackageState, check_package
 
 
 @dataclass(frozen=True)

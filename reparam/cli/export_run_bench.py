@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from reparam.engines.formats import all_formats, find_format
+from reparam.options import DEFAULTS, PlainOptions
 
 from . import options as opt
 from .outputs import STANDARD_OUTPUT, check_file, check_report, deliver_json, plan_export
@@ -55,9 +56,9 @@ def export(  # noqa: PLR0913  # the parameters are the options
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="Of --format aoti: cpu or cuda.")
     ] = None,
-    carry: opt.CarryOption = "auto",
-    max_pool: opt.MaxPoolOption = opt.MaxPool.keep,
-    signed: opt.SignedOption = opt.Signed.prelu,
+    carry: opt.CarryOption = DEFAULTS.carry,
+    max_pool: opt.MaxPoolOption = opt.MAX_POOL,
+    signed: opt.SignedOption = opt.SIGNED,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT", help="Default: MODEL-TARGET.SUFFIX beside MODEL.")
     ] = None,
@@ -77,7 +78,8 @@ def export(  # noqa: PLR0913  # the parameters are the options
     Beside the file, a manifest says what it is, what it was made of and how it was verified.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
-    shapes, axes, way = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_carry(carry)
+    shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
+    plain = PlainOptions(carry, max_pool.value, signed.value)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     kind = find_format(format)
     label = to.value if precision is opt.Precision.fp32 else f"{to.value}-{precision.value}"
@@ -89,7 +91,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     from . import work as cli_work
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    options = cli_work.Options(to.value, shapes, axes, seed, way, max_pool.value, signed.value)
+    options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
     given = {"runtime": runtime, "gpu": gpu, "profile": profile, "device": device}
     settings = {name: text for name, text in given.items() if text is not None}
     wanted = cli_engine_work.Wanted(
@@ -180,7 +182,7 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     names = [n.strip() for n in runtime.split(",")] if runtime is not None else []
     check_report(json, [Path(m) for m in models], force=force)
 
-    from reparam.measure.latency import Where
+    from reparam.measure import Where
 
     from . import export_work as cli_engine_work
     from . import render

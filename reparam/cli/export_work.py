@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,18 @@ import torch
 from torch import Tensor
 
 from reparam._version import __version__
-from reparam.compare.opening import open_model
-from reparam.compare.running import run_loaded
-from reparam.engines.calibration import load_array, read_calibration
-from reparam.engines.exporting import ExportOptions, export
-from reparam.engines.format import Runnable
+from reparam.compare import open_model, run_loaded
+from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, load_array, read_calibration
 from reparam.engines.formats import recognise
-from reparam.engines.model_card import card_of, fitted
 from reparam.errors import InputError
-from reparam.ir.inputs import Shapes
-from reparam.ir.program import Program
-from reparam.load.model import LoadedModel
-from reparam.measure.latency import Where, bench
+from reparam.ir import Program
+from reparam.load import LoadedModel
+from reparam.measure import Where, bench
 from reparam.report import Report
-from reparam.utils.files import write_atomically
+from reparam.utils import Shapes, write_atomically
 
 from .session import Session
-from .work import Loaded, Options, completed, describe_load, example_inputs, explained_misfit
+from .work import ConvertOptions, Loaded, completed, describe_load, example_inputs, explained_misfit
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class Wanted:
     force: bool = False
 
 
-def export_loaded(session: Session, loaded: Loaded, options: Options, wanted: Wanted, path: Path) -> Report:
+def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wanted: Wanted, path: Path) -> Report:
     """Converts, builds, checks and writes; returns the whole report."""
     model = loaded.model
     card = card_of(model)
@@ -79,9 +74,7 @@ def export_loaded(session: Session, loaded: Loaded, options: Options, wanted: Wa
             dynamic=options.dynamic,
             seed=options.seed,
             progress=tell,
-            carry=options.carry,
-            max_pool=options.max_pool,
-            signed=options.signed,
+            **asdict(options.plain),
         )
     session.written.extend(exported.outputs)
     if not exported.check.ran:

@@ -13,10 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from reparam.errors import InputError
-from reparam.ir.inputs import INTEGERS, Shape, Shapes
-from reparam.options import slices_of
+from reparam.options import DEFAULTS, MaxPool, Signed
+from reparam.utils import AXES, INTEGERS, Shape, Shapes
 
-AXES = ("batch", "height", "width")
 KINDS = ("passed", "missed", "analysis")
 
 
@@ -60,20 +59,7 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
-class MaxPool(StrEnum):
-    """What happens to a max-pool beside something that has to be carried past it."""
-
-    keep = "keep"
-    relu = "relu"
-
-
-class Signed(StrEnum):
-    """How signed channels are carried past a ReLU."""
-
-    prelu = "prelu"
-    relu = "relu"
-
-
+MAX_POOL, SIGNED = MaxPool(DEFAULTS.max_pool), Signed(DEFAULTS.signed)
 _SHAPE = typer.Option(
     "--input-shape",
     metavar="C,H,W",
@@ -196,12 +182,6 @@ def read_batches(text: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"0*[1-9][0-9]{0,5}", p) for p in parts):
         raise InputError(f"--batch '{text}' names no batch sizes; write 1, or 1,8,32")
     return tuple(dict.fromkeys(int(p) for p in parts))
-
-
-def read_carry(text: str) -> str:
-    """A way to carry channels. Raises InputError when it is none."""
-    slices_of(text)
-    return text
 
 
 def read_dynamic(text: str) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reparam.engines.manifest import manifest_path
+from reparam.engines import manifest_path
 from reparam.errors import InputError, MachineError
-from reparam.utils.files import SOURCE_FILES, refuse_existing, write_atomically
+from reparam.utils import SOURCE_FILES, refuse_existing, write_atomically
 
 from .session import Session
 

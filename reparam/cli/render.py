@@ -16,7 +16,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from reparam.utils.text import one_line
+from reparam.utils import one_line
 
 MODULES_SHOWN = 6
 MERGES = "carry-residual"  # the rule whose refusals are the merges and gates that are left

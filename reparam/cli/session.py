@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from reparam.errors import MachineError, ReparamError, RuleError
-from reparam.utils.text import one_line
+from reparam.utils import one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

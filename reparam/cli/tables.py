@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reparam.errors import InputError
-from reparam.utils.packages import PackageState
+from reparam.utils import PackageState
 
 from .doctor import Diagnosis
 from .render import line, table

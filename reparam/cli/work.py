@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from reparam.errors import CaptureError, InputError
-from reparam.ir.inputs import Shapes, draw_examples, shape_of_input
+from reparam.ir import draw_examples, shape_of_input
+from reparam.options import DEFAULTS, PlainOptions
+from reparam.utils import Shapes, first_line
 
 from .options import Side
 from .outputs import Outputs
@@ -18,11 +20,10 @@ from .session import Session, Tell
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reparam.compare.diff import ProgramDiff
+    from reparam.compare import ProgramDiff
     from reparam.conversion import Conversion
-    from reparam.engines.format import Runnable
-    from reparam.engines.listing import ListedCall
-    from reparam.load.model import LoadedModel
+    from reparam.engines import ListedCall, Runnable
+    from reparam.load import LoadedModel
     from reparam.report import Report
 
 RANDOM_WEIGHTS = "-"  # in place of A or B
@@ -57,7 +58,7 @@ def load(
 ) -> Loaded:
     """Loads a model and says on standard error what the user should know about it."""
     with session.working() as tell:
-        from reparam.load.model import load_model
+        from reparam.load import load_model
 
         start = time.perf_counter()
         tell("load", 0, 1)
@@ -95,8 +96,8 @@ def load_side(session: Session, side: Side, *, trust: bool, seed: int) -> Loaded
         raise InputError(f"- stands for random weights of an architecture; name it with {option}")
     file = None if side.path == RANDOM_WEIGHTS else side.path
     with session.working() as tell:
-        from reparam.compare.opening import open_model
-        from reparam.engines.format import Runnable
+        from reparam.compare import open_model
+        from reparam.engines import Runnable
 
         start = time.perf_counter()
         tell("load", 0, 1)
@@ -130,7 +131,7 @@ def shapes_for(models: Sequence[LoadedModel | Runnable], given: Shapes | None) -
 
     None beside an engine, whose ports decide.
     """
-    from reparam.load.model import LoadedModel
+    from reparam.load import LoadedModel
 
     loaded = [m for m in models if isinstance(m, LoadedModel)]
     if given is not None or len(loaded) < len(models):
@@ -165,7 +166,7 @@ def explained_misfit(model: LoadedModel, inputs: Sequence[Tensor]) -> Iterator[N
                 model.module(*inputs)
         except Exception as cause:
             shapes = " ".join(str(shape_of_input(x)) for x in inputs)
-            reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            reason = first_line(cause)
             raise InputError(
                 f"the model does not run on the input shape {shapes} (batch {inputs[0].shape[0]}): {reason}; "
                 "pass the right one with --input-shape"
@@ -177,16 +178,14 @@ def explained_misfit(model: LoadedModel, inputs: Sequence[Tensor]) -> Iterator[N
 
 
 @dataclass(frozen=True)
-class Options:
+class ConvertOptions:
     """What `convert` and `explain` are asked for beside the model."""
 
     to: str
     shapes: Shapes | None
     dynamic: tuple[str, ...]
     seed: int
-    carry: str = "auto"
-    max_pool: str = "keep"
-    signed: str = "prelu"
+    plain: PlainOptions = DEFAULTS
 
     @property
     def batch(self) -> int:
@@ -195,7 +194,7 @@ class Options:
 
 
 def convert_loaded(
-    session: Session, loaded: Loaded, options: Options, dtype: str | None, outputs: Outputs, *, force: bool
+    session: Session, loaded: Loaded, options: ConvertOptions, dtype: str | None, outputs: Outputs, *, force: bool
 ) -> Report:
     """Converts and writes the outputs; returns the whole report."""
     import torch
@@ -212,16 +211,15 @@ def convert_loaded(
                 dynamic=options.dynamic,
                 dtype=getattr(torch, dtype) if dtype is not None else None,
                 seed=options.seed,
-                carry=options.carry,
-                max_pool=options.max_pool,
-                signed=options.signed,
+                **asdict(options.plain),
                 progress=tell,
             )
+        start = time.perf_counter()
         _write(session, conversion, outputs, tell, force=force)
-    return completed(conversion.report, loaded, outputs.names)
+    return completed(conversion.report, loaded, outputs.names, time.perf_counter() - start)
 
 
-def explain_loaded(session: Session, loaded: Loaded, options: Options) -> Report:
+def explain_loaded(session: Session, loaded: Loaded, options: ConvertOptions) -> Report:
     """The dry run's report."""
     from reparam import explain
 
@@ -233,19 +231,22 @@ def explain_loaded(session: Session, loaded: Loaded, options: Options) -> Report
             to=options.to,
             dynamic=options.dynamic,
             seed=options.seed,
-            carry=options.carry,
-            max_pool=options.max_pool,
-            signed=options.signed,
+            **asdict(options.plain),
             progress=tell,
         )
     return completed(report, loaded, [])
 
 
-def completed(report: Report, loaded: Loaded, outputs: Sequence[str]) -> Report:
-    """The report with what the command line knows."""
+def completed(report: Report, loaded: Loaded, outputs: Sequence[str], writing: float = 0.0) -> Report:
+    """The report with what the command line knows. writing: the seconds that it took."""
     model = loaded.model
-    report.add_seconds("load", loaded.seconds)
-    return report.with_(input=loaded.name, outputs=outputs, arch=model.spec, arch_inferred=model.arch_inferred)
+    return report.with_(
+        input=loaded.name,
+        outputs=tuple(outputs),
+        arch=model.spec,
+        arch_inferred=model.arch_inferred,
+        seconds={"load": loaded.seconds, "emit": writing},
+    )
 
 
 def _write(session: Session, conversion: Conversion, outputs: Outputs, tell: Tell, *, force: bool) -> None:
@@ -271,7 +272,7 @@ def _write(session: Session, conversion: Conversion, outputs: Outputs, tell: Tel
 def diff_loaded(session: Session, a: LoadedSide, b: LoadedSide, given: Shapes | None) -> ProgramDiff:
     """Captures both models on the same shapes and aligns their graphs. Raises InputError for a sealed engine."""
     with session.working() as tell:
-        from reparam.compare.diff import diff_calls
+        from reparam.compare import diff_calls
 
         shapes = shapes_for([a.model, b.model], given)
         tell("capture", 0, 2)
@@ -283,9 +284,8 @@ def diff_loaded(session: Session, a: LoadedSide, b: LoadedSide, given: Shapes | 
 
 
 def _calls(side: LoadedSide, shapes: Shapes | None) -> list[ListedCall]:
-    from reparam.compare.diff import read_calls
-    from reparam.compare.programs import program_of
-    from reparam.engines.format import Runnable
+    from reparam.compare import program_of, read_calls
+    from reparam.engines import Runnable
 
     if not isinstance(side.model, Runnable):
         return read_calls(program_of(side.model, shapes))

@@ -1,0 +1,25 @@
+"""Two models or engines side by side: `verify`, `diff`, and what opens and runs any of them.
+Nothing is rewritten here.
+"""
+
+from .diff import ProgramDiff, diff_calls, read_calls
+from .engines import specs_of
+from .opening import open_engine, open_model
+from .programs import program_of, verify_programs
+from .running import run_loaded
+from .verdict import Verdict
+from .verification import verify
+
+__all__ = [
+    "ProgramDiff",
+    "Verdict",
+    "diff_calls",
+    "open_engine",
+    "open_model",
+    "program_of",
+    "read_calls",
+    "run_loaded",
+    "specs_of",
+    "verify",
+    "verify_programs",
+]

@@ -16,11 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.aten import ACTIVATIONS, aten, is_call, op_name
-from reparam.ir.cost import census
-from reparam.ir.feeds import Feed
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program, shape_of
+from reparam.ir import ACTIVATIONS, Feed, Program, aten, census, evaluate, is_call, op_name, shape_of
 
 # Sizes of the random inputs to begin with: a clip that only large values reach needs large inputs.
 SCALES = (0.25, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)

@@ -16,11 +16,9 @@ from rich.text import Text
 from torch import fx
 from torch._ops import OpOverload
 
-from reparam.engines.listing import ListedCall
-from reparam.ir.aten import arguments
-from reparam.ir.cost import batch_one
-from reparam.ir.program import Program, is_tensor, size_hint
-from reparam.utils.text import one_line
+from reparam.engines import ListedCall
+from reparam.ir import Program, arguments, batch_one, is_tensor, module_of, size_hint
+from reparam.utils import one_line
 
 CONTEXT = 1  # unchanged rows shown around a change
 _UNIMPORTANT = frozenset(
@@ -114,7 +112,7 @@ def _read_call(program: Program, node: fx.Node, batch: set[str]) -> ListedCall:
     weights = [n for n in node.all_input_nodes if n.op == "get_attr"]
     names = [program.constants[str(n.target)].origin for n in weights]
     name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
-    module = node.meta.get("module") or (names[0].rpartition(".")[0] if names else "")
+    module = module_of(node) or (names[0].rpartition(".")[0] if names else "")
     sizes = ["x".join(map(str, program.constants[str(n.target)].value.shape)) for n in weights]
     inside = ", ".join([*sizes[:1], *(["bias"] if len(sizes) == 2 else []), *_settings(node)])
     return ListedCall(

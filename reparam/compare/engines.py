@@ -17,16 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.check.network_check import depth_limit
-from reparam.check.output_error import ErrorSums, OutputError
-from reparam.engines.engine_check import Outputs, filled, floats, typed
-from reparam.engines.format import Port, Runnable
+from reparam.check import ErrorSums, OutputError, depth_limit
+from reparam.engines import EngineOutputs, Port, Runnable, floats
 from reparam.errors import InputError
-from reparam.ir.feeds import random_input
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import InputSpec, Program, shape_of
-from reparam.load.model import LoadedModel
-from reparam.rewrite.driver import Progress
+from reparam.ir import InputSpec, Program, evaluate, filled, random_input, shape_of, typed
+from reparam.load import LoadedModel
+from reparam.rewrite import Progress
 
 from .adversarial import FLOOR, SCALES, first_divergence_among, relative_gap, rounding
 from .adversarial import SLACK as SEARCH_SLACK
@@ -149,14 +145,14 @@ def verify_engines(
         reference: _Reference = _EngineReference(first, input_shapes, seed)
     else:
         reference = _ProgramReference(program_of(first, input_shapes or _fixed_shapes(second, first)))
-    job = _Job(reference, second, seed, progress)
+    job = _Comparison(reference, second, seed, progress)
     verdict = job.run(trials, adversarial)
     runtimes = [m.runtime if isinstance(m, Runnable) else "the captured program" for m in (a, b)]
     rows = [replace(o, error_a=o.error_b, error_b=o.error_a) for o in verdict.outputs] if swapped else verdict.outputs
     return replace(verdict, outputs=tuple(rows), runtimes=tuple(runtimes))
 
 
-class _Job:
+class _Comparison:
     """A reference and an engine on common inputs. dtype: the coarser of the two. least: the smallest batch of both."""
 
     least = 1
@@ -232,9 +228,9 @@ class _Job:
     def measure(self, values: Sequence[Tensor]) -> str:
         """Adds one feed to the sums; a reason when the outputs cannot be compared."""
         truth = self.reference.truth(values)
-        got = Outputs(self.engine.run(_ported(self.engine, values)))
+        got = EngineOutputs(self.engine.run(_ported(self.engine, values)))
         if not got.fits(truth):
-            tensors = Outputs([t for t in truth if isinstance(t, Tensor)])
+            tensors = EngineOutputs([t for t in truth if isinstance(t, Tensor)])
             return f"one gives outputs of shape {tensors.describe()}, the other {got.describe()}"
         own = floats(self.reference.own(values, self.dtype))
         rows = list(zip(floats(truth), got.floats, own, strict=True))

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reparam.engines.format import Runnable
+from reparam.engines import Runnable, check_manifest
 from reparam.engines.formats import recognise
-from reparam.engines.manifest import check_manifest
 from reparam.errors import InputError
-from reparam.load.model import LoadedModel, load_model
+from reparam.load import LoadedModel, load_model
 
 
 def open_model(

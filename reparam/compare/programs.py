@@ -13,16 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.capture.torch_export import capture, from_exported
-from reparam.check.network_check import depth_limit
-from reparam.check.output_error import ErrorSums
+from reparam.capture import capture, from_exported
+from reparam.check import ErrorSums, depth_limit
 from reparam.errors import CaptureError, InputError
-from reparam.ir.feeds import SMALL_SIZE, Feed, feed
-from reparam.ir.inputs import draw_examples
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import InputSpec, Program
-from reparam.load.model import LoadedModel
-from reparam.rewrite.driver import Progress
+from reparam.ir import SMALL_SIZE, Feed, InputSpec, Program, draw_examples, evaluate, feed
+from reparam.load import LoadedModel
+from reparam.rewrite import Progress
+from reparam.utils import dtype_name
 
 from .adversarial import first_divergence, relative_gap, rounding, search
 from .verdict import Verdict
@@ -55,7 +52,7 @@ def verify_programs(
     """`verify` for programs that are already captured. trials: random inputs. Raises InputError like `verify`."""
     if trials < 1:
         raise InputError(f"{trials} random inputs prove nothing; ask for at least one")
-    job = _Job(a, b, torch.Generator().manual_seed(seed))
+    job = _Comparison(a, b, torch.Generator().manual_seed(seed))
     feeds = job.feeds(trials)
     tell = progress or (lambda stage, done, total: None)
     reason = ""
@@ -80,7 +77,7 @@ def verify_programs(
     return Verdict(not reason, outputs, reason, where, found, shapes, trials, seed)
 
 
-class _Job:
+class _Comparison:
     """Two programs on common inputs, and what was measured so far.
 
     dtype: the coarser of the two programs' dtypes, which decides what may be lost. sizes: values of the first one's
@@ -133,7 +130,7 @@ class _Job:
         try:
             own_a, own_b = _own(self.a, values, self.dtype), _own(self.b, values, None)
         except RuntimeError as e:
-            raise InputError(f"this machine cannot run the models in {_dtype_name(self.dtype)}: {e}") from e
+            raise InputError(f"this machine cannot run the models in {dtype_name(self.dtype)}: {e}") from e
         rows = [r for r in zip(truth, other, own_a, own_b, strict=True) if _is_floating(r[0])]
         self.sums = self.sums or [ErrorSums() for _ in rows]
         for s, (t, o, p, q) in zip(self.sums, rows, strict=True):
@@ -165,12 +162,8 @@ def common_sizes(a: Sequence[InputSpec], b: Sequence[InputSpec]) -> tuple[dict[s
 
 
 def _unlike(p: InputSpec, q: InputSpec) -> str:
-    shown = [f"{list(s.shape)} ({_dtype_name(s.dtype)})" for s in (p, q)]
+    shown = [f"{list(s.shape)} ({dtype_name(s.dtype)})" for s in (p, q)]
     return f"the models' input '{p.name}' is {shown[0]} in one and {shown[1]} in the other"
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _runs(program: Program, values: Feed) -> bool:

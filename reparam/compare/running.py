@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from reparam.engines.format import Port, Runnable
-from reparam.engines.ports import output_names
+from reparam.engines import Port, Runnable, output_names
 from reparam.errors import InputError
-from reparam.load.model import LoadedModel
+from reparam.load import LoadedModel
+from reparam.utils import dtype_name, first_line
 
 Named = Sequence[tuple[str | None, Tensor]]
 
@@ -59,7 +59,7 @@ def _fitted(value: Tensor, port: Port) -> Tensor:
     )
     if not fits or value.is_floating_point() != dtype.is_floating_point:
         wanted = ", ".join(map(str, port.shape))
-        kind = str(value.dtype).removeprefix("torch.")
+        kind = dtype_name(value.dtype)
         raise InputError(f"the input '{port.name}' is {port.dtype} ({wanted}), not {kind} {tuple(value.shape)}")
     return value.to(dtype)
 
@@ -79,7 +79,7 @@ def _run_module(model: LoadedModel, inputs: Named) -> dict[str, Tensor]:
         with torch.no_grad():
             result = model.module(*(cast(v) for n, v in inputs if n is None), **keywords)
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = first_line(error)
         shapes = " ".join("x".join(map(str, v.shape)) for _, v in inputs)
         raise InputError(f"the model does not run on inputs of shape {shapes}: {reason}") from error
     return name_outputs(result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from reparam.check.output_error import OutputError
+from reparam.check import OutputError
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reparam.engines.format import Runnable
-from reparam.load.model import LoadedModel
-from reparam.rewrite.driver import Progress
+from reparam.engines import Runnable
+from reparam.load import LoadedModel
+from reparam.rewrite import Progress
 
 from .programs import program_of, verify_programs
 from .verdict import Verdict

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from reparam.errors import InputError
-from reparam.ir.program import Constant, Program
+from reparam.ir import Constant, Program, Scratchpad
 
 
 def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
@@ -32,7 +32,7 @@ def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
             raise InputError(f"weight '{constant.origin}' does not fit {str(wanted).removeprefix('torch.')}")
         node.target = names[old]
         constants[names[old]] = Constant(value, wanted, constant.origin, constant.trainable)
-    final = replace(program, constants=constants, cache={})
+    final = replace(program, constants=constants, notes=Scratchpad())
     return _retyped(final, dtype) if dtype is not None and dtype != program.dtype else final
 
 

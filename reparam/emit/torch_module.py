@@ -10,8 +10,8 @@ from typing import IO, Any, cast
 import torch
 from torch import fx, nn
 
-from reparam.ir.program import Constant, Program, shape_of
-from reparam.utils.files import refuse_existing, write_atomically
+from reparam.ir import Constant, Program, shape_of
+from reparam.utils import refuse_existing, write_atomically
 
 
 def to_module(program: Program) -> nn.Module:

@@ -1,0 +1,89 @@
+"""Files of other formats and what runs them: `export` builds, runs, checks and writes them.
+The formats themselves are the modules of `engines.formats`, found by being there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reparam.utils import lazy_doors
+
+if TYPE_CHECKING:
+    from .calibration import load_array, read_calibration
+    from .engine_check import EngineCheck, EngineOutputs, check_engine, floats
+    from .exporting import Exported, ExportOptions, export, export_conversion
+    from .format import BuildOptions, Built, Format, Port, Probe, Runnable
+    from .listing import ListedCall
+    from .manifest import check_manifest, manifest_path
+    from .model_card import card_of, fitted
+    from .openvino import OpenVinoRunnable, convert_onnx
+    from .ports import output_names
+
+_DOORS = {
+    "calibration": (
+        "load_array",
+        "read_calibration",
+    ),
+    "engine_check": (
+        "EngineCheck",
+        "EngineOutputs",
+        "check_engine",
+        "floats",
+    ),
+    "exporting": (
+        "ExportOptions",
+        "Exported",
+        "export",
+        "export_conversion",
+    ),
+    "format": (
+        "BuildOptions",
+        "Built",
+        "Format",
+        "Port",
+        "Probe",
+        "Runnable",
+    ),
+    "listing": ("ListedCall",),
+    "manifest": (
+        "check_manifest",
+        "manifest_path",
+    ),
+    "model_card": (
+        "card_of",
+        "fitted",
+    ),
+    "openvino": (
+        "OpenVinoRunnable",
+        "convert_onnx",
+    ),
+    "ports": ("output_names",),
+}
+__getattr__ = lazy_doors(__name__, _DOORS)
+
+__all__ = [
+    "BuildOptions",
+    "Built",
+    "EngineCheck",
+    "EngineOutputs",
+    "ExportOptions",
+    "Exported",
+    "Format",
+    "ListedCall",
+    "OpenVinoRunnable",
+    "Port",
+    "Probe",
+    "Runnable",
+    "card_of",
+    "check_engine",
+    "check_manifest",
+    "convert_onnx",
+    "export",
+    "export_conversion",
+    "fitted",
+    "floats",
+    "load_array",
+    "manifest_path",
+    "output_names",
+    "read_calibration",
+]

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.emit.torch_module import export_program
+from reparam.emit import export_program
 from reparam.errors import InputError, MachineError
-from reparam.ir.program import Program
+from reparam.ir import Program
+from reparam.utils import dtype_name
 
 from .format import BuildOptions, Built, Port, Runnable, Tell
 from .ports import ports_of
@@ -180,7 +181,7 @@ class AotiRunnable(Runnable):
             facts = json.loads(metadata[KEY])
             self.inputs = tuple(_port(p) for p in facts["inputs"])
             self.outputs = tuple(_port(p) for p in facts["outputs"])
-            self.precision = str(DTYPES[facts["precision"]]).removeprefix("torch.")
+            self.precision = dtype_name(DTYPES[facts["precision"]])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} was not written by reparam: it does not say what it takes") from error
         self.device = torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reparam.errors import InputError
-from reparam.ir.program import Program, shape_of
+from reparam.ir import Program, shape_of
 
 BATCH = 8  # samples in one run, where the batch is free
 ARRAYS = (".npy", ".npz")

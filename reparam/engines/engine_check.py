@@ -15,13 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.check.network_check import depth_limit
-from reparam.check.output_error import ErrorSums, OutputError
+from reparam.check import ErrorSums, OutputError, depth_limit
 from reparam.errors import InputError, NotEquivalentError
-from reparam.ir.cost import batch_one
-from reparam.ir.feeds import Feed, feed
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program, shape_of
+from reparam.ir import Feed, Program, batch_one, evaluate, feed, filled, shape_of, tensors_of, typed
 
 from .format import Runnable
 
@@ -78,7 +74,7 @@ class _Count:
 
 
 @dataclass
-class _Job:
+class _Measurement:
     """An engine under measurement."""
 
     original: Program
@@ -132,7 +128,7 @@ def check_engine(
     Raises NotEquivalentError naming the first output that differs by more than is allowed, InputError for an engine
     that takes none of the sizes.
     """
-    job = _Job(original, emitted, engine, quantised)
+    job = _Measurement(original, emitted, engine, quantised)
     generator = torch.Generator().manual_seed(seed)
     low = quantised or emitted.dtype.itemsize < torch.float32.itemsize
     feeds = (filled(original, d) for d in data) if data else _feeds(original, generator, low)
@@ -201,27 +197,11 @@ def _tensor_inputs(program: Program) -> Iterator[tuple[Any, Any]]:
     return ((specs[str(n.target)], n) for n in program.placeholders if str(n.target) in specs)
 
 
-def filled(program: Program, tensors: Sequence[Tensor]) -> Feed:
-    """One entry for each placeholder, from one tensor for each tensor input."""
-    given = iter(tensors)
-    names = {s.name for s in program.inputs}
-    return [next(given) if str(n.target) in names else n.meta["val"] for n in program.placeholders]
-
-
-def typed(program: Program, values: Feed) -> Feed:
-    """The values in the dtypes that the program's inputs have."""
-    specs = {s.name: s for s in program.inputs}
-    return [
-        v.to(specs[str(n.target)].dtype) if str(n.target) in specs else v
-        for n, v in zip(program.placeholders, values, strict=True)
-    ]
-
-
 # ---- outputs -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Outputs:
+class EngineOutputs:
     """What an engine gave."""
 
     values: list[Tensor]
@@ -252,7 +232,7 @@ def floats(values: Sequence[Any]) -> list[Tensor]:
     return [v.detach().cpu() for v in values if isinstance(v, Tensor) and v.is_floating_point()]
 
 
-def run_engine(engine: Runnable, program: Program, values: Feed) -> Outputs:
+def run_engine(engine: Runnable, program: Program, values: Feed) -> EngineOutputs:
     """The engine's outputs on one feed of the program that it was built from, each value in the port's dtype.
 
     Raises InputError when the engine takes another number of inputs.
@@ -261,10 +241,4 @@ def run_engine(engine: Runnable, program: Program, values: Feed) -> Outputs:
     if len(tensors) != len(engine.inputs):
         raise InputError(f"the models take {len(tensors)} and {len(engine.inputs)} tensor inputs")
     ported = [v.to(getattr(torch, p.dtype)) for v, p in zip(tensors, engine.inputs, strict=True)]
-    return Outputs(engine.run(ported))
-
-
-def tensors_of(program: Program, values: Feed) -> list[Tensor]:
-    """The tensor inputs among a feed's entries, which there is one of for each placeholder."""
-    names = {s.name for s in program.inputs}
-    return [v for v, n in zip(values, program.placeholders, strict=True) if str(n.target) in names]
+    return EngineOutputs(engine.run(ported))

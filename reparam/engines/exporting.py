@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,16 @@ from torch import nn
 
 from reparam._version import __version__
 from reparam.conversion import Conversion, Range, convert
-from reparam.emit.finalize import finalize
-from reparam.emit.torch_module import to_module
+from reparam.emit import finalize, to_module
 from reparam.errors import InputError, MachineError, NotEquivalentError
-from reparam.ir.program import Program
+from reparam.ir import Program, filled
 from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
 from reparam.report import Remark, Report
-from reparam.rewrite.driver import Driver, Progress
-from reparam.utils.files import move_into_place, publish, refuse_existing, staging_beside
+from reparam.rewrite import Driver, Progress
+from reparam.utils import move_into_place, publish, refuse_existing, staging_beside
 
-from .engine_check import EngineCheck, check_engine, filled
+from .engine_check import EngineCheck, check_engine
 from .format import BuildOptions, Format, Runnable
 from .formats import find_format
 from .manifest import manifest_path, sha256_of, sha256_of_state, write_manifest
@@ -94,12 +93,13 @@ def export(
     seed: int = 0,
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,
-    **choices: str,
+    **plain: str,
 ) -> Exported:
-    """Converts `model`, writes it in another format, loads that and proves that it is the same function.
+    """Converts `model`, writes it in another format, loads that and checks that it is the same function.
 
     to: fused, plain, or as-is, which only captures. path: of the file. options: the format and the precision (default:
-    ONNX in fp32). The other arguments are those of `convert`; weights are cast once, after folding.
+    ONNX in fp32). The other arguments are those of `convert`, the options of `plain` among them; weights are cast once,
+    after folding.
 
     Nothing is written unless the file was run and agreed, or cannot be run on this machine, which the manifest beside
     it then says.
@@ -121,7 +121,7 @@ def export(
         seed=seed,
         progress=progress,
         input_ranges=input_ranges,
-        **choices,
+        **plain,
     )
     return export_conversion(conversion, path, format, options, seed=seed, progress=progress)
 
@@ -146,12 +146,12 @@ def export_conversion(
         start = time.perf_counter()
         staged = staging / path.name
         built = format.build(program, staged, build, tell)
-        conversion.report.add_seconds("emit", time.perf_counter() - start)
+        seconds = {"emit": time.perf_counter() - start}
         start = time.perf_counter()
         tell("check", 0, 1)
         engine, check = _checked(conversion, program, staged, format, build, seed)
         tell("check", 1, 1)
-        conversion.report.add_seconds("verify", time.perf_counter() - start)
+        seconds["verify"] = time.perf_counter() - start
         _gate(check, options.min_sqnr)
         facts = _facts(conversion, options, format, program, engine, check, built.facts)
         format.stamp(staged, facts)
@@ -163,8 +163,9 @@ def export_conversion(
     notes = tuple(Remark("analysis", format.name, "", "", note) for note in built.remarks)
     outputs = tuple(path.with_name(f.name) for f in files)
     remarks = conversion.report.remarks + equalised + notes
-    report = replace(conversion.report, engine=_keys(options, check), remarks=remarks)
-    return Exported(path, outputs, check, report.with_(outputs=[str(p) for p in outputs]))
+    names = tuple(str(p) for p in outputs)
+    report = conversion.report.with_(engine=_keys(options, check), remarks=remarks, outputs=names, seconds=seconds)
+    return Exported(path, outputs, check, report)
 
 
 def _equalised(program: Program, data: Sequence[Sequence[torch.Tensor]]) -> tuple[Program, tuple[Remark, ...]]:

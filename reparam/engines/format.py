@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from reparam.errors import InputError, MachineError
+from reparam.utils import check_package
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reparam.ir.program import Program
+    from reparam.ir import Program
 
     from .listing import ListedCall
 
@@ -176,7 +177,6 @@ class Format(ABC):
 
     def probe(self) -> Probe:
         """What can be done here: everything when all of `needs` imports."""
-        from reparam.utils.packages import check_package
 
         states = [check_package(n) for n in self.needs]
         missing = [s for s in states if not s.works]
@@ -187,12 +187,11 @@ class Format(ABC):
 
     def require(self) -> None:
         """Raises MachineError, with the command that helps, unless everything in `needs` imports."""
-        from reparam.utils.packages import check_package
 
         for name in self.needs:
             state = check_package(name)
             if not state.works:
-                raise MachineError(f"{self.name} needs {name}, which {_is(state.problem)}; {state.install}")
+                raise MachineError(f"{self.name} needs {name}, which {state.complaint}; {state.install}")
 
     def check(self, precision: str, settings: Mapping[str, str]) -> None:
         """Raises InputError for a precision or a setting that the format does not have."""
@@ -201,7 +200,3 @@ class Format(ABC):
         for name in settings:
             if name not in self.settings:
                 raise InputError(f"--{name} is not an option of {self.name}")
-
-
-def _is(problem: str | None) -> str:
-    return "is missing" if problem == "missing" else str(problem)

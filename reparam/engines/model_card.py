@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reparam.ir.program import Program
-    from reparam.load.model import LoadedModel
+    from reparam.ir import Program
+    from reparam.load import LoadedModel
 
 
 def card_of(model: LoadedModel) -> dict[str, Any]:

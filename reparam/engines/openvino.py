@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from reparam.errors import InputError, MachineError
-from reparam.ir.program import Program
+from reparam.ir import Program
 
 from .format import BuildOptions, Built, Port, Runnable, Tell
 from .onnx.source import write_source

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from reparam.ir.program import Program
+from reparam.ir import Program
+from reparam.utils import dtype_name
 
 from .format import Port
 
@@ -35,12 +36,14 @@ def ports_of(program: Program) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
                 name = axis_name(i, len(spec.shape))
                 taken = sum(n.rpartition("_")[0] == name or n == name for n in names.values())
                 names[symbol] = f"{name}_{taken}" if taken else name
-    inputs = tuple(Port(s.name, tuple(_renamed(n, names) for n in s.shape), _dtype(s.dtype)) for s in program.inputs)
+    inputs = tuple(
+        Port(s.name, tuple(_renamed(n, names) for n in s.shape), dtype_name(s.dtype)) for s in program.inputs
+    )
     leaves: list[torch.fx.Node] = []
     torch.fx.node.map_arg(program.output.args, leaves.append)
     values = [n.meta["val"] for n in leaves if isinstance(n.meta.get("val"), torch.Tensor)]
     outputs = tuple(
-        Port(name, tuple(_renamed(n, names) for n in value.shape), _dtype(value.dtype))
+        Port(name, tuple(_renamed(n, names) for n in value.shape), dtype_name(value.dtype))
         for name, value in zip(names_of_outputs(program, len(values)), values, strict=True)
     )
     return inputs, outputs
@@ -54,10 +57,6 @@ def _renamed(size: Any, names: Mapping[str, str]) -> int | str:
     if re.fullmatch(r"-?\d+", text):
         return int(text)
     return re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), text)
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def output_names(count: int) -> list[str]:

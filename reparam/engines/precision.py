@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from reparam.ir.aten import aten
-from reparam.ir.program import Program, is_float
+from reparam.ir import Program, aten, is_float
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 

@@ -82,11 +82,27 @@ def _largest_index(node: fx.Node) -> float:
     return min(rows)
 
 
-def _typed(program: Program, values: Feed, dtype: torch.dtype | None) -> Feed:
+def typed(program: Program, values: Feed, dtype: torch.dtype | None = None) -> Feed:
+    """The values in the dtypes that the program's inputs have; floating ones in `dtype` when it is given."""
     specs = {s.name: s for s in program.inputs}
     result: Feed = []
     for node, value in zip(program.placeholders, values, strict=True):
         spec = specs.get(str(node.target))
-        floating = isinstance(value, Tensor) and value.is_floating_point() and spec is not None
-        result.append(value.to(dtype or spec.dtype) if floating and spec is not None else value)
+        if spec is None or not isinstance(value, Tensor):
+            result.append(value)
+            continue
+        result.append(value.to(dtype if dtype is not None and value.is_floating_point() else spec.dtype))
     return result
+
+
+def filled(program: Program, tensors: Sequence[Tensor]) -> Feed:
+    """One entry for each placeholder, from one tensor for each tensor input."""
+    given = iter(tensors)
+    names = {s.name for s in program.inputs}
+    return [next(given) if str(n.target) in names else n.meta["val"] for n in program.placeholders]
+
+
+def tensors_of(program: Program, values: Feed) -> list[Tensor]:
+    """The tensor inputs among a feed's entries, which there is one of for each placeholder."""
+    names = {s.name for s in program.inputs}
+    return [v for v, n in zip(values, program.placeholders, strict=True) if str(n.target) in names]

@@ -1,37 +1,16 @@
-"""The shapes of a model's inputs, and example tensors of them. Imports torch only where tensors are made."""
+"""Example tensors for a model's inputs, and the shapes of those that it has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from reparam.errors import InputError
+from reparam.utils import Shape, Shapes, dtype_name
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
-
-
-class Shape(tuple[int, ...]):
-    """The sizes of one input, without the batch.
-
-    dtype: the name of the input's integer dtype; None for numbers of the dtype that the model's weights have.
-    """
-
-    dtype: str | None
-
-    def __new__(cls, sizes: Iterable[int], dtype: str | None = None) -> Self:
-        shape = super().__new__(cls, sizes)
-        shape.dtype = dtype
-        return shape
-
-    def __str__(self) -> str:
-        return ",".join(map(str, self)) + (f":{self.dtype}" if self.dtype else "")
-
-
-Shapes = tuple[tuple[int, ...], ...]
 
 
 def draw_examples(
@@ -62,7 +41,7 @@ def shape_of_input(value: Tensor) -> Shape:
     """The shape that `value` is an example of; free sizes are as they were traced."""
     from .program import size_hint
 
-    dtype = None if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
+    dtype = None if value.is_floating_point() else dtype_name(value.dtype)
     return Shape((size_hint(s) for s in value.shape[1:]), dtype)
 
 

@@ -32,7 +32,7 @@ def _arguments(tree: Any, env: Mapping[fx.Node, Any], dtype: torch.dtype | None)
     return fx.node.map_aggregate(tree, lambda a: env[a] if isinstance(a, fx.Node) else retype(a, dtype))
 
 
-def call(node: fx.Node, env: Mapping[fx.Node, Any], dtype: torch.dtype | None) -> Any:
+def call_node(node: fx.Node, env: Mapping[fx.Node, Any], dtype: torch.dtype | None) -> Any:
     """The value of one call node, from its operands' values in `env`."""
     assert callable(node.target)
     return node.target(*_arguments(node.args, env, dtype), **_arguments(node.kwargs, env, dtype))
@@ -92,7 +92,7 @@ def _evaluate(
         elif node.op == "get_attr":
             env[node] = weight_value(program, node, dtype)
         elif node.op == "call_function":
-            env[node] = call(node, env, dtype)
+            env[node] = call_node(node, env, dtype)
             if observe is not None:
                 observe(node, env[node])
         else:
@@ -116,5 +116,5 @@ def evaluate_region(
     for node in region:
         if node in env:
             continue
-        env[node] = weight_value(program, node, dtype) if node.op == "get_attr" else call(node, env, dtype)
+        env[node] = weight_value(program, node, dtype) if node.op == "get_attr" else call_node(node, env, dtype)
     return env

@@ -22,6 +22,8 @@ from torch.utils import _pytree as pytree
 
 from reparam.errors import RuleError
 
+from .scratchpad import Scratchpad
+
 FOLD_DTYPE = torch.float64
 
 
@@ -73,7 +75,8 @@ class Program:
     fake_mode: FakeTensorMode
     dtype: torch.dtype
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    notes: Scratchpad = field(default_factory=Scratchpad, repr=False)
+    _gone: set[fx.Node] = field(default_factory=set, repr=False)
     _created: list[fx.Node] | None = field(default=None, repr=False)
 
     # ---- reading -------------------------------------------------------------------------------------------
@@ -135,7 +138,7 @@ class Program:
         with self.graph.inserting_before(like):
             node = self.graph.call_function(target, tuple(args), kwargs)
         data = any(i.meta["data"] for i in node.all_input_nodes)
-        node.meta = {"val": value, "module": like.meta.get("module", ""), "data": data}
+        node.meta = {"val": value, "module": module_of(like), "data": data}
         self._track(node)
         return node
 
@@ -148,7 +151,7 @@ class Program:
         args = fx.node.map_arg(node.args, swap)
         kwargs = fx.node.map_arg(node.kwargs, swap)
         new = self.call(node.target, args, kwargs, like=like or node)
-        new.meta["module"] = node.meta.get("module", "")
+        new.meta["module"] = module_of(node)
         return new
 
     def weight(
@@ -168,7 +171,7 @@ class Program:
             node = self.graph.create_node("get_attr", name)
         with self.fake_mode:
             fake = torch.empty(value.shape, dtype=out_dtype, device=self.device)
-        node.meta = {"val": fake, "module": like.meta.get("module", ""), "data": False}
+        node.meta = {"val": fake, "module": module_of(like), "data": False}
         self._track(node)
         return node
 
@@ -191,8 +194,13 @@ class Program:
         """Erases unused nodes and the weights that only they read."""
         for node in nodes:
             self.graph.erase_node(node)
+            self._gone.add(node)
             if node.op == "get_attr":
                 self.constants.pop(str(node.target), None)
+
+    def erased(self, node: fx.Node) -> bool:
+        """Whether the node was erased, so that nothing that was said of it holds any more."""
+        return node in self._gone
 
     def copy(self) -> Program:
         """An independent graph over the same tensors (no weight is copied)."""
@@ -203,7 +211,9 @@ class Program:
         for old, new in mapping.items():
             new.meta = dict(old.meta)
         node.meta = dict(self.output.meta)
-        return replace(self, graph=graph, constants=dict(self.constants), cache={}, _created=None)
+        return replace(
+            self, graph=graph, constants=dict(self.constants), notes=Scratchpad(), _gone=set(), _created=None
+        )
 
 
 def size_hint(value: Any, env: Mapping[Any, int] | None = None) -> int:
@@ -245,6 +255,16 @@ def is_tensor(node: Any) -> bool:
 def is_float(node: Any) -> bool:
     """True for a node whose value is one floating tensor."""
     return is_tensor(node) and bool(node.meta["val"].is_floating_point())
+
+
+def module_of(node: fx.Node) -> str:
+    """The path of the module that made the node, "" for the root."""
+    return str(node.meta.get("module") or "")
+
+
+def place_of(node: fx.Node) -> str:
+    """What messages and new weights name a node after: its module's path, or its own name where it has none."""
+    return module_of(node) or node.name
 
 
 def upstream(roots: Iterable[fx.Node], stop: Callable[[fx.Node], bool] = lambda _: False) -> list[fx.Node]:

@@ -216,5 +216,4 @@ _HANDLERS: dict[Any, Callable[[Ranges, fx.Node], Interval]] = {
 
 def ranges_of(program: Program) -> Ranges:
     """The program's intervals, kept with it: a node's value never changes, so neither does its interval."""
-    ranges: Ranges = program.cache.setdefault("ranges", Ranges(program))
-    return ranges
+    return program.notes.get(Ranges, lambda: Ranges(program))

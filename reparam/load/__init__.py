@@ -1,0 +1,13 @@
+"""A file or a name as an nn.Module. Nothing in a file runs unless it is trusted."""
+
+from .model import LoadedModel, load_model
+from .random_statistics import randomize_statistics
+from .zoo import Architecture, build_architecture
+
+__all__ = [
+    "Architecture",
+    "LoadedModel",
+    "build_architecture",
+    "load_model",
+    "randomize_statistics",
+]

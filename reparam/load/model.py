@@ -17,11 +17,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError, UnsafeFileError
-from reparam.ir.inputs import Shapes, draw_examples, exported_shapes
-from reparam.utils.files import SOURCE_FILES
+from reparam.ir import draw_examples, exported_shapes
+from reparam.utils import SOURCE_FILES, Shapes
 
 from .checkpoint import HOLDERS, Checkpoint, check_finite, load_checkpoint
-from .infer_architecture import check_architecture, compare, infer_architecture, same_function, shapes_of
+from .infer import check_architecture, compare, infer_architecture, same_function, shapes_of
 from .random_statistics import randomize_statistics
 from .zoo import Architecture, build_architecture, build_without_init
 

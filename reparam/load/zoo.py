@@ -24,9 +24,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from reparam.errors import InputError, MachineError
-from reparam.ir.inputs import Shapes
-
-from .random_statistics import randomize_statistics
+from reparam.utils import Shapes
+from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
 if TYPE_CHECKING:
     from reparam.models.registry import Entry
@@ -37,15 +36,12 @@ __all__ = [
     "build_architecture",
     "build_without_init",
     "meta_state",
-    "randomize_statistics",
-    "register_missing_torchvision_ops",
 ]
 
 SOURCES = ("torchvision", "timm", "reparam")
 
 _DOWNLOADS = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "pretrained_cfg")
 _KEEP = frozenset({"requires_grad_", "share_memory_", "rename_", "retain_grad_"})
-_LIBRARIES: list[torch.library.Library] = []  # a declared operator lives as long as its library object
 
 
 @dataclass(frozen=True)
@@ -68,26 +64,6 @@ class _Factory:
     build: Callable[..., Any]
     fixed: Mapping[str, Any]
     shapes: Callable[[nn.Module, Mapping[str, Any]], Shapes | None]
-
-
-def register_missing_torchvision_ops() -> None:
-    """Declares torchvision's `nms` and `qnms` beside a CPU-only torch whose torchvision cannot load its own library.
-
-    Call it before torchvision is first imported. It does nothing with a CUDA build of torch, where torchvision is not
-    installed, where its library loads, and when called again.
-    """
-    if torch.version.cuda is not None or hasattr(torch.ops.torchvision, "nms"):
-        return
-    found = importlib.util.find_spec("torchvision")
-    if found is None or not found.submodule_search_locations:
-        return
-    try:
-        torch.ops.load_library(os.path.join(found.submodule_search_locations[0], "_C.so"))
-    except OSError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(library)
 
 
 def build_architecture(spec: str, arch_args: Mapping[str, Any] | None = None, *, seed: int = 0) -> Architecture:

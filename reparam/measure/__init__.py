@@ -1,0 +1,11 @@
+"""How fast models are: by every runtime, in interleaved rounds, with the spread.
+Nothing is measured that was not run on this machine.
+"""
+
+from .latency import BenchResult, Where, bench
+
+__all__ = [
+    "BenchResult",
+    "Where",
+    "bench",
+]

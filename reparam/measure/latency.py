@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from reparam._version import __version__
-from reparam.engines.format import Runnable
+from reparam.engines import Runnable
 from reparam.errors import InputError
-from reparam.load.model import LoadedModel
-from reparam.rewrite.driver import Progress
+from reparam.load import LoadedModel
+from reparam.rewrite import Progress
 
 from .runtimes import brought_to, check_runtimes, name_of, text_of
 from .timing import CPU, Call, Sample, call_of, check_device

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from reparam.engines.exporting import ExportOptions, export
-from reparam.engines.format import Runnable
+from reparam.engines import ExportOptions, Runnable, export
 from reparam.engines.formats import find_format
 from reparam.errors import InputError
-from reparam.ir.inputs import Shapes, draw_examples
-from reparam.load.model import LoadedModel
+from reparam.ir import draw_examples
+from reparam.load import LoadedModel
+from reparam.utils import Shapes
 
 TORCH, COMPILE = "torch", "compile"
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino", "aoti": "aoti", "tensorrt": "tensorrt"}
@@ -74,12 +74,12 @@ def brought_to(
 
 def _read_by(runtime: str, name: str, engine: Runnable, path: Path) -> Runnable:
     """OpenVINO reads ONNX files itself; other engines have one runtime."""
-    from reparam.engines.onnx.runtime import OnnxRunnable
+    from reparam.engines.onnx import OnnxRunnable
 
     if not isinstance(engine, OnnxRunnable) or runtime != "openvino":
         also = " or openvino" if isinstance(engine, OnnxRunnable) else ""
         raise InputError(f"{name} is run by {engine.by}{also}, not by {runtime}")
-    from reparam.engines.openvino import OpenVinoRunnable, convert_onnx
+    from reparam.engines import OpenVinoRunnable, convert_onnx
 
     target = path.with_name(path.name + ".xml")
     convert_onnx(engine.path, target)

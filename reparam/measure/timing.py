@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.compare.engines import specs_of
-from reparam.engines.format import Runnable
+from reparam.compare import specs_of
+from reparam.engines import Runnable
 from reparam.errors import InputError, MachineError
-from reparam.ir.feeds import random_input
-from reparam.ir.inputs import draw_examples
-from reparam.load.model import LoadedModel
+from reparam.ir import draw_examples, random_input
+from reparam.load import LoadedModel
+from reparam.utils import first_line
 
 CPU, CUDA = "cpu", "cuda"
 DEVICES = (CPU, CUDA)
@@ -87,13 +87,13 @@ class Call:
             with torch.cuda.graph(graph):
                 self.run()
         except RuntimeError as error:
-            raise InputError(f"{self.name} cannot be captured as a CUDA graph: {_first_line(error)}") from error
+            raise InputError(f"{self.name} cannot be captured as a CUDA graph: {first_line(error)}") from error
         return Call(self.name, graph.replay, gpu=True)
 
 
 def check_device(device: str) -> None:
     """Raises InputError for an unknown device, MachineError where there is no GPU that torch can use."""
-    from reparam.engines.tensorrt.runtime import no_gpu
+    from reparam.engines.tensorrt import no_gpu
 
     if device not in DEVICES:
         raise InputError(f"unknown device '{device}'; choose from {', '.join(DEVICES)}")
@@ -145,8 +145,4 @@ def _try(name: str, run: Callable[[], object]) -> None:
     try:
         run()
     except RuntimeError as error:
-        raise InputError(f"{name} does not run on these inputs: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"{name} does not run on these inputs: {first_line(error)}") from error

@@ -19,8 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.aten import arguments, aten, is_call, op_name
-from reparam.ir.program import FOLD_DTYPE, Program
+from reparam.ir import FOLD_DTYPE, Program, Refusal, arguments, aten, is_call, module_of, op_name, place_of
 
 Family = Literal["linear", "slopes", "bounds", "gates", "fixed"]
 
@@ -101,7 +100,7 @@ def _read_gated(node: fx.Node) -> Activation | None:
 
 
 @dataclass(frozen=True)
-class Slot:
+class ChannelRun:
     """Channels of a register behind a layer: `count` of them under `act`, their pre-activation at least `low`."""
 
     act: Activation
@@ -116,7 +115,7 @@ class Joint:
     family: Family
     kind: str
     uniform: fx.Node | None
-    slots: tuple[Slot, ...]
+    slots: tuple[ChannelRun, ...]
     parametric: bool = False
 
     @property
@@ -125,7 +124,7 @@ class Joint:
         return SELU_SCALE if self.uniform is not None and self.uniform.target is aten.selu.default else 1.0
 
 
-def fit_activation(slots: Sequence[Slot]) -> Joint | str:
+def fit_activation(slots: Sequence[ChannelRun]) -> Joint | Refusal:
     """The activation that does to every slot what it wants, or why there is none."""
     active = [s for s in slots if s.act.family != "linear"]
     passing = [s for s in slots if s.act.family == "linear"]
@@ -145,15 +144,15 @@ def fit_activation(slots: Sequence[Slot]) -> Joint | str:
     if families == {"gates"} and len({s.act.kind for s in active}) == 1:
         return Joint("gates", first.kind, None, tuple(slots), parametric=True)
     if len({s.act.signature for s in active}) > 1:
-        return f"{' and '.join(sorted({_named(s.act) for s in active}))} share no activation that also carries"
-    return f"{_named(first)} changes every value, so that nothing can be carried past it"
+        return Refusal(f"{' and '.join(sorted({_named(s.act) for s in active}))} share no activation that also carries")
+    return Refusal(f"{_named(first)} changes every value, so that nothing can be carried past it")
 
 
 def _named(act: Activation) -> str:
     """`elu at 'layer1.0.act'`"""
     if act.node is None:
         return act.kind
-    place = act.node.meta.get("module")
+    place = module_of(act.node)
     return f"{op_name(act.node)} at '{place}'" if place else op_name(act.node)
 
 
@@ -175,7 +174,7 @@ def emit_activation(program: Program, joint: Joint, x: fx.Node, order: Tensor, a
         return program.call(joint.uniform.target, (x, *args[1:]), joint.uniform.kwargs, like=like)
     if joint.kind == "relu":
         return program.call(aten.relu.default, (x,), like=like)
-    stem = str(like.meta.get("module") or like.name)
+    stem = place_of(like)
 
     def weight(values: Tensor, name: str, *, flat: bool = False) -> fx.Node:
         padded = torch.cat([values, values.new_zeros(1)])[order]

@@ -9,13 +9,10 @@ from typing import Any
 
 from torch import fx
 
-from reparam.ir.aten import op_name
-from reparam.ir.cost import batch_one, node_macs
-from reparam.ir.program import Program
-from reparam.ir.value_ranges import Interval, ranges_of
+from reparam.ir import Interval, Program, batch_one, module_of, node_macs, op_name, ranges_of
 
 from .linear_form import Value
-from .lowering import Chain
+from .lowering import PlainChain
 from .partial_sums import Split
 from .span import carries_data
 
@@ -55,9 +52,9 @@ class Block:
         return f"{count}{ratio}{f', grouped {grouped}' if grouped else ''}{f'; measured {clock}' if clock else ''}"
 
 
-def price(program: Program, chain: Chain, made: fx.Node) -> Block:
+def price(program: Program, chain: PlainChain, made: fx.Node) -> Block:
     """Of a chain whose result is the new node `made`."""
-    span, groups = chain.network.span, chain.layout.groups
+    span, groups = chain.span_values.span, chain.layout.groups
     new = _back_to(span.entry, made)
     env = batch_one(program)
     return Block(
@@ -78,7 +75,7 @@ def _path(nodes: Sequence[fx.Node]) -> str:
     """Of the calls up to the last merge: what follows it is another block's."""
     merges = [i for i, n in enumerate(nodes) if len([o for o in n.all_input_nodes if carries_data(o)]) > 1]
     own = nodes[: merges[-1] + 1] if merges else nodes
-    return shared_path(n.meta.get("module", "") for n in own)
+    return shared_path(module_of(n) for n in own)
 
 
 def shared_path(paths: Iterable[str]) -> str:
@@ -94,11 +91,11 @@ def shared_path(paths: Iterable[str]) -> str:
     return ".".join(shared)
 
 
-def facts_of(program: Program, chain: Chain) -> tuple[str, ...]:
+def facts_of(program: Program, chain: PlainChain) -> tuple[str, ...]:
     """One sentence for each value of the input and each carried one: its range, and how it passes activations."""
     ranges = ranges_of(program)
     ways = _ways(chain)
-    told = dict.fromkeys((*chain.network.inputs, *ways))
+    told = dict.fromkeys((*chain.span_values.inputs, *ways))
     rows: dict[str, None] = {}
     for value in told:
         place = _called(value.node)
@@ -113,16 +110,16 @@ def facts_of(program: Program, chain: Chain) -> tuple[str, ...]:
 
 def _called(node: fx.Node) -> str:
     """`relu at 'layer1.0'`; the node's own name where no module made it."""
-    if node.op != "call_function" or not node.meta.get("module"):
+    if node.op != "call_function" or not module_of(node):
         return f"'{node.name}'"
     return f"{op_name(node)} at '{node.meta['module']}'"
 
 
-def _ways(chain: Chain) -> dict[Value, tuple[str, ...]]:
+def _ways(chain: PlainChain) -> dict[Value, tuple[str, ...]]:
     """For each value that passes an activation which is not its own: how it does so."""
-    values = chain.network.values
+    values = chain.span_values.values
     found: dict[Value, dict[str, None]] = {}
-    for stage in chain.layers.stages:
+    for stage in chain.schedule.stages:
         if stage.joint.family == "linear":
             continue
         own = {v for v, _ in stage.forms if v.act.family != "linear"}

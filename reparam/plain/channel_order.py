@@ -28,7 +28,7 @@ def width(values: Sequence[Value]) -> int:
 
 
 @dataclass(eq=False)
-class Slots:
+class SegmentOrders:
     """The orders of a segment's registers, worked out when they are asked for."""
 
     run: tuple[Stage, ...]

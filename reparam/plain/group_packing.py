@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .channel_order import Labels, Slots, images_of, natural, width
-from .grouped_layer import Wire, wire
-from .stage import Layers, Stage
+from .channel_order import Labels, SegmentOrders, images_of, natural, width
+from .grouped_layer import GroupedLayer, group_layer
+from .stage import Schedule, Stage
 
 LONGEST = 3
 MOST = 6
@@ -34,7 +34,7 @@ class Segment:
     macs: int
     widths: tuple[int, ...]
     groups: tuple[int, ...]
-    slots: Slots = field(compare=False)
+    slots: SegmentOrders = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Layout:
     groups: tuple[int, ...]
     orders: tuple[np.ndarray, ...]
 
-    def wires(self, stages: Sequence[Stage]) -> list[Wire | None]:
+    def wires(self, stages: Sequence[Stage]) -> list[GroupedLayer | None]:
         """How each layer is wired; None for a pool or a gate."""
         each = zip(stages, self.groups, self.orders, self.orders[1:], strict=False)
-        return [None if _keeps_order(s) else wire(s, g, a, b) for s, g, a, b in each]
+        return [None if _keeps_order(s) else group_layer(s, g, a, b) for s, g, a, b in each]
 
 
 class Packer:
@@ -59,18 +59,18 @@ class Packer:
         self._segments: dict[tuple[object, ...], list[Segment]] = {}
         self._depthwise: dict[int, int] = {}
 
-    def price(self, layers: Layers) -> float:
+    def price(self, schedule: Schedule) -> float:
         """Multiply-accumulates of the cheapest layout."""
-        return float(self._path(layers).macs)
+        return float(self._path(schedule).macs)
 
-    def lay(self, layers: Layers) -> Layout:
+    def lay(self, schedule: Schedule) -> Layout:
         """The cheapest layout."""
-        stages = layers.stages
-        return _trace(self._path(layers), stages)
+        stages = schedule.stages
+        return _trace(self._path(schedule), stages)
 
-    def _path(self, layers: Layers) -> _Path:
+    def _path(self, schedule: Schedule) -> _Path:
         """A shortest path over the registers, along dense layers and segments."""
-        stages = layers.stages
+        stages = schedule.stages
         last = len(stages)
         naturals = [width(s.before) for s in stages] + [width(stages[-1].after)]
         arrived: list[dict[int, _Path]] = [{} for _ in range(last + 1)]  # by width, whatever came before
@@ -336,7 +336,7 @@ def _segment(
     np.add.at(loads, home, counts)
     price = _price(run, loads.max(0), g, fine)
     widths = tuple(g * c for c in price.caps)
-    slots = Slots(tuple(run), labels, names, home, g, price.caps)
+    slots = SegmentOrders(tuple(run), labels, names, home, g, price.caps)
     return Segment(0, len(run), price.macs, widths, price.groups, slots)
 
 

@@ -1,7 +1,8 @@
 """One layer of a chain as a grouped convolution: which channels each of its groups reads and writes.
 
 Channels are named by their place in natural order, where a register holds its values one after the other. A group may
-read channels that others read too, and several groups may write parts of one channel; `PartialSums` then adds the parts up.
+read channels that others read too, and several groups may write parts of one channel; `PartialSums` then adds the parts
+up.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reparam.algebra.branch_term import fit
-from reparam.ir.program import FOLD_DTYPE
+from reparam.algebra import fit
+from reparam.ir import FOLD_DTYPE
 
 from .channel_order import natural, width
 from .linear_form import Map, Value, numbers_of, shift_vector
@@ -35,7 +36,7 @@ class PartialSums:
 
 
 @dataclass(frozen=True, eq=False)
-class Wire:
+class GroupedLayer:
     """inputs: (groups, n) channels that each group reads. outputs: (groups, m) channels that it writes, or parts of.
 
     links: for each block of the stage that joins single channels the group of each of its rows, None for other blocks.
@@ -67,7 +68,7 @@ def ends(m: Map) -> tuple[np.ndarray, np.ndarray]:
     return m.rows + k, m.cols + k // (m.n_out // m.groups)
 
 
-def wire(stage: Stage, groups: int, before: np.ndarray, after: np.ndarray) -> Wire:
+def group_layer(stage: Stage, groups: int, before: np.ndarray, after: np.ndarray) -> GroupedLayer:
     """A layer whose registers have these orders, cut into equal groups, each of which holds whole components."""
     inputs, outputs = before.reshape(groups, -1), after.reshape(groups, -1)
     home = np.zeros(width(stage.after), dtype=np.int64)
@@ -75,7 +76,7 @@ def wire(stage: Stage, groups: int, before: np.ndarray, after: np.ndarray) -> Wi
     home[after[used]] = np.flatnonzero(used) // outputs.shape[1]
     out = natural(stage.after)
     links = tuple(home[out[v] + ends(m)[0]] if is_link(m) else None for v, _, m in stage.blocks())
-    return Wire(inputs, outputs, links)
+    return GroupedLayer(inputs, outputs, links)
 
 
 class _Places:
@@ -93,7 +94,7 @@ class _Places:
         return found
 
 
-def weight_of(wire: Wire, stage: Stage, device: torch.device) -> Tensor:
+def weight_of(wire: GroupedLayer, stage: Stage, device: torch.device) -> Tensor:
     """The weight of the layer, (groups*m, n, *kernel), float64."""
     groups, n_in = wire.inputs.shape
     n_out = wire.outputs.shape[1]
@@ -146,7 +147,7 @@ def placed(values: Tensor, order: np.ndarray) -> Tensor:
     return torch.cat([values, values.new_zeros(1)])[torch.from_numpy(order.copy())]
 
 
-def sums_weight(wire: Wire, sums: PartialSums, ndim: int, device: torch.device) -> Tensor:
+def sums_weight(wire: GroupedLayer, sums: PartialSums, ndim: int, device: torch.device) -> Tensor:
     """One where a part belongs to a result, (groups*m, n, 1, ...), float64."""
     parts = np.append(wire.outputs.reshape(-1), PAD)[sums.picks]
     same = (sums.results[:, :, None] == parts[:, None, :]) & (parts >= 0)[:, None, :]

@@ -14,9 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra.kernels import compose, dilate, dirac, expand_groups
-from reparam.algebra.window import Window, compose_windows, identity_window, is_padded
-from reparam.ir.program import FOLD_DTYPE
+from reparam.algebra import Window, compose_over, compose_windows, dirac, expand_groups, identity_window, is_padded
+from reparam.ir import FOLD_DTYPE, Refusal
 
 from .activation import LINEAR, Activation
 
@@ -58,7 +57,7 @@ class Shift:
     numbers: Numbers = field(compare=False, repr=False)
 
 
-Kind = Literal["input", "layer", "pool", "gate"]
+ValueKind = Literal["input", "layer", "pool", "gate"]
 
 
 @dataclass(eq=False)
@@ -72,7 +71,7 @@ class Value:
 
     index: int
     node: fx.Node
-    kind: Kind
+    kind: ValueKind
     channels: int
     space: tuple[int | None, ...]
     positions: int
@@ -221,12 +220,12 @@ def _dense(m: Map) -> Tensor:
     return expand_groups(numbers_of(m), m.groups, 1)
 
 
-def apply_map(outer: Map, form: Form) -> Form | str:
+def apply_map(outer: Map, form: Form) -> Form | Refusal:
     """outer(form) as a form, or why it is not exact at the border."""
     maps: list[tuple[Value, Map]] = []
     for value, inner in form.maps:
         made = _compose_maps(outer, inner)
-        if isinstance(made, str):
+        if isinstance(made, Refusal):
             return made
         if made is not None:
             maps.append((value, made))
@@ -236,7 +235,7 @@ def apply_map(outer: Map, form: Form) -> Form | str:
         if part is None:
             continue
         if is_padded(outer.window):
-            return "a shift would meet the zero padding that follows, which is wrong on the border"
+            return Refusal("a shift would meet the zero padding that follows, which is wrong on the border")
         shifts.append(_shifted(part, s))
     return Form(outer.rows + outer.n_out, tuple(maps), tuple(shifts))
 
@@ -251,7 +250,7 @@ def _shifted(part: Map, s: Shift) -> Shift:
     return Shift(part.rows, part.n_out, numbers)
 
 
-def _compose_maps(outer: Map, inner: Map) -> Map | str | None:
+def _compose_maps(outer: Map, inner: Map) -> Map | Refusal | None:
     first = narrow_rows(inner, outer.cols, outer.n_in)
     if first is None:
         return None
@@ -266,22 +265,15 @@ def _compose_maps(outer: Map, inner: Map) -> Map | str | None:
     if second.numbers is unit and second.diagonal and second.plain:
         return replace(first, rows=second.rows)
     window = compose_windows(first.window, second.window)
-    if isinstance(window, str):
+    if isinstance(window, Refusal):
         return window
     groups = math.gcd(first.groups, second.groups)
     joint, a, b = window, first, second
 
     def numbers() -> Tensor:
-        spread = [s * d for s, d in zip(a.window.stride, b.window.step, strict=True)]
-        one = dilate(numbers_of(a), _ratios(a.window.step, joint.step, a.window.size))
-        two = dilate(numbers_of(b), _ratios(spread, joint.step, b.window.size))
-        return compose(one, a.groups, two, b.groups, (1,) * len(joint.size))
+        return compose_over(joint, a.window, numbers_of(a), a.groups, b.window, numbers_of(b), b.groups)
 
     return Map(joint, groups, b.rows, b.n_out, a.cols, a.n_in, numbers)
-
-
-def _ratios(steps: Sequence[int], units: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    return [s // u if n > 1 else 1 for s, u, n in zip(steps, units, sizes, strict=True)]
 
 
 def shift_vector(form: Form, device: torch.device) -> Tensor | None:

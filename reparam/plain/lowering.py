@@ -8,43 +8,41 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra.layer import conv_call
-from reparam.algebra.window import Window, identity_window
-from reparam.ir.aten import WEIGHTED, aten, is_call
-from reparam.ir.program import Program
+from reparam.algebra import Window, conv_call, identity_window
+from reparam.ir import WEIGHTED, Program, aten, is_call, module_of, place_of
 
 from .activation import emit_activation
 from .channel_order import width
 from .group_packing import Layout
-from .grouped_layer import Wire, placed, rearranged, shifts_of, sums_weight, values_at, weight_of
+from .grouped_layer import GroupedLayer, placed, rearranged, shifts_of, sums_weight, values_at, weight_of
 from .partial_sums import Split
-from .register_value import Network
+from .register_value import SpanValues
 from .span import carries_data
 from .squeeze_excite import emit_gate
-from .stage import Layers, Stage
+from .stage import Schedule, Stage
 
 _NEAR = 4  # calls between an activation and the layer that it is named after
 
 
 @dataclass(frozen=True)
-class Chain:
+class PlainChain:
     """A planned span: what it was, its layers, and how they are laid out.
 
     seconds: what each of several ways to lay it out took, when they were measured.
     """
 
-    network: Network
-    layers: Layers
+    span_values: SpanValues
+    schedule: Schedule
     layout: Layout | Split
     seconds: tuple[tuple[str, float], ...] = ()
 
 
-def lower(program: Program, chain: Chain) -> fx.Node:
+def lower(program: Program, chain: PlainChain) -> fx.Node:
     """The result of the chain, as new nodes before the span's last one."""
-    anchor = chain.network.span.exit
-    axis = chain.network.axis
-    current = chain.network.span.entry
-    stages = chain.layers.stages
+    anchor = chain.span_values.span.exit
+    axis = chain.span_values.axis
+    current = chain.span_values.span.entry
+    stages = chain.schedule.stages
     order = np.arange(width(stages[0].before))
     for stage, wire in zip(stages, chain.layout.wires(stages), strict=True):
         like = _origin(stage)
@@ -57,7 +55,7 @@ def lower(program: Program, chain: Chain) -> fx.Node:
         else:
             value = stage.forms[0][0]
             current = emit_gate(program, value, current, values_at(stage.after, order)[value], like=anchor)
-        current.meta["module"] = like.meta.get("module", "")
+        current.meta["module"] = module_of(like)
     return _select(program, current, order, np.arange(width(stages[-1].after)), axis, like=anchor)
 
 
@@ -69,7 +67,7 @@ def _select(
     if places is None:
         return x
     index = torch.from_numpy(places).to(program.device)
-    stem = str(x.meta.get("module") or x.name)
+    stem = place_of(x)
     return program.call(
         aten.index_select.default, (x, axis, program.weight(index, f"{stem}_order", like=like)), like=like
     )
@@ -90,22 +88,22 @@ def _origin(stage: Stage) -> fx.Node:
     return node
 
 
-def _layer(program: Program, chain: Chain, stage: Stage, x: fx.Node, wire: Wire) -> fx.Node:
+def _layer(program: Program, chain: PlainChain, stage: Stage, x: fx.Node, wire: GroupedLayer) -> fx.Node:
     """One convolution (two when parts are added up) and one activation; x is in the order of the wire's inputs."""
-    like = chain.network.span.exit
+    like = chain.span_values.span.exit
     origin = _origin(stage)
-    stem = str(origin.meta.get("module") or origin.name)
+    stem = place_of(origin)
     shifts = shifts_of(stage, program.device)
     has_shift = bool((shifts != 0).any())
 
     def layer(x: fx.Node, weight: Tensor, name: str, window: Window, groups: int, bias: Tensor | None) -> fx.Node:
         w = program.weight(weight, f"{name}.weight", like=like)
         b = program.weight(bias, f"{name}.bias", like=like) if bias is not None else None
-        if chain.network.ndim:
+        if chain.span_values.ndim:
             y = conv_call(program, x, w, b, window.geometry(groups), like=like)
         else:
             y = program.call(aten.linear.default, (x, w, b), like=like)
-        y.meta["module"] = origin.meta.get("module", "")
+        y.meta["module"] = module_of(origin)
         return y
 
     bias = placed(shifts, wire.order) if has_shift else None
@@ -114,9 +112,9 @@ def _layer(program: Program, chain: Chain, stage: Stage, x: fx.Node, wire: Wire)
     if wire.sums is not None:
         picks = wire.sums.picks.reshape(-1)
         parts = np.arange(wire.outputs.size)
-        y = _select(program, y, parts, picks, chain.network.axis, like=like)
-        ones = sums_weight(wire, wire.sums, chain.network.ndim, program.device)
-        window = identity_window(chain.network.ndim)
+        y = _select(program, y, parts, picks, chain.span_values.axis, like=like)
+        ones = sums_weight(wire, wire.sums, chain.span_values.ndim, program.device)
+        window = identity_window(chain.span_values.ndim)
         y = layer(y, ones, f"{stem}_sums", window, len(wire.sums.picks), bias)
     slots = torch.from_numpy(wire.order.copy())
-    return emit_activation(program, stage.joint, y, slots, chain.network.axis, like=like)
+    return emit_activation(program, stage.joint, y, slots, chain.span_values.axis, like=like)

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from reparam.algebra.window import Window
-from reparam.ir.aten import arguments, pair
-from reparam.ir.program import static_shape
+from reparam.algebra import Window
+from reparam.ir import arguments, pair, static_shape
 
 from .activation import Activation
 from .linear_form import Form, Map, Value, add_forms, apply_map, reference, scale_form, unit
-from .register_value import Holder, Refused
+from .register_value import Refused, ValueBuilder
 
 _RELU = Activation("slopes", "relu", None, slope=0.0, low=0.0)
 
@@ -37,7 +36,7 @@ class _Pool:
         return 2 * self.padding[axis] - self.kernel[axis]
 
 
-def spell_max_pool(holder: Holder, node: fx.Node, x: Value) -> Form:
+def spell_max_pool(holder: ValueBuilder, node: fx.Node, x: Value) -> Form:
     """The max-pool `node` of `x` as a form over new ReLU values. Raises Refused where padding would be seen."""
     pool = _read(holder, node, x)
     steps = [(axis, t) for axis, k in enumerate(pool.kernel) for t in range(k) if t != pool.padding[axis]]
@@ -61,7 +60,7 @@ def spell_max_pool(holder: Holder, node: fx.Node, x: Value) -> Form:
     return total
 
 
-def _read(holder: Holder, node: fx.Node, x: Value) -> _Pool:
+def _read(holder: ValueBuilder, node: fx.Node, x: Value) -> _Pool:
     args = arguments(node)
     n = holder.ndim
     kernel = pair(args["kernel_size"], n)
@@ -95,7 +94,7 @@ def _tap(base: Value, pool: _Pool, axis: int, offset: int, *, strided: bool) -> 
     return Form(c, ((base, Map(window, c, 0, c, 0, c, unit)),))
 
 
-def _decimated(holder: Holder, node: fx.Node, form: Form, pool: _Pool, x: Value) -> Form:
+def _decimated(holder: ValueBuilder, node: fx.Node, form: Form, pool: _Pool, x: Value) -> Form:
     """The form at the positions that the pool keeps, as a value that a register may hold."""
     c = form.channels
     made = apply_map(Map(_window(pool, 0, 0, strided=True), c, 0, c, 0, c, unit), form)

@@ -18,9 +18,9 @@ import numpy as np
 
 from .channel_order import natural, width
 from .group_packing import Layout, Packer, stage_macs
-from .grouped_layer import PAD, PartialSums, Wire, ends, is_link, wire
+from .grouped_layer import PAD, GroupedLayer, PartialSums, ends, group_layer, is_link
 from .linear_form import Map, Value
-from .stage import Layers, Stage
+from .stage import Schedule, Stage
 
 _Pairs = tuple[np.ndarray, np.ndarray]  # (group, channel)
 
@@ -30,9 +30,9 @@ class Split:
     """How every layer is wired (None: a pool or a gate, which keep the order that they find), and what it costs."""
 
     macs: int
-    found: tuple[Wire | None, ...]
+    found: tuple[GroupedLayer | None, ...]
 
-    def wires(self, stages: Sequence[Stage]) -> list[Wire | None]:
+    def wires(self, stages: Sequence[Stage]) -> list[GroupedLayer | None]:
         """How each layer is wired."""
         return list(self.found)
 
@@ -56,38 +56,38 @@ class Splitter:
 
     parts: int
     packer: Packer = field(default_factory=lambda: Packer("auto"))
-    _wires: dict[int, tuple[int, Wire | None]] = field(default_factory=dict)
+    _wires: dict[int, tuple[int, GroupedLayer | None]] = field(default_factory=dict)
 
-    def price(self, layers: Layers) -> float:
+    def price(self, schedule: Schedule) -> float:
         """Multiply-accumulates of the cheapest layout."""
-        return min(self.packer.price(layers), float(self._split(layers).macs))
+        return min(self.packer.price(schedule), float(self._split(schedule).macs))
 
-    def lay(self, layers: Layers) -> Layout | Split:
+    def lay(self, schedule: Schedule) -> Layout | Split:
         """The cheapest layout."""
-        whole = self.packer.lay(layers)
-        split = self._split(layers)
+        whole = self.packer.lay(schedule)
+        split = self._split(schedule)
         return split if split.macs < whole.macs else whole
 
-    def _split(self, layers: Layers) -> Split:
-        found = [self._cheapest(stage) for stage in layers.stages]
+    def _split(self, schedule: Schedule) -> Split:
+        found = [self._cheapest(stage) for stage in schedule.stages]
         return Split(sum(macs for macs, _ in found), tuple(w for _, w in found))
 
-    def _cheapest(self, stage: Stage) -> tuple[int, Wire | None]:
+    def _cheapest(self, stage: Stage) -> tuple[int, GroupedLayer | None]:
         if stage.serial not in self._wires:
             self._wires[stage.serial] = self._wire(stage)
         return self._wires[stage.serial]
 
-    def _wire(self, stage: Stage) -> tuple[int, Wire | None]:
+    def _wire(self, stage: Stage) -> tuple[int, GroupedLayer | None]:
         n_in, n_out = width(stage.before), width(stage.after)
         if stage.kind in ("pool", "gate"):
             return stage_macs(stage, n_in, n_out, 1), None
         cuts = [(1, 1), (self.parts, 1), (1, self.parts), (self.parts, self.parts)]
         found = [_cut(stage, *cut) for cut in cuts]
-        found += [wire(stage, groups, before, after) for groups, before, after in self.packer.alone(stage)]
+        found += [group_layer(stage, groups, before, after) for groups, before, after in self.packer.alone(stage)]
         return min(((_macs(stage, w), w) for w in found), key=lambda f: f[0])
 
 
-def _macs(stage: Stage, w: Wire) -> int:
+def _macs(stage: Stage, w: GroupedLayer) -> int:
     groups, n_in = w.inputs.shape
     total: int = stage.positions * math.prod(stage.window.size) * groups * n_in * w.outputs.shape[1]
     if w.sums is not None:
@@ -95,7 +95,7 @@ def _macs(stage: Stage, w: Wire) -> int:
     return total
 
 
-def _cut(stage: Stage, n_g: int, n_h: int) -> Wire:
+def _cut(stage: Stage, n_g: int, n_h: int) -> GroupedLayer:
     """The layer in n_g slices of what it reads times n_h slices of what it computes; group g*n_h + h."""
     into, out = natural(stage.before), natural(stage.after)
     blocks = stage.blocks()
@@ -126,7 +126,7 @@ def _cut(stage: Stage, n_g: int, n_h: int) -> Wire:
         made.append((at, out[v] + rows))
         links.append(at)
     outputs = _table(made, n_g * n_h, width(stage.after))
-    return Wire(_table(read, n_g * n_h), outputs, tuple(links), _sums(outputs))
+    return GroupedLayer(_table(read, n_g * n_h), outputs, tuple(links), _sums(outputs))
 
 
 def _linked(v: Value, u: Value, m: Map, dense: bool, n_g: int, n_h: int) -> np.ndarray:

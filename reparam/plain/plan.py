@@ -6,69 +6,77 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reparam.ir.cost import batch_one
-from reparam.ir.program import Program, shape_of
-from reparam.options import slices_of
+from reparam.ir import Program, Refusal, batch_one, shape_of
+from reparam.options import PlainOptions
 
 from .group_packing import Packer
-from .grouped_layer import Wire
-from .lowering import Chain
+from .grouped_layer import GroupedLayer
+from .lowering import PlainChain
 from .partial_sums import Splitter
-from .register_value import Network
+from .register_value import SpanValues
 from .schedule import Planner
 from .schedule_search import search
-from .stage import Broken, Layers, Stage
+from .stage import Infeasible, Schedule, Stage
 
 ROUNDS = 7
 _MEASURED = ("auto", "dense")
 SavedLevels = tuple[tuple[int, float | None], ...]
 
 
-def plan_chain(
-    program: Program, network: Network, carry: str, signed: str, known: dict[object, SavedLevels]
-) -> Chain | Broken:
-    """The chain of a network, or why there is none. known: schedules found for equal networks; gets new ones."""
-    if carry != "measured":
-        return _plan(network, carry, signed, known)
-    found = [_plan(network, way, signed, known) for way in _MEASURED]
-    chains = [c for c in found if isinstance(c, Chain)]
+@dataclass
+class PlansMade:
+    """What was found for equal spans: the levels of their schedules, and the seconds that ways to carry took."""
+
+    levels: dict[object, SavedLevels] = field(default_factory=dict)
+    seconds: dict[object, tuple[float, ...]] = field(default_factory=dict)
+
+
+def plan_chain(program: Program, span_values: SpanValues, options: PlainOptions) -> PlainChain | Refusal:
+    """The chain of a network, or why there is none. Equal networks get equal chains, searched for once."""
+    made = program.notes.get(PlansMade, PlansMade)
+    if options.carry != "measured":
+        return _plan(span_values, options, made)
+    found = [_plan(span_values, replace(options, carry=way), made) for way in _MEASURED]
+    chains = [c for c in found if isinstance(c, PlainChain)]
     if len(chains) < len(found):
         return found[0]
     if chains[0].layout.macs == chains[1].layout.macs:
         return chains[0]
-    key = ("measured", signed, network.signature)
-    seconds = program.cache.setdefault("carry seconds", {})
+    key = (options.signed, span_values.signature)
+    seconds = made.seconds
     if key not in seconds:
         seconds[key] = _measure(program, chains)
     best = chains[0] if seconds[key][0] <= seconds[key][1] else chains[1]
     return replace(best, seconds=tuple(zip(_MEASURED, seconds[key], strict=True)))
 
 
-def _plan(network: Network, carry: str, signed: str, known: dict[object, SavedLevels]) -> Chain | Broken:
-    slices = slices_of(carry)
-    if not network.ndim:
+def _plan(span_values: SpanValues, options: PlainOptions, made: PlansMade) -> PlainChain | Refusal:
+    carry, slices, known = options.carry, options.slices, made.levels
+    if not span_values.ndim:
         carry, slices = "dense", None  # linear layers have no groups
     layouts = Packer(carry) if slices is None else Splitter(slices)
-    planner = Planner(network, signed)
-    key = (carry, signed, network.signature)
-    layers: Layers | Broken = planner.lay_out(dict(known[key])) if key in known else search(planner, layouts.price)
-    if isinstance(layers, Broken):
-        return layers
-    known[key] = layers.levels
-    return Chain(network, layers, layouts.lay(layers))
+    planner = Planner(span_values, options.signed)
+    key = (carry, options.signed, span_values.signature)
+    schedule: Schedule | Infeasible = (
+        planner.lay_out(dict(known[key])) if key in known else search(planner, layouts.price)
+    )
+    if isinstance(schedule, Infeasible):
+        return schedule.refusal
+    known[key] = schedule.levels
+    return PlainChain(span_values, schedule, layouts.lay(schedule))
 
 
 # ---- by the clock ----------------------------------------------------------------------------------------------------
 
 
-def _measure(program: Program, chains: Sequence[Chain]) -> tuple[float, ...]:
+def _measure(program: Program, chains: Sequence[PlainChain]) -> tuple[float, ...]:
     """Seconds that layers of the shapes of each chain take for one sample, with other numbers.
 
     Medians of rounds in which the chains take turns. Gates are left out, since every way has the same ones.
@@ -91,11 +99,11 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _imitation(program: Program, chain: Chain) -> Callable[[], Tensor]:
+def _imitation(program: Program, chain: PlainChain) -> Callable[[], Tensor]:
     """Runs layers like those of a chain, with ReLU for their activations, on one sample."""
     like: dict[str, Any] = {"dtype": program.dtype, "device": program.device}
-    entry = torch.rand(shape_of(chain.network.span.entry, batch_one(program)), **like)
-    stages = chain.layers.stages
+    entry = torch.rand(shape_of(chain.span_values.span.entry, batch_one(program)), **like)
+    stages = chain.schedule.stages
     wires = chain.layout.wires(stages)
     steps = [_step(s, w, like) for s, w in zip(stages, wires, strict=True) if s.kind != "gate"]
 
@@ -108,7 +116,7 @@ def _imitation(program: Program, chain: Chain) -> Callable[[], Tensor]:
     return run
 
 
-def _step(stage: Stage, wire: Wire | None, like: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+def _step(stage: Stage, wire: GroupedLayer | None, like: dict[str, Any]) -> Callable[[Tensor], Tensor]:
     if wire is None:
         call = stage.forms[0][0].node
         return lambda x: call.target(x, *call.args[1:], **call.kwargs)  # type: ignore[operator]

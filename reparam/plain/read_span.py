@@ -16,12 +16,39 @@ from typing import Any
 import torch
 from torch import fx
 
-from reparam.algebra.channel_affine import Affine, along, read_affine
-from reparam.algebra.kernels import average_kernel
-from reparam.algebra.layer import Layer, read_layer, weights
-from reparam.algebra.window import Window, identity_window, layer_window, pad_window, pool_window, zero_padding
-from reparam.ir.aten import ADDS, AVG_POOLS, CATS, MAX_POOLS, PADS, SUBS, ZEROS, arguments, aten, is_call, op_name, pair
-from reparam.ir.program import Program, is_float, shape_of
+from reparam.algebra import (
+    Affine,
+    Layer,
+    Window,
+    along,
+    average_kernel,
+    identity_window,
+    layer_window,
+    pad_window,
+    pool_window,
+    read_affine,
+    read_layer,
+    weights,
+    zero_padding,
+)
+from reparam.ir import (
+    ADDS,
+    AVG_POOLS,
+    CATS,
+    MAX_POOLS,
+    PADS,
+    SUBS,
+    ZEROS,
+    Program,
+    Refusal,
+    arguments,
+    aten,
+    is_call,
+    is_float,
+    op_name,
+    pair,
+    shape_of,
+)
 
 from .activation import read_activation
 from .linear_form import (
@@ -38,12 +65,12 @@ from .linear_form import (
     unit,
 )
 from .max_pool_as_relu import spell_max_pool
-from .register_value import SLICES, SPLITS, Holder, Network, Refusal, Refused, first_wall, why_not
+from .register_value import SLICES, SPLITS, Refused, SpanValues, ValueBuilder, first_blocking_call, why_not
 from .span import Span, carries_data
 from .squeeze_excite import Gate, find_gates
 
 
-def read_network(program: Program, span: Span, max_pool: str = "keep") -> Network | Refusal:
+def read_span(program: Program, span: Span, max_pool: str = "keep") -> SpanValues | Refusal:
     """The span as values and forms, or the first thing in it that has no place in a register, walls before all else.
 
     max_pool: "relu" spells max-pools with ReLUs, "keep" leaves them, which lets nothing be carried past.
@@ -51,20 +78,20 @@ def read_network(program: Program, span: Span, max_pool: str = "keep") -> Networ
     try:
         return _Reader(program, span, max_pool).read()
     except Refused as e:
-        wall = first_wall(span)
-        return e.refusal if wall is None else Refusal(wall, why_not(wall))
+        wall = first_blocking_call(span)
+        return e.refusal if wall is None else Refusal(why_not(wall), wall)
 
 
 _OPEN_END = (None, 2**63 - 1)
 
 
-class _Reader(Holder):
+class _Reader(ValueBuilder):
     def __init__(self, program: Program, span: Span, max_pool: str) -> None:
         super().__init__(program, span)
         self.spell_max_pool = max_pool == "relu" and self.ndim > 0
         self.pools: dict[tuple[int, str, str], Form] = {}
 
-    def read(self) -> Network:
+    def read(self) -> SpanValues:
         if self.rank < 2:
             raise Refused(self.span.exit, "its values have no channel axis")
         self.forms[self.span.entry] = self.inputs()
@@ -84,7 +111,7 @@ class _Reader(Holder):
             if len(readers) > 1 and form.bare is None:
                 form = reference(self.hold(node, form))
             self.forms[node] = form
-        return Network(self.span, tuple(self.values), self.axis)
+        return SpanValues(self.span, tuple(self.values), self.axis)
 
     # ---- operators ---------------------------------------------------------------------------------------------------
 
@@ -153,7 +180,7 @@ class _Reader(Holder):
         if len(parts) < 3 or x.form.shifts:
             return whole
         spread = apply_map(own, x.form)
-        if isinstance(spread, str):
+        if isinstance(spread, Refusal):
             return whole
         total = Form(own.n_out, ())
         for i, part in enumerate(parts):
@@ -206,8 +233,8 @@ class _Reader(Holder):
         if padding is None:
             raise Refused(node, "it pads with something else than zeros around the map")
         made = apply_map(Map(pad_window(padding), c, 0, c, 0, c, unit), self.of(args["self"]))
-        if isinstance(made, str):
-            raise Refused(node, made)
+        if isinstance(made, Refusal):
+            raise Refused(node, made.reason)
         return made
 
     def cat(self, node: fx.Node) -> Form:
@@ -256,8 +283,8 @@ class _Reader(Holder):
         window = replace(flat, stride=tuple(step if a == axis else 1 for a in range(self.ndim)))
         c = shape_of(node)[self.axis]
         made = apply_map(Map(window, c, 0, c, 0, c, unit), self.of(arguments(node)["self"]))
-        if isinstance(made, str):
-            raise Refused(node, made)
+        if isinstance(made, Refusal):
+            raise Refused(node, made.reason)
         return made if all(is_call(u, SLICES) for u in node.users) else reference(self.hold(node, made))
 
     def sum(self, node: fx.Node) -> Form:

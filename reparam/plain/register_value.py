@@ -9,10 +9,24 @@ from typing import Any
 
 from torch import fx
 
-from reparam.algebra.window import Window
-from reparam.ir.aten import BATCH_NORMS, LINEARS, MATMULS, MOVEMENTS, NORMS, arguments, aten, is_call, op_name
-from reparam.ir.program import Program, fixed_size, is_float, shape_of
-from reparam.ir.value_ranges import ranges_of
+from reparam.algebra import Window
+from reparam.ir import (
+    BATCH_NORMS,
+    LINEARS,
+    MATMULS,
+    MOVEMENTS,
+    NORMS,
+    Program,
+    Refusal,
+    arguments,
+    aten,
+    fixed_size,
+    is_call,
+    is_float,
+    op_name,
+    ranges_of,
+    shape_of,
+)
 
 from .activation import Activation
 from .linear_form import Form, Value, cat_forms, reference, slice_form
@@ -23,22 +37,14 @@ SLICES = frozenset({aten.slice.Tensor, aten.narrow.default})
 SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default})
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why a span cannot become one chain: the reason, and at which node (None when it lies in the whole)."""
-
-    node: fx.Node | None
-    reason: str
-
-
 class Refused(Exception):
     def __init__(self, node: fx.Node, reason: str) -> None:
         super().__init__(reason)
-        self.refusal = Refusal(node, reason)
+        self.refusal = Refusal(reason, node)
 
 
 @dataclass(frozen=True)
-class Network:
+class SpanValues:
     """The values of a span: first the pieces of its input, last its result. axis: where the channels lie."""
 
     span: Span
@@ -71,7 +77,7 @@ class Network:
         return self.values[-1]
 
 
-class Holder:
+class ValueBuilder:
     """Makes the values of one span, and remembers the form of each node read so far."""
 
     def __init__(self, program: Program, span: Span) -> None:
@@ -195,6 +201,6 @@ def why_not(node: fx.Node) -> str:
     return f"{name} acts on all channels or positions of a value at once, so that nothing can be carried past it"
 
 
-def first_wall(span: Span) -> fx.Node | None:
+def first_blocking_call(span: Span) -> fx.Node | None:
     """The first call of the span that no change of layout would let anything past."""
     return next((n for n in span.nodes if is_call(n, _ACROSS)), None)

@@ -7,9 +7,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from reparam.ir import Refusal
+
 from .linear_form import Value, apply_map
 from .schedule import Planner
-from .stage import Broken, Layers
+from .stage import Infeasible, Schedule
 
 EXACT = 1000  # schedules of a network that are all priced
 EXHAUSTIVE = 600
@@ -17,15 +19,15 @@ FEW = 10  # values of a network in which also what must exist may take a level o
 SWEEPS = 6
 OFFERS = 6000  # schedules that coordinate descent may price, times the values of each
 
-Price = Callable[[Layers], float]
+Price = Callable[[Schedule], float]
 
 
 def required(planner: Planner) -> set[int]:
     """Optional values that some reader cannot inline exactly."""
     found: set[int] = set()
-    for w in planner.network.values:
+    for w in planner.span_values.values:
         for u, m in w.form.maps if w.form is not None else ():
-            if u.optional and u.form is not None and isinstance(apply_map(m, u.form), str):
+            if u.optional and u.form is not None and isinstance(apply_map(m, u.form), Refusal):
                 found.add(u.index)
     return found
 
@@ -35,7 +37,7 @@ def earliest(planner: Planner, fixed: set[int]) -> dict[int, float | None]:
 
     Values that come into being by a stride share a level with the others of their resolution, since a register has one.
     """
-    values = planner.network.values
+    values = planner.span_values.values
     floor: dict[int, float] = {}
     levels = _soonest(values, fixed, floor)
     for _ in values:
@@ -80,16 +82,16 @@ def every(planner: Planner, fixed: set[int]) -> Iterator[dict[int, float | None]
 
     Left out are only schedules that cannot be laid out, and optional values that come after all their readers.
     """
-    values = planner.network.values
+    values = planner.span_values.values
     optional = {v.index for v in values if v.optional} - fixed
     inputs = frozenset(v.index for v in values if v.kind == "input")
-    result = planner.network.result.index
+    result = planner.span_values.result.index
     needs: dict[int, frozenset[int]] = {}
     for v in values:
         found = [needs[u.index] if u.index in optional else {u.index} for u in v.operands]
         needs[v.index] = frozenset(itertools.chain(*found))
     readers = {v.index: {w.index for w in _readers(values, v)} for v in values}
-    must = _alive(planner.network.result) - optional
+    must = _alive(planner.span_values.result) - optional
 
     def onwards(
         levels: dict[int, float | None], placed: frozenset[int], top: float
@@ -116,12 +118,12 @@ def _alive(result: Value) -> set[int]:
     return found
 
 
-def search(planner: Planner, price: Price) -> Layers | Broken:
+def search(planner: Planner, price: Price) -> Schedule | Infeasible:
     """The cheapest schedule: of all when they are few.
 
     Otherwise the best of four starts, all around the first when those are few, then coordinate descent.
     """
-    values = planner.network.values
+    values = planner.span_values.values
     fixed = required(planner)
     best = _Best(planner, price)
     whole = list(itertools.islice(every(planner, fixed), EXACT + 1))
@@ -143,7 +145,7 @@ def search(planner: Planner, price: Price) -> Layers | Broken:
     for _ in range(SWEEPS):
         before = best.score
         for i in choices:
-            for level in _choices(planner, best.levels, i, fixed, between=best.layers is None or few):
+            for level in _choices(planner, best.levels, i, fixed, between=best.schedule is None or few):
                 if best.offers * len(values) >= OFFERS:
                     return best.result()
                 best.offer(dict(best.levels) | {i: level})
@@ -164,8 +166,8 @@ class _Best:
     price: Price
     score: tuple[float, float] = (math.inf, math.inf)
     levels: dict[int, float | None] = field(default_factory=dict)
-    layers: Layers | None = None
-    broken: Broken | None = None
+    schedule: Schedule | None = None
+    broken: Infeasible | None = None
     offers: int = 0
     _seen: set[tuple[tuple[int, float | None], ...]] = field(default_factory=set)
 
@@ -176,20 +178,20 @@ class _Best:
         self._seen.add(key)
         self.offers += 1
         found = self.planner.lay_out(dict(key))
-        if isinstance(found, Broken):
+        if isinstance(found, Infeasible):
             score = (float(found.faults), 0.0)
             self.broken = self.broken or found
         else:
             score = (0.0, self.price(found))
         if score < self.score:
             self.score, self.levels = score, dict(key)
-            if isinstance(found, Layers):
-                self.layers = found
+            if isinstance(found, Schedule):
+                self.schedule = found
             else:
                 self.broken = found
 
-    def result(self) -> Layers | Broken:
-        return self.layers or self.broken or Broken(1, "no schedule was found")
+    def result(self) -> Schedule | Infeasible:
+        return self.schedule or self.broken or Infeasible((Refusal("no schedule was found"),))
 
 
 def _compressed(levels: Mapping[int, float | None]) -> dict[int, float | None]:
@@ -206,12 +208,12 @@ def _choices(
 
     Optional values may take new ones between two others; `between`: any value may.
     """
-    values = planner.network.values
+    values = planner.span_values.values
     value = values[index]
     optional = value.optional and index not in fixed
     low, high = _lower(levels, value), _upper(levels, values, value, max if optional else min)
     top = max(t for t in levels.values() if t is not None)
-    if value is planner.network.result:
+    if value is planner.span_values.result:
         return [levels[index]]
     grid = [k / 2 for k in range(int(2 * low) + 1, int(min(high, top + 1) * 2))]
     if not optional:

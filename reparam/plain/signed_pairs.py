@@ -21,28 +21,30 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .activation import LINEAR, Joint, Slot, fit_activation
+from reparam.ir import Refusal
+
+from .activation import LINEAR, ChannelRun, Joint, fit_activation
 from .linear_form import Form, Map, Numbers, Shift, Value, numbers_of, reference
-from .register_value import Network
+from .register_value import SpanValues
 
 if TYPE_CHECKING:
     from .stage import Stage
 
 
 @dataclass
-class Signs:
+class SignedPairs:
     """Puts twins into the layers of one network; what was made once is kept, so that equal layers stay one object."""
 
-    network: Network
+    span_values: SpanValues
     _twins: dict[int, Value] = field(default_factory=dict)
     _made: dict[tuple[int, frozenset[int]], Stage] = field(default_factory=dict)
 
-    def fit(self, register: Sequence[Value], slots: Sequence[Slot]) -> Joint | str:
+    def fit(self, register: Sequence[Value], slots: Sequence[ChannelRun]) -> Joint | Refusal:
         """The joint activation of a register whose signed channels may become twins."""
         fitted = fit_activation(slots)
         if isinstance(fitted, Joint) and not fitted.parametric:
             return fitted
-        whole = {u for v in self.network.values if v.kind in ("pool", "gate") for u in v.operands}
+        whole = {u for v in self.span_values.values if v.kind in ("pool", "gate") for u in v.operands}
         parts = [s if v in whole else replace(s, low=max(s.low, 0.0)) for v, s in zip(register, slots, strict=True)]
         split = fit_activation(parts)
         return split if isinstance(split, Joint) and _makes_pairs(split) else fitted
@@ -65,14 +67,14 @@ class Signs:
         fresh = {v for v in _met(stage) if v.index not in twins}
         if not fresh and not any(v.index in twins for v in stage.before):
             return stage
-        assert self.network.result not in fresh, "the result is alone in its register"
+        assert self.span_values.result not in fresh, "the result is alone in its register"
         created = {v for v, _ in stage.forms}
         forms = [(v, self._over(form, twins)) for v, form in stage.forms]
         forms = [(self.twin(v), _both(form)) if v in fresh else (v, form) for v, form in forms]
         forms += [(self.twin(v), _both(reference(v))) for v in stage.after if v in fresh - created]
         after = tuple(self.twin(v) if v in fresh or v.index in twins else v for v in stage.after)
         own = {v for v, _ in stage.forms}
-        slots = tuple(Slot(v.act if v in own else LINEAR, v.channels, v.low) for v in after)
+        slots = tuple(ChannelRun(v.act if v in own else LINEAR, v.channels, v.low) for v in after)
         return replace(
             stage,
             before=tuple(self.twin(v) if v.index in twins else v for v in stage.before),
@@ -85,7 +87,7 @@ class Signs:
     def twin(self, value: Value) -> Value:
         """[relu(x); relu(-x)], one for each value."""
         if value.index not in self._twins:
-            index = len(self.network.values) + value.index
+            index = len(self.span_values.values) + value.index
             made = replace(value, index=index, channels=2 * value.channels, low=0.0, form=None, act=LINEAR)
             self._twins[value.index] = made
         return self._twins[value.index]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.program import Program
+from reparam.ir import Program
 
 
 @dataclass(frozen=True)

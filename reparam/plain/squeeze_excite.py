@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra.layer import read_layer, weights, write_layer
-from reparam.ir.aten import MULS, aten, is_call
-from reparam.ir.program import FOLD_DTYPE, Program, is_float, shape_of
+from reparam.algebra import read_layer, weights, write_layer
+from reparam.ir import FOLD_DTYPE, MULS, Program, aten, is_call, is_float, shape_of
 
 from .linear_form import Value
 from .span import Span, carries_data

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reparam.algebra.window import Window
+from reparam.algebra import Window
+from reparam.ir import Refusal
 
 from .activation import Joint
 from .linear_form import Form, Map, Value, reference
 
 Levels = Mapping[int, float | None]
-
-
 Register = tuple[Value, ...]
 
 
@@ -52,20 +51,24 @@ def carry(value: Value) -> Map:
 
 
 @dataclass(frozen=True)
-class Layers:
+class Schedule:
     """A valid schedule: its layers in order."""
 
     levels: tuple[tuple[int, float | None], ...]
     stages: tuple[Stage, ...]
 
 
-@dataclass
-class Broken:
-    """An invalid schedule: the number of faults, and the first one."""
+@dataclass(frozen=True)
+class Infeasible:
+    """An assignment of levels that is no schedule: everything that is wrong with it, the first thing first."""
 
-    faults: int = 0
-    reason: str = ""
+    refusals: tuple[Refusal, ...]
 
-    def add(self, reason: str) -> None:
-        self.faults += 1
-        self.reason = self.reason or reason
+    @property
+    def faults(self) -> int:
+        return len(self.refusals)
+
+    @property
+    def refusal(self) -> Refusal:
+        """The first of them."""
+        return self.refusals[0]

@@ -1,4 +1,4 @@
-"""The driver: applies rules to a fixed point, and accepts a rewrite only when it is proven equal and costs no more.
+"""The driver: applies rules to a fixed point, and accepts a rewrite only when its check holds and it costs no more.
 
 A worklist holds the nodes to look at. After a rewrite only the new nodes and their neighbours are looked at again, so
 the work grows with the number of rewrites and not with its square. The order is that of the graph: the same program
@@ -11,18 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
-from reparam.check.region import Region, find_region
-from reparam.check.rewrite_check import Evidence, check_region
+from reparam.check import Evidence, Region, check_region, find_region
 from reparam.errors import RuleError
-from reparam.ir.cost import batch_one, node_macs
-from reparam.ir.program import Program
-from reparam.ir.value_ranges import ranges_of
+from reparam.ir import Program, Refusal, batch_one, module_of, node_macs, ranges_of
 from reparam.report import Remark
 
-from .rule import Match, Missed, Rewrite, Rule
+from .rule import Match, Rewrite, Rule
 
 MAX_ROUNDS = 50
 Progress = Callable[[str, int, int], None]
@@ -33,7 +31,7 @@ class Phase:
     """Rules that run together to their fixed point. accepts_cost: they may add multiply-accumulates."""
 
     name: str
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule[Any], ...]
     accepts_cost: bool = False
 
 
@@ -50,9 +48,9 @@ class Outcome:
 class _Index:
     """Rules by the overload their pattern's root calls, in the order they were given."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
-        self._by_target: dict[object, list[Rule]] = {}
-        self._any: list[Rule] = []
+    def __init__(self, rules: Sequence[Rule[Any]]) -> None:
+        self._by_target: dict[object, list[Rule[Any]]] = {}
+        self._any: list[Rule[Any]] = []
         self._order = {id(r): i for i, r in enumerate(rules)}
         for rule in rules:
             if not rule.pattern.targets:
@@ -60,7 +58,7 @@ class _Index:
             for target in rule.pattern.targets:
                 self._by_target.setdefault(target, []).append(rule)
 
-    def rules(self, node: fx.Node) -> list[Rule]:
+    def rules(self, node: fx.Node) -> list[Rule[Any]]:
         found = self._by_target.get(node.target, []) + self._any
         return sorted(found, key=lambda r: self._order[id(r)])
 
@@ -85,7 +83,6 @@ class Driver:
         self._progress = progress
         self._left = -1 if limit is None else limit
         self._missed: dict[tuple[str, fx.Node], Remark] = {}
-        self._erased: set[fx.Node] = set()
 
     def run(self, phases: Sequence[Phase]) -> Outcome:
         """Applies `phases` in turn, and again from the first until a whole round changes nothing."""
@@ -94,7 +91,7 @@ class Driver:
                 break
         else:
             raise RuleError(f"the rules still rewrite each other's results after {MAX_ROUNDS} rounds")
-        alive = [r for (_, node), r in self._missed.items() if node not in self._erased]
+        alive = [r for (_, node), r in self._missed.items() if not self.program.erased(node)]
         self.outcome.remarks.extend(alive)
         return self.outcome
 
@@ -108,7 +105,7 @@ class Driver:
             node = queue.popleft()
             queued.discard(node)
             done += 1
-            if node in self._erased:
+            if self.program.erased(node):
                 continue
             if self._progress is not None:
                 self._progress(phase.name, done, max(total, done + len(queue)))
@@ -120,13 +117,13 @@ class Driver:
                 self._left -= 1
                 if rewrites > MAX_ROUNDS * (total + 1):
                     raise RuleError(f"'{rule.name}' rewrites its own result without end, last at '{node.name}'")
-                fresh = [n for n in touched if n not in queued and n not in self._erased]
+                fresh = [n for n in touched if n not in queued and not self.program.erased(n)]
                 queue.extend(fresh)
                 queued.update(fresh)
                 break
         return rewrites
 
-    def _attempt(self, rule: Rule, node: fx.Node) -> list[fx.Node] | None:
+    def _attempt(self, rule: Rule[Any], node: fx.Node) -> list[fx.Node] | None:
         """The nodes to look at next when the rule rewrote something at `node`, else None."""
         found = rule.pattern.match(node)
         if found is None:
@@ -135,7 +132,7 @@ class Driver:
         plan = rule.check(self.program, Match(node, found))
         if plan is None:
             return None
-        if isinstance(plan, Missed):
+        if isinstance(plan, Refusal):
             self._miss(rule, node, plan)
             return None
         with self.program.recording() as created:
@@ -146,14 +143,14 @@ class Driver:
                 raise
         return self._judge(rule, node, rewrite, created)
 
-    def _judge(self, rule: Rule, node: fx.Node, rewrite: Rewrite, created: list[fx.Node]) -> list[fx.Node] | None:
+    def _judge(self, rule: Rule[Any], node: fx.Node, rewrite: Rewrite, created: list[fx.Node]) -> list[fx.Node] | None:
         region = find_region(rewrite.replace, created)
         dying = _dying(region)
         macs, params = self._price(dying, created)
         if macs > 0 and not self._pays:
             self._rollback(created)
             reason = f"it would add {macs:,} multiply-accumulates ({rewrite.message})"
-            self._miss(rule, node, Missed(node, reason, "a target that accepts the cost does it"))
+            self._miss(rule, node, Refusal(reason, node, "a target that accepts the cost does it"))
             return None
         evidence = self._check(region)
         if not evidence.ok:
@@ -162,7 +159,7 @@ class Driver:
             reason = (
                 f"rejected by its own check: float64 difference {evidence.max_abs:.3g} exceeds {evidence.bound:.3g}"
             )
-            self._miss(rule, node, Missed(node, reason, "the values leave no room for exact folding"))
+            self._miss(rule, node, Refusal(reason, node, "the values leave no room for exact folding"))
             return None
         self._accept(rule, node, rewrite, evidence, macs, params)
         return self._commit(rewrite, region, created)
@@ -185,9 +182,11 @@ class Driver:
                     params += sign * constant.value.numel()
         return macs, params
 
-    def _accept(self, rule: Rule, node: fx.Node, rewrite: Rewrite, evidence: Evidence, macs: int, params: int) -> None:
+    def _accept(
+        self, rule: Rule[Any], node: fx.Node, rewrite: Rewrite, evidence: Evidence, macs: int, params: int
+    ) -> None:
         self.outcome.kinds[evidence.kind] += 1
-        module = node.meta.get("module", "")
+        module = module_of(node)
         self.outcome.remarks += [Remark("analysis", rule.name, module, node.name, fact) for fact in rewrite.facts]
         self.outcome.remarks.append(
             Remark(
@@ -204,24 +203,22 @@ class Driver:
             )
         )
 
-    def _miss(self, rule: Rule, node: fx.Node, missed: Missed) -> None:
-        message = missed.reason if not missed.hint else f"{missed.reason}; {missed.hint}"
-        module = missed.node.meta.get("module", "") or node.meta.get("module", "")
-        self._missed[(rule.name, node)] = Remark("missed", rule.name, module, node.name, message)
+    def _miss(self, rule: Rule[Any], node: fx.Node, missed: Refusal) -> None:
+        module = (module_of(missed.node) if missed.node is not None else "") or module_of(node)
+        self._missed[(rule.name, node)] = Remark("missed", rule.name, module, node.name, missed.sentence)
 
     def _rollback(self, created: list[fx.Node]) -> None:
-        for n in reversed(created):
-            self._erased.add(n)
         self.program.erase(reversed(created))
 
     def _commit(self, rewrite: Rewrite, region: Region, created: list[fx.Node]) -> list[fx.Node]:
         neighbours: dict[fx.Node, None] = {}
+        for note in rewrite.notes:
+            self.program.notes.put(note)
         for old, new in rewrite.replace.items():
             ranges_of(self.program).inherit(old, new)
             old.replace_all_uses_with(new)
         for n in reversed(region.old):
             if not n.users:
-                self._erased.add(n)
                 self.program.erase([n])
         self._erase_unused(region.inputs)
         for n in created:
@@ -234,7 +231,7 @@ class Driver:
                 neighbours[operand] = None
                 neighbours.update(dict.fromkeys(operand.users))
         for n in region.inputs:
-            if n in self._erased:
+            if self.program.erased(n):
                 continue
             neighbours[n] = None
             neighbours.update(dict.fromkeys(n.users))
@@ -245,9 +242,8 @@ class Driver:
         stack = list(nodes)
         while stack:
             n = stack.pop()
-            if n.op == "call_function" and not n.users and n not in self._erased:
+            if n.op == "call_function" and not n.users and not self.program.erased(n):
                 stack.extend(n.all_input_nodes)
-                self._erased.add(n)
                 self.program.erase([n])
 
 

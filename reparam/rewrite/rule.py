@@ -1,6 +1,6 @@
 """The contract between a rewrite and the driver: patterns, plans, refusals, remarks.
 
-A rule is a small frozen dataclass. Its fields are its options. The driver in `pipeline` owns everything else:
+A rule is a small frozen dataclass. Its fields are its options. The driver owns everything else:
 traversal, erasing, verification, rollback, the cost gate and the remarks.
 """
 
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import fx
 
-from reparam.ir.program import Program
+from reparam.ir import Program, Refusal
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def op(targets: frozenset[Any], *operands: Pattern, name: str = "") -> Pattern:
     return Pattern(targets, operands, name)
 
 
-ANY = Pattern()
+ANY = Pattern()  # any node at all
 
 
 @dataclass(frozen=True)
@@ -61,35 +63,29 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Missed:
-    """A rewrite that nearly applied. `reason` says why not, `hint` what would change that."""
-
-    node: fx.Node
-    reason: str
-    hint: str = ""
-
-
-@dataclass(frozen=True)
 class Rewrite:
     """What a rule made: for each old value its replacement, and one sentence for the remark.
 
     block: figures for the report's `blocks`. facts: sentences on what was assumed, for remarks of their own.
+    notes: what the rule has to remember if the rewrite is accepted; the driver then puts them among the program's
+    notes.
     """
 
     replace: Mapping[fx.Node, fx.Node]
     message: str
     block: Mapping[str, Any] | None = None
     facts: tuple[str, ...] = ()
+    notes: tuple[object, ...] = ()
 
 
-class Rule(Protocol):
-    """One rewrite. See any file of passes/ for an example."""
+class Rule(Protocol[P]):
+    """One rewrite, with plans of type P. See any file of passes/ for an example."""
 
     name: ClassVar[str]
     pattern: ClassVar[Pattern]
 
-    def check(self, program: Program, match: Match) -> Any | Missed | None:
-        """The plan for `rewrite`; a Missed with the reason; or None when the rule has nothing to say here."""
+    def check(self, program: Program, match: Match) -> P | Refusal | None:
+        """The plan for `rewrite`; a Refusal with the reason; or None when the rule has nothing to say here."""
 
-    def rewrite(self, program: Program, plan: Any) -> Rewrite:
+    def rewrite(self, program: Program, plan: P) -> Rewrite:
         """Builds the new nodes from the plan. Adds only: the driver replaces, verifies and erases."""

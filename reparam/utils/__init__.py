@@ -1,0 +1,79 @@
+"""What every room uses and none owns: files, text, shapes, packages, plugins.
+Nothing here imports torch when it is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_doors
+
+if TYPE_CHECKING:
+    from .cuda_driver import gpus
+    from .files import (
+        SOURCE_FILES,
+        TEMPORARY,
+        move_into_place,
+        publish,
+        refuse_existing,
+        staging_beside,
+        write_atomically,
+    )
+    from .packages import PACKAGES, PackageState, check_package
+    from .plugins import plugins
+    from .shapes import AXES, INTEGERS, Shape, Shapes
+    from .text import dtype_name, first_line, one_line
+
+_DOORS = {
+    "cuda_driver": ("gpus",),
+    "files": (
+        "SOURCE_FILES",
+        "TEMPORARY",
+        "move_into_place",
+        "publish",
+        "refuse_existing",
+        "staging_beside",
+        "write_atomically",
+    ),
+    "packages": (
+        "PACKAGES",
+        "PackageState",
+        "check_package",
+    ),
+    "plugins": ("plugins",),
+    "shapes": (
+        "AXES",
+        "INTEGERS",
+        "Shape",
+        "Shapes",
+    ),
+    "text": (
+        "dtype_name",
+        "first_line",
+        "one_line",
+    ),
+}
+__getattr__ = lazy_doors(__name__, _DOORS)
+
+__all__ = [
+    "AXES",
+    "INTEGERS",
+    "PACKAGES",
+    "SOURCE_FILES",
+    "TEMPORARY",
+    "PackageState",
+    "Shape",
+    "Shapes",
+    "check_package",
+    "dtype_name",
+    "first_line",
+    "gpus",
+    "lazy_doors",
+    "move_into_place",
+    "one_line",
+    "plugins",
+    "publish",
+    "refuse_existing",
+    "staging_beside",
+    "write_atomically",
+]

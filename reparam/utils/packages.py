@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .text import first_line
+
 # Module -> the name under which pip installs it.
 PACKAGES: Mapping[str, str] = {
     "torch": "torch",
@@ -34,6 +36,11 @@ class PackageState:
     install: str | None = None
 
     @property
+    def complaint(self) -> str:
+        """`is missing`, or how the import fails."""
+        return "is missing" if self.problem == "missing" else str(self.problem)
+
+    @property
     def works(self) -> bool:
         return self.version is not None and self.problem is None
 
@@ -48,7 +55,7 @@ def check_package(name: str) -> PackageState:
             _prepare_torchvision()
         module = importlib.import_module(name)
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = first_line(error)
         return PackageState(name, _installed_version(name), f"does not import: {reason}", install)
     version = str(getattr(module, "__version__", None) or _installed_version(name) or "unknown")
     return PackageState(name, version.partition("-")[0])  # some go on with the name of their build
@@ -57,7 +64,7 @@ def check_package(name: str) -> PackageState:
 def _prepare_torchvision() -> None:
     """Beside a CPU torch, torchvision imports only after this; without torch it fails with a reason of its own."""
     try:
-        from reparam.load.zoo import register_missing_torchvision_ops
+        from .torchvision_ops import register_missing_torchvision_ops
     except ImportError:
         return
     register_missing_torchvision_ops()

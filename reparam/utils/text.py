@@ -11,3 +11,13 @@ if TYPE_CHECKING:
 def one_line(text: str) -> str:
     """`text` on one line, with control characters spelled out: a file's names must not steer the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that holds anything, else its kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def dtype_name(dtype: object) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")

@@ -13,20 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reparam.algebra.kernels import (
-    Kind,
-    add_shifts,
-    average_kernel,
-    batch_norm_affine,
-    column,
-    compose,
-    dilate,
-    dirac,
-    embed,
-    expand_groups,
-    scale_inputs,
-    scale_outputs,
-)
+from reparam.algebra import average_kernel, column, dirac, expand_groups, scale_outputs
+from reparam.algebra.kernels import Kind, add_shifts, batch_norm_affine, compose, dilate, embed, scale_inputs
 from support.helpers import EXACT, Conv, convolutions, doubles
 
 CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.ir.aten import FRESH_PREFIXES, may_alias
+from reparam.ir import may_alias
+from reparam.ir.aten import FRESH_PREFIXES
 from support.helpers import Lambda, doubles, healthy, module_rel, program_of
 
 

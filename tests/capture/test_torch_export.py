@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from reparam.capture.torch_export import capture
-from reparam.emit.torch_module import to_module
+from reparam.capture import capture
+from reparam.emit import to_module
 from reparam.errors import CaptureError, InputError
-from reparam.ir.interpreter import evaluate
+from reparam.ir import evaluate
 from support.helpers import EXACT, Lambda, conv_bn, doubles, graph_text, healthy, module_rel, program_of, vector
 
 # ---- state -----------------------------------------------------------------------------------------------------------

@@ -15,15 +15,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from reparam.algebra.kernels import scale_inputs, scale_outputs
-from reparam.algebra.layer import Layer, read_layer, weights, write_layer
-from reparam.check.region import find_region
-from reparam.check.rewrite_check import Evidence, _draw, check_region
+from reparam.algebra import Layer, read_layer, scale_outputs, weights, write_layer
+from reparam.algebra.kernels import scale_inputs
+from reparam.check import Evidence, check_region, find_region
+from reparam.check.rewrite_check import _draw
 from reparam.errors import RuleError
-from reparam.ir.aten import BATCH_NORMS, CONVS, TRANSPOSED_CONVS, aten, is_call
-from reparam.ir.program import Program
-from reparam.ir.value_ranges import ranges_of
-from reparam.rewrite.rule import Match, Pattern, Rewrite, op
+from reparam.ir import BATCH_NORMS, CONVS, TRANSPOSED_CONVS, Program, aten, is_call, ranges_of
+from reparam.rewrite import Match, Pattern, Rewrite, op
 from support.helpers import Conv, Lambda, convolutions, doubles, fingerprint, healthy, program_of, run_rules, vector
 
 Build = Callable[[Program, fx.Node], fx.Node]

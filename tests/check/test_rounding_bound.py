@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from reparam.check.rounding_bound import magnitudes
-from reparam.ir.interpreter import evaluate_region
+from reparam.ir import evaluate_region
 from support.helpers import Lambda, doubles, fuse, healthy, program_of, vector
 
 MAPS = (3, 4, 5, 6)

@@ -20,7 +20,7 @@ import torch
 from reparam.cli.outputs import to_json
 from reparam.cli.session import Session, open_session, run_guarded
 from reparam.errors import InputError
-from reparam.utils.text import one_line
+from reparam.utils import one_line
 from support.cli_helpers import TINY, failing_save, files, prepare_folder, refuse, run
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -16,7 +16,8 @@ from reparam.cli import doctor
 from reparam.cli.app import app
 from reparam.cli.doctor import diagnose
 from reparam.engines.formats import all_formats
-from reparam.utils.packages import PackageState, check_package, extras, install_command
+from reparam.utils import PackageState, check_package, packages
+from reparam.utils.packages import extras, install_command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -28,7 +29,7 @@ def test_a_working_package_has_its_version() -> None:
 
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PACKAGES", {"no_such_package_here": "no-such-package"})
+    monkeypatch.setattr(packages, "PACKAGES", {"no_such_package_here": "no-such-package"})
     state = check_package("no_such_package_here")
     assert (state.version, state.problem, state.install) == (None, "missing", "pip install no-such-package")
     assert not state.works
@@ -57,9 +58,9 @@ def test_the_advised_extras_are_those_of_the_project() -> None:
 
 def test_without_metadata_plain_names_are_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(name: str) -> Any:
-        raise doctor.importlib.metadata.PackageNotFoundError(name)
+        raise packages.importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(doctor.importlib.metadata, "requires", unknown)
+    monkeypatch.setattr(packages.importlib.metadata, "requires", unknown)
     assert install_command("timm") == "pip install timm"
 
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from reparam.engines.manifest import read_manifest, sha256_of
+from reparam.utils import PackageState, check_package
 from support.cli_helpers import TINY, files, prepare_folder, refuse, run, succeed, tiny
+from support.pretended_packages import pretend
 
 EXPORT = ("export", *TINY, "--format", "onnx")
 
@@ -199,9 +201,9 @@ def test_a_failure_while_files_are_moved_leaves_the_old_ones(folder: Path, monke
 
 
 def test_an_engine_that_computes_something_else_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reparam.engines.onnx import graph as onnx_graph
+    from reparam.engines.onnx import graph
 
-    right = onnx_graph.model_of
+    right = graph.model_of
 
     def wrong(program: Any) -> onnx.ModelProto:
         model = right(program)
@@ -210,16 +212,13 @@ def test_an_engine_that_computes_something_else_is_not_written(monkeypatch: pyte
         tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
         return model
 
-    monkeypatch.setattr(onnx_graph, "model_of", wrong)
+    monkeypatch.setattr(graph, "model_of", wrong)
     assert "the engine is not the network: output 0 differs by" in refuse(1, *EXPORT)
 
 
 def test_a_missing_package_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reparam.cli import doctor
-
-    missing = doctor.PackageState("onnxsim", None, "missing", "pip install 'reparam[onnx]'")
-    right = doctor.check_package
-    monkeypatch.setattr(doctor, "check_package", lambda name: missing if name == "onnxsim" else right(name))
+    missing = PackageState("onnxsim", None, "missing", "pip install 'reparam[onnx]'")
+    pretend(monkeypatch, lambda name: missing if name == "onnxsim" else check_package(name))
     assert refuse(3, *EXPORT) == "onnx needs onnxsim, which is missing; pip install 'reparam[onnx]'"
 
 

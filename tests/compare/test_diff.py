@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reparam import conversion
-from reparam.capture.torch_export import from_exported
-from reparam.compare import diff
-from reparam.compare.diff import ProgramDiff, Row, align, diff_programs, read_calls
-from reparam.emit.torch_module import export_program
-from reparam.engines.listing import ListedCall
-from reparam.ir.program import Program
+from reparam.capture import from_exported
+from reparam.compare import ProgramDiff, diff, read_calls
+from reparam.compare.diff import Row, align, diff_programs
+from reparam.emit import export_program
+from reparam.engines import ListedCall
+from reparam.ir import Program
 from support.helpers import program_of
 
 

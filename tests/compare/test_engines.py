@@ -11,16 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam.compare.verification import verify
+from reparam.compare import verify
 from reparam.conversion import convert
-from reparam.engines.engine_check import EngineCheck, check_engine, declared_sizes
-from reparam.engines.format import Port, Runnable
-from reparam.engines.onnx.graph import model_of
-from reparam.engines.onnx.runtime import OnnxRunnable
-from reparam.engines.onnx.storage import write_model
+from reparam.engines import EngineCheck, Port, Runnable, check_engine
+from reparam.engines.engine_check import declared_sizes
+from reparam.engines.onnx import OnnxRunnable, model_of, write_model
 from reparam.engines.precision import with_wide_ports
 from reparam.errors import InputError, NotEquivalentError
-from reparam.load.model import LoadedModel
+from reparam.load import LoadedModel
 from support.engine_nets import SHAPE, every, small
 
 LOADED = LoadedModel(small(), input_shapes=((3, 16, 16),))

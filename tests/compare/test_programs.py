@@ -16,17 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
+from reparam.compare import Verdict, verify, verify_programs
 from reparam.compare import adversarial as adversary
-from reparam.compare.programs import program_of as captured
-from reparam.compare.programs import verify_programs
-from reparam.compare.verdict import Verdict
-from reparam.compare.verification import verify
+from reparam.compare import program_of as captured
 from reparam.conversion import convert
 from reparam.errors import InputError
-from reparam.ir.program import InputSpec, Program
-from reparam.load.model import LoadedModel, load_model
-from reparam.load.random_statistics import randomize_statistics
-from reparam.load.zoo import build_architecture
+from reparam.ir import InputSpec, Program
+from reparam.load import LoadedModel, build_architecture, load_model, randomize_statistics
 from support.helpers import Lambda, healthy, perturb, program_of
 
 

@@ -13,11 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from reparam.emit.finalize import finalize
-from reparam.emit.source.writer import write_source
+from reparam.emit import finalize
+from reparam.emit.source import write_source
 from reparam.errors import InputError, MachineError
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program
+from reparam.ir import Program, evaluate
 from support.emit_source_cases import (
     IMAGE,
     NETWORKS,

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from reparam.capture.torch_export import from_exported
+from reparam.capture import from_exported
+from reparam.emit.source import write_source
 from reparam.emit.source.expressions import fold, literal, path_text, split_commas
-from reparam.emit.source.writer import write_source
 from reparam.errors import InputError
 from support.emit_source_cases import (
     IMAGE,

@@ -14,12 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from reparam.conversion import convert
-from reparam.emit.finalize import finalize
-from reparam.emit.torch_module import export_program, save_pt2, to_module
+from reparam.emit import export_program, finalize, save_pt2, to_module
 from reparam.errors import InputError, MachineError
-from reparam.ir.aten import aten
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program
+from reparam.ir import Program, aten, evaluate
 from support.helpers import Lambda, conv_bn, fuse, healthy, program_of
 
 

@@ -11,13 +11,11 @@ import pytest
 import torch
 import torch._inductor.config  # it reads CXX when it is imported, which must not be while a test sets it
 
-from reparam.compare.opening import open_engine
-from reparam.engines import aot_inductor as aoti
+from reparam.compare import open_engine
+from reparam.engines import BuildOptions, Exported, ExportOptions, aot_inductor, export, manifest_path
 from reparam.engines.aot_inductor import AotiRunnable, compiler, is_package, metadata_of, misfit
-from reparam.engines.exporting import Exported, ExportOptions, export
-from reparam.engines.format import BuildOptions
 from reparam.engines.formats import find_format, recognise
-from reparam.engines.manifest import manifest_path, read_manifest, sha256_of
+from reparam.engines.manifest import read_manifest, sha256_of
 from reparam.errors import InputError, MachineError, UnsafeFileError
 from reparam.load.checkpoint import load_checkpoint
 from support.engine_nets import SHAPE, every, small
@@ -96,7 +94,7 @@ def test_inputs_that_do_not_fit(exported: Exported) -> None:
 def test_a_package_that_its_manifest_does_not_describe_is_not_loaded(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aoti, "AotiRunnable", lambda path: pytest.fail("it was loaded"))
+    monkeypatch.setattr(aot_inductor, "AotiRunnable", lambda path: pytest.fail("it was loaded"))
     content = bytearray(copied.read_bytes())
     content[len(content) // 2] ^= 1
     copied.write_bytes(content)
@@ -110,8 +108,8 @@ def test_a_package_that_its_manifest_does_not_describe_is_not_loaded(
 def test_a_package_of_another_maker_does_not_say_what_it_takes(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    foreign = {k: v for k, v in metadata_of(exported.path).items() if k != aoti.KEY}
-    monkeypatch.setattr(aoti, "metadata_of", lambda path: foreign)
+    foreign = {k: v for k, v in metadata_of(exported.path).items() if k != aot_inductor.KEY}
+    monkeypatch.setattr(aot_inductor, "metadata_of", lambda path: foreign)
     with pytest.raises(InputError, match="was not written by reparam: it does not say what it takes"):
         AotiRunnable(exported.path)
 
@@ -133,7 +131,7 @@ def test_a_package_for_another_machine(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     metadata = metadata_of(exported.path) | {"AOTI_CPU_ISA": "", "AOTI_PLATFORM": "linux"}
     assert misfit(metadata | changes).startswith(why)
-    monkeypatch.setattr(aoti, "metadata_of", lambda path: metadata | changes)
+    monkeypatch.setattr(aot_inductor, "metadata_of", lambda path: metadata | changes)
     with pytest.raises(MachineError, match=f"does not run here: {why}"):
         FORMAT.load(exported.path)
 
@@ -157,7 +155,7 @@ def test_settings_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         FORMAT.check("fp32", {"device": "cuda"})
     with pytest.raises(InputError, match="aoti is not written in int8"):
         FORMAT.check("int8", {})
-    assert aoti.choose_device(None) == "cpu"
+    assert aot_inductor.choose_device(None) == "cpu"
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam.capture.torch_export import capture
-from reparam.engines.calibration import load_array, read_calibration
+from reparam.capture import capture
+from reparam.engines import load_array, read_calibration
 from reparam.errors import InputError
-from reparam.ir.program import Program
+from reparam.ir import Program
 from support.engine_nets import SHAPE, small
 
 

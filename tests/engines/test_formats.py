@@ -11,19 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from reparam.cli import doctor
-from reparam.engines import formats
-from reparam.engines.format import BuildOptions, Built, Format, Port, Runnable
+from reparam.engines import BuildOptions, Built, Format, Port, Runnable, check_manifest, formats, manifest_path
 from reparam.engines.formats import all_formats, find_format, recognise
-from reparam.engines.manifest import (
-    check_manifest,
-    manifest_path,
-    read_manifest,
-    sha256_of,
-    sha256_of_state,
-    write_manifest,
-)
+from reparam.engines.manifest import read_manifest, sha256_of, sha256_of_state, write_manifest
 from reparam.errors import InputError, MachineError, UnsafeFileError
+from reparam.utils import PackageState
+from support.pretended_packages import pretend
 
 
 class Sealed(Format):
@@ -68,7 +61,7 @@ def test_an_unknown_format_lists_the_known_ones() -> None:
 
 def test_listing_formats_imports_neither_torch_nor_engines() -> None:
     code = (
-        "import sys, reparam.formats as f; f.all_formats(); "
+        "import sys, reparam.engines.formats as f; f.all_formats(); "
         "print([m for m in ('torch', 'onnx', 'onnxruntime', 'tensorrt_rtx', 'openvino') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -102,8 +95,8 @@ def test_onnx_can_do_everything_here() -> None:
 
 
 def test_a_package_that_does_not_import_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = doctor.PackageState("no_such_engine", "1.0", "does not import: no libcuda", "pip install it")
-    monkeypatch.setattr(doctor, "check_package", lambda name: broken)
+    broken = PackageState("no_such_engine", "1.0", "does not import: no libcuda", "pip install it")
+    pretend(monkeypatch, lambda name: broken)
     with pytest.raises(MachineError, match="which does not import: no libcuda; pip install it"):
         SEALED.require()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from reparam.capture.torch_export import capture
-from reparam.engines.model_card import card_of, fitted
-from reparam.load.model import LoadedModel, load_model
+from reparam.capture import capture
+from reparam.engines import card_of, fitted
+from reparam.load import LoadedModel, load_model
 from support.engine_nets import SHAPE, small
 
 

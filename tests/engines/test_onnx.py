@@ -16,14 +16,20 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.conversion import Conversion, convert
-from reparam.engines.format import BuildOptions
+from reparam.engines import BuildOptions
 from reparam.engines.formats import find_format
-from reparam.engines.onnx import cleanup as onnx_cleanup
-from reparam.engines.onnx import storage as onnx_files
-from reparam.engines.onnx.graph import model_of
-from reparam.engines.onnx.quantise import quantised
-from reparam.engines.onnx.runtime import OnnxRunnable, precision_of
-from reparam.engines.onnx.storage import read_model, side_files, stamp_model, tensors_of, write_model
+from reparam.engines.onnx import (
+    OnnxRunnable,
+    cleanup,
+    model_of,
+    quantised,
+    read_model,
+    stamp_model,
+    storage,
+    write_model,
+)
+from reparam.engines.onnx.runtime import precision_of
+from reparam.engines.onnx.storage import side_files, tensors_in
 from reparam.engines.precision import with_wide_ports
 from reparam.errors import InputError, MachineError, UnsafeFileError
 from support.engine_nets import SHAPE, every, small
@@ -160,7 +166,7 @@ def test_a_result_that_is_an_input_or_twice_the_same_keeps_its_names() -> None:
 
 
 def test_large_models_are_not_simplified_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_cleanup, "IN_MEMORY", 100)
+    monkeypatch.setattr(cleanup, "IN_MEMORY", 100)
     monkeypatch.setattr("onnxsim.simplify", lambda model: pytest.fail("it is too large for that"))
     onnx.checker.check_model(model_of(converted(small()).program), full_check=True)
 
@@ -261,7 +267,7 @@ def test_int8_without_data_or_with_unfit_data_is_refused() -> None:
 def test_large_weights_lie_beside_and_run(
     plain_model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_files, "ONE_FILE", 100)
+    monkeypatch.setattr(storage, "ONE_FILE", 100)
     model = onnx.ModelProto()
     model.CopyFrom(plain_model)
     (side,) = write_model(model, tmp_path / "net.onnx")
@@ -280,7 +286,7 @@ def test_large_weights_lie_beside_and_run(
 
 @pytest.mark.parametrize("place", ["../secret", "/etc/hostname", "a/../../secret", "C:\\secret", "..\\secret", "link"])
 def test_weights_from_elsewhere_are_refused(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_files, "ONE_FILE", 100)
+    monkeypatch.setattr(storage, "ONE_FILE", 100)
     folder = tmp_path / "folder"
     folder.mkdir()
     (tmp_path / "secret").write_bytes(b"\0" * 100_000)
@@ -288,7 +294,7 @@ def test_weights_from_elsewhere_are_refused(place: str, tmp_path: Path, monkeypa
     (folder / "a").mkdir()
     write_model(model_of(converted(small(400)).program), folder / "net.onnx")
     model = onnx.load_model(str(folder / "net.onnx"), load_external_data=False)
-    external = [t for t in tensors_of(model) if t.data_location == onnx.TensorProto.EXTERNAL]
+    external = [t for t in tensors_in(model) if t.data_location == onnx.TensorProto.EXTERNAL]
     assert external
     for entry in external[0].external_data:
         if entry.key == "location":

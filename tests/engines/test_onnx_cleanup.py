@@ -10,8 +10,8 @@ from onnx.parser import parse_model
 from torch import nn
 
 from reparam.conversion import convert
+from reparam.engines.onnx import model_of
 from reparam.engines.onnx.cleanup import pool_globally, resize_by_factors, simplified
-from reparam.engines.onnx.graph import model_of
 from support.onnx_models import HEADER, kinds, run
 
 

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.conversion import convert
-from reparam.engines.onnx import cleanup as onnx_cleanup
+from reparam.engines.onnx import cleanup, model_of
 from reparam.engines.onnx.depthwise import split_depthwise
-from reparam.engines.onnx.graph import model_of
 from support.helpers import Lambda
 from support.onnx_models import HEADER, kinds, run
 
@@ -27,7 +26,7 @@ def wide(times: int = 2, channels: int = C, kernel: int = 3) -> nn.Conv2d:
 
 def whole(module: nn.Module, monkeypatch: pytest.MonkeyPatch, channels: int = C) -> onnx.ModelProto:
     """The ONNX graph as it is before anything is split."""
-    monkeypatch.setattr(onnx_cleanup, "split_depthwise", lambda model: None)
+    monkeypatch.setattr(cleanup, "split_depthwise", lambda model: None)
     torch.manual_seed(0)
     for p in module.parameters():
         nn.init.normal_(p)

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from reparam.cli import doctor
 from reparam.cli.app import app
-from reparam.compare.opening import open_engine
+from reparam.compare import open_engine
 from reparam.conversion import convert
+from reparam.engines import Exported, ExportOptions, export
 from reparam.engines import openvino as openvino_engine
-from reparam.engines.exporting import Exported, ExportOptions, export
 from reparam.engines.formats import find_format, recognise
 from reparam.engines.manifest import read_manifest, sha256_of
 from reparam.engines.ports import ports_of
 from reparam.errors import InputError, MachineError, NotEquivalentError
+from reparam.utils import PackageState, check_package
 from support.engine_nets import SEVERAL, SHAPE, Several, every, small, unusual
+from support.pretended_packages import pretend
 
 openvino = pytest.importorskip("openvino", reason="pip install 'reparam[openvino]'")
 OPTIONS = ExportOptions("openvino")
@@ -186,9 +187,8 @@ def test_run_and_verify_on_the_command_line(exported: Exported, tmp_path: Path) 
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = doctor.check_package
-    gone = doctor.PackageState("openvino", None, "missing", "pip install 'reparam[openvino]'")
-    monkeypatch.setattr(doctor, "check_package", lambda n: gone if n == "openvino" else real(n))
+    gone = PackageState("openvino", None, "missing", "pip install 'reparam[openvino]'")
+    pretend(monkeypatch, lambda n: gone if n == "openvino" else check_package(n))
     with pytest.raises(MachineError, match=r"needs openvino, which is missing; pip install 'reparam\[openvino\]'"):
         find_format("openvino").require()
     assert not find_format("openvino").probe().can_run

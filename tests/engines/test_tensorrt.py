@@ -13,21 +13,21 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from reparam.cli import doctor
 from reparam.cli.app import app
-from reparam.compare.opening import open_engine
-from reparam.engines.exporting import Exported, ExportOptions, export
+from reparam.compare import open_engine
+from reparam.engines import Exported, ExportOptions, export, manifest_path
 from reparam.engines.formats import find_format, recognise
-from reparam.engines.manifest import manifest_path, read_manifest, sha256_of
-from reparam.engines.tensorrt import bindings as tensorrt_api
+from reparam.engines.manifest import read_manifest, sha256_of
+from reparam.engines.tensorrt import bindings, no_gpu, read_profile
 from reparam.engines.tensorrt import runtime as tensorrt_run
 from reparam.engines.tensorrt.bindings import reason
-from reparam.engines.tensorrt.build import Phases, Range, read_profile
-from reparam.engines.tensorrt.runtime import no_gpu
+from reparam.engines.tensorrt.build import Phases, Range
 from reparam.errors import InputError, MachineError, UnsafeFileError
-from reparam.load.zoo import build_architecture
-from reparam.utils import cuda_driver
+from reparam.load import build_architecture
+from reparam.utils import PACKAGES, PackageState, check_package, cuda_driver
+from reparam.utils.packages import install_command
 from support.engine_nets import SHAPE, every, small, unusual
+from support.pretended_packages import pretend
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'reparam[rtx]'")
 OPTIONS = ExportOptions("tensorrt", settings={"gpu": "sm89", "runtime": "rtx"})
@@ -208,7 +208,7 @@ def test_free_sizes_of_images_get_ranges_that_hold_what_is_checked(tmp_path: Pat
     ],
 )
 def test_settings_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], message: str) -> None:
-    monkeypatch.setattr(tensorrt_api, "gpus", lambda: ())
+    monkeypatch.setattr(bindings, "gpus", lambda: ())
     with pytest.raises(InputError, match=message):
         find_format("tensorrt").check("fp32", settings)
 
@@ -216,17 +216,15 @@ def test_settings_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, settings: dic
 def test_profiles_and_targets_are_read() -> None:
     assert read_profile("batch=1:8:32, height=64:224:448") == {"batch": Range(1, 8, 32), "height": Range(64, 224, 448)}
     assert read_profile(None) == {}
-    assert tensorrt_api.read_targets("SM89, sm120,sm89") == ("sm89", "sm120")
+    assert bindings.read_targets("SM89, sm120,sm89") == ("sm89", "sm120")
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    real = doctor.check_package
+    def state_of(name: str) -> PackageState:
+        install = install_command(PACKAGES.get(name, name))
+        return PackageState(name, None, "missing", install) if name in names else check_package(name)
 
-    def check(name: str) -> doctor.PackageState:
-        install = doctor.install_command(doctor.PACKAGES.get(name, name))
-        return doctor.PackageState(name, None, "missing", install) if name in names else real(name)
-
-    monkeypatch.setattr(doctor, "check_package", check)
+    pretend(monkeypatch, state_of)
 
 
 def test_missing_modules_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,25 +241,24 @@ def test_missing_modules_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_there_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    working = doctor.PackageState("tensorrt", "11.4")
-    real = doctor.check_package
-    monkeypatch.setattr(doctor, "check_package", lambda n: working if n == "tensorrt" else real(n))
-    monkeypatch.setattr(tensorrt_api, "gpus", lambda: ())
-    assert tensorrt_api.choose_module(None) == "tensorrt_rtx"  # the other builds on a GPU only
-    assert tensorrt_api.choose_module("tensorrt") == "tensorrt"
-    monkeypatch.setattr(tensorrt_api, "gpus", lambda: (cuda_driver.Gpu("L4", (8, 9)),))
-    assert tensorrt_api.choose_module(None) == "tensorrt"
+    working = PackageState("tensorrt", "11.4")
+    pretend(monkeypatch, lambda n: working if n == "tensorrt" else check_package(n))
+    monkeypatch.setattr(bindings, "gpus", lambda: ())
+    assert bindings.choose_module(None) == "tensorrt_rtx"  # the other builds on a GPU only
+    assert bindings.choose_module("tensorrt") == "tensorrt"
+    monkeypatch.setattr(bindings, "gpus", lambda: (cuda_driver.Gpu("L4", (8, 9)),))
+    assert bindings.choose_module(None) == "tensorrt"
 
 
 def test_the_module_that_names_no_gpus_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_api, "import_module", lambda name: object())
-    monkeypatch.setattr(tensorrt_api, "gpus", lambda: ())
+    monkeypatch.setattr(bindings, "import_module", lambda name: object())
+    monkeypatch.setattr(bindings, "gpus", lambda: ())
     with pytest.raises(MachineError, match=r"TensorRT builds on the GPU .* --runtime rtx builds without one"):
-        tensorrt_api.check_targets("tensorrt", ())
-    monkeypatch.setattr(tensorrt_api, "gpus", lambda: (cuda_driver.Gpu("L4", (8, 9)),))
-    tensorrt_api.check_targets("tensorrt", ())
+        bindings.check_targets("tensorrt", ())
+    monkeypatch.setattr(bindings, "gpus", lambda: (cuda_driver.Gpu("L4", (8, 9)),))
+    bindings.check_targets("tensorrt", ())
     with pytest.raises(InputError, match="TensorRT builds for the GPU of this machine; leave out --gpu sm89"):
-        tensorrt_api.check_targets("tensorrt", ("sm89",))
+        bindings.check_targets("tensorrt", ("sm89",))
 
 
 # ---- guards ------------------------------------------------------------------------------------------------------
@@ -316,7 +313,7 @@ def test_running_an_engine_without_a_gpu_is_one_sentence(copied: Path, tmp_path:
 @without_gpu
 def test_export_on_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "net.engine"
-    arguments = ["export", "--arch", "engine_nets:small", "--input-shape", "3,16,16", "-o", str(path)]
+    arguments = ["export", "--arch", "support.engine_nets:small", "--input-shape", "3,16,16", "-o", str(path)]
     done = CliRunner().invoke(app, [*arguments, "--format", "tensorrt", "--gpu", "sm89", "--profile", "batch=1:4:8"])
     assert done.exit_code == 0, done.output
     assert "net.engine was built, not run:" in " ".join(done.stderr.split())

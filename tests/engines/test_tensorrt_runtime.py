@@ -17,17 +17,15 @@ from typing import Any
 import pytest
 import torch
 
-from reparam.compare.verification import verify
+from reparam.compare import verify
 from reparam.conversion import convert
-from reparam.engines.engine_check import check_engine
-from reparam.engines.format import Runnable
+from reparam.engines import Runnable, check_engine
 from reparam.engines.ports import ports_of
 from reparam.engines.tensorrt import runtime as tensorrt_run
 from reparam.engines.tensorrt.runtime import TensorRtRunnable, precision_of
 from reparam.errors import InputError, MachineError
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program
-from reparam.load.model import LoadedModel
+from reparam.ir import Program, evaluate
+from reparam.load import LoadedModel
 from support.engine_nets import SHAPE, small
 
 IN, OUT = (-1, 3), (-1, 2)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.ir.cost import census, is_chain
+from reparam.ir import census
+from reparam.ir.cost import is_chain
 from support.helpers import program_of
 
 

@@ -8,10 +8,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from reparam.errors import RuleError
-from reparam.ir.aten import CONVS, aten, is_call
-from reparam.ir.cost import census
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program, fixed_size, is_float, is_tensor, shape_of, size_hint, static_shape
+from reparam.ir import (
+    CONVS,
+    Program,
+    aten,
+    census,
+    evaluate,
+    fixed_size,
+    is_call,
+    is_float,
+    is_tensor,
+    shape_of,
+    size_hint,
+    static_shape,
+)
 from support.helpers import (
     Lambda,
     conv_bn,

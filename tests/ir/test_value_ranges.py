@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program
-from reparam.ir.value_ranges import ALL, Interval, ranges_of
+from reparam.ir import Interval, Program, evaluate, ranges_of
+from reparam.ir.scratchpad import Scratchpad
+from reparam.ir.value_ranges import ALL
 from support.helpers import Lambda, doubles, program_of, vector
 
 SHAPE = (2, 4, 6, 6)
@@ -88,7 +88,7 @@ FUNCTIONS: dict[str, Function] = {
 
 def ranged(program: Program, low: float, high: float) -> Program:
     return dataclasses.replace(
-        program, inputs=tuple(dataclasses.replace(s, low=low, high=high) for s in program.inputs), cache={}
+        program, inputs=tuple(dataclasses.replace(s, low=low, high=high) for s in program.inputs), notes=Scratchpad()
     )
 
 

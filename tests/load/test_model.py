@@ -17,10 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reparam.errors import InputError, UnsafeFileError
+from reparam.load import build_architecture, load_model, randomize_statistics
 from reparam.load.checkpoint import check_finite, load_checkpoint
-from reparam.load.model import load_model
-from reparam.load.random_statistics import randomize_statistics
-from reparam.load.zoo import build_architecture
 
 SPEC = "timm/test_resnet"
 

@@ -11,15 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError, MachineError
-from reparam.load import random_statistics, zoo
-from reparam.load.random_statistics import randomize_statistics
-from reparam.load.zoo import (
-    available,
-    build_architecture,
-    build_without_init,
-    meta_state,
-    register_missing_torchvision_ops,
-)
+from reparam.load import build_architecture, random_statistics, randomize_statistics
+from reparam.load.zoo import available, build_without_init, meta_state
+from reparam.utils import torchvision_ops
+from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
 
 @pytest.mark.parametrize(
@@ -153,13 +148,13 @@ def test_the_zoos_are_listed() -> None:
 
 
 def test_registering_the_operators_twice_changes_nothing() -> None:
-    libraries = list(zoo._LIBRARIES)
+    libraries = list(torchvision_ops._LIBRARIES)
     register_missing_torchvision_ops()
-    assert libraries == zoo._LIBRARIES
+    assert libraries == torchvision_ops._LIBRARIES
 
 
 def test_a_fresh_process_needs_no_preparation_and_prints_nothing() -> None:
-    code = "from reparam.zoo import build_architecture as b; b('torchvision/googlenet'); b('timm/test_resnet')"
+    code = "from reparam.load.zoo import build_architecture as b; b('torchvision/googlenet'); b('timm/test_resnet')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

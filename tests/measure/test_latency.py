@@ -13,13 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from reparam.compare.opening import open_engine
-from reparam.engines.exporting import export
-from reparam.engines.format import Port, Runnable
+from reparam.compare import open_engine
+from reparam.engines import Port, Runnable, export
 from reparam.errors import InputError, MachineError
-from reparam.load.model import LoadedModel
-from reparam.measure import timing
-from reparam.measure.latency import Where, bench
+from reparam.load import LoadedModel
+from reparam.measure import Where, bench, timing
 from reparam.measure.runtimes import brought_to, name_of, text_of
 from reparam.measure.timing import Call
 from support.cli_helpers import TINY, prepare_folder, refuse, succeed

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from reparam.compare.programs import verify_programs
+from reparam.compare import verify_programs
 from reparam.models.capsules import PrimaryCapsules, RoutingCapsules, capsule_loss, margin_loss, squash
 from reparam.models.mocapsnet import CapsNet, MoCapsNet
 from reparam.models.momentum import MomentumResidual, momentum_reversible, momentum_stored, saved_bytes

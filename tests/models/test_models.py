@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from reparam.conversion import Conversion, convert
 from reparam.errors import InputError
-from reparam.ir.cost import Census
-from reparam.ir.inputs import draw_examples
-from reparam.load.model import load_model
-from reparam.load.random_statistics import randomize_statistics
-from reparam.load.zoo import Architecture, available, build_architecture
+from reparam.ir import Census, draw_examples
+from reparam.load import Architecture, build_architecture, load_model, randomize_statistics
+from reparam.load.zoo import available
 from reparam.models.registry import entries, register
 from support.helpers import max_rel, perturb
 

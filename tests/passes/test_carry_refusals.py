@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reparam.ir.cost import is_chain
 from reparam.passes import fused_phases
 from reparam.passes.carry_residual import CarryResidual
-from reparam.rewrite.driver import Driver, Phase
+from reparam.rewrite import Driver, Phase
 from support.helpers import EXACT, Fused, Lambda, doubles, healthy, max_rel, module_rel, vector
 from support.plain_blocks import basic, net, perceptron, squeezed
 from support.plain_helpers import counts, plain, refusal

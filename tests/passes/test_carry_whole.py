@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam import convert
-from reparam.ir.cost import census
+from reparam.ir import census
 from reparam.models.scaled_resnet import ScaledResNet
 from reparam.passes import plain_phases
 from support.helpers import EXACT, Lambda, doubles, healthy, max_rel, program_of, run_phases

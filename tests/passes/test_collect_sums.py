@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reparam.ir.aten import aten, is_call
-from reparam.ir.cost import census
+from reparam.ir import aten, census, is_call
 from reparam.passes.collect_sums import CollectSums
 from support.helpers import EXACT, Lambda, apply_exactly, doubles, fuse, graph_text, module_rel, program_of, run_rules
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reparam.passes.drop_identity import DropIdentity
-from reparam.rewrite.rule import Match, Rewrite
+from reparam.rewrite import Match, Rewrite
 from support.helpers import Lambda, apply_exactly, doubles, graph_text, program_of, run_rules, vector
 
 RULES = [DropIdentity()]

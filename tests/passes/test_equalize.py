@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reparam.algebra.layer import read_layer, weights
-from reparam.engines.exporting import ExportOptions, export
+from reparam.algebra import read_layer, weights
+from reparam.engines import ExportOptions, export
 from reparam.errors import InputError
-from reparam.ir.interpreter import evaluate
+from reparam.ir import evaluate
 from reparam.passes import equalize_phases
 from reparam.passes.equalize import Equalize, measure
 from support.helpers import Lambda, assert_evidence_bites, doubles, program_of, run_phases, run_rules

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from reparam.cli.render import render_conversion, render_explanation
 from reparam.conversion import convert, explain
-from reparam.ir.cost import spelled_out
-from reparam.ir.program import Program, is_float
+from reparam.ir import Program, is_float, spelled_out
 from reparam.plain.block_report import shared_path
 from reparam.report import Report
 from support.helpers import Lambda, conv_bn, healthy
@@ -157,7 +156,7 @@ def test_a_max_pool_comes_with_its_hint() -> None:
     assert explain(model, torch.randn(2, 3, 8, 8), to="plain", max_pool="relu").plain
 
 
-def network() -> nn.Sequential:
+def span_values() -> nn.Sequential:
     stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
     blocks = nn.Sequential(Basic(8), Basic(8), Bottleneck(8, 4))
     return nn.Sequential(stem, blocks, nn.AdaptiveAvgPool2d(1))
@@ -165,7 +164,7 @@ def network() -> nn.Sequential:
 
 def test_blocks_add_up() -> None:
     torch.manual_seed(0)
-    report = convert(healthy(network()).float(), torch.randn(2, 3, 8, 8), to="plain").report
+    report = convert(healthy(span_values()).float(), torch.randn(2, 3, 8, 8), to="plain").report
     blocks = report.blocks
     assert [b["module"] for b in blocks] == ["1.0", "1.1", "1.2"]
     assert [b["layers"] for b in blocks] == [2, 2, 3]
@@ -184,7 +183,7 @@ def test_blocks_add_up() -> None:
 
 
 def test_fused_has_no_blocks() -> None:
-    assert explain(network(), torch.randn(2, 3, 8, 8)).as_dict()["blocks"] == []
+    assert explain(span_values(), torch.randn(2, 3, 8, 8)).as_dict()["blocks"] == []
 
 
 def test_facts_say_what_is_carried_and_how() -> None:
@@ -213,8 +212,8 @@ def text(parts: Any) -> str:
 
 def test_what_is_printed() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(*network()[:2], ConvNorm(8), ConvNorm(8))
-    report = convert(healthy(model).float(), torch.randn(2, 3, 8, 8), to="plain").report.with_(outputs=["out.pt2"])
+    model = nn.Sequential(*span_values()[:2], ConvNorm(8), ConvNorm(8))
+    report = convert(healthy(model).float(), torch.randn(2, 3, 8, 8), to="plain").report.with_(outputs=("out.pt2",))
     row = report.as_dict()
     short = text(render_conversion(row, "", listed=[]))
     assert "chains: 3" in short

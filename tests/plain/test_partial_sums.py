@@ -12,16 +12,15 @@ from torch import nn
 
 from reparam.conversion import convert
 from reparam.errors import InputError
-from reparam.ir.aten import CONVS, arguments, aten, is_call
+from reparam.ir import CONVS, Program, arguments, aten, is_call
 from reparam.ir.cost import is_chain
-from reparam.ir.program import Program
-from reparam.options import slices_of
+from reparam.options import PlainOptions
 from reparam.plain.group_packing import Packer
 from reparam.plain.grouped_layer import PAD, is_link, rearranged, weight_of
 from reparam.plain.partial_sums import Split, Splitter, _cut, _sums
 from reparam.plain.schedule import Planner
 from reparam.plain.schedule_search import search
-from reparam.plain.stage import Layers
+from reparam.plain.stage import Schedule
 from support.helpers import EXACT, doubles, module_rel
 from support.plain_blocks import (
     basic,
@@ -131,7 +130,7 @@ def test_linear_layers_are_not_split() -> None:
 )
 def test_what_is_no_way_to_carry_is_refused(carry: str) -> None:
     with pytest.raises(InputError, match="unknown carry"):
-        slices_of(carry)
+        PlainOptions(carry)
 
 
 # ---- wires -----------------------------------------------------------------------------------------------------------
@@ -141,10 +140,10 @@ def stages_of(model: nn.Module) -> list[Any]:
     torch.manual_seed(0)
     fused = plain(model.double().eval(), doubles(2, 3, 8, 8))
     found = []
-    for network in networks_of(fused.original):
-        layers = search(Planner(network), Packer("dense").price)
-        if isinstance(layers, Layers):
-            found += [s for s in layers.stages if s.kind == "layer"]
+    for span_values in networks_of(fused.original):
+        schedule = search(Planner(span_values), Packer("dense").price)
+        if isinstance(schedule, Schedule):
+            found += [s for s in schedule.stages if s.kind == "layer"]
     return found
 
 
@@ -208,10 +207,10 @@ def test_rearranged() -> None:
 
 def test_a_layout_without_gain_is_the_packed_one() -> None:
     fused = plain(net(basic(), c=4).double().eval(), doubles(2, 3, 8, 8))
-    [network] = networks_of(fused.original)
+    [span_values] = networks_of(fused.original)
     splitter = Splitter(2)
-    layers = search(Planner(network), splitter.price)
-    assert isinstance(layers, Layers)
-    layout = splitter.lay(layers)
-    assert layout.macs == splitter.price(layers) <= Packer("auto").price(layers)
-    assert isinstance(layout, Split) == (layout.macs < Packer("auto").price(layers))
+    schedule = search(Planner(span_values), splitter.price)
+    assert isinstance(schedule, Schedule)
+    layout = splitter.lay(schedule)
+    assert layout.macs == splitter.price(schedule) <= Packer("auto").price(schedule)
+    assert isinstance(layout, Split) == (layout.macs < Packer("auto").price(schedule))

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from reparam.passes import fused_phases
 from reparam.plain.channel_order import width
 from reparam.plain.group_packing import Packer
-from reparam.plain.register_value import Network
+from reparam.plain.register_value import SpanValues
 from reparam.plain.schedule import Planner
 from reparam.plain.schedule_search import search
-from reparam.plain.stage import Broken, Layers, Stage
+from reparam.plain.stage import Infeasible, Schedule, Stage
 from support.direct import build
 from support.helpers import doubles, program_of, run_phases
 from support.networks import Net
@@ -32,11 +32,11 @@ QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_to
 DRAWN: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": QUIET, "phases": [Phase.generate]}
 
 
-def networks(drawn: Drawn) -> list[Network]:
+def networks(drawn: Drawn) -> list[SpanValues]:
     return networks_of(run_phases(build(drawn.spec, Net(drawn.spec)), fused_phases()).program)
 
 
-def example(model: Any, *shape: int) -> Network:
+def example(model: Any, *shape: int) -> SpanValues:
     """The widest span of a module."""
     program = run_phases(program_of(model, doubles(*(shape or (1, 3, 6, 6)))), fused_phases()).program
     return max(networks_of(program), key=lambda n: len(n.values))
@@ -52,11 +52,11 @@ def weak_orders(n: int) -> Iterator[tuple[int, ...]]:
             yield levels
 
 
-def schedules(network: Network) -> Iterator[Levels]:
+def schedules(span_values: SpanValues) -> Iterator[Levels]:
     """Every optional value held or not, and every order of what is held."""
-    optional = [v.index for v in network.values if v.optional]
-    needed = [v.index for v in network.values if v.kind != "input" and not v.optional]
-    none: Levels = {v.index: 0.0 for v in network.values if v.kind == "input"} | dict.fromkeys(optional)
+    optional = [v.index for v in span_values.values if v.optional]
+    needed = [v.index for v in span_values.values if v.kind != "input" and not v.optional]
+    none: Levels = {v.index: 0.0 for v in span_values.values if v.kind == "input"} | dict.fromkeys(optional)
     for n in range(len(optional) + 1):
         for held in itertools.combinations(optional, n):
             free = [*needed, *held]
@@ -64,9 +64,9 @@ def schedules(network: Network) -> Iterator[Levels]:
                 yield none | {i: float(t) for i, t in zip(free, levels, strict=True)}
 
 
-def dense_price(layers: Layers) -> float:
+def dense_price(schedule: Schedule) -> float:
     """Multiply-accumulates without groups, written apart from the packer."""
-    return float(sum(_dense(stage) for stage in layers.stages))
+    return float(sum(_dense(stage) for stage in schedule.stages))
 
 
 def _dense(stage: Stage) -> int:
@@ -80,21 +80,21 @@ def _dense(stage: Stage) -> int:
 
 def cheapest(planner: Planner, price: Any) -> float:
     """Of all schedules; inf when none is valid."""
-    found = [planner.lay_out(levels) for levels in schedules(planner.network)]
-    return min((price(f) for f in found if isinstance(f, Layers)), default=math.inf)
+    found = [planner.lay_out(levels) for levels in schedules(planner.span_values)]
+    return min((price(f) for f in found if isinstance(f, Schedule)), default=math.inf)
 
 
-def assert_exact(network: Network, seen: set[Any]) -> int:
+def assert_exact(span_values: SpanValues, seen: set[Any]) -> int:
     """The search against all schedules, dense and grouped; 1 when it was tried."""
-    if network.signature in seen or sum(v.kind != "input" for v in network.values) > MOST:
+    if span_values.signature in seen or sum(v.kind != "input" for v in span_values.values) > MOST:
         return 0
-    seen.add(network.signature)
+    seen.add(span_values.signature)
     for carry in ("dense", "auto"):
-        planner, packer = Planner(network), Packer(carry)
+        planner, packer = Planner(span_values), Packer(carry)
         found = search(planner, packer.price)
         least = cheapest(planner, dense_price if carry == "dense" else packer.price)
-        if isinstance(found, Broken):
-            assert math.isinf(least), f"there is a schedule, but none was found: {found.reason}"
+        if isinstance(found, Infeasible):
+            assert math.isinf(least), f"there is a schedule, but none was found: {found.refusal.reason}"
         else:
             assert packer.price(found) == least, (carry, found.levels)
             assert carry == "auto" or dense_price(found) == least
@@ -109,7 +109,7 @@ def test_the_search_finds_the_cheapest_of_all_schedules() -> None:
     @settings(max_examples=150, **DRAWN)
     @given(drawn=specs())
     def run(drawn: Drawn) -> None:
-        tried.extend(assert_exact(network, seen) for network in networks(drawn))
+        tried.extend(assert_exact(span_values, seen) for span_values in networks(drawn))
 
     run()
     assert sum(tried) > 40
@@ -124,8 +124,8 @@ def test_the_search_finds_the_cheapest_of_all_schedules_of_many(part: int) -> No
     @settings(max_examples=500, **DRAWN)
     @given(drawn=specs())
     def run(drawn: Drawn) -> None:
-        for network in networks(drawn):
-            assert_exact(network, seen)
+        for span_values in networks(drawn):
+            assert_exact(span_values, seen)
 
     run()
 
@@ -133,11 +133,11 @@ def test_the_search_finds_the_cheapest_of_all_schedules_of_many(part: int) -> No
 # ---- what a valid schedule is ----------------------------------------------------------------------------------------
 
 
-def assert_valid(network: Network, layers: Layers) -> None:
+def assert_valid(span_values: SpanValues, schedule: Schedule) -> None:
     """Registers follow each other, every layer reads its register alone, and all that is needed is made once."""
-    stages = layers.stages
-    assert stages[0].before == network.inputs
-    assert stages[-1].after == (network.result,)
+    stages = schedule.stages
+    assert stages[0].before == span_values.inputs
+    assert stages[-1].after == (span_values.result,)
     for stage, following in itertools.pairwise(stages):
         assert stage.after == following.before
     for stage in stages:
@@ -153,13 +153,13 @@ def assert_valid(network: Network, layers: Layers) -> None:
             assert m.rows + m.n_out <= v.channels and m.cols + m.n_in <= u.channels
     made = [v for stage in stages for v, _ in stage.forms]
     assert len(made) == len(set(made))
-    needed = {v for v in network.values if v.kind != "input" and not v.optional}
-    assert needed & set(_read(network)) <= set(made)
+    needed = {v for v in span_values.values if v.kind != "input" and not v.optional}
+    assert needed & set(_read(span_values)) <= set(made)
 
 
-def _read(network: Network) -> list[Any]:
+def _read(span_values: SpanValues) -> list[Any]:
     """What the result needs, found by walking back."""
-    found, stack = [], [network.result]
+    found, stack = [], [span_values.result]
     while stack:
         v = stack.pop()
         if v not in found:
@@ -175,21 +175,21 @@ def test_any_levels_are_laid_out_validly_or_refused_with_a_reason() -> None:
     @settings(max_examples=40, **DRAWN)
     @given(drawn=specs(), data=st.data())
     def run(drawn: Drawn, data: st.DataObject) -> None:
-        for network in networks(drawn)[:2]:
-            planner = Planner(network)
+        for span_values in networks(drawn)[:2]:
+            planner = Planner(span_values)
             for _ in range(8):
                 levels: Levels = {}
-                for v in network.values:
+                for v in span_values.values:
                     behind = max((levels[u.index] or 0.0 for u in v.operands if u.index in levels), default=0.0)
                     level = behind + data.draw(st.sampled_from([1.0, 1.0, 2.0, 0.5, 0.0]))
                     none = v.optional and data.draw(st.booleans())
                     levels[v.index] = 0.0 if v.kind == "input" else None if none else level
                 found = planner.lay_out(levels)
-                valid.append(isinstance(found, Layers))
-                if isinstance(found, Broken):
-                    assert found.faults > 0 and found.reason
+                valid.append(isinstance(found, Schedule))
+                if isinstance(found, Infeasible):
+                    assert found.faults > 0 and found.refusal.reason
                 else:
-                    assert_valid(network, found)
+                    assert_valid(span_values, found)
 
     run()
     assert 0 < sum(valid) < len(valid)
@@ -207,43 +207,43 @@ def test_any_levels_are_laid_out_validly_or_refused_with_a_reason() -> None:
     ids=["basic", "bottleneck", "inception", "cross stage", "reversible"],
 )
 def test_known_networks_have_the_depth_of_their_longest_path(model: Any, depth: int) -> None:
-    network = example(model)
-    found = search(Planner(network), Packer("dense").price)
-    assert isinstance(found, Layers)
-    assert_valid(network, found)
+    span_values = example(model)
+    found = search(Planner(span_values), Packer("dense").price)
+    assert isinstance(found, Schedule)
+    assert_valid(span_values, found)
     assert len(found.stages) == depth
 
 
 @pytest.mark.parametrize("model", [net(dense()), net(momentum())], ids=["dense", "momentum"])
 def test_larger_networks_have_valid_schedules(model: Any) -> None:
-    network = example(model)
-    found = search(Planner(network), Packer("auto").price)
-    assert isinstance(found, Layers)
-    assert_valid(network, found)
+    span_values = example(model)
+    found = search(Planner(span_values), Packer("auto").price)
+    assert isinstance(found, Schedule)
+    assert_valid(span_values, found)
 
 
 def test_the_search_gives_the_same_schedule_again_and_from_its_levels() -> None:
     for model in (net(momentum()), net(dense()), net(inception())):
-        network = example(model)
-        first, again = (search(Planner(network), Packer("auto").price) for _ in range(2))
-        assert isinstance(first, Layers) and isinstance(again, Layers)
+        span_values = example(model)
+        first, again = (search(Planner(span_values), Packer("auto").price) for _ in range(2))
+        assert isinstance(first, Schedule) and isinstance(again, Schedule)
         assert first.levels == again.levels
-        once_more = Planner(network).lay_out(dict(first.levels))
-        assert isinstance(once_more, Layers)
+        once_more = Planner(span_values).lay_out(dict(first.levels))
+        assert isinstance(once_more, Schedule)
         assert [s.after for s in once_more.stages] == [s.after for s in first.stages]
         assert [s.window for s in once_more.stages] == [s.window for s in first.stages]
 
 
 def test_a_value_that_is_read_before_it_exists_is_a_fault() -> None:
-    network = example(net(basic()))
-    found = Planner(network).lay_out({v.index: 1.0 if v.kind != "input" else 0.0 for v in network.values})
-    assert isinstance(found, Broken) and found.faults >= 1
-    assert "earlier" in found.reason
+    span_values = example(net(basic()))
+    found = Planner(span_values).lay_out({v.index: 1.0 if v.kind != "input" else 0.0 for v in span_values.values})
+    assert isinstance(found, Infeasible) and found.faults >= 1
+    assert "earlier" in found.refusal.reason
 
 
 def test_a_register_is_as_wide_as_what_is_alive() -> None:
     """relu(b(relu(a(x))) + x): [x], [x, a], [y]."""
-    network = example(net(basic()))
-    found = search(Planner(network), Packer("dense").price)
-    assert isinstance(found, Layers)
+    span_values = example(net(basic()))
+    found = search(Planner(span_values), Packer("dense").price)
+    assert isinstance(found, Schedule)
     assert [width(s.before) for s in found.stages] == [4, 8] and width(found.stages[-1].after) == 4

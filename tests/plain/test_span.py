@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from reparam.ir.aten import ADDS, CATS, is_call
-from reparam.ir.program import Program
-from reparam.plain.span import around, outermost, position_of
+from reparam.ir import ADDS, CATS, Program, is_call
+from reparam.plain import around, outermost, position_of
 from support.helpers import program_of
 
 

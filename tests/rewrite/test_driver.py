@@ -12,12 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from reparam.errors import RuleError
-from reparam.ir.aten import CONVS, arguments, aten
-from reparam.ir.program import Program
+from reparam.ir import CONVS, Program, Refusal, arguments, aten
 from reparam.passes import fused_phases
 from reparam.passes.fold_batch_norm import FoldBatchNorm
-from reparam.rewrite.driver import Driver, Phase
-from reparam.rewrite.rule import Match, Missed, Pattern, Rewrite, op
+from reparam.rewrite import Driver, Match, Pattern, Phase, Rewrite, op
 from support.helpers import (
     EXACT,
     Lambda,
@@ -198,8 +196,8 @@ def test_a_target_that_accepts_the_cost_does_it_and_reports_the_price() -> None:
 
 
 def test_a_refusal_carries_its_reason_hint_and_place() -> None:
-    def refuse(node: fx.Node) -> Missed:
-        return Missed(node, f"the reason at {node.name}", "the hint")
+    def refuse(node: fx.Node) -> Refusal:
+        return Refusal(f"the reason at {node.name}", node, "the hint")
 
     fused = run(network(), _drop, verdict=refuse)
     assert fused.missed("test-rule") == ["the reason at relu; the hint", "the reason at relu_1; the hint"]
@@ -217,7 +215,7 @@ def test_a_refusal_of_a_node_that_went_later_is_not_reported() -> None:
 
     def later(node: fx.Node) -> Any:
         attempts.append(node.name)
-        return Missed(node, "not yet")
+        return Refusal("not yet", node)
 
     rule: Any = Test(_drop, op(frozenset({aten.batch_norm.default})), verdict=later)
     fused = run_phases(program, (Phase("first", (rule,)), Phase("second", (FoldBatchNorm(),))))

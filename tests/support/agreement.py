@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program, shape_of
+from reparam.ir import Program, evaluate, shape_of
 from support.specs import Spec
 
 BOUND = 1e-11  # relative to the largest magnitude along the graph

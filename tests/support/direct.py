@@ -17,8 +17,7 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from reparam.ir.aten import aten
-from reparam.ir.program import Constant, InputSpec, Program
+from reparam.ir import Constant, InputSpec, Program, aten
 from support.networks import ACTS, ARITHMETIC, CALLS, POOLS, Net
 from support.specs import Conv, Linear, Norm, Op, PReLU, Spec
 

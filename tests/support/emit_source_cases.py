@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from reparam.capture.torch_export import capture
-from reparam.emit.source.writer import write_source
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program
+from reparam.capture import capture
+from reparam.emit.source import write_source
+from reparam.ir import Program, evaluate
 from reparam.passes import fused_phases
-from reparam.rewrite.driver import Driver
+from reparam.rewrite import Driver
 
 _SERIAL = itertools.count()
 

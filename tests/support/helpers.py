@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from reparam.capture.torch_export import capture
-from reparam.ir.aten import CONVS, TRANSPOSED_CONVS, arguments, is_call, op_name, pair
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program, shape_of
+from reparam.capture import capture
+from reparam.ir import CONVS, TRANSPOSED_CONVS, Program, arguments, evaluate, is_call, op_name, pair, shape_of
 from reparam.passes import fused_phases
-from reparam.rewrite.driver import Driver, Outcome, Phase
-from reparam.rewrite.rule import Match, Rewrite, Rule
+from reparam.rewrite import Driver, Match, Outcome, Phase, Rewrite, Rule
 
 EXACT = 1e-12  # relative, float64: what a handful of layers may differ by
 

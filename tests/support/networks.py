@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.ir.aten import aten
+from reparam.ir import aten
 from support.specs import Const, Layer, Linear, Norm, Op, PReLU, Spec
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d}

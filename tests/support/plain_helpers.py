@@ -8,16 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reparam.ir.aten import WEIGHTED, arguments, is_call
-from reparam.ir.cost import Census, census, is_chain
-from reparam.ir.program import Program, is_float
+from reparam.ir import WEIGHTED, Census, Program, arguments, census, is_call, is_float
+from reparam.ir.cost import is_chain
 from reparam.passes import fused_phases, plain_phases
 from reparam.passes.carry_residual import CarryResidual
-from reparam.plain.read_span import read_network
-from reparam.plain.register_value import Network
-from reparam.plain.span import Span, outermost
-from reparam.rewrite.driver import Phase
-from reparam.rewrite.rule import Rewrite
+from reparam.plain import Span, outermost, read_span
+from reparam.plain.register_value import SpanValues
+from reparam.rewrite import Phase, Rewrite
 from support.helpers import (
     EXACT,
     WRONG,
@@ -133,11 +130,11 @@ def refusal(fused: Fused) -> tuple[str, str]:
     return remark.module, remark.message
 
 
-def networks_of(program: Program) -> list[Network]:
+def networks_of(program: Program) -> list[SpanValues]:
     """What the rule reads of each span with merges, after the rules of `fused`; `network.span` names its nodes."""
     spans: dict[Span, None] = {}
     for node in list(program.calls()):
         if any(i.meta["data"] and is_float(i) for i in node.all_input_nodes[1:]):
             spans |= {s: None for s in outermost(program) if node in s.nodes}
-    found = [read_network(program, span) for span in spans]
-    return [n for n in found if isinstance(n, Network)]
+    found = [read_span(program, span) for span in spans]
+    return [n for n in found if isinstance(n, SpanValues)]

@@ -12,15 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam import conversion
-from reparam.capture.torch_export import capture
+from reparam.capture import capture
 from reparam.conversion import Conversion, convert
-from reparam.ir.aten import ADDS, BATCH_NORMS, DIVS, MULS, SUBS, is_call, op_name
-from reparam.ir.cost import Census, census
-from reparam.ir.program import Program
-from reparam.load.random_statistics import randomize_statistics
-from reparam.load.zoo import build_architecture
+from reparam.ir import ADDS, BATCH_NORMS, DIVS, MULS, SUBS, Census, Program, census, is_call, op_name
+from reparam.load import build_architecture, randomize_statistics
 from reparam.report import Remark
-from reparam.rewrite.driver import Driver, Outcome, Phase
+from reparam.rewrite import Driver, Outcome, Phase
 from support.helpers import max_rel
 
 

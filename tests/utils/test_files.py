@@ -14,7 +14,7 @@ from typing import IO
 import pytest
 
 from reparam.errors import InputError, MachineError
-from reparam.utils.files import write_atomically
+from reparam.utils import write_atomically
 
 
 def half_then(error: BaseException) -> Callable[[IO[bytes]], None]:

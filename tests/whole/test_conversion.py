@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import conversion
-from reparam.algebra import propagate_forward as absorb
-from reparam.check.rewrite_check import Evidence
+from reparam.algebra import route
+from reparam.check import Evidence
 from reparam.conversion import Conversion, convert, explain
 from reparam.errors import InputError, MachineError, NotEquivalentError
-from reparam.ir.aten import BATCH_NORMS, is_call
-from reparam.ir.interpreter import evaluate
-from reparam.load.model import load_model
-from reparam.rewrite import driver as pipeline
+from reparam.ir import BATCH_NORMS, evaluate, is_call
+from reparam.load import load_model
+from reparam.rewrite import driver
 from support.helpers import Lambda, conv_bn, healthy
 
 
@@ -304,14 +303,14 @@ def test_a_save_that_fails_leaves_what_was_there(
 
 def blind_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rewrite passes its own check, whatever it did."""
-    monkeypatch.setattr(pipeline, "check_region", lambda *_: Evidence("sampled", 0.0, 0.0, True))
+    monkeypatch.setattr(driver, "check_region", lambda *_: Evidence("sampled", 0.0, 0.0, True))
 
 
 def broken_kernel(monkeypatch: pytest.MonkeyPatch, *wrong: int) -> None:
     """The kernel that folds an affine into a layer is off by a hundredth in its `wrong`-th calls of each run."""
-    kernel, count = absorb.scale_outputs, [0]
+    kernel, count = route.scale_outputs, [0]
 
-    class Restarting(pipeline.Driver):
+    class Restarting(driver.Driver):
         def run(self, *args: Any) -> Any:
             count[0] = 0
             return super().run(*args)
@@ -321,7 +320,7 @@ def broken_kernel(monkeypatch: pytest.MonkeyPatch, *wrong: int) -> None:
         weight, bias = kernel(*args)
         return (weight * 1.01 if count[0] in wrong else weight), bias
 
-    monkeypatch.setattr(absorb, "scale_outputs", scale_outputs)
+    monkeypatch.setattr(route, "scale_outputs", scale_outputs)
     monkeypatch.setattr(conversion, "Driver", Restarting)
 
 

@@ -17,12 +17,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import Tensor
 
 from reparam.algebra import kernels
-from reparam.capture.torch_export import _inputs, capture
-from reparam.ir.cost import census
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program
+from reparam.capture import capture
+from reparam.capture.torch_export import _inputs
+from reparam.ir import Program, census, evaluate
 from reparam.passes import fused_phases
-from reparam.rewrite.driver import Driver, Outcome
+from reparam.rewrite import Driver, Outcome
 from support.agreement import PARTS, agree, feeds, magnitude, near
 from support.direct import build
 from support.helpers import fingerprint, graph_text

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reparam import conversion
 from reparam.conversion import convert
 from reparam.errors import InputError
-from reparam.ir.aten import op_name
+from reparam.ir import op_name
 from support.helpers import Lambda, conv_bn, healthy
 
 

@@ -14,12 +14,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from reparam.ir.aten import aten, is_call
-from reparam.ir.cost import census, is_chain
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program
+from reparam.ir import Program, aten, census, evaluate, is_call
+from reparam.ir.cost import is_chain
 from reparam.passes import plain_phases
-from reparam.rewrite.driver import Driver, Outcome
+from reparam.rewrite import Driver, Outcome
 from support.agreement import agree, feeds
 from support.direct import build
 from support.networks import Net

@@ -12,9 +12,8 @@ import torch
 from torch import fx
 
 from reparam.conversion import Conversion, convert
-from reparam.ir.program import Program
-from reparam.load.random_statistics import randomize_statistics
-from reparam.load.zoo import build_architecture
+from reparam.ir import Program
+from reparam.load import build_architecture, randomize_statistics
 
 FLOAT64 = 1e-10
 

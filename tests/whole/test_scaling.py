@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam.ir.program import Program
+from reparam.ir import Program
 from reparam.passes import fused_phases
+from reparam.rewrite import Driver
 from reparam.rewrite import driver as pipeline
-from reparam.rewrite.driver import Driver
 from support.helpers import healthy, program_of
 
 SHALLOW, DEEP = 20, 80

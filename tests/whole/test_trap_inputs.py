@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from reparam.capture.torch_export import capture
+from reparam.capture import capture
 from reparam.errors import CaptureError
 from support.helpers import EXACT, Lambda, conv_bn, doubles, fuse, fuse_exactly, healthy, module_rel
 

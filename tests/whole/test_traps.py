@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from reparam.capture.torch_export import capture
+from reparam.capture import capture
 from reparam.errors import InputError
 from support.helpers import EXACT, Lambda, conv_bn, doubles, fuse, fuse_exactly, healthy
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from reparam.conversion import Conversion, convert
 from reparam.errors import InputError
-from reparam.ir.interpreter import evaluate
-from reparam.ir.program import Program
+from reparam.ir import Program, evaluate
 from support.zoo_cases import CASES, Case, Fused, batch_norms, constant_arithmetic, fuse_case, healthy_network
 
 FLOAT64 = 1e-10

@@ -11,24 +11,24 @@ from torch import Tensor, fx
 
 from reparam._version import __version__
 from reparam.errors import InputError
-from reparam.ir.program import Program
+from reparam.ir import Program
 
 from .expressions import WIDTH, Expr, call_text, fold, path_text
-from .naming import Declaration, Layout, chain_layout, prefixes
+from .naming import Declaration, Naming, chain_layout, prefixes
 from .signature import Signature, read_signature, result_text, results, shape_text
 from .spelling import Context
 from .spelling_table import spell
 from .statements import RESERVED, Flow, Line, plan_flow
 
 
-def source_text(program: Program, live: Sequence[fx.Node], layout: Layout, class_name: str, note: str) -> str:
+def source_text(program: Program, live: Sequence[fx.Node], naming: Naming, class_name: str, note: str) -> str:
     """The whole of model.py."""
-    chain = chain_layout(program, live, layout) if _plain_input(program) else None
+    chain = chain_layout(program, live, naming) if _plain_input(program) else None
     if chain is not None:
-        body = _chain_text(program, layout, class_name, chain)
+        body = _chain_text(program, naming, class_name, chain)
     else:
-        body = _class_text(program, live, layout, class_name)
-    used = {program.constants[key].dtype for key in layout.names} | ({torch.int64} if layout.extra else set())
+        body = _class_text(program, live, naming, class_name)
+    used = {program.constants[key].dtype for key in naming.names} | ({torch.int64} if naming.extra else set())
     tail = _LOAD.format(class_name=class_name, dtypes=", ".join(_dtype_entries(used)))
     parts = [*_header(note), "", "from __future__ import annotations", "", *_imports(body), "", "", body, "", "", tail]
     return "\n".join(parts)
@@ -90,11 +90,11 @@ _FILE_DTYPES = {
 _ONE = torch.utils._pytree.tree_structure(((0,), {}))
 
 
-def _to_dtype(layout: Layout) -> list[str]:
-    return [f"        self.to({layout.dtype})"] if layout.dtype is not None else []
+def _to_dtype(naming: Naming) -> list[str]:
+    return [f"        self.to({naming.dtype})"] if naming.dtype is not None else []
 
 
-def _chain_text(program: Program, layout: Layout, class_name: str, chain: list[Declaration]) -> str:
+def _chain_text(program: Program, naming: Naming, class_name: str, chain: list[Declaration]) -> str:
     lines = [
         f"class {class_name}(nn.Sequential):",
         *_docstring(program, "A plain chain: the layers run from the first to the last"),
@@ -104,7 +104,7 @@ def _chain_text(program: Program, layout: Layout, class_name: str, chain: list[D
     ]
     for d in chain:
         lines += fold(f'self.add("{d.path}", {d.text})', 8)
-    lines += _to_dtype(layout)
+    lines += _to_dtype(naming)
     return "\n".join(lines) + _ADD
 
 
@@ -114,28 +114,28 @@ def _docstring(program: Program, what: str) -> list[str]:
     return [f"    {line}" for line in wrapped[:-1]] + [f'    {wrapped[-1]}"""']
 
 
-def _class_text(program: Program, live: Sequence[fx.Node], layout: Layout, class_name: str) -> str:
+def _class_text(program: Program, live: Sequence[fx.Node], naming: Naming, class_name: str) -> str:
     signature = read_signature(program, set(RESERVED))
-    forward = _fitting_forward(program, live, layout, signature)
+    forward = _fitting_forward(program, live, naming, signature)
     lines = [_BLOCK, "", "", f"class {class_name}(Block):", *_docstring(program, "The layers in forward order"), ""]
-    if layout.declarations:
+    if naming.declarations:
         lines += ["    def __init__(self) -> None:", "        super().__init__()"]
         made: set[str] = set()
-        for d in layout.declarations:
+        for d in naming.declarations:
             for parent in (p for p in prefixes(d.path) if p not in made):
                 made.add(parent)
                 lines.append(f"        {path_text('self', parent)} = Block()")
             lines += fold(f"{path_text('self', d.path)} = {d.text}", 8)
-        lines += [*_to_dtype(layout), ""]
+        lines += [*_to_dtype(naming), ""]
     return "\n".join(lines + forward)
 
 
-def _fitting_forward(program: Program, live: Sequence[fx.Node], layout: Layout, signature: Signature) -> list[str]:
+def _fitting_forward(program: Program, live: Sequence[fx.Node], naming: Naming, signature: Signature) -> list[str]:
     """The function with as much nested in one statement as fits a line."""
     apart: set[fx.Node] = set()
     while True:
-        flow = plan_flow(program, live, layout, signature.names, apart)
-        forward = _Forward(program, layout, flow, signature)
+        flow = plan_flow(program, live, naming, signature.names, apart)
+        forward = _Forward(program, naming, flow, signature)
         text = forward.text()
         if not forward.too_long:
             return text
@@ -145,8 +145,8 @@ def _fitting_forward(program: Program, live: Sequence[fx.Node], layout: Layout, 
 class _Forward:
     """Writes the forward function."""
 
-    def __init__(self, program: Program, layout: Layout, flow: Flow, signature: Signature) -> None:
-        self._program, self._layout, self._flow, self._signature = program, layout, flow, signature
+    def __init__(self, program: Program, naming: Naming, flow: Flow, signature: Signature) -> None:
+        self._program, self._layout, self._flow, self._signature = program, naming, flow, signature
         self._stage = ""
         self._last: Line | None = None
         self.too_long: set[fx.Node] = set()

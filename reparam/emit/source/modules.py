@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import fx
 
-from reparam.ir.aten import CONVS, TRANSPOSED_CONVS, arguments, aten, is_call
-from reparam.ir.program import is_tensor, shape_of
+from reparam.ir import CONVS, TRANSPOSED_CONVS, arguments, aten, is_call, is_tensor, shape_of
 
 from .expressions import literal, tuple_text
 
 
 @dataclass(frozen=True)
-class Form:
+class ModuleForm:
     """A module for one call.
 
     name, args: `nn.Conv2d` and the texts of its arguments. operand: what it is called on.
@@ -70,7 +69,7 @@ def _static(value: Any) -> bool:
 # ---- modules with weights ----------------------------------------------------------------------------------------
 
 
-def _conv(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _conv(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     slots = _slots(args, ("weight", "bias"))
     if slots is None:
         return None
@@ -89,19 +88,19 @@ def _conv(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
     texts = [*map(str, channels), numbers(shape[2:]), *_keywords(values, defaults)]
     if args["bias"] is None:
         texts.append("bias=False")
-    return Form(f"nn.Conv{'Transpose' if transposed else ''}{n}d", tuple(texts), args["input"], slots)
+    return ModuleForm(f"nn.Conv{'Transpose' if transposed else ''}{n}d", tuple(texts), args["input"], slots)
 
 
-def _linear(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _linear(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     slots = _slots(args, ("weight", "bias"))
     if slots is None or len(shape_of(args["weight"])) != 2:
         return None
     wide, narrow = shape_of(args["weight"])
     texts = (str(narrow), str(wide), *(("bias=False",) if args["bias"] is None else ()))
-    return Form("nn.Linear", texts, args["input"], slots)
+    return ModuleForm("nn.Linear", texts, args["input"], slots)
 
 
-def _batch_norm(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _batch_norm(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     slots = _slots(args, ("weight", "bias", "running_mean", "running_var"))
     tracked = args["running_mean"] is not None
     affine = args["weight"] is not None
@@ -118,10 +117,12 @@ def _batch_norm(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
     texts += [] if affine else ["affine=False"]
     texts += [] if tracked else ["track_running_stats=False"]
     rank = max(1, len(shape) - 2)
-    return Form(f"nn.BatchNorm{rank}d", tuple(texts), args["input"], slots, ("num_batches_tracked",) if tracked else ())
+    return ModuleForm(
+        f"nn.BatchNorm{rank}d", tuple(texts), args["input"], slots, ("num_batches_tracked",) if tracked else ()
+    )
 
 
-def _layer_norm(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _layer_norm(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     slots = _slots(args, ("weight", "bias"))
     shape = args["normalized_shape"]
     if slots is None or not _static(shape) or (args["weight"] is None and args["bias"] is not None):
@@ -134,10 +135,10 @@ def _layer_norm(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
         texts.append("elementwise_affine=False")
     elif args["bias"] is None:
         texts.append("bias=False")
-    return Form("nn.LayerNorm", tuple(texts), args["input"], slots)
+    return ModuleForm("nn.LayerNorm", tuple(texts), args["input"], slots)
 
 
-def _rms_norm(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _rms_norm(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     slots = _slots(args, ("weight",))
     shape = args["normalized_shape"]
     if slots is None or not _static(shape):
@@ -147,19 +148,19 @@ def _rms_norm(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
         *_keywords(args, {"eps": None}),
     ]
     texts += [] if args["weight"] is not None else ["elementwise_affine=False"]
-    return Form("nn.RMSNorm", tuple(texts), args["input"], slots)
+    return ModuleForm("nn.RMSNorm", tuple(texts), args["input"], slots)
 
 
-def _group_norm(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _group_norm(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     slots = _slots(args, ("weight", "bias"))
     if slots is None or (args["weight"] is None) != (args["bias"] is None):
         return None
     texts = [str(args["num_groups"]), str(shape_of(args["input"])[1]), *_keywords(args, {"eps": 1e-5})]
     texts += [] if args["weight"] is not None else ["affine=False"]
-    return Form("nn.GroupNorm", tuple(texts), args["input"], slots)
+    return ModuleForm("nn.GroupNorm", tuple(texts), args["input"], slots)
 
 
-def _instance_norm(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _instance_norm(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     slots = _slots(args, ("weight", "bias"))
     rank = len(shape_of(args["input"])) - 2
     if slots is None or args["running_mean"] is not None or not args["use_input_stats"] or rank < 1:
@@ -168,79 +169,79 @@ def _instance_norm(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
         return None
     texts = [str(shape_of(args["input"])[1]), *_keywords(args, {"eps": 1e-5})]
     texts += ["affine=True"] if args["weight"] is not None else []
-    return Form(f"nn.InstanceNorm{rank}d", tuple(texts), args["input"], slots)
+    return ModuleForm(f"nn.InstanceNorm{rank}d", tuple(texts), args["input"], slots)
 
 
-def _embedding(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _embedding(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     slots = _slots(args, ("weight",))
     if slots is None or args["scale_grad_by_freq"] or args["sparse"]:
         return None
     texts = [*map(str, shape_of(args["weight"]))]
     texts += [] if args["padding_idx"] == -1 else [f"padding_idx={args['padding_idx']}"]
-    return Form("nn.Embedding", tuple(texts), args["indices"], slots)
+    return ModuleForm("nn.Embedding", tuple(texts), args["indices"], slots)
 
 
-def _prelu(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _prelu(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     slots = _slots(args, ("weight",))
     if slots is None or len(shape_of(args["weight"])) != 1:
         return None
     count = shape_of(args["weight"])[0]
-    return Form("nn.PReLU", (str(count),) if count > 1 else (), args["self"], slots)
+    return ModuleForm("nn.PReLU", (str(count),) if count > 1 else (), args["self"], slots)
 
 
 # ---- modules without weights -------------------------------------------------------------------------------------
 
-Maker = Callable[[fx.Node, Mapping[str, Any]], Form | None]
+Maker = Callable[[fx.Node, Mapping[str, Any]], ModuleForm | None]
 
 
 def _simple(name: str, first: Sequence[str] = (), **defaults: Any) -> Maker:
     """A module whose arguments have the schema's names: `first` by position, the others unless at their default."""
 
-    def make(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+    def make(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
         if not all(_static(args[k]) for k in (*first, *defaults)):
             return None
         texts = (*(numbers(args[k]) for k in first), *_keywords(args, defaults))
         operand = args["input"] if "input" in args else args["self"]
-        return Form(name, texts, operand)
+        return ModuleForm(name, texts, operand)
 
     return make
 
 
-def _hardtanh(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _hardtanh(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     if (args["min_val"], args["max_val"]) == (0, 6):
-        return Form("nn.ReLU6", (), args["self"])
-    return Form("nn.Hardtanh", (*_keywords(args, {"min_val": -1.0, "max_val": 1.0}),), args["self"])
+        return ModuleForm("nn.ReLU6", (), args["self"])
+    return ModuleForm("nn.Hardtanh", (*_keywords(args, {"min_val": -1.0, "max_val": 1.0}),), args["self"])
 
 
-def _elu(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _elu(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     if args["scale"] != 1 or args["input_scale"] != 1:
         return None
-    return Form("nn.ELU", (*_keywords(args, {"alpha": 1.0}),), args["self"])
+    return ModuleForm("nn.ELU", (*_keywords(args, {"alpha": 1.0}),), args["self"])
 
 
 def _softmax(name: str) -> Maker:
-    def make(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
-        return Form(name, (f"dim={args['dim']}",), args["self"]) if args["dtype"] is None else None
+    def make(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
+        return ModuleForm(name, (f"dim={args['dim']}",), args["self"]) if args["dtype"] is None else None
 
     return make
 
 
 def _pool(name: str, **defaults: Any) -> Maker:
-    def make(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+    def make(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
         values = dict(args)
         stride = args["stride"]
         same = not stride or numbers(stride) == numbers(args["kernel_size"])
         kernel = numbers(args["kernel_size"])
         texts = [kernel, *([] if same else [f"stride={numbers(stride)}"]), *_keywords(values, defaults)]
-        return Form(name, tuple(texts), args.get("self", args.get("input")))
+        return ModuleForm(name, tuple(texts), args.get("self", args.get("input")))
 
     return make
 
 
-def _flatten(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _flatten(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     span = (args["start_dim"], args["end_dim"])
     texts = () if span == (1, -1) else (str(span[0]),) if span[1] == -1 else tuple(map(str, span))
-    return Form("nn.Flatten", texts, args["self"])
+    return ModuleForm("nn.Flatten", texts, args["self"])
 
 
 def flattens_batch(node: fx.Node) -> bool:
@@ -259,24 +260,24 @@ def flattens_batch(node: fx.Node) -> bool:
     return source is x or str(source.meta["val"].shape[0]) == str(x.meta["val"].shape[0])
 
 
-def _reshape(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
-    return Form("nn.Flatten", (), args["self"]) if flattens_batch(node) else None
+def _reshape(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
+    return ModuleForm("nn.Flatten", (), args["self"]) if flattens_batch(node) else None
 
 
 def _dropout(name: str) -> Maker:
-    def make(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
-        return Form(name, (numbers(args["p"]),), args["input"]) if not args["train"] else None
+    def make(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
+        return ModuleForm(name, (numbers(args["p"]),), args["input"]) if not args["train"] else None
 
     return make
 
 
-def _pad(node: fx.Node, args: Mapping[str, Any]) -> Form | None:
+def _pad(node: fx.Node, args: Mapping[str, Any]) -> ModuleForm | None:
     pad = args["pad"]
     if not _static(pad) or args.get("mode", "constant") != "constant" or args["value"] not in (None, 0):
         return None
     if len(pad) not in (2, 4, 6):
         return None
-    return Form(f"nn.ZeroPad{len(pad) // 2}d", (tuple_text([str(p) for p in pad]),), args["self"])
+    return ModuleForm(f"nn.ZeroPad{len(pad) // 2}d", (tuple_text([str(p) for p in pad]),), args["self"])
 
 
 _MAX = {"padding": 0, "dilation": 1, "ceil_mode": False}
@@ -332,7 +333,7 @@ POSITIONLESS = frozenset(
 )
 
 
-def module_form(node: fx.Node) -> Form | None:
+def module_form(node: fx.Node) -> ModuleForm | None:
     """The module that computes the call `node`, or None."""
     maker = _MAKERS.get(node.target) if node.op == "call_function" else None
     if maker is None:

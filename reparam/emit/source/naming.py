@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.ir.program import Constant, Program
+from reparam.ir import Constant, Program, module_of
 
-from .modules import Form, flattens_batch, module_form
+from .modules import ModuleForm, flattens_batch, module_form
 
 _BAKED = (
     (re.compile(r"^(.+)\.parametrizations\.(\w+)\.original\d*$"), r"\1.\2"),
@@ -35,7 +35,7 @@ class Declaration:
 
 
 @dataclass
-class Layout:
+class Naming:
     """names: weight (the get_attr target) -> key in the state dict. modules: call -> its module's path and form.
 
     declarations: modules and weights in forward order. extra: keys of integer buffers that no call reads.
@@ -43,7 +43,7 @@ class Layout:
     """
 
     names: dict[str, str] = field(default_factory=dict)
-    modules: dict[fx.Node, tuple[str, Form]] = field(default_factory=dict)
+    modules: dict[fx.Node, tuple[str, ModuleForm]] = field(default_factory=dict)
     declarations: list[Declaration] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     dtype: torch.dtype | None = None
@@ -54,7 +54,7 @@ class _Group:
     """Calls of one module: the same constructor on the same weights."""
 
     keys: dict[str, str]
-    calls: dict[fx.Node, Form] = field(default_factory=dict)
+    calls: dict[fx.Node, ModuleForm] = field(default_factory=dict)
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
@@ -88,21 +88,21 @@ def prefixes(name: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
-def plan_layout(program: Program, live: Sequence[fx.Node]) -> Layout:
+def plan_layout(program: Program, live: Sequence[fx.Node]) -> Naming:
     """Decides every name. `live` is what `live_nodes` gives."""
-    layout = Layout()
+    naming = Naming()
     used = list(dict.fromkeys(str(n.target) for n in live if n.op == "get_attr"))
     constants = {k: program.constants[k] for k in used}
-    layout.dtype, mixed = _dtype(constants.values())
+    naming.dtype, mixed = _dtype(constants.values())
     forms = {n: f for n in live if (f := module_form(n)) is not None}
     taken = _Names()
     groups = _groups(program, live, forms)
-    _name_modules(layout, groups, constants, taken)
-    for key in sorted((k for k in used if k not in layout.names), key=lambda k: k != constants[k].origin):
-        layout.names[key] = taken.claim(constants[key].origin)
-    _name_leaves(layout, live, forms, taken)
-    _declare(program, layout, live, mixed)
-    return layout
+    _name_modules(naming, groups, constants, taken)
+    for key in sorted((k for k in used if k not in naming.names), key=lambda k: k != constants[k].origin):
+        naming.names[key] = taken.claim(constants[key].origin)
+    _name_leaves(naming, live, forms, taken)
+    _declare(program, naming, live, mixed)
+    return naming
 
 
 def _dtype(constants: Iterable[Constant]) -> tuple[torch.dtype | None, bool]:
@@ -141,7 +141,7 @@ class _Names:
         return name
 
 
-def _groups(program: Program, live: Sequence[fx.Node], forms: Mapping[fx.Node, Form]) -> list[_Group]:
+def _groups(program: Program, live: Sequence[fx.Node], forms: Mapping[fx.Node, ModuleForm]) -> list[_Group]:
     """The calls that can be modules: whatever reads one of their weights is the same call."""
     groups: dict[Any, _Group] = {}
     of: dict[fx.Node, _Group] = {}
@@ -180,7 +180,7 @@ def _tidy(origin: str) -> str:
     return origin
 
 
-def _name_modules(layout: Layout, groups: Sequence[_Group], constants: Mapping[str, Constant], taken: _Names) -> None:
+def _name_modules(naming: Naming, groups: Sequence[_Group], constants: Mapping[str, Constant], taken: _Names) -> None:
     below: dict[str, set[str]] = {}
     for constant in constants.values():
         for prefix in prefixes(constant.origin):
@@ -199,17 +199,17 @@ def _name_modules(layout: Layout, groups: Sequence[_Group], constants: Mapping[s
         if below.get(stem, set()) - own:
             continue
         path = taken.claim(stem)
-        layout.names.update({k: f"{path}.{s}" for s, k in group.keys.items()})
-        layout.modules.update({node: (path, form) for node, form in group.calls.items()})
+        naming.names.update({k: f"{path}.{s}" for s, k in group.keys.items()})
+        naming.modules.update({node: (path, form) for node, form in group.calls.items()})
 
 
-def _name_leaves(layout: Layout, live: Sequence[fx.Node], forms: Mapping[fx.Node, Form], taken: _Names) -> None:
+def _name_leaves(naming: Naming, live: Sequence[fx.Node], forms: Mapping[fx.Node, ModuleForm], taken: _Names) -> None:
     """Calls without weights become modules where the original had a module for just them."""
-    inner = {p for n in live if n.op == "call_function" for p in prefixes(str(n.meta.get("module", "")))}
+    inner = {p for n in live if n.op == "call_function" for p in prefixes(module_of(n))}
     at: dict[str, list[fx.Node]] = {}
     for node in live:
         if node.op == "call_function":
-            at.setdefault(str(node.meta.get("module", "")), []).append(node)
+            at.setdefault(module_of(node), []).append(node)
     for path, nodes in at.items():
         form = forms.get(nodes[0])
         if not path or path in inner or form is None or form.slots or not taken.free(path):
@@ -217,24 +217,24 @@ def _name_leaves(layout: Layout, live: Sequence[fx.Node], forms: Mapping[fx.Node
         texts = {f.text() if (f := forms.get(n)) is not None else "" for n in nodes}
         if texts == {form.text()}:
             taken.add(path)
-            layout.modules.update({n: (path, forms[n]) for n in nodes})
+            naming.modules.update({n: (path, forms[n]) for n in nodes})
 
 
-def _declare(program: Program, layout: Layout, live: Sequence[fx.Node], mixed: bool) -> None:
+def _declare(program: Program, naming: Naming, live: Sequence[fx.Node], mixed: bool) -> None:
     done: set[str] = set()
     for node in [*(n for n in live if n.op == "call_function"), program.output]:
-        if node in layout.modules and layout.modules[node][0] not in done:
-            path, form = layout.modules[node]
+        if node in naming.modules and naming.modules[node][0] not in done:
+            path, form = naming.modules[node]
             own = [str(w.target) for w in form.slots.values()]
             dtype = _suffix(program.constants[k].dtype for k in own) if mixed else ""
-            layout.declarations.append(Declaration(path, form.text(dtype)))
-            layout.extra += [f"{path}.{name}" for name in form.extra]
-            done.update([path, *(layout.names[k] for k in own)])
+            naming.declarations.append(Declaration(path, form.text(dtype)))
+            naming.extra += [f"{path}.{name}" for name in form.extra]
+            done.update([path, *(naming.names[k] for k in own)])
         for weight in (i for i in node.all_input_nodes if i.op == "get_attr"):
-            name = layout.names[str(weight.target)]
+            name = naming.names[str(weight.target)]
             if name not in done:
                 done.add(name)
-                layout.declarations.append(
+                naming.declarations.append(
                     Declaration(name, _weight_text(program.constants[str(weight.target)], mixed))
                 )
 
@@ -254,23 +254,23 @@ def _weight_text(constant: Constant, mixed: bool) -> str:
 # ---- chains ------------------------------------------------------------------------------------------------------
 
 
-def chain_layout(program: Program, live: Sequence[fx.Node], layout: Layout) -> list[Declaration] | None:
+def chain_layout(program: Program, live: Sequence[fx.Node], naming: Naming) -> list[Declaration] | None:
     """The layers of a program that is one chain of modules, in order, as nested nn.Sequential; None when it is not."""
-    calls = _chain_calls(program, live, layout)
+    calls = _chain_calls(program, live, naming)
     if calls is None:
         return None
     for beside in (False, True):
-        names = _chain_names(calls, layout, beside)
+        names = _chain_names(calls, naming, beside)
         if names is not None:
-            texts = {d.path: d.text for d in layout.declarations}
+            texts = {d.path: d.text for d in naming.declarations}
             pairs = zip(names, calls, strict=True)
             return [Declaration(name, texts[name] if form.slots else form.text()) for name, (_, form) in pairs]
     return None
 
 
-def _chain_calls(program: Program, live: Sequence[fx.Node], layout: Layout) -> list[tuple[fx.Node, Form]] | None:
+def _chain_calls(program: Program, live: Sequence[fx.Node], naming: Naming) -> list[tuple[fx.Node, ModuleForm]] | None:
     inputs = [n for n in program.graph.nodes if n.op == "placeholder"]
-    calls: list[tuple[fx.Node, Form]] = []
+    calls: list[tuple[fx.Node, ModuleForm]] = []
     if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), torch.Tensor):
         return None
     current, paths = inputs[0], set()
@@ -279,9 +279,9 @@ def _chain_calls(program: Program, live: Sequence[fx.Node], layout: Layout) -> l
         if form is None or form.operand is not current:
             return None
         if form.slots:
-            if node not in layout.modules or layout.modules[node][0] in paths:
+            if node not in naming.modules or naming.modules[node][0] in paths:
                 return None
-            paths.add(layout.modules[node][0])
+            paths.add(naming.modules[node][0])
         if sum(n is current for n in leaves((node.args, node.kwargs))) != 1:
             return None
         calls.append((node, form))
@@ -291,19 +291,19 @@ def _chain_calls(program: Program, live: Sequence[fx.Node], layout: Layout) -> l
     return calls
 
 
-def _chain_names(calls: Sequence[tuple[fx.Node, Form]], layout: Layout, beside: bool) -> list[str] | None:
+def _chain_names(calls: Sequence[tuple[fx.Node, ModuleForm]], naming: Naming, beside: bool) -> list[str] | None:
     """A name for each layer such that every container's layers are consecutive.
 
     beside: layers without weights go into the container of the layer before them.
     """
-    fixed = {layout.modules[n][0] for n, form in calls if form.slots}
+    fixed = {naming.modules[n][0] for n, form in calls if form.slots}
     taken = _Names()
     for name in fixed:
         taken.add(name)
     names: list[str] = []
     closed: set[str] = set()
     for node, form in calls:
-        name = _chain_name(node, form, layout, names[-1] if beside and names else None, taken)
+        name = _chain_name(node, form, naming, names[-1] if beside and names else None, taken)
         last, now = (prefixes(names[-1]) if names else []), prefixes(name)
         closed.update(p for p in last if p not in now)
         if any(p in closed for p in now):
@@ -312,14 +312,14 @@ def _chain_names(calls: Sequence[tuple[fx.Node, Form]], layout: Layout, beside: 
     return names if _CHAIN_METHODS.isdisjoint(part for name in names for part in name.split(".")) else None
 
 
-def _chain_name(node: fx.Node, form: Form, layout: Layout, before: str | None, taken: _Names) -> str:
+def _chain_name(node: fx.Node, form: ModuleForm, naming: Naming, before: str | None, taken: _Names) -> str:
     if form.slots:
-        return layout.modules[node][0]
-    if node in layout.modules and before is None and taken.free(layout.modules[node][0]):
-        taken.add(layout.modules[node][0])
-        return layout.modules[node][0]
+        return naming.modules[node][0]
+    if node in naming.modules and before is None and taken.free(naming.modules[node][0]):
+        taken.add(naming.modules[node][0])
+        return naming.modules[node][0]
     kind = form.name.removeprefix("nn.").lower()
-    parent = before.rpartition(".")[0] if before is not None else str(node.meta.get("module", ""))
+    parent = before.rpartition(".")[0] if before is not None else module_of(node)
     parent = next((p for p in [parent, *reversed(prefixes(parent))] if p and taken.opens(p)), "")
     name, serial = f"{parent}.{kind}" if parent else kind, 0
     while not taken.free(name):

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from reparam.ir.program import Program
+from reparam.ir import Program
 
 from .expressions import Expr, Ref, is_name, literal, tuple_text
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from reparam.errors import InputError
-from reparam.ir.aten import arguments, aten
+from reparam.ir import arguments, aten
 
 from .expressions import UNARY, Expr, call_text, infix
 from .spelling import (

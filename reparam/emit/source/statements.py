@@ -15,11 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.aten import ACTIVATIONS, ADDS, IDENTITIES, MOVEMENTS, MULS, SUBS, WEIGHTED, aten, is_call, op_name
-from reparam.ir.program import Program
+from reparam.ir import (
+    ACTIVATIONS,
+    ADDS,
+    IDENTITIES,
+    MOVEMENTS,
+    MULS,
+    SUBS,
+    WEIGHTED,
+    Program,
+    aten,
+    is_call,
+    module_of,
+    op_name,
+)
 
 from .expressions import is_name
-from .naming import Layout, leaves, operands
+from .naming import Naming, leaves, operands
 from .signature import results
 
 MAIN = "x"
@@ -78,7 +90,7 @@ class Flow:
 def plan_flow(
     program: Program,
     live: Sequence[fx.Node],
-    layout: Layout,
+    naming: Naming,
     params: dict[fx.Node, str],
     apart: Collection[fx.Node] = (),
 ) -> Flow:
@@ -92,7 +104,7 @@ def plan_flow(
     outputs = [o for o in results(program) if isinstance(o, fx.Node) and o.op != "get_attr"]
     for output in outputs:
         flow.returns |= flow.reads(output) if output in flow.inline else {flow.canonical(output): None}
-    _nest(flow, layout, apart)
+    _nest(flow, naming, apart)
     _name_values(flow, params)
     return flow
 
@@ -153,7 +165,7 @@ def _pieces(node: fx.Node, alive: set[fx.Node]) -> list[fx.Node]:
     return users if len(used) == 1 or len(val) <= _UNPACKED else []
 
 
-def _nest(flow: Flow, layout: Layout, apart: Collection[fx.Node]) -> None:
+def _nest(flow: Flow, naming: Naming, apart: Collection[fx.Node]) -> None:
     """Writes a value inside the statement right after it, when that is the only one to read it: relu(bn(conv(x)))."""
     readers: dict[fx.Node, int] = {}
     for line in flow.lines:
@@ -165,7 +177,7 @@ def _nest(flow: Flow, layout: Layout, apart: Collection[fx.Node]) -> None:
     for line in flow.lines:
         before = kept[-1] if kept else None
         single = before is not None and readers.get(before.node) == 1 and before.node not in apart
-        if before is not None and single and _nests(before, line, layout):
+        if before is not None and single and _nests(before, line, naming):
             kept.pop()
             flow.inline.add(before.node)
             line.reads = before.reads | {n: None for n in line.reads if n is not before.node}
@@ -175,7 +187,7 @@ def _nest(flow: Flow, layout: Layout, apart: Collection[fx.Node]) -> None:
     flow.lines = kept
 
 
-def _nests(inner: Line, outer: Line, layout: Layout) -> bool:
+def _nests(inner: Line, outer: Line, naming: Naming) -> bool:
     node = outer.node
     if inner.targets != [inner.node] or inner.node not in outer.reads or inner.stage != outer.stage:
         return False
@@ -186,12 +198,12 @@ def _nests(inner: Line, outer: Line, layout: Layout) -> bool:
     if is_call(inner.node, _VIEWS) and is_call(node, _VIEWS):  # x.reshape(...).permute(...)
         return True
     sums = ADDS | SUBS | MULS
-    return (_light(inner.node, layout) or is_call(inner.node, sums)) and (_light(node, layout) or is_call(node, sums))
+    return (_light(inner.node, naming) or is_call(inner.node, sums)) and (_light(node, naming) or is_call(node, sums))
 
 
-def _light(node: fx.Node, layout: Layout) -> bool:
+def _light(node: fx.Node, naming: Naming) -> bool:
     """A call of a module or of an activation: short enough to stand inside another call."""
-    return node in layout.modules or is_call(node, ACTIVATIONS)
+    return node in naming.modules or is_call(node, ACTIVATIONS)
 
 
 # ---- stages ------------------------------------------------------------------------------------------------------
@@ -213,12 +225,12 @@ class _Stages:
 
     @staticmethod
     def _paths(node: fx.Node) -> list[str]:
-        parts = str(node.meta.get("module", "")).split(".")
+        parts = module_of(node).split(".")
         return [".".join(parts[: i + 1]) for i in range(len(parts))] if parts != [""] else []
 
     def of(self, node: fx.Node) -> str:
         """The deepest numbered module that holds a few calls, else the first one of the path."""
-        module = str(node.meta.get("module", ""))
+        module = module_of(node)
         if module not in self._known:
             paths = [p for p in self._paths(node) if p in self._inner and self._count[p] > 2]
             named = [p for p in paths if p[-1].isdecimal() and not p.rpartition(".")[2].startswith("branch")]
@@ -313,7 +325,7 @@ def _webs(flow: Flow, last: dict[fx.Node, int], params: dict[fx.Node, str]) -> l
 
 def _attention(line: Line) -> list[str]:
     """Names for the three pieces of an attention's projection."""
-    inside = "att" in str(line.node.meta.get("module", "")).lower()
+    inside = "att" in module_of(line.node).lower()
     return ["q", "k", "v"] if inside and len(line.targets) == 3 and None not in line.targets else []
 
 
@@ -321,9 +333,9 @@ def _candidates(flow: Flow, web: _Web) -> Iterator[str]:
     """Names for a web, the best first: what sets its module path apart from that of its reader, then the pool."""
     if web.wanted:
         yield web.wanted
-    path = _common([str(v.meta.get("module", "")) for v in web.values])
+    path = _common([module_of(v) for v in web.values])
     if web.end < len(flow.lines):
-        outer = _common([".".join(path), str(flow.lines[web.end].node.meta.get("module", ""))])
+        outer = _common([".".join(path), str(module_of(flow.lines[web.end].node))])
         name = path[len(outer)].lower() if len(path) > len(outer) else ""
         holds = any(i.op == "get_attr" for v in web.values for i in v.all_input_nodes)  # and is not just an activation
         if holds and is_name(name) and len(name) <= 16 and not hasattr(builtins, name) and name not in _VAGUE:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from reparam.errors import InputError, MachineError
-from reparam.ir.program import Program
-from reparam.utils.files import SOURCE_FILES, TEMPORARY, move_into_place, publish, refuse_existing
+from reparam.ir import Program
+from reparam.utils import SOURCE_FILES, TEMPORARY, move_into_place, publish, refuse_existing
 
 from .class_text import source_text
 from .expressions import is_name
-from .naming import Layout, live_nodes, plan_layout
+from .naming import Naming, live_nodes, plan_layout
 from .statements import RESERVED
 
 
@@ -42,9 +42,9 @@ def write_source(
     for name in SOURCE_FILES:
         refuse_existing(folder / name, force=force)
     live = live_nodes(program)
-    layout = plan_layout(program, live)
-    text = source_text(program, live, layout, class_name, note)
-    tensors = state_dict(program, layout)
+    naming = plan_layout(program, live)
+    text = source_text(program, live, naming, class_name, note)
+    tensors = state_dict(program, naming)
     _write_both(folder, text, tensors)
     return folder / SOURCE_FILES[0], folder / SOURCE_FILES[1]
 
@@ -52,10 +52,10 @@ def write_source(
 # ---- weights -----------------------------------------------------------------------------------------------------
 
 
-def state_dict(program: Program, layout: Layout) -> dict[str, Tensor]:
+def state_dict(program: Program, naming: Naming) -> dict[str, Tensor]:
     """The tensors of the file, each in the dtype that it is emitted in and with storage of its own."""
     tensors: dict[str, Tensor] = {}
-    for key, name in layout.names.items():
+    for key, name in naming.names.items():
         constant = program.constants[key]
         value = constant.value.detach().to(device="cpu", dtype=constant.dtype)
         if constant.folded and value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -63,7 +63,7 @@ def state_dict(program: Program, layout: Layout) -> dict[str, Tensor]:
         value = value.contiguous()
         whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
         tensors[name] = value if whole else value.clone()
-    tensors |= {name: torch.zeros((), dtype=torch.int64) for name in layout.extra}
+    tensors |= {name: torch.zeros((), dtype=torch.int64) for name in naming.extra}
     seen: set[int] = set()
     for name, value in tensors.items():
         pointer = value.untyped_storage().data_ptr()

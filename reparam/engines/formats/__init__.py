@@ -1,6 +1,7 @@
 """The formats that a network is exported to: one file each, found by being here.
 
-A module of this package that defines FORMAT is a format, in the alphabetical order of the modules. Importing them is
+A module that defines FORMAT is a format: those of this package in the alphabetical order of the modules, then those
+that installed packages name under the entry point group `reparam.formats`. Importing them is
 light: what a format needs is imported when it is used.
 """
 
@@ -13,13 +14,14 @@ from pathlib import Path
 
 from reparam.engines.format import Format
 from reparam.errors import InputError
+from reparam.utils import plugins
 
 
 @functools.cache
 def all_formats() -> dict[str, Format]:
     """Every format by its name."""
     modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
-    found = [m.FORMAT for m in modules]
+    found = [m.FORMAT for m in (*modules, *plugins("reparam.formats"))]
     return {f.name: f for f in found}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from reparam.engines.format import BuildOptions, Built, Format, Probe, Runnable, Tell
 
 if TYPE_CHECKING:
-    from reparam.ir.program import Program
+    from reparam.ir import Program
 
 
 UNTRIED = "compiling for a GPU and running that; packages for the CPU are compiled and run"

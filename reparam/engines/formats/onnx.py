@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reparam.engines.format import BuildOptions, Built, Format, Runnable, Tell
 
 if TYPE_CHECKING:
-    from reparam.ir.program import Program
+    from reparam.ir import Program
 
 
 class Onnx(Format):
@@ -23,14 +23,13 @@ class Onnx(Format):
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """See `Format.recognises`."""
-        from reparam.engines.onnx.storage import is_onnx
+        from reparam.engines.onnx import is_onnx
 
         return is_onnx(path, head)
 
     def build(self, program: Program, path: Path, options: BuildOptions, tell: Tell) -> Built:
         """See `Format.build`."""
-        from reparam.engines.onnx.graph import build_model
-        from reparam.engines.onnx.storage import write_model
+        from reparam.engines.onnx import build_model, write_model
 
         self.require()
         model = build_model(program, options, tell)
@@ -39,13 +38,13 @@ class Onnx(Format):
 
     def load(self, path: Path) -> Runnable:
         """See `Format.load`."""
-        from reparam.engines.onnx.runtime import OnnxRunnable
+        from reparam.engines.onnx import OnnxRunnable
 
         return OnnxRunnable(path)
 
     def stamp(self, path: Path, facts: Mapping[str, Any]) -> bool:
         """The facts as metadata of the model, each under a key of its own."""
-        from reparam.engines.onnx.storage import stamp_model
+        from reparam.engines.onnx import stamp_model
 
         stamp_model(path, facts)
         return True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reparam.engines.format import BuildOptions, Built, Format, Runnable, Tell
 
 if TYPE_CHECKING:
-    from reparam.ir.program import Program
+    from reparam.ir import Program
 
 
 class OpenVino(Format):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from reparam.engines.format import BuildOptions, Built, Format, Probe, Runnable, Tell
+from reparam.utils import check_package, gpus
 
 if TYPE_CHECKING:
-    from reparam.ir.program import Program
+    from reparam.ir import Program
 
 
 UNTRIED = (
@@ -40,8 +41,7 @@ class TensorRt(Format):
     def check(self, precision: str, settings: Mapping[str, str]) -> None:
         """See `Format.check`; MachineError too, when what would build is missing."""
         super().check(precision, settings)
-        from reparam.engines.tensorrt.bindings import check_targets, choose_module, read_targets
-        from reparam.engines.tensorrt.build import read_profile
+        from reparam.engines.tensorrt import check_targets, choose_module, read_profile, read_targets
 
         read_profile(settings.get("profile"))
         targets = read_targets(settings.get("gpu"))
@@ -49,22 +49,20 @@ class TensorRt(Format):
 
     def build(self, program: Program, path: Path, options: BuildOptions, tell: Tell) -> Built:
         """See `Format.build`."""
-        from reparam.engines.tensorrt.build import build_engine
+        from reparam.engines.tensorrt import build_engine
 
         self.require()
         return build_engine(program, path, options, tell)
 
     def load(self, path: Path) -> Runnable:
         """See `Format.load`."""
-        from reparam.engines.tensorrt.runtime import open_engine
+        from reparam.engines.tensorrt import open_engine
 
         return open_engine(path)
 
     def probe(self) -> Probe:
         """What is installed of both modules, and whether there is a GPU."""
-        from reparam.engines.tensorrt.bindings import MODULES
-        from reparam.utils.cuda_driver import gpus
-        from reparam.utils.packages import check_package
+        from reparam.engines.tensorrt import MODULES
 
         source = replace(super().probe(), untried=UNTRIED)
         states = [check_package(m) for m in MODULES.values()]
@@ -74,7 +72,7 @@ class TensorRt(Format):
             install = source.install or states[-1].install
             return replace(source, can_build=False, can_run=False, why=", ".join(missing), install=install)
         versions = {s.name: s.version for s in states if s.version is not None}
-        from reparam.engines.tensorrt.runtime import no_gpu
+        from reparam.engines.tensorrt import no_gpu
 
         named, why = "tensorrt_rtx" in working, no_gpu()
         if not gpus():

@@ -1,0 +1,49 @@
+"""ONNX: graphs made, cleaned up, stored, quantised, run and listed.
+Engines that are built from ONNX start here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reparam.utils import lazy_doors
+
+if TYPE_CHECKING:
+    from .graph import build_model, model_of
+    from .quantise import quantised
+    from .runtime import OnnxRunnable
+    from .source import check_source, write_source
+    from .storage import is_onnx, read_model, stamp_model, write_model
+
+_DOORS = {
+    "graph": (
+        "build_model",
+        "model_of",
+    ),
+    "quantise": ("quantised",),
+    "runtime": ("OnnxRunnable",),
+    "source": (
+        "check_source",
+        "write_source",
+    ),
+    "storage": (
+        "is_onnx",
+        "read_model",
+        "stamp_model",
+        "write_model",
+    ),
+}
+__getattr__ = lazy_doors(__name__, _DOORS)
+
+__all__ = [
+    "OnnxRunnable",
+    "build_model",
+    "check_source",
+    "is_onnx",
+    "model_of",
+    "quantised",
+    "read_model",
+    "stamp_model",
+    "write_model",
+    "write_source",
+]

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reparam.emit.torch_module import export_program
+from reparam.emit import export_program
 from reparam.engines.format import BuildOptions, Tell
 from reparam.engines.ports import names_of_outputs
 from reparam.errors import InputError
-from reparam.ir.program import Program
+from reparam.ir import Program, module_of
 
 from .cleanup import all_values, simplified, strip
 
@@ -73,7 +73,7 @@ def _note_layers(program: Program, exported: torch.export.ExportedProgram) -> No
     mine = [n for n in program.calls() if isinstance(n.meta.get("val"), torch.Tensor)]
     theirs = [n for n in _calls(exported) if isinstance(n.meta.get("val"), torch.Tensor)]
     known = [n.target for n in mine] == [n.target for n in theirs]
-    paths = {t: str(m.meta.get("module") or "") for m, t in zip(mine, theirs, strict=True)} if known else {}
+    paths = {t: module_of(m) for m, t in zip(mine, theirs, strict=True)} if known else {}
     for node in _calls(exported):
         path = paths.get(node, "")
         node.meta["nn_module_stack"] = {path: (path, "Layer")} if path else {}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from reparam.engines.listing import ListedCall
-from reparam.utils.text import one_line
+from reparam.utils import one_line
 
 if TYPE_CHECKING:
     import onnx

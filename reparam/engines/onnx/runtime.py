@@ -16,8 +16,9 @@ from torch import Tensor
 
 from reparam.engines.format import Port, Runnable
 from reparam.errors import InputError, MachineError
+from reparam.utils import first_line
 
-from .storage import read_model, tensors_of
+from .storage import read_model, tensors_in
 
 if TYPE_CHECKING:
     import onnx
@@ -113,7 +114,7 @@ def widen(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
 
     narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
-    for tensor in tensors_of(model):
+    for tensor in tensors_in(model):
         if tensor.data_type == narrow:
             value = onnx.numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
@@ -133,7 +134,7 @@ def _has_bfloat16(model: onnx.ModelProto) -> bool:
     narrow = onnx.TensorProto.BFLOAT16
     ports = (*model.graph.input, *model.graph.output)
     return any(v.type.tensor_type.elem_type == narrow for v in ports) or any(
-        t.data_type == narrow for t in tensors_of(model)
+        t.data_type == narrow for t in tensors_in(model)
     )
 
 
@@ -167,7 +168,7 @@ def _session(path: Path, model: onnx.ModelProto | None, *, fuse: bool = True) ->
 
 def reason_of(error: BaseException) -> str:
     """onnxruntime's message without its codes."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = first_line(error)
     return first.rpartition(" : ")[2] if first.startswith("[ONNXRuntimeError]") else first
 
 

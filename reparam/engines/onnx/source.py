@@ -8,7 +8,7 @@ from typing import Any
 from reparam.engines.engine_check import check_engine
 from reparam.engines.format import BuildOptions, Tell
 from reparam.engines.manifest import sha256_of
-from reparam.ir.program import Program
+from reparam.ir import Program
 
 from .graph import build_model
 from .runtime import OnnxRunnable

@@ -61,7 +61,7 @@ def read_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     return model
 
 
-def tensors_of(message: Any) -> Iterator[onnx.TensorProto]:
+def tensors_in(message: Any) -> Iterator[onnx.TensorProto]:
     """Every tensor of a model: initializers, those in attributes, in sub-graphs and in functions."""
     import onnx
 
@@ -80,7 +80,7 @@ def side_files(model: onnx.ModelProto) -> list[str]:
     """The locations of external weights that a model names, each once."""
     import onnx
 
-    external = (t for t in tensors_of(model) if t.data_location == onnx.TensorProto.EXTERNAL)
+    external = (t for t in tensors_in(model) if t.data_location == onnx.TensorProto.EXTERNAL)
     found = [e.value for t in external for e in t.external_data if e.key == "location"]
     return list(dict.fromkeys(found))
 

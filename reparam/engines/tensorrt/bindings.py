@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reparam.errors import InputError, MachineError
-from reparam.utils.cuda_driver import gpus
+from reparam.utils import check_package, gpus
 
 MODULES: Mapping[str, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 NAME = "reparam"  # what the networks are called, with the precision behind it
@@ -25,7 +25,6 @@ def choose_module(runtime: str | None) -> str:
 
     Raises InputError for an unknown runtime, MachineError with the command that installs what is missing.
     """
-    from reparam.utils.packages import check_package
 
     if runtime is not None and runtime not in MODULES:
         raise InputError(f"'{runtime}' is not a runtime of TensorRT; choose from {', '.join(MODULES)}")
@@ -33,15 +32,11 @@ def choose_module(runtime: str | None) -> str:
     states = {name: check_package(name) for name in wanted}
     working = [name for name, state in states.items() if state.works]
     if not working:
-        problems = ", ".join(f"{s.name} {_is(s.problem)}" for s in states.values())
+        problems = ", ".join(f"{s.name} {s.complaint}" for s in states.values())
         advice = states[wanted[-1]].install  # the one whose libraries come from the ordinary index
         raise MachineError(f"TensorRT is not here: {problems}; {advice}")
     able = [name for name in working if name == "tensorrt_rtx" or gpus()]
     return (able or working)[0]
-
-
-def _is(problem: str | None) -> str:
-    return "is missing" if problem == "missing" else str(problem)
 
 
 def import_module(name: str) -> Any:

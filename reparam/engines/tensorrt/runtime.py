@@ -14,7 +14,7 @@ from reparam.engines.manifest import read_manifest
 from reparam.engines.ports import named_axes
 from reparam.engines.precision import DTYPES
 from reparam.errors import InputError, MachineError
-from reparam.utils.cuda_driver import gpus
+from reparam.utils import dtype_name, gpus
 
 from .bindings import MODULES, NAME, TITLES, choose_module, import_module, reason, start_log
 
@@ -162,4 +162,4 @@ def _name(device: torch.device) -> str:
 def precision_of(name: str) -> str:
     """The dtype of the weights, as torch calls it, from the name that the network was built under."""
     kind = name.removeprefix(f"{NAME} ")
-    return "int8" if kind == "int8" else str(DTYPES.get(kind, torch.float32)).removeprefix("torch.")
+    return "int8" if kind == "int8" else dtype_name(DTYPES.get(kind, torch.float32))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError
-from reparam.load import infer_architecture as infer
-from reparam.load.infer_architecture import check_architecture, infer_architecture, same_function, shapes_of
-from reparam.load.zoo import build_architecture, meta_state
+from reparam.load import build_architecture
+from reparam.load.infer import check_architecture, infer_architecture, same_function, shapes_of
+from reparam.load.zoo import meta_state
 
 
 def state_of(spec: str, arch_args: Mapping[str, Any] | None = None) -> dict[str, Tensor]:

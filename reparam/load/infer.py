@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError, ReparamError
-from reparam.ir.inputs import Shapes, draw_examples
+from reparam.ir import draw_examples
+from reparam.utils import Shapes
 
 from .zoo import SOURCES, available, meta_state
 

@@ -1,0 +1,26 @@
+"""Modules that packages from outside bring: passes, formats and architectures, by their entry points."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from importlib import metadata
+from types import ModuleType
+
+from reparam.errors import MachineError
+
+
+@functools.cache
+def plugins(group: str) -> tuple[ModuleType, ...]:
+    """The modules that installed packages name in an entry point group, by the names of the entry points.
+
+    Raises MachineError for one that does not import, naming the package that brings it.
+    """
+    found = []
+    for point in sorted(metadata.entry_points(group=group), key=lambda p: (p.name, p.value)):
+        try:
+            found.append(importlib.import_module(point.module))
+        except Exception as error:
+            owner = point.dist.name if point.dist is not None else "an installed package"
+            raise MachineError(f"{owner} brings {point.value} for {group}, which does not import: {error}") from error
+    return tuple(found)

@@ -1,0 +1,34 @@
+"""Shapes of inputs as people write them. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    pass
+
+
+INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+class Shape(tuple[int, ...]):
+    """The sizes of one input, without the batch.
+
+    dtype: the name of the input's integer dtype; None for numbers of the dtype that the model's weights have.
+    """
+
+    dtype: str | None
+
+    def __new__(cls, sizes: Iterable[int], dtype: str | None = None) -> Self:
+        shape = super().__new__(cls, sizes)
+        shape.dtype = dtype
+        return shape
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self)) + (f":{self.dtype}" if self.dtype else "")
+
+
+Shapes = tuple[tuple[int, ...], ...]
+
+AXES = ("batch", "height", "width")  # whose sizes may stay free
