@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError
-from reparam.load import build_architecture
+from reparam.load import build_architecture, infer
 from reparam.load.infer import check_architecture, infer_architecture, same_function, shapes_of
 from reparam.load.zoo import meta_state
 
