@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reparam.utils import lazy_doors
+
 from ._version import __version__
 from .errors import CaptureError, InputError, MachineError, NotEquivalentError, ReparamError, UnsafeFileError
-from .utils import lazy_doors
 
 if TYPE_CHECKING:
-    from .compare import Verdict, verify
+    from reparam.compare import Verdict, verify
+    from reparam.engines import Exported, ExportOptions, export
+
     from .conversion import Conversion, convert, explain
-    from .engines import Exported, ExportOptions, export
 
 _DOORS = {
     "compare": ("Verdict", "verify"),

@@ -12,18 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from .capture.torch_export import Captured, capture, from_exported
-from .check.network_check import NetworkEvidence, Round, check_emitted, check_float64
-from .emit.finalize import finalize
-from .emit.source.writer import write_source
-from .emit.torch_module import save_pt2, to_module
+from reparam.capture import Captured, capture, from_exported
+from reparam.check import NetworkEvidence, Round, check_emitted, check_float64
+from reparam.emit import finalize, save_pt2, to_module
+from reparam.ir import Program, census, is_chain, text_of
+from reparam.passes import phases_of
+from reparam.rewrite import Driver, Outcome, Progress
+
 from .errors import InputError, NotEquivalentError
-from .ir.cost import census, is_chain
-from .ir.program import Program
 from .options import DEFAULTS, PlainOptions
-from .passes import phases_of
 from .report import Remark, Report
-from .rewrite.driver import Driver, Outcome, Progress
 
 Range = tuple[float, float]
 
@@ -46,6 +44,9 @@ class Conversion:
 
     def save_source(self, folder: str | Path, *, force: bool = False) -> None:
         """Writes a readable `model.py` and its weights, `model.safetensors`, into `folder`."""
+
+        from reparam.emit.source import write_source  # nine modules that only readable source needs
+
         write_source(self.program, Path(folder), force=force)
 
 
@@ -107,15 +108,19 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     seed: int = 0,
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,
+    graphs: bool = False,
     carry: str = DEFAULTS.carry,
     max_pool: str = DEFAULTS.max_pool,
     signed: str = DEFAULTS.signed,
 ) -> Report:
-    """A dry run: what would be rewritten, what would not and why, and the price. Raises like `convert`."""
+    """A dry run: what would be rewritten, what would not and why, and the price. Raises like `convert`.
+
+    graphs: whether the report holds the graph as text, before and after.
+    """
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
     program = captured.program
-    before = census(program)
+    before, text = census(program), text_of(program) if graphs else ""
     outcome = run.rewrite(program)
     return Report(
         target=to,
@@ -125,6 +130,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
         remarks=(*_notes(captured), *outcome.remarks),
         kinds=outcome.kinds,
         seconds=run.seconds,
+        graphs={"before": text, "after": text_of(program)} if graphs else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Proof of one rewrite: the region before and after agree in float64 on fresh inputs.
+"""Evidence for one rewrite: the region before and after agree in float64 on fresh inputs.
 
 basis:   an affine region agrees on zero and on every unit impulse (each channel, at every position of the smallest
          map that shows the interior and all border classes), which determines an affine function completely;

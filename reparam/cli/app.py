@@ -66,7 +66,7 @@ def root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """A verified compiler for trained networks: rewrites a network into a simpler one and proves them equal."""
+    """A compiler for trained networks: rewrites a network into a simpler one, and checks that it is the same one."""
 
 
 @app.command()
@@ -98,7 +98,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Rewrite MODEL, prove it is still the same function, write a .pt2.
+    """Rewrite MODEL, check that it is still the same function, write a .pt2.
 
     With --arch alone the network has random weights. Nothing is written unless the result was verified.
     """
@@ -137,6 +137,9 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     input_shape: opt.InputShape = None,
     dynamic: opt.Dynamic = "batch",
     seed: opt.Seed = 0,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Also show the graph as text, as it is and as it would become.")
+    ] = False,
     trust: opt.Trust = False,
     json: opt.Json = None,
     remarks: opt.Remarks = None,
@@ -156,9 +159,8 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     from . import work as cli_work
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    report = cli_work.explain_loaded(
-        session, loaded, cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
-    ).as_dict()
+    options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
+    report = cli_work.explain_loaded(session, loaded, options, graphs=graph).as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
     if not quiet and json != STANDARD_OUTPUT:
         missed = [r for r in kept if r["kind"] == "missed"]

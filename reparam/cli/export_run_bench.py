@@ -73,7 +73,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Rewrite MODEL, write it in another format, run that and prove it is still the same function.
+    """Rewrite MODEL, write it in another format, run that and check that it is still the same function.
 
     Beside the file, a manifest says what it is, what it was made of and how it was verified.
     """

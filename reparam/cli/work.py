@@ -200,10 +200,11 @@ def convert_loaded(
     import torch
 
     from reparam import convert
+    from reparam.rewrite import verifying
 
     inputs = example_inputs(session, loaded.model, options.shapes, options.batch, options.seed)
     with session.working() as tell:
-        with explained_misfit(loaded.model, inputs):
+        with explained_misfit(loaded.model, inputs), verifying(session.debug):
             conversion = convert(
                 loaded.model.exported or loaded.model.module,
                 *inputs,
@@ -219,18 +220,20 @@ def convert_loaded(
     return completed(conversion.report, loaded, outputs.names, time.perf_counter() - start)
 
 
-def explain_loaded(session: Session, loaded: Loaded, options: ConvertOptions) -> Report:
-    """The dry run's report."""
+def explain_loaded(session: Session, loaded: Loaded, options: ConvertOptions, *, graphs: bool = False) -> Report:
+    """The dry run's report. graphs: with the graph as text."""
     from reparam import explain
+    from reparam.rewrite import verifying
 
     inputs = example_inputs(session, loaded.model, options.shapes, options.batch, options.seed)
-    with session.working() as tell, explained_misfit(loaded.model, inputs):
+    with session.working() as tell, explained_misfit(loaded.model, inputs), verifying(session.debug):
         report = explain(
             loaded.model.exported or loaded.model.module,
             *inputs,
             to=options.to,
             dynamic=options.dynamic,
             seed=options.seed,
+            graphs=graphs,
             **asdict(options.plain),
             progress=tell,
         )

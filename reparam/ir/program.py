@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from reparam.errors import RuleError
 
 from .scratchpad import Scratchpad
+from .structure import Structure
 
 FOLD_DTYPE = torch.float64
 
@@ -112,6 +113,21 @@ class Program:
         """Number of scalars in the floating weights that the graph uses, a tied weight counted once."""
         used = {str(n.target) for n in self.graph.nodes if n.op == "get_attr" and n.users}
         return sum(self.constants[n].value.numel() for n in used if self.constants[n].value.is_floating_point())
+
+    def verify(self, nodes: Iterable[fx.Node] | None = None) -> None:
+        """Checks that the program, or only `nodes` of it, is well formed.
+
+        Every node has one of four operations, operands that come before it, a value (`meta["val"]`) and the right
+        `meta["data"]`. Every call is pure, is read by somebody, and has the shape and dtype that its operator gives.
+        Every weight that is read exists and has the shape that its node says. Of the whole program also: one output,
+        at its end; no weight without a reader; a placeholder for every input.
+
+        Raises RuleError that names the node and what is wrong with it.
+        """
+        weights = {name: c.value.shape for name, c in self.constants.items()}
+        structure = Structure(self.graph, weights, tuple(s.name for s in self.inputs), self.fake_mode)
+        if problem := structure.problem(nodes):
+            raise RuleError(f"the program is broken {problem}")
 
     # ---- building ------------------------------------------------------------------------------------------
 

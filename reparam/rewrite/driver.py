@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +25,18 @@ from reparam.report import Remark
 from .rule import Match, Rewrite, Rule
 
 MAX_ROUNDS = 50
+_VERIFIES = ContextVar("_VERIFIES", default=False)
 Progress = Callable[[str, int, int], None]
+
+
+@contextmanager
+def verifying(on: bool = True) -> Iterator[None]:
+    """Inside, drivers check the structure of the program after every rewrite, see `Program.verify`."""
+    token = _VERIFIES.set(on)
+    try:
+        yield
+    finally:
+        _VERIFIES.reset(token)
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,8 @@ class Driver:
                 break
         else:
             raise RuleError(f"the rules still rewrite each other's results after {MAX_ROUNDS} rounds")
+        if _VERIFIES.get():
+            self.program.verify()
         alive = [r for (_, node), r in self._missed.items() if not self.program.erased(node)]
         self.outcome.remarks.extend(alive)
         return self.outcome
@@ -235,6 +250,8 @@ class Driver:
                 continue
             neighbours[n] = None
             neighbours.update(dict.fromkeys(n.users))
+        if _VERIFIES.get():
+            self.program.verify(neighbours)
         return [n for n in neighbours if n.op == "call_function"]
 
     def _erase_unused(self, nodes: Iterable[fx.Node]) -> None:

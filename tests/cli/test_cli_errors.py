@@ -16,6 +16,7 @@ from torch import nn
 from reparam import conversion
 from reparam.cli.outputs import check_folder
 from reparam.cli.session import Terminated, explain_failure
+from reparam.emit import source
 from reparam.errors import InputError, MachineError, NotEquivalentError, RuleError
 from reparam.load import model as load
 from support.cli_helpers import TINY, failing_save, prepare_folder, refuse, run
@@ -191,7 +192,7 @@ def test_a_source_that_cannot_be_written_takes_the_program_with_it(monkeypatch: 
     def fail(*words: Any, **options: Any) -> None:
         raise MachineError("cannot write into source: No space left on device; nothing was written")
 
-    monkeypatch.setattr(conversion, "write_source", fail)
+    monkeypatch.setattr(source, "write_source", fail)
     assert refuse(3, "convert", *TINY, "--source", "source").endswith("nothing was written")
 
 
