@@ -39,13 +39,18 @@ class Conversion:
     report: Report
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Writes a `.pt2` archive. Raises InputError when it exists and not `force`, MachineError when it cannot."""
+        """Writes a `.pt2` archive, whole or not at all.
+
+        Raises InputError when `path` exists and `force` is false, MachineError when it cannot be written.
+        """
         save_pt2(self.program, Path(path), force=force)
 
     def save_source(self, folder: str | Path, *, force: bool = False) -> None:
-        """Writes a readable `model.py` and its weights, `model.safetensors`, into `folder`."""
+        """Writes a readable `model.py` and its weights, `model.safetensors`, into `folder`.
 
-        from reparam.emit.source import write_source  # nine modules that only readable source needs
+        Raises like `save`; InputError also for a program that cannot be written as ordinary layers.
+        """
+        from reparam.emit.source import write_source
 
         write_source(self.program, Path(folder), force=force)
 
@@ -65,8 +70,12 @@ def convert(  # noqa: PLR0913  # the keywords are the options
 ) -> Conversion:
     """Rewrites `model` into the target form and checks that it is the same function.
 
-    model: a module, left untouched, or an exported program. example_inputs: its positional arguments (for a module).
-    dynamic: axes whose size stays free ("batch", "height", "width"). dtype: of the emitted weights, default their own.
+    model: a module, left untouched, or an exported program. example_inputs: its positional arguments (for a module);
+        tensors are (N, ...) where the batch stays free, of any N.
+    to: fused, plain, or as-is, which rewrites nothing.
+    dynamic: axes whose size stays free: "batch" (axis 0), "height" and "width" (the last two of four or more).
+    dtype: of the emitted weights, default their own. seed: of the random inputs of all checks.
+    progress: called with a stage, the steps done and their number.
     input_ranges: (low, high) of each tensor input; values are drawn from it and rules may rely on it.
     carry: for `plain`, how layers carry channels: auto (fewest multiply-accumulates), grouped, dense, split=G (partial
         sums over G slices), or measured (auto or dense, by the clock of this machine).
@@ -75,6 +84,14 @@ def convert(  # noqa: PLR0913  # the keywords are the options
 
     Raises InputError or CaptureError for a model that cannot be taken in, NotEquivalentError when the result is not
     the same function (naming the first rewrite that diverges).
+
+    >>> import torch, reparam
+    >>> block = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    >>> result = reparam.convert(block, torch.randn(1, 3, 16, 16))
+    >>> result.report.before.norms, result.report.after.norms, result.report.equivalent
+    (1, 0, True)
+    >>> result.module(torch.randn(5, 3, 16, 16)).shape
+    torch.Size([5, 8, 14, 14])
     """
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
@@ -113,9 +130,18 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     max_pool: str = DEFAULTS.max_pool,
     signed: str = DEFAULTS.signed,
 ) -> Report:
-    """A dry run: what would be rewritten, what would not and why, and the price. Raises like `convert`.
+    """A dry run: what would be rewritten, what would not and why, and the price. The whole network is not compared.
 
-    graphs: whether the report holds the graph as text, before and after.
+    graphs: whether the report holds the graph as text, before and after. All other arguments are those of `convert`:
+    tensors are (N, ...), multiply-accumulates in the report are for one sample.
+
+    Raises InputError or CaptureError like `convert`.
+
+    >>> import torch, reparam
+    >>> block = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 8, 3, padding=1))
+    >>> report = reparam.explain(block, torch.randn(1, 3, 16, 16))
+    >>> [remark.rule for remark in report.remarks if remark.kind == "passed"]
+    ['fold-batch-norm']
     """
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
@@ -160,8 +186,7 @@ class _Run:
         self._tell("capture", 0, 1)
         with self.timed("capture"):
             if isinstance(model, torch.export.ExportedProgram):
-                notes: list[str] = []
-                captured = Captured(from_exported(model, notes), tuple(notes))
+                captured = from_exported(model)
             else:
                 captured = capture(model, example_inputs, dynamic=dynamic)
         self._tell("capture", 1, 1)

@@ -15,7 +15,19 @@ import torch
 from torch import Tensor
 
 from reparam.errors import InputError, NotEquivalentError
-from reparam.ir import EVEN_SIZE, SMALL_SIZE, WEIGHTED, Feed, Program, batch_one, evaluate, feed, is_call, typed
+from reparam.ir import (
+    EVEN_SIZE,
+    SMALL_SIZE,
+    WEIGHTED,
+    Feed,
+    Program,
+    batch_one,
+    evaluate,
+    evaluate_where_it_runs,
+    feed,
+    is_call,
+    typed,
+)
 from reparam.utils import dtype_name
 
 TRIALS = 8
@@ -43,13 +55,6 @@ class _Output:
     old: float = 0.0
     truth: float = 0.0
     count: int = 0
-
-
-def _runs(program: Program, values: Feed) -> list[Any] | None:
-    try:
-        return evaluate(program, values)
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return None
 
 
 def _plans(program: Program) -> Iterator[tuple[dict[str, int], int, int | None]]:
@@ -137,13 +142,13 @@ def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple
     rounds: list[Round] = []
     for sizes, inputs, small in _plans(original):
         values = feed(original, sizes, generator, small)
-        truth = _runs(original, values)
-        other = _runs(converted, values) if truth is not None else None
+        truth = evaluate_where_it_runs(original, values)
+        other = evaluate_where_it_runs(converted, values) if truth is not None else None
         fits = truth is not None and other is not None and _finite(truth) and _max_rel(truth, other) <= floor
         others = () if small is None or fits else (None,) if truth is None else (EVEN_SIZE, None)
         for again in others:
             values = feed(original, sizes, generator, again)
-            truth, other = _runs(original, values), _runs(converted, values)
+            truth, other = evaluate_where_it_runs(original, values), evaluate_where_it_runs(converted, values)
             if truth is not None and other is not None and _finite(truth) and _max_rel(truth, other) <= floor:
                 break
         if truth is None:

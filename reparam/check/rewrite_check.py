@@ -4,7 +4,7 @@ basis:   an affine region agrees on zero and on every unit impulse (each channel
          map that shows the interior and all border classes), which determines an affine function completely;
 sampled: everything else, on random inputs drawn in the inputs' proven ranges. It is labelled so, never as a proof.
 
-The bound comes from the arithmetic, see `majorant`; inputs are finite (a zero weight times infinity is NaN).
+The bound comes from the arithmetic, see `rounding_bound`; inputs are finite (a zero weight times infinity is NaN).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from reparam.ir import Constant, Program, shape_of
-from reparam.utils import refuse_existing, write_atomically
+from reparam.utils import refuse_existing, unused_name, write_atomically
 
 
 def to_module(program: Program) -> nn.Module:
@@ -85,12 +85,8 @@ def _parameter_names(program: Program) -> list[str]:
     for i, spec in enumerate(args.children()):
         leaves = [next(targets) for _ in range(spec.num_leaves)]
         name = leaves[0] if spec.is_leaf() else f"arg{i}"
-        names.append(_unused(name, {*names, *kwargs.context}))
+        names.append(unused_name(name, {*names, *kwargs.context}))
     return [*names, *kwargs.context]
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    return _unused(f"{name}_", taken) if name in taken else name
 
 
 def _nest(program: Program, leaves: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -97,15 +97,22 @@ def export(
 ) -> Exported:
     """Converts `model`, writes it in another format, loads that and checks that it is the same function.
 
-    to: fused, plain, or as-is, which only captures. path: of the file. options: the format and the precision (default:
-    ONNX in fp32). The other arguments are those of `convert`, the options of `plain` among them; weights are cast once,
-    after folding.
+    example_inputs: tensors are (N, ...) where the batch stays free. to: fused, plain, or as-is, which only captures.
+    path: of the file. options: the format and the precision (default: ONNX in fp32). The other arguments are those of
+    `convert`, the options of `plain` among them; weights are cast once, after folding.
 
     Nothing is written unless the file was run and agreed, or cannot be run on this machine, which the manifest beside
     it then says.
 
     Raises what `convert` raises; InputError for what the format cannot express; MachineError for a missing package;
-    NotEquivalentError when the file computes something else, or when `min_sqnr` is missed.
+    NotEquivalentError when the file computes something else, or when `min_sqnr` (dB) is missed.
+
+    >>> import tempfile, torch, reparam
+    >>> block = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     exported = reparam.export(block, torch.randn(1, 3, 16, 16), path=f"{folder}/block.onnx")
+    ...     [path.name for path in exported.outputs]
+    ['block.onnx', 'block.onnx.json']
     """
     options = options or ExportOptions()
     path = Path(path)

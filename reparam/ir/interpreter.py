@@ -78,6 +78,14 @@ def evaluate(
         return _evaluate(program, inputs, dtype, observe)
 
 
+def evaluate_where_it_runs(program: Program, inputs: Sequence[Any]) -> list[Any] | None:
+    """`evaluate` in float64; None for inputs of sizes that the program does not run on."""
+    try:
+        return evaluate(program, inputs)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return None
+
+
 def _evaluate(
     program: Program, inputs: Sequence[Any], dtype: torch.dtype | None, observe: Observer | None
 ) -> list[Any]:

@@ -1,7 +1,7 @@
 """Reads a file into a `Checkpoint`: a state dict, a pickled module, or an exported program.
 
 Files are told apart by content, not by suffix. Nothing in a file is run: pickles are read with `weights_only`, `.pt2`
-archives are inspected first (`reparam.archive`), and a file that would run code is refused with the list of what it
+archives are inspected first (`archive`), and a file that would run code is refused with the list of what it
 would run, unless `trust` is given.
 """
 

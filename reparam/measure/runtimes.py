@@ -48,7 +48,7 @@ def check_runtimes(names: list[str]) -> None:
         raise InputError("a runtime is named twice; each is timed once")
 
 
-def brought_to(
+def in_runtime(
     runtime: str, name: str, model: LoadedModel | Runnable, shapes: Shapes | None, path: Path, *, device: str, seed: int
 ) -> LoadedModel | Runnable:
     """The model as `runtime` runs it: a network is exported as it is, and the file compared with it.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         staging_beside,
         write_atomically,
     )
+    from .names import prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
     from .shapes import AXES, INTEGERS, Shape, Shapes
@@ -35,6 +36,7 @@ _DOORS = {
         "staging_beside",
         "write_atomically",
     ),
+    "names": ("prefixes", "unused_name"),
     "packages": (
         "PACKAGES",
         "PackageState",
@@ -72,8 +74,10 @@ __all__ = [
     "move_into_place",
     "one_line",
     "plugins",
+    "prefixes",
     "publish",
     "refuse_existing",
     "staging_beside",
+    "unused_name",
     "write_atomically",
 ]

@@ -18,7 +18,7 @@ from reparam.engines import Port, Runnable, export
 from reparam.errors import InputError, MachineError
 from reparam.load import LoadedModel
 from reparam.measure import Where, bench, timing
-from reparam.measure.runtimes import brought_to, name_of, text_of
+from reparam.measure.runtimes import in_runtime, name_of, text_of
 from reparam.measure.timing import Call
 from support.cli_helpers import TINY, prepare_folder, refuse, succeed
 from support.engine_nets import SHAPE, small
@@ -162,7 +162,7 @@ def test_an_onnx_file_is_run_by_two_runtimes_and_other_engines_by_one(tmp_path: 
 
 def test_a_compiled_network_computes_the_same() -> None:
     loaded = LoadedModel(small(), input_shapes=(SHAPE[1:],))
-    found = brought_to("compile", "net", loaded, None, Path("unused"), device="cpu", seed=0)
+    found = in_runtime("compile", "net", loaded, None, Path("unused"), device="cpu", seed=0)
     assert isinstance(found, LoadedModel)
     assert (name_of(found), text_of(found)) == ("compile", f"torch {torch.__version__} (compiled)")
     x = torch.randn(SHAPE)

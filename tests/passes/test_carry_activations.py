@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reparam.ir import evaluate
-from reparam.ir.cost import is_chain
+from reparam.ir import evaluate, is_chain
 from support.helpers import Fused, Lambda, doubles, healthy, max_rel, module_rel
 from support.plain_helpers import assert_carried_rows_matter, assert_the_check_bites, counts, plain, refusal
 

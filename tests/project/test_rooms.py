@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,3 +93,22 @@ def test_imports_in_functions_are_of_what_is_slow_or_optional() -> None:
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 late += [f"{module}: {t}" for t in imported(function) if t in light]
     assert not late
+
+
+def test_the_architecture_page_names_every_module_and_none_that_is_not_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = "\n".join(row.split("|")[1] for row in text.splitlines() if row.startswith("| `"))
+    named = re.findall(r"`([\w/]+\.py)`", rows)
+    named += re.findall(r"^`(conversion\.py)` holds", text, re.MULTILINE)
+    there = {str(p.relative_to(LIBRARY)) for m, p in sources() if not m.startswith(("passes.", "models."))}
+    modules = {m for m in there if not m.endswith("__init__.py")}
+    assert sorted(named) == sorted(modules), "each module once"
+
+
+def test_the_architecture_page_gives_the_order_that_the_linter_holds() -> None:
+    page = re.search(r"^    (cli > [^\n]*\n        > [^\n]*)$", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert page is not None
+    written = [frozenset(re.split(r", ", layer)) for layer in " ".join(page[1].split()).split(" > ")]
+    held = [frozenset(re.split(r" : ", layer)) - {"_version"} for layer in contract]
+    assert written == held

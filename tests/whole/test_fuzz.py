@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reparam.algebra import kernels
 from reparam.capture import capture
-from reparam.capture.torch_export import _inputs
+from reparam.capture.assemble import _inputs
 from reparam.ir import Program, census, evaluate
 from reparam.passes import fused_phases
 from reparam.rewrite import Driver, Outcome
