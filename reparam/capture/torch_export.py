@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from reparam.errors import CaptureError, InputError
-from reparam.utils import AXES, first_line
+from reparam.utils import AXES, first_line, foreign_code
 
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
@@ -46,6 +46,11 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
 
     Raises CaptureError when the model cannot become one graph, InputError for an unknown axis name.
     """
+    with foreign_code(f"capturing {type(module).__name__}", CaptureError):
+        return _capture(module, example_inputs, dynamic)
+
+
+def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: Sequence[str]) -> Captured:
     unknown = [a for a in dynamic if a not in AXES]
     if unknown:
         raise InputError(f"unknown dynamic axis '{unknown[0]}'; choose from {', '.join(AXES)}")

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from reparam._version import __version__
 from reparam.errors import NotEquivalentError
 from reparam.options import DEFAULTS, PlainOptions
+from reparam.utils import ignore_exits
 
 from . import export_run_bench as cli_engines
 from . import options as opt
@@ -56,7 +57,10 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point `reparam`."""
-    app()
+    try:
+        app()
+    finally:
+        ignore_exits()  # what the code of a model left for the end does not change the exit code
 
 
 def _show_version(wanted: bool) -> None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from reparam.errors import MachineError, ReparamError, RuleError
-from reparam.utils import one_line
+from reparam.utils import Interrupted, describe_error, one_line, place_of_error, refused_exits
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,7 +39,7 @@ Tell = Callable[[str, int, int], None]
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
 
 
-class Terminated(KeyboardInterrupt):
+class Terminated(Interrupted):
     """SIGTERM or SIGHUP arrived: clean up as after Ctrl-C. `number` is the signal's."""
 
     def __init__(self, number: int) -> None:
@@ -49,12 +49,16 @@ class Terminated(KeyboardInterrupt):
 
 @dataclass
 class Session:
-    """The streams and the state of one run. out, err: the true standard streams, also while others are redirected."""
+    """The streams and the state of one run. out, err: the true standard streams, also while others are redirected.
+
+    begun: whether the words were read and the work has begun; from then on, nothing but the end of the work is success.
+    """
 
     out: TextIO
     err: TextIO
     quiet: bool = False
     debug: bool = False
+    begun: bool = False
     written: list[Path] = field(default_factory=list)
 
     # ---- printing ------------------------------------------------------------------------------------------
@@ -170,12 +174,12 @@ def _only_errors_logged() -> Iterator[None]:
 def run_guarded(body: Callable[[], object], session: Session) -> int:
     """Runs `body` and returns the exit code; a failure becomes one sentence on standard error."""
     try:
-        with _terminations():
+        with _terminations(), refused_exits():
             body()
             with session._delivering():
                 pass
     except BaseException as error:
-        code, message = explain_failure(error)
+        code, message = explain_failure(error, begun=session.begun)
         if session.debug and message:
             traceback.print_exception(error, file=session.err)
         if message:
@@ -192,8 +196,23 @@ def _left_behind(session: Session, error: BaseException) -> str:
     return f"; {names} {were} written before" if names else ""
 
 
-def explain_failure(error: BaseException) -> tuple[int, str]:
-    """The exit code of `error` and its sentence; an empty one when there is nothing to say."""
+def explain_failure(error: BaseException, *, begun: bool = False) -> tuple[int, str]:
+    """`_explain`, also where the code of an error that others wrote fails itself."""
+    try:
+        return _explain(error, begun)
+    except BaseException:
+        return 4, f"internal error: {type(error).__name__}, which cannot be described"
+
+
+def _explain(error: BaseException, begun: bool) -> tuple[int, str]:
+    """The exit code of `error` and its sentence; an empty one when there is nothing to say.
+
+    begun: whether the work had begun, which an exit then left undone. An error of a model's code is never success.
+    """
+    strange = not isinstance(error, Exception | SystemExit | KeyboardInterrupt)
+    if strange or (begun and isinstance(error, typer.Exit | SystemExit)):
+        place = place_of_error(error)
+        return 2, f"{describe_error(error)}{f' at {place}' if place else ''} ended the work before it was done"
     if isinstance(error, typer.Exit | SystemExit):
         code = error.exit_code if isinstance(error, typer.Exit) else error.code
         return (code if isinstance(code, int) else int(code is not None)), ""
@@ -204,7 +223,7 @@ def explain_failure(error: BaseException) -> tuple[int, str]:
     if hasattr(error, "format_message"):  # a usage error: typer brings its own copy of click, or uses click's
         return 2, _usage(error)
     if isinstance(error, ReparamError) and not isinstance(error, RuleError):
-        return error.exit_code, str(error)
+        return error.exit_code or 4, str(error)
     return _explain_system(error)
 
 
@@ -256,7 +275,7 @@ def begin(context: typer.Context, *, quiet: bool = False, debug: bool) -> Sessio
     """The session of the verb that runs, with what all verbs share set."""
     session = context.obj
     assert isinstance(session, Session)
-    session.quiet, session.debug = quiet, debug
+    session.quiet, session.debug, session.begun = quiet, debug, True
     return session
 
 

@@ -41,7 +41,7 @@ def program_of(
     """The captured program of a loaded model, from its example inputs or else from random ones.
 
     input_shapes: of one sample, without the batch (a `Shape` for integers); needed when the model does not tell.
-    Raises InputError.
+    Raises InputError, CaptureError among them.
     """
     if model.exported is not None:
         return from_exported(model.exported).program
@@ -49,7 +49,8 @@ def program_of(
     try:
         return capture(model.module, examples).program
     except CaptureError as e:
-        raise InputError(f"{e} (input shapes {[tuple(x.shape[1:]) for x in examples if isinstance(x, Tensor)]})") from e
+        shapes = [tuple(x.shape[1:]) for x in examples if isinstance(x, Tensor)]
+        raise CaptureError(f"{e} (input shapes {shapes})") from e
 
 
 def verify_programs(

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from reparam.engines import Port, Runnable, output_names
 from reparam.errors import InputError
 from reparam.load import LoadedModel
-from reparam.utils import dtype_name, first_line
+from reparam.utils import dtype_name, first_line, foreign_code
 
 Named = Sequence[tuple[str | None, Tensor]]
 
@@ -76,7 +76,7 @@ def _run_module(model: LoadedModel, inputs: Named) -> dict[str, Tensor]:
     if unknown := [n for n in keywords if n not in names]:
         raise InputError(f"the model has no input '{unknown[0]}'; it takes {', '.join(names)}")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), foreign_code("running the model"):
             result = model.module(*(cast(v) for n, v in inputs if n is None), **keywords)
     except Exception as error:
         reason = first_line(error)

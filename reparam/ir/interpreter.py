@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from reparam.utils import foreign_code
+
 from .program import Program
 
 Observer = Callable[[fx.Node, Any], None]
@@ -60,6 +62,7 @@ def last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     return frees
 
 
+@foreign_code("running the network")  # whose operators may be those of others
 def evaluate(
     program: Program,
     inputs: Sequence[Any],
@@ -112,6 +115,7 @@ def _evaluate(
     raise AssertionError("a graph ends with its output node")
 
 
+@foreign_code("running a part of the network")
 @torch.no_grad()
 def evaluate_region(
     program: Program,

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError, UnsafeFileError
 from reparam.ir import draw_examples, exported_shapes
-from reparam.utils import SOURCE_FILES, Shapes
+from reparam.utils import SOURCE_FILES, Shapes, describe_error, foreign_code
 
 from .checkpoint import HOLDERS, Checkpoint, check_finite, load_checkpoint
 from .infer import check_architecture, compare, infer_architecture, same_function, shapes_of
@@ -72,6 +72,13 @@ def load_model(
     Raises InputError for a file that is missing, damaged or of another kind, weights that are not finite or do not fit
     the architecture; UnsafeFileError for a file that would run code; MachineError when a zoo package is missing.
     """
+    with foreign_code(f"loading {model if model is not None else arch}", errors=True):
+        return _load(model, arch, arch_args, trust=trust, seed=seed)
+
+
+def _load(
+    model: str | Path | None, arch: str | None, arch_args: Mapping[str, Any] | None, *, trust: bool, seed: int
+) -> LoadedModel:
     if model is None:
         if arch is None:
             raise InputError("there is nothing to load; give a checkpoint, or an architecture with --arch")
@@ -103,7 +110,7 @@ def _settled(built: Architecture, seed: int) -> tuple[str, ...]:
     if built.input_shapes is None or not any(isinstance(m, _NormBase) for m in module.modules()):
         return ()
     examples = draw_examples(module, built.input_shapes, batch=1, seed=seed)
-    with torch.no_grad():
+    with torch.no_grad(), foreign_code(f"running {built.spec} on a random input", errors=True):
         outputs = [t for t in pytree.tree_leaves(module(*examples)) if isinstance(t, Tensor) and t.is_floating_point()]
     if all(bool((t.abs() <= LARGEST).all()) for t in outputs):
         return ()
@@ -126,7 +133,7 @@ def _from_source(folder: Path, arch: str | None, *, trust: bool) -> LoadedModel:
         found.loader.exec_module(code)
         module = code.load(folder)
     except Exception as error:
-        raise InputError(f"{file} does not load ({type(error).__name__}: {error})") from error
+        raise InputError(f"{file} does not load ({describe_error(error)})") from error
     check_finite(module.state_dict(), folder)
     return LoadedModel(module.eval(), folder)
 

@@ -24,7 +24,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from reparam.errors import InputError, MachineError
-from reparam.utils import Shapes
+from reparam.utils import Shapes, describe_error, first_line, foreign_code
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
 if TYPE_CHECKING:
@@ -119,18 +119,20 @@ def _build(spec: str, arch_args: Mapping[str, Any]) -> Architecture:
         )
     with _working_directory_on_path(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        factory = _resolve(spec)
-        try:
-            module = factory.build(**{**factory.fixed, **arch_args})
-        except Exception as error:
-            raise InputError(_build_error(factory, arch_args, error)) from error
+        with foreign_code(f"building {spec}"):
+            factory = _resolve(spec)
+            try:
+                module = factory.build(**{**factory.fixed, **arch_args})
+            except Exception as error:
+                raise InputError(_build_error(factory, arch_args, error)) from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{spec} built a {type(module).__name__}; it must return a torch.nn.Module")
-    return Architecture(spec, module.eval(), factory.shapes(module, arch_args))
+    with foreign_code(f"asking {spec} for its shapes", errors=True):
+        return Architecture(spec, module.eval(), factory.shapes(module, arch_args))
 
 
 def _build_error(factory: _Factory, arch_args: Mapping[str, Any], error: Exception) -> str:
-    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    reason = describe_error(error)
     if not arch_args:
         return f"{factory.spec} could not be built ({reason})"
     given = ", ".join(f"{k}={v!r}" for k, v in arch_args.items())
@@ -284,9 +286,9 @@ def _user_module(spec: str, name: str) -> ModuleType:
                 f"there is no module '{error.name}' for '{spec}' in {os.getcwd()} or installed; "
                 "run from the folder that holds it, or install it"
             ) from error
-        raise InputError(f"importing '{name}' for '{spec}' failed: {error}") from error
+        raise InputError(f"importing '{name}' for '{spec}' failed: {first_line(error)}") from error
     except Exception as error:
-        raise InputError(f"importing '{name}' for '{spec}' failed ({type(error).__name__}: {error})") from error
+        raise InputError(f"importing '{name}' for '{spec}' failed ({describe_error(error)})") from error
 
 
 @contextmanager

@@ -14,8 +14,21 @@ def one_line(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that holds anything, else its kind."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's message that holds anything, else its kind; also where its own code fails."""
+    return next((line.strip() for line in _message(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def describe_error(error: BaseException) -> str:
+    """`ValueError: the first line of its message`, or its kind alone where it has none."""
+    kind, first = type(error).__name__, first_line(error)
+    return kind if first == kind else f"{kind}: {first}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # the code of an exception of others
+        return ""
 
 
 def dtype_name(dtype: object) -> str:
