@@ -15,9 +15,10 @@ from torch import nn
 from reparam.capture import Captured, capture, from_exported
 from reparam.check import NetworkEvidence, Round, check_emitted, check_float64
 from reparam.emit import finalize, save_pt2, to_module
-from reparam.ir import Program, census, is_chain, text_of
+from reparam.ir import Program, census, describe_jumps, evaluate, is_chain, jumps, text_of, typed
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
+from reparam.utils import dtype_name
 
 from .errors import InputError, NotEquivalentError
 from .options import DEFAULTS, PlainOptions
@@ -95,12 +96,12 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     """
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
-    original = captured.program
+    original, notes = captured.program, _notes(captured)
     final = original.copy()
     outcome = run.rewrite(final)
     evidence, rounds = run.verify(original, final)
     with run.timed("emit"):
-        emitted = finalize(final, dtype)
+        emitted = _emit(original, final, rounds, dtype)
     with run.timed("verify"):
         evidence = check_emitted(original, emitted, rounds, evidence, dtype if dtype != original.dtype else None)
     report = Report(
@@ -108,7 +109,7 @@ def convert(  # noqa: PLR0913  # the keywords are the options
         before=census(original),
         after=census(emitted),
         plain=is_chain(emitted),
-        remarks=(*_notes(captured), *outcome.remarks),
+        remarks=(*notes, *outcome.remarks),
         kinds=outcome.kinds,
         evidence=evidence,
         equivalent=True,
@@ -145,7 +146,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     """
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
-    program = captured.program
+    program, notes = captured.program, _notes(captured)
     before, text = census(program), text_of(program) if graphs else ""
     outcome = run.rewrite(program)
     return Report(
@@ -153,7 +154,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
         before=before,
         after=census(program),
         plain=is_chain(program),
-        remarks=(*_notes(captured), *outcome.remarks),
+        remarks=(*notes, *outcome.remarks),
         kinds=outcome.kinds,
         seconds=run.seconds,
         graphs={"before": text, "after": text_of(program)} if graphs else None,
@@ -243,8 +244,12 @@ class _Run:
 
 
 def _notes(captured: Captured) -> list[Remark]:
-    """What the capture had to say, as remarks."""
-    return [Remark("analysis", "capture", "", "", note) for note in captured.notes]
+    """What the capture had to say, and which operators jump, as remarks."""
+    jump = describe_jumps(jumps(captured.program))
+    return [
+        *(Remark("analysis", "capture", "", "", note) for note in captured.notes),
+        *([Remark("analysis", "jumps", "", "", jump)] if jump else []),
+    ]
 
 
 def _same(original: Program, other: Program, seed: int) -> bool:
@@ -253,6 +258,27 @@ def _same(original: Program, other: Program, seed: int) -> bool:
     except NotEquivalentError:
         return False
     return True
+
+
+def _emit(original: Program, final: Program, rounds: Sequence[Round], dtype: torch.dtype | None) -> Program:
+    """`finalize`; where a weight does not fit, the original that overflows in that dtype itself is to blame."""
+    try:
+        return finalize(final, dtype)
+    except InputError:
+        own = dtype or original.dtype
+        for r in rounds:
+            values = evaluate(original, typed(original, r.values, dtype), dtype)
+            if not all(bool(torch.isfinite(v).all()) for v in values if _is_floating(v)):
+                raise InputError(
+                    f"the original's own outputs are not finite in {dtype_name(own)} on random inputs, so nothing can "
+                    "be compared; they are in float64"
+                ) from None
+        raise
+
+
+def _is_floating(value: Any) -> bool:
+    """Whether a value is a tensor of floating numbers."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _check_finite(program: Program) -> None:

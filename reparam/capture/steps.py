@@ -15,6 +15,7 @@ from reparam.ir import DROPOUTS, FILLS, Program, arguments, aten, fixed_size
 
 from .assemble import assemble
 from .functionalize import functionalize_locally, module_path, normalize_batch_norm
+from .randomness import refuse_random_calls
 
 _ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
 
@@ -58,6 +59,12 @@ def _lift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
 
 
 # ---- steps -------------------------------------------------------------------------------------------------------
+
+
+def refuse_random(draft: Draft) -> Draft:
+    """What draws random numbers is no function of its inputs."""
+    refuse_random_calls(draft.graph)
+    return draft
 
 
 def resolve_writes(draft: Draft) -> Draft:
@@ -138,6 +145,7 @@ def spell_out_fills(draft: Draft) -> Draft:
 
 
 STEPS: tuple[Callable[[Draft], Draft], ...] = (
+    refuse_random,
     resolve_writes,
     restore_batch_norms,
     drop_asserts,

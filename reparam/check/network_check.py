@@ -134,7 +134,7 @@ def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple
     """Compares both programs in float64 on random inputs of several sizes and batches.
 
     Returns the evidence so far and the rounds, whose truth the check in the emitted dtype uses again. Raises
-    NotEquivalentError when the programs differ, or when the original gives no finite output to compare with.
+    NotEquivalentError when the programs differ, InputError when the original gives no finite output to compare with.
     """
     generator = torch.Generator().manual_seed(seed)
     largest = 0.0
@@ -159,9 +159,7 @@ def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple
             evaluate(converted, values)
         assert truth is not None and other is not None
         if not _finite(truth):
-            raise NotEquivalentError(
-                "the original's outputs are not finite on random inputs, so nothing can be compared"
-            )
+            raise InputError("the original's own outputs are not finite on random inputs, so nothing can be compared")
         worst = _max_rel(truth, other)
         largest = max(largest, worst)
         limit = floor if worst <= floor else _limit(original, values, truth, floor)

@@ -225,7 +225,7 @@ class _Comparison:
         return values
 
     def measure(self, values: Sequence[Tensor]) -> str:
-        """Adds one feed to the sums; a reason when the outputs cannot be compared."""
+        """Adds one feed to the sums; a reason when the outputs cannot be compared. Raises InputError like `verify`."""
         truth = self.reference.truth(values)
         got = EngineOutputs(self.engine.run(_ported(self.engine, values)))
         if not got.fits(truth):
@@ -235,8 +235,10 @@ class _Comparison:
         rows = list(zip(floats(truth), got.floats, own, strict=True))
         self.sums = self.sums or [ErrorSums() for _ in rows]
         for s, (t, o, p) in zip(self.sums, rows, strict=True):
+            if not bool(torch.isfinite(t).all() or torch.isfinite(o).all()):
+                raise InputError("the outputs of neither model are finite on random inputs, so nothing can be compared")
             if not bool(torch.isfinite(t).all()):
-                return "the outputs are not finite on random inputs, so nothing can be compared"
+                return "one gives outputs that are not finite where the other's are"
             if not bool(torch.isfinite(o).all()):
                 return "one gives outputs that are not finite where the other's are"
             s.add(t, o.double(), p.double(), o.double())

@@ -184,7 +184,10 @@ def _is_floating(value: Any) -> bool:
 
 
 def _problem(t: Any, o: Any) -> str:
-    """Why two outputs cannot be compared, or how they differ when they are not floating tensors."""
+    """Why two outputs cannot be compared, or how they differ when they are not floating tensors.
+
+    Raises InputError where both are not finite.
+    """
     if not isinstance(t, Tensor) or not isinstance(o, Tensor):
         return "" if type(t) is type(o) and t == o else f"an output is {_short(t)} in one and {_short(o)} in the other"
     if t.shape != o.shape:
@@ -193,6 +196,8 @@ def _problem(t: Any, o: Any) -> str:
         return f"an output is of {t.dtype} in one and of {o.dtype} in the other"
     if not t.is_floating_point():
         return "" if torch.equal(t, o) else "an integer output differs"
+    if not bool(torch.isfinite(t).all() or torch.isfinite(o).all()):
+        raise InputError("the outputs of neither model are finite on random inputs, so nothing can be compared")
     if not bool(torch.isfinite(t).all()):
         return "the first model's outputs are not finite on random inputs, so nothing can be compared"
     if not bool(torch.isfinite(o).all()):

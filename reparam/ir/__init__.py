@@ -38,6 +38,7 @@ from .cost import Census, batch_one, census, is_chain, node_macs, spelled_out
 from .feeds import EVEN_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
 from .inputs import draw_examples, exported_shapes, shape_of_input
 from .interpreter import call_node, evaluate, evaluate_region, evaluate_where_it_runs, last_uses, weight_value
+from .jumps import describe_jumps, jumps
 from .program import (
     FOLD_DTYPE,
     Constant,
@@ -98,6 +99,7 @@ __all__ = [
     "batch_one",
     "call_node",
     "census",
+    "describe_jumps",
     "draw_examples",
     "evaluate",
     "evaluate_region",
@@ -112,6 +114,7 @@ __all__ = [
     "is_float",
     "is_inplace",
     "is_tensor",
+    "jumps",
     "last_uses",
     "may_alias",
     "module_of",
