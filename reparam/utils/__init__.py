@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .names import prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
-    from .shapes import AXES, INTEGERS, Shape, Shapes
+    from .shapes import AXES, INTEGERS, Shape, Shapes, axis_name
     from .text import dtype_name, first_line, one_line
 
 _DOORS = {
@@ -40,6 +40,7 @@ _DOORS = {
     "packages": (
         "PACKAGES",
         "PackageState",
+        "axis_name",
         "check_package",
     ),
     "plugins": ("plugins",),
@@ -48,6 +49,7 @@ _DOORS = {
         "INTEGERS",
         "Shape",
         "Shapes",
+        "axis_name",
     ),
     "text": (
         "dtype_name",
@@ -66,6 +68,7 @@ __all__ = [
     "PackageState",
     "Shape",
     "Shapes",
+    "axis_name",
     "check_package",
     "dtype_name",
     "first_line",
