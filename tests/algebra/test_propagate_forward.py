@@ -50,7 +50,7 @@ MEETINGS: dict[str, Binary] = {
     "sub": lambda a, b: a - b,
     "sub, alpha 3": lambda a, b: torch.sub(a, b, alpha=3),
     "sub, alpha -0.5": lambda a, b: torch.sub(a, b, alpha=-0.5),
-    "rsub": lambda a, b: torch.rsub(a, b),
+    "rsub": torch.rsub,
     "rsub, alpha 3": lambda a, b: torch.rsub(a, b, alpha=3),
 }
 SHIFT, OTHER = column(1.0, -2.0, 0.5, 4.0), column(-3.0, 0.25, 1.5, -1.0)
