@@ -17,7 +17,7 @@ from reparam.options import DEFAULTS, PlainOptions
 
 from . import export_run_bench as cli_engines
 from . import options as opt
-from .outputs import STANDARD_OUTPUT, check_report, deliver_json, plan_outputs
+from .outputs import STANDARD_OUTPUT, check_report, deliver_json, delivering, plan_outputs
 from .session import begin, open_session, run_guarded
 
 PROGRAM = "reparam"
@@ -119,13 +119,14 @@ def convert(  # noqa: PLR0913  # the parameters are the options
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
     options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
-    found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, outputs, force=force)
-    report = found.as_dict()
-    kept = [r for r in report["remarks"] if choice.keeps(r)]
+    with delivering(session, json) as deliver:
+        found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, outputs, force=force)
+        report = found.as_dict()
+        kept = [r for r in report["remarks"] if choice.keeps(r)]
+        deliver(report | {"remarks": kept})
     if not quiet and json != STANDARD_OUTPUT:
         listed = kept if choice.kinds else []
         session.show(*render.render_conversion(report, cli_work.describe_arch(loaded.model), listed=listed))
-    deliver_json(session, report | {"remarks": kept}, json)
 
 
 @app.command()

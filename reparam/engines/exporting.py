@@ -20,7 +20,7 @@ from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
 from reparam.report import Remark, Report
 from reparam.rewrite import Driver, Progress
-from reparam.utils import move_into_place, publish, refuse_existing, staging_beside
+from reparam.utils import refuse_existing, together, writing
 
 from .engine_check import EngineCheck, check_engine
 from .format import BuildOptions, Format, Runnable
@@ -149,9 +149,9 @@ def export_conversion(
     calibration = options.calibration(program) if callable(options.calibration) else options.calibration or ()
     program, equalised = _equalised(program, calibration) if options.equalize else (program, ())
     build = BuildOptions(options.precision, calibration, options.settings or {})
-    with staging_beside(path) as staging:
+    with together() as outputs, writing(path):
         start = time.perf_counter()
-        staged = staging / path.name
+        staged = outputs.stage(path, force=options.force)
         built = format.build(program, staged, build, tell)
         seconds = {"emit": time.perf_counter() - start}
         start = time.perf_counter()
@@ -163,16 +163,14 @@ def export_conversion(
         facts = _facts(conversion, options, format, program, engine, check, built.facts)
         format.stamp(staged, facts)
         files = [staged, *built.side, write_manifest(staged, built.side, facts)]
-        for file in files:
-            publish(file)
-            refuse_existing(path.with_name(file.name), force=options.force)
-        move_into_place(staging, path.parent, [f.name for f in reversed(files)])
+        for file in files[1:]:
+            outputs.stage(path.with_name(file.name), force=options.force)
     notes = tuple(Remark("analysis", format.name, "", "", note) for note in built.remarks)
-    outputs = tuple(path.with_name(f.name) for f in files)
+    names = tuple(path.with_name(f.name) for f in files)
     remarks = conversion.report.remarks + equalised + notes
-    names = tuple(str(p) for p in outputs)
-    report = conversion.report.with_(engine=_keys(options, check), remarks=remarks, outputs=names, seconds=seconds)
-    return Exported(path, outputs, check, report)
+    texts = tuple(str(p) for p in names)
+    report = conversion.report.with_(engine=_keys(options, check), remarks=remarks, outputs=texts, seconds=seconds)
+    return Exported(path, names, check, report)
 
 
 def _equalised(program: Program, data: Sequence[Sequence[torch.Tensor]]) -> tuple[Program, tuple[Remark, ...]]:

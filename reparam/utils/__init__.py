@@ -10,32 +10,17 @@ from .lazy import lazy_doors
 
 if TYPE_CHECKING:
     from .cuda_driver import gpus
-    from .files import (
-        SOURCE_FILES,
-        TEMPORARY,
-        move_into_place,
-        publish,
-        refuse_existing,
-        staging_beside,
-        write_atomically,
-    )
+    from .files import SOURCE_FILES, refuse_existing
     from .names import prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
     from .shapes import AXES, INTEGERS, Shape, Shapes, axis_name
+    from .staging import Together, together, write_atomically, writing
     from .text import dtype_name, first_line, one_line
 
 _DOORS = {
     "cuda_driver": ("gpus",),
-    "files": (
-        "SOURCE_FILES",
-        "TEMPORARY",
-        "move_into_place",
-        "publish",
-        "refuse_existing",
-        "staging_beside",
-        "write_atomically",
-    ),
+    "files": ("SOURCE_FILES", "refuse_existing"),
     "names": ("prefixes", "unused_name"),
     "packages": (
         "PACKAGES",
@@ -56,6 +41,12 @@ _DOORS = {
         "first_line",
         "one_line",
     ),
+    "staging": (
+        "Together",
+        "together",
+        "write_atomically",
+        "writing",
+    ),
 }
 __getattr__ = lazy_doors(__name__, _DOORS)
 
@@ -64,23 +55,22 @@ __all__ = [
     "INTEGERS",
     "PACKAGES",
     "SOURCE_FILES",
-    "TEMPORARY",
     "PackageState",
     "Shape",
     "Shapes",
+    "Together",
     "axis_name",
     "check_package",
     "dtype_name",
     "first_line",
     "gpus",
     "lazy_doors",
-    "move_into_place",
     "one_line",
     "plugins",
     "prefixes",
-    "publish",
     "refuse_existing",
-    "staging_beside",
+    "together",
     "unused_name",
     "write_atomically",
+    "writing",
 ]
