@@ -156,7 +156,7 @@ def test_an_ill_conditioned_network_is_held_to_its_measured_amplification(dtype:
     original, exact = cancelling(dtype, 1e7, False), cancelling(dtype, 1e7, True)
     evidence, rounds = check_float64(original, exact)
     assert 1e-10 < evidence.float64_max_rel < 1e-7
-    assert all(r.limit > evidence.float64_max_rel for r in rounds)
+    assert len(rounds) == 2 and all(r.limit > evidence.float64_max_rel for r in rounds)
     check_emitted(original, exact, rounds, evidence, None)
 
 
@@ -218,8 +218,8 @@ def test_batch_one_at_the_traced_size_then_seven_at_a_smaller_odd_one() -> None:
 def test_free_heights_and_widths_are_run_at_other_sizes_odd_and_even() -> None:
     run = shapes(program(dynamic=("batch", "height", "width")))
     assert run[:2] == [[1, 3, 12, 12], [7, 3, 9, 9]]
-    assert run[2:] == [[2, 3, 48, 64], [2, 3, 97, 113]] or len({tuple(s[2:]) for s in run}) == 4
-    assert all(s[2] != s[3] for s in run[2:])
+    either = [[2, 3, 48, 64], [2, 3, 97, 113]], [[2, 3, 64, 48], [2, 3, 113, 97]]  # the order of the symbols' names
+    assert run[2:] in either
 
 
 def test_a_graph_of_one_size_falls_back_to_the_traced_one() -> None:
@@ -318,4 +318,4 @@ def test_the_fused_network_of_the_helpers_passes_end_to_end() -> None:
     fused = fuse(model(), image())
     evidence, rounds = check_float64(fused.original, fused.program)
     assert evidence.float64_max_rel < 1e-13
-    assert all(bool(torch.isfinite(r.truth[0]).all()) for r in rounds)
+    assert len(rounds) == 2 and all(bool(torch.isfinite(r.truth[0]).all()) for r in rounds)
