@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.errors import CaptureError
+from reparam.errors import CaptureError, InputError
 from reparam.ir import Feed, Program, default_dtype, evaluate, typed
 
 from .values import largest_difference
@@ -33,6 +33,7 @@ _WIDE = {
     torch.complex64: torch.complex128,
 }
 _FAILS = (
+    InputError,
     RuntimeError,
     ValueError,
     IndexError,
@@ -59,6 +60,13 @@ class Judge:
         """`truth`; None for inputs that the model does not take."""
         try:
             return self.truth(values)
+        except _FAILS:
+            return None
+
+    def own_where_it_runs(self, values: Feed) -> list[Any] | None:
+        """The model's flat outputs in its own dtypes; None for inputs that it does not take."""
+        try:
+            return self._run(typed(self._program, values))
         except _FAILS:
             return None
 

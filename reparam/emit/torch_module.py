@@ -31,10 +31,23 @@ def to_module(program: Program) -> nn.Module:
     if program.in_spec is not None and program.out_spec is not None:
         info = fx.graph._PyTreeInfo(_parameter_names(program), program.in_spec, program.out_spec)
         graph.set_codegen(fx.graph._PyTreeCodeGen(info))
-    module = fx.GraphModule(root, graph, class_name="Converted")
+    module = _Converted(root, graph, class_name="Converted")
     module.eval()
-    module.register_forward_pre_hook(_SizeCheck(program), with_kwargs=True)
+    module.refuse_other_sizes(_SizeCheck(program))
     return module
+
+
+class _Converted(fx.GraphModule):
+    """A graph module whose copies refuse other sizes too; fx drops such hooks from a deep copy."""
+
+    def refuse_other_sizes(self, check: _SizeCheck) -> None:
+        self.size_check = check
+        self.register_forward_pre_hook(check, with_kwargs=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Converted:
+        made: _Converted = super().__deepcopy__(memo)  # type: ignore[assignment]
+        made.refuse_other_sizes(self.size_check)
+        return made
 
 
 class _SizeCheck:
