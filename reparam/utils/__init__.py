@@ -19,11 +19,13 @@ if TYPE_CHECKING:
         staging_beside,
         write_atomically,
     )
-    from .names import prefixes, unused_name
+    from .names import is_plain_path, name_complaint, plain_path, prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
+    from .reading import opened, parse_json, path_of, size_of
+    from .search_path import leave_current_folder
     from .shapes import AXES, INTEGERS, Shape, Shapes
-    from .text import dtype_name, first_line, one_line
+    from .text import dtype_name, first_line, one_line, visible_lines
 
 _DOORS = {
     "cuda_driver": ("gpus",),
@@ -36,13 +38,26 @@ _DOORS = {
         "staging_beside",
         "write_atomically",
     ),
-    "names": ("prefixes", "unused_name"),
+    "names": (
+        "is_plain_path",
+        "name_complaint",
+        "plain_path",
+        "prefixes",
+        "unused_name",
+    ),
     "packages": (
         "PACKAGES",
         "PackageState",
         "check_package",
     ),
     "plugins": ("plugins",),
+    "reading": (
+        "opened",
+        "parse_json",
+        "path_of",
+        "size_of",
+    ),
+    "search_path": ("leave_current_folder",),
     "shapes": (
         "AXES",
         "INTEGERS",
@@ -53,6 +68,7 @@ _DOORS = {
         "dtype_name",
         "first_line",
         "one_line",
+        "visible_lines",
     ),
 }
 __getattr__ = lazy_doors(__name__, _DOORS)
@@ -70,14 +86,23 @@ __all__ = [
     "dtype_name",
     "first_line",
     "gpus",
+    "is_plain_path",
     "lazy_doors",
+    "leave_current_folder",
     "move_into_place",
+    "name_complaint",
     "one_line",
+    "opened",
+    "parse_json",
+    "path_of",
+    "plain_path",
     "plugins",
     "prefixes",
     "publish",
     "refuse_existing",
+    "size_of",
     "staging_beside",
     "unused_name",
+    "visible_lines",
     "write_atomically",
 ]
