@@ -11,17 +11,25 @@ from .lazy import lazy_doors
 if TYPE_CHECKING:
     from .cuda_driver import gpus
     from .files import SOURCE_FILES, refuse_existing
-    from .names import prefixes, unused_name
+    from .names import is_plain_path, name_complaint, plain_path, prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
+    from .reading import opened, parse_json, path_of, size_of
+    from .search_path import leave_current_folder
     from .shapes import AXES, INTEGERS, Shape, Shapes, axis_name
     from .staging import Together, together, write_atomically, writing
-    from .text import dtype_name, first_line, one_line
+    from .text import dtype_name, first_line, one_line, visible_lines
 
 _DOORS = {
     "cuda_driver": ("gpus",),
     "files": ("SOURCE_FILES", "refuse_existing"),
-    "names": ("prefixes", "unused_name"),
+    "names": (
+        "is_plain_path",
+        "name_complaint",
+        "plain_path",
+        "prefixes",
+        "unused_name",
+    ),
     "packages": (
         "PACKAGES",
         "PackageState",
@@ -29,6 +37,13 @@ _DOORS = {
         "check_package",
     ),
     "plugins": ("plugins",),
+    "reading": (
+        "opened",
+        "parse_json",
+        "path_of",
+        "size_of",
+    ),
+    "search_path": ("leave_current_folder",),
     "shapes": (
         "AXES",
         "INTEGERS",
@@ -40,6 +55,7 @@ _DOORS = {
         "dtype_name",
         "first_line",
         "one_line",
+        "visible_lines",
     ),
     "staging": (
         "Together",
@@ -64,13 +80,22 @@ __all__ = [
     "dtype_name",
     "first_line",
     "gpus",
+    "is_plain_path",
     "lazy_doors",
+    "leave_current_folder",
+    "name_complaint",
     "one_line",
+    "opened",
+    "parse_json",
+    "path_of",
+    "plain_path",
     "plugins",
     "prefixes",
     "refuse_existing",
+    "size_of",
     "together",
     "unused_name",
+    "visible_lines",
     "write_atomically",
     "writing",
 ]
