@@ -27,8 +27,8 @@ ROOMS = ("check", "algebra", "rewrite", "passes")
 # The tests of a module are those of its room, or of its pass; here are the modules for which that is too much, too
 # little, or too slow. The most important modules stand first, and are run first.
 TESTS: dict[str, tuple[str, ...]] = {
-    "check.rewrite_check": ("check/test_rewrite_check.py", "check/test_affine_regions.py"),
-    "check.region": ("check/test_region.py", "check/test_rewrite_check.py", "check/test_affine_regions.py"),
+    "check.rewrite_check": ("check/test_samples.py", "check/test_affine_regions.py", "check/test_rewrite_check.py"),
+    "check.region": ("check/test_region.py",),
     "algebra.kernels": ("algebra/test_kernels.py",),
     "algebra.window": ("algebra/test_window.py", "passes/test_compose_convs.py", "passes/test_fold_padding.py"),
     "algebra.propagate_forward": ("algebra/test_propagate_forward.py", "passes/test_fold_channel_affine.py"),
