@@ -7,7 +7,10 @@ result.report.as_dict()   # what was rewritten, what was not and why, and the me
 result.save("model-fused.pt2")
 """
 
-from __future__ import annotations
+import sys
+
+if sys.argv[:1] == ["-m"] and "reparam" in sys.orig_argv and not sys.flags.safe_path:
+    del sys.path[0]  # `python -m` looks into the current folder first, also for what is imported next
 
 from typing import TYPE_CHECKING
 

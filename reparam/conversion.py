@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,15 @@ import torch
 from torch import nn
 
 from reparam.capture import Captured, capture, from_exported
-from reparam.check import NetworkEvidence, Round, check_emitted, check_float64
+from reparam.check import (
+    Judge,
+    LostDigitsError,
+    NetworkEvidence,
+    PathError,
+    Round,
+    check_emitted,
+    check_float64,
+)
 from reparam.emit import finalize, save_pt2, to_module
 from reparam.ir import Program, census, describe_jumps, evaluate, is_chain, jumps, text_of, typed
 from reparam.passes import phases_of
@@ -24,6 +32,7 @@ from .errors import InputError, NotEquivalentError
 from .options import DEFAULTS, PlainOptions
 from .report import Remark, Report
 
+MOST_LEFT_OUT = 6  # rewrites that lose digits and are left out before the whole conversion is refused
 Range = tuple[float, float]
 
 
@@ -96,26 +105,14 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     """
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
-    original, notes = captured.program, _notes(captured)
-    final = original.copy()
-    outcome = run.rewrite(final)
-    evidence, rounds = run.verify(original, final)
-    with run.timed("emit"):
-        emitted = _emit(original, final, rounds, dtype)
-    with run.timed("verify"):
-        evidence = check_emitted(original, emitted, rounds, evidence, dtype if dtype != original.dtype else None)
-    report = Report(
-        target=to,
-        before=census(original),
-        after=census(emitted),
-        plain=is_chain(emitted),
-        remarks=(*notes, *outcome.remarks),
-        kinds=outcome.kinds,
-        evidence=evidence,
-        equivalent=True,
-        seconds=run.seconds,
-    )
-    return Conversion(to_module(emitted), emitted, original, report)
+    try:
+        return run.convert(model, captured, dtype)
+    except PathError as error:
+        if isinstance(model, torch.export.ExportedProgram) or "batch" not in error.axes or set(dynamic) != {"batch"}:
+            raise
+        note = f"the batch is fixed at that of the example: {error}"
+        captured = run.take_in(model, example_inputs, (), input_ranges, note)
+        return run.convert(model, captured, dtype)
 
 
 def explain(  # noqa: PLR0913  # the keywords are the options
@@ -165,7 +162,7 @@ class _Run:
     """One conversion under way: its options and its clock. Every step returns what it made."""
 
     def __init__(self, to: str, options: PlainOptions, seed: int, progress: Progress | None) -> None:
-        self.phases = phases_of(to, options)
+        self.to, self.phases = to, phases_of(to, options)
         self.seed, self.progress = seed, progress
         self.seconds: dict[str, float] = {}
 
@@ -182,8 +179,9 @@ class _Run:
         example_inputs: Sequence[Any],
         dynamic: Sequence[str],
         ranges: Sequence[Range] | None,
+        note: str = "",
     ) -> Captured:
-        """Captures the model and refuses weights that are not finite."""
+        """Captures the model and refuses weights that are not finite. note: what there is to say beforehand."""
         self._tell("capture", 0, 1)
         with self.timed("capture"):
             if isinstance(model, torch.export.ExportedProgram):
@@ -192,24 +190,90 @@ class _Run:
                 captured = capture(model, example_inputs, dynamic=dynamic)
         self._tell("capture", 1, 1)
         _check_finite(captured.program)
-        return replace(captured, program=_with_ranges(captured.program, ranges))
+        notes = (note, *captured.notes) if note else captured.notes
+        return replace(captured, program=_with_ranges(captured.program, ranges), notes=notes)
 
-    def rewrite(self, program: Program, limit: int | None = None) -> Outcome:
+    def convert(
+        self, model: nn.Module | torch.export.ExportedProgram, captured: Captured, dtype: torch.dtype | None
+    ) -> Conversion:
+        """Rewrites and checks. Rewrites that lose digits are left out, one by one and named, before all is refused."""
+        original = captured.program
+        judge = Judge(model.module() if isinstance(model, torch.export.ExportedProgram) else model, original)
+        emitted_dtype = dtype if dtype != original.dtype else None
+        left: dict[tuple[str, str], str] = {}
+        while True:
+            final = original.copy()
+            outcome = self.rewrite(final, left=left)
+            evidence, rounds = self.verify(original, final, judge)
+            with self.timed("emit"):
+                emitted = _emit(original, final, rounds, dtype)
+            try:
+                with self.timed("verify"):
+                    evidence = check_emitted(original, emitted, rounds, evidence, emitted_dtype)
+                break
+            except LostDigitsError as error:
+                culprit = self._loses_digits(original, rounds, dtype, left) if len(left) < MOST_LEFT_OUT else None
+                if culprit is None:
+                    raise
+                left[culprit.rule, culprit.node] = f"it would lose digits: {error}"
+        report = Report(
+            target=self.to,
+            before=census(original),
+            after=census(emitted),
+            plain=is_chain(emitted),
+            remarks=(*_notes(captured), *outcome.remarks),
+            kinds=outcome.kinds,
+            evidence=evidence,
+            equivalent=True,
+            seconds=self.seconds,
+        )
+        return Conversion(to_module(emitted), emitted, original, report)
+
+    def _loses_digits(
+        self,
+        original: Program,
+        rounds: Sequence[Round],
+        dtype: torch.dtype | None,
+        left: Mapping[tuple[str, str], str],
+    ) -> Remark | None:
+        """The rewrite with which the result becomes less exact than the original; None when none is alone to blame."""
+
+        def exact(count: int) -> bool:
+            trial = original.copy()
+            self.rewrite(trial, count, left)
+            try:
+                check_emitted(original, finalize(trial, dtype), rounds, NetworkEvidence(), dtype)
+            except LostDigitsError:
+                return False
+            return True
+
+        passed = [r for r in self.rewrite(original.copy(), left=left).remarks if r.kind == "passed"]
+        good, bad = 0, len(passed)
+        if not passed or not exact(0):
+            return None
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if exact(middle) else (good, middle)
+        return passed[bad - 1]
+
+    def rewrite(
+        self, program: Program, limit: int | None = None, left: Mapping[tuple[str, str], str] | None = None
+    ) -> Outcome:
         """Runs the target's phases in place. The time of the checks counts as verification."""
         start = time.perf_counter()
-        driver = Driver(program, allow_cost=False, seed=self.seed, progress=self.progress, limit=limit)
+        driver = Driver(program, allow_cost=False, seed=self.seed, progress=self.progress, limit=limit, left=left or {})
         outcome = driver.run(self.phases)
         spent = time.perf_counter() - start
         self.seconds["rewrite"] = spent - outcome.seconds_checking
         self.seconds["verify"] = outcome.seconds_checking
         return outcome
 
-    def verify(self, original: Program, final: Program) -> tuple[NetworkEvidence, list[Round]]:
+    def verify(self, original: Program, final: Program, judge: Judge) -> tuple[NetworkEvidence, list[Round]]:
         """The float64 check of the whole network; on failure names the first rewrite that diverges."""
         self._tell("verify", 0, 1)
         try:
             with self.timed("verify"):
-                found = check_float64(original, final, self.seed)
+                found = check_float64(original, final, self.seed, judge)
         except NotEquivalentError as error:
             raise NotEquivalentError(f"{error}; {self._culprit(original)}") from error
         self._tell("verify", 1, 1)

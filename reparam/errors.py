@@ -32,6 +32,10 @@ class CaptureError(InputError):
     """The model cannot be captured as one graph; the message names the line that prevents it."""
 
 
+class EndedError(CaptureError):
+    """The code of a model would have ended the process, or left by an exception that no handler expects."""
+
+
 class MachineError(ReparamError):
     """The environment failed: disk full, a backend missing, no permission to write."""
 

@@ -33,7 +33,7 @@ def assemble(module: fx.GraphModule) -> Program:
         in_spec=info.in_spec,
         out_spec=info.out_spec,
         fake_mode=fake_mode,
-        dtype=_dtype(constants),
+        dtype=_dtype(constants, plain),
         device=next((c.value.device for c in constants.values()), torch.device("cpu")),
     )
 
@@ -49,7 +49,7 @@ def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
 def _intern_weights(module: fx.GraphModule) -> dict[str, Constant]:
     """Every weight that the graph reads; the second name of a tied tensor is replaced by the first."""
     graph = module.graph
-    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    tensors = constants_of(module)
     constants: dict[str, Constant] = {}
     first: dict[int, fx.Node] = {}
     for node in [n for n in graph.nodes if n.op == "get_attr"]:
@@ -62,6 +62,16 @@ def _intern_weights(module: fx.GraphModule) -> dict[str, Constant]:
         first[id(value)] = node
         constants[name] = Constant(value, value.dtype, name, isinstance(value, nn.Parameter))
     return constants
+
+
+def constants_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that the module holds, by its path: parameters, buffers and plain attributes."""
+    found = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                found.setdefault(f"{prefix}.{name}" if prefix else name, value)
+    return found
 
 
 def _read(module: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -98,10 +108,12 @@ def _inputs(graph: fx.Graph) -> tuple[InputSpec, ...]:
     return tuple(specs)
 
 
-def _dtype(constants: dict[str, Constant]) -> torch.dtype:
-    """The dtype that most of the floating weights have; float32 for a model without any."""
+def _dtype(constants: dict[str, Constant], graph: fx.Graph) -> torch.dtype:
+    """The dtype that most of the floating weights have; without any that of the first floating input, else float32."""
     count: dict[torch.dtype, int] = {}
     for c in constants.values():
         if c.value.is_floating_point():
             count[c.dtype] = count.get(c.dtype, 0) + c.value.numel()
-    return max(count, key=lambda d: count[d]) if count else torch.float32
+    values = (n.meta["val"] for n in graph.nodes if n.op == "placeholder")
+    inputs = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+    return max(count, key=lambda d: count[d]) if count else next(iter(inputs), torch.float32)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from reparam.errors import CaptureError
-from reparam.ir import DROPOUTS, FILLS, Program, arguments, aten, fixed_size
+from reparam.ir import DROPOUTS, FILLS, Program, arguments, aten, fixed_size, op_name
 
-from .assemble import assemble
+from .assemble import assemble, constants_of
+from .explain import explain_writes
 from .functionalize import functionalize_locally, module_path, normalize_batch_norm
+from .guards import probes
 from .randomness import refuse_random_calls
 
 _ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
@@ -46,7 +49,8 @@ def from_exported(exported: torch.export.ExportedProgram) -> Captured:
     draft = Draft(exported, _lift(exported))
     for step in STEPS:
         draft = step(draft)
-    return Captured(assemble(draft.module), draft.notes)
+    program = replace(assemble(draft.module), probes=probes(exported))
+    return Captured(program, draft.notes)
 
 
 def _lift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
@@ -71,9 +75,12 @@ def resolve_writes(draft: Draft) -> Draft:
     """Writes in place become values of their own; hard ones are left to torch's own functionalisation."""
     if functionalize_locally(draft.graph):
         return draft
-    module = _lift(_without_dropouts(draft.exported).run_decompositions({}))
+    try:
+        module = _lift(_without_dropouts(draft.exported).run_decompositions({}))
+    except Exception as error:
+        raise CaptureError(explain_writes(draft.exported.graph, error)) from error
     if not functionalize_locally(module.graph):
-        raise CaptureError("the model writes in place through a view in a way that cannot be made functional")
+        raise CaptureError(explain_writes(module.graph))
     return replace(draft, module=module, notes=(*draft.notes, "in-place writes through views were made functional"))
 
 
@@ -144,13 +151,87 @@ def spell_out_fills(draft: Draft) -> Draft:
     return draft
 
 
+def spell_out_types(draft: Draft) -> Draft:
+    """x.type_as(y) and x.to(y) read y for its dtype alone, x.expand_as(y) for its shape: y is then not used."""
+    for node in list(draft.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in (aten.type_as.default, aten.to.other):
+            node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.meta["val"].dtype), {}
+        elif node.target is aten.expand_as.default:
+            sizes = [_size_of(draft, node, axis) for axis in range(node.meta["val"].dim())]
+            node.target, node.args = aten.expand.default, (node.args[0], sizes)
+    return draft
+
+
+def _size_of(draft: Draft, node: fx.Node, axis: int) -> Any:
+    """The size of an axis of the call's second operand: a number where it is fixed, else a call that asks for it."""
+    size = node.meta["val"].shape[axis]
+    if fixed_size(size) is not None:
+        return fixed_size(size)
+    with draft.graph.inserting_before(node):
+        made = draft.graph.call_function(aten.sym_size.int, (node.args[1], axis))
+    made.meta = {"val": size, "module": node.meta["module"]}
+    return made
+
+
+def fold_items(draft: Draft) -> Draft:
+    """The number in a constant tensor (`float(self.stride[0])`) becomes a number of the graph."""
+    constants = constants_of(draft.module)
+    for node in list(draft.graph.nodes):
+        if (
+            node.op == "call_function"
+            and node.target in _ITEMS
+            and (value := _constant(node.args[0], constants)) is not None
+        ):
+            number = value.item()
+            for user in list(node.users):
+                _put(user, node, number)
+            draft.graph.erase_node(node)
+    return draft
+
+
+def _put(user: fx.Node, node: fx.Node, number: float) -> None:
+    """Reads the number in place of the node."""
+
+    def swap(value: Any) -> Any:
+        return number if value is node else value
+
+    user.args = fx.node.map_aggregate(user.args, swap)
+    user.kwargs = fx.node.map_aggregate(user.kwargs, swap)
+
+
+def _constant(node: Any, constants: Mapping[str, Tensor]) -> Any:
+    """The value of a chain of picks from a constant tensor, which reads nothing else; None for anything else."""
+    if not isinstance(node, fx.Node):
+        return None
+    if node.op == "get_attr":
+        return constants.get(str(node.target))
+    if node.op != "call_function" or len(node.all_input_nodes) != 1 or op_name(node) not in _PICKS:
+        return None
+    value = _constant(node.all_input_nodes[0], constants)
+    if value is None:
+        return None
+    args: Any = fx.node.map_arg(node.args, lambda n: value)
+    kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: value)
+    made = node.target(*args, **kwargs)  # type: ignore[operator]
+    return made if isinstance(made, Tensor) or op_name(node) == "unbind" else None
+
+
+_ITEMS = frozenset({aten.item.default, aten._local_scalar_dense.default})
+_PICKS = frozenset(
+    {"select", "getitem", "unbind", "clone", "detach", "to", "_to_copy", "alias", "lift_fresh_copy", "slice"}
+)
+
 STEPS: tuple[Callable[[Draft], Draft], ...] = (
     refuse_random,
     resolve_writes,
     restore_batch_norms,
     drop_asserts,
     keep_places,
+    fold_items,
     reshape_views,
+    spell_out_types,
     spell_out_shapes,
     spell_out_fills,
 )

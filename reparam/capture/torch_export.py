@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
-import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.errors import CaptureError, InputError
-from reparam.utils import AXES, first_line, foreign_code
+from reparam.utils import AXES, foreign_code
 
+from .explain import explain
+from .guards import free_axes, size_guards
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
-
-_OUR_CODE = tuple(os.path.dirname(f) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
 
 
 @contextmanager
@@ -42,11 +43,12 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
 
     example_inputs: the positional arguments; tensors are (N, ...) when "batch" is dynamic.
     dynamic: axes whose size stays free: "batch" (axis 0), "height" and "width" (the last two of tensors with four or
-    more axes). An axis that the model fixes by itself is kept fixed, with a note.
+    more axes). A batch that the model does not leave free is fixed at that of the examples, with a note.
 
-    Raises CaptureError when the model cannot become one graph, InputError for an unknown axis name.
+    Raises CaptureError when the model cannot become one graph, or does not leave another of these axes free, with the
+    line that asks for its size; InputError for an unknown axis name.
     """
-    with foreign_code(f"capturing {type(module).__name__}", CaptureError):
+    with foreign_code(f"capturing {type(module).__name__}"):
         return _capture(module, example_inputs, dynamic)
 
 
@@ -59,10 +61,11 @@ def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: Sequence
         if switched:
             notes.append("the model was in training mode; it was captured in evaluation mode")
         with watched(module) as assigned:
-            exported = _export(module, _distinct(example_inputs), tuple(dynamic), notes)
+            exported, samples = _export(module, _distinct(example_inputs), tuple(dynamic), notes)
         refuse_state(exported, assigned)
         captured = from_exported(exported)
-    return replace(captured, notes=(*notes, *captured.notes))
+    program = replace(captured.program, samples=samples) if samples > 1 else captured.program
+    return Captured(program, (*notes, *captured.notes))
 
 
 def _hook_notes(module: nn.Module) -> Iterator[str]:
@@ -114,29 +117,103 @@ def _by_parameter(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]
 
 def _export(
     module: nn.Module, args: tuple[Any, ...], dynamic: tuple[str, ...], notes: list[str]
-) -> torch.export.ExportedProgram:
-    if dynamic:
-        wide = pytree.tree_map(_widen, args) if "batch" in dynamic else args
-        try:
-            return _export_once(module, wide, _by_parameter(module, _dynamic_shapes(wide, dynamic)))
-        except CaptureError as error:
-            first = str(error)
-        exported = _export_once(module, args, None)
-        notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {first}")
-        return exported
-    return _export_once(module, args, None)
+) -> tuple[torch.export.ExportedProgram, int]:
+    """The exported program with the axes free that the model leaves free, and the samples of a batch that it fixes.
+
+    The batch, which nobody has to ask for, is fixed with a note where the model does not leave it free. Raises
+    CaptureError for another axis.
+    """
+    if not dynamic:
+        return _export_once(module, args, None), 1
+    wide = pytree.tree_map(_widen, args) if "batch" in dynamic else args
+    try:
+        exported = _export_once(module, wide, _by_parameter(module, _dynamic_shapes(wide, dynamic)))
+    except CaptureError as error:
+        if dynamic != ("batch",):
+            _export_once(module, args, None)  # what no choice of axes helps is told as it is
+            raise CaptureError(f"{error}; leave out what need not be free of {', '.join(dynamic)}") from error
+        fixed = _export_once(module, args, None)
+        notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {error}")
+        return fixed, _batch_of(args) if "batch" in dynamic else 1
+    bound = _bound_axes(exported, dynamic)
+    asked = {name: why for name, why in bound.items() if name != "batch"}
+    if asked:
+        name, why = next(iter(asked.items()))
+        raise CaptureError(f"the {name} cannot stay free: {why}; leave it out of the free axes")
+    if not bound:
+        return exported, 1
+    size = _batch_of(args)
+    notes.append(f"the batch is fixed at {size}, that of the example: {bound['batch']}")
+    return _export(module, args, tuple(d for d in dynamic if d != "batch"), notes)[0], size
+
+
+def _batch_of(args: tuple[Any, ...]) -> int:
+    return next((int(v.shape[0]) for v in pytree.tree_leaves(args) if isinstance(v, Tensor) and v.dim()), 1)
+
+
+def _bound_axes(exported: torch.export.ExportedProgram, dynamic: Sequence[str]) -> dict[str, str]:
+    """The axes that the model does not leave free, by name, with the reason."""
+    found: dict[str, str] = {}
+    for guard in size_guards(exported):
+        if guard.of_model and not guard.asserted and guard.binds:
+            for axis in guard.axes:
+                found.setdefault(axis.name, f"the model asks whether {guard.text} at {guard.place}")
+    free = {axis.name for axis in free_axes(exported).values()}
+    for name in dynamic:
+        if name not in free and name not in found and _has(exported, name):
+            found[name] = "the model works with one size of it alone"
+    return {name: why for name, why in found.items() if name in dynamic}
+
+
+def _has(exported: torch.export.ExportedProgram, name: str) -> bool:
+    """Whether some input has an axis of that name."""
+    values = [n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder"]
+    inputs = values[-len(exported.graph_signature.user_inputs) :]
+    ranks = [v.dim() for v in inputs if isinstance(v, Tensor)]
+    return any(r >= (1 if name == "batch" else 4) for r in ranks)
 
 
 def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:
     for _ in range(8):
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), _ConstantsStayReal():
                 warnings.simplefilter("ignore")
                 return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except Exception as error:
             if not _register_output_type(module, args, error):
-                raise CaptureError(_explain(module, error)) from error
+                raise CaptureError(explain(module, error, lambda: module(*_copies(args)))) from error
     raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
+
+
+# What is asked of a small constant tensor to get at its numbers.
+_PICKS = frozenset(
+    (
+        "__getitem__",
+        "select",
+        "unbind",
+        "item",
+        "tolist",
+        "__float__",
+        "__int__",
+        "__bool__",
+        "__index__",
+        "to",
+        "float",
+    )
+)
+
+
+class _ConstantsStayReal(TorchFunctionMode):
+    """The numbers in a tensor that is a plain attribute (`float(self.stride[0])`) are read, not traced."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        first = args[0] if args else None
+        if getattr(func, "__name__", "") in _PICKS and type(first) is Tensor and not is_fake(first):
+            with _disable_current_modes():
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def _unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -144,13 +221,21 @@ def _unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, args))
 
 
+def _copies(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same values in memory of their own."""
+    return tuple(pytree.tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, args))
+
+
 def _register_output_type(module: nn.Module, args: tuple[Any, ...], error: Exception) -> bool:
     """Registers an output dataclass that torch.export does not know; True when it is worth another try."""
     text = str(error)
     if "dataclass" not in text and "pytree" not in text and "unsupported output" not in text.lower():
         return False
-    with torch.no_grad():
-        result = module(*args)
+    try:
+        with torch.no_grad():
+            result = module(*args)
+    except Exception:  # the error that there is tells more
+        return False
     found = False
     for leaf in pytree.tree_leaves(result):
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
@@ -159,24 +244,3 @@ def _register_output_type(module: nn.Module, args: tuple[Any, ...], error: Excep
             )
             found = True
     return found
-
-
-def _model_frame(error: Exception) -> traceback.FrameSummary | None:
-    """The innermost line of the model: in the last forward that is not torch's own, or in what it calls directly."""
-    found: traceback.FrameSummary | None = None
-    inside = False
-    for frame in traceback.extract_tb(error.__traceback__):
-        theirs = not frame.filename.startswith(_OUR_CODE)
-        inside = theirs and (inside or frame.name == "forward")
-        found = frame if inside else found
-    return found
-
-
-def _explain(module: nn.Module, error: Exception) -> str:
-    """One sentence: what stopped the capture and on which line of the model's code."""
-    reason = first_line(error)
-    frame = _model_frame(error)
-    place = f" at {frame.filename}:{frame.lineno} `{frame.line}`" if frame is not None else ""
-    if isinstance(error, torch._subclasses.fake_tensor.DataDependentOutputException) or "data-dependent" in str(error):
-        reason = f"its control flow depends on the data ({reason})"
-    return f"{type(module).__name__} cannot be captured as one graph{place}: {reason}"

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from reparam._version import __version__
 from reparam.errors import NotEquivalentError
 from reparam.options import DEFAULTS, PlainOptions
-from reparam.utils import ignore_exits
+from reparam.utils import ignore_exits, leave_current_folder
 
 from . import export_run_bench as cli_engines
 from . import options as opt
@@ -57,6 +57,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point `reparam`."""
+    leave_current_folder()
     try:
         app()
     finally:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from reparam.errors import CaptureError, InputError, ReparamError
+from reparam.errors import CaptureError, EndedError, InputError, ReparamError
 from reparam.ir import draw_examples, shape_of_input
 from reparam.options import DEFAULTS, PlainOptions
 from reparam.utils import Shapes, first_line, foreign_code, together
@@ -158,6 +158,8 @@ def explained_misfit(model: LoadedModel, inputs: Sequence[Tensor]) -> Iterator[N
 
     try:
         yield
+    except EndedError:
+        raise
     except CaptureError as error:
         if model.exported is not None:
             raise

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reparam.capture import capture, from_exported
 from reparam.check import ErrorSums, depth_limit
-from reparam.errors import CaptureError, InputError
+from reparam.errors import CaptureError, EndedError, InputError
 from reparam.ir import (
     SMALL_SIZE,
     Feed,
@@ -48,6 +48,8 @@ def program_of(
     examples = tuple(example_inputs) or draw_examples(model.module, input_shapes or model.input_shapes, batch=2)
     try:
         return capture(model.module, examples).program
+    except EndedError:
+        raise
     except CaptureError as e:
         shapes = [tuple(x.shape[1:]) for x in examples if isinstance(x, Tensor)]
         raise CaptureError(f"{e} (input shapes {shapes})") from e

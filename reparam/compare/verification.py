@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from reparam.check import depth_limit
 from reparam.engines import Runnable
 from reparam.load import LoadedModel
 from reparam.rewrite import Progress
 
 from .engines import verify_engines
 from .programs import program_of, verify_programs
+from .sizes import difference_at_sizes
 from .verdict import Verdict
 
 Comparable = nn.Module | torch.export.ExportedProgram | LoadedModel | Runnable
@@ -30,6 +33,9 @@ def verify(
     progress: Progress | None = None,
 ) -> Verdict:
     """Compares two models on random inputs of several sizes, in float64 and in their own dtypes.
+
+    Modules are run at other sizes too, even those that a captured graph does not hold for: where both run, they have to
+    agree.
 
     a, b: modules, exported programs, or what `reparam.load` and `reparam.compare` open: loaded models and engines.
     example_inputs: positional arguments of a module; tensors are (N, ...) where the batch is free.
@@ -54,7 +60,12 @@ def verify(
         )
     one = program_of(first, input_shapes or second.input_shapes, example_inputs)
     two = program_of(second, input_shapes or first.input_shapes, example_inputs)
-    return verify_programs(one, two, trials=trials, seed=seed, adversarial=adversarial, progress=progress)
+    verdict = verify_programs(one, two, trials=trials, seed=seed, adversarial=adversarial, progress=progress)
+    if not verdict.equivalent:
+        return verdict
+    floor = max(*(4.0 * torch.finfo(p.dtype).eps for p in (one, two)), depth_limit(one))
+    reason = difference_at_sizes((first, second), (one, two), floor, seed)
+    return dataclasses.replace(verdict, equivalent=not reason, reason=reason)
 
 
 def _loaded(model: Comparable) -> LoadedModel | Runnable:

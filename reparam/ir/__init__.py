@@ -37,7 +37,15 @@ from .aten import (
 from .cost import Census, batch_one, census, is_chain, node_macs, spelled_out
 from .feeds import EVEN_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
 from .inputs import draw_examples, exported_shapes, shape_of_input
-from .interpreter import call_node, evaluate, evaluate_region, evaluate_where_it_runs, last_uses, weight_value
+from .interpreter import (
+    call_node,
+    default_dtype,
+    evaluate,
+    evaluate_region,
+    evaluate_where_it_runs,
+    last_uses,
+    weight_value,
+)
 from .jumps import describe_jumps, jumps
 from .program import (
     FOLD_DTYPE,
@@ -99,6 +107,7 @@ __all__ = [
     "batch_one",
     "call_node",
     "census",
+    "default_dtype",
     "describe_jumps",
     "draw_examples",
     "evaluate",

@@ -66,6 +66,8 @@ class Program:
     constants: weight name (the get_attr target) -> Constant.
     inputs: one InputSpec for each tensor placeholder, in order.
     in_spec, out_spec: pytrees that the original model's arguments and results have.
+    probes: values of free sizes at which something that torch took for granted does not hold.
+    samples: how many samples one input holds, where the model fixes its batch.
     """
 
     graph: fx.Graph
@@ -75,6 +77,8 @@ class Program:
     out_spec: pytree.TreeSpec | None
     fake_mode: FakeTensorMode
     dtype: torch.dtype
+    probes: tuple[Mapping[str, int], ...] = ()
+    samples: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     notes: Scratchpad = field(default_factory=Scratchpad, repr=False)
     _gone: set[fx.Node] = field(default_factory=set, repr=False)
@@ -90,6 +94,18 @@ class Program:
     @property
     def placeholders(self) -> list[fx.Node]:
         return [n for n in self.graph.nodes if n.op == "placeholder"]
+
+    @property
+    def traced_sizes(self) -> dict[str, int]:
+        """The free sizes as they were traced, by symbol."""
+        specs = {s.name: s for s in self.inputs}
+        found: dict[str, int] = {}
+        for node in self.placeholders:
+            spec = specs.get(str(node.target))
+            for name, size in zip(spec.shape, shape_of(node), strict=True) if spec is not None else ():
+                if isinstance(name, str):
+                    found.setdefault(name, size)
+        return found
 
     def calls(self) -> Iterator[fx.Node]:
         """The call nodes in execution order."""

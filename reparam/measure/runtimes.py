@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from reparam.engines import ExportOptions, Runnable, export
 from reparam.engines.formats import find_format
+from reparam.engines.precision import DTYPES
 from reparam.errors import InputError
 from reparam.ir import draw_examples
 from reparam.load import LoadedModel
@@ -68,8 +70,15 @@ def in_runtime(
     settings = {"device": device} if "device" in format.settings else {}
     examples = draw_examples(model.module, shapes or model.input_shapes, batch=EXAMPLES, seed=seed)
     source = model.exported or model.module
-    export(source, *examples, path=file, options=ExportOptions(format.name, settings=settings), to="as-is", seed=seed)
+    options = ExportOptions(format.name, _precision_of(model.module), "same", settings=settings)
+    export(source, *examples, path=file, options=options, to="as-is", seed=seed)
     return format.load(file)
+
+
+def _precision_of(module: nn.Module) -> str:
+    """The name of the precision that its weights are in; fp32 where it has none, or others."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return next((p for p in ("fp16", "bf16") if DTYPES[p] == dtype), "fp32")
 
 
 def _read_by(runtime: str, name: str, engine: Runnable, path: Path) -> Runnable:

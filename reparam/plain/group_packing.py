@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from reparam.errors import RuleError
+
 from .channel_order import Labels, SegmentOrders, images_of, natural, width
 from .grouped_layer import GroupedLayer, group_layer
 from .stage import Schedule, Stage
@@ -226,8 +228,17 @@ def _components(run: Sequence[Stage]) -> Labels:
                     m.groups,
                 )
             )
-    changed = True
-    while changed:
+    _spread(labels, edges)
+    return labels
+
+
+def _spread(labels: Labels, edges: Sequence[tuple[int, slice, slice, int]]) -> None:
+    """Gives all channels that edges connect, in place, the smallest label among them.
+
+    An edge (i, cols, rows, g) connects, group by group, channels of register i with channels of register i + 1. A label
+    gets one edge further in every sweep, so that as many sweeps as there are channels are enough for any graph.
+    """
+    for _ in range(sum(len(row) for row in labels)):
         changed = False
         for i, cols, rows, g in edges:
             a, b = labels[i][cols].reshape(g, -1), labels[i + 1][rows].reshape(g, -1)
@@ -235,7 +246,11 @@ def _components(run: Sequence[Stage]) -> Labels:
             if (a != low).any() or (b != low).any():
                 a[:], b[:] = low, low
                 changed = True
-    return labels
+        if not changed:
+            return
+    raise RuleError(
+        "the labels of the channels do not settle: they have to be numbers, in arrays that can be written to"
+    )
 
 
 def _count(labels: Labels) -> tuple[np.ndarray, np.ndarray]:

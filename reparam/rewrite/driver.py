@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -87,14 +87,19 @@ class Driver:
         seed: int = 0,
         progress: Progress | None = None,
         limit: int | None = None,
+        left: Mapping[tuple[str, str], str] | None = None,
     ) -> None:
-        """allow_cost: every phase may add multiply-accumulates. limit: stop after this many rewrites."""
+        """allow_cost: every phase may add multiply-accumulates. limit: stop after this many rewrites.
+
+        left: rewrites not to make, by their rule and the name of their node, each with the reason.
+        """
         self.program = program
         self.outcome = Outcome()
         self._allow_cost = self._pays = allow_cost
         self._seed = seed
         self._progress = progress
         self._left = -1 if limit is None else limit
+        self._left_out = left or {}
         self._missed: dict[tuple[str, fx.Node], Remark] = {}
 
     def run(self, phases: Sequence[Phase]) -> Outcome:
@@ -147,6 +152,8 @@ class Driver:
         plan = rule.check(self.program, Match(node, found))
         if plan is None:
             return None
+        if (rule.name, node.name) in self._left_out:
+            plan = Refusal(self._left_out[rule.name, node.name], node)
         if isinstance(plan, Refusal):
             self._miss(rule, node, plan)
             return None

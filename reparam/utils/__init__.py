@@ -12,35 +12,53 @@ if TYPE_CHECKING:
     from .cuda_driver import gpus
     from .files import SOURCE_FILES, refuse_existing
     from .foreign import Interrupted, foreign_code, ignore_exits, place_of_error, refused_exits
-    from .names import prefixes, unused_name
+    from .names import is_plain_path, name_complaint, plain_path, prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
-    from .shapes import AXES, INTEGERS, Shape, Shapes
+    from .reading import opened, parse_json, path_of, size_of
+    from .search_path import leave_current_folder
+    from .shapes import AXES, INTEGERS, Shape, Shapes, axis_name
     from .staging import Together, together, write_atomically, writing
-    from .text import describe_error, dtype_name, first_line, one_line
+    from .text import describe_error, dtype_name, first_line, one_line, visible_lines
 
 _DOORS = {
     "cuda_driver": ("gpus",),
     "files": ("SOURCE_FILES", "refuse_existing"),
     "foreign": ("Interrupted", "foreign_code", "ignore_exits", "place_of_error", "refused_exits"),
-    "names": ("prefixes", "unused_name"),
+    "names": (
+        "is_plain_path",
+        "name_complaint",
+        "plain_path",
+        "prefixes",
+        "unused_name",
+    ),
     "packages": (
         "PACKAGES",
         "PackageState",
+        "axis_name",
         "check_package",
     ),
     "plugins": ("plugins",),
+    "reading": (
+        "opened",
+        "parse_json",
+        "path_of",
+        "size_of",
+    ),
+    "search_path": ("leave_current_folder",),
     "shapes": (
         "AXES",
         "INTEGERS",
         "Shape",
         "Shapes",
+        "axis_name",
     ),
     "text": (
         "describe_error",
         "dtype_name",
         "first_line",
         "one_line",
+        "visible_lines",
     ),
     "staging": (
         "Together",
@@ -61,6 +79,7 @@ __all__ = [
     "Shape",
     "Shapes",
     "Together",
+    "axis_name",
     "check_package",
     "describe_error",
     "dtype_name",
@@ -68,15 +87,24 @@ __all__ = [
     "foreign_code",
     "gpus",
     "ignore_exits",
+    "is_plain_path",
     "lazy_doors",
+    "leave_current_folder",
+    "name_complaint",
     "one_line",
+    "opened",
+    "parse_json",
+    "path_of",
     "place_of_error",
+    "plain_path",
     "plugins",
     "prefixes",
     "refuse_existing",
     "refused_exits",
+    "size_of",
     "together",
     "unused_name",
+    "visible_lines",
     "write_atomically",
     "writing",
 ]

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from reparam.errors import InputError, ReparamError
+from reparam.errors import EndedError, InputError, ReparamError
 
 from .text import describe_error
 
@@ -32,11 +32,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def foreign_code(doing: str, kind: type[ReparamError] = InputError, *, errors: bool = False) -> Iterator[None]:
+def foreign_code(doing: str, kind: type[ReparamError] = EndedError, *, errors: bool = False) -> Iterator[None]:
     """Runs code that others wrote: what would end the process becomes an error.
 
     doing: what is done, such as "building mine:net". kind: of the error. errors: whether ordinary exceptions of that
-    code become such an error too.
+    code become an InputError.
 
     An interruption passes, and so does what a copy of the process does that the code has made: it ends with the block.
     """
@@ -52,7 +52,7 @@ def foreign_code(doing: str, kind: type[ReparamError] = InputError, *, errors: b
             place = place_of_error(error, strict=True)
             if not (errors and place) or isinstance(error, ReparamError | MemoryError):
                 raise
-            raise kind(f"{doing} failed at {place}: {describe_error(error)}") from error
+            raise InputError(f"{doing} failed at {place}: {describe_error(error)}") from error
         place = place_of_error(error)
         at = f" at {place}" if place else ""
         raise kind(f"{doing} was ended by {_name(error)}{at}; the code of a model must return") from error

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from reparam.check.rounding_bound import magnitudes
-from reparam.ir import evaluate_region
+from reparam.ir import ACTIVATIONS, Program, evaluate_region
 from support.helpers import Lambda, doubles, fuse, healthy, program_of, vector
 
 MAPS = (3, 4, 5, 6)
@@ -41,6 +45,68 @@ def test_a_norm_amplifies_a_small_change_by_no_more_than_its_bound(norm: nn.Modu
     change = (after[region[-1]] - before[region[-1]]).abs()
     assert bound.shape == change.shape and bool((change <= 1.01 * H * bound).all())
     assert bool((change >= 0.05 * H * bound).any()), "the bound says nothing"
+
+
+def bound_of(program: Program, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The value of the last call of a network with one input, and the bound M that belongs to it."""
+    [source] = program.placeholders
+    region = [n for n in program.graph.nodes if n.op in ("get_attr", "call_function")]
+    values = evaluate_region(program, region, {source: x})
+    return values[region[-1]], magnitudes(program, region, values)[region[-1]]
+
+
+ACTIVE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "clamp": lambda x: x.clamp(-2, 1),
+    "clamp_min": lambda x: torch.clamp_min(x, -1),
+    "clamp_max": lambda x: torch.clamp_max(x, 1),
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "selu": F.selu,
+    "celu": F.celu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "erf": torch.erf,
+    "softplus": F.softplus,
+    "neg": torch.neg,
+    "abs": torch.abs,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_an_activation_never_exceeds_its_bound_and_amplifies_no_change_beyond_it(name: str) -> None:
+    """Also about zero, where sigmoid and softplus are not small."""
+    x = torch.cat([torch.linspace(-8, 8, 401), torch.tensor([0.0, 1e-9, -1e-9])]).double()[:, None]
+    program = program_of(Lambda(lambda m, x: ACTIVE[name](x)), x)
+    value, bound = bound_of(program, x)
+    moved, _ = bound_of(program, x * (1 + H))
+    assert bool((value.abs() <= bound * (1 + 1e-12)).all())
+    assert bool(((moved - value).abs() <= 1.01 * H * bound).all())
+    assert bool((bound <= 2 * x.abs() + 1).all()), "the bound says nothing"
+
+
+def test_every_activation_is_among_those_that_are_bounded() -> None:
+    x = doubles(3, 4)
+    programs = [program_of(Lambda(lambda m, x, f=f: f(x)), x) for f in ACTIVE.values()]
+    assert {n.target for p in programs for n in p.calls()} == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "hardsigmoid", "softplus"])
+def test_what_follows_a_gate_of_zero_is_bounded_by_its_value_there(name: str) -> None:
+    """At x = 0 everything that a layer adds up comes from the gate, so none of it may be left out of the bound."""
+    gate = {"sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid, "softplus": F.softplus}[name]
+    model = Lambda(lambda m, x: m.layer(gate(x)), layer=nn.Linear(6, 5, bias=False)).double()
+    value, bound = bound_of(program_of(model, doubles(3, 6)), torch.zeros(3, 6).double())
+    assert float(value.abs().min()) > 0
+    terms = float(gate(torch.zeros(()))) * model.layer.weight.abs().sum(1)  # type: ignore[union-attr, operator]
+    assert bool((bound >= terms).all())
 
 
 def test_a_norm_of_a_single_value_is_folded_into() -> None:

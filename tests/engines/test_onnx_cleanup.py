@@ -75,6 +75,13 @@ def test_a_resize_of_a_free_size_stays() -> None:
     assert list(model.graph.node[0].input) == ["x", "", "", "size"]
 
 
+def test_onnxslim_is_used_where_it_leaves_fewer_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxslim")
+    monkeypatch.setattr("onnxsim.simplify", lambda model: (model, True))
+    text = f"{HEADER} g (float[batch,5,4] x) => (float[batch,5,4] y) {{ a = Relu(x) b = Relu(x) y = Add(a, b) }}"
+    assert kinds(simplified(parse_model(text))) == ["Relu", "Add"]
+
+
 def test_the_result_is_that_of_the_network() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()

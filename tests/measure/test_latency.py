@@ -170,6 +170,14 @@ def test_a_compiled_network_computes_the_same() -> None:
         torch.testing.assert_close(found.module(x), loaded.module(x), rtol=1e-4, atol=1e-5)
 
 
+def test_a_network_of_low_precision_stays_it_in_every_runtime(tmp_path: Path) -> None:
+    loaded = LoadedModel(small().half(), input_shapes=(SHAPE[1:],))
+    for runtime in ("onnxruntime", "openvino"):
+        found = in_runtime(runtime, "net", loaded, None, tmp_path / runtime, device="cpu", seed=0)
+        assert isinstance(found, Runnable)
+        assert [found.precision, *(p.dtype for p in (*found.inputs, *found.outputs))] == ["float16"] * 3
+
+
 @pytest.mark.parametrize(
     ("code", "words", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,6 @@ IDENTITIES: dict[str, Function] = {
     "dropout2d": lambda x: F.dropout2d(x, 0.5, False),
     "alpha_dropout": lambda x: F.alpha_dropout(x, 0.5, False),
     "feature_alpha_dropout": lambda x: F.feature_alpha_dropout(x, 0.5, False),
-    "contiguous": lambda x: x.contiguous(),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "clone": lambda x: x.clone(),
     "detach": lambda x: x.detach(),
@@ -101,7 +101,7 @@ def _between(function: Function) -> nn.Module:
 @pytest.mark.parametrize("name", IDENTITIES)
 def test_an_identity_goes(name: str) -> None:
     fused = apply_exactly(_between(IDENTITIES[name]), doubles(2, 4, 5, 6), rules=RULES, bound=0.0)
-    assert fused.text == "tanh(tanh(x))"
+    assert fused.text == "tanh(tanh(x))" != graph_text(fused.original)
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)
@@ -172,6 +172,40 @@ def test_a_clamp_that_bites_stays(inner: Function) -> None:
     assert float(inner(x).max()) > 1.0
     fused = apply_exactly(Lambda(lambda m, x: inner(x).clamp(max=1.0)), x, rules=RULES, bound=0.0)
     assert fused.text.startswith("clamp(")
+
+
+# An outer activation, and the interval that it leaves alone.
+ENDS: dict[str, tuple[Function, float, float]] = {
+    "relu": (F.relu, 0.0, math.inf),
+    "relu6": (F.relu6, 0.0, 6.0),
+    "hardtanh": (F.hardtanh, -1.0, 1.0),
+    "hardtanh -2 3": (lambda x: F.hardtanh(x, -2.0, 3.0), -2.0, 3.0),
+    "clamp -2 3": (lambda x: x.clamp(-2.0, 3.0), -2.0, 3.0),
+    "clamp min": (lambda x: x.clamp(min=-2.0), -2.0, math.inf),
+    "clamp max": (lambda x: x.clamp(max=3.0), -math.inf, 3.0),
+    "clamp_min": (lambda x: torch.clamp_min(x, -2.0), -2.0, math.inf),
+    "clamp_max": (lambda x: torch.clamp_max(x, 3.0), -math.inf, 3.0),
+    "abs": (torch.abs, 0.0, math.inf),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("below, above", [(0.0, 0.0), (0.5, -0.5), (-0.5, 0.0), (0.0, 0.5), (-0.5, 0.5)])
+def test_a_value_that_reaches_past_either_end_stays_and_one_exactly_at_it_goes(
+    name: str, below: float, above: float
+) -> None:
+    outer, least, most = ENDS[name]
+    low, high = (least if math.isfinite(least) else -5.0) + below, (most if math.isfinite(most) else 8.0) + above
+    x = 9 * doubles(2, 4, 5, 6)
+    model = Lambda(lambda m, x: torch.tanh(outer(x.clamp(low, high))))
+    fused = apply_exactly(model, x, rules=RULES, bound=0.0)
+    assert (fused.text == f"tanh(clamp(x, {low}, {high}))") == (low >= least and high <= most)
+
+
+def test_a_value_without_an_upper_end_stays_below_six() -> None:
+    for inner in (F.relu, lambda x: x.abs(), lambda x: x * x):
+        fused = apply_exactly(Lambda(lambda m, x, f=inner: F.relu6(f(x))), 9 * doubles(2, 4), rules=RULES, bound=0.0)
+        assert fused.text.startswith("relu6(")
 
 
 def test_a_weight_of_ones_and_a_weight_of_zeros_go() -> None:

@@ -69,7 +69,9 @@ def test_before_a_padded_convolution_it_stays_unless_nothing_is_shifted(conv: Co
 def test_any_single_entry_of_a_new_weight_is_checked(conv: Conv, entry: int) -> None:
     model = healthy(nn.Sequential(conv.module, NORMS_BY_RANK[conv.rank](conv.c_out)))
     x = doubles(*conv.shape)
-    assert_no_wrong_entry_is_accepted(program_of(model, x), FoldBatchNorm(), entry, [x])
+    assert assert_no_wrong_entry_is_accepted(program_of(model, x), FoldBatchNorm(), entry, [x]), (
+        "there was nothing to spoil"
+    )
 
 
 def test_the_graph_before_and_after() -> None:

@@ -51,7 +51,9 @@ def test_before_any_transposed_convolution_likewise(conv: Conv) -> None:
 def test_any_single_entry_of_a_new_weight_is_checked(conv: Conv, entry: int) -> None:
     model = healthy(nn.Sequential(nn.Tanh(), NORMS_BY_RANK[conv.rank](conv.shape[1]), conv.module))
     x = doubles(*conv.shape)
-    assert_no_wrong_entry_is_accepted(program_of(model, x), LeaveShift(), entry, [x])
+    assert assert_no_wrong_entry_is_accepted(program_of(model, x), LeaveShift(), entry, [x]), (
+        "there was nothing to spoil"
+    )
 
 
 def test_the_graph_before_and_after() -> None:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
+import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from reparam.errors import RuleError
 from reparam.ir import Program, batch_one, shape_of
 from reparam.options import PlainOptions
 from reparam.passes import fused_phases, plain_phases
 from reparam.plain import PlainChain, lower, plan_chain, price
 from reparam.plain.channel_order import width
-from reparam.plain.group_packing import Layout, Packer
+from reparam.plain.group_packing import Layout, Packer, _spread
 from reparam.plain.schedule import Planner
 from reparam.plain.schedule_search import search
 from reparam.plain.stage import Schedule
 from support.direct import build
-from support.helpers import EXACT, doubles, max_rel, program_of, run_phases
+from support.helpers import EXACT, Lambda, conv_bn, doubles, max_rel, program_of, run_phases
 from support.networks import Net
-from support.plain_blocks import bottleneck, net, pooled, squeezed
+from support.plain_blocks import bottleneck, net, squeezed
 from support.plain_helpers import networks_of
 from support.plain_specs import Drawn, specs
 
@@ -70,6 +73,8 @@ def test_a_chain_costs_what_its_layout_says(carry: str) -> None:
 
 
 def test_every_channel_has_one_place_in_every_register() -> None:
+    seen: list[tuple[bool, bool, bool]] = []
+
     @seed(4)
     @settings(max_examples=20, **DRAWN)
     @given(drawn=specs(), grouped=st.booleans())
@@ -79,20 +84,27 @@ def test_every_channel_has_one_place_in_every_register() -> None:
             packer = Packer("auto" if grouped else "dense")
             schedule = search(Planner(span_values), packer.price)
             if isinstance(schedule, Schedule):
-                _assert_complete(schedule, packer.lay(schedule), grouped)
+                layout = packer.lay(schedule)
+                _assert_complete(schedule, layout)
+                natural = all(np.array_equal(order, np.arange(len(order))) for order in layout.orders)
+                padded = any(bool((order < 0).any()) for order in layout.orders)
+                assert grouped or (natural and set(layout.groups) == {1})
+                seen.append((grouped, natural, padded))
 
     run()
+    assert sum(not grouped for grouped, _, _ in seen) > 3
+    assert sum(not natural for _, natural, _ in seen) > 3
+    assert any(padded for _, _, padded in seen)
 
 
-def _assert_complete(schedule: Schedule, layout: Layout, grouped: bool) -> None:
+def _assert_complete(schedule: Schedule, layout: Layout) -> None:
     widths = [width(s.before) for s in schedule.stages] + [width(schedule.stages[-1].after)]
+    assert len(layout.groups) == len(schedule.stages)
     for order, n in zip(layout.orders, widths, strict=True):
-        used = order[order >= 0]
-        assert sorted(used) == list(range(n))
-        assert grouped or len(order) == n
+        assert sorted(order[order >= 0]) == list(range(n))
     for k in (0, -1):
         assert np.array_equal(layout.orders[k], np.arange(widths[k])), "the ends keep their natural order"
-    for groups, before, after in zip(layout.groups, layout.orders, layout.orders[1:], strict=False):
+    for groups, before, after in zip(layout.groups, layout.orders[:-1], layout.orders[1:], strict=True):
         assert len(before) % groups == 0 and len(after) % groups == 0
 
 
@@ -113,14 +125,18 @@ def test_the_middle_of_a_bottleneck_runs_in_groups(c: int, middle: int) -> None:
 
 
 def test_a_pool_keeps_the_order_that_it_finds() -> None:
-    program = run_phases(program_of(net(pooled(4, 8), c=4).double(), doubles(2, 3, 8, 8)), fused_phases()).program
-    for span_values in networks_of(program):
-        schedule = search(Planner(span_values), Packer("auto").price)
-        assert isinstance(schedule, Schedule)
-        layout = Packer("auto").lay(schedule)
-        for k, stage in enumerate(schedule.stages):
-            if stage.kind == "pool":
-                assert np.array_equal(layout.orders[k], layout.orders[k + 1])
+    """The sum behind it adds two channels for each result, so the pool finds another order than the natural one."""
+    c = 8
+    block = Lambda(lambda m, x: F.max_pool2d(F.relu(m.a(x)), 2) + F.max_pool2d(x, 2), a=conv_bn(c, c, padding=1))
+    program = run_phases(program_of(net(block, c=c).double(), doubles(2, 3, 8, 8)), fused_phases()).program
+    [span_values] = networks_of(program)
+    schedule = search(Planner(span_values), Packer("auto").price)
+    assert isinstance(schedule, Schedule)
+    assert [s.kind for s in schedule.stages] == ["layer", "pool", "layer"]
+    layout = Packer("auto").lay(schedule)
+    assert layout.groups == (1, 1, c)
+    assert np.array_equal(layout.orders[1], layout.orders[2])
+    assert not np.array_equal(layout.orders[1], np.arange(2 * c))
 
 
 def test_a_sum_behind_a_gate_runs_in_groups() -> None:
@@ -140,3 +156,79 @@ def test_a_sum_behind_a_gate_runs_in_groups() -> None:
     assert not np.array_equal(layout.orders[k], np.arange(2 * c))
     plain = run_phases(found.program, plain_phases())
     assert max_rel(found.original, plain.program, [x]) <= EXACT
+
+
+# ---- components --------------------------------------------------------------------------------------------------
+
+Edge = tuple[int, slice, slice, int]
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[list[int], list[Edge]]:
+    """The widths of some registers, and edges between neighbours."""
+    widths = draw(st.lists(st.integers(1, 9), min_size=2, max_size=5))
+    edges = []
+    for _ in range(draw(st.integers(0, 8))):
+        i = draw(st.integers(0, len(widths) - 2))
+        groups = draw(st.integers(1, min(widths[i], widths[i + 1])))
+        ends = []
+        for n in widths[i : i + 2]:
+            size = groups * draw(st.integers(1, n // groups))
+            start = draw(st.integers(0, n - size))
+            ends.append(slice(start, start + size))
+        edges.append((i, ends[0], ends[1], groups))
+    return widths, edges
+
+
+def numbered(widths: list[int]) -> list[np.ndarray]:
+    return np.split(np.arange(sum(widths)), np.cumsum(widths)[:-1])
+
+
+def components(widths: list[int], edges: list[Edge]) -> list[int]:
+    """The least channel that each channel can be reached from: one connection after the other."""
+    label = list(range(sum(widths)))
+    starts = np.cumsum([0, *widths])
+    for i, cols, rows, groups in edges:
+        before = np.arange(starts[i], starts[i + 1])[cols].reshape(groups, -1)
+        behind = np.arange(starts[i + 1], starts[i + 2])[rows].reshape(groups, -1)
+        for members in np.concatenate([before, behind], 1):
+            met = {label[m] for m in members}
+            label = [min(met) if v in met else v for v in label]
+    return label
+
+
+@given(graph=graphs())
+def test_the_smallest_label_spreads_over_each_component(graph: tuple[list[int], list[Edge]]) -> None:
+    widths, edges = graph
+    labels = numbered(widths)
+    _spread(labels, edges)
+    assert np.concatenate(labels).tolist() == components(widths, edges)
+
+
+@pytest.mark.parametrize("n", [2, 3, 40])
+def test_a_label_reaches_the_far_end_of_a_chain_that_is_walked_backwards(n: int) -> None:
+    """It gets one register further in each sweep: the most sweeps that any graph needs."""
+    one = slice(0, 1)
+    labels = numbered([1] * n)
+    _spread(labels, [(i, one, one, 1) for i in reversed(range(n - 1))])
+    assert np.concatenate(labels).tolist() == [0] * n
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.nan])
+def test_labels_that_never_settle_are_an_error_and_no_endless_loop(bad: float) -> None:
+    labels = [np.array([0.0, bad]), np.array([2.0, 3.0])]
+    with pytest.raises(RuleError, match="do not settle"):
+        _spread(labels, [(0, slice(0, 2), slice(0, 2), 1)])
+
+
+class Adrift(np.ndarray):
+    """An array whose slices are copies, so that nothing that is written to them arrives."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return np.asarray(self)[key].copy()
+
+
+def test_labels_that_cannot_be_written_to_are_an_error_and_no_endless_loop() -> None:
+    labels: Any = [np.arange(0, 2).view(Adrift), np.arange(2, 4).view(Adrift)]
+    with pytest.raises(RuleError, match="do not settle"):
+        _spread(labels, [(0, slice(0, 2), slice(0, 2), 2)])

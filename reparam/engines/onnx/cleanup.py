@@ -52,8 +52,9 @@ def strip(model: onnx.ModelProto) -> None:
     graph = model.graph
     for item in (model, graph, *graph.node, *all_values(graph), *graph.initializer):
         del item.metadata_props[:]
-        item.doc_string = ""
-    model.producer_name, model.producer_version = "reparam", ""
+        item.ClearField("doc_string")  # an empty text that is set would make ports look changed
+    model.producer_name = "reparam"
+    model.ClearField("producer_version")
 
 
 def all_values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:

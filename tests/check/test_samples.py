@@ -1,0 +1,339 @@
+"""The inputs on which one rewrite is compared: impulses, random samples and their sizes; and how it is compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+from reparam.check import Evidence, Region, check_region, find_region
+from reparam.check import rewrite_check as subject
+from reparam.check.region import RegionShapes, small_shapes
+from reparam.errors import RuleError
+from reparam.ir import Program, aten, ranges_of
+from support.helpers import Lambda, doubles, program_of
+
+IMAGE = (3, 4, 20, 22)
+
+
+def region_of(model: nn.Module, *inputs: Any, dynamic: tuple[str, ...] = (), **wrong: Any) -> tuple[Program, Region]:
+    """The region of writing all calls once more, the last one with some arguments of its own."""
+    program = program_of(model.double(), *inputs, dynamic=dynamic)
+    calls = list(program.calls())
+    made: dict[fx.Node, fx.Node] = {}
+    with program.recording() as created:
+        for node in calls:
+            made[node] = program.clone(node, made, like=calls[-1])
+        for name, value in wrong.items():
+            made[calls[-1]].args = tuple(value if i == int(name[1:]) else a for i, a in enumerate(made[calls[-1]].args))
+    return program, find_region({calls[-1]: made[calls[-1]]}, created)
+
+
+def check(model: nn.Module, *inputs: Any, **options: Any) -> Evidence:
+    program, region = region_of(model, *inputs, **options)
+    return check_region(program, region, ranges_of(program), seed=1)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- impulses ----------------------------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=3).map(lambda s: (2, *s)), min_size=1, max_size=3)
+)
+def test_the_impulses_are_zero_and_a_basis_of_all_inputs_together(sizes: list[tuple[int, ...]]) -> None:
+    """Side by side and flat they are a row of zeros and the identity."""
+    made = subject._impulses(sizes)
+    assert [m.shape[1:] for m in made] == [torch.Size(s[1:]) for s in sizes]
+    total = sum(math.prod(s[1:]) for s in sizes)
+    joint = torch.cat([m.flatten(1) for m in made], 1)
+    assert joint.dtype == torch.float64
+    assert torch.equal(joint, torch.cat([torch.zeros(1, total), torch.eye(total)]).double())
+
+
+# ---- what is cheap enough for all impulses -----------------------------------------------------------------------
+
+
+def fits(model: nn.Module, *inputs: Any) -> bool:
+    _, region = region_of(model, *inputs)
+    return subject._basis_fits(region, small_shapes(region))
+
+
+def test_the_price_of_a_basis_is_impulses_times_the_work_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Impulses: 4 channels of 5x5 positions. Work on that map: 4*4*9 products for each position, on both sides."""
+    model, x = nn.Conv2d(4, 4, 3, padding=1, bias=False), doubles(1, 4, 20, 20)
+    macs = 100 * (2 * 4 * 4 * 9 * 25)
+    elements = 100 * (3 * 4 * 25)  # of the input and of both results
+    for name, exact, other in (("BASIS_MACS", macs, "BASIS_ELEMENTS"), ("BASIS_ELEMENTS", elements, "BASIS_MACS")):
+        monkeypatch.setattr(subject, other, 10**12)
+        monkeypatch.setattr(subject, name, exact + 1)
+        assert fits(model, x)
+        monkeypatch.setattr(subject, name, exact - 1)
+        assert not fits(model, x)
+
+
+def test_a_depthwise_product_counts_sixteen_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), doubles(1, 4, 20, 20)
+    macs = 100 * (16 * 2 * 4 * 9 * 25)
+    monkeypatch.setattr(subject, "BASIS_MACS", macs + 1)
+    assert fits(model, x)
+    monkeypatch.setattr(subject, "BASIS_MACS", macs - 1)
+    assert not fits(model, x)
+
+
+def test_a_region_of_one_size_has_no_basis() -> None:
+    _, region = region_of(nn.Conv2d(4, 4, 1), doubles(*IMAGE))
+    shapes = small_shapes(region)
+    assert subject._basis_fits(region, shapes)
+    assert not subject._basis_fits(region, dataclasses.replace(shapes, free=False))
+
+
+# ---- the sizes of samples ----------------------------------------------------------------------------------------
+
+
+def sampled(model: nn.Module, *inputs: Any, **options: Any) -> list[tuple[tuple[int, ...], ...]]:
+    program, region = region_of(model, *inputs, **options)
+    shapes = subject._runnable(program, region, small_shapes(region))
+    return subject._sampled_sizes(program, region, shapes)
+
+
+def test_samples_of_maps_are_drawn_at_a_second_size_of_the_other_parity() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, (3, 1)), nn.ReLU())
+    assert sampled(model, doubles(*IMAGE)) == [((2, 4, 5, 1),), ((1, 4, 6, 1),)]
+    assert sampled(nn.Sequential(nn.Conv1d(4, 4, 3), nn.ReLU()), doubles(3, 4, 9)) == [((2, 4, 5),), ((1, 4, 6),)]
+    tiny = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+    assert sampled(tiny, doubles(3, 4, 2, 1)) == [((2, 4, 2, 1),), ((1, 4, 3, 1),)]
+
+
+def test_every_input_of_a_region_gets_the_second_size() -> None:
+    model = Lambda(lambda m, x, y: F.relu(m.a(x) + m.b(y)), a=nn.Conv2d(4, 4, 3), b=nn.Conv2d(2, 4, 3))
+    found = sampled(model, doubles(*IMAGE), doubles(3, 2, 20, 22))
+    assert found == [((2, 4, 7, 7), (2, 2, 7, 7)), ((1, 4, 8, 8), (1, 2, 8, 8))]
+
+
+@pytest.mark.parametrize(
+    "model, shape, size",
+    [
+        (Lambda(lambda m, x: F.relu(x).flatten(1)), (3, 4, 5), (3, 4, 5)),
+        (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.ReLU()), (3, 4, 20, 20), (2, 4, 6, 6)),
+        (nn.ReLU(), (3, 4), (3, 4)),
+        (nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (3, 4), (2, 4)),
+    ],
+    ids=["fixed", "parity", "matrix", "rows"],
+)
+def test_what_has_one_size_alone_is_sampled_at_one(model: nn.Module, shape: Any, size: tuple[int, ...]) -> None:
+    assert sampled(model, doubles(*shape)) == [(size,)]
+
+
+def test_a_second_size_on_which_the_network_does_not_run_is_left_out() -> None:
+    """Branches of stride 2 over windows of 2 and 1 agree for even sizes alone; 6 is one, and 7 is not."""
+    model = Lambda(lambda m, x: F.relu(m.a(x) + m.b(x)), a=nn.Conv2d(4, 4, 2, stride=2), b=nn.Conv2d(4, 4, 1, stride=2))
+    program, region = region_of(model, doubles(3, 4, 20, 20))
+    even = RegionShapes(((2, 4, 6, 6),), True)
+    assert subject._sampled_sizes(program, region, even) == [even.sizes]
+
+
+def test_what_differs_at_one_parity_alone_is_seen_in_the_samples() -> None:
+    """max_pool(relu(x)) with and without ceil_mode: of a map of even size no part is cut off."""
+    model = Lambda(lambda m, x: F.max_pool2d(F.relu(x), 2))
+    assert check(model, doubles(3, 4, 20, 20), dynamic=("height", "width")).ok
+    with pytest.raises(RuleError, match="another shape"):
+        check(_with_ceil(), doubles(3, 4, 20, 20), dynamic=("height", "width"), _5=False)
+
+
+def _with_ceil() -> nn.Module:
+    return Lambda(lambda m, x: torch.ops.aten.max_pool2d.default(F.relu(x), [2, 2], [2, 2], [0, 0], [1, 1], True))
+
+
+# ---- where both sides run ----------------------------------------------------------------------------------------
+
+
+def test_a_network_that_does_not_run_on_the_small_map_is_checked_at_the_traced_size() -> None:
+    model = Lambda(lambda m, x: m.a(x) + m.b(x), a=nn.Conv2d(4, 4, 2, stride=2), b=nn.Conv2d(4, 4, 1, stride=2))
+    program, region = region_of(model, doubles(2, 4, 20, 20))
+    odd = RegionShapes(((2, 4, 5, 5),), True)
+    assert subject._runnable(program, region, odd) == RegionShapes(((2, 4, 20, 20),), False)
+    even = RegionShapes(((2, 4, 6, 6),), True)
+    assert subject._runnable(program, region, even) is even
+    fixed = dataclasses.replace(odd, free=False)
+    assert subject._runnable(program, region, fixed) is fixed
+
+
+def wider(dynamic: tuple[str, ...]) -> tuple[Program, Region]:
+    """A pool over two positions for one over three, both of stride 2: alike where one position is left over."""
+    program = program_of(nn.MaxPool2d(3, 2), doubles(2, 4, 9, 9), dynamic=dynamic)
+    [node] = program.calls()
+    with program.recording() as created:
+        new = program.call(aten.max_pool2d.default, (node.args[0], [2, 2], [2, 2]), like=node)
+    return program, find_region({node: new}, created)
+
+
+@pytest.mark.parametrize("size, right", [(9, True), (7, True), (8, False)])
+def test_where_sizes_are_fixed_the_new_side_may_fit_at_some_alone(size: int, right: bool) -> None:
+    assert subject._runs(*wider(()), [(2, 4, size, size)]) == right
+    assert subject._runs(*wider(("height", "width")), [(2, 4, size, size)]), "that is for the comparison to say"
+
+
+def test_a_new_side_that_does_not_run_is_no_size_to_compare_at() -> None:
+    program = program_of(nn.AvgPool2d(1), doubles(2, 4, 9, 9), dynamic=())
+    [node] = program.calls()
+    with program.recording() as created:
+        new = program.call(aten.avg_pool2d.default, (node.args[0], [3, 3], [1, 1], [1, 1]), like=node)
+        new = program.call(aten.conv2d.default, (new, program.weight(doubles(4, 4, 5, 5), "w", like=node)), like=node)
+        new = program.call(aten.pad.default, (new, [2, 2, 2, 2]), like=node)
+    region = find_region({node: new}, created)
+    assert subject._runs(program, region, [(2, 4, 9, 9)])
+    assert not subject._runs(program, region, [(2, 4, 4, 4)])
+
+
+# ---- samples -----------------------------------------------------------------------------------------------------
+
+
+def sample_of(x: Tensor, shape: Sequence[int], seed: int = 0) -> Tensor:
+    """A sample for an input that was traced with x."""
+    program = program_of(Lambda(lambda m, x: x + 1), x)
+    value = subject._sample(program.placeholders[0], tuple(shape), ranges_of(program), generator(seed))
+    assert isinstance(value, Tensor)
+    return value
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_integers_are_drawn_as_zeros_and_ones_of_their_own_dtype(dtype: torch.dtype) -> None:
+    value = sample_of(torch.ones(2, 3, dtype=dtype), (40, 3))
+    assert value.dtype == dtype and value.shape == (40, 3)
+    assert set(value.unique().tolist()) == {0, 1}
+
+
+def test_truth_values_are_drawn_both_ways() -> None:
+    value = sample_of(torch.ones(2, 3, dtype=torch.bool), (200, 3))
+    assert value.dtype == torch.bool and value.shape == (200, 3)
+    assert 0.4 < float(value.double().mean()) < 0.6
+
+
+@pytest.mark.parametrize("x", [torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3) > 0, doubles(2, 3)])
+def test_a_sample_depends_on_the_seed_and_on_nothing_else(x: Tensor) -> None:
+    first = sample_of(x, (50, 3), seed=5)
+    torch.manual_seed(99)
+    assert torch.equal(first, sample_of(x, (50, 3), seed=5))
+    assert not torch.equal(first, sample_of(x, (50, 3), seed=6))
+
+
+def test_a_size_is_taken_as_it_was_traced() -> None:
+    model = Lambda(lambda m, x: torch.relu(x).reshape(x.shape[0] * 4, 5))
+    program, region = region_of(model, doubles(3, 4, 5), dynamic=("batch",))
+    sizes = [n for n in region.inputs if not isinstance(n.meta["val"], Tensor)]
+    assert sizes
+    for node in sizes:
+        value = subject._sample(node, (), ranges_of(program), generator())
+        assert value in (3, 12) and type(value) is int
+    assert all(subject._fixed_value(n) is None for n in region.inputs if n not in sizes)
+    evidence = check_region(program, region, ranges_of(program), 1)
+    assert evidence == Evidence("sampled", 0.0, evidence.bound, True)
+
+
+def test_the_draws_lie_half_about_zero_and_half_over_the_whole_interval() -> None:
+    wide = subject._draw((100, 100), -1e6, 1e6, generator())
+    assert 0.4 < float((wide.abs() < 30).double().mean()) < 0.6
+    assert abs(float(wide[wide.abs() > 30].mean())) < 3e4, "over the whole interval, both ways alike"
+    assert float(wide.max()) > 0.99e6 and float(wide.min()) < -0.99e6
+    free = subject._draw((100, 100), -math.inf, math.inf, generator())
+    sizes = [float((free.abs() > t).double().mean()) for t in (0.1, 1.0, 4.0)]
+    assert [round(s, 1) for s in sizes] == [0.9, 0.4, 0.1]  # of normal samples of sizes 0.3, 1 and 4 alike
+    above = subject._draw((100, 100), 10.0, math.inf, generator())
+    assert 0.4 < float((above == 10.0).double().mean()) < 0.6
+    assert 10 + 11 * 4 < float(above.max()) < 10 + 11 * 24
+    below = subject._draw((100, 100), -math.inf, -10.0, generator())
+    assert 0.4 < float((below == -10.0).double().mean()) < 0.6
+    assert -10 - 11 * 24 < float(below.min()) < -10 - 11 * 4
+
+
+def test_the_draws_of_one_seed_are_the_same_whatever_was_drawn_before() -> None:
+    for low, high in ((-math.inf, math.inf), (0.0, 1.0), (0.0, math.inf), (-math.inf, 0.0)):
+        first = subject._draw((5, 6), low, high, generator(3))
+        torch.manual_seed(99)
+        assert torch.equal(first, subject._draw((5, 6), low, high, generator(3)))
+
+
+# ---- the comparison ----------------------------------------------------------------------------------------------
+
+
+def compare(program: Program, region: Region, x: Tensor, top: Tensor | None = None) -> tuple[float, float, bool]:
+    return subject._compare(program, region, [x], None if top is None else [top])
+
+
+def scaled(by: float) -> tuple[Program, Region]:
+    """x + 0.0 for x*by, or the other way round: equal where x is zero."""
+    program = program_of(Lambda(lambda m, x: x + 0.0), doubles(2, 3))
+    [node] = program.calls()
+    with program.recording() as created:
+        new = program.call(aten.mul.Tensor, (node.args[0], by), like=node)
+    return program, find_region({node: new}, created)
+
+
+def test_the_largest_difference_and_the_largest_bound_are_told() -> None:
+    x = torch.tensor([[1.0, -8.0], [2.0, 0.0]], dtype=torch.float64)
+    worst, bound, ok = compare(*scaled(1.5), x)
+    assert worst == 4.0 and not ok
+    eps = torch.finfo(torch.float64).eps
+    assert bound == pytest.approx(eps * (16 + 16) * (8.0 + 12.0))
+
+
+def test_the_bound_is_that_of_the_envelope() -> None:
+    x = torch.tensor([[1.0, -8.0]], dtype=torch.float64)
+    small, large = compare(*scaled(1.0), x), compare(*scaled(1.0), x, 1e6 * torch.ones(1, 2).double())
+    assert (small[0], small[2]) == (large[0], large[2]) == (0.0, True)
+    assert large[1] == pytest.approx(small[1] * 1e6 / 8)
+    far = compare(*scaled(1 + 1e-12), x, 1e6 * torch.ones(1, 2).double())
+    assert far[2] and not compare(*scaled(1 + 1e-12), x)[2]
+
+
+def test_each_element_is_held_to_its_own_bound() -> None:
+    """A difference that is small beside the largest value is none where all else is small."""
+    program = program_of(Lambda(lambda m, x: x + m.w, w=nn.Parameter(torch.zeros(2).double())), doubles(2, 2))
+    [node] = program.calls()
+    with program.recording() as created:
+        weight = program.weight(torch.tensor([0.0, 1e-9]).double(), "w", like=node)
+        new = program.call(aten.add.Tensor, (node.args[0], weight), like=node)
+    region = find_region({node: new}, created)
+    assert compare(program, region, torch.tensor([[0.0, 1e9]]).double())[2]
+    assert not compare(program, region, torch.tensor([[1e9, 0.0]]).double())[2]
+
+
+def test_equal_infinities_agree_and_others_do_not() -> None:
+    def mask(value: float) -> tuple[Program, Region]:
+        program = program_of(Lambda(lambda m, x: x.masked_fill(x > 0, -math.inf)), doubles(2, 3))
+        node = list(program.calls())[-1]
+        with program.recording() as created:
+            new = program.call(node.target, (*node.args[:2], value), like=node)
+        return program, find_region({node: new}, created)
+
+    for value, right in ((-math.inf, True), (math.inf, False), (0.0, False), (math.nan, False)):
+        program, region = mask(value)
+        assert check_region(program, region, ranges_of(program), 1).ok == right
+
+
+def test_a_value_without_elements_agrees_with_itself() -> None:
+    assert check(Lambda(lambda m, x: x[:, 3:] * 2), doubles(2, 3)) == Evidence("sampled", 0.0, 0.0, True)
+
+
+def test_every_output_is_compared() -> None:
+    program = program_of(Lambda(lambda m, x: (x * 2, x * 3)), doubles(2, 3))
+    first, second = program.calls()
+    for factors, right in (((2.0, 3.0), True), ((2.1, 3.0), False), ((2.0, 3.1), False)):
+        with program.recording() as created:
+            new = [program.call(aten.mul.Tensor, (first.args[0], f), like=first) for f in factors]
+        region = find_region({first: new[0], second: new[1]}, created)
+        result = check_region(program, region, ranges_of(program), 1)
+        assert (result.ok, result.kind) == (right, "basis")
+        assert (result.max_abs == 0.0) == right and result.bound > 0
