@@ -10,13 +10,14 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam.ir import is_inplace, op_name
 from reparam.utils import first_line
@@ -74,6 +75,8 @@ def explain(module: nn.Module, error: BaseException, run: Callable[[], object] |
     reason = first_line(error) if cause is None else cause.reason
     if cause is not None and cause.reason.startswith("its control flow"):
         reason = f"{reason} ({first_line(error)})"
+    if kind := re.search(r"Found <class '(?:[^']*\.)?(\w+)'> in output", _told(error)):
+        reason = f"an output is of the class {kind[1]}, which torch cannot take apart"
     return _sentence(type(module).__name__, line, function, reason, cause.advice if cause is not None else "")
 
 
@@ -88,7 +91,17 @@ def explain_writes(graph: fx.Graph, error: BaseException | None = None) -> str:
     if error is not None and memory is None:
         reason = f"{reason} ({first_line(error)})"
     advice = _KEEP if memory is not None else "write it as a new value"
-    return _sentence("the model", line, None, reason, advice)
+    return _sentence(_class_of(graph), line, None, reason, advice)
+
+
+def _class_of(graph: fx.Graph) -> str:
+    """The name of the class that the graph was captured from."""
+    stacks = (n.meta.get("nn_module_stack") for n in graph.nodes)
+    stack = next((s for s in stacks if s), None)
+    if stack is None:
+        return "the model"
+    kind = next(iter(stack.values()))[1]
+    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
 
 
 def _sentence(name: str, line: Line | None, function: type[Any] | None, reason: str, advice: str) -> str:
@@ -120,25 +133,49 @@ def _told(error: BaseException) -> str:
 
 def _suspect(run: Callable[[], object]) -> tuple[Line | None, type[Any] | None]:
     """The first line that takes or replaces the memory of a tensor, and the autograd function that it lies in."""
-    watch = _Watch()
-    with contextlib.suppress(Exception), _applied(watch.functions), watch, torch.no_grad():
+    notes = _Notes()
+    modes = _Calls(notes), _Operators(notes)
+    with contextlib.suppress(Exception), _applied(notes.functions), torch.no_grad(), modes[0], modes[1]:
         run()
-    return watch.found or (None, None)
+    return notes.line, notes.function
 
 
-class _Watch(TorchFunctionMode):
-    """Notes the first call of what takes the memory of a tensor. functions: autograd functions under way."""
+@dataclass
+class _Notes:
+    """What was seen first. functions: autograd functions under way."""
 
-    def __init__(self) -> None:
+    line: Line | None = None
+    function: type[Any] | None = None
+    functions: list[type[Any]] = field(default_factory=list)
+
+    def see(self, name: str) -> None:
+        """Notes the line of the model that calls this, when it is the first of its kind."""
+        if self.line is None and name in _TAKES:
+            self.line = line_of_caller(sys._getframe(2))
+            self.function = self.functions[-1] if self.functions else None
+
+
+class _Calls(TorchFunctionMode):
+    def __init__(self, notes: _Notes) -> None:
         super().__init__()
-        self.found: tuple[Line | None, type[Any] | None] | None = None
-        self.functions: list[type[Any]] = []
+        self.notes = notes
 
     def __torch_function__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if self.found is None and getattr(func, "__name__", "") in _TAKES and resolve_name(func):
-            self.found = line_of_caller(sys._getframe(1)), self.functions[-1] if self.functions else None
+        self.notes.see(str(getattr(func, "__name__", "")))
+        return func(*args, **(kwargs or {}))
+
+
+class _Operators(TorchDispatchMode):
+    def __init__(self, notes: _Notes) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.notes = notes
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.notes.see(str(func._schema.name).rpartition("::")[2])
         return func(*args, **(kwargs or {}))
 
 
@@ -154,8 +191,9 @@ def _applied(under_way: list[type[Any]]) -> Iterator[None]:
         finally:
             under_way.pop()
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    function: Any = torch.autograd.Function
+    function.apply = classmethod(apply)
     try:
         yield
     finally:
-        torch.autograd.Function.apply = real
+        function.apply = real

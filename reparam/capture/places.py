@@ -87,8 +87,7 @@ def autograd_function_of(error: BaseException) -> type[Any] | None:
 
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
-    for frame, number in traceback.walk_tb(trace):
-        yield frame, number
+    yield from traceback.walk_tb(trace)
 
 
 def _qualified(code: CodeType) -> str:

@@ -210,7 +210,7 @@ def test_an_operator_of_others_that_ends_the_process(folder: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.ops.exits_test.leaves(x)
 
-    with pytest.raises(InputError, match=r"running the network was ended by os\._exit\(0\) at .*test_exits\.py"):
+    with pytest.raises(InputError, match=r"running Net was ended by os\._exit\(0\) at .*test_exits\.py"):
         reparam.convert(Net(), torch.ones(2, 3))
     with pytest.raises(InputError, match=r"was ended by os\._exit"):
         reparam.verify(Net(), Net(), torch.ones(2, 3))
