@@ -93,6 +93,13 @@ def test_nodes_are_named_after_layers_and_ports_after_the_network(plain_model: o
     assert {"stem.weight", "body.bias", "head.weight"} <= {t.name for t in graph.initializer}
 
 
+def test_constants_are_noted_once(plain_model: onnx.ModelProto) -> None:
+    graph = plain_model.graph
+    constants = {t.name for t in graph.initializer}
+    assert constants and not constants & {v.name for v in graph.value_info}
+    assert {name for node in graph.node for name in node.input if name} >= constants
+
+
 def test_inner_layers_keep_their_path() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
