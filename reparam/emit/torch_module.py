@@ -59,9 +59,11 @@ class _SizeCheck:
     def __init__(self, program: Program) -> None:
         specs = {s.name: s for s in program.inputs}
         self.shapes = [specs[n].shape if (n := str(p.target)) in specs else None for p in program.placeholders]
+        self.keywords = list(program.in_spec.child(1).context) if program.in_spec is not None else []
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves = pytree.tree_leaves((args, kwargs))
+        ordered = {k: kwargs[k] for k in self.keywords if k in kwargs} | kwargs
+        leaves = pytree.tree_leaves((args, ordered))
         for value, shape in zip(leaves, self.shapes, strict=False):
             if shape is None or not isinstance(value, Tensor):
                 continue
