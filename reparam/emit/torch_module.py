@@ -51,7 +51,7 @@ class _Converted(fx.GraphModule):
 
 
 class _SizeCheck:
-    """Refuses inputs of other sizes than those that a network was verified for, before anything is computed.
+    """Refuses positional inputs of other sizes than those that a network was verified for, before anything is computed.
 
     A module of torch would compute something of them; where the original takes another path, something else.
     """
@@ -61,7 +61,7 @@ class _SizeCheck:
         self.shapes = [specs[n].shape if (n := str(p.target)) in specs else None for p in program.placeholders]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves = pytree.tree_leaves(args)
         for value, shape in zip(leaves, self.shapes, strict=False):
             if shape is None or not isinstance(value, Tensor):
                 continue

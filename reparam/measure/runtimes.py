@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from reparam.engines import ExportOptions, Runnable, export
+from reparam.engines import DTYPES, ExportOptions, Runnable, export
 from reparam.engines.formats import find_format
-from reparam.engines.precision import DTYPES
 from reparam.errors import InputError
 from reparam.ir import draw_examples
 from reparam.load import LoadedModel

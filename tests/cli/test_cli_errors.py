@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from collections.abc import Callable
@@ -161,8 +162,10 @@ def test_a_result_that_differs_is_not_written(monkeypatch: pytest.MonkeyPatch) -
 
     def perturbed(program: Any, dtype: Any = None) -> Any:
         final = finalize(program, dtype)
-        constant = next(c for c in final.constants.values() if c.value.dim() == 4)
-        constant.value.view(-1)[0] += 1e-3
+        name = next(n for n, c in final.constants.items() if c.value.dim() == 4)
+        moved = final.constants[name].value.detach().clone()
+        moved.view(-1)[0] += 1e-3
+        final.constants[name] = dataclasses.replace(final.constants[name], value=moved)
         return final
 
     monkeypatch.setattr(conversion, "finalize", perturbed)

@@ -91,6 +91,13 @@ def test_nodes_are_named_after_layers_and_ports_after_the_network(plain_model: o
     assert {"stem.weight", "body.bias", "head.weight"} <= {t.name for t in graph.initializer}
 
 
+def test_constants_are_noted_once(plain_model: onnx.ModelProto) -> None:
+    graph = plain_model.graph
+    constants = {t.name for t in graph.initializer}
+    assert constants and not constants & {v.name for v in graph.value_info}
+    assert {name for node in graph.node for name in node.input if name} >= constants
+
+
 def test_inner_layers_keep_their_path() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
@@ -280,6 +287,29 @@ def test_large_weights_lie_beside_and_run(
     side.unlink()
     with pytest.raises(InputError, match=r"has its weights in net\.onnx\.data, which is not beside it"):
         OnnxRunnable(tmp_path / "net.onnx")
+
+
+def test_large_models_are_the_same_bytes_every_time_and_stay_as_they_are(
+    plain_model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "ONE_FILE", 100)
+    before = plain_model.SerializeToString(deterministic=True)
+    files: list[bytes] = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        (side,) = write_model(plain_model, folder / "net.onnx")
+        files += [(folder / "net.onnx").read_bytes(), side.read_bytes()]
+    assert files[:2] == files[2:]
+    assert plain_model.SerializeToString(deterministic=True) == before
+    again = read_model(tmp_path / "a" / "net.onnx")
+    onnx.external_data_helper.convert_model_from_external_data(again)
+    for tensor in again.graph.initializer:
+        tensor.ClearField("data_location")
+    assert again.SerializeToString(deterministic=True) == before
+    stored = read_model(tmp_path / "a" / "net.onnx", weights=False).graph.initializer
+    outside = {t.name for t in stored if t.data_location == onnx.TensorProto.EXTERNAL}
+    sizes = {t.name: len(t.raw_data) for t in plain_model.graph.initializer}
+    assert outside == {n for n, size in sizes.items() if size > storage.SMALL} != set(sizes)
 
 
 @pytest.mark.parametrize("place", ["../secret", "/etc/hostname", "a/../../secret", "C:\\secret", "..\\secret", "link"])
