@@ -26,7 +26,7 @@ from reparam.emit import finalize, save_pt2, to_module
 from reparam.ir import Program, census, describe_jumps, evaluate, is_chain, jumps, text_of, typed
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
-from reparam.utils import dtype_name
+from reparam.utils import as_path, check_callable, check_seed, checked_call, dtype_name
 
 from .errors import InputError, NotEquivalentError
 from .options import DEFAULTS, PlainOptions
@@ -34,6 +34,9 @@ from .report import Remark, Report
 
 MOST_LEFT_OUT = 6  # rewrites that lose digits and are left out before the whole conversion is refused
 Range = tuple[float, float]
+
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that weights are emitted in
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Conversion:
 
         Raises InputError when `path` exists and `force` is false, MachineError when it cannot be written.
         """
-        save_pt2(self.program, Path(path), force=force)
+        save_pt2(self.program, as_path(path, "the output"), force=force)
 
     def save_source(self, folder: str | Path, *, force: bool = False) -> None:
         """Writes a readable `model.py` and its weights, `model.safetensors`, into `folder`.
@@ -62,9 +65,10 @@ class Conversion:
         """
         from reparam.emit.source import write_source
 
-        write_source(self.program, Path(folder), force=force)
+        write_source(self.program, as_path(folder, "the folder"), force=force)
 
 
+@checked_call
 def convert(  # noqa: PLR0913  # the keywords are the options
     model: nn.Module | torch.export.ExportedProgram,
     *example_inputs: Any,
@@ -103,6 +107,9 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     >>> result.module(torch.randn(5, 3, 16, 16)).shape
     torch.Size([5, 8, 14, 14])
     """
+    if dtype is not None and dtype not in DTYPES:
+        names = ", ".join(f"torch.{dtype_name(d)}" for d in DTYPES)
+        raise InputError(f"weights are not emitted in {str(dtype)[:40]!r}; choose from {names}")
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
     try:
@@ -115,6 +122,7 @@ def convert(  # noqa: PLR0913  # the keywords are the options
         return run.convert(model, captured, dtype)
 
 
+@checked_call
 def explain(  # noqa: PLR0913  # the keywords are the options
     model: nn.Module | torch.export.ExportedProgram,
     *example_inputs: Any,
@@ -162,6 +170,8 @@ class _Run:
     """One conversion under way: its options and its clock. Every step returns what it made."""
 
     def __init__(self, to: str, options: PlainOptions, seed: int, progress: Progress | None) -> None:
+        check_seed(seed)
+        check_callable(progress, "progress")
         self.to, self.phases = to, phases_of(to, options)
         self.seed, self.progress = seed, progress
         self.seconds: dict[str, float] = {}
@@ -350,14 +360,21 @@ def _check_finite(program: Program) -> None:
         value = constant.value
         if not value.is_floating_point():
             continue
-        broken = ~torch.isfinite(value) if constant.trainable else torch.isnan(value)
+        weight = constant.trainable and value.requires_grad  # anything else may hold infinities, which are data
+        broken = ~torch.isfinite(value) if weight else torch.isnan(value)
         if bool(broken.any()):
             raise InputError(f"weight '{name}' holds NaN or infinite values; the checkpoint is damaged or diverged")
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(n, int | float) for n in value)
 
 
 def _with_ranges(program: Program, ranges: Sequence[Range] | None) -> Program:
     if ranges is None:
         return program
+    if not isinstance(ranges, Sequence) or not all(_is_pair(r) for r in ranges):
+        raise InputError("each input range is a pair of numbers, such as (0.0, 1.0), one for each tensor input")
     if len(ranges) != len(program.inputs):
         raise InputError(f"{len(ranges)} input ranges were given for {len(program.inputs)} tensor inputs")
     empty = next((r for r in ranges if not r[0] <= r[1]), None)

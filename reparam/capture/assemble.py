@@ -26,6 +26,7 @@ def assemble(module: fx.GraphModule) -> Program:
     for name in set(constants) - {str(n.target) for n in graph.nodes if n.op == "get_attr"}:
         del constants[name]
     plain = _plain_copy(graph)
+    _refuse_constants(plain)
     return Program(
         graph=plain,
         constants=constants,
@@ -95,6 +96,15 @@ def _plain_copy(graph: fx.Graph) -> fx.Graph:
     for node in plain.nodes:
         node.meta["data"] = node.op == "placeholder" or any(i.meta["data"] for i in node.all_input_nodes)
     return plain
+
+
+def _refuse_constants(graph: fx.Graph) -> None:
+    """Raises CaptureError for a graph that takes no tensor or gives none."""
+    output = next(n for n in graph.nodes if n.op == "output")
+    if not any(n.op == "placeholder" and isinstance(n.meta.get("val"), Tensor) for n in graph.nodes):
+        raise CaptureError("the model takes no tensors, so it is a constant and there is nothing to convert")
+    if not any(isinstance(n.meta.get("val"), Tensor) for n in output.all_input_nodes):
+        raise CaptureError("the model returns no tensors, so there is nothing to convert")
 
 
 def _inputs(graph: fx.Graph) -> tuple[InputSpec, ...]:

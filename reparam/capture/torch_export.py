@@ -17,11 +17,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from reparam.errors import CaptureError, InputError
-from reparam.utils import AXES, foreign_code
+from reparam.errors import CaptureError, EndedError, InputError
+from reparam.utils import AXES, describe_type, foreign_code
 
 from .explain import explain
 from .guards import free_axes, size_guards
+from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
 
@@ -48,20 +49,37 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     Raises CaptureError when the model cannot become one graph, or does not leave another of these axes free, with the
     line that asks for its size; InputError for an unknown axis name.
     """
+    axes = _axes(dynamic)
     with foreign_code(f"capturing {type(module).__name__}"):
-        return _capture(module, example_inputs, dynamic)
+        check_model(module, example_inputs)
+        try:
+            return _capture(module, example_inputs, axes)
+        except EndedError:
+            raise
+        except CaptureError:
+            with evaluation_mode(module):
+                refuse_misfit(module, example_inputs, lambda: module(*_copies(tuple(example_inputs))))
+            raise
 
 
-def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: Sequence[str]) -> Captured:
-    unknown = [a for a in dynamic if a not in AXES]
+def _axes(dynamic: Any) -> tuple[str, ...]:
+    """The names of free axes; one text may hold several, as on the command line. Raises InputError."""
+    names = dynamic.split(",") if isinstance(dynamic, str) else dynamic
+    if not isinstance(names, Sequence):
+        raise InputError(f"dynamic is {describe_type(dynamic)}; give the names of free axes, such as ('batch',), or ()")
+    unknown = [a for a in names if a not in AXES]
     if unknown:
         raise InputError(f"unknown dynamic axis '{unknown[0]}'; choose from {', '.join(AXES)}")
+    return tuple(dict.fromkeys(names))
+
+
+def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[str, ...]) -> Captured:
     notes = list(_hook_notes(module))
     with evaluation_mode(module) as switched:
         if switched:
             notes.append("the model was in training mode; it was captured in evaluation mode")
         with watched(module) as assigned:
-            exported, samples = _export(module, _distinct(example_inputs), tuple(dynamic), notes)
+            exported, samples = _export(module, _distinct(example_inputs), dynamic, notes)
         refuse_state(exported, assigned)
         captured = from_exported(exported)
     program = replace(captured.program, samples=samples) if samples > 1 else captured.program

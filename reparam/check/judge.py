@@ -20,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.errors import CaptureError, EndedError, InputError
+from reparam.errors import CaptureError, EndedError, InputError, MachineError, ReparamError
 from reparam.ir import Feed, Program, default_dtype, evaluate, typed
-from reparam.utils import foreign_code
+from reparam.utils import first_line, foreign_code, is_out_of_memory
 
 from .values import largest_difference
 
@@ -84,7 +84,12 @@ class Judge:
         if self.truth_where_it_runs(values) is not None:
             return True
         own = typed(self._program, values)
-        theirs, ours = self._run(own), evaluate(self._program, own, None)
+        try:
+            theirs, ours = self._run(own), evaluate(self._program, own, None)
+        except ReparamError:
+            raise
+        except Exception as error:
+            raise does_not_run(type(self._module).__name__, error) from error
         gap = largest_difference(theirs, ours)
         room = 1e3 * torch.finfo(self._program.dtype).eps
         if not gap <= room:
@@ -109,10 +114,35 @@ class Judge:
         return args, kwargs
 
 
+def does_not_run(name: str, error: Exception) -> ReparamError:
+    """What to raise where a model does not run at the very size that it was traced at."""
+    if is_out_of_memory(error):
+        return MachineError(f"not enough memory to run {name} ({first_line(error)})")
+    return CaptureError(f"{name} does not run on random inputs of the traced size: {first_line(error)}")
+
+
 def fresh_copy(module: nn.Module) -> nn.Module:
-    """A copy of the module's structure and of all that it remembers, which shares its weights."""
+    """A copy of the module's structure and of all that it remembers, which shares its weights.
+
+    What cannot be copied (a lock, an open file, a tensor with a history) is shared as well.
+    """
     shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared)
+    try:
+        return copy.deepcopy(module, dict(shared))
+    except Exception:
+        for part in module.modules():
+            shared |= {id(v): v for v in vars(part).values() if not _can_be_copied(v)}
+        return copy.deepcopy(module, shared)
+
+
+def _can_be_copied(value: Any) -> bool:
+    if isinstance(value, dict) and any(isinstance(v, nn.Module) for v in value.values()):
+        return True  # the parts of a module, which are looked at themselves
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return False
+    return True
 
 
 class _CallsInFloat64(TorchFunctionMode):

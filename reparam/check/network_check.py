@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.errors import CaptureError, InputError, NotEquivalentError
+from reparam.errors import CaptureError, InputError, NotEquivalentError, ReparamError
 from reparam.ir import (
     EVEN_SIZE,
     WEIGHTED,
@@ -33,7 +33,7 @@ from reparam.utils import axis_name, dtype_name, first_line
 
 from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
 from .input_plan import Plan, plans_of
-from .judge import Judge
+from .judge import Judge, does_not_run
 from .values import all_finite, largest_difference
 
 ROUNDINGS = 256
@@ -148,11 +148,20 @@ class _Check:
                 break
         if found.truth is None:
             if not self.rounds:
-                evaluate(self.original, found.values)  # nothing runs at the traced size: say why
+                self._say_why(found.values)
             return
         if not all_finite(found.truth):
             raise InputError("the original's own outputs are not finite on random inputs, so nothing can be compared")
         self._judge(plan, found)
+
+    def _say_why(self, values: Feed) -> None:
+        """Raises what the original raises where nothing runs at the traced size."""
+        try:
+            evaluate(self.original, values)
+        except ReparamError:
+            raise
+        except Exception as error:
+            raise does_not_run("the model", error) from error
 
     def _try(self, plan: Plan, small: int | None) -> _Try:
         values = feed(self.original, plan.sizes, self.generator, small)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from reparam._version import __version__
-from reparam.errors import NotEquivalentError
+from reparam.errors import InputError, NotEquivalentError
 from reparam.options import DEFAULTS, PlainOptions
 from reparam.utils import ignore_exits, leave_current_folder
 
@@ -41,10 +42,23 @@ class Commands(TyperGroup):
         session = open_session()
 
         def body() -> None:
+            _refuse_unreadable(words)
             with self.make_context(PROGRAM, words or ["--help"], obj=session) as context:
                 self.invoke(context)
 
         sys.exit(run_guarded(body, session))
+
+
+def _refuse_unreadable(words: Sequence[str]) -> None:
+    """Raises InputError for words that no file name and no text can hold."""
+    for word in words:
+        try:
+            os.fsencode(word)
+            readable = "\0" not in word
+        except UnicodeError:
+            readable = False
+        if not readable:
+            raise InputError(f"the word {word[:60]!r} holds characters that no name can have; write it without them")
 
 
 app = typer.Typer(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ def run_model(
 
 def _save(path: Path, values: Mapping[str, Any], *, force: bool) -> None:
     if path.suffix == ".npz":
-        write_atomically(path, lambda file: np.savez(file, **values), force=force)
+        write_atomically(path, lambda file: _write_arrays(file, values), force=force)
         return
     if path.suffix != ".npy":
         raise InputError(f"{path} is neither .npy nor .npz; name it {path.stem}.npy")
@@ -129,6 +130,14 @@ def _save(path: Path, values: Mapping[str, Any], *, force: bool) -> None:
         raise InputError(f"the model gives {len(values)} outputs ({', '.join(values)}); name a .npz for them")
     (value,) = values.values()
     write_atomically(path, lambda file: np.save(file, value), force=force)
+
+
+def _write_arrays(file: IO[bytes], values: Mapping[str, Any]) -> None:
+    """What numpy.savez writes, for arrays of any name; that function has a parameter, `file`, whose name is taken."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, value in values.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asanyarray(value), allow_pickle=False)
 
 
 def describe_run(report: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from reparam.errors import MachineError, ReparamError, RuleError
-from reparam.utils import Interrupted, describe_error, one_line, place_of_error, refused_exits
+from reparam.utils import Interrupted, describe_error, is_out_of_memory, one_line, place_of_error, refused_exits
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 160  # columns of tables that do not go to a terminal
 INTERRUPTED = 128 + signal.SIGINT
 Tell = Callable[[str, int, int], None]
-
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
 
 
 class Terminated(Interrupted):
@@ -236,10 +234,12 @@ def _usage(error: Any) -> str:
 
 def _explain_system(error: BaseException) -> tuple[int, str]:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return 3, f"not enough memory{f' ({text})' if text else ''}"
     if isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE, ""
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return 2, f"no file can have this name ({error.strerror}): {str(error.filename)[:60]}"
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
 from reparam.report import Remark, Report
 from reparam.rewrite import Driver, Progress
-from reparam.utils import refuse_existing, together, writing
+from reparam.utils import as_path, checked_call, describe_type, refuse_existing, together, writing
 
 from .engine_check import EngineCheck, check_engine
 from .format import BuildOptions, Format, Runnable
@@ -70,7 +71,11 @@ class ExportOptions:
     def check(self) -> Format:
         """The format. Raises InputError for what does not go together, MachineError for what is not installed."""
         format = find_format(self.format)
+        if not isinstance(self.settings or {}, Mapping):
+            raise InputError(f"settings is {describe_type(self.settings)}; give names with texts, or None")
         format.check(self.precision, self.settings or {})
+        if self.min_sqnr is not None and not _is_number(self.min_sqnr):
+            raise InputError(f"the least ratio of signal to noise is no number of dB: {str(self.min_sqnr)[:40]}")
         if self.io_precision not in IO_PRECISIONS:
             raise InputError(f"unknown io_precision '{self.io_precision}'; choose from {', '.join(IO_PRECISIONS)}")
         if self.precision == "int8" and self.calibration is None:
@@ -83,6 +88,11 @@ class ExportOptions:
         return format
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@checked_call
 def export(
     model: nn.Module | torch.export.ExportedProgram,
     *example_inputs: Any,
@@ -115,7 +125,9 @@ def export(
     ['block.onnx', 'block.onnx.json']
     """
     options = options or ExportOptions()
-    path = Path(path)
+    if not isinstance(options, ExportOptions):
+        raise InputError(f"options is {describe_type(options)}; give reparam.ExportOptions(format=..., precision=...)")
+    path = as_path(path, "the output")
     format = options.check()
     for target in (path, manifest_path(path)):
         refuse_existing(target, force=options.force)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reparam.errors import InputError, UnsafeFileError
+from reparam.utils import first_line, opened, parse_json, path_complaint, size_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,19 +70,39 @@ def write_manifest(path: Path, side: Iterable[Path], facts: Mapping[str, Any]) -
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest of the file `path`; None when it has none. Raises InputError when that is damaged."""
     source = manifest_path(path)
-    try:
-        if source.stat().st_size > LIMIT:
-            raise InputError(f"{source} is too large for a manifest; export the file again")
-        row = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(source):
         return None
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source} is not a manifest ({error}); export the file again") from error
-    if not isinstance(row, dict) or not isinstance(row.get("sha256"), str):
-        raise InputError(f"{source} is not a manifest: it names no sha256; export the file again")
-    return row
+    with opened(source) as file:
+        if size_of(file) > LIMIT:
+            raise InputError(f"{source} is too large for a manifest; export the file again")
+        try:
+            row = parse_json(file.read(LIMIT))
+        except ValueError as error:
+            raise InputError(f"{source} is not a manifest ({first_line(error)}); export the file again") from error
+    if complaint := _complaint(row):
+        raise InputError(f"{source} is not a manifest: {complaint}; export the file again")
+    found: dict[str, Any] = row
+    return found
+
+
+def _complaint(row: Any) -> str:
+    """What is wrong with the parts of a manifest that are used here; "" for nothing."""
+    if not isinstance(row, dict) or not _is_digest(row.get("sha256")):
+        return "it names no sha256"
+    sides = row.get("side", {})
+    if not isinstance(sides, dict) or not all(_is_file_name(n) and _is_digest(h) for n, h in sides.items()):
+        return "'side' is no list of files with their sha256"
+    if not isinstance(row.get("format", ""), str):
+        return "'format' is no name"
+    return "" if isinstance(row.get("build", {}), dict) else "'build' holds no facts"
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+def _is_file_name(text: str) -> bool:
+    return bool(text) and text not in (".", "..") and not set("/\\") & set(text) and not path_complaint(text)
 
 
 def check_manifest(path: Path, format: Format, *, trust: bool) -> dict[str, Any] | None:
@@ -95,8 +118,7 @@ def check_manifest(path: Path, format: Format, *, trust: bool) -> dict[str, Any]
         raise UnsafeFileError(
             f"{path} holds native code and has no manifest {manifest_path(path).name} beside it; --trust runs it anyway"
         )
-    sides = row.get("side") or {}
-    named = {path: row["sha256"]} | {path.with_name(Path(n).name): h for n, h in sides.items()}
+    named = {path: row["sha256"]} | {path.with_name(n): h for n, h in row.get("side", {}).items()}
     for file, digest in named.items():
         if row.get("format") != format.name or not file.is_file() or sha256_of(file) != digest:
             raise UnsafeFileError(

@@ -19,10 +19,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from reparam.errors import InputError, MachineError
+from reparam.ir import is_uninitialised
 from reparam.utils import Shapes, describe_error, first_line, foreign_code
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
@@ -37,6 +38,7 @@ __all__ = [
     "build_architecture",
     "build_without_init",
     "meta_state",
+    "shapes_of_network",
 ]
 
 SOURCES = ("torchvision", "timm", "reparam")
@@ -96,7 +98,15 @@ def meta_state(spec: str, arch_args: Mapping[str, Any] | None = None) -> dict[st
             module = _build(spec, arch_args or {}).module
     except InputError:  # what computes with values while it is built cannot be built on the meta device
         module = build_without_init(spec, arch_args).module
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    return shapes_of_network(module)
+
+
+def shapes_of_network(
+    module: nn.Module, found: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a module's state; one that is unknown before the module runs is that in `found`."""
+    tensors = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+    return {k: (found or {}).get(k, ()) if is_uninitialised(v) else tuple(v.shape) for k, v in tensors.items()}
 
 
 def available(source: str) -> tuple[str, ...]:

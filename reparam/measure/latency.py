@@ -21,6 +21,7 @@ import torch
 from reparam._version import __version__
 from reparam.engines import Runnable
 from reparam.errors import InputError
+from reparam.ir import check_shapes
 from reparam.load import LoadedModel
 from reparam.rewrite import Progress
 from reparam.utils import foreign_code
@@ -136,6 +137,7 @@ def bench(
     check_runtimes(list(where.runtimes))
     check_device(where.device)
     shapes = input_shapes or _shapes(list(models.values()))
+    check_shapes(shapes, max(batches))
     tell = progress or (lambda stage, done, total: None)
     rows: list[Timing] = []
     with tempfile.TemporaryDirectory() as folder:

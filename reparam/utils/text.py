@@ -28,6 +28,16 @@ def describe_error(error: BaseException) -> str:
     return kind if first == kind else f"{kind}: {first}"
 
 
+def describe_type(value: object) -> str:
+    """`a str`, `a numpy.ndarray`, `None`: what a value is, for a refusal of it."""
+    if value is None:
+        return "None"
+    kind = type(value)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+    name = f"{module}{kind.__qualname__}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 def _message(error: BaseException) -> str:
     try:
         return str(error)

@@ -331,7 +331,7 @@ def test_the_message_names_the_innermost_line_of_the_model() -> None:
 
 
 def test_a_shape_that_does_not_fit_is_reported_as_such() -> None:
-    with pytest.raises(CaptureError, match=r"cannot be captured.*\[2, 4\] X \[5, 3\]"):
+    with pytest.raises(CaptureError, match=r"does not run on its example inputs \(float32 2x4\): .*2x4 and 5x3"):
         capture(nn.Sequential(nn.Linear(5, 3)), (doubles(2, 4).float(),))
 
 
