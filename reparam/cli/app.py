@@ -249,7 +249,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
         session.show(*map(render.line, [f"{first.name} and {second.name}:", *verdict.sentences()]))
     report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **verdict.as_dict()}
     deliver_json(session, report | {"seconds": {k: round(v, 3) for k, v in seconds.items()}}, json)
-    if not verdict.equivalent:
+    if verdict.reason:
         reason = "" if shown else f": {verdict.reason}"
         raise NotEquivalentError(f"{first.name} and {second.name} are not the same function{reason}")
 

@@ -148,7 +148,14 @@ def verify_engines(
     verdict = job.run(trials, adversarial)
     runtimes = [m.runtime if isinstance(m, Runnable) else "the captured program" for m in (a, b)]
     rows = [replace(o, error_a=o.error_b, error_b=o.error_a) for o in verdict.outputs] if swapped else verdict.outputs
-    return replace(verdict, outputs=tuple(rows), runtimes=tuple(runtimes))
+    quantised = any(isinstance(m, Runnable) and m.precision == "int8" for m in (a, b))
+    return replace(
+        verdict,
+        equivalent=verdict.equivalent and not quantised,
+        outputs=tuple(rows),
+        runtimes=tuple(runtimes),
+        quantised=quantised,
+    )
 
 
 class _Comparison:

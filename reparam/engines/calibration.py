@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from reparam.errors import InputError
 from reparam.ir import Program, shape_of
 
 BATCH = 8  # samples in one run, where the batch is free
+EVERY = 5  # of so many samples, one is held out
 ARRAYS = (".npy", ".npz")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -49,6 +51,42 @@ def read_calibration(
     if len({len(m) for m in merged}) != 1:
         raise InputError(f"{path} holds unequal numbers of samples for the inputs: {[len(m) for m in merged]}")
     return _batches(path, merged, program)
+
+
+def hold_out(
+    program: Program, data: Sequence[Sequence[Tensor]]
+) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+    """The samples to calibrate on and those to measure on: every fifth, one at least where there are two.
+
+    Where the batch is fixed, whole entries of `data` are taken in place of samples. Raises InputError for entries that
+    are no tensors for the inputs.
+    """
+    count = len(program.inputs)
+    if not isinstance(data, list | tuple) or not all(_is_entry(e, count) for e in data):
+        raise InputError(f"calibration data are batches, each a list of {count} tensors, one for each input")
+    entries = [tuple(e) for e in data]
+    free = all(s.shape and isinstance(s.shape[0], str) for s in program.inputs)
+    free = free and all(len({v.shape[0] if v.dim() else 0 for v in e} - {0}) == 1 for e in entries)
+    if free:
+        entries = [tuple(v[i : i + 1] for v in e) for e in entries for i in range(len(e[0]))]
+    held = range(EVERY - 1, len(entries), EVERY) or range(max(1, len(entries) - 1), len(entries))
+    kept = [e for i, e in enumerate(entries) if i not in held]
+    rest = [entries[i] for i in held]
+    return (_batched(kept), _batched(rest)) if free else (kept, rest)
+
+
+def _is_entry(value: Any, count: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == count and all(isinstance(v, Tensor) for v in value)
+
+
+def _batched(samples: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """Samples of equal shapes that follow each other put together, `BATCH` at a time."""
+    found: list[tuple[Tensor, ...]] = []
+    for _, group in itertools.groupby(samples, lambda sample: [v.shape for v in sample]):
+        alike = list(group)
+        for i in range(0, len(alike), BATCH):
+            found.append(tuple(torch.cat(values) for values in zip(*alike[i : i + BATCH], strict=True)))
+    return found
 
 
 def _rows(path: Path, names: Sequence[str], preprocessing: Mapping[str, Any] | None) -> Iterator[list[Tensor]]:

@@ -23,6 +23,7 @@ from reparam.report import Remark, Report
 from reparam.rewrite import Driver, Progress
 from reparam.utils import as_path, checked_call, describe_type, refuse_existing, together, writing
 
+from .calibration import hold_out
 from .engine_check import EngineCheck, check_engine
 from .format import BuildOptions, Format, Runnable
 from .formats import find_format
@@ -50,7 +51,8 @@ class ExportOptions:
     """How to export, beside how to convert.
 
     precision: fp32, fp16, bf16 or int8. io_precision: fp32, or same for inputs and outputs of that precision.
-    calibration: for int8, batches of tensors for the inputs, or what reads them for a program.
+    calibration: for int8, batches of tensors for the inputs, or what reads them for a program. Every fifth sample is
+    held out, and the file is measured on those.
     min_sqnr: dB; less is refused. equalize: for int8, whether powers of two are moved between layers first, so that
     the ranges of their channels become alike (see `passes/equalize.py`). settings: the format's own options. card: what
     is known of inputs and outputs (`model_card.card_of`). source: the file that the network came from. force: whether
@@ -158,9 +160,10 @@ def export_conversion(
     tell = progress or (lambda stage, done, total: None)
     program = conversion.program
     program = program if options.io_precision == "same" else with_wide_ports(program)
-    calibration = options.calibration(program) if callable(options.calibration) else options.calibration or ()
+    data = options.calibration if options.calibration is not None else ()
+    calibration, held_out = hold_out(program, data(program) if callable(data) else data)
     program, equalised = _equalised(program, calibration) if options.equalize else (program, ())
-    build = BuildOptions(options.precision, calibration, options.settings or {})
+    build = BuildOptions(options.precision, calibration, held_out, options.settings or {})
     with together() as outputs, writing(path):
         start = time.perf_counter()
         staged = outputs.stage(path, force=options.force)
@@ -181,7 +184,13 @@ def export_conversion(
     names = tuple(path.with_name(f.name) for f in files)
     remarks = conversion.report.remarks + equalised + notes
     texts = tuple(str(p) for p in names)
-    report = conversion.report.with_(engine=_keys(options, check), remarks=remarks, outputs=texts, seconds=seconds)
+    report = conversion.report.with_(
+        engine=_keys(options, check),
+        equivalent=not check.quantised,
+        remarks=remarks,
+        outputs=texts,
+        seconds=seconds,
+    )
     return Exported(path, names, check, report)
 
 
@@ -197,13 +206,13 @@ def _checked(
     conversion: Conversion, program: Program, staged: Path, format: Format, build: BuildOptions, seed: int
 ) -> tuple[Runnable | None, EngineCheck]:
     """Loads what was built and measures it; a machine that cannot run it is no reason to refuse it."""
+    quantised = build.precision == "int8"
     try:
         engine = format.load(staged)
     except MachineError as error:
-        return None, EngineCheck(False, why=str(error), seed=seed)
-    quantised = build.precision == "int8"
-    data = build.calibration if quantised else ()
-    return engine, check_engine(conversion.original, program, engine, seed=seed, quantised=quantised, data=data)
+        return None, EngineCheck(False, why=str(error), seed=seed, quantised=quantised)
+    check = check_engine(conversion.original, program, engine, seed=seed, quantised=quantised, data=build.held_out)
+    return engine, check
 
 
 def _gate(check: EngineCheck, least: float | None) -> None:
@@ -244,6 +253,7 @@ def _facts(
         "outputs": [p.as_dict() for p in outputs],
         "build": {"torch": str(torch.__version__), **built},
         "verification": check.as_dict(),
+        "verdict": check.verdict,
         **fitted(options.card or {}, program),
     }
 
@@ -257,4 +267,5 @@ def _keys(options: ExportOptions, check: EngineCheck) -> dict[str, Any]:
         "sqnr": check.as_dict()["sqnr"],
         "top1_agreement": check.top1,
         "engine": check.as_dict(),
+        "verdict": check.verdict,
     }

@@ -1,7 +1,8 @@
 """OpenVINO models: converted from the ONNX model, run on the CPU.
 
-The CPU plugin computes in the precision of the weights where it has kernels for it, else in float32; the name of the
-runtime says which.
+Here, the CPU plugin is told to compute in the precision of the weights where it has kernels for it, else in float32. A
+model cannot carry that wish: who compiles it elsewhere is told by the manifest. The name of the runtime says in which
+precision the kernels of the layers really compute.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,12 @@ _TYPES = {
     "u8": "uint8",
     "boolean": "bool",
 }
+_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+WARNING = (
+    "by default, OpenVINO computes floating-point layers in bfloat16 on CPUs with AMX; compile this model with "
+    "INFERENCE_PRECISION_HINT {INFERENCE_PRECISION_HINT}, as it was checked"
+)
+_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "DeformableConvolution", "RNNCell", "RNNSeq")
 _NARROW = {"bf16": "BF16", "f16": "FP16"}  # type -> what the CPU plugin calls it among what it can do
 
 
@@ -58,7 +66,9 @@ def build_openvino(program: Program, path: Path, options: BuildOptions, tell: Te
         source = Path(folder) / "model.onnx"
         facts = write_source(program, options, source, tell)
         convert_onnx(source, path)
-    return Built({"openvino": version(), **facts}, (weights_of(path),))
+    hint = {"INFERENCE_PRECISION_HINT": _HINTS[options.precision]}
+    facts |= {"openvino": version(), "compile_with": hint, "warning": WARNING.format(**hint)}
+    return Built(facts, (weights_of(path),), (facts["warning"],))
 
 
 def convert_onnx(source: Path, path: Path) -> None:
@@ -138,7 +148,7 @@ class OpenVinoRunnable(Runnable):
         able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._hint = next((t for t, name in _NARROW.items() if t in narrow and name in able), "f32")
         self._compiled = self._compile(self.model)
-        self.runtime = f"openvino {version()} (CPU, computed in {_TYPES[self._hint]})"
+        self.runtime = f"openvino {version()} (CPU, computed in {self._computed_in()})"
         self.inputs = tuple(self._port(v) for v in self.model.inputs)
         self.outputs = tuple(self._port(v) for v in self.model.outputs)
 
@@ -150,6 +160,16 @@ class OpenVinoRunnable(Runnable):
             return openvino.Core().compile_model(model, "CPU", how)
         except RuntimeError as error:
             raise MachineError(f"OpenVINO cannot run {self.path.name} on this machine: {reason(error)}") from error
+
+    def _computed_in(self) -> str:
+        """What the kernels of the layers with weights compute in, the most frequent first: `int8 and float32`."""
+        found: Counter[str] = Counter()
+        for op in self._compiled.get_runtime_model().get_ops():
+            facts = op.get_rt_info()
+            layer, kind = (_text(facts, name) for name in ("layerType", "runtimePrecision"))
+            if layer in _LAYERS:
+                found["int8" if kind in ("i8", "u8") else _TYPES.get(kind, kind)] += 1
+        return " and ".join(kind for kind, _ in found.most_common()) or _TYPES[self._hint]
 
     def _port(self, value: Any) -> Port:
         name = sorted(value.get_names())[0] if value.get_names() else value.node.get_friendly_name()
@@ -184,6 +204,10 @@ class OpenVinoRunnable(Runnable):
 def _is_value(op: Any, value: Any) -> bool:
     kinds = ("Parameter", "Constant", "Result")
     return op.get_type_name() not in kinds and value.element_type.get_type_name() in ("f32", *_NARROW)
+
+
+def _text(facts: Any, name: str) -> str:
+    return str(facts[name].astype(str)) if name in facts else ""
 
 
 def _weight_types(model: Any) -> set[str]:

@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from reparam import convert
 from reparam.capture import capture
 from reparam.engines import load_array, read_calibration
+from reparam.engines.calibration import BATCH, hold_out
 from reparam.errors import InputError
 from reparam.ir import Program
 from support.engine_nets import SHAPE, small
@@ -131,3 +135,33 @@ def test_images_without_known_preprocessing_are_refused(tmp_path: Path) -> None:
         read_calibration(tmp_path, image_program())
     with pytest.raises(InputError, match="is not an image that can be read"):
         read_calibration(tmp_path, image_program(), HOW)
+
+
+# ---- what is held out ------------------------------------------------------------------------------------------------
+
+
+@given(sizes=st.lists(st.integers(1, 13), min_size=1, max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_every_sample_is_calibrated_on_or_measured_on_and_none_is_both(sizes: list[int]) -> None:
+    program = convert(nn.Sequential(nn.Linear(1, 2)), torch.randn(2, 1)).program
+    numbers = torch.arange(float(sum(sizes)))[:, None]
+    kept, held = hold_out(program, [(v,) for v in numbers.split(sizes)])
+    seen, measured = ([float(n) for (v,) in part for n in v.flatten()] for part in (kept, held))
+    assert sorted([*seen, *measured]) == numbers.flatten().tolist()
+    assert len(measured) == (max(1, sum(sizes) // 5) if sum(sizes) > 1 else 0)
+    assert all(len(v) <= BATCH for part in (kept, held) for (v,) in part)
+
+
+def test_where_the_batch_is_fixed_whole_entries_are_held_out() -> None:
+    program = convert(nn.Sequential(nn.Linear(1, 2)), torch.randn(3, 1), dynamic=()).program
+    data = [(torch.full((3, 1), float(i)),) for i in range(6)]
+    kept, held = hold_out(program, data)
+    assert [float(v[0, 0]) for (v,) in kept] == [0, 1, 2, 3, 5] and [float(v[0, 0]) for (v,) in held] == [4]
+    assert hold_out(program, data[:1]) == (data[:1], [])
+
+
+@pytest.mark.parametrize("data", [torch.ones(3, 1), [torch.ones(3, 1)], [[1.0]], [[]], 3, "x.npy", [[None]]])
+def test_calibration_data_of_another_form_is_refused(data: Any) -> None:
+    program = convert(nn.Sequential(nn.Linear(1, 2)), torch.randn(2, 1)).program
+    with pytest.raises(InputError, match="calibration data are batches, each a list of 1 tensors"):
+        hold_out(program, data)

@@ -92,7 +92,25 @@ def test_low_precision(tmp_path: Path, precision: str, weights: str, least: floa
     assert engine is not None
     assert engine.precision == weights
     assert [p.dtype for p in (*engine.inputs, *engine.outputs)] == ["float32", "float32"]
+    if precision == "int8":
+        assert "CPU, computed in int8" in engine.runtime
     assert "CPU, computed in" in engine.runtime
+
+
+def test_who_compiles_a_model_elsewhere_is_told_the_precision(tmp_path: Path) -> None:
+    """OpenVINO has bfloat16 as its default where the CPU has it, and no model can carry another wish."""
+    import openvino
+
+    made = build(small(), tmp_path / "net.xml")
+    row = read_manifest(made.path)
+    assert row is not None and row["build"]["compile_with"] == {"INFERENCE_PRECISION_HINT": "f32"}
+    assert "in bfloat16 on CPUs with AMX" in row["build"]["warning"]
+    assert row["build"]["warning"] in [r.message for r in made.report.remarks]
+    compiled = openvino.Core().compile_model(made.path, "CPU", row["build"]["compile_with"])
+    values = torch.rand(SHAPE)
+    engine = open_engine(made.path)
+    assert engine is not None and "computed in float32" in engine.runtime
+    assert torch.equal(torch.from_numpy(compiled([values.numpy()])[0]), engine.run([values])[0])
 
 
 def test_bfloat16_inputs_and_outputs(tmp_path: Path) -> None:
