@@ -203,3 +203,25 @@ def test_options_of_no_meaning_are_named(options: dict[str, Any], message: str, 
     for dtype in (torch.int8, "float16", 3):
         with pytest.raises(InputError, match="weights are not emitted in"):
             reparam.convert(net, ROW, dtype=dtype)  # type: ignore[arg-type]
+
+
+# ---- names of inputs and outputs ---------------------------------------------------------------------------------
+
+
+@given(key=st.text(max_size=12) | st.sampled_from(["", "a\0b", "\ud800", "a\nb", "it's", "\x1b[31m", "x" * 1001]))
+@settings(max_examples=40, deadline=None)
+def test_a_key_that_no_file_could_name_an_output_by_is_refused(key: str) -> None:
+    net = Calls(lambda net, x: {"first": x * 2, "more": [{key: net.layer(x)}]}, layer=nn.Linear(4, 4))
+    if key and key.isprintable() and not set("\"'`\\") & set(key) and len(key) <= 1000:
+        assert reparam.explain(net, ROW).plain is False
+        return
+    with pytest.raises(CaptureError, match=r"returns a mapping with the key .*; give it another name") as error:
+        reparam.explain(net, ROW)
+    assert str(error.value).isprintable()
+
+
+def test_the_keys_of_inputs_are_names_too() -> None:
+    net = Calls(lambda net, x: net.layer(next(iter(x.values()))), layer=nn.Linear(4, 4))
+    with pytest.raises(CaptureError, match="takes a mapping with the key '', which is empty"):
+        reparam.explain(net, {"": ROW})
+    assert reparam.explain(net, {"é x": ROW}).before.nodes
