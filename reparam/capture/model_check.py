@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from reparam.errors import CaptureError, EndedError, InputError
 from reparam.ir import is_uninitialised, odd_kind, refuse_odd_tensors
-from reparam.utils import describe_type, dtype_name, first_line
+from reparam.utils import describe_type, dtype_name, first_line, name_complaint
 
 from .places import line_of_error
 
@@ -29,6 +29,7 @@ def check_model(module: Any, inputs: Sequence[Any]) -> None:
     name = type(module).__name__
     for path, part in module.named_modules():
         _check_part(part, f"'{path}' in {name}" if path else name)
+    _check_names(name, module)
     tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     refuse_odd_tensors(tensors, name)
     _check_inputs(name, module, inputs)
@@ -55,6 +56,15 @@ def _check_part(part: nn.Module, where: str) -> None:
     if lazy:
         kind = type(part).__name__
         raise InputError(f"{where} ({kind}) has no '{lazy[0]}' before it has run; run the model once on an input first")
+
+
+def _check_names(name: str, module: nn.Module) -> None:
+    """Names of modules and tensors have to be ones that files and Python can hold."""
+    for path, part in module.named_modules():
+        for own in (*part._modules, *part._parameters, *part._buffers):
+            if complaint := name_complaint(own) if own else "is empty":
+                owner = f"'{path}' in {name}" if path else name
+                raise InputError(f"{owner} has a part whose name {complaint}: {own[:60]!r}; give it another name")
 
 
 # ---- inputs ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import keyword
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 
 from reparam.errors import CaptureError
 from reparam.ir import DROPOUTS, FILLS, Program, arguments, aten, fixed_size, op_name
+from reparam.utils import first_line
 
 from .assemble import assemble, constants_of
 from .explain import explain_writes
@@ -54,12 +56,29 @@ def from_exported(exported: torch.export.ExportedProgram) -> Captured:
 
 
 def _lift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
-    """The graph with its weights as attributes that it reads, and without guards."""
+    """The graph with its weights as attributes that it reads, and without guards.
+
+    Raises CaptureError where torch cannot write that as Python, which some names of modules and weights prevent.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = exported.module(check_guards=False)
+        try:
+            module = exported.module(check_guards=False)
+        except Exception as error:
+            names = [*exported.state_dict, *exported.constants]
+            name = next((n for n in names if any(_is_taken(part) for part in n.split("."))), None)
+            if name is None:
+                raise CaptureError(f"torch cannot make a module of the captured model: {first_line(error)}") from error
+            raise CaptureError(
+                f"'{name}' of the model has a name that Python keeps for itself; give it another name"
+            ) from error
     assert isinstance(module, fx.GraphModule)
     return module
+
+
+def _is_taken(name: str) -> bool:
+    """Whether no attribute of a module can be read under this name."""
+    return keyword.iskeyword(name) or hasattr(fx.GraphModule, name)
 
 
 # ---- steps -------------------------------------------------------------------------------------------------------

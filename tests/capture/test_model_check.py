@@ -225,3 +225,41 @@ def test_the_keys_of_inputs_are_names_too() -> None:
     with pytest.raises(CaptureError, match="takes a mapping with the key '', which is empty"):
         reparam.explain(net, {"": ROW})
     assert reparam.explain(net, {"é x": ROW}).before.nodes
+
+
+class Named(nn.Module):
+    """Has a module, a weight or a buffer of a given name."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        super().__init__()
+        self.own, self.kind = name, kind
+        self.parts = {"module": self._modules, "weight": self._parameters, "buffer": self._buffers}
+        made = {"module": nn.Linear(4, 4), "weight": nn.Parameter(torch.ones(4)), "buffer": torch.ones(4)}
+        self.parts[kind][name] = made[kind]
+
+    def forward(self, x: Tensor) -> Tensor:
+        part: Any = self.parts[self.kind][self.own]
+        return part(x) if self.kind == "module" else x * part
+
+
+KINDS = st.sampled_from(["module", "weight", "buffer"])
+
+
+@given(name=st.text(max_size=8) | st.sampled_from(["", "a\0", "\ud800", "a\nb", "it's", "x" * 1001]), kind=KINDS)
+@settings(max_examples=40, deadline=None)
+def test_a_part_of_any_name_is_taken_or_refused_by_that_name(name: str, kind: str) -> None:
+    try:
+        assert reparam.explain(Named(name, kind), ROW).before.nodes
+    except InputError as error:
+        assert "whose name" in str(error) and str(error).isprintable()
+
+
+@given(name=st.sampled_from(["class", "in", "None", "import", "__init__", "forward", "graph", "train"]), kind=KINDS)
+@settings(max_examples=24, deadline=None)
+def test_a_name_that_python_keeps_for_itself_is_told(name: str, kind: str) -> None:
+    try:
+        reparam.explain(Named(name, kind), ROW)
+    except CaptureError as error:
+        assert "keeps for itself" in str(error) or "cannot be captured" in str(error)
+    else:
+        assert name in ("forward", "graph", "train")
