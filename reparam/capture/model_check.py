@@ -62,9 +62,15 @@ def _check_names(name: str, module: nn.Module) -> None:
     """Names of modules and tensors have to be ones that files and Python can hold."""
     for path, part in module.named_modules():
         for own in (*part._modules, *part._parameters, *part._buffers):
-            if complaint := name_complaint(own) if own else "is empty":
+            if complaint := _complaint(own):
                 owner = f"'{path}' in {name}" if path else name
                 raise InputError(f"{owner} has a part whose name {complaint}: {own[:60]!r}; give it another name")
+
+
+def _complaint(name: str) -> str | None:
+    if not name:
+        return "is empty"
+    return "holds a dot" if "." in name else name_complaint(name)
 
 
 # ---- inputs ------------------------------------------------------------------------------------------------------
