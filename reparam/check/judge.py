@@ -11,6 +11,8 @@ is then neither seen by the caller nor by the next run.
 from __future__ import annotations
 
 import copy
+import random
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,12 +47,19 @@ _FAILS = (
     AttributeError,
 )
 
+AGAIN = 10  # runs that a model which draws random numbers has to agree with itself in
+SAME = 1e-9
+
+
+class _DrawsError(CaptureError):
+    """The results of a model depend on random numbers that are none of torch's."""
+
 
 class Judge:
     """Runs a model on feeds of a program that was captured from it."""
 
     def __init__(self, module: nn.Module, program: Program) -> None:
-        self._module, self._program = module, program
+        self._module, self._program, self._drew = module, program, False
 
     def truth(self, values: Feed) -> list[Any]:
         """The model's flat outputs in float64. Raises what the model raises."""
@@ -61,7 +70,7 @@ class Judge:
         """`truth`; None for inputs that the model does not take."""
         try:
             return self.truth(values)
-        except EndedError:
+        except (EndedError, _DrawsError):
             raise
         except _FAILS:
             return None
@@ -70,7 +79,7 @@ class Judge:
         """The model's flat outputs in its own dtypes; None for inputs that it does not take."""
         try:
             return self._run(typed(self._program, values))
-        except EndedError:
+        except (EndedError, _DrawsError):
             raise
         except _FAILS:
             return None
@@ -100,6 +109,20 @@ class Judge:
         return False
 
     def _run(self, values: Feed) -> list[Any]:
+        """The model's flat outputs. Raises CaptureError where random numbers of Python or NumPy change them."""
+        before = _random_state()
+        found = self._run_once(values)
+        if self._drew or _random_state() == before:
+            return found
+        self._drew = True
+        if not all(largest_difference(found, self._run_once(values)) <= SAME for _ in range(AGAIN)):
+            raise _DrawsError(
+                "the model draws random numbers while it runs, by Python's random or numpy.random, so it is not a "
+                "function of its inputs; switch that off in evaluation mode"
+            )
+        return found
+
+    def _run_once(self, values: Feed) -> list[Any]:
         with foreign_code(f"copying {type(self._module).__name__}"):
             module = fresh_copy(self._module).eval()
         args, kwargs = self._arguments(values)
@@ -119,6 +142,13 @@ def does_not_run(name: str, error: Exception) -> ReparamError:
     if is_out_of_memory(error):
         return MachineError(f"not enough memory to run {name} ({first_line(error)})")
     return CaptureError(f"{name} does not run on random inputs of the traced size: {first_line(error)}")
+
+
+def _random_state() -> tuple[Any, ...]:
+    """The state of Python's random numbers and of NumPy's own, where that is loaded."""
+    numpy = sys.modules.get("numpy.random")
+    state = numpy.get_state() if numpy is not None else ()
+    return random.getstate(), *(v.tobytes() if hasattr(v, "tobytes") else v for v in state)
 
 
 def fresh_copy(module: nn.Module) -> nn.Module:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,3 +131,28 @@ def test_a_graph_that_is_not_the_model_is_refused_without_blaming_a_rewrite() ->
 def test_outputs_that_are_not_finite_are_the_models_own_fault() -> None:
     with pytest.raises(InputError, match="the original's own outputs are not finite"):
         convert(Lambda(lambda m, x: m.fc(x) / 0.0, fc=nn.Linear(3, 3)), torch.randn(2, 3))
+
+
+# ---- random numbers of Python and NumPy ------------------------------------------------------------------------------
+
+DRAWS = {
+    "a branch": lambda m, x: m.fc(x) if random.random() < 0.5 else m.fc(x) * 2,
+    "a factor": lambda m, x: m.fc(x) * random.uniform(1, 2),
+    "a choice": lambda m, x: m.fc(x) * random.choice([1, 2]),
+    "numpy": lambda m, x: m.fc(x) * float(np.random.rand()),  # as models do
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_random_numbers_of_python_and_numpy_are_told(name: str) -> None:
+    with pytest.raises(CaptureError, match=r"draws random numbers while it runs, by Python's random or numpy\.random"):
+        convert(Lambda(DRAWS[name], fc=nn.Linear(5, 3)), torch.randn(2, 5))
+
+
+def test_random_numbers_that_change_nothing_are_none_of_our_business() -> None:
+    """As those for layers that are left out in training alone."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.fc(x) * 0 if random.random() < 0.5 and m.training else m.fc(x)
+
+    assert convert(Lambda(forward, fc=nn.Linear(5, 3)), torch.randn(2, 5)).report.equivalent
