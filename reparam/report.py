@@ -68,7 +68,6 @@ class Report:
             "arch_inferred": self.arch_inferred,
             "target": self.target,
             "equivalent": self.equivalent,
-            "verdict": "equivalent" if self.equivalent else "not compared",
             "plain": self.plain,
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),

@@ -221,7 +221,7 @@ def test_no_memory(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_memory_than_there_is_for_the_inputs() -> None:
-    assert refuse(3, "convert", *TINY, "--input-shape", "3,9999999,9999999").startswith("not enough memory")
+    assert "is too large for this machine" in refuse(2, "convert", *TINY, "--input-shape", "3,9999999,9999999")
 
 
 def test_a_torch_that_does_not_import() -> None:
