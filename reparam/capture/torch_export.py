@@ -24,7 +24,7 @@ from reparam.utils import AXES, first_line
 
 from .guards import free_axes, size_guards
 from .statefulness import refuse_state, watched
-from .steps import Captured, from_exported
+from .steps import Captured, check_names, from_exported
 
 _OUR_CODE = tuple(os.path.dirname(f) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
 
@@ -54,6 +54,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     unknown = [a for a in dynamic if a not in AXES]
     if unknown:
         raise InputError(f"unknown dynamic axis '{unknown[0]}'; choose from {', '.join(AXES)}")
+    check_names(name for name, _ in module.named_modules())
     notes = list(_hook_notes(module))
     with evaluation_mode(module) as switched:
         if switched:

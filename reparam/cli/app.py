@@ -14,7 +14,6 @@ from typer.core import TyperGroup
 from reparam._version import __version__
 from reparam.errors import NotEquivalentError
 from reparam.options import DEFAULTS, PlainOptions
-from reparam.utils import leave_current_folder
 
 from . import export_run_bench as cli_engines
 from . import options as opt
@@ -56,8 +55,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point `reparam`."""
-    leave_current_folder()
+    """Runs the verb that the command line names."""
     app()
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from reparam.utils import name_complaint
+
 Rule = Callable[[str], str | None]
 
 MAX_TEXT = 20_000  # characters of one expression; genuine ones have a few hundred
@@ -99,8 +101,8 @@ def symbol(text: str) -> str | None:
 
 
 def container_key(text: str) -> str | None:
-    """A key of a dict among the inputs or outputs."""
-    return None if _KEY.fullmatch(text) else "is not a plain key"
+    """A key of a dict among the outputs: a name, which is kept as a text."""
+    return name_complaint(text)
 
 
 def operator(text: str) -> str | None:
