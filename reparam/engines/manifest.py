@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from reparam.errors import InputError, UnsafeFileError
-from reparam.utils import TEMPORARY, one_line, opened, parse_json
+from reparam.utils import one_line, opened, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,7 +133,7 @@ def checked_file(path: Path, format: Format, *, trust: bool) -> Iterator[Path]:
         )
     row, content = found
     sides = row.get("side") or {}
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as name:
+    with tempfile.TemporaryDirectory(prefix="reparam-") as name:
         folder = Path(name)
         for file, digest in (sides | {path.name: row["sha256"]}).items():
             if row.get("format") != format.name or _copied(path, file, folder) != digest:
