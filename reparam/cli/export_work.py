@@ -60,6 +60,7 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
         settings=wanted.settings,
         card=card,
         source=model.source,
+        stamp=model.stamp,
         force=wanted.force,
     )
     details.check()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from reparam.errors import InputError, UnsafeFileError
-from reparam.utils import one_line, opened, parse_json
+from reparam.utils import Stamp, one_line, opened, parse_json, stamp_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,9 +34,11 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
+def sha256_of(path: Path, stamp: Stamp | None = None) -> str:
+    """The sha256 of a file's bytes, in hexadecimal. Raises InputError for a file of another stamp."""
     with path.open("rb") as file:
+        if stamp is not None and stamp_of(file) != stamp:
+            raise InputError(f"{path} has changed since it was loaded; export it again")
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -27,6 +27,7 @@ from reparam.errors import InputError
 from reparam.utils import one_line, opened, parse_json
 
 from .archive_schema import check_json
+from .program_check import check_program
 from .records import MAX_DIMENSIONS, inspect_zip, last_element
 from .zip_entries import ZIP_ERRORS, check_content, check_zip, content_start, damaged, read_content, refusal
 
@@ -76,7 +77,9 @@ def load_program(file: IO[bytes], path: Path, *, trust: bool = False) -> torch.e
             inspect_archive(file, path.name)
         file.seek(0)
         with _quiet():
-            return torch.export.load(file)
+            program = torch.export.load(file)
+        check_program(program, path.name)
+        return program
     except InputError:
         raise
     except OSError as error:

@@ -129,6 +129,15 @@ def operator(text: str) -> str | None:
     return None
 
 
+def argument_names(text: str) -> frozenset[str] | None:
+    """The names of the arguments of an ATen operator; None for what else a node may call."""
+    match = _OPERATOR.fullmatch(text)
+    overload = getattr(getattr(torch.ops.aten, match[1], None), match[2], None) if match else None
+    if not isinstance(overload, OpOverload):
+        return None
+    return frozenset(argument.name for argument in overload._schema.arguments)
+
+
 def expression(text: str) -> str | None:
     """A symbolic size, in sympy's constructor form (`Add(Symbol('s0', integer=True), Integer(1))`) or as arithmetic.
 

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from reparam.errors import InputError
 
@@ -52,6 +52,21 @@ def path_of(file: IO[bytes]) -> str:
         if os.path.samestat(os.stat(own), os.fstat(file.fileno())):
             return own
     return str(file.name)
+
+
+class Stamp(NamedTuple):
+    """What tells a file from one that has taken its place, or from itself with another content."""
+
+    device: int
+    number: int
+    size: int
+    changed: int
+
+
+def stamp_of(file: IO[bytes]) -> Stamp:
+    """The stamp of an open file."""
+    state = os.fstat(file.fileno())
+    return Stamp(state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 def size_of(file: IO[bytes]) -> int:

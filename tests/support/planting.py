@@ -139,7 +139,8 @@ class Program:
     def places(self) -> list[Place]:
         found: list[Place] = []
         for entry, content in self.entries.items():
-            found += [(entry, None), (entry,)]
+            weights = "/weight_" in entry or "/tensor_" in entry  # numbers, no texts
+            found += [(entry, None), *([] if weights else [(entry,)])]
             if entry.endswith(".json"):
                 found += [(entry, *place) for place in json_places(json.loads(content))]
         return found

@@ -76,11 +76,13 @@ def _bodies(graph: Any, name: str, depth: int) -> Iterator[Any]:
 def _check_names(body: Any, name: str) -> None:
     """Names of nodes, values, weights, sizes and attributes: they go into reports, tables and other formats."""
     for text in _names(body):
+        if not isinstance(text, str):  # how protobuf gives what is not UTF-8
+            raise _refused(name, f"it holds a name that is no text: {text[:60]!r}")
         if complaint := name_complaint(text):
             raise _refused(name, f"it holds a name that {complaint}: {text[:60]!r}")
 
 
-def _names(body: Any) -> Iterator[str]:
+def _names(body: Any) -> Iterator[Any]:
     yield body.name
     for node in body.node:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)

@@ -153,7 +153,8 @@ def _check_places(model: onnx.ModelProto, path: Path) -> None:
     folder = path.parent.resolve()
     for place in side_files(model):
         parts = {*PurePosixPath(place).parts, *PureWindowsPath(place).parts}
-        if complaint := name_complaint(place.replace("\\", "/")):
+        complaint = name_complaint(place.replace("\\", "/")) if isinstance(place, str) else "is no text"
+        if complaint:
             raise InputError(f"{path} is damaged: the name of its file of weights {complaint}")
         absolute = PurePosixPath(place).is_absolute() or PureWindowsPath(place).anchor
         target = (path.parent / place).resolve()
