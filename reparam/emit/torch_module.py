@@ -51,7 +51,7 @@ class _Converted(fx.GraphModule):
 
 
 class _SizeCheck:
-    """Refuses inputs of other sizes than those that a network was verified for, before anything is computed.
+    """Refuses positional inputs of other sizes than those that a network was verified for, before anything is computed.
 
     A module of torch would compute something of them; where the original takes another path, something else.
     """
@@ -59,11 +59,9 @@ class _SizeCheck:
     def __init__(self, program: Program) -> None:
         specs = {s.name: s for s in program.inputs}
         self.shapes = [specs[n].shape if (n := str(p.target)) in specs else None for p in program.placeholders]
-        self.keywords = list(program.in_spec.child(1).context) if program.in_spec is not None else []
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ordered = {k: kwargs[k] for k in self.keywords if k in kwargs} | kwargs
-        leaves = pytree.tree_leaves((args, ordered))
+        leaves = pytree.tree_leaves(args)
         for value, shape in zip(leaves, self.shapes, strict=False):
             if shape is None or not isinstance(value, Tensor):
                 continue
