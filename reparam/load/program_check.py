@@ -79,6 +79,7 @@ class _Run(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, name: str) -> None:
         super().__init__(module)
         self.file = name
+        self.extra_traceback = False  # it would put texts of the file behind our sentence
 
     def run_node(self, n: fx.Node) -> Any:
         """The value of one node. Raises InputError for a call that fails, or that gives something else."""
