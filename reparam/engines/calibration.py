@@ -20,6 +20,7 @@ from .arrays import load_array
 BATCH = 8  # samples in one run, where the batch is free
 ARRAYS = (".npy", ".npz")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_DECODERS = ("PNG", "JPEG", "WEBP", "BMP")  # pillow would hand others, such as EPS, to programs of the system
 MOST_PIXELS = 1 << 27  # of an image that was scaled to the size that the network takes
 
 
@@ -113,7 +114,7 @@ def _image(path: Path, how: Mapping[str, Any]) -> Tensor:
     height, width = how["size"]
     modes = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     try:
-        with warnings.catch_warnings(), opened(path) as file, Image.open(file) as found:
+        with warnings.catch_warnings(), opened(path) as file, Image.open(file, formats=_DECODERS) as found:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = found.convert("RGB")
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError, Warning) as error:

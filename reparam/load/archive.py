@@ -24,7 +24,7 @@ import torch
 from torch._export.serde import schema, serialize
 
 from reparam.errors import InputError
-from reparam.utils import one_line, opened, parse_json
+from reparam.utils import first_line, one_line, opened, parse_json
 
 from .archive_schema import check_json
 from .program_check import check_program
@@ -149,8 +149,8 @@ def _check_same_to_torch(file: IO[bytes], starts: Mapping[str, int], texts: Mapp
         same = set(reader.get_all_records()) == set(starts)
         same = same and all(reader.get_record_offset(entry) == at for entry, at in starts.items())
         same = same and all(reader.get_record(entry) == content for entry, content in texts.items())
-    except RuntimeError as error:
-        raise InputError(f"{name} is damaged: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise InputError(f"{name} is damaged: {first_line(error)}") from error
     if not same:
         raise refusal(name, "two readers of the archive see different contents")
 

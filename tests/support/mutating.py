@@ -8,23 +8,21 @@ that what is damaged lies deep inside of a file that is whole.
 from __future__ import annotations
 
 import copy
-import functools
 import io
 import json
 import pickletools
 import random
+import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx
 
+from .genuine_files import seed_of
 from .payloads import PAYLOADS
-from .planting import kinds
 
 Mutator = Callable[[bytes, random.Random], bytes]
 
@@ -317,43 +315,92 @@ def _change_scalar(message: Any, field: Any, value: Any, rng: random.Random) -> 
         return
 
 
+# ---- OpenVINO, PNG -----------------------------------------------------------------------------------------------
+
+_ATTRIBUTE = re.compile(rb'(\w+)="([^"]*)"')
+
+
+def by_attribute(content: bytes, rng: random.Random) -> bytes:
+    """Attributes and elements of an XML file."""
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        found = list(_ATTRIBUTE.finditer(content))
+        if not found:
+            return by_bytes(content, rng)
+        old = rng.choice(found)
+        numbers = (*map(str, NUMBERS), "1,-1", "?", "f16", "i64", "u4", "string", "boolean", "dynamic", "9" * 400)
+        texts = (rng.choice(PAYLOADS), rng.choice(found)[2].decode("utf-8", "replace"), *rng.choices(numbers, k=4))
+        new = (
+            rng.choice(texts)
+            .replace("&", "&amp;")
+            .replace('"', "&quot;")
+            .replace("<", "&lt;")
+            .encode("utf-8", "replace")
+        )
+        content = content[: old.start(2)] + new + content[old.end(2) :]
+        if rng.random() < 0.2:
+            lines = content.split(b"\n")
+            i = rng.randrange(len(lines))
+            lines[i : i + 1] = rng.choice(([], [lines[i], lines[i]], [rng.choice(lines)]))
+            content = b"\n".join(lines)
+    return content
+
+
+def by_chunks(content: bytes, rng: random.Random) -> bytes:
+    """Parts of a PNG, with the right checksums."""
+    parts, at = [], 8
+    while at + 12 <= len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        parts.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + size]))
+        at += 12 + size
+    i = rng.randrange(len(parts))
+    name, value = parts[i]
+    notes = (b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 24))), (b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 24)))
+    changed = (name, by_bytes(value, rng))
+    parts[i : i + 1] = rng.choice(
+        ([changed], [changed], [changed], [changed, (name, value)], [], [rng.choice(notes), (name, value)])
+    )
+    if rng.random() < 0.2 and parts[0][0] == b"IHDR":
+        sides = struct.pack(">II", *(rng.choice(NUMBERS) % 2**32 for _ in range(2)))
+        parts[0] = (b"IHDR", sides + parts[0][1][8:])
+    written = (struct.pack(">I", len(v)) + n + v + struct.pack(">I", zlib.crc32(n + v)) for n, v in parts)
+    return content[:8] + b"".join(written)
+
+
 # ---- kinds -------------------------------------------------------------------------------------------------------
 
 Mix = tuple[tuple[float, Mutator], ...]
+BYTES: Mix = ((1.0, by_bytes),)
 ARCHIVE: Mix = ((0.2, by_bytes), (0.15, by_directory), (0.65, by_entries))
-MIXES: Mapping[str, tuple[str, Mix]] = {  # name -> (suffix, mutators by weight)
-    "zip": ("pt", ARCHIVE),
-    "legacy": ("pt", ((0.5, by_bytes), (0.5, by_pickle))),
-    "safetensors": ("safetensors", ((0.3, by_bytes), (0.7, by_header))),
-    "program": ("pt2", ARCHIVE),
-    "onnx": ("onnx", ((0.35, by_bytes), (0.65, by_message))),
-    "manifest": ("onnx", ((0.3, by_bytes), (0.7, by_json))),
-    "npy": ("npy", ((0.5, by_bytes), (0.5, by_array))),
-    "npz": ("npz", ARCHIVE),
+MESSAGE: Mix = ((0.35, by_bytes), (0.65, by_message))
+JSON: Mix = ((0.3, by_bytes), (0.7, by_json))
+MIXES: Mapping[str, Mix] = {  # mutators by weight
+    "zip": ARCHIVE,
+    "legacy": ((0.5, by_bytes), (0.5, by_pickle)),
+    "script": ARCHIVE,
+    "safetensors": ((0.3, by_bytes), (0.7, by_header)),
+    "program": ARCHIVE,
+    "onnx": MESSAGE,
+    "external": MESSAGE,
+    "manifest": JSON,
+    "openvino": ((0.4, by_bytes), (0.6, by_attribute)),
+    "package": ARCHIVE,
+    "engine": BYTES,
+    "npy": ((0.5, by_bytes), (0.5, by_array)),
+    "npz": ARCHIVE,
+    "png": ((0.5, by_bytes), (0.5, by_chunks)),
+    "jpeg": BYTES,
+    "webp": BYTES,
+    "bmp": BYTES,
+    "moves": JSON,
 }
 
 
-@functools.cache
-def seed_of(kind: str) -> bytes:
-    """The genuine file that is mutated."""
-    buffer = io.BytesIO()
-    if kind == "npy":
-        np.save(buffer, np.arange(6, dtype=np.float32).reshape(2, 3))
-        return buffer.getvalue()
-    if kind == "npz":
-        np.savez(buffer, x=np.arange(6, dtype=np.float32).reshape(2, 3), y=np.ones(3, np.int64))
-        return buffer.getvalue()
-    with TemporaryDirectory() as folder:
-        path = kinds()[kind].write(Path(folder), None, "")
-        return Path(f"{path}.json").read_bytes() if kind == "manifest" else path.read_bytes()
-
-
 def mutated(kind: str, seed: int) -> bytes:
-    """The file of that kind and seed; two of a hundred are a few mutations of a mutated one."""
+    """The file of that kind and seed; every fifth is a mutation of a mutated one."""
     rng = random.Random(f"{kind} {seed}")
     content = seed_of(kind)
     for _ in range(rng.choice((1, 1, 1, 1, 2))):
-        weights, mutators = zip(*MIXES[kind][1], strict=True)
+        weights, mutators = zip(*MIXES[kind], strict=True)
         mutator = rng.choices(mutators, weights)[0]
         try:
             content = mutator(content, rng)
