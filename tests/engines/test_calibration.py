@@ -131,3 +131,11 @@ def test_images_without_known_preprocessing_are_refused(tmp_path: Path) -> None:
         read_calibration(tmp_path, image_program())
     with pytest.raises(InputError, match="is not an image that can be read"):
         read_calibration(tmp_path, image_program(), HOW)
+
+
+def test_an_image_is_decoded_as_what_its_name_may_say(tmp_path: Path) -> None:
+    """Pillow would have a program of the system run an EPS file, which is a program itself."""
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (tmp_path / "a.png").write_text(text)
+    with pytest.raises(InputError, match=r"a\.png is not an image that can be read: cannot identify"):
+        read_calibration(tmp_path, image_program(), HOW)

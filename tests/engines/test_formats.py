@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -194,3 +195,13 @@ def test_the_hash_of_weights_sees_names_shapes_dtypes_and_values() -> None:
         {"d": torch.zeros(0)},
     )
     assert base not in {sha256_of_state(state | c) for c in changed}
+
+
+@pytest.mark.parametrize("name", ["pipe", "nul\0", "folder", "missing", "empty", "x" * 5000])
+def test_what_is_no_file_is_of_no_format(name: str, tmp_path: Path) -> None:
+    """Nothing is waited for, and whoever reads the file next says what is wrong with it."""
+    if name == "pipe":
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").touch()
+    assert recognise(tmp_path / name) is None
