@@ -4,6 +4,10 @@ The captured graph is one path through the model, traced at one size. Whether it
 model itself can say. So it is run as it is, on the very inputs that the converted network is run on, with every number
 in float64: its weights are widened where an operator reads them, and what asks for a narrower dtype gets float64.
 
+A model may ask for the dtype of a tensor, or for the smallest number of that dtype, and do something else in float64;
+an operator may lack float64. Then the truth is what the captured graph gives, as long as the two agree in their own
+dtypes.
+
 Each run is that of a fresh copy, which shares the weights. What the model remembers (a grid for the last size, a cache)
 is then neither seen by the caller nor by the next run.
 """
@@ -20,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.errors import CaptureError, InputError
+from reparam.errors import InputError
 from reparam.ir import Feed, Program, default_dtype, evaluate, typed
 
 from .values import largest_difference
@@ -50,6 +54,7 @@ class Judge:
 
     def __init__(self, module: nn.Module, program: Program) -> None:
         self._module, self._program = module, program
+        self.path: tuple[str, ...] = ()  # the functions of torch that the last run called, in their order
 
     def truth(self, values: Feed) -> list[Any]:
         """The model's flat outputs in float64. Raises what the model raises."""
@@ -70,30 +75,28 @@ class Judge:
         except _FAILS:
             return None
 
-    def able(self, values: Feed) -> bool:
-        """Whether the model runs in float64 on inputs of the traced size; an operator may lack that dtype.
+    def in_own_dtypes(self, values: Feed, truth: list[Any]) -> list[Any] | None:
+        """The outputs for a model that is not the captured graph in float64, or lacks an operator there.
 
-        Where it does not, its results in its own dtypes have to be those of the captured program. Raises CaptureError
-        when they are not.
+        Its results in its own dtypes are then compared with those of the captured graph. truth: what that gives in
+        float64. Returns the truth where the two agree, the model's own results where they do not, and None for inputs
+        that the model does not take.
         """
-        if self.truth_where_it_runs(values) is not None:
-            return True
-        own = typed(self._program, values)
-        theirs, ours = self._run(own), evaluate(self._program, own, None)
-        gap = largest_difference(theirs, ours)
-        room = 1e3 * torch.finfo(self._program.dtype).eps
-        if not gap <= room:
-            raise CaptureError(
-                f"the captured graph is not the model: on the traced size they differ by {gap:.3g}, relative to the "
-                "largest output"
-            )
-        return False
+        theirs = self.own_where_it_runs(values)
+        if theirs is None:
+            return None
+        ours = evaluate(self._program, typed(self._program, values), None)
+        room = max(1e3 * torch.finfo(self._program.dtype).eps, 4 * largest_difference(truth, ours))
+        return truth if largest_difference(theirs, ours) <= room else theirs
 
     def _run(self, values: Feed) -> list[Any]:
         module = fresh_copy(self._module).eval()
         args, kwargs = self._arguments(values)
-        with torch.no_grad():
-            return list(pytree.tree_leaves(module(*args, **kwargs)))
+        calls: list[str] = []
+        with torch.no_grad(), _Calls(calls):
+            outputs = list(pytree.tree_leaves(module(*args, **kwargs)))
+        self.path = tuple(calls)
+        return outputs
 
     def _arguments(self, values: Feed) -> tuple[Sequence[Any], Mapping[str, Any]]:
         spec = self._program.in_spec
@@ -107,6 +110,22 @@ def fresh_copy(module: nn.Module) -> nn.Module:
     """A copy of the module's structure and of all that it remembers, which shares its weights."""
     shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)
+
+
+class _Calls(TorchFunctionMode):
+    """Writes down which functions of torch are called, but for those that only ask for something."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = str(getattr(func, "__name__", ""))
+        if name != "__get__" and name not in _ASKS:
+            self._names.append(name)
+        return func(*args, **(kwargs or {}))
 
 
 class _CallsInFloat64(TorchFunctionMode):
@@ -132,7 +151,12 @@ _COMPUTES = frozenset(
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
     for prefix in ("", "r")
 )
-_ASKS = frozenset({"size", "dim", "ndimension", "numel", "stride", "is_floating_point", "is_complex", "requires_grad_"})
+_ASKS = frozenset(
+    {
+        *("size", "dim", "ndimension", "numel", "nelement", "stride", "element_size", "is_contiguous", "__len__"),
+        *("is_floating_point", "is_complex", "requires_grad_"),
+    }
+)
 
 
 class _InFloat64(TorchDispatchMode):

@@ -10,7 +10,7 @@ error against it, input by input (`exactness`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,12 +74,17 @@ def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) 
 
 @dataclass(frozen=True)
 class Round:
-    """Inputs that were run, the float64 truth (the original's outputs), and the relative float64 bar that applied."""
+    """Inputs that were run by a plan, the float64 truth (the original's outputs), and the relative bar that applied."""
 
     values: Feed
     truth: list[Any]
-    inputs: int
+    plan: Plan
     limit: float
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs these are, one for each sample of the batch."""
+        return self.plan.inputs
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,8 +128,9 @@ def check_float64(
     to be free, InputError when the original gives no finite output to compare with.
     """
     check = _Check(original, converted, judge, torch.Generator().manual_seed(seed))
-    for plan in plans_of(original):
-        check.compare(plan)
+    check.compare_all(list(plans_of(original)))
+    if not check.rounds:
+        raise CaptureError("the model does not run on random inputs of the traced size, so nothing can be compared")
     trials, shapes = sum(r.inputs for r in check.rounds), tuple(r.shape for r in check.rounds)
     return NetworkEvidence(float64_max_rel=check.largest, trials=trials, seed=seed, shapes=shapes), check.rounds
 
@@ -135,8 +141,25 @@ class _Check:
     def __init__(self, original: Program, converted: Program, judge: Judge | None, generator: torch.Generator) -> None:
         self.original, self.converted, self.judge, self.generator = original, converted, judge, generator
         self.floor = depth_limit(original)
+        self.in_float64: bool | None = None  # whether the judge is run in float64; None before the first run
         self.rounds: list[Round] = []
         self.largest = 0.0
+
+    def compare_all(self, plans: Sequence[Plan]) -> None:
+        """One round for each plan. Raises PathError where the model calls other functions than at another free size.
+
+        Those might compute the same; that some random inputs give the same does not say so.
+        """
+        first: tuple[Plan, tuple[str, ...]] | None = None
+        for plan in plans:
+            self.compare(plan)
+            if self.judge is None or not self.rounds or self.rounds[-1].plan is not plan:
+                continue
+            first = first or (plan, self.judge.path)
+            if self.judge.path != first[1] and plan.small is not None:
+                self._try(plan, None)  # a smaller image than was traced may well take another path
+            if self.judge.path != first[1]:
+                raise self._other_calls(first[0], plan)
 
     def compare(self, plan: Plan) -> None:
         """Adds one round; smaller images than the traced ones are tried first, and are no reason to refuse."""
@@ -165,12 +188,31 @@ class _Check:
         return _Try(values, truth, evaluate_where_it_runs(self.converted, values) if runs else None)
 
     def _truth(self, values: Feed) -> list[Any] | None:
-        """What the judge gives; of the captured original where there is none, or where it cannot run in float64."""
-        if self.judge is not None and not self.rounds and not self.judge.able(values):
-            self.judge = None
+        """What the judge gives; of the captured original where there is none."""
         if self.judge is None:
             return evaluate_where_it_runs(self.original, values)
-        return self.judge.truth_where_it_runs(values)
+        if self.in_float64 is None:
+            self.in_float64 = self._is_captured_in_float64(self.judge, values)
+        if self.in_float64:
+            return self.judge.truth_where_it_runs(values)
+        captured = evaluate_where_it_runs(self.original, values)
+        if captured is None:
+            return self.judge.own_where_it_runs(values)
+        return self.judge.in_own_dtypes(values, captured)
+
+    def _is_captured_in_float64(self, judge: Judge, values: Feed) -> bool:
+        """Whether the model's results in float64 can be the truth.
+
+        They cannot where it does not run in float64, or does something else there although it agrees with the captured
+        graph in its own dtypes.
+        """
+        truth, captured = judge.truth_where_it_runs(values), evaluate_where_it_runs(self.original, values)
+        if captured is None:
+            return truth is not None
+        limit = _limit(self.original, values, captured, self.floor)
+        if truth is not None and largest_difference(truth, captured) <= limit:
+            return True
+        return truth is not None and judge.in_own_dtypes(values, captured) is not captured
 
     def _judge(self, plan: Plan, found: _Try) -> None:
         assert found.truth is not None
@@ -188,21 +230,33 @@ class _Check:
                 f"the converted network differs from the original: float64 error {gap:.3g} exceeds {limit:.3g}"
             )
         self.largest = max(self.largest, gap)
-        self.rounds.append(Round(found.values, found.truth, plan.inputs, limit))
+        self.rounds.append(Round(found.values, found.truth, plan, limit))
 
     def _other_path(self, plan: Plan, found: _Try, captured: list[Any] | None) -> PathError:
         """Where the captured original is not the model either, no rewrite is to blame."""
         shape = "x".join(str(n) for n in next(v.shape for v in found.values if isinstance(v, Tensor)))
-        specs = self.original.inputs
-        axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in plan.sizes]
         how = "does not run" if captured is None else "computes something else"
+        return self._path_error(
+            f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured "
+            f"graph {how} there",
+            plan.sizes,
+        )
+
+    def _other_calls(self, one: Plan, other: Plan) -> PathError:
+        changed = {s: n for s, n in other.sizes.items() if one.sizes.get(s) != n}
+        shapes = ["x".join(str(n) for n in r.shape) for r in self.rounds if r.plan is one or r.plan is other]
+        return self._path_error(
+            f"the model takes another path for inputs of shape {shapes[-1]} than for {shapes[0]}: it calls other "
+            "functions there",
+            changed,
+        )
+
+    def _path_error(self, message: str, sizes: Mapping[str, int]) -> PathError:
+        specs = self.original.inputs
+        axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in sizes]
         names = [n for n in dict.fromkeys(axes) if n != "batch"] or list(dict.fromkeys(axes))
         leave = f"; leave {' and '.join(names)} out of the free axes" if names else ""
-        return PathError(
-            f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured "
-            f"graph {how} there{leave}",
-            names,
-        )
+        return PathError(message + leave, names)
 
 
 def check_emitted(
