@@ -21,7 +21,7 @@ BATCH = 8  # samples in one run, where the batch is free
 ARRAYS = (".npy", ".npz")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _DECODERS = ("PNG", "JPEG", "WEBP", "BMP")  # pillow would hand others, such as EPS, to programs of the system
-MOST_PIXELS = 1 << 27  # of an image that was scaled to the size that the network takes
+MOST_PIXELS = 1 << 25  # of an image, as it is and as it is scaled: each takes up to a dozen bytes on the way
 
 
 def read_calibration(
@@ -116,6 +116,8 @@ def _image(path: Path, how: Mapping[str, Any]) -> Tensor:
     try:
         with warnings.catch_warnings(), opened(path) as file, Image.open(file, formats=_DECODERS) as found:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if found.width * found.height > MOST_PIXELS:
+                raise ValueError(f"it has {found.width} x {found.height} pixels; scale it down")
             image = found.convert("RGB")
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError, Warning) as error:
         raise InputError(f"{path} is not an image that can be read: {one_line(str(error))[:200]}") from error

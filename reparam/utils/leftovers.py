@@ -114,6 +114,10 @@ def _read_plan(temporary: Path) -> tuple[list[Move], list[str]]:
 
 def _is_inside(folder: Path, name: str) -> bool:
     """Whether a name leads to a place below `folder`, over no link: the plan may have come with files of others."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
     path = PurePath(name)
     if not path.parts or path.anchor or ".." in path.parts or "\0" in name:
         return False

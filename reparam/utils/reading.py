@@ -31,10 +31,11 @@ def opened(path: Path, missing: str = MISSING) -> Iterator[IO[bytes]]:
         raise InputError(f"{path} is a folder; give the file in it") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    state = os.fstat(handle)
+    if stat.S_ISDIR(state.st_mode):  # which Python opens no file for
+        os.close(handle)
+        raise InputError(f"{path} is a folder; give the file in it")
     with os.fdopen(handle, "rb") as file:
-        state = os.fstat(handle)
-        if stat.S_ISDIR(state.st_mode):
-            raise InputError(f"{path} is a folder; give the file in it")
         if not stat.S_ISREG(state.st_mode):
             raise InputError(f"{path} is not an ordinary file; copy what it gives into one")
         if state.st_size == 0:

@@ -227,6 +227,20 @@ def test_weights_beside_the_file_are_whole(details: dict[str, str], tmp_path: Pa
     refused(tmp_path / "a.onnx", "is damaged: ")
 
 
+@pytest.mark.parametrize("change", [(b"location", b"locatiom"), (b"wwww", b"w\xff\x9bw")])
+def test_where_weights_lie_is_said_and_a_text(change: tuple[bytes, bytes], tmp_path: Path) -> None:
+    (tmp_path / "wwww").write_bytes(bytes(8))
+    weights = [TensorProto(name=n, data_type=FLOAT, dims=[2], data_location=TensorProto.EXTERNAL) for n in "ab"]
+    for weight in weights:
+        weight.external_data.add(key="location", value="wwww")
+    nodes = [helper.make_node("Add", ["x", "a"], ["h"]), helper.make_node("Add", ["h", "b"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [X], [Y], [])
+    graph.initializer.extend(weights)
+    content = helper.make_model(graph, opset_imports=OPSETS).SerializeToString()
+    (tmp_path / "a.onnx").write_bytes(content.replace(*change, 1))
+    refused(tmp_path / "a.onnx", "is damaged: ")
+
+
 @pytest.mark.parametrize("payload", [p for p in PAYLOADS if p.strip() and "\ud800" not in p])
 def test_names_are_plain_or_refused(payload: str, tmp_path: Path) -> None:
     node = relu(name=payload)

@@ -300,10 +300,19 @@ def test_a_list_of_moves_follows_no_link(link: str, tmp_path: Path) -> None:
     assert not (folder / "sub" / "kept").is_file() or link == "place"
 
 
-@pytest.mark.parametrize("text", ['{"moves": [["a", [1e999]]], "made": []}', "[" * 100_000, '{"moves": [["a", "9"]], '])
+UNREADABLE = (
+    '{"moves": [["a", [1e999]]], "made": []}',
+    '{"moves": [["a", [1]]], "made": ["\\ud800"]}',
+    '{"moves": [["a", "9"]], ',
+    "[" * 100_000,
+)
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
 def test_a_list_of_moves_that_cannot_be_read_is_none(text: str, tmp_path: Path) -> None:
     gone = tmp_path / leftover_name()
     (gone / "new").mkdir(parents=True)
+    (gone / "new" / "a").touch()
     (gone / "moves.json").write_text(text)
     remove_leftovers(tmp_path)
     assert not gone.exists()

@@ -90,7 +90,9 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
     for tensor in tensors_in(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             details = {e.key: e.value for e in tensor.external_data}
-            places.setdefault(details.get("location", ""), []).append(tensor)
+            if "location" not in details:
+                raise InputError(f"{path} is damaged: it does not say where '{one_line(tensor.name)[:60]}' lies")
+            places.setdefault(details["location"], []).append(tensor)
     for place, tensors in places.items():
         with opened(path.parent / place) as file:
             if not Path(path_of(file)).resolve().is_relative_to(path.parent.resolve()):
@@ -152,10 +154,10 @@ def _check_places(model: onnx.ModelProto, path: Path) -> None:
     """Refuses locations that are absolute, climb out of the folder, or leave it by a link."""
     folder = path.parent.resolve()
     for place in side_files(model):
-        parts = {*PurePosixPath(place).parts, *PureWindowsPath(place).parts}
         complaint = name_complaint(place.replace("\\", "/")) if isinstance(place, str) else "is no text"
         if complaint:
             raise InputError(f"{path} is damaged: the name of its file of weights {complaint}")
+        parts = {*PurePosixPath(place).parts, *PureWindowsPath(place).parts}
         absolute = PurePosixPath(place).is_absolute() or PureWindowsPath(place).anchor
         target = (path.parent / place).resolve()
         if not place or absolute or ".." in parts or not target.is_relative_to(folder):
