@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import keyword
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from reparam.errors import CaptureError
 from reparam.ir import DROPOUTS, FILLS, Program, arguments, aten, fixed_size, op_name
-from reparam.utils import first_line
+from reparam.utils import first_line, name_complaint
 
 from .assemble import assemble, constants_of
 from .explain import explain_writes
@@ -47,12 +47,23 @@ class Draft:
 
 
 def from_exported(exported: torch.export.ExportedProgram) -> Captured:
-    """The Program of an ExportedProgram. The weights are shared with it, not copied."""
+    """The Program of an ExportedProgram. The weights are shared with it, not copied.
+
+    Raises CaptureError for names that are not plain, which torch would paste into code.
+    """
+    check_names([*exported.state_dict, *exported.constants])
     draft = Draft(exported, _lift(exported))
     for step in STEPS:
         draft = step(draft)
     program = replace(assemble(draft.module), probes=probes(exported))
     return Captured(program, draft.notes)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises CaptureError for a name of a weight or layer that torch cannot write into code as it stands."""
+    for name in names:
+        if complaint := name_complaint(name):
+            raise CaptureError(f"the name of a layer {complaint}: {name[:60]!r}; give it another one")
 
 
 def _lift(exported: torch.export.ExportedProgram) -> fx.GraphModule:

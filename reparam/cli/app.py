@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from reparam._version import __version__
 from reparam.errors import InputError, NotEquivalentError
 from reparam.options import DEFAULTS, PlainOptions
-from reparam.utils import ignore_exits, leave_current_folder
+from reparam.utils import ignore_exits
 
 from . import export_run_bench as cli_engines
 from . import options as opt
@@ -70,8 +70,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point `reparam`."""
-    leave_current_folder()
+    """Runs the verb that the command line names."""
     try:
         app()
     finally:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from reparam._version import __version__
 from reparam.compare import open_model, run_loaded
-from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, load_array, read_calibration
+from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, load_array, read_calibration, save_arrays
 from reparam.engines.formats import recognise
 from reparam.errors import InputError
 from reparam.ir import Program
@@ -61,6 +60,7 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
         settings=wanted.settings,
         card=card,
         source=model.source,
+        stamp=model.stamp,
         force=wanted.force,
     )
     details.check()
@@ -122,7 +122,7 @@ def run_model(
 
 def _save(path: Path, values: Mapping[str, Any], *, force: bool) -> None:
     if path.suffix == ".npz":
-        write_atomically(path, lambda file: _write_arrays(file, values), force=force)
+        write_atomically(path, lambda file: save_arrays(file, values), force=force)
         return
     if path.suffix != ".npy":
         raise InputError(f"{path} is neither .npy nor .npz; name it {path.stem}.npy")
@@ -130,14 +130,6 @@ def _save(path: Path, values: Mapping[str, Any], *, force: bool) -> None:
         raise InputError(f"the model gives {len(values)} outputs ({', '.join(values)}); name a .npz for them")
     (value,) = values.values()
     write_atomically(path, lambda file: np.save(file, value), force=force)
-
-
-def _write_arrays(file: IO[bytes], values: Mapping[str, Any]) -> None:
-    """What numpy.savez writes, for arrays of any name; that function has a parameter, `file`, whose name is taken."""
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, value in values.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, np.asanyarray(value), allow_pickle=False)
 
 
 def describe_run(report: Mapping[str, Any]) -> list[str]:

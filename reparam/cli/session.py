@@ -27,7 +27,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from reparam.errors import MachineError, ReparamError, RuleError
-from reparam.utils import Interrupted, describe_error, is_out_of_memory, one_line, place_of_error, refused_exits
+from reparam.utils import (
+    Interrupted,
+    describe_error,
+    is_out_of_memory,
+    one_line,
+    place_of_error,
+    refused_exits,
+    visible_lines,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,7 +80,7 @@ class Session:
 
         with self._delivering():
             console = Results(file=self.out, width=self.width, markup=False, highlight=False, emoji=False)
-            for part in renderables:
+            for part in map(printable, renderables):
                 console.print(part, soft_wrap=isinstance(part, Text))  # a terminal wraps lines by itself
 
     @property
@@ -148,6 +156,26 @@ class Session:
             yield tell
 
 
+def printable(part: RenderableType) -> RenderableType:
+    """Text and tables with what is not printed replaced, wherever it came from: the last look before the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if isinstance(part, str):
+        return _replaced(part)
+    if isinstance(part, Text) and _replaced(part.plain) != part.plain:
+        part = part.copy()
+        part.plain = _replaced(part.plain)
+    if isinstance(part, Table):
+        for column in part.columns:
+            column._cells[:] = map(printable, column._cells)
+    return part
+
+
+def _replaced(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
 def silence(stream: TextIO) -> None:
     """Sends what is still buffered nowhere, so that the interpreter's own flush at exit does not fail again."""
     with contextlib.suppress(OSError, ValueError):
@@ -179,7 +207,7 @@ def run_guarded(body: Callable[[], object], session: Session) -> int:
     except BaseException as error:
         code, message = explain_failure(error, begun=session.begun)
         if session.debug and message:
-            traceback.print_exception(error, file=session.err)
+            session.err.write(visible_lines("".join(traceback.format_exception(error))))
         if message:
             session.error(f"{message}{_left_behind(session, error)}")
         return code

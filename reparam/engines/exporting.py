@@ -21,7 +21,7 @@ from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
 from reparam.report import Remark, Report
 from reparam.rewrite import Driver, Progress
-from reparam.utils import as_path, checked_call, describe_type, refuse_existing, together, writing
+from reparam.utils import Stamp, as_path, checked_call, describe_type, refuse_existing, together, writing
 
 from .calibration import hold_out
 from .engine_check import EngineCheck, check_engine
@@ -55,8 +55,8 @@ class ExportOptions:
     held out, and the file is measured on those.
     min_sqnr: dB; less is refused. equalize: for int8, whether powers of two are moved between layers first, so that
     the ranges of their channels become alike (see `passes/equalize.py`). settings: the format's own options. card: what
-    is known of inputs and outputs (`model_card.card_of`). source: the file that the network came from. force: whether
-    files are overwritten.
+    is known of inputs and outputs (`model_card.card_of`). source, stamp: the file that the network came from, as
+    it was read. force: whether files are overwritten.
     """
 
     format: str = "onnx"
@@ -68,6 +68,7 @@ class ExportOptions:
     settings: Mapping[str, str] | None = None
     card: Mapping[str, Any] | None = None
     source: Path | None = None
+    stamp: Stamp | None = None
     force: bool = False
 
     def check(self) -> Format:
@@ -237,7 +238,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What the manifest holds, and the file itself where it can."""
     if options.source is not None:
-        source = {"file": options.source.name, "sha256": sha256_of(options.source)}
+        source = {"file": options.source.name, "sha256": sha256_of(options.source, options.stamp)}
     else:
         state = to_module(conversion.original).state_dict()
         source = {"state_sha256": sha256_of_state(state)}

@@ -77,12 +77,12 @@ def convert_onnx(source: Path, path: Path) -> None:
 
     try:
         model = openvino.Core().read_model(source)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise _not_taken(error, source) from error
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def _not_taken(error: RuntimeError, source: Path) -> InputError:
+def _not_taken(error: Exception, source: Path) -> InputError:
     """OpenVINO names the operators; the ONNX model knows their layers."""
     found = re.search(r"No conversion rule found for operations: (\w+)", str(error))
     nodes = read_model(source, weights=False).graph.node
@@ -94,7 +94,8 @@ def _not_taken(error: RuntimeError, source: Path) -> InputError:
 
 def reason(error: BaseException) -> str:
     """OpenVINO's own message without the places in its sources."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    quoted = error.object if isinstance(error, UnicodeDecodeError) else b""  # it quotes files that are no text
+    lines = [line.strip() for line in (quoted.decode("utf-8", "replace") or str(error)).splitlines()]
     told = [t for t in lines if t and not t.startswith("Exception from ") and " failed at src/" not in t]
     return told[0].rstrip(". ") if told else type(error).__name__
 
@@ -128,7 +129,7 @@ def _read(path: Path) -> Any:
         raise InputError(f"{path} has its weights in {weights.name}, which is not beside it; copy both files")
     try:
         return openvino.Core().read_model(path, weights, {"ENABLE_MMAP": False})
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged or no model of OpenVINO {version()}: {reason(error)}") from error
 
 
@@ -158,7 +159,7 @@ class OpenVinoRunnable(Runnable):
         how = {"INFERENCE_PRECISION_HINT": self._hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         try:
             return openvino.Core().compile_model(model, "CPU", how)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise MachineError(f"OpenVINO cannot run {self.path.name} on this machine: {reason(error)}") from error
 
     def _computed_in(self) -> str:
@@ -189,7 +190,7 @@ class OpenVinoRunnable(Runnable):
         feed = [_to_openvino(openvino, v) for v in values]
         try:
             found = compiled(feed)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise InputError(f"{self.path.name} does not run on these inputs: {reason(error)}") from error
         return [_to_torch(found[i], v) for i, v in enumerate(compiled.outputs)]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError
-from reparam.utils import describe_type, name_complaint, one_line, opened, path_of
+from reparam.utils import Stamp, describe_type, name_complaint, one_line, opened, path_of, stamp_of
 
 from .archive import load_program
 from .records import inspect_pickle, inspect_zip
@@ -47,6 +47,7 @@ class Checkpoint:
 
     found_under: the keys that lead to the state dict, such as "model_ema.module". ignored: other top-level entries.
     others: what stands in the state dict beside tensors, by its key: "a str".
+    stamp: of the file as it was read.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Checkpoint:
     found_under: str = ""
     ignored: tuple[str, ...] = ()
     others: Mapping[str, str] = field(default_factory=dict)
+    stamp: Stamp | None = None
 
 
 def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
@@ -69,18 +71,22 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the checkpoint file in it")
     with opened(path, "check the name, or give an architecture with --arch") as file:
-        head = file.read(512)
-        file.seek(0)
-        if is_safetensors(head):
-            return _from_object(_read_safetensors(file, path), path)
-        if path.suffix == ".safetensors":
-            raise InputError(f"{path} is not a safetensors file: its header is damaged; copy it again")
-        if head.startswith(b"PK\x03\x04"):
-            return _load_zip(file, path, trust)
-        if head.startswith(b"\x80"):
-            return _load_pickle(file, path, trust)
-        if head[257:262] == b"ustar":
-            raise InputError(f"{path} is in the tar format of torch 0.1; load it with an old torch and save it again")
+        return replace(_load(file, path, trust), stamp=stamp_of(file))
+
+
+def _load(file: IO[bytes], path: Path, trust: bool) -> Checkpoint:
+    head = file.read(512)
+    file.seek(0)
+    if is_safetensors(head):
+        return _from_object(_read_safetensors(file, path), path)
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path} is not a safetensors file: its header is damaged; copy it again")
+    if head.startswith(b"PK\x03\x04"):
+        return _load_zip(file, path, trust)
+    if head.startswith(b"\x80"):
+        return _load_pickle(file, path, trust)
+    if head[257:262] == b"ustar":
+        raise InputError(f"{path} is in the tar format of torch 0.1; load it with an old torch and save it again")
     raise InputError(f"{path} is not a checkpoint{_kind(path, head)}; save one with torch.save(model.state_dict(), …)")
 
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError, UnsafeFileError
 from reparam.ir import draw_examples, exported_shapes, refuse_odd_tensors
-from reparam.utils import SOURCE_FILES, Shapes, describe_error, foreign_code
+from reparam.utils import SOURCE_FILES, Shapes, Stamp, describe_error, foreign_code
 
 from .checkpoint import HOLDERS, Checkpoint, load_checkpoint
 from .infer import Inference, check_architecture, infer_architecture, same_function, shapes_of
@@ -39,6 +39,7 @@ class LoadedModel:
     equivalents: architectures that fit and compute the same.
     input_shapes: without the batch. exported: the program that `module` was made of.
     random_seed: of random weights, None for a checkpoint's. notes: what the user should know, in plain sentences.
+    stamp: of the file as it was read.
     """
 
     module: nn.Module
@@ -52,6 +53,7 @@ class LoadedModel:
     exported: torch.export.ExportedProgram | None = None
     random_seed: int | None = None
     notes: tuple[str, ...] = ()
+    stamp: Stamp | None = None
 
 
 def load_model(
@@ -89,6 +91,10 @@ def _load(
     if (Path(model) / SOURCE_FILES[0]).is_file():
         return _from_source(Path(model), arch, trust=trust)
     checkpoint = load_checkpoint(model, trust=trust)
+    return dataclasses.replace(_from_checkpoint(checkpoint, arch, arch_args or {}), stamp=checkpoint.stamp)
+
+
+def _from_checkpoint(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str, Any]) -> LoadedModel:
     if checkpoint.exported is not None:
         return _from_exported(checkpoint, checkpoint.exported, arch)
     if checkpoint.module is not None and arch is None:
@@ -96,7 +102,7 @@ def _load(
         return LoadedModel(checkpoint.module.eval(), checkpoint.path, notes=_notes(checkpoint))
     if checkpoint.module is not None:
         checkpoint = dataclasses.replace(checkpoint, state=checkpoint.module.state_dict())
-    return _from_state(checkpoint, arch, arch_args or {})
+    return _from_state(checkpoint, arch, arch_args)
 
 
 def _settled(built: Architecture, seed: int) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .names import is_plain_path, name_complaint, plain_path, prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
-    from .reading import opened, parse_json, path_of, size_of
+    from .reading import Stamp, opened, parse_json, path_of, size_of, stamp_of
     from .search_path import leave_current_folder
     from .shapes import AXES, INTEGERS, Shape, Shapes, axis_name
     from .staging import Together, together, write_atomically, writing
@@ -39,15 +39,16 @@ _DOORS = {
     "packages": (
         "PACKAGES",
         "PackageState",
-        "axis_name",
         "check_package",
     ),
     "plugins": ("plugins",),
     "reading": (
+        "Stamp",
         "opened",
         "parse_json",
         "path_of",
         "size_of",
+        "stamp_of",
     ),
     "search_path": ("leave_current_folder",),
     "shapes": (
@@ -83,6 +84,7 @@ __all__ = [
     "PackageState",
     "Shape",
     "Shapes",
+    "Stamp",
     "Together",
     "as_path",
     "axis_name",
@@ -115,6 +117,7 @@ __all__ = [
     "refuse_existing",
     "refused_exits",
     "size_of",
+    "stamp_of",
     "together",
     "unused_name",
     "visible_lines",

@@ -326,7 +326,7 @@ def test_the_message_names_the_innermost_line_of_the_model() -> None:
     with pytest.raises(CaptureError) as error:
         capture(nn.Sequential(nn.ReLU(), Helper()), (doubles(2, 4),))
     text = str(error.value)
-    assert "`if x.abs().max() > 1:  # the line that the message names`" in text and "test_torch_export.py:" in text
+    assert "`if x.abs().max() > 1: # the line that the message names`" in text and "test_torch_export.py:" in text
     assert "depends on the data" in text and "\n" not in text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +167,22 @@ def test_calibration_data_of_another_form_is_refused(data: Any) -> None:
     program = convert(nn.Sequential(nn.Linear(1, 2)), torch.randn(2, 1)).program
     with pytest.raises(InputError, match="calibration data are batches, each a list of 1 tensors"):
         hold_out(program, data)
+
+
+def test_an_image_is_decoded_as_what_its_name_may_say(tmp_path: Path) -> None:
+    """Pillow would have a program of the system run an EPS file, which is a program itself."""
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (tmp_path / "a.png").write_text(text)
+    with pytest.raises(InputError, match=r"a\.png is not an image that can be read: cannot identify"):
+        read_calibration(tmp_path, image_program(), HOW)
+
+
+def test_a_large_image_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    def part(name: bytes, value: bytes) -> bytes:
+        return struct.pack(">I", len(value)) + name + value + struct.pack(">I", zlib.crc32(name + value))
+
+    head = struct.pack(">IIBBBBB", 8000, 8000, 8, 2, 0, 0, 0)
+    parts = part(b"IHDR", head) + part(b"IDAT", zlib.compress(bytes(8000))) + part(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    with pytest.raises(InputError, match="8000 x 8000 pixels; scale it down"):
+        read_calibration(tmp_path, image_program(), HOW)

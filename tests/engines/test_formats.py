@@ -239,3 +239,13 @@ def test_a_manifest_that_is_no_ordinary_file_is_not_read(engine: Path) -> None:
     os.mkfifo(manifest_path(engine))
     with pytest.raises(InputError, match="is not an ordinary file"):
         check_manifest(engine, SEALED, trust=False)
+
+
+@pytest.mark.parametrize("name", ["pipe", "nul\0", "folder", "missing", "empty", "x" * 5000])
+def test_what_is_no_file_is_of_no_format(name: str, tmp_path: Path) -> None:
+    """Nothing is waited for, and whoever reads the file next says what is wrong with it."""
+    if name == "pipe":
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").touch()
+    assert recognise(tmp_path / name) is None

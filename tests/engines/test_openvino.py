@@ -186,6 +186,10 @@ def test_missing_and_damaged_files_are_one_sentence(copied: Path) -> None:
     copied.write_text(text[: len(text) // 2])
     with pytest.raises(InputError, match="is damaged or no model of OpenVINO"):
         open_engine(copied)
+    copied.write_bytes(text.encode().replace(b'"opset1"', b'"\xff\x9b"'))
+    with pytest.raises(InputError, match=r"is damaged or no model of OpenVINO.*unsupported opset") as refused:
+        open_engine(copied)
+    assert str(refused.value).isprintable()
 
 
 def test_inputs_that_do_not_fit(exported: Exported) -> None:
