@@ -13,24 +13,14 @@ from torch import Tensor, nn
 
 from reparam import CaptureError, convert
 from reparam.capture import capture, from_exported
+from support.applied import Applied
 
 IMAGE = torch.ones(2, 4, 6, 6)
 Function = Callable[[Tensor], Tensor]
 
 
-class Inner(nn.Module):
-    """Applies a function in a module of its own, so that the layer has a name."""
-
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
 def net(function: Function) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(4, 4, 1), Inner(function)).eval()
+    return nn.Sequential(nn.Conv2d(4, 4, 1), Applied(function)).eval()
 
 
 RANDOM: dict[str, tuple[str, Function]] = {
@@ -65,7 +55,7 @@ def test_what_draws_is_refused_by_name_layer_and_line(case: str) -> None:
         convert(net(function), IMAGE)
     message = str(raised.value)
     assert message.startswith(f"the model draws random numbers while it runs, by {name} in '1' (")
-    assert "test_randomness.py:" in message and "`return self.function(x)`" in message
+    assert "applied.py:" in message and "`return self.function(x)`" in message
 
 
 QUIET: dict[str, Function] = {
@@ -113,7 +103,7 @@ def test_a_program_that_was_exported_in_training_mode() -> None:
 
 @given(draws=st.lists(st.booleans(), min_size=1, max_size=6))
 def test_three_are_named_and_the_others_counted(draws: list[bool]) -> None:
-    layers = [Inner((lambda x: x + torch.rand(6)) if d else torch.relu) for d in draws]
+    layers = [Applied((lambda x: x + torch.rand(6)) if d else torch.relu) for d in draws]
     module = nn.Sequential(*layers)
     places = [f"rand in '{i}'" for i, d in enumerate(draws) if d]
     if not places:

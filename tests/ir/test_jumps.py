@@ -12,22 +12,14 @@ from torch import Tensor, nn
 from reparam import convert, explain
 from reparam.capture import capture
 from reparam.ir import describe_jumps, jumps
+from support.applied import Applied
 
 IMAGE = torch.randn(2, 4, 6, 6)
 Function = Callable[[Tensor], Tensor]
 
 
-class Inner(nn.Module):
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
 def found(function: Function, x: Tensor = IMAGE) -> dict[str, list[str]]:
-    return jumps(capture(nn.Sequential(nn.Identity(), Inner(function)), [x]).program)
+    return jumps(capture(nn.Sequential(nn.Identity(), Applied(function)), [x]).program)
 
 
 def unpooled(x: Tensor) -> Tensor:
@@ -105,7 +97,7 @@ def test_integers_do_not_tie() -> None:
 
 
 def test_one_remark_names_all_of_them() -> None:
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), Inner(unpooled), Inner(torch.round), Inner(torch.round))
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), Applied(unpooled), Applied(torch.round), Applied(torch.round))
     for report in (convert(model, IMAGE).report, explain(model, IMAGE)):
         (remark,) = [r for r in report.remarks if r.rule == "jumps"]
         assert remark.kind == "analysis"

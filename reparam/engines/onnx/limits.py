@@ -39,7 +39,7 @@ def check_limits(model: onnx.ModelProto, name: str) -> None:
         for node in body.node:
             if node.op_type == "Loop":
                 _check_loop(node, constants, name)
-    for tensor in _tensors(model):
+    for tensor in tensors_in(model):
         _check_tensor(tensor, name)
     check_folding(model, name)
 
@@ -145,7 +145,8 @@ def _check_loop(node: onnx.NodeProto, constants: Mapping[str, Any], name: str) -
 # ---- tensors -----------------------------------------------------------------------------------------------------
 
 
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+def tensors_in(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model: initializers, those in attributes, in sub-graphs and in functions."""
     import onnx
 
     stack = [message]
@@ -153,9 +154,6 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
         item = stack.pop()
         if isinstance(item, onnx.TensorProto):
             yield item
-            continue
-        if isinstance(item, onnx.SparseTensorProto):
-            yield item.values  # its dimensions are those of the whole, see check_folding
             continue
         for field, value in item.ListFields():
             if field.message_type is not None:

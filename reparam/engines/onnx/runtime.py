@@ -19,8 +19,8 @@ from reparam.engines.format import Port, Runnable
 from reparam.errors import InputError, MachineError
 from reparam.utils import first_line
 
-from .limits import has_loops
-from .storage import ONE_FILE, external_size, read_file, read_model, side_files, tensors_in
+from .limits import has_loops, tensors_in
+from .storage import ONE_FILE, external_size, read_file, read_model, side_files
 
 if TYPE_CHECKING:
     import onnx

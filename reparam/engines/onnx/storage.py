@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from reparam.errors import InputError, MachineError, UnsafeFileError
 from reparam.utils import name_complaint, one_line, opened, path_of, size_of
 
-from .limits import bits_of, check_limits
+from .limits import bits_of, check_limits, tensors_in
 
 if TYPE_CHECKING:
     import onnx
@@ -119,21 +119,6 @@ def _load_tensor(tensor: onnx.TensorProto, file: IO[bytes], path: Path) -> None:
     tensor.raw_data = file.read(length)
     del tensor.external_data[:]
     tensor.data_location = onnx.TensorProto.DEFAULT
-
-
-def tensors_in(message: Any) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initializers, those in attributes, in sub-graphs and in functions."""
-    import onnx
-
-    stack = [message]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, onnx.TensorProto):
-            yield item
-            continue
-        for field, value in item.ListFields():
-            if field.message_type is not None:
-                stack.extend(value if field.is_repeated else [value])
 
 
 def side_files(model: onnx.ModelProto) -> list[str]:
