@@ -95,7 +95,7 @@ def keyboard() -> None:
 
 
 def press() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     threading.Event().wait(5)
 
 
@@ -126,7 +126,7 @@ def test_a_handler_of_ones_own_is_asked_and_kept() -> None:
     calls = []
     signal.signal(signal.SIGINT, lambda *words: calls.append(words))
     with foreign_code("running"):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     assert len(calls) == 1
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
