@@ -21,6 +21,7 @@ from reparam.check import (
     Round,
     check_emitted,
     check_float64,
+    not_finite_in,
 )
 from reparam.emit import finalize, save_pt2, to_module
 from reparam.ir import Program, census, describe_jumps, evaluate, is_chain, jumps, text_of, typed
@@ -343,10 +344,7 @@ def _emit(original: Program, final: Program, rounds: Sequence[Round], dtype: tor
         for r in rounds:
             values = evaluate(original, typed(original, r.values, dtype), dtype)
             if not all(bool(torch.isfinite(v).all()) for v in values if _is_floating(v)):
-                raise InputError(
-                    f"the original's own outputs are not finite in {dtype_name(own)} on random inputs, so nothing can "
-                    "be compared; they are in float64"
-                ) from None
+                raise not_finite_in(dtype_name(own)) from None
         raise
 
 

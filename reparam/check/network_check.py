@@ -156,8 +156,10 @@ class _Check:
             if self.judge is None or not self.rounds or self.rounds[-1].plan is not plan:
                 continue
             first = first or (plan, self.judge.path)
-            if self.judge.path != first[1] and plan.small is not None:
-                self._try(plan, None)  # a smaller image than was traced may well take another path
+            if plan.sizes == first[0].sizes:
+                continue
+            if self.judge.path != first[1] and plan.small is not None:  # a smaller image may well take another path
+                self._truth(feed(self.original, plan.sizes, self.generator))
             if self.judge.path != first[1]:
                 raise self._other_calls(first[0], plan)
 
@@ -189,39 +191,51 @@ class _Check:
     def _try(self, plan: Plan, small: int | None) -> _Try:
         values = feed(self.original, plan.sizes, self.generator, small)
         truth = self._truth(values)
-        runs = truth is not None
-        if (
-            runs and small is not None and self.judge is not None
-        ):  # a size that nobody claims: the traced path may be another
-            runs = evaluate_where_it_runs(self.original, values) is not None
-        return _Try(values, truth, evaluate_where_it_runs(self.converted, values) if runs else None)
+        unclaimed = small is not None and self.judge is not None  # there the traced path may be another
+        if truth is not None and unclaimed and evaluate_where_it_runs(self.original, values) is None:
+            return _Try(values, truth, None)
+        found = self._against(values, truth)
+        if self.judge is not None and self.in_float64 is None:
+            return self._settle(self.judge, found)
+        return found
+
+    def _against(self, values: Feed, truth: list[Any] | None) -> _Try:
+        return _Try(values, truth, evaluate_where_it_runs(self.converted, values) if truth is not None else None)
 
     def _truth(self, values: Feed) -> list[Any] | None:
         """What the judge gives; of the captured original where there is none."""
         if self.judge is None:
             return evaluate_where_it_runs(self.original, values)
-        if self.in_float64 is None:
-            self.in_float64 = self._is_captured_in_float64(self.judge, values)
-        if self.in_float64:
+        if self.in_float64 is not False:
             return self.judge.truth_where_it_runs(values)
         captured = evaluate_where_it_runs(self.original, values)
         if captured is None:
             return self.judge.own_where_it_runs(values)
         return self.judge.in_own_dtypes(values, captured)
 
-    def _is_captured_in_float64(self, judge: Judge, values: Feed) -> bool:
-        """Whether the model's results in float64 can be the truth.
+    def _settle(self, judge: Judge, found: _Try) -> _Try:
+        """Decides on the first inputs whether the model's results in float64 are the truth from here on.
 
-        They cannot where it does not run in float64, or does something else there although it agrees with the captured
-        graph in its own dtypes.
+        They cannot be where it does not run in float64, or does something else there although it agrees with the
+        captured graph in its own dtypes. Returns the comparison with what is the truth.
         """
-        truth, captured = judge.truth_where_it_runs(values), evaluate_where_it_runs(self.original, values)
+        self.in_float64 = True
+        if found.gap <= self.floor:
+            return found
+        captured = evaluate_where_it_runs(self.original, found.values)
+        if captured is None and found.truth is not None:
+            return found
         if captured is None:
-            return truth is not None
-        limit = _limit(self.original, values, captured, self.floor)
-        if truth is not None and largest_difference(truth, captured) <= limit:
-            return True
-        return truth is not None and judge.in_own_dtypes(values, captured) is not captured
+            own = judge.own_where_it_runs(found.values)
+        else:
+            limit = _limit(self.original, found.values, captured, self.floor)
+            if found.truth is not None and largest_difference(found.truth, captured) <= limit:
+                return found
+            own = judge.in_own_dtypes(found.values, captured)
+            if found.truth is not None and own is not captured:
+                return found
+        self.in_float64 = False
+        return self._against(found.values, own)
 
     def _judge(self, plan: Plan, found: _Try) -> None:
         assert found.truth is not None
@@ -268,6 +282,14 @@ class _Check:
         return PathError(message + leave, names)
 
 
+def not_finite_in(dtype: str) -> InputError:
+    """What to raise for an original that overflows in its own dtype, although it does not in float64."""
+    return InputError(
+        f"the original's own outputs are not finite in {dtype} on random inputs, so nothing can be compared; they are "
+        "in float64"
+    )
+
+
 def check_emitted(
     original: Program, emitted: Program, rounds: Sequence[Round], evidence: NetworkEvidence, dtype: torch.dtype | None
 ) -> NetworkEvidence:
@@ -291,10 +313,7 @@ def check_emitted(
     if worst is None:
         return replace(evidence, dtype=name)
     if not all(math.isfinite(o.old_rms) for o in outputs):
-        raise InputError(
-            f"the original's own outputs are not finite in {name} on random inputs, so nothing can be compared; they "
-            "are in float64"
-        )
+        raise not_finite_in(name)
     if not all(o.fair(floor) for o in outputs):
         outputs = spread_further(original, emitted, rounds, dtype, outputs)
         bad = next((o for o in outputs if not o.fair_against_spread(floor)), None)

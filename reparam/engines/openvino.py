@@ -7,6 +7,7 @@ precision the kernels of the layers really compute.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import tempfile
@@ -71,12 +72,24 @@ def build_openvino(program: Program, path: Path, options: BuildOptions, tell: Te
     return Built(facts, (weights_of(path),), (facts["warning"],))
 
 
+@functools.cache
+def _core() -> Any:
+    """The one core of this process.
+
+    Each core gives the thread a stack for signals and takes it back at its end. Where two overlap, the thread is left
+    with a stack that is gone, and the next Ctrl-C ends the process with a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def convert_onnx(source: Path, path: Path) -> None:
     """Writes the ONNX model in `source` as one of OpenVINO. Raises InputError for what OpenVINO lacks."""
     import openvino
 
     try:
-        model = openvino.Core().read_model(source)
+        model = _core().read_model(source)
     except (RuntimeError, UnicodeDecodeError) as error:
         raise _not_taken(error, source) from error
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -121,14 +134,14 @@ def stamp_openvino(path: Path, facts: Mapping[str, Any]) -> None:
 def _read(path: Path) -> Any:
     """The model, its weights read and not mapped: the file may be written again."""
     try:
-        import openvino
+        core = _core()
     except ImportError as error:
         raise MachineError("running OpenVINO models needs openvino; pip install 'reparam[openvino]'") from error
     weights = weights_of(path)
     if not weights.is_file():
         raise InputError(f"{path} has its weights in {weights.name}, which is not beside it; copy both files")
     try:
-        return openvino.Core().read_model(path, weights, {"ENABLE_MMAP": False})
+        return core.read_model(path, weights, {"ENABLE_MMAP": False})
     except (RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged or no model of OpenVINO {version()}: {reason(error)}") from error
 
@@ -141,12 +154,9 @@ class OpenVinoRunnable(Runnable):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model = _read(path)
-        import openvino
-
-        core = openvino.Core()
         narrow = _weight_types(self.model)
         self.precision = next((_TYPES[t] for t in ("i8", *_NARROW) if t in narrow), "float32")
-        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._hint = next((t for t, name in _NARROW.items() if t in narrow and name in able), "f32")
         self._compiled = self._compile(self.model)
         self.runtime = f"openvino {version()} (CPU, computed in {self._computed_in()})"
@@ -154,11 +164,9 @@ class OpenVinoRunnable(Runnable):
         self.outputs = tuple(self._port(v) for v in self.model.outputs)
 
     def _compile(self, model: Any) -> Any:
-        import openvino
-
         how = {"INFERENCE_PRECISION_HINT": self._hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         try:
-            return openvino.Core().compile_model(model, "CPU", how)
+            return _core().compile_model(model, "CPU", how)
         except (RuntimeError, UnicodeDecodeError) as error:
             raise MachineError(f"OpenVINO cannot run {self.path.name} on this machine: {reason(error)}") from error
 

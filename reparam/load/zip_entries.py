@@ -30,7 +30,6 @@ ZIP_ERRORS = (  # what zipfile raises for archives that are not whole
     EOFError,
     OSError,
     ValueError,
-    NotImplementedError,
     RuntimeError,
 )
 _HEADER = struct.Struct("<4s5H3I2H")  # of an entry, before its name

@@ -16,22 +16,10 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import CaptureError, InputError
+from support.helpers import Lambda
 
 IMAGE = torch.randn(1, 3, 8, 8)
 ROW = torch.randn(2, 4)
-
-
-class Calls(nn.Module):
-    """Runs a function of the module and its inputs."""
-
-    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.function(self, *inputs)
 
 
 class NoInputs(nn.Module):
@@ -85,8 +73,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[Any, ...], str]] = {
     ),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), (IMAGE,), r"\(LazyConv2d\) has no 'weight' before it has run"),
     "without values": (lambda: conv().to("meta"), (IMAGE,), "has no values for 'weight', only its shape"),
-    "nothing returned": (lambda: Calls(lambda net, x: None), (IMAGE,), "returns no tensors"),
-    "a text returned": (lambda: Calls(lambda net, x: "a"), (IMAGE,), "returns no tensors"),
+    "nothing returned": (lambda: Lambda(lambda net, x: None), (IMAGE,), "returns no tensors"),
+    "a text returned": (lambda: Lambda(lambda net, x: "a"), (IMAGE,), "returns no tensors"),
     "no example": (lambda: nn.Sequential(conv()), (), "cannot be called with 0 example inputs"),
     "too many": (lambda: nn.Sequential(conv()), (IMAGE, IMAGE), "cannot be called with 2 example inputs"),
     "a keyword": (lambda: Keyword(4, 4), (ROW,), "give 'scale' a default, since inputs are given by position"),
@@ -95,7 +83,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[Any, ...], str]] = {
     "no samples": (lambda: nn.Sequential(conv()), (IMAGE[:0],), "has no samples: its shape is 0x3x8x8"),
     "another dtype": (lambda: nn.Sequential(conv()), (IMAGE.long(),), r"\(int64 1x3x8x8\)"),
     "a sparse input": (lambda: nn.Linear(4, 4), (ROW.to_sparse(),), "an example input is a sparse tensor"),
-    "endless": (lambda: Calls(lambda net, x: net(x)), (IMAGE,), "maximum recursion depth"),
+    "endless": (lambda: Lambda(lambda net, x: net(x)), (IMAGE,), "maximum recursion depth"),
 }  # fmt: skip
 
 
@@ -139,7 +127,7 @@ ODD: dict[str, Callable[[], Tensor]] = {
 @settings(max_examples=30, deadline=None)
 def test_a_tensor_of_an_odd_kind_is_named_wherever_it_lies(kind: str, depth: int, used: bool, kept: bool) -> None:
     """kept: whether it is a part of the state."""
-    inner: nn.Module = Calls(lambda net, x: x + net.odd.sum() if used else x * 2)
+    inner: nn.Module = Lambda(lambda net, x: x + net.odd.sum() if used else x * 2)
     inner.register_buffer("odd", ODD[kind](), persistent=kept)
     path = "odd"
     for _ in range(depth):
@@ -151,13 +139,13 @@ def test_a_tensor_of_an_odd_kind_is_named_wherever_it_lies(kind: str, depth: int
 @given(dtype=st.sampled_from([torch.uint8, torch.int16, torch.int64, torch.bool, torch.complex64, torch.float64]))
 @settings(max_examples=10, deadline=None)
 def test_tensors_that_networks_do_hold_are_taken(dtype: torch.dtype) -> None:
-    net = Calls(lambda net, x: net.layer(x), layer=nn.Linear(4, 4))
+    net = Lambda(lambda net, x: net.layer(x), layer=nn.Linear(4, 4))
     net.register_buffer("table", torch.ones(3).to(dtype))
     assert reparam.convert(net, ROW).report.equivalent
 
 
 def test_parts_that_cannot_be_copied_are_no_reason_to_refuse() -> None:
-    net = Calls(lambda net, x: net.layer(x) * net.factor, layer=nn.Linear(4, 4), lock=threading.Lock())
+    net = Lambda(lambda net, x: net.layer(x) * net.factor, layer=nn.Linear(4, 4), lock=threading.Lock())
     net.factor = torch.ones(1, requires_grad=True) * 2
     net.names = (n for n in "abc")
     assert reparam.convert(net, ROW).report.equivalent
@@ -168,7 +156,7 @@ def test_an_error_of_the_model_is_told_with_its_line() -> None:
         raise ValueError("of the author")
 
     with pytest.raises(CaptureError, match=r"does not run on .*test_model_check\.py:\d+ `raise .*: of the author"):
-        reparam.convert(Calls(fails), ROW)
+        reparam.convert(Lambda(fails), ROW)
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
@@ -211,7 +199,7 @@ def test_options_of_no_meaning_are_named(options: dict[str, Any], message: str, 
 @given(key=st.text(max_size=12) | st.sampled_from(["", "a\0b", "\ud800", "a\nb", "it's", "\x1b[31m", "x" * 1001]))
 @settings(max_examples=40, deadline=None)
 def test_a_key_that_no_file_could_name_an_output_by_is_refused(key: str) -> None:
-    net = Calls(lambda net, x: {"first": x * 2, "more": [{key: net.layer(x)}]}, layer=nn.Linear(4, 4))
+    net = Lambda(lambda net, x: {"first": x * 2, "more": [{key: net.layer(x)}]}, layer=nn.Linear(4, 4))
     if key and key.isprintable() and not set("\"'`\\") & set(key) and len(key) <= 1000:
         assert reparam.explain(net, ROW).plain is False
         return
@@ -221,7 +209,7 @@ def test_a_key_that_no_file_could_name_an_output_by_is_refused(key: str) -> None
 
 
 def test_the_keys_of_inputs_are_names_too() -> None:
-    net = Calls(lambda net, x: net.layer(next(iter(x.values()))), layer=nn.Linear(4, 4))
+    net = Lambda(lambda net, x: net.layer(next(iter(x.values()))), layer=nn.Linear(4, 4))
     with pytest.raises(CaptureError, match="takes a mapping with the key '', which is empty"):
         reparam.explain(net, {"": ROW})
     assert reparam.explain(net, {"é x": ROW}).before.nodes

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,3 +216,29 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MachineError, match=r"needs openvino, which is missing; pip install 'reparam\[openvino\]'"):
         find_format("openvino").require()
     assert not find_format("openvino").probe().can_run
+
+
+PRESSED = """
+import gc, pathlib, signal, sys, torch
+from reparam.compare import open_engine
+path = pathlib.Path(sys.argv[1])
+first, second = open_engine(path), open_engine(path)
+for engine in (first, second):
+    engine.run([torch.rand(2, 3, 16, 16)])
+del engine, first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_is_an_interruption_after_two_models_whose_lives_overlapped(exported: Exported) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRESSED, exported.path], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr
