@@ -219,6 +219,19 @@ def test_functions_and_inner_graphs_are_looked_into(tmp_path: Path) -> None:
     refused(write(tmp_path / "c.onnx", asks), "would become")
 
 
+def test_a_choice_by_a_constant_is_no_constant_where_the_graphs_chosen_from_are_none(tmp_path: Path) -> None:
+    one = helper.make_graph([relu("p", "x", "r")], "then", [], [helper.make_tensor_value_info("r", FLOAT, ["n"])])
+    other = helper.make_graph([relu("p", "x", "c")], "else", [], [helper.make_tensor_value_info("c", FLOAT, ["n"])])
+    choice = helper.make_node("If", ["q"], ["y"], then_branch=one, else_branch=other)
+    path = write(tmp_path / "a.onnx", [choice], [numpy_helper.from_array(np.array(True), "q")])
+    model = onnx.load(str(path))
+    for info in (model.graph.input[0], model.graph.output[0]):
+        info.type.CopyFrom(helper.make_tensor_type_proto(FLOAT, ["n"]))
+    path.write_bytes(model.SerializeToString())
+    engine = open_engine(path)
+    assert engine is not None and engine.run([torch.tensor([-1.0, 2.0])])[0].tolist() == [0.0, 2.0]
+
+
 def test_shapes_of_what_is_given_are_constants(tmp_path: Path) -> None:
     path = write(tmp_path / "a.onnx", [helper.make_node("Shape", ["x"], ["s"]), *relu_of_fill()])
     assert open_engine(path) is not None

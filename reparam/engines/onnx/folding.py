@@ -24,7 +24,7 @@ _GROWS = frozenset(
     {"ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Upsample", "Pad", "OneHot", "RandomNormal", "NonZero"}
     | {"RandomUniform", "EyeLike", "Unique", "Compress", "CenterCropPad", "Col2Im", "BlackmanWindow", "HannWindow"}
     | {"HammingWindow", "MelWeightMatrix", "ImageDecoder", "DFT", "STFT", "MaxUnpool", "Concat", "Gather", "GatherND"}
-    | {"ConcatFromSequence", "GatherElements", "Einsum", "MatMul", "If"}
+    | {"ConcatFromSequence", "GatherElements", "Einsum", "MatMul"}
 )
 _SAME_SIZE = frozenset({"QuantizeLinear", "DequantizeLinear"})  # of those that onnx has no schema of
 _COMPUTED = frozenset(
@@ -154,8 +154,11 @@ class _Walk:
         self.constants.add(node.output[0])
 
     def _is_constant(self, node: onnx.NodeProto) -> bool:
-        inner = any(a.HasField("g") or a.graphs for a in node.attribute)
-        return (not inner or node.op_type == "If") and self.constants.issuperset(i for i in node.input if i)
+        """Whether a node reads constants alone; a choice between graphs is one of the results that these have."""
+        inner = [g for a in node.attribute for g in (*([a.g] if a.HasField("g") else []), *a.graphs)]
+        results = [value.name for graph in inner for value in graph.output]
+        known = self.constants.issuperset(i for i in (*node.input, *results) if i)
+        return known and (not inner or node.op_type == "If")
 
     def _is_shape(self, node: onnx.NodeProto) -> bool:
         """Notes the shape of a value where it is known, since it is a constant then; whether it was."""
