@@ -24,7 +24,7 @@ from reparam.check import (
     not_finite_in,
 )
 from reparam.emit import finalize, save_pt2, to_module
-from reparam.ir import Program, census, describe_jumps, evaluate, is_chain, jumps, text_of, typed
+from reparam.ir import Program, census, describe_jumps, evaluate, is_chain, jumps, text_of, typed, unlift
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
 from reparam.utils import as_path, check_callable, check_seed, checked_call, dtype_name
@@ -209,7 +209,7 @@ class _Run:
     ) -> Conversion:
         """Rewrites and checks. Rewrites that lose digits are left out, one by one and named, before all is refused."""
         original = captured.program
-        judge = Judge(model.module() if isinstance(model, torch.export.ExportedProgram) else model, original)
+        judge = Judge(unlift(model) if isinstance(model, torch.export.ExportedProgram) else model, original)
         emitted_dtype = dtype if dtype != original.dtype else None
         left: dict[tuple[str, str], str] = {}
         while True:

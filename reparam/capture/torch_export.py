@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,8 @@ from .steps import Captured, from_exported
 def evaluation_mode(module: nn.Module) -> Iterator[bool]:
     """Puts the module into evaluation mode and restores every submodule's own mode. Yields whether it changed."""
     modes = [(m, m.training) for m in module.modules()]
-    module.eval()
+    with suppress(NotImplementedError):  # what torch says of a module of an exported program, which has one mode alone
+        module.eval()
     try:
         yield any(mode for _, mode in modes)
     finally:

@@ -161,7 +161,7 @@ def test_parameters_of_a_program(names: list[str], tmp_path: Path) -> None:
     row = json.loads(program.entries[model])
     row["graph_module"]["module_call_graph"][0]["signature"]["forward_arg_names"] = names
     program.entries[model] = json.dumps(row).encode()
-    with pytest.raises(InputError, match="forward_arg_names|are not the parameters"):
+    with pytest.raises(InputError, match=r"forward_arg_names|are not the parameters"):
         load_model(program.write(tmp_path, None, ""))
 
 
