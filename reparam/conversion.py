@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reparam.capture import Captured, capture, from_exported
+from reparam.capture import Captured, batch_of, capture, from_exported, read_axes
 from reparam.check import (
     Judge,
     LostDigitsError,
@@ -116,10 +116,12 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     try:
         return run.convert(model, captured, dtype)
     except PathError as error:
-        if isinstance(model, torch.export.ExportedProgram) or "batch" not in error.axes or set(dynamic) != {"batch"}:
+        if isinstance(model, torch.export.ExportedProgram) or error.axes != ("batch",):
             raise
-        note = f"the batch is fixed at that of the example: {error}"
-        captured = run.take_in(model, example_inputs, (), input_ranges, note)
+        size, others = batch_of(example_inputs), tuple(a for a in read_axes(dynamic) if a != "batch")
+        note = f"the batch is fixed at {size}, that of the example: {error.what}"
+        captured = run.take_in(model, example_inputs, others, input_ranges, note)
+        captured = replace(captured, program=replace(captured.program, samples=size))
         return run.convert(model, captured, dtype)
 
 

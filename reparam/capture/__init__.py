@@ -3,11 +3,13 @@ is refused with the line of the model.
 """
 
 from .steps import Captured, from_exported
-from .torch_export import capture, evaluation_mode
+from .torch_export import batch_of, capture, evaluation_mode, read_axes
 
 __all__ = [
     "Captured",
+    "batch_of",
     "capture",
     "evaluation_mode",
     "from_exported",
+    "read_axes",
 ]

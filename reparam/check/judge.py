@@ -26,9 +26,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.errors import CaptureError, EndedError, InputError, MachineError, ReparamError
+from reparam.errors import CaptureError, EndedError, InputError
 from reparam.ir import Feed, Program, default_dtype, evaluate, typed
-from reparam.utils import first_line, foreign_code, is_out_of_memory
+from reparam.utils import foreign_code
 
 from .values import largest_difference
 
@@ -132,13 +132,6 @@ class Judge:
             return list(values), {}
         args, kwargs = pytree.tree_unflatten(list(values), spec)
         return args, kwargs
-
-
-def does_not_run(name: str, error: Exception) -> ReparamError:
-    """What to raise where a model does not run at the very size that it was traced at."""
-    if is_out_of_memory(error):
-        return MachineError(f"not enough memory to run {name} ({first_line(error)})")
-    return CaptureError(f"{name} does not run on random inputs of the traced size: {first_line(error)}")
 
 
 def _random_state() -> tuple[Any, ...]:
