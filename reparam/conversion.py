@@ -21,6 +21,7 @@ from reparam.check import (
     Round,
     check_emitted,
     check_float64,
+    check_runs,
     not_finite_in,
 )
 from reparam.emit import finalize, save_pt2, to_module
@@ -29,7 +30,7 @@ from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
 from reparam.utils import as_path, check_callable, check_seed, checked_call, dtype_name
 
-from .errors import InputError, NotEquivalentError
+from .errors import InputError, NotEquivalentError, ReparamError
 from .options import DEFAULTS, PlainOptions
 from .report import Remark, Report
 
@@ -155,6 +156,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
     program, notes = captured.program, _notes(captured)
+    check_runs(program, seed)
     before, text = census(program), text_of(program) if graphs else ""
     outcome = run.rewrite(program)
     return Report(
@@ -216,7 +218,13 @@ class _Run:
         left: dict[tuple[str, str], str] = {}
         while True:
             final = original.copy()
-            outcome = self.rewrite(final, left=left)
+            try:
+                outcome = self.rewrite(final, left=left)
+            except ReparamError:
+                raise
+            except Exception:  # of the checks of rewrites, where the network itself does not run
+                check_runs(original, self.seed)
+                raise
             evidence, rounds = self.verify(original, final, judge)
             with self.timed("emit"):
                 emitted = _emit(original, final, rounds, dtype)

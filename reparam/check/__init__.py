@@ -4,7 +4,16 @@ Everything is compared in float64 against a bound that comes from the arithmetic
 
 from .exactness import LostDigitsError
 from .judge import Judge
-from .network_check import NetworkEvidence, PathError, Round, check_emitted, check_float64, depth_limit, not_finite_in
+from .network_check import (
+    NetworkEvidence,
+    PathError,
+    Round,
+    check_emitted,
+    check_float64,
+    check_runs,
+    depth_limit,
+    not_finite_in,
+)
 from .output_error import ErrorSums, OutputError
 from .region import Region, find_region
 from .rewrite_check import Evidence, check_region
@@ -22,6 +31,7 @@ __all__ = [
     "check_emitted",
     "check_float64",
     "check_region",
+    "check_runs",
     "depth_limit",
     "find_region",
     "not_finite_in",

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.errors import CaptureError, EndedError, InputError
+from reparam.errors import CaptureError, EndedError, MachineError
 from reparam.ir import Feed, Program, default_dtype, evaluate, typed
 from reparam.utils import foreign_code
 
@@ -39,17 +39,6 @@ _WIDE = {
     torch.complex32: torch.complex128,
     torch.complex64: torch.complex128,
 }
-_FAILS = (
-    InputError,
-    RuntimeError,
-    ValueError,
-    IndexError,
-    TypeError,
-    AssertionError,
-    KeyError,
-    AttributeError,
-)
-
 AGAIN = 10  # runs that a model which draws random numbers has to agree with itself in
 SAME = 1e-9
 
@@ -74,18 +63,18 @@ class Judge:
         """`truth`; None for inputs that the model does not take."""
         try:
             return self.truth(values)
-        except (EndedError, _DrawsError):
+        except (EndedError, _DrawsError, MachineError):
             raise
-        except _FAILS:
+        except Exception:  # of any kind: it is the model's own
             return None
 
     def own_where_it_runs(self, values: Feed) -> list[Any] | None:
         """The model's flat outputs in its own dtypes; None for inputs that it does not take."""
         try:
             return self._run(typed(self._program, values))
-        except (EndedError, _DrawsError):
+        except (EndedError, _DrawsError, MachineError):
             raise
-        except _FAILS:
+        except Exception:  # of any kind: it is the model's own
             return None
 
     def in_own_dtypes(self, values: Feed, truth: list[Any]) -> list[Any] | None:

@@ -139,6 +139,27 @@ def check_float64(
     return NetworkEvidence(float64_max_rel=check.largest, trials=trials, seed=seed, shapes=shapes), check.rounds
 
 
+def check_runs(program: Program, seed: int = 0) -> None:
+    """Raises CaptureError for a program that runs neither in its own dtypes nor in float64 at its traced size.
+
+    What traces a network computes shapes alone, and takes kernels without elements and the like.
+    """
+    values = feed(program, program.traced_sizes, torch.Generator().manual_seed(seed))
+    try:
+        evaluate(program, typed(program, values), None)
+    except ReparamError:
+        raise
+    except Exception:
+        try:
+            evaluate(program, values)
+        except Exception as error:  # whose words are plainer than those of kernels for one dtype
+            raise _does_not_run(error) from error
+
+
+def _does_not_run(error: Exception) -> CaptureError:
+    return CaptureError(f"the model does not run on random inputs of the traced size: {first_line(error)}")
+
+
 class _Check:
     """The comparison of two programs under way."""
 
@@ -193,8 +214,7 @@ class _Check:
             if plan.sizes:
                 what = f"the model does not run on inputs of shape {_shape_of(values)}: {first_line(error)}"
                 raise self._path_error(what, plan.sizes) from error
-            text = f"the model does not run on random inputs of the traced size: {first_line(error)}"
-            raise CaptureError(text) from error
+            raise _does_not_run(error) from error
 
     def _try(self, plan: Plan, small: int | None) -> _Try:
         values = feed(self.original, plan.sizes, self.generator, small)
@@ -265,6 +285,8 @@ class _Check:
 
     def _other_path(self, plan: Plan, found: _Try, captured: list[Any] | None) -> PathError:
         """Where the captured original is not the model either, no rewrite is to blame."""
+        if captured is None:
+            self._refuse_float64(found.values)
         shape = _shape_of(found.values)
         how = "does not run" if captured is None else "computes something else"
         return self._path_error(
@@ -272,6 +294,20 @@ class _Check:
             f"graph {how} there",
             plan.sizes,
         )
+
+    def _refuse_float64(self, values: Feed) -> None:
+        """Raises CaptureError where the captured graph runs in its own dtypes and not in float64."""
+        try:
+            evaluate(self.original, values)
+        except ReparamError:
+            raise
+        except Exception as error:
+            try:
+                evaluate(self.original, typed(self.original, values), None)
+            except Exception:  # it runs in no dtype
+                return
+            reason = first_line(error)
+            raise CaptureError(f"the network does not run in float64, in which it is checked: {reason}") from error
 
     def _other_calls(self, one: Plan, other: Plan) -> PathError:
         changed = {s: n for s, n in other.sizes.items() if one.sizes.get(s) != n}
