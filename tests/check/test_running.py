@@ -59,9 +59,9 @@ def _(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_operator_that_is_not_there_in_float64_is_told_of_the_run_in_float64(dtype: torch.dtype) -> None:
     net, x = on_maps(lambda y, x: narrow_double(y)).to(dtype), image().to(dtype)
-    with pytest.raises(CaptureError, match="does not run in float64, in which it is checked: .*'Double'"):
+    with pytest.raises(CaptureError, match=r"does not run in float64, in which it is checked: .*'Double'"):
         reparam.convert(net, x)
-    with pytest.raises(InputError, match="do not run in float64, in which they are compared: .*'Double'"):
+    with pytest.raises(InputError, match=r"do not run in float64, in which they are compared: .*'Double'"):
         reparam.verify(net, net, x)
     assert reparam.explain(net, x).before.convs == 1
 
