@@ -2,6 +2,7 @@
 is refused with the line of the model.
 """
 
+from .fresh import fresh_copy, outside_kept
 from .steps import Captured, from_exported
 from .torch_export import batch_of, capture, evaluation_mode, read_axes
 
@@ -10,6 +11,8 @@ __all__ = [
     "batch_of",
     "capture",
     "evaluation_mode",
+    "fresh_copy",
     "from_exported",
+    "outside_kept",
     "read_axes",
 ]

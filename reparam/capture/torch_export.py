@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
+from torch.export import _trace
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -21,6 +22,7 @@ from reparam.errors import CaptureError, EndedError, InputError, MachineError
 from reparam.utils import AXES, describe_type, foreign_code, memory_told
 
 from .explain import explain
+from .fresh import fresh_copy, outside_kept
 from .guards import equal_axis, free_axes, size_guards
 from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
@@ -54,7 +56,8 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     with foreign_code(f"capturing {type(module).__name__}"):
         check_model(module, example_inputs)
         try:
-            return _capture(module, example_inputs, axes)
+            with outside_kept(module):
+                return _capture(fresh_copy(module), example_inputs, axes)
         except EndedError:
             raise
         except CaptureError:
@@ -199,7 +202,7 @@ def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch
     doing = f"capturing {type(module).__name__}"
     for _ in range(8):
         try:
-            with warnings.catch_warnings(), torch.no_grad(), _ConstantsStayReal(), memory_told(doing):
+            with _silent(), warnings.catch_warnings(), torch.no_grad(), _ConstantsStayReal(), memory_told(doing):
                 warnings.simplefilter("ignore")
                 return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except MachineError:
@@ -208,6 +211,16 @@ def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch
             if not _register_output_type(module, args, error):
                 raise CaptureError(explain(module, error, lambda: module(*_copies(args)))) from error
     raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """torch prints the graph of a model that it gives up."""
+    _trace.print = lambda *words, **options: None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del _trace.print  # type: ignore[attr-defined]
 
 
 # What is asked of a small constant tensor to get at its numbers.

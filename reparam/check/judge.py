@@ -14,7 +14,6 @@ is then neither seen by the caller nor by the next run.
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reparam.capture import fresh_copy, outside_kept
 from reparam.errors import CaptureError, EndedError, MachineError
 from reparam.ir import Feed, Program, default_dtype, evaluate, typed
 from reparam.utils import foreign_code
@@ -110,7 +110,8 @@ class Judge:
             module = fresh_copy(self._module).eval()
         args, kwargs = self._arguments(values)
         calls: list[str] = []
-        with torch.no_grad(), foreign_code(f"running {type(self._module).__name__}"), _Calls(calls):
+        doing = f"running {type(self._module).__name__}"
+        with torch.no_grad(), outside_kept(module), foreign_code(doing), _Calls(calls):
             outputs = list(pytree.tree_leaves(module(*args, **kwargs)))
         self.path = tuple(calls)
         return outputs
@@ -128,30 +129,6 @@ def _random_state() -> tuple[Any, ...]:
     numpy = sys.modules.get("numpy.random")
     state = numpy.get_state() if numpy is not None else ()
     return random.getstate(), *(v.tobytes() if hasattr(v, "tobytes") else v for v in state)
-
-
-def fresh_copy(module: nn.Module) -> nn.Module:
-    """A copy of the module's structure and of all that it remembers, which shares its weights.
-
-    What cannot be copied (a lock, an open file, a tensor with a history) is shared as well.
-    """
-    shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    try:
-        return copy.deepcopy(module, dict(shared))
-    except Exception:
-        for part in module.modules():
-            shared |= {id(v): v for v in vars(part).values() if not _can_be_copied(v)}
-        return copy.deepcopy(module, shared)
-
-
-def _can_be_copied(value: Any) -> bool:
-    if isinstance(value, dict) and any(isinstance(v, nn.Module) for v in value.values()):
-        return True  # the parts of a module, which are looked at themselves
-    try:
-        copy.deepcopy(value)
-    except Exception:
-        return False
-    return True
 
 
 class _Calls(TorchFunctionMode):
