@@ -81,9 +81,8 @@ def _steps(names: Mapping[str, Any], owner: Any, roots: set[str]) -> Iterator[Ca
             yield from _contents(value, _DEEPEST)
         elif type(value) in _VALUES or isinstance(value, Tensor):
             yield functools.partial(_bind, owner, name, value)
-        elif isinstance(value, type) and owner is not value and value.__module__.partition(".")[0] in roots:
-            if not isinstance(owner, type):
-                yield from _steps(vars(value), value, roots)
+        elif isinstance(value, type) and not isinstance(owner, type) and value.__module__.partition(".")[0] in roots:
+            yield from _steps(vars(value), value, roots)
 
 
 def _clear(cached: Any, misses: int) -> None:
