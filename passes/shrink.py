@@ -1,0 +1,70 @@
+"""y = W x keeps the rows that are read and the columns that vary: channels that are zero, constant, equal or unread go.
+
+Turns channels that are zero, constant, equal to others or read by nobody (masked, or trained to be sparse) into
+narrower layers.
+
+Fires once for the whole network, where a layer loses rows or columns: in networks that were masked or made sparse
+channel by channel. A zero row gives its bias; what maps constants to constants keeps them; a constant that a layer
+reads becomes its bias, W x + b = W_v x_v + (W_k k + b), and before a border of zeros all constants become one channel;
+equal channels become one, W_c x + W_d x = (W_c + W_d) x. Then every value keeps the channels that its readers need.
+Where a sum meets unequal sets, it adds what both sides have and passes on the rest. Values keep sets of their own at
+every depth of a residual network, ordered such that picking from them is a slice where it can be. Convolutions
+(grouped, depthwise, transposed), linear layers, concatenations, splits, gates and the heads of attention are narrowed.
+
+Says nothing where every layer needs all that it has.
+
+Source: dead code elimination and value numbering, for each channel by itself; the order of channels by their life is
+that of Shah et al., UPSCALE: Unconstrained Channel Pruning, 2023.
+
+    relu(conv[64](x)), 40 rows of zeros -> conv[64 -> 8]      becomes      relu(conv[24](x)) -> conv[24 -> 8]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from reparam.channels import ChannelPlan, plan_channels, rebuild
+from reparam.ir import WEIGHTED, Program, is_call
+from reparam.rewrite import ANY, Match, Pattern, Rewrite
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Removes the channels that the function does not need."""
+
+    name: ClassVar[str] = "shrink"
+    pattern: ClassVar[Pattern] = ANY
+
+    def check(self, program: Program, match: Match) -> ChannelPlan | None:
+        """What every value keeps, asked once, at the first call; None unless a layer gets smaller."""
+        if match.root is not next(program.calls()):
+            return None
+        plan = plan_channels(program)
+        return plan if any(is_call(n, WEIGHTED) for n in plan.narrowed) else None
+
+    def rewrite(self, program: Program, plan: ChannelPlan) -> Rewrite:
+        """The network on the channels that are kept."""
+        layers = {n: counts for n, counts in plan.narrowed.items() if is_call(n, WEIGHTED)}
+        told = {n: _told(plan, n, *counts) for n, counts in layers.items()}
+        replaced, claims = rebuild(plan)
+        before, after = (sum(c[i] for c in layers.values()) for i in (0, 1))
+        message = f"removed {before - after} of {before} channels of {len(layers)} layers"
+        return Rewrite(replaced, message, layers=told, claims=claims)
+
+
+def _told(plan: ChannelPlan, node: fx.Node, before: int, after: int) -> str:
+    """What became of one layer's channels, and why they could go."""
+    facts = plan.known.facts[node]
+    constant, varying = int(facts.known.sum()), int((~facts.known).sum())
+    same = varying - len(facts.first[~facts.known].unique())
+    why = [f"{n} {what}" for n, what in ((constant, "constant"), (same, "the same as others")) if n]
+    rest = before - after - constant - same
+    why += [f"{rest} read by nobody"] if rest > 0 else []
+    return f"{before} channels became {after} ({', '.join(why) or 'the others are read by nobody'})"
+
+
+PASS = Shrink
+PHASE = "shrink"
