@@ -7,10 +7,11 @@ Fires once for the whole network, where a layer loses rows or columns: in networ
 channel by channel. A zero row gives its bias; what maps constants to constants keeps them; a constant that a layer
 reads becomes its bias, W x + b = W_v x_v + (W_k k + b), and before a border of zeros all constants become one channel;
 equal channels become one, W_c x + W_d x = (W_c + W_d) x. Then every value keeps the channels that its readers need.
-Where a sum meets unequal sets, it adds what both sides have and passes on the rest. Values keep sets of their own at
-every depth of a residual network, ordered such that picking from them is a slice where it can be. Convolutions
-(grouped, depthwise, transposed), linear layers, concatenations, splits, gates and the heads of attention are narrowed;
-groups keep the same number of channels each, and so do heads, and queries, keys and values that one layer makes.
+Where a sum meets unequal sets, and that is cheaper, it adds what both sides have and passes on the rest. Values keep
+sets of their own at every depth of a residual network, ordered such that picking from them is a slice where it can be.
+Convolutions (grouped, depthwise, transposed), linear layers, concatenations, splits, gates and the heads of attention
+are narrowed; groups keep the same number of channels each, and so do heads, and queries, keys and values that one layer
+makes.
 
 Refuses where all channels are read together (a layer norm, an operator without facts, an output), at the layer whose
 constant channels have to stay. Says nothing where every layer needs all that it has.
@@ -28,7 +29,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from reparam.channels import ChannelPlan, plan_channels, rebuild
+from reparam.channels import PAYS, ChannelPlan, plan_channels, rebuild
 from reparam.ir import WEIGHTED, Program, Refusal, is_call, op_name, place_of
 from reparam.rewrite import ANY, Match, Pattern, Rewrite
 
@@ -37,8 +38,12 @@ _TOGETHER = frozenset({"layer_norm", "group_norm"})
 
 @dataclass(frozen=True)
 class Shrink:
-    """Removes the channels that the function does not need."""
+    """Removes the channels that the function does not need.
 
+    pays: multiply-accumulates that have to be spared for each element of a sum, so that it is made in parts.
+    """
+
+    pays: float = PAYS
     name: ClassVar[str] = "shrink"
     pattern: ClassVar[Pattern] = ANY
 
@@ -46,7 +51,7 @@ class Shrink:
         """What every value keeps, asked once, at the first call; a plan only if a layer gets smaller."""
         if match.root is not next(program.calls()):
             return None
-        plan = plan_channels(program)
+        plan = plan_channels(program, self.pays)
         if any(is_call(n, WEIGHTED) for n in plan.narrowed):
             return plan
         return next((Refusal(reason, node) for node, reason in _stays(plan).items()), None)

@@ -32,10 +32,10 @@ def zero(layer: nn.Module, rows: Any = (), columns: Any = (), *, bias: bool = Fa
             layer.bias[list(rows)] = 0
 
 
-def shrunk(model: nn.Module, *inputs: Tensor) -> Fused:
+def shrunk(model: nn.Module, *inputs: Tensor, pays: float = 0) -> Fused:
     """Only the rule itself; the result agrees with the module at the traced batch and at another."""
     model = model.double().eval()
-    done = run_rules(program_of(model, *inputs), Shrink())
+    done = run_rules(program_of(model, *inputs), Shrink(pays))
     assert done.outcome.rejected == 0
     for batch in (2, 3):
         assert module_rel(model, done.program, [torch.cat([x, x])[:batch] for x in inputs]) <= EXACT
@@ -171,6 +171,15 @@ def test_a_stream_has_channels_of_its_own_at_every_depth() -> None:
     done = shrunk(model, doubles(2, 3, 6, 6))
     assert widths(done.program) == [(8, 3), (6, 8), (3, 6), (6, 7), (2, 6), (4, 7)]
     assert "cat" in text_of(done.program)
+
+
+@pytest.mark.parametrize(("pays", "parts"), [(26, True), (28, False)])
+def test_a_sum_is_made_in_parts_where_that_pays(pays: float, parts: bool) -> None:
+    """Half of the rows of a layer with a fan-in of 54 are 27 multiply-accumulates for each element of the sum."""
+    torch.manual_seed(0)
+    done = shrunk(Residual([[0, 1, 2, 3]]), doubles(2, 3, 6, 6), pays=pays)
+    assert ("cat" in text_of(done.program)) == parts
+    assert widths(done.program) == ([(8, 3), (6, 8), (4, 6), (4, 8)] if parts else [(8, 3), (6, 8), (8, 6), (4, 8)])
 
 
 def test_a_sum_passes_constants_on() -> None:
