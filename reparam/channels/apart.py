@@ -75,7 +75,8 @@ def _kept_axes(node: fx.Node, facts: Channels) -> tuple[int, ...] | None:
     if is_call(node, _ALONG):
         return None if given["dim"] % ndim in facts.axes else facts.axes
     if is_call(node, PADS):
-        padded = {ndim - 1 - i for i in range(len(given["pad"]) // 2)}
+        pads = list(given["pad"])
+        padded = {ndim - 1 - i // 2 for i, p in enumerate(pads) if not isinstance(p, int) or p}
         return None if padded & set(facts.axes) else facts.axes
     return facts.axes if ndim >= 3 and max(facts.axes) <= 1 and 0 not in facts.axes else None
 

@@ -9,7 +9,7 @@ from torch import fx
 from reparam.ir import WEIGHTED, is_call, is_float, op_name
 
 from .apart import Apart, BatchNorm, GroupNorm, LayerNorm, is_apart
-from .attention import Attention, is_attention
+from .attention import Attention, Product, is_attention, is_product
 from .family import Family
 from .layers import Layers
 from .movement import Concatenation, Movement, is_concatenation, is_movement
@@ -31,6 +31,8 @@ def family_of(node: fx.Node) -> Family | None:
         return Layers()
     if is_attention(node):
         return Attention()
+    if is_product(node):
+        return Product()
     if is_concatenation(node):
         return Concatenation()
     if is_apart(node):

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from reparam.ir import WEIGHTED, Program, is_call
 
 from .families import family_of, family_that_knows
-from .family import Builder, Conflict, Known, Request
+from .family import PAYS, Builder, Conflict, Known, Request
 from .movement import is_concatenation
 from .pointwise import sum_parts
 from .rebuild import ChannelPlan, make, reads_size
@@ -25,9 +25,9 @@ from .value import unique
 _PATIENCE = 50
 
 
-def facts_of(program: Program) -> Known:
+def facts_of(program: Program, pays: float = PAYS) -> Known:
     """What is known of the channels of every value of a program."""
-    known = Known(program)
+    known = Known(program, pays)
     for node in program.calls():
         family = family_of(node)
         found = family.channels(known, node) if family is not None else None
@@ -52,9 +52,12 @@ class _Wishes:
         return unique(torch.cat([*self.ordered, rest]))
 
 
-def plan_channels(program: Program) -> ChannelPlan:
-    """The smallest sets of channels from which the whole network can be made, see above."""
-    known = facts_of(program)
+def plan_channels(program: Program, pays: float = PAYS) -> ChannelPlan:
+    """The smallest sets of channels from which the whole network can be made, see above.
+
+    pays: how many multiply-accumulates have to be spared for each element of a sum that is made in parts.
+    """
+    known = facts_of(program, pays)
     more: dict[fx.Node, Tensor] = {}
     rigid: set[fx.Node] = set()
     for _ in range(_PATIENCE):

@@ -23,6 +23,7 @@ from reparam.ir import (
     IDENTITIES,
     MULS,
     SUBS,
+    WEIGHTED,
     arguments,
     aten,
     is_call,
@@ -201,13 +202,23 @@ def sum_parts(known: Known, node: fx.Node, wanted: Tensor) -> tuple[Tensor, Tens
             return None
         fixed.append(other.known[source][wanted])
     left, right = fixed[1] & ~fixed[0], fixed[0] & ~fixed[1]
-    if int(left.sum()) < SPARED * len(wanted):
+    if not _pays(known, operands[1], int(left.sum()), len(wanted)):
         left = torch.zeros_like(left)
-    if int(right.sum()) < SPARED * len(wanted):
+    if not _pays(known, operands[0], int(right.sum()), len(wanted)):
         right = torch.zeros_like(right)
     if not bool((left | right).any()):
         return None
     return wanted[~left & ~right], wanted[left], wanted[right]
+
+
+def _pays(known: Known, operand: fx.Node, spared: int, count: int) -> bool:
+    """Whether a sum of `count` channels is worth making in parts, if an operand need not make `spared` of them."""
+    while is_pointwise(operand) and len(operand.all_input_nodes) == 1:
+        (operand,) = operand.all_input_nodes
+    weight = known.program.constant(arguments(operand).get("weight")) if is_call(operand, WEIGHTED) else None
+    if weight is None:
+        return spared >= SPARED * count
+    return spared > 0 and spared * weight.value[0].numel() >= known.pays * count
 
 
 def _side(

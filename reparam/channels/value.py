@@ -73,7 +73,8 @@ class Channels:
 
     def _rows(self, value: Tensor) -> Tensor:
         """(C, rest)"""
-        return value.permute(self._order(value.dim())).flatten(0, len(self.axes) - 1).flatten(1)
+        rows = value.permute(self._order(value.dim())).flatten(0, len(self.axes) - 1)
+        return rows.reshape(len(rows), -1)
 
     def _value(self, rows: Tensor, sizes: Sequence[int], like: Tensor) -> Tensor:
         """The inverse of `_rows`, with these sizes along the channels' axes."""

@@ -127,7 +127,7 @@ def _compare(
         raise RuleError(f"the new value of {slot.old.name} has shape {tuple(new.shape)}, not {tuple(here.shape)}")
     if not here.numel():
         return 0.0, 0.0, True
-    whole = scales[0][slot.old]
+    whole = scales[0][slot.old].broadcast_to(old.shape)  # some are the same along an axis
     gap, bound = torch.where(here == new, 0.0, (here - new).abs()), n_eps * (slot.cut(whole) + scales[1][slot.new])
     told = slot.impose(old)
     off = torch.where(told == old, 0.0, (told - old).abs())

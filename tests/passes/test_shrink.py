@@ -32,10 +32,10 @@ def zero(layer: nn.Module, rows: Any = (), columns: Any = (), *, bias: bool = Fa
             layer.bias[list(rows)] = 0
 
 
-def shrunk(model: nn.Module, *inputs: Tensor) -> Fused:
+def shrunk(model: nn.Module, *inputs: Tensor, pays: float = 0) -> Fused:
     """Only the rule itself; the result agrees with the module at the traced batch and at another."""
     model = model.double().eval()
-    done = run_rules(program_of(model, *inputs), Shrink())
+    done = run_rules(program_of(model, *inputs), Shrink(pays))
     assert done.outcome.rejected == 0
     for batch in (2, 3):
         assert module_rel(model, done.program, [torch.cat([x, x])[:batch] for x in inputs]) <= EXACT
@@ -173,6 +173,15 @@ def test_a_stream_has_channels_of_its_own_at_every_depth() -> None:
     assert "cat" in text_of(done.program)
 
 
+@pytest.mark.parametrize(("pays", "parts"), [(26, True), (28, False)])
+def test_a_sum_is_made_in_parts_where_that_pays(pays: float, parts: bool) -> None:
+    """Half of the rows of a layer with a fan-in of 54 are 27 multiply-accumulates for each element of the sum."""
+    torch.manual_seed(0)
+    done = shrunk(Residual([[0, 1, 2, 3]]), doubles(2, 3, 6, 6), pays=pays)
+    assert ("cat" in text_of(done.program)) == parts
+    assert widths(done.program) == ([(8, 3), (6, 8), (4, 6), (4, 8)] if parts else [(8, 3), (6, 8), (8, 6), (4, 8)])
+
+
 def test_a_sum_passes_constants_on() -> None:
     """Both sides have constants of their own that are not zero, before an activation."""
     torch.manual_seed(0)
@@ -236,6 +245,30 @@ def test_linear_layers_on_tokens() -> None:
     assert widths(done.program) == [(7, 6), (8, 7), (3, 8)]  # a layer norm reads all channels
 
 
+def test_what_is_read_together_stays_and_is_told() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 3))
+    zero(model[0], rows=[0, 2, 4])
+    done = shrunk(model, doubles(2, 5, 6))
+    (missed,) = done.outcome.remarks
+    assert (missed.kind, missed.module) == ("missed", "0")
+    assert missed.message == "3 of its channels are constant, and stay: '2' (layer_norm) reads all of them together"
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    zero(model[0], rows=[0, 2, 4])
+    zero(model[2], rows=[1, 3])
+    told = {r.module: r.message for r in shrunk(model, doubles(2, 6)).outcome.remarks if r.kind == "analysis"}
+    assert told == {
+        "0": "8 channels became 5 (3 constant)",
+        "2": "2 of its channels are constant, and stay: an output reads all of them together",
+    }
+
+
+def test_from_maps_to_vectors() -> None:
+    """A linear layer behind a flattened map loses the columns of whole channels."""
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 5))
+    zero(model[0], rows=[1, 4])
+    assert widths(shrunk(model, doubles(2, 3, 6, 6)).program) == [(4, 3), (5, 16)]
+
+
 def test_concatenated_and_split() -> None:
     torch.manual_seed(0)
     a, b, last, other = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(7, 2, 1), nn.Conv2d(3, 2, 1)
@@ -268,10 +301,11 @@ def test_squeeze_and_excite() -> None:
 
 
 class Attention(nn.Module):
-    """Two heads of four dimensions, one packed layer or three."""
+    """Two heads of four dimensions, one packed layer or three, in one call or spelled out."""
 
-    def __init__(self, packed: bool) -> None:
+    def __init__(self, packed: bool, spelled: bool = False) -> None:
         super().__init__()
+        self.spelled = spelled
         self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
         self.qkv, self.packed = nn.Linear(8, 24), packed
 
@@ -281,27 +315,32 @@ class Attention(nn.Module):
             q, k, v = self.qkv(x).reshape(n, t, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
         else:
             q, k, v = (layer(x).reshape(n, t, 2, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v)
+        if self.spelled:
+            y = torch.softmax(q * 0.5 @ k.transpose(-2, -1), -1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
         return self.out(y.transpose(1, 2).reshape(n, t, 8))
 
 
-def test_heads_that_nobody_reads() -> None:
-    model = Attention(packed=True)
+@pytest.mark.parametrize("spelled", [False, True])
+def test_heads_that_nobody_reads(spelled: bool) -> None:
+    model = Attention(packed=True, spelled=spelled)
     zero(model.out, columns=range(4))
     done = shrunk(model, doubles(2, 5, 8))
     assert widths(done.program) == [(12, 8), (8, 4)]
 
 
-def test_dimensions_of_heads() -> None:
+@pytest.mark.parametrize("spelled", [False, True])
+def test_dimensions_of_heads(spelled: bool) -> None:
     """The product does without a dimension in which queries or keys are zero, and keeps the scale of four."""
     torch.manual_seed(0)
-    model = Attention(packed=False)
+    model = Attention(packed=False, spelled=spelled)
     zero(model.q, rows=[0, 4], bias=True)
     zero(model.k, rows=[1, 5], bias=True)
-    zero(model.v, rows=[3, 7])
+    zero(model.v, rows=[3, 7], bias=spelled)
     done = shrunk(model, doubles(2, 5, 8))
     assert widths(done.program) == [(4, 8), (4, 8), (6, 8), (8, 6)]
-    assert "scale=0.5" in text_of(done.program)
+    assert spelled or "scale=0.5" in text_of(done.program)
 
 
 @pytest.mark.parametrize("dim", [0, 1])
