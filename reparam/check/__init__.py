@@ -16,7 +16,7 @@ from .network_check import (
     not_finite_in,
 )
 from .output_error import ErrorSums, OutputError
-from .region import Region, find_region
+from .region import Region, find_region, whole_region
 from .rewrite_check import Evidence, check_region
 
 __all__ = [
@@ -39,4 +39,5 @@ __all__ = [
     "depth_limit",
     "find_region",
     "not_finite_in",
+    "whole_region",
 ]
