@@ -34,10 +34,15 @@ class Outputs:
 
 
 def default_output(model: str | None, arch: str | None, label: str, suffix: str = ".pt2") -> Path:
-    """`dir/resnet50.pt` -> `dir/resnet50-fused.pt2`; without a file, the architecture's name in the current folder."""
+    """`dir/resnet50.pt` -> `dir/resnet50-fused.pt2`; without a file, the architecture's name in the current folder.
+
+    Raises InputError when there is nothing to name it after.
+    """
     if model is not None:
         path = Path(model)
         stem = path.name
+        if stem in ("", ".."):
+            raise InputError(f"{model} is a folder; give a checkpoint")
         while Path(stem).suffix in _SUFFIXES and Path(stem).stem:
             stem = Path(stem).stem
         return path.with_name(f"{stem}-{label}{suffix}")

@@ -16,6 +16,7 @@ from reparam import __version__
 from reparam.cli.options import read_dynamic, read_remarks, read_shapes
 from reparam.cli.outputs import default_output
 from reparam.cli.work import describe_twins
+from reparam.errors import InputError
 from support.cli_helpers import TINY, prepare_folder, succeed, tiny
 
 VERBS = ("convert", "explain", "verify", "diff", "export", "run", "bench", "passes", "doctor")
@@ -98,6 +99,12 @@ def test_remarks_are_chosen_by_kind_and_pattern() -> None:
 )
 def test_the_output_is_named_after_the_input_or_the_architecture(model: str | None, arch: str, expected: str) -> None:
     assert default_output(model, arch, "fused") == Path(expected)
+
+
+@pytest.mark.parametrize("model", [".", "..", "/", "./", "../"])
+def test_a_folder_without_a_name_is_no_checkpoint(model: str) -> None:
+    with pytest.raises(InputError, match="is a folder; give a checkpoint"):
+        default_output(model, None, "fused")
 
 
 # ---- convert -----------------------------------------------------------------------------------------------------
