@@ -224,3 +224,18 @@ def test_batch_norm_affine_is_evaluated_batch_norm(
     scale, shift = batch_norm_affine(*weights, mean, var, eps)
     bound = 1e-13 * ((scale * x).abs() + (scale * mean).abs() + 3)
     assert bool(((scale * x + shift - truth).abs() <= bound).all())
+
+
+def test_new_kernels_lie_where_the_weights_do() -> None:
+    there = torch.empty(1, device="meta")
+    assert dirac(6, 2, 2, like=there).device == there.device
+    assert average_kernel(6, (2, 3), None, like=there).device == there.device
+    assert dirac(6, 2, 2).device.type == average_kernel(6, (2, 3), None).device.type == "cpu"
+
+
+def test_a_number_for_each_axis_is_asked_for() -> None:
+    weight = doubles(3, 2, 3, 1)
+    with pytest.raises(ValueError, match="zip"):
+        embed(weight, (1,), (5, 5))
+    with pytest.raises(ValueError, match="zip"):
+        dilate(weight, (2,))
