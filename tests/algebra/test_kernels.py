@@ -226,6 +226,19 @@ def test_batch_norm_affine_is_evaluated_batch_norm(
     assert bool(((scale * x + shift - truth).abs() <= bound).all())
 
 
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e5])
+def test_what_is_rounding_is_measured_by_the_size_of_the_parts(scale: float) -> None:
+    shift = scale * torch.tensor([1.0, 2.0, -3.0, 1e-4, -5e-5], dtype=torch.float64)
+    other = -(shift + scale * torch.tensor([1, -2, 3, 2, -1], dtype=torch.float64) * 2e-16)
+    assert bool((add_shifts(shift, other) == 0).all())
+    other[0] += scale * 1e-9
+    assert float(add_shifts(shift, other)[0]) == pytest.approx(scale * 1e-9, rel=1e-3)
+
+
+def test_no_shifts_are_added_to_none() -> None:
+    assert add_shifts(doubles(0), doubles(0)).shape == (0,)
+
+
 def test_new_kernels_lie_where_the_weights_do() -> None:
     there = torch.empty(1, device="meta")
     assert dirac(6, 2, 2, like=there).device == there.device
