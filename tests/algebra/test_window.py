@@ -250,9 +250,10 @@ def test_a_composed_kernel_is_one_convolution_after_the_other(a: Window, b: Wind
 def test_a_joint_window_reads_what_both_read_and_makes_as_many_outputs() -> None:
     joined: list[bool] = []
 
-    @given(a=windows(), b=windows(), same=st.booleans(), size=st.integers(6, 14))
-    def run(a: Window, b: Window, same: bool, size: int) -> None:
-        b = Window(a.stride, b.size, b.step, b.first, b.slack) if same else b
+    @given(a=windows(), b=windows(), same=st.integers(0, 3), late=st.integers(0, 3), size=st.integers(6, 14))
+    def run(a: Window, b: Window, same: int, late: int, size: int) -> None:
+        a = window(a.stride[0], a.size[0], a.step[0], a.first[0] + late, a.slack[0])
+        b = window(a.stride[0], b.size[0], b.step[0], b.first[0] + late, a.slack[0]) if same else b
         joint = unite(a, b, [size])
         joined.append(isinstance(joint, Window))
         alike = outputs(a, size) == outputs(b, size)
@@ -271,6 +272,7 @@ def test_a_joint_window_reads_what_both_read_and_makes_as_many_outputs() -> None
         kept = {p - low for w in (a, b) for p in range(w.first[0], w.last[0] + 1, w.step[0])}
         finer = [d for d in range(joint.step[0] + 1, 20) if all(p % d == 0 for p in kept)]
         assert not finer or kept == {0}, "its taps could lie further apart"
+        assert joint.size[0] > 1 or joint.step[0] == 1
         if symmetric_fits(joint, size):
             assert joint.slack[0] == -joint.first[0] - joint.last[0] - 1
         else:
@@ -313,6 +315,12 @@ def test_a_joint_window_starts_no_later_than_the_map() -> None:
     late = window(1, 1, 1, 2, -3)
     joint = unite(late, late, [8])
     assert isinstance(joint, Window) and joint.first == (0,) and joint.last == (2,)
+
+
+def test_two_taps_that_lie_apart_stay_two() -> None:
+    apart = window(1, 2, 3, 0, -4)
+    assert unite(apart, window(1, 1, 1, 0, -4), [9]) == apart
+    assert unite(window(1, 1, 1, 0, -4), apart, [9]) == apart
 
 
 def test_each_axis_is_united_on_its_own() -> None:
