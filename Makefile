@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format sweep mutants bench golden demo
+.PHONY: help setup test lint format sweep mutants bench golden docs demo
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench: $(STAMP) ## measure: conversions, latencies, sizes
 
 golden: $(STAMP) ## compare what the working tree does with what BASE does (BASE=HEAD), exactly, over 45 networks
 	$(BIN)/python benchmarks/golden.py against $(BASE) $(ARGS)
+
+docs: $(STAMP) ## write what the pages take from the sources: the table of rewrites
+	$(BIN)/python docs/rewrites.py
 
 demo: $(STAMP) ## fuse a ResNet-50, run the result with torch alone, and verify it against the original
 	mkdir -p demo

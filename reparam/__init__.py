@@ -7,18 +7,23 @@ result.report.as_dict()   # what was rewritten, what was not and why, and the me
 result.save("model-fused.pt2")
 """
 
-from __future__ import annotations
+import sys
+
+if sys.argv[:1] == ["-m"] and "reparam" in sys.orig_argv and not sys.flags.safe_path:
+    del sys.path[0]  # `python -m` looks into the current folder first, also for what is imported next
 
 from typing import TYPE_CHECKING
 
+from reparam.utils import lazy_doors
+
 from ._version import __version__
 from .errors import CaptureError, InputError, MachineError, NotEquivalentError, ReparamError, UnsafeFileError
-from .utils import lazy_doors
 
 if TYPE_CHECKING:
-    from .compare import Verdict, verify
+    from reparam.compare import Verdict, verify
+    from reparam.engines import Exported, ExportOptions, export
+
     from .conversion import Conversion, convert, explain
-    from .engines import Exported, ExportOptions, export
 
 _DOORS = {
     "compare": ("Verdict", "verify"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +12,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from .capture.torch_export import Captured, capture, from_exported
-from .check.network_check import NetworkEvidence, Round, check_emitted, check_float64
-from .emit.finalize import finalize
-from .emit.source.writer import write_source
-from .emit.torch_module import save_pt2, to_module
-from .errors import InputError, NotEquivalentError
-from .ir.cost import census, is_chain
-from .ir.program import Program
-from .options import DEFAULTS, PlainOptions
-from .passes import phases_of
-from .report import Remark, Report
-from .rewrite.driver import Driver, Outcome, Progress
+from reparam.capture import Captured, capture, from_exported
+from reparam.check import (
+    Judge,
+    LostDigitsError,
+    NetworkEvidence,
+    PathError,
+    Round,
+    check_emitted,
+    check_float64,
+)
+from reparam.emit import finalize, save_pt2, to_module
+from reparam.ir import Program, census, is_chain, text_of
+from reparam.passes import phases_of
+from reparam.rewrite import Driver, Outcome, Progress
 
+from .errors import InputError, NotEquivalentError
+from .options import DEFAULTS, PlainOptions
+from .report import Remark, Report
+
+MOST_LEFT_OUT = 6  # rewrites that lose digits and are left out before the whole conversion is refused
 Range = tuple[float, float]
 
 
@@ -41,11 +48,19 @@ class Conversion:
     report: Report
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Writes a `.pt2` archive. Raises InputError when it exists and not `force`, MachineError when it cannot."""
+        """Writes a `.pt2` archive, whole or not at all.
+
+        Raises InputError when `path` exists and `force` is false, MachineError when it cannot be written.
+        """
         save_pt2(self.program, Path(path), force=force)
 
     def save_source(self, folder: str | Path, *, force: bool = False) -> None:
-        """Writes a readable `model.py` and its weights, `model.safetensors`, into `folder`."""
+        """Writes a readable `model.py` and its weights, `model.safetensors`, into `folder`.
+
+        Raises like `save`; InputError also for a program that cannot be written as ordinary layers.
+        """
+        from reparam.emit.source import write_source
+
         write_source(self.program, Path(folder), force=force)
 
 
@@ -64,8 +79,12 @@ def convert(  # noqa: PLR0913  # the keywords are the options
 ) -> Conversion:
     """Rewrites `model` into the target form and checks that it is the same function.
 
-    model: a module, left untouched, or an exported program. example_inputs: its positional arguments (for a module).
-    dynamic: axes whose size stays free ("batch", "height", "width"). dtype: of the emitted weights, default their own.
+    model: a module, left untouched, or an exported program. example_inputs: its positional arguments (for a module);
+        tensors are (N, ...) where the batch stays free, of any N.
+    to: fused, plain, or as-is, which rewrites nothing.
+    dynamic: axes whose size stays free: "batch" (axis 0), "height" and "width" (the last two of four or more).
+    dtype: of the emitted weights, default their own. seed: of the random inputs of all checks.
+    progress: called with a stage, the steps done and their number.
     input_ranges: (low, high) of each tensor input; values are drawn from it and rules may rely on it.
     carry: for `plain`, how layers carry channels: auto (fewest multiply-accumulates), grouped, dense, split=G (partial
         sums over G slices), or measured (auto or dense, by the clock of this machine).
@@ -74,29 +93,25 @@ def convert(  # noqa: PLR0913  # the keywords are the options
 
     Raises InputError or CaptureError for a model that cannot be taken in, NotEquivalentError when the result is not
     the same function (naming the first rewrite that diverges).
+
+    >>> import torch, reparam
+    >>> block = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    >>> result = reparam.convert(block, torch.randn(1, 3, 16, 16))
+    >>> result.report.before.norms, result.report.after.norms, result.report.equivalent
+    (1, 0, True)
+    >>> result.module(torch.randn(5, 3, 16, 16)).shape
+    torch.Size([5, 8, 14, 14])
     """
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
-    original = captured.program
-    final = original.copy()
-    outcome = run.rewrite(final)
-    evidence, rounds = run.verify(original, final)
-    with run.timed("emit"):
-        emitted = finalize(final, dtype)
-    with run.timed("verify"):
-        evidence = check_emitted(original, emitted, rounds, evidence, dtype if dtype != original.dtype else None)
-    report = Report(
-        target=to,
-        before=census(original),
-        after=census(emitted),
-        plain=is_chain(emitted),
-        remarks=(*_notes(captured), *outcome.remarks),
-        kinds=outcome.kinds,
-        evidence=evidence,
-        equivalent=True,
-        seconds=run.seconds,
-    )
-    return Conversion(to_module(emitted), emitted, original, report)
+    try:
+        return run.convert(model, captured, dtype)
+    except PathError as error:
+        if isinstance(model, torch.export.ExportedProgram) or "batch" not in error.axes or set(dynamic) != {"batch"}:
+            raise
+        note = f"the batch is fixed at that of the example: {error}"
+        captured = run.take_in(model, example_inputs, (), input_ranges, note)
+        return run.convert(model, captured, dtype)
 
 
 def explain(  # noqa: PLR0913  # the keywords are the options
@@ -107,15 +122,28 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     seed: int = 0,
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,
+    graphs: bool = False,
     carry: str = DEFAULTS.carry,
     max_pool: str = DEFAULTS.max_pool,
     signed: str = DEFAULTS.signed,
 ) -> Report:
-    """A dry run: what would be rewritten, what would not and why, and the price. Raises like `convert`."""
+    """A dry run: what would be rewritten, what would not and why, and the price. The whole network is not compared.
+
+    graphs: whether the report holds the graph as text, before and after. All other arguments are those of `convert`:
+    tensors are (N, ...), multiply-accumulates in the report are for one sample.
+
+    Raises InputError or CaptureError like `convert`.
+
+    >>> import torch, reparam
+    >>> block = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 8, 3, padding=1))
+    >>> report = reparam.explain(block, torch.randn(1, 3, 16, 16))
+    >>> [remark.rule for remark in report.remarks if remark.kind == "passed"]
+    ['fold-batch-norm']
+    """
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
     program = captured.program
-    before = census(program)
+    before, text = census(program), text_of(program) if graphs else ""
     outcome = run.rewrite(program)
     return Report(
         target=to,
@@ -125,6 +153,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
         remarks=(*_notes(captured), *outcome.remarks),
         kinds=outcome.kinds,
         seconds=run.seconds,
+        graphs={"before": text, "after": text_of(program)} if graphs else None,
     )
 
 
@@ -132,7 +161,7 @@ class _Run:
     """One conversion under way: its options and its clock. Every step returns what it made."""
 
     def __init__(self, to: str, options: PlainOptions, seed: int, progress: Progress | None) -> None:
-        self.phases = phases_of(to, options)
+        self.to, self.phases = to, phases_of(to, options)
         self.seed, self.progress = seed, progress
         self.seconds: dict[str, float] = {}
 
@@ -149,35 +178,101 @@ class _Run:
         example_inputs: Sequence[Any],
         dynamic: Sequence[str],
         ranges: Sequence[Range] | None,
+        note: str = "",
     ) -> Captured:
-        """Captures the model and refuses weights that are not finite."""
+        """Captures the model and refuses weights that are not finite. note: what there is to say beforehand."""
         self._tell("capture", 0, 1)
         with self.timed("capture"):
             if isinstance(model, torch.export.ExportedProgram):
-                notes: list[str] = []
-                captured = Captured(from_exported(model, notes), tuple(notes))
+                captured = from_exported(model)
             else:
                 captured = capture(model, example_inputs, dynamic=dynamic)
         self._tell("capture", 1, 1)
         _check_finite(captured.program)
-        return replace(captured, program=_with_ranges(captured.program, ranges))
+        notes = (note, *captured.notes) if note else captured.notes
+        return replace(captured, program=_with_ranges(captured.program, ranges), notes=notes)
 
-    def rewrite(self, program: Program, limit: int | None = None) -> Outcome:
+    def convert(
+        self, model: nn.Module | torch.export.ExportedProgram, captured: Captured, dtype: torch.dtype | None
+    ) -> Conversion:
+        """Rewrites and checks. Rewrites that lose digits are left out, one by one and named, before all is refused."""
+        original = captured.program
+        judge = Judge(model.module() if isinstance(model, torch.export.ExportedProgram) else model, original)
+        emitted_dtype = dtype if dtype != original.dtype else None
+        left: dict[tuple[str, str], str] = {}
+        while True:
+            final = original.copy()
+            outcome = self.rewrite(final, left=left)
+            evidence, rounds = self.verify(original, final, judge)
+            with self.timed("emit"):
+                emitted = finalize(final, dtype)
+            try:
+                with self.timed("verify"):
+                    evidence = check_emitted(original, emitted, rounds, evidence, emitted_dtype)
+                break
+            except LostDigitsError as error:
+                culprit = self._loses_digits(original, rounds, dtype, left) if len(left) < MOST_LEFT_OUT else None
+                if culprit is None:
+                    raise
+                left[culprit.rule, culprit.node] = f"it would lose digits: {error}"
+        report = Report(
+            target=self.to,
+            before=census(original),
+            after=census(emitted),
+            plain=is_chain(emitted),
+            remarks=(*_notes(captured), *outcome.remarks),
+            kinds=outcome.kinds,
+            evidence=evidence,
+            equivalent=True,
+            seconds=self.seconds,
+        )
+        return Conversion(to_module(emitted), emitted, original, report)
+
+    def _loses_digits(
+        self,
+        original: Program,
+        rounds: Sequence[Round],
+        dtype: torch.dtype | None,
+        left: Mapping[tuple[str, str], str],
+    ) -> Remark | None:
+        """The rewrite with which the result becomes less exact than the original; None when none is alone to blame."""
+
+        def exact(count: int) -> bool:
+            trial = original.copy()
+            self.rewrite(trial, count, left)
+            try:
+                check_emitted(original, finalize(trial, dtype), rounds, NetworkEvidence(), dtype)
+            except LostDigitsError:
+                return False
+            return True
+
+        passed = [r for r in self.rewrite(original.copy(), left=left).remarks if r.kind == "passed"]
+        good, bad = 0, len(passed)
+        if not passed or not exact(0):
+            return None
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if exact(middle) else (good, middle)
+        return passed[bad - 1]
+
+    def rewrite(
+        self, program: Program, limit: int | None = None, left: Mapping[tuple[str, str], str] | None = None
+    ) -> Outcome:
         """Runs the target's phases in place. The time of the checks counts as verification."""
         start = time.perf_counter()
-        driver = Driver(program, allow_cost=False, seed=self.seed, progress=self.progress, limit=limit)
+        driver = Driver(program, allow_cost=False, seed=self.seed, progress=self.progress, limit=limit, left=left or {})
         outcome = driver.run(self.phases)
         spent = time.perf_counter() - start
         self.seconds["rewrite"] = spent - outcome.seconds_checking
         self.seconds["verify"] = outcome.seconds_checking
         return outcome
 
-    def verify(self, original: Program, final: Program) -> tuple[NetworkEvidence, list[Round]]:
+    def verify(self, original: Program, final: Program, judge: Judge) -> tuple[NetworkEvidence, list[Round]]:
         """The float64 check of the whole network; on failure names the first rewrite that diverges."""
         self._tell("verify", 0, 1)
         try:
             with self.timed("verify"):
-                found = check_float64(original, final, self.seed)
+                found = check_float64(original, final, self.seed, judge)
         except NotEquivalentError as error:
             raise NotEquivalentError(f"{error}; {self._culprit(original)}") from error
         self._tell("verify", 1, 1)

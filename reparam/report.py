@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from reparam.check import NetworkEvidence
+from reparam.ir import Census
+
 from ._version import __version__
-from .check.network_check import NetworkEvidence
-from .ir.cost import Census
 
 SCHEMA = 1
 
@@ -20,6 +21,7 @@ class Report:
     equivalent: True when the evidence was complete; None for a dry run, which does not compare whole networks.
     seconds: by phase: load, capture, rewrite, verify (all checks), emit.
     engine: further keys for an export: its format and precision, and what was measured on it.
+    graphs: the graph as text, `before` and `after`, where it was asked for.
     """
 
     target: str
@@ -36,6 +38,7 @@ class Report:
     arch_inferred: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     engine: Mapping[str, Any] | None = None
+    graphs: Mapping[str, str] | None = None
 
     def with_(self, *, seconds: Mapping[str, float] | None = None, **facts: Any) -> Report:
         """The report with further facts, which only the caller knows, in place of those that it has.
@@ -72,6 +75,7 @@ class Report:
             "remarks": [r.as_dict() for r in self.remarks],
             "seconds": {p: round(self.seconds.get(p, 0.0), 3) for p in phases},
             **(self.engine or {}),
+            **({"graph": dict(self.graphs)} if self.graphs is not None else {}),
         }
 
     def _evidence(self) -> dict[str, Any]:

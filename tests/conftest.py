@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 
 # One thread, and so the same arithmetic with any number of workers (`make test` runs two on two cores). Subprocesses
 # inherit it; it has to be set before torch is first imported.
@@ -13,6 +14,8 @@ os.environ["MKL_NUM_THREADS"] = "1"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from reparam.rewrite import verifying
 
 torch.set_num_threads(1)
 
@@ -31,6 +34,13 @@ settings.register_profile(
     "explore", settings.get_profile("default"), derandomize=False, max_examples=500, print_blob=True
 )
 settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def well_formed_programs() -> Iterator[None]:
+    """After every rewrite of every test the program is well formed."""
+    with verifying():
+        yield
 
 
 @pytest.fixture(autouse=True)

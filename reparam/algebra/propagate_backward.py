@@ -1,4 +1,4 @@
-"""The other direction of `absorb`: an affine that follows a value is carried back to the layers that produce it."""
+"""Carries a channel affine that follows a value back to the layers that produce it, which absorb it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 is refused with the line of the model.
 """
 
-from .torch_export import Captured, capture, evaluation_mode, from_exported
+from .steps import Captured, from_exported
+from .torch_export import capture, evaluation_mode
 
 __all__ = [
     "Captured",

@@ -2,7 +2,9 @@
 Everything is compared in float64 against a bound that comes from the arithmetic, then once more in the emitted dtype.
 """
 
-from .network_check import NetworkEvidence, Round, check_emitted, check_float64, depth_limit
+from .exactness import LostDigitsError
+from .judge import Judge
+from .network_check import NetworkEvidence, PathError, Round, check_emitted, check_float64, depth_limit
 from .output_error import ErrorSums, OutputError
 from .region import Region, find_region
 from .rewrite_check import Evidence, check_region
@@ -10,8 +12,11 @@ from .rewrite_check import Evidence, check_region
 __all__ = [
     "ErrorSums",
     "Evidence",
+    "Judge",
+    "LostDigitsError",
     "NetworkEvidence",
     "OutputError",
+    "PathError",
     "Region",
     "Round",
     "check_emitted",

@@ -1,24 +1,41 @@
 """Evidence for the whole network: float64 end to end, then once more in the dtype that is emitted.
 
-The figure that counts is the converted model's error against the float64 truth, beside the original's own error
-against it: RMS over at least eight inputs, at most twice the original's plus 4*eps*RMS(y).
+Inputs are planned (`input_plan`), the original and the converted network run on them, and what they give is compared,
+in that order. The truth is what the caller's own model gives in float64 (`judge`).
+
+In the emitted dtype the figure that counts is the converted model's error against that truth, beside the original's own
+error against it, input by input (`exactness`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reparam.errors import InputError, NotEquivalentError
-from reparam.ir import EVEN_SIZE, SMALL_SIZE, WEIGHTED, Feed, Program, batch_one, evaluate, feed, is_call, typed
-from reparam.utils import dtype_name
+from reparam.errors import CaptureError, InputError, NotEquivalentError
+from reparam.ir import (
+    EVEN_SIZE,
+    WEIGHTED,
+    Feed,
+    Program,
+    evaluate,
+    evaluate_where_it_runs,
+    feed,
+    is_call,
+    typed,
+)
+from reparam.utils import axis_name, dtype_name, first_line
 
-TRIALS = 8
+from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
+from .input_plan import Plan, plans_of
+from .judge import Judge
+from .values import all_finite, largest_difference
+
 ROUNDINGS = 256
 
 
@@ -33,38 +50,6 @@ class NetworkEvidence:
     seed: int = 0
     shapes: tuple[tuple[int, ...], ...] = ()
     dtype: str = "float32"
-
-
-@dataclass
-class _Output:
-    """Sums over all inputs for one output: squared errors of both models, squared truth, elements."""
-
-    new: float = 0.0
-    old: float = 0.0
-    truth: float = 0.0
-    count: int = 0
-
-
-def _runs(program: Program, values: Feed) -> list[Any] | None:
-    try:
-        return evaluate(program, values)
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return None
-
-
-def _plans(program: Program) -> Iterator[tuple[dict[str, int], int, int | None]]:
-    """(symbol sizes, inputs, small size or None) of each round: traced size alone, then a batch at another size."""
-    symbols = sorted({s for spec in program.inputs for s in spec.shape if isinstance(s, str)})
-    batch = sorted(batch_one(program))
-    spatial = [s for s in symbols if s not in batch]
-    yield {s: 1 for s in batch}, 1, None
-    if not batch:
-        for _ in range(TRIALS - 1):
-            yield {}, 1, SMALL_SIZE
-        return
-    yield {s: TRIALS - 1 for s in batch}, TRIALS - 1, SMALL_SIZE
-    for i, size in enumerate((48, 81) if spatial else ()):
-        yield {s: 2 for s in batch} | {s: size + 16 * (i + j) for j, s in enumerate(spatial)}, 2, None
 
 
 def depth_limit(program: Program) -> float:
@@ -82,28 +67,9 @@ def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) 
     """
     dtype = torch.float32 if original.dtype == torch.float64 else None
     own = evaluate(original, typed(original, values, dtype), dtype)
-    loss = _max_rel(truth, [o.double() if isinstance(o, Tensor) and o.is_floating_point() else o for o in own])
+    loss = largest_difference(truth, own)
     eps = torch.finfo(torch.float64).eps / torch.finfo(dtype or original.dtype).eps
     return max(floor, ROUNDINGS * loss * eps) if math.isfinite(loss) else floor
-
-
-def _max_rel(truth: Sequence[Any], other: Sequence[Any]) -> float:
-    """The largest difference of any output, relative to that output's largest magnitude. Others must be equal."""
-    worst = 0.0
-    for a, b in zip(truth, other, strict=True):
-        if not isinstance(a, Tensor):
-            worst = worst if a == b else math.inf
-            continue
-        if a.shape != b.shape:
-            return math.inf
-        if not a.numel():
-            continue
-        if not a.is_floating_point():
-            worst = worst if torch.equal(a, b) else math.inf
-            continue
-        gap = float((a - b).abs().max()) / max(float(a.abs().max()), 1e-300)
-        worst = max(worst, gap if math.isfinite(gap) else math.inf)
-    return worst
 
 
 @dataclass(frozen=True)
@@ -121,52 +87,122 @@ class Round:
         return tuple(int(n) for n in next(v.shape for v in self.values if isinstance(v, Tensor)))
 
 
-def _finite(outputs: Sequence[Any]) -> bool:
-    return all(bool(torch.isfinite(o).all()) for o in outputs if isinstance(o, Tensor) and o.is_floating_point())
+class PathError(CaptureError):
+    """The captured graph is not the model at some sizes, where the model takes another path. axes: the free ones."""
+
+    def __init__(self, message: str, axes: Sequence[str]) -> None:
+        super().__init__(message)
+        self.axes = tuple(axes)
 
 
-def check_float64(original: Program, converted: Program, seed: int = 0) -> tuple[NetworkEvidence, list[Round]]:
-    """Compares both programs in float64 on random inputs of several sizes and batches.
+@dataclass(frozen=True)
+class _Try:
+    """One feed, the truth, and what the converted program gives; None where one of them does not run."""
+
+    values: Feed
+    truth: list[Any] | None
+    other: list[Any] | None
+
+    @property
+    def gap(self) -> float:
+        """The relative difference; infinite where there is nothing to compare."""
+        if self.truth is None or self.other is None or not all_finite(self.truth):
+            return math.inf
+        return largest_difference(self.truth, self.other)
+
+
+def check_float64(
+    original: Program, converted: Program, seed: int = 0, judge: Judge | None = None
+) -> tuple[NetworkEvidence, list[Round]]:
+    """Compares the converted program in float64 with the original, on random inputs of several sizes and batches.
+
+    judge: the caller's own model, which then gives the truth; without it the captured original does.
 
     Returns the evidence so far and the rounds, whose truth the check in the emitted dtype uses again. Raises
-    NotEquivalentError when the programs differ, or when the original gives no finite output to compare with.
+    NotEquivalentError when the two differ, PathError when the captured original is not the model at sizes that are said
+    to be free, InputError when the original gives no finite output to compare with.
     """
-    generator = torch.Generator().manual_seed(seed)
-    largest = 0.0
-    floor = depth_limit(original)
-    rounds: list[Round] = []
-    for sizes, inputs, small in _plans(original):
-        values = feed(original, sizes, generator, small)
-        truth = _runs(original, values)
-        other = _runs(converted, values) if truth is not None else None
-        fits = truth is not None and other is not None and _finite(truth) and _max_rel(truth, other) <= floor
-        others = () if small is None or fits else (None,) if truth is None else (EVEN_SIZE, None)
-        for again in others:
-            values = feed(original, sizes, generator, again)
-            truth, other = _runs(original, values), _runs(converted, values)
-            if truth is not None and other is not None and _finite(truth) and _max_rel(truth, other) <= floor:
+    check = _Check(original, converted, judge, torch.Generator().manual_seed(seed))
+    for plan in plans_of(original):
+        check.compare(plan)
+    trials, shapes = sum(r.inputs for r in check.rounds), tuple(r.shape for r in check.rounds)
+    return NetworkEvidence(float64_max_rel=check.largest, trials=trials, seed=seed, shapes=shapes), check.rounds
+
+
+class _Check:
+    """The comparison of two programs under way."""
+
+    def __init__(self, original: Program, converted: Program, judge: Judge | None, generator: torch.Generator) -> None:
+        self.original, self.converted, self.judge, self.generator = original, converted, judge, generator
+        self.floor = depth_limit(original)
+        self.rounds: list[Round] = []
+        self.largest = 0.0
+
+    def compare(self, plan: Plan) -> None:
+        """Adds one round; smaller images than the traced ones are tried first, and are no reason to refuse."""
+        found = self._try(plan, plan.small)
+        others = (None,) if found.truth is None else (EVEN_SIZE, None)
+        for small in () if plan.small is None or found.gap <= self.floor else others:
+            found = self._try(plan, small)
+            if found.gap <= self.floor:
                 break
-        if truth is None:
-            if rounds:
-                continue
-            evaluate(original, values)
-        if other is None:
-            evaluate(converted, values)
-        assert truth is not None and other is not None
-        if not _finite(truth):
+        if found.truth is None:
+            if not self.rounds:
+                evaluate(self.original, found.values)  # nothing runs at the traced size: say why
+            return
+        if not all_finite(found.truth):
+            raise InputError("the original's own outputs are not finite on random inputs, so nothing can be compared")
+        self._judge(plan, found)
+
+    def _try(self, plan: Plan, small: int | None) -> _Try:
+        values = feed(self.original, plan.sizes, self.generator, small)
+        truth = self._truth(values)
+        runs = truth is not None
+        if (
+            runs and small is not None and self.judge is not None
+        ):  # a size that nobody claims: the traced path may be another
+            runs = evaluate_where_it_runs(self.original, values) is not None
+        return _Try(values, truth, evaluate_where_it_runs(self.converted, values) if runs else None)
+
+    def _truth(self, values: Feed) -> list[Any] | None:
+        """What the judge gives; of the captured original where there is none, or where it cannot run in float64."""
+        if self.judge is not None and not self.rounds and not self.judge.able(values):
+            self.judge = None
+        if self.judge is None:
+            return evaluate_where_it_runs(self.original, values)
+        return self.judge.truth_where_it_runs(values)
+
+    def _judge(self, plan: Plan, found: _Try) -> None:
+        assert found.truth is not None
+        gap, limit = found.gap, self.floor
+        if gap > limit:
+            captured = found.truth if self.judge is None else evaluate_where_it_runs(self.original, found.values)
+            if captured is not None:
+                limit = _limit(self.original, found.values, found.truth, self.floor)
+            if captured is None or largest_difference(found.truth, captured) > limit:
+                raise self._other_path(plan, found, captured)
+        if not gap <= limit:
+            if found.other is None:
+                evaluate(self.converted, found.values)
             raise NotEquivalentError(
-                "the original's outputs are not finite on random inputs, so nothing can be compared"
+                f"the converted network differs from the original: float64 error {gap:.3g} exceeds {limit:.3g}"
             )
-        worst = _max_rel(truth, other)
-        largest = max(largest, worst)
-        limit = floor if worst <= floor else _limit(original, values, truth, floor)
-        if not worst <= limit:
-            raise NotEquivalentError(
-                f"the converted network differs from the original: float64 error {worst:.3g} exceeds {limit:.3g}"
-            )
-        rounds.append(Round(values, truth, inputs, limit))
-    trials, shapes = sum(r.inputs for r in rounds), tuple(r.shape for r in rounds)
-    return NetworkEvidence(float64_max_rel=largest, trials=trials, seed=seed, shapes=shapes), rounds
+        self.largest = max(self.largest, gap)
+        self.rounds.append(Round(found.values, found.truth, plan.inputs, limit))
+
+    def _other_path(self, plan: Plan, found: _Try, captured: list[Any] | None) -> PathError:
+        """Where the captured original is not the model either, no rewrite is to blame."""
+        shape = "x".join(str(n) for n in next(v.shape for v in found.values if isinstance(v, Tensor)))
+        specs = self.original.inputs
+        axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in plan.sizes]
+        how = "does not run" if captured is None else "computes something else"
+        names = [n for n in dict.fromkeys(axes) if n != "batch"] or list(dict.fromkeys(axes))
+        leave = f"; leave {' and '.join(names)} out of the free axes" if names else ""
+        return PathError(
+            f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured "
+            f"graph {how} there{leave}",
+            names,
+        )
 
 
 def check_emitted(
@@ -175,51 +211,34 @@ def check_emitted(
     """Measures both models' errors against the float64 truth in the dtype that is emitted.
 
     dtype: the dtype that both run in when it differs from the original's own, else None. In float64, where the truth is
-    the original's own result, the bar is that of the check before. Raises NotEquivalentError when the converted model's
-    error exceeds the bar, InputError when this machine cannot compute in that dtype, or the original overflows in it.
+    the original's own result, the bar is that of the check before. Raises LostDigitsError when the converted model is
+    less exact than the original, InputError when this machine cannot compute in that dtype, or the original overflows.
     """
-    eps = torch.finfo(dtype or original.dtype).eps
     name = dtype_name(dtype or original.dtype)
-    sums: list[_Output] = []
+    floor = max(4.0 * torch.finfo(dtype or original.dtype).eps, *(r.limit for r in rounds))
+    outputs: list[OutputSpread] = []
     for r in rounds:
         try:
             old = evaluate(original, typed(original, r.values, dtype), dtype)
             new = evaluate(emitted, typed(emitted, r.values, dtype), None)
         except RuntimeError as e:
-            raise InputError(f"this machine cannot run the network in {name}: {e}") from e
-        _accumulate(sums, r.truth, old, new)
-    worst = error = original_error = 0.0
-    for s in sums:
-        if not s.count:
-            continue
-        new_rms, old_rms, size = (math.sqrt(v / s.count) for v in (s.new, s.old, s.truth))
-        if not math.isfinite(old_rms):
-            raise InputError(
-                f"the original's own outputs are not finite in {name} on random inputs, so nothing can be "
-                "compared; they are in float64"
+            raise InputError(f"this machine cannot run the network in {name}: {first_line(e)}") from e
+        add_spreads(outputs, r.truth, old, new, r.inputs)
+    worst = max(outputs, key=lambda o: o.ratio(floor), default=None)
+    if worst is None:
+        return replace(evidence, dtype=name)
+    if not all(math.isfinite(o.old_rms) for o in outputs):
+        raise InputError(
+            f"the original's own outputs are not finite in {name} on random inputs, so nothing can be compared; they "
+            "are in float64"
+        )
+    if not all(o.fair(floor) for o in outputs):
+        outputs = spread_further(original, emitted, rounds, dtype, outputs)
+        bad = next((o for o in outputs if not o.fair_against_spread(floor)), None)
+        if bad is not None:
+            raise LostDigitsError(
+                f"the converted network is less exact than the original in {name}: its error against the float64 truth "
+                f"is {bad.median_ratio(floor):.3g} times the original's in the median input, where 2 is allowed (RMS "
+                f"{bad.new_rms:.3g}, the original's own {bad.old_rms:.3g})"
             )
-        bar = 2.0 * old_rms + max(4.0 * eps, *(r.limit for r in rounds)) * size
-        ratio = new_rms / bar if bar else (0.0 if new_rms == 0.0 else math.inf)
-        if ratio >= worst:
-            worst, error, original_error = ratio, new_rms, old_rms
-        if not ratio <= 1.0:
-            raise NotEquivalentError(
-                f"the converted network is less exact than the original in {name}: RMS error {new_rms:.3g} "
-                f"against the float64 truth, where the original's own is {old_rms:.3g} (the bar is {bar:.3g})"
-            )
-    return replace(evidence, error=error, original_error=original_error, dtype=name)
-
-
-def _accumulate(sums: list[_Output], truth: Sequence[Any], old: Sequence[Any], new: Sequence[Any]) -> None:
-    floats = [
-        (t, o.double(), n.double())
-        for t, o, n in zip(truth, old, new, strict=True)
-        if isinstance(t, Tensor) and t.is_floating_point()
-    ]
-    while len(sums) < len(floats):
-        sums.append(_Output())
-    for s, (t, o, n) in zip(sums, floats, strict=True):
-        s.new += float((n - t).square().sum())
-        s.old += float((o - t).square().sum())
-        s.truth += float(t.square().sum())
-        s.count += t.numel()
+    return replace(evidence, error=worst.new_rms, original_error=worst.old_rms, dtype=name)

@@ -1,10 +1,10 @@
-"""Proof of one rewrite: the region before and after agree in float64 on fresh inputs.
+"""Evidence for one rewrite: the region before and after agree in float64 on fresh inputs.
 
 basis:   an affine region agrees on zero and on every unit impulse (each channel, at every position of the smallest
          map that shows the interior and all border classes), which determines an affine function completely;
 sampled: everything else, on random inputs drawn in the inputs' proven ranges. It is labelled so, never as a proof.
 
-The bound comes from the arithmetic, see `majorant`; inputs are finite (a zero weight times infinity is NaN).
+The bound comes from the arithmetic, see `rounding_bound`; inputs are finite (a zero weight times infinity is NaN).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from reparam.ir import (
 
 from .region import AFFINE, Region, RegionShapes, small_shapes
 from .rounding_bound import accumulation_length, magnitudes
+from .values import is_number
 
 EPS = torch.finfo(torch.float64).eps
 BASIS_MACS = 60_000_000
@@ -154,6 +155,10 @@ def _compare(
         if not isinstance(a, Tensor) or a.shape != b.shape:
             raise RuleError(f"the new value of {old.name} has another shape than the old one")
         if not a.numel():
+            continue
+        if not is_number(a):
+            same = a.dtype == b.dtype and torch.equal(a, b)
+            worst, ok = (worst, ok) if same else (math.inf, False)
             continue
         gap = torch.where(a == b, 0.0, (a - b).abs())  # infinities (of a mask) agree when they are equal
         bound = n_eps * (scale_old[old] + scale_new[new])

@@ -36,13 +36,15 @@ from reparam.ir import (
     weight_value,
 )
 
+from .values import is_number
+
 Values = Mapping[fx.Node, Any]
 _OFFSETS = frozenset({aten.sigmoid.default, aten.hardsigmoid.default, aten.softplus.default, aten.softmax.int})
 
 
 def _abs(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.abs() if value.is_floating_point() else value
+        return value.abs() if is_number(value) else value
     if isinstance(value, (list, tuple)):
         return [_abs(v) for v in value]
     return value
@@ -153,9 +155,9 @@ def _rows(node: fx.Node, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
 def _fallback(node: fx.Node, env: Values, actual: Values) -> Any:
     """For an unknown operator: the largest operand magnitude everywhere, on top of the value itself."""
     out = actual[node]
-    if not isinstance(out, Tensor) or not out.is_floating_point():
+    if not is_number(out):
         return out
-    tops = [float(env[i].max()) for i in node.all_input_nodes if is_float(i) and env[i].numel()]
+    tops = [float(env[i].max()) for i in node.all_input_nodes if is_number(env[i]) and env[i].numel()]
     return out.abs() + max(tops, default=1.0)
 
 
@@ -233,8 +235,15 @@ def magnitudes(program: Program, region: Sequence[fx.Node], actual: Values) -> d
         if node.op == "get_attr":
             env[node] = _abs(weight_value(program, node, torch.float64))
         else:
-            env[node] = _rule(node)(node, env, actual)
+            env[node] = _real(_rule(node)(node, env, actual))
     return env
+
+
+def _real(value: Any) -> Any:
+    """Magnitudes are real; a complex view of them is not."""
+    if isinstance(value, (list, tuple)):
+        return [_real(v) for v in value]
+    return value.abs() if isinstance(value, Tensor) and value.is_complex() else value
 
 
 def accumulation_length(region: Sequence[fx.Node]) -> int:

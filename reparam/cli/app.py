@@ -14,10 +14,11 @@ from typer.core import TyperGroup
 from reparam._version import __version__
 from reparam.errors import NotEquivalentError
 from reparam.options import DEFAULTS, PlainOptions
+from reparam.utils import leave_current_folder
 
 from . import export_run_bench as cli_engines
 from . import options as opt
-from .outputs import STANDARD_OUTPUT, check_report, deliver_json, plan_outputs
+from .outputs import STANDARD_OUTPUT, check_report, deliver_json, delivering, plan_outputs
 from .session import begin, open_session, run_guarded
 
 PROGRAM = "reparam"
@@ -46,11 +47,17 @@ class Commands(TyperGroup):
         sys.exit(run_guarded(body, session))
 
 
-app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 
 
 def main() -> None:
     """The entry point `reparam`."""
+    leave_current_folder()
     app()
 
 
@@ -66,7 +73,7 @@ def root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """A verified compiler for trained networks: rewrites a network into a simpler one and proves them equal."""
+    """A compiler for trained networks: rewrites a network into a simpler one, and checks that it is the same one."""
 
 
 @app.command()
@@ -98,7 +105,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Rewrite MODEL, prove it is still the same function, write a .pt2.
+    """Rewrite MODEL, check that it is still the same function, write a .pt2.
 
     With --arch alone the network has random weights. Nothing is written unless the result was verified.
     """
@@ -114,13 +121,14 @@ def convert(  # noqa: PLR0913  # the parameters are the options
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
     options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
-    found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, outputs, force=force)
-    report = found.as_dict()
-    kept = [r for r in report["remarks"] if choice.keeps(r)]
+    with delivering(session, json) as deliver:
+        found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, outputs, force=force)
+        report = found.as_dict()
+        kept = [r for r in report["remarks"] if choice.keeps(r)]
+        deliver(report | {"remarks": kept})
     if not quiet and json != STANDARD_OUTPUT:
         listed = kept if choice.kinds else []
         session.show(*render.render_conversion(report, cli_work.describe_arch(loaded.model), listed=listed))
-    deliver_json(session, report | {"remarks": kept}, json)
 
 
 @app.command()
@@ -137,6 +145,9 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     input_shape: opt.InputShape = None,
     dynamic: opt.Dynamic = "batch",
     seed: opt.Seed = 0,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Also show the graph as text, as it is and as it would become.")
+    ] = False,
     trust: opt.Trust = False,
     json: opt.Json = None,
     remarks: opt.Remarks = None,
@@ -156,9 +167,8 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     from . import work as cli_work
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    report = cli_work.explain_loaded(
-        session, loaded, cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
-    ).as_dict()
+    options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
+    report = cli_work.explain_loaded(session, loaded, options, graphs=graph).as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
     if not quiet and json != STANDARD_OUTPUT:
         missed = [r for r in kept if r["kind"] == "missed"]

@@ -11,7 +11,7 @@ from reparam.engines.formats import all_formats, find_format
 from reparam.options import DEFAULTS, PlainOptions
 
 from . import options as opt
-from .outputs import STANDARD_OUTPUT, check_file, check_report, deliver_json, plan_export
+from .outputs import STANDARD_OUTPUT, check_file, check_report, deliver_json, delivering, plan_export
 from .session import begin
 
 
@@ -73,7 +73,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Rewrite MODEL, write it in another format, run that and prove it is still the same function.
+    """Rewrite MODEL, write it in another format, run that and check that it is still the same function.
 
     Beside the file, a manifest says what it is, what it was made of and how it was verified.
     """
@@ -97,12 +97,13 @@ def export(  # noqa: PLR0913  # the parameters are the options
     wanted = cli_engine_work.Wanted(
         format, precision.value, io_precision.value, calibrate, min_sqnr, equalize, settings, force
     )
-    report = cli_engine_work.export_loaded(session, loaded, options, wanted, path).as_dict()
-    kept = [r for r in report["remarks"] if choice.keeps(r)]
+    with delivering(session, json) as deliver:
+        report = cli_engine_work.export_loaded(session, loaded, options, wanted, path).as_dict()
+        kept = [r for r in report["remarks"] if choice.keeps(r)]
+        deliver(report | {"remarks": kept})
     if not quiet and json != STANDARD_OUTPUT:
         listed = kept if choice.kinds else []
         session.show(*render.render_conversion(report, cli_work.describe_arch(loaded.model), listed=listed))
-    deliver_json(session, report | {"remarks": kept}, json)
 
 
 def run(  # noqa: PLR0913  # the parameters are the options
@@ -134,10 +135,11 @@ def run(  # noqa: PLR0913  # the parameters are the options
     from . import export_work as cli_engine_work
     from . import render
 
-    report = cli_engine_work.run_model(session, model, arch, arguments, named, output, trust=trust, force=force)
+    with delivering(session, json) as deliver:
+        report = cli_engine_work.run_model(session, model, arch, arguments, named, output, trust=trust, force=force)
+        deliver(report)
     if not quiet and json != STANDARD_OUTPUT:
         session.show(*map(render.line, cli_engine_work.describe_run(report)))
-    deliver_json(session, report, json)
 
 
 def bench(  # noqa: PLR0913  # the parameters are the options

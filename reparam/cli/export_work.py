@@ -76,7 +76,6 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
             progress=tell,
             **asdict(options.plain),
         )
-    session.written.extend(exported.outputs)
     if not exported.check.ran:
         session.warn(f"{path} was built, not run: {exported.check.why}")
     return completed(exported.report, loaded, [str(p) for p in exported.outputs])
@@ -109,7 +108,6 @@ def run_model(
         values = run_loaded(opened, arrays)
         seconds = time.perf_counter() - start
     _save(output, values, force=force)
-    session.written.append(output)
     return {
         "schema": 1,
         "reparam": __version__,

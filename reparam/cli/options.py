@@ -118,7 +118,13 @@ RemarksFilter = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No results in text, no notes, no progress.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exist.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and all warnings.")]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        help="Show the traceback of an error, and all warnings; check the graph's structure after every rewrite.",
+    ),
+]
 
 
 @dataclass(frozen=True)

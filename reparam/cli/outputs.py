@@ -6,14 +6,14 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reparam.engines import manifest_path
 from reparam.errors import InputError, MachineError
-from reparam.utils import SOURCE_FILES, refuse_existing, write_atomically
+from reparam.utils import SOURCE_FILES, refuse_existing, together, write_atomically
 
 from .session import Session
 
@@ -23,11 +23,10 @@ _SUFFIXES = frozenset({".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", "
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a conversion writes. replaces: whether `model` existed, and is overwritten because of --force."""
+    """What a conversion writes."""
 
     model: Path
     source: Path | None
-    replaces: bool
 
     @property
     def names(self) -> list[str]:
@@ -58,7 +57,7 @@ def plan_outputs(
     _check_output(path, model, force=force)
     if source is not None:
         check_folder(source, force=force)
-    return Outputs(path, source, os.path.lexists(path))
+    return Outputs(path, source)
 
 
 def plan_export(
@@ -152,19 +151,51 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def deliver_json(session: Session, value: Any, target: str | None) -> None:
-    """Writes the report where `--json` says; nothing when it was not given. Raises MachineError."""
-    if target is None:
-        return
-    text = to_json(value)
+@contextlib.contextmanager
+def delivering(session: Session, target: str | None) -> Iterator[Callable[[Any], None]]:
+    """Outputs of one run, which appear together at the end of the block; yields what takes the report for `--json`.
+
+    A report for standard output or a device comes last, when the outputs are there; nothing takes one without `--json`.
+    """
+    late: list[str] = []
+    into_file = target is not None and target != STANDARD_OUTPUT and not _is_device(Path(target))
+
+    def deliver(value: Any) -> None:
+        if into_file:
+            content = f"{to_json(value)}\n".encode()
+            # `check_report` asked about overwriting before the work
+            write_atomically(Path(str(target)), lambda file: file.write(content), force=True)
+        elif target is not None:
+            late.append(to_json(value))
+
+    with _written(session):
+        yield deliver
+    for text in late:
+        _print_report(session, text, str(target))
+
+
+@contextlib.contextmanager
+def _written(session: Session) -> Iterator[None]:
+    """`together`, and the session knows what was written."""
+    outputs = None
+    try:
+        with together() as outputs:
+            yield
+    finally:
+        session.written.extend(outputs.written if outputs is not None else ())
+
+
+def _print_report(session: Session, text: str, target: str) -> None:
     if target == STANDARD_OUTPUT:
         session.print(text)
         return
-    path, content = Path(target), f"{text}\n".encode()
-    if not _is_device(path):
-        write_atomically(path, lambda file: file.write(content), force=True)  # check_report asked before the work
-        return
     try:
-        path.write_bytes(content)
+        Path(target).write_bytes(f"{text}\n".encode())
     except OSError as error:
-        raise MachineError(f"cannot write the report {path}: {error.strerror}") from error
+        raise MachineError(f"cannot write the report {target}: {error.strerror}") from error
+
+
+def deliver_json(session: Session, value: Any, target: str | None) -> None:
+    """Writes the report where `--json` says; nothing when it was not given. Raises MachineError."""
+    with delivering(session, target) as deliver:
+        deliver(value)

@@ -76,7 +76,17 @@ def render_explanation(report: Row, arch: str, *, listed: Sequence[Row], missed:
     parts += _notes(report)
     parts += _listing(listed)
     parts += [line(text) for text in evidence_lines(report)]
+    parts += _graphs_section(report)
     parts.append(line(seconds_line(report)))
+    return parts
+
+
+def _graphs_section(report: Row) -> list[RenderableType]:
+    """The graph as text, where it was asked for."""
+    parts: list[RenderableType] = []
+    for when, text in report.get("graph", {}).items():
+        parts.append(line(f"the graph {when}:", "bold"))
+        parts += [line(row, indent=2) for row in text.splitlines()]
     return parts
 
 

@@ -185,10 +185,11 @@ def run_guarded(body: Callable[[], object], session: Session) -> int:
 
 
 def _left_behind(session: Session, error: BaseException) -> str:
+    were = "were" if len(session.written) > 1 else "was"
     names = ", ".join(str(p) for p in session.written)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return f", after {names} was written" if names else ", nothing was written"
-    return f"; {names} was written before" if names else ""
+        return f", after {names} {were} written" if names else ", nothing was written"
+    return f"; {names} {were} written before" if names else ""
 
 
 def explain_failure(error: BaseException) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reparam.errors import CaptureError, InputError
 from reparam.ir import draw_examples, shape_of_input
 from reparam.options import DEFAULTS, PlainOptions
-from reparam.utils import Shapes, first_line
+from reparam.utils import Shapes, first_line, together
 
 from .options import Side
 from .outputs import Outputs
@@ -196,14 +196,15 @@ class ConvertOptions:
 def convert_loaded(
     session: Session, loaded: Loaded, options: ConvertOptions, dtype: str | None, outputs: Outputs, *, force: bool
 ) -> Report:
-    """Converts and writes the outputs; returns the whole report."""
+    """Converts and stages or writes the outputs; returns the whole report."""
     import torch
 
     from reparam import convert
+    from reparam.rewrite import verifying
 
     inputs = example_inputs(session, loaded.model, options.shapes, options.batch, options.seed)
     with session.working() as tell:
-        with explained_misfit(loaded.model, inputs):
+        with explained_misfit(loaded.model, inputs), verifying(session.debug):
             conversion = convert(
                 loaded.model.exported or loaded.model.module,
                 *inputs,
@@ -215,22 +216,24 @@ def convert_loaded(
                 progress=tell,
             )
         start = time.perf_counter()
-        _write(session, conversion, outputs, tell, force=force)
+        _write(conversion, outputs, tell, force=force)
     return completed(conversion.report, loaded, outputs.names, time.perf_counter() - start)
 
 
-def explain_loaded(session: Session, loaded: Loaded, options: ConvertOptions) -> Report:
-    """The dry run's report."""
+def explain_loaded(session: Session, loaded: Loaded, options: ConvertOptions, *, graphs: bool = False) -> Report:
+    """The dry run's report. graphs: with the graph as text."""
     from reparam import explain
+    from reparam.rewrite import verifying
 
     inputs = example_inputs(session, loaded.model, options.shapes, options.batch, options.seed)
-    with session.working() as tell, explained_misfit(loaded.model, inputs):
+    with session.working() as tell, explained_misfit(loaded.model, inputs), verifying(session.debug):
         report = explain(
             loaded.model.exported or loaded.model.module,
             *inputs,
             to=options.to,
             dynamic=options.dynamic,
             seed=options.seed,
+            graphs=graphs,
             **asdict(options.plain),
             progress=tell,
         )
@@ -249,20 +252,13 @@ def completed(report: Report, loaded: Loaded, outputs: Sequence[str], writing: f
     )
 
 
-def _write(session: Session, conversion: Conversion, outputs: Outputs, tell: Tell, *, force: bool) -> None:
-    """Both outputs or, unless an older one was overwritten, neither."""
+def _write(conversion: Conversion, outputs: Outputs, tell: Tell, *, force: bool) -> None:
+    """Both outputs, which appear together."""
     tell("emit", 0, 1)
-    conversion.save(outputs.model, force=force)
-    session.written.append(outputs.model)
-    if outputs.source is not None:
-        try:
+    with together():
+        conversion.save(outputs.model, force=force)
+        if outputs.source is not None:
             conversion.save_source(outputs.source, force=force)
-        except BaseException:
-            if not outputs.replaces:
-                outputs.model.unlink(missing_ok=True)
-                session.written.clear()
-            raise
-        session.written.append(outputs.source)
     tell("emit", 1, 1)
 
 

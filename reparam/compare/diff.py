@@ -14,16 +14,12 @@ from typing import Any, Literal
 import torch
 from rich.text import Text
 from torch import fx
-from torch._ops import OpOverload
 
 from reparam.engines import ListedCall
-from reparam.ir import Program, arguments, batch_one, is_tensor, module_of, size_hint
+from reparam.ir import Program, batch_one, is_tensor, module_of, settings_of, size_hint
 from reparam.utils import one_line
 
 CONTEXT = 1  # unchanged rows shown around a change
-_UNIMPORTANT = frozenset(
-    {"momentum", "cudnn_enabled", "cudnn_enable", "memory_format"}
-)  # arguments that no result depends on
 ALIGNABLE = 1_000_000  # pairs of calls; a longer stretch without a common layer is not aligned
 
 Status = Literal["same", "weights", "changed", "removed", "added"]
@@ -114,7 +110,7 @@ def _read_call(program: Program, node: fx.Node, batch: set[str]) -> ListedCall:
     name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
     module = module_of(node) or (names[0].rpartition(".")[0] if names else "")
     sizes = ["x".join(map(str, program.constants[str(n.target)].value.shape)) for n in weights]
-    inside = ", ".join([*sizes[:1], *(["bias"] if len(sizes) == 2 else []), *_settings(node)])
+    inside = ", ".join([*sizes[:1], *(["bias"] if len(sizes) == 2 else []), *settings_of(node)])
     return ListedCall(
         module=one_line(module),
         op=f"{name}({inside})" if inside else name,
@@ -122,33 +118,6 @@ def _read_call(program: Program, node: fx.Node, batch: set[str]) -> ListedCall:
         anchor=f"{name} {names[0]}" if names else "",
         weights=tuple(program.constants[str(n.target)].value for n in weights),
     )
-
-
-def _settings(node: fx.Node) -> list[str]:
-    """`stride=[2,2]`: the arguments that are neither operands nor what they would be when left out."""
-    target = node.target
-    defaults = {a.name: a.default_value for a in target._schema.arguments} if isinstance(target, OpOverload) else {}
-    return [
-        f"{name}={_compact(value)}"
-        for name, value in arguments(node).items()
-        if name not in _UNIMPORTANT and not _is_default(value, defaults.get(name)) and not _has_nodes(value)
-    ]
-
-
-def _compact(value: Any) -> str:
-    """`2` for [2, 2]; `[2,1]` otherwise."""
-    if isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(v, int) and v == value[0] for v in value):
-        return str(value[0])
-    return one_line(str(value)).replace(" ", "")
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    return value is None or (value is False and default is None) or value == default
-
-
-def _has_nodes(value: Any) -> bool:
-    values = value if isinstance(value, list | tuple) else [value]
-    return any(isinstance(v, fx.Node) for v in values)
 
 
 def _shape(node: fx.Node, batch: set[str]) -> str:

@@ -2,8 +2,7 @@
 
 With a captured program on one side, that is the truth, in float64, and what it loses itself in the coarser precision of
 the two is the yardstick. Between two engines the first one is the truth, and what it loses is measured on its twin,
-whose weights (or inputs, where the weights are sealed) are off by a rounding. An engine may be `equivalence.SLACK`
-times worse.
+whose weights (or inputs, where the weights are sealed) are off by a rounding. An engine may be `SLACK` times worse.
 """
 
 from __future__ import annotations
@@ -135,7 +134,7 @@ def verify_engines(
     adversarial: bool = True,
     progress: Progress | None = None,
 ) -> Verdict:
-    """Compares two models of which at least one is an engine. Raises InputError like `equivalence.verify`."""
+    """Compares two models of which at least one is an engine. Raises InputError like `verify`."""
     if trials < 1:
         raise InputError(f"{trials} random inputs prove nothing; ask for at least one")
     swapped = isinstance(a, Runnable) and not isinstance(b, Runnable)

@@ -1,7 +1,7 @@
-"""`verify`: are two models the same function, as far as finite arithmetic can tell?
+"""Two programs compared: are they the same function, as far as finite arithmetic can tell?
 
 Both are captured and run in float64 on random inputs of several sizes and batches, then in their own dtypes, and last
-on inputs that are searched for (see `adversary`). The weights of an emitted model are rounded to its dtype, so two
+on inputs that are searched for (see `adversarial`). The weights of an emitted model are rounded to its dtype, so two
 equal functions differ by about what the first itself loses in that dtype; a few times that measured loss is the bar.
 """
 
@@ -16,7 +16,17 @@ from torch import Tensor
 from reparam.capture import capture, from_exported
 from reparam.check import ErrorSums, depth_limit
 from reparam.errors import CaptureError, InputError
-from reparam.ir import SMALL_SIZE, Feed, InputSpec, Program, draw_examples, evaluate, feed
+from reparam.ir import (
+    SMALL_SIZE,
+    Feed,
+    InputSpec,
+    Program,
+    draw_examples,
+    evaluate,
+    evaluate_where_it_runs,
+    feed,
+    typed,
+)
 from reparam.load import LoadedModel
 from reparam.rewrite import Progress
 from reparam.utils import dtype_name
@@ -25,19 +35,21 @@ from .adversarial import first_divergence, relative_gap, rounding, search
 from .verdict import Verdict
 
 
-def program_of(model: LoadedModel, input_shapes: Sequence[Sequence[int]] | None) -> Program:
-    """The captured program of a loaded model.
+def program_of(
+    model: LoadedModel, input_shapes: Sequence[Sequence[int]] | None, example_inputs: Sequence[Any] = ()
+) -> Program:
+    """The captured program of a loaded model, from its example inputs or else from random ones.
 
-    input_shapes: of one sample, without the batch (`inputs.Shape` for integers); needed when the model does not tell.
+    input_shapes: of one sample, without the batch (a `Shape` for integers); needed when the model does not tell.
     Raises InputError.
     """
     if model.exported is not None:
-        return from_exported(model.exported)
-    examples = draw_examples(model.module, input_shapes or model.input_shapes, batch=2)
+        return from_exported(model.exported).program
+    examples = tuple(example_inputs) or draw_examples(model.module, input_shapes or model.input_shapes, batch=2)
     try:
         return capture(model.module, examples).program
     except CaptureError as e:
-        raise InputError(f"{e} (input shapes {[tuple(x.shape[1:]) for x in examples]})") from e
+        raise InputError(f"{e} (input shapes {[tuple(x.shape[1:]) for x in examples if isinstance(x, Tensor)]})") from e
 
 
 def verify_programs(
@@ -114,7 +126,7 @@ class _Comparison:
             self.small = None
             return [whole]
         rest = self.draw(trials - 1)
-        if not (_runs(self.a, rest) and _runs(self.b, rest)):
+        if any(evaluate_where_it_runs(p, rest) is None for p in (self.a, self.b)):
             self.small = None
             rest = self.draw(trials - 1)
         return [whole, rest]
@@ -166,14 +178,6 @@ def _unlike(p: InputSpec, q: InputSpec) -> str:
     return f"the models' input '{p.name}' is {shown[0]} in one and {shown[1]} in the other"
 
 
-def _runs(program: Program, values: Feed) -> bool:
-    try:
-        evaluate(program, values)
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return False
-    return True
-
-
 def _is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
@@ -201,10 +205,5 @@ def _short(value: Any) -> str:
 
 def _own(program: Program, values: Feed, dtype: torch.dtype | None) -> list[Any]:
     """The outputs in the program's own dtype, or all in `dtype` when that is a coarser one."""
-    specs = {s.name: s for s in program.inputs}
-    wanted = dtype if dtype is not None and dtype != program.dtype else None
-    typed = [
-        v.to(wanted or specs[str(n.target)].dtype) if _is_floating(v) else v
-        for n, v in zip(program.placeholders, values, strict=True)
-    ]
-    return evaluate(program, typed, wanted)
+    wanted = dtype if dtype != program.dtype else None
+    return evaluate(program, typed(program, values, wanted), wanted)

@@ -10,6 +10,7 @@ from torch import fx
 
 from reparam.errors import InputError
 from reparam.ir import Constant, Program, Scratchpad
+from reparam.utils import prefixes
 
 
 def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
@@ -57,7 +58,7 @@ def _names(program: Program) -> dict[str, str]:
     used = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
     for name in sorted(used, key=lambda n: n != program.constants[n].origin):
         origin = program.constants[name].origin
-        stem = origin.replace(".", "_") if _parents(origin) & taken else origin
+        stem = origin.replace(".", "_") if taken.intersection(prefixes(origin)) else origin
         unique, serial = stem, 0
         while _clashes(unique, taken):
             serial += 1
@@ -69,12 +70,7 @@ def _names(program: Program) -> dict[str, str]:
 
 def _clashes(name: str, taken: set[str]) -> bool:
     """Taken, or a module where another weight has a tensor (a.b beside a.b.c)."""
-    return name in taken or bool(_parents(name) & taken) or any(t.startswith(f"{name}.") for t in taken)
-
-
-def _parents(name: str) -> set[str]:
-    parts = name.split(".")
-    return {".".join(parts[:i]) for i in range(1, len(parts))}
+    return name in taken or bool(taken.intersection(prefixes(name))) or any(t.startswith(f"{name}.") for t in taken)
 
 
 def _retyped(program: Program, dtype: torch.dtype) -> Program:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
+from reparam.errors import InputError
 from reparam.ir import Constant, Program, shape_of
-from reparam.utils import refuse_existing, write_atomically
+from reparam.utils import refuse_existing, unused_name, write_atomically
 
 
 def to_module(program: Program) -> nn.Module:
@@ -29,9 +31,46 @@ def to_module(program: Program) -> nn.Module:
     if program.in_spec is not None and program.out_spec is not None:
         info = fx.graph._PyTreeInfo(_parameter_names(program), program.in_spec, program.out_spec)
         graph.set_codegen(fx.graph._PyTreeCodeGen(info))
-    module = fx.GraphModule(root, graph, class_name="Converted")
+    module = _Converted(root, graph, class_name="Converted")
     module.eval()
+    module.refuse_other_sizes(_SizeCheck(program))
     return module
+
+
+class _Converted(fx.GraphModule):
+    """A graph module whose copies refuse other sizes too; fx drops such hooks from a deep copy."""
+
+    def refuse_other_sizes(self, check: _SizeCheck) -> None:
+        self.size_check = check
+        self.register_forward_pre_hook(check, with_kwargs=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Converted:
+        made: _Converted = super().__deepcopy__(memo)  # type: ignore[assignment]
+        made.refuse_other_sizes(self.size_check)
+        return made
+
+
+class _SizeCheck:
+    """Refuses positional inputs of other sizes than those that a network was verified for, before anything is computed.
+
+    A module of torch would compute something of them; where the original takes another path, something else.
+    """
+
+    def __init__(self, program: Program) -> None:
+        specs = {s.name: s for s in program.inputs}
+        self.shapes = [specs[n].shape if (n := str(p.target)) in specs else None for p in program.placeholders]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        leaves = pytree.tree_leaves(args)
+        for value, shape in zip(leaves, self.shapes, strict=False):
+            if shape is None or not isinstance(value, Tensor):
+                continue
+            fits = len(shape) == value.dim() and all(
+                isinstance(s, str) or s == n for s, n in zip(shape, value.shape, strict=False)
+            )
+            if not fits:
+                wanted = ", ".join(str(s) if isinstance(s, int) else "any" for s in shape)
+                raise InputError(f"this network was verified for inputs of shape [{wanted}], not {list(value.shape)}")
 
 
 def _attach(root: nn.Module, name: str, constant: Constant) -> None:
@@ -85,12 +124,8 @@ def _parameter_names(program: Program) -> list[str]:
     for i, spec in enumerate(args.children()):
         leaves = [next(targets) for _ in range(spec.num_leaves)]
         name = leaves[0] if spec.is_leaf() else f"arg{i}"
-        names.append(_unused(name, {*names, *kwargs.context}))
+        names.append(unused_name(name, {*names, *kwargs.context}))
     return [*names, *kwargs.context]
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    return _unused(f"{name}_", taken) if name in taken else name
 
 
 def _nest(program: Program, leaves: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .model_card import card_of, fitted
     from .openvino import OpenVinoRunnable, convert_onnx
     from .ports import output_names
+    from .precision import DTYPES
 
 _DOORS = {
     "calibration": (
@@ -58,10 +59,12 @@ _DOORS = {
         "convert_onnx",
     ),
     "ports": ("output_names",),
+    "precision": ("DTYPES",),
 }
 __getattr__ = lazy_doors(__name__, _DOORS)
 
 __all__ = [
+    "DTYPES",
     "BuildOptions",
     "Built",
     "EngineCheck",

@@ -203,7 +203,7 @@ class AotiRunnable(Runnable):
                     f"{self.path.name} does not take {tuple(value.shape)} as '{port.name}': it takes "
                     f"({', '.join(map(str, port.shape))})"
                 )
-        feed = self._brought(values)
+        feed = self._on_device(values)
         try:
             with torch.no_grad(), _exact():
                 found = self._loader.boxed_run(feed)
@@ -219,7 +219,7 @@ class AotiRunnable(Runnable):
 
     def prepared(self, values: Sequence[Tensor]) -> Callable[[], object]:
         """See `Runnable.prepared`."""
-        feed = self._brought(values)
+        feed = self._on_device(values)
 
         def call() -> object:
             with torch.no_grad():
@@ -227,7 +227,7 @@ class AotiRunnable(Runnable):
 
         return call
 
-    def _brought(self, values: Sequence[Tensor]) -> list[Tensor]:
+    def _on_device(self, values: Sequence[Tensor]) -> list[Tensor]:
         return [v.detach().to(self.device).contiguous() for v in values]
 
 

@@ -1,6 +1,6 @@
 """Is an engine the network that it was built from? Both run on random inputs of every kind of shape that is declared.
 
-The truth is the original in float64. The engine's RMS error may be `equivalence.SLACK` times that of the emitted
+The truth is the original in float64. The engine's RMS error may be `check.output_error.SLACK` times that of the emitted
 network in torch in the same precision, plus a few roundings: engines add in other orders and by other algorithms, and
 that is all that they may do. Quantised networks have no such yardstick; they are measured, and a gate decides.
 """
@@ -17,7 +17,18 @@ from torch import Tensor
 
 from reparam.check import ErrorSums, OutputError, depth_limit
 from reparam.errors import InputError, NotEquivalentError
-from reparam.ir import Feed, Program, batch_one, evaluate, feed, filled, shape_of, tensors_of, typed
+from reparam.ir import (
+    Feed,
+    Program,
+    batch_one,
+    evaluate,
+    evaluate_where_it_runs,
+    feed,
+    filled,
+    shape_of,
+    tensors_of,
+    typed,
+)
 
 from .format import Runnable
 
@@ -91,11 +102,8 @@ class _Measurement:
         shapes = [tuple(v.shape) for v in tensors_of(self.original, values)]
         if len(shapes) == len(self.engine.inputs) and not self.engine.takes(shapes):
             return
-        try:
-            truth = evaluate(self.original, values)
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            if not self.samples:
-                raise
+        truth = evaluate_where_it_runs(self.original, values) if self.samples else evaluate(self.original, values)
+        if truth is None:
             return
         got = run_engine(self.engine, self.original, values)
         pairs = list(zip(floats(truth), got.floats, strict=True)) if got.fits(truth) else []

@@ -20,7 +20,7 @@ from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
 from reparam.report import Remark, Report
 from reparam.rewrite import Driver, Progress
-from reparam.utils import move_into_place, publish, refuse_existing, staging_beside
+from reparam.utils import refuse_existing, together, writing
 
 from .engine_check import EngineCheck, check_engine
 from .format import BuildOptions, Format, Runnable
@@ -97,15 +97,22 @@ def export(
 ) -> Exported:
     """Converts `model`, writes it in another format, loads that and checks that it is the same function.
 
-    to: fused, plain, or as-is, which only captures. path: of the file. options: the format and the precision (default:
-    ONNX in fp32). The other arguments are those of `convert`, the options of `plain` among them; weights are cast once,
-    after folding.
+    example_inputs: tensors are (N, ...) where the batch stays free. to: fused, plain, or as-is, which only captures.
+    path: of the file. options: the format and the precision (default: ONNX in fp32). The other arguments are those of
+    `convert`, the options of `plain` among them; weights are cast once, after folding.
 
     Nothing is written unless the file was run and agreed, or cannot be run on this machine, which the manifest beside
     it then says.
 
     Raises what `convert` raises; InputError for what the format cannot express; MachineError for a missing package;
-    NotEquivalentError when the file computes something else, or when `min_sqnr` is missed.
+    NotEquivalentError when the file computes something else, or when `min_sqnr` (dB) is missed.
+
+    >>> import tempfile, torch, reparam
+    >>> block = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     exported = reparam.export(block, torch.randn(1, 3, 16, 16), path=f"{folder}/block.onnx")
+    ...     [path.name for path in exported.outputs]
+    ['block.onnx', 'block.onnx.json']
     """
     options = options or ExportOptions()
     path = Path(path)
@@ -142,9 +149,9 @@ def export_conversion(
     calibration = options.calibration(program) if callable(options.calibration) else options.calibration or ()
     program, equalised = _equalised(program, calibration) if options.equalize else (program, ())
     build = BuildOptions(options.precision, calibration, options.settings or {})
-    with staging_beside(path) as staging:
+    with together() as outputs, writing(path):
         start = time.perf_counter()
-        staged = staging / path.name
+        staged = outputs.stage(path, force=options.force)
         built = format.build(program, staged, build, tell)
         seconds = {"emit": time.perf_counter() - start}
         start = time.perf_counter()
@@ -156,16 +163,14 @@ def export_conversion(
         facts = _facts(conversion, options, format, program, engine, check, built.facts)
         format.stamp(staged, facts)
         files = [staged, *built.side, write_manifest(staged, built.side, facts)]
-        for file in files:
-            publish(file)
-            refuse_existing(path.with_name(file.name), force=options.force)
-        move_into_place(staging, path.parent, [f.name for f in reversed(files)])
+        for file in files[1:]:
+            outputs.stage(path.with_name(file.name), force=options.force)
     notes = tuple(Remark("analysis", format.name, "", "", note) for note in built.remarks)
-    outputs = tuple(path.with_name(f.name) for f in files)
+    names = tuple(path.with_name(f.name) for f in files)
     remarks = conversion.report.remarks + equalised + notes
-    names = tuple(str(p) for p in outputs)
-    report = conversion.report.with_(engine=_keys(options, check), remarks=remarks, outputs=names, seconds=seconds)
-    return Exported(path, outputs, check, report)
+    texts = tuple(str(p) for p in names)
+    report = conversion.report.with_(engine=_keys(options, check), remarks=remarks, outputs=texts, seconds=seconds)
+    return Exported(path, names, check, report)
 
 
 def _equalised(program: Program, data: Sequence[Sequence[torch.Tensor]]) -> tuple[Program, tuple[Remark, ...]]:

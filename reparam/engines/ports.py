@@ -10,21 +10,21 @@ import torch
 from torch.utils import _pytree as pytree
 
 from reparam.ir import Program
-from reparam.utils import dtype_name
+from reparam.utils import axis_name, dtype_name
 
 from .format import Port
 
 
-def axis_name(index: int, rank: int) -> str:
-    """What the free size of an axis is called: `batch`, in images `height` and `width`, else `size2` for axis 2."""
-    images = {rank - 2: "height", rank - 1: "width"} if rank >= 4 else {}
-    return ({0: "batch"} | images).get(index, f"size{index}")
+def port_axis(index: int, rank: int) -> str:
+    """What the free size of an axis is called in an engine: its name, or `size2` for axis 2."""
+    name = axis_name(index, rank)
+    return f"size{name}" if name.isdigit() else name
 
 
 def named_axes(sizes: Iterable[int]) -> tuple[int | str, ...]:
     """A shape in which free sizes are negative, with their names in place of them."""
     shape = tuple(sizes)
-    return tuple(s if s >= 0 else axis_name(i, len(shape)) for i, s in enumerate(shape))
+    return tuple(s if s >= 0 else port_axis(i, len(shape)) for i, s in enumerate(shape))
 
 
 def ports_of(program: Program) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
@@ -33,7 +33,7 @@ def ports_of(program: Program) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     for spec in program.inputs:
         for i, symbol in enumerate(spec.shape):
             if isinstance(symbol, str) and symbol not in names:
-                name = axis_name(i, len(spec.shape))
+                name = port_axis(i, len(spec.shape))
                 taken = sum(n.rpartition("_")[0] == name or n == name for n in names.values())
                 names[symbol] = f"{name}_{taken}" if taken else name
     inputs = tuple(

@@ -34,10 +34,18 @@ from .aten import (
     op_name,
     pair,
 )
-from .cost import Census, batch_one, census, node_macs, spelled_out
+from .cost import Census, batch_one, census, is_chain, node_macs, spelled_out
 from .feeds import EVEN_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
 from .inputs import draw_examples, exported_shapes, shape_of_input
-from .interpreter import call_node, evaluate, evaluate_region, last_uses, weight_value
+from .interpreter import (
+    call_node,
+    default_dtype,
+    evaluate,
+    evaluate_region,
+    evaluate_where_it_runs,
+    last_uses,
+    weight_value,
+)
 from .program import (
     FOLD_DTYPE,
     Constant,
@@ -55,6 +63,7 @@ from .program import (
 )
 from .refusal import Refusal
 from .scratchpad import Scratchpad
+from .text_form import settings_of, text_of
 from .value_ranges import Interval, Ranges, ranges_of
 
 __all__ = [
@@ -97,15 +106,18 @@ __all__ = [
     "batch_one",
     "call_node",
     "census",
+    "default_dtype",
     "draw_examples",
     "evaluate",
     "evaluate_region",
+    "evaluate_where_it_runs",
     "exported_shapes",
     "feed",
     "filled",
     "fixed_size",
     "functional_form",
     "is_call",
+    "is_chain",
     "is_float",
     "is_inplace",
     "is_tensor",
@@ -118,12 +130,14 @@ __all__ = [
     "place_of",
     "random_input",
     "ranges_of",
+    "settings_of",
     "shape_of",
     "shape_of_input",
     "size_hint",
     "spelled_out",
     "static_shape",
     "tensors_of",
+    "text_of",
     "typed",
     "upstream",
     "weight_value",

@@ -157,7 +157,7 @@ def census(program: Program) -> Census:
             gates += 1
         else:
             merges += 1
-    return Census(nodes, merges, gates, convs, norms, program.parameters(), macs)
+    return Census(nodes, merges, gates, convs, norms, program.parameters(), macs // program.samples)
 
 
 def is_chain(program: Program) -> bool:

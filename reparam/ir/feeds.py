@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir.aten import CASTS, IDENTITIES, MOVEMENTS, aten, is_call
-from reparam.ir.program import InputSpec, Program, shape_of
+from .aten import CASTS, IDENTITIES, MOVEMENTS, aten, is_call
+from .program import InputSpec, Program, shape_of
 
 SMALL_SIZE = 65
 

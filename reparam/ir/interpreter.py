@@ -6,7 +6,8 @@ original and the rewritten program are measured against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,15 +18,32 @@ from .program import Program
 Observer = Callable[[fx.Node, Any], None]
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """What torch makes without being told a dtype (a fill, a quotient of integers) is of `dtype` inside."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def retype(value: Any, dtype: torch.dtype | None) -> Any:
-    """`value` with floating tensors (or floating dtype arguments) moved to `dtype`; the rest as it is."""
+    """`value` with floating and complex tensors (or dtype arguments) moved to `dtype`; the rest as it is."""
     if dtype is None:
         return value
     if isinstance(value, Tensor):
-        return value.detach().to(dtype) if value.is_floating_point() else value
-    if isinstance(value, torch.dtype):
-        return dtype if value.is_floating_point else value
-    return value
+        wanted = _like(value.dtype, dtype)
+        return value if wanted is None else value.detach().to(wanted)
+    return _like(value, dtype) or value if isinstance(value, torch.dtype) else value
+
+
+def _like(own: torch.dtype, dtype: torch.dtype) -> torch.dtype | None:
+    """`dtype` for a floating one, its complex counterpart for a complex one, None for integers."""
+    if own.is_complex:
+        return dtype.to_complex()
+    return dtype if own.is_floating_point else None
 
 
 def _arguments(tree: Any, env: Mapping[fx.Node, Any], dtype: torch.dtype | None) -> Any:
@@ -42,9 +60,9 @@ def weight_value(program: Program, node: fx.Node, dtype: torch.dtype | None) -> 
     """The tensor of a get_attr node as `dtype` (None: the dtype that it is emitted in)."""
     constant = program.constants[str(node.target)]
     value = constant.value.detach()
-    if not value.is_floating_point():
-        return value
-    return value.to(dtype or constant.dtype)
+    if value.is_complex():
+        return value.to(dtype.to_complex()) if dtype is not None else value
+    return value.to(dtype or constant.dtype) if value.is_floating_point() else value
 
 
 def last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
@@ -74,8 +92,16 @@ def evaluate(
     observe: called with every call node and its value, in execution order.
     gradients: whether the outputs can be differentiated with respect to the inputs.
     """
-    with torch.set_grad_enabled(gradients):
+    with torch.set_grad_enabled(gradients), default_dtype(dtype):
         return _evaluate(program, inputs, dtype, observe)
+
+
+def evaluate_where_it_runs(program: Program, inputs: Sequence[Any]) -> list[Any] | None:
+    """`evaluate` in float64; None for inputs of sizes that the program does not run on."""
+    try:
+        return evaluate(program, inputs)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return None
 
 
 def _evaluate(
@@ -113,8 +139,9 @@ def evaluate_region(
 ) -> dict[fx.Node, Any]:
     """Values of the nodes of `region` (in execution order), given the values that it reads in `known`."""
     env: dict[fx.Node, Any] = dict(known)
-    for node in region:
-        if node in env:
-            continue
-        env[node] = weight_value(program, node, dtype) if node.op == "get_attr" else call_node(node, env, dtype)
+    with default_dtype(dtype):
+        for node in region:
+            if node not in env:
+                reads = node.op == "get_attr"
+                env[node] = weight_value(program, node, dtype) if reads else call_node(node, env, dtype)
     return env

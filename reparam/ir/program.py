@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from reparam.errors import RuleError
 
 from .scratchpad import Scratchpad
+from .structure import Structure
 
 FOLD_DTYPE = torch.float64
 
@@ -65,6 +66,8 @@ class Program:
     constants: weight name (the get_attr target) -> Constant.
     inputs: one InputSpec for each tensor placeholder, in order.
     in_spec, out_spec: pytrees that the original model's arguments and results have.
+    probes: values of free sizes at which something that torch took for granted does not hold.
+    samples: how many samples one input holds, where the model fixes its batch.
     """
 
     graph: fx.Graph
@@ -74,6 +77,8 @@ class Program:
     out_spec: pytree.TreeSpec | None
     fake_mode: FakeTensorMode
     dtype: torch.dtype
+    probes: tuple[Mapping[str, int], ...] = ()
+    samples: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     notes: Scratchpad = field(default_factory=Scratchpad, repr=False)
     _gone: set[fx.Node] = field(default_factory=set, repr=False)
@@ -89,6 +94,18 @@ class Program:
     @property
     def placeholders(self) -> list[fx.Node]:
         return [n for n in self.graph.nodes if n.op == "placeholder"]
+
+    @property
+    def traced_sizes(self) -> dict[str, int]:
+        """The free sizes as they were traced, by symbol."""
+        specs = {s.name: s for s in self.inputs}
+        found: dict[str, int] = {}
+        for node in self.placeholders:
+            spec = specs.get(str(node.target))
+            for name, size in zip(spec.shape, shape_of(node), strict=True) if spec is not None else ():
+                if isinstance(name, str):
+                    found.setdefault(name, size)
+        return found
 
     def calls(self) -> Iterator[fx.Node]:
         """The call nodes in execution order."""
@@ -112,6 +129,21 @@ class Program:
         """Number of scalars in the floating weights that the graph uses, a tied weight counted once."""
         used = {str(n.target) for n in self.graph.nodes if n.op == "get_attr" and n.users}
         return sum(self.constants[n].value.numel() for n in used if self.constants[n].value.is_floating_point())
+
+    def verify(self, nodes: Iterable[fx.Node] | None = None) -> None:
+        """Checks that the program, or only `nodes` of it, is well formed.
+
+        Every node has one of four operations, operands that come before it, a value (`meta["val"]`) and the right
+        `meta["data"]`. Every call is pure, is read by somebody, and has the shape and dtype that its operator gives.
+        Every weight that is read exists and has the shape that its node says. Of the whole program also: one output,
+        at its end; no weight without a reader; a placeholder for every input.
+
+        Raises RuleError that names the node and what is wrong with it.
+        """
+        weights = {name: c.value.shape for name, c in self.constants.items()}
+        structure = Structure(self.graph, weights, tuple(s.name for s in self.inputs), self.fake_mode)
+        if problem := structure.problem(nodes):
+            raise RuleError(f"the program is broken {problem}")
 
     # ---- building ------------------------------------------------------------------------------------------
 

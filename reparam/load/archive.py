@@ -10,8 +10,8 @@ for an ordinary network. Archives written by reparam pass.
 from __future__ import annotations
 
 import io
-import json
 import logging
+import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch._export.serde import schema
+from torch._export.serde import schema, serialize
 
-from reparam.errors import InputError, UnsafeFileError
+from reparam.errors import InputError
+from reparam.utils import one_line, opened, parse_json
 
-from .archive_schema import check_json, refusal
+from .archive_schema import check_json
+from .records import MAX_DIMENSIONS, inspect_zip, last_element
+from .zip_entries import ZIP_ERRORS, check_content, check_zip, content_start, damaged, read_content, refusal
 
-MAX_TOTAL_BYTES = 64 << 30
-MAX_JSON_BYTES = 256 << 20
-MAX_SAMPLE_BYTES = 2 << 30
-MAX_RATIO = 200  # uncompressed : compressed, of one entry; torch stores its entries uncompressed
-MAX_ENTRIES = 200_000
+MAX_JSON_BYTES = 128 << 20
+MAX_SAMPLE_BYTES = 512 << 20
+MAX_EXPANDED = 1 << 26  # elements of a tensor beyond those of its record: what is stored once and read many times
 
 _MODEL = re.compile(r"models/(\w{1,100})\.json", re.ASCII)
 _ENTRIES = re.compile(
@@ -64,13 +65,18 @@ def load_exported(path: str | Path, *, trust: bool = False) -> torch.export.Expo
     Raises UnsafeFileError when loading it could run code, InputError when it is missing, damaged, or of another kind.
     """
     path = Path(path)
+    with opened(path) as file:
+        return load_program(file, path, trust=trust)
+
+
+def load_program(file: IO[bytes], path: Path, *, trust: bool = False) -> torch.export.ExportedProgram:
+    """`load_exported` for a file that is open. path: what messages call it. Raises like `load_exported`."""
     try:
-        with path.open("rb") as file:
-            if not trust:
-                inspect_archive(file, path.name)
-            file.seek(0)
-            with _quiet():
-                return torch.export.load(file)
+        if not trust:
+            inspect_archive(file, path.name)
+        file.seek(0)
+        with _quiet():
+            return torch.export.load(file)
     except InputError:
         raise
     except OSError as error:
@@ -78,7 +84,8 @@ def load_exported(path: str | Path, *, trust: bool = False) -> torch.export.Expo
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"{path} is not a program that torch {torch.__version__} can load ({reason[-1][:300]}); export it again"
+            f"{path} is not a program that torch {torch.__version__} can load ({one_line(reason[-1])[:300]}); "
+            "export it again"
         ) from error
 
 
@@ -104,10 +111,13 @@ def inspect_archive(file: IO[bytes], name: str) -> ArchiveSummary:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = check_zip(archive, name)
+            for info in entries.values():
+                check_content(archive, info, name)
+            starts = {e: content_start(archive, i, name) for e, i in entries.items()}
             texts = {e: _read_text(archive, i, name) for e, i in entries.items() if _is_interpreted(e)}
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{name} is damaged or cut short ({error}); copy or export it again") from error
-    _check_same_to_torch(file, entries, texts, name)
+    except ZIP_ERRORS as error:
+        raise InputError(f"{name} is damaged or cut short ({one_line(str(error))}); copy or export it again") from error
+    _check_same_to_torch(file, starts, texts, name)
     targets: set[str] = set()
     models = [m[1] for m in map(_MODEL.fullmatch, entries) if m is not None]
     if not models:
@@ -115,44 +125,6 @@ def inspect_archive(file: IO[bytes], name: str) -> ArchiveSummary:
     for model in models:
         targets |= _check_model(model, entries, texts, name)
     return ArchiveSummary(tuple(models), frozenset(targets), sum(i.file_size for i in entries.values()))
-
-
-def check_zip(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
-    """The entries below the archive's one root folder, by name.
-
-    Raises UnsafeFileError for absolute or climbing names, duplicates (also by letter case), encrypted or overlapping
-    entries and decompression bombs; any of these can show one content to us and another to the program that loads it.
-    """
-    infos = archive.infolist()
-    if not infos or len(infos) > MAX_ENTRIES:
-        raise refusal(name, f"it has {len(infos)} entries")
-    root = infos[0].filename.split("/")[0]
-    entries: dict[str, zipfile.ZipInfo] = {}
-    seen: set[str] = set()
-    for info in infos:
-        parts = info.filename.split("/")
-        inside = "/".join(parts[1:])  # the root is named after the file that was saved, in any script
-        if not inside.isascii() or "\\" in inside or {"", ".", ".."} & set(parts) or parts[0] != root:
-            raise refusal(name, f"the entry name {info.filename!r} leaves its folder")
-        if info.filename.lower() in seen:
-            raise refusal(name, f"the entry {info.filename!r} is there twice")
-        if info.flag_bits & 0x1:
-            raise refusal(name, f"the entry {info.filename!r} is encrypted")
-        if info.file_size > MAX_RATIO * max(info.compress_size, 1):
-            raise refusal(name, f"the entry {info.filename!r} unpacks to {info.file_size} bytes")
-        seen.add(info.filename.lower())
-        entries[inside] = info
-    _check_sizes(archive, infos, name)
-    return entries
-
-
-def _check_sizes(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], name: str) -> None:
-    file = archive.fp
-    size = file.seek(0, io.SEEK_END) if file is not None else 0
-    if sum(i.compress_size for i in infos) > size:
-        raise refusal(name, "its entries overlap")
-    if sum(i.file_size for i in infos) > MAX_TOTAL_BYTES:
-        raise refusal(name, f"it unpacks to more than {MAX_TOTAL_BYTES >> 30} GiB")
 
 
 def _is_interpreted(entry: str) -> bool:
@@ -163,15 +135,16 @@ def _read_text(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> by
     limit = MAX_JSON_BYTES if info.filename.endswith(".json") else MAX_SAMPLE_BYTES
     if info.file_size > limit:
         raise refusal(name, f"{info.filename} has {info.file_size} bytes, over {limit}")
-    return archive.read(info)
+    return read_content(archive, info)
 
 
-def _check_same_to_torch(file: IO[bytes], entries: Mapping[str, Any], texts: Mapping[str, bytes], name: str) -> None:
+def _check_same_to_torch(file: IO[bytes], starts: Mapping[str, int], texts: Mapping[str, bytes], name: str) -> None:
     """torch reads archives with a zip reader of its own; it must see what was inspected."""
     file.seek(0)
     try:
-        reader = torch._C.PyTorchFileReader(file)
-        same = set(reader.get_all_records()) == set(entries)
+        reader: Any = torch._C.PyTorchFileReader(file)
+        same = set(reader.get_all_records()) == set(starts)
+        same = same and all(reader.get_record_offset(entry) == at for entry, at in starts.items())
         same = same and all(reader.get_record(entry) == content for entry, content in texts.items())
     except RuntimeError as error:
         raise InputError(f"{name} is damaged: {str(error).splitlines()[0]}") from error
@@ -201,9 +174,11 @@ def _check_model(model: str, entries: Mapping[str, Any], texts: Mapping[str, byt
 
 def _parse_json(content: bytes, entry: str, name: str) -> Any:
     try:
-        return json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{name}: {entry} is not JSON ({str(error)[:100]}); export the program again") from error
+        return parse_json(content)
+    except ValueError as error:
+        raise InputError(
+            f"{name}: {entry} is not JSON ({one_line(str(error))[:100]}); export the program again"
+        ) from error
 
 
 def _check_payload(key: str, meta: Mapping[str, Any], folder: str, entries: Mapping[str, Any], name: str) -> None:
@@ -212,9 +187,22 @@ def _check_payload(key: str, meta: Mapping[str, Any], folder: str, entries: Mapp
     info = entries.get(folder + meta["path_name"])
     if info is None or meta["tensor_meta"] is None:
         raise InputError(f"{name}: the tensor '{key}' is missing from {folder}; export the program again")
-    sizes = [s.get("as_int") for s in meta["tensor_meta"]["sizes"]]
-    if any(not isinstance(s, int) or s < 0 for s in sizes) or (info.file_size == 0 and sizes and 0 not in sizes):
+    _check_record(key, meta["tensor_meta"], info.file_size, name)
+
+
+def _check_record(key: str, meta: Mapping[str, Any], size: int, name: str) -> None:
+    """Every element of a tensor lies in its record, and the record holds whole elements."""
+    item = _ITEMS.get(meta["dtype"])
+    sizes, strides = ([s.get("as_int") for s in meta[part]] for part in ("sizes", "strides"))
+    offset = meta["storage_offset"].get("as_int")
+    plain = all(isinstance(n, int) and 0 <= n < 2**62 for n in (*sizes, *strides, offset))
+    if item is None or not plain or len(sizes) != len(strides) or len(sizes) > MAX_DIMENSIONS:
         raise InputError(f"{name}: the tensor '{key}' has the impossible shape {sizes}; export the program again")
+    needed = last_element(sizes, strides, offset)
+    if size % item or needed * item > size:
+        raise damaged(name, f"the record of '{key}' holds {size} bytes, where {needed * item} are declared")
+    if math.prod(sizes) > size // item + MAX_EXPANDED:
+        raise refusal(name, f"'{key}' repeats {size // item} values to {math.prod(sizes)}")
 
 
 def _check_sample(content: bytes, name: str) -> None:
@@ -223,14 +211,13 @@ def _check_sample(content: bytes, name: str) -> None:
         return
     where = "its sample inputs"
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as inner:
-            check_zip(inner, f"{name}: {where}")
-        if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)):
-            raise refusal(name, f"{where} would run {', '.join(sorted(unsafe)[:5])}")
+        file = io.BytesIO(content)
+        inspect_zip(file, f"{name}: {where}")
         value = torch.load(io.BytesIO(content), weights_only=True)  # as torch does it first, to the letter
-    except UnsafeFileError:
-        raise
     except Exception as error:
         raise refusal(name, f"{where} hold more than tensors and numbers") from error
     if not isinstance(value, tuple | dict):
         raise refusal(name, f"{where} are a {type(value).__name__}")
+
+
+_ITEMS: Mapping[int, int] = {int(kind): dtype.itemsize for kind, dtype in serialize._SERIALIZE_TO_TORCH_DTYPE.items()}

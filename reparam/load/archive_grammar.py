@@ -1,4 +1,4 @@
-"""Which texts of a `.pt2` archive are harmless: the strict grammars behind `reparam.archive`.
+"""Which texts of a `.pt2` archive are harmless: the strict grammars behind `archive`.
 
 `torch.export.load` hands several of an archive's strings to an evaluator: symbolic sizes go through sympy, guards and
 the names of values become Python source, containers import modules by name. Each function here parses one kind of text

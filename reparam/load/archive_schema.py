@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -13,15 +14,13 @@ from typing import Any
 from torch._export.serde import schema
 from torch._export.serde.union import _Union
 
-from reparam.errors import UnsafeFileError
+from reparam.utils import one_line
 
 from . import archive_grammar as grammar
+from . import archive_metadata as metadata
+from .zip_entries import refusal
 
 _PAYLOAD = re.compile(r"(?:weight|tensor)_[0-9]{1,9}")
-
-
-def _anything(_: str) -> str | None:
-    return None
 
 
 def _refused(_: str) -> str | None:
@@ -32,10 +31,6 @@ def _unknown(text: str) -> str | None:
     return (
         None if re.fullmatch(r"[\w.]{0,400}", text, re.ASCII) else "is text that this version of reparam does not know"
     )
-
-
-def _source_functions(text: str) -> str | None:
-    return None if re.fullmatch(r"[\w.,;:<>()\[\] \-]*", text, re.ASCII) else "is not a list of names"
 
 
 # What each text of the JSON must be, by the class and field of torch's schema that holds it. `.key` is the key
@@ -64,29 +59,25 @@ _TEXTS: Mapping[str, grammar.Rule] = {
     "PayloadConfig.config.key": grammar.dotted_path,
     "PayloadMeta.path_name": lambda text: None if _PAYLOAD.fullmatch(text) else "is not a stored tensor",
     "ExportedProgram.range_constraints.key": grammar.symbol,
-    "GraphModule.treespec_namedtuple_fields.key": _anything,
     "NamedTupleDef.field_names": grammar.identifier,
     "Graph.custom_obj_values.key": _refused,
     "CustomObjArgument.name": _refused,
     "CustomObjArgument.class_fqn": _refused,
     "InputToCustomObjSpec.custom_obj_name": _refused,
-    "Node.metadata": _anything,
-    "Node.metadata[source_fn_stack]": _source_functions,
-    "GraphModule.metadata": _anything,
-    "Argument.as_string": _anything,
-    "Argument.as_strings": _anything,
-    "Argument.as_string_to_argument.key": _anything,
-    "ConstantValue.as_string": _anything,
-    "ExportedProgram.torch_version": _anything,
+    "Node.metadata": metadata.note,
+    "Node.metadata[stack_trace]": metadata.stack_trace,
+    "Node.metadata[nn_module_stack]": metadata.module_stack,
+    "Node.metadata[source_fn_stack]": metadata.functions,
+    "Node.metadata[torch_fn]": metadata.functions,
+    "Node.metadata[custom]": metadata.json_note,
+    "Node.metadata[from_node]": metadata.json_note,
+    "GraphModule.metadata": metadata.json_note,
+    "Argument.as_string": metadata.string,
+    "Argument.as_strings": metadata.string,
+    "Argument.as_string_to_argument.key": grammar.container_key,
+    "ConstantValue.as_string": metadata.string,
+    "ExportedProgram.torch_version": metadata.version,
 }
-
-
-def refusal(name: str, what: str) -> UnsafeFileError:
-    """The error for the file `name`, refused because `what`."""
-    return UnsafeFileError(
-        f"{name} is refused because {what}, and loading it could run code or exhaust memory; "
-        "export it again, or pass --trust if you trust whoever made it"
-    )
 
 
 def check_json(kind: type, data: Any, entry: str, name: str) -> frozenset[str]:
@@ -97,7 +88,10 @@ def check_json(kind: type, data: Any, entry: str, name: str) -> frozenset[str]:
     Raises UnsafeFileError for a value of another type than the schema's, and for a text outside its grammar.
     """
     walk = _Walk(name, entry)
-    walk.visit(kind, data, kind.__name__, "")
+    try:
+        walk.visit(kind, data, kind.__name__, "")
+    except RecursionError:
+        walk.fail("", "nests too deep")
     return frozenset(walk.targets)
 
 
@@ -136,8 +130,11 @@ class _Walk:
         if not issubclass(kind, _Union) and (missing := _required(kind) - set(data)):
             self.fail(where, f"lacks {min(missing)}")
         for field, value in data.items():
-            if field in hints:  # torch ignores other fields too
-                self.visit(hints[field], value, f"{kind.__name__}.{field}", f"{where}.{field}".lstrip("."))
+            place = f"{where}.{field[:60]}".lstrip(".")
+            if field in hints:
+                self.visit(hints[field], value, f"{kind.__name__}.{field}", place)
+            elif complaint := metadata.plain(value) or metadata.note(field):  # torch ignores other fields
+                self.fail(one_line(place), complaint)
 
     def visit_list(self, kind: Any, data: Any, rule: str, where: str) -> None:
         if not isinstance(data, list):
@@ -151,7 +148,8 @@ class _Walk:
         for key, value in data.items():
             self.visit_leaf(str, key, f"{rule}.key", where)
             special = f"{rule}[{key}]"
-            self.visit(typing.get_args(kind)[1], value, special if special in _TEXTS else rule, f"{where}[{key[:60]}]")
+            where_now = f"{where}[{one_line(key)[:60]}]"
+            self.visit(typing.get_args(kind)[1], value, special if special in _TEXTS else rule, where_now)
 
     def visit_leaf(self, kind: Any, data: Any, rule: str, where: str) -> None:
         if kind is str and isinstance(data, str):
@@ -175,6 +173,7 @@ def _resolve(kind: Any) -> Any:
     return _resolve(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Annotated else kind
 
 
+@functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
     names = {f.name for f in dataclasses.fields(kind)}
     return {k: v for k, v in typing.get_type_hints(kind, globalns=dict(vars(schema))).items() if k in names}

@@ -1,32 +1,33 @@
 """Reads a file into a `Checkpoint`: a state dict, a pickled module, or an exported program.
 
 Files are told apart by content, not by suffix. Nothing in a file is run: pickles are read with `weights_only`, `.pt2`
-archives are inspected first (`reparam.archive`), and a file that would run code is refused with the list of what it
+archives are inspected first (`archive`), and a file that would run code is refused with the list of what it
 would run, unless `trust` is given.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import pickletools
-import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from torch import Tensor, _weights_only_unpickler, nn
+from torch import Tensor, nn
 
-from reparam.errors import InputError, UnsafeFileError
+from reparam.errors import InputError
+from reparam.utils import name_complaint, one_line, opened, path_of
 
-from .archive import check_zip, load_exported
+from .archive import load_program
+from .records import inspect_pickle, inspect_zip
+from .safetensors_header import check_safetensors, is_safetensors
+from .working_directory import working_directory_on_path
+from .zip_entries import ZIP_ERRORS
 
 HOLDERS = ("state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "module", "net", "weights")
+MOST_HOLDERS = 8  # of each other
 PREFIXES = ("module.", "_orig_mod.")
 
 _OTHER_FILES = (  # how files of other kinds begin
@@ -57,15 +58,20 @@ class Checkpoint:
 
 def check_finite(state: Mapping[str, Any], path: Path | str = "the model") -> None:
     """Raises InputError naming the first tensor that holds a NaN or an infinity, and how many tensors do."""
+    check_values(state, path)
     tensors = [(k, v) for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()]
-    if empty := [key for key, value in tensors if value.is_meta]:
-        raise InputError(f"{Path(path).name} has no values for '{empty[0]}', only its shape; save the real weights")
     bad = [key for key, value in tensors if not _is_finite(value)]
     if bad:
         raise InputError(
             f"{Path(path).name} has NaN or infinite values in '{bad[0]}' ({len(bad)} of {len(tensors)} tensors); "
             "take a checkpoint from before the training diverged"
         )
+
+
+def check_values(state: Mapping[str, Any], path: Path | str = "the model") -> None:
+    """Raises InputError naming the first tensor that is a shape alone."""
+    if empty := [key for key, value in state.items() if isinstance(value, Tensor) and value.is_meta]:
+        raise InputError(f"{Path(path).name} has no values for '{empty[0]}', only its shape; save the real weights")
 
 
 def _is_finite(value: Tensor) -> bool:
@@ -76,20 +82,26 @@ def _is_finite(value: Tensor) -> bool:
 def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     """Reads a checkpoint: `.pt`, `.pth`, `.bin`, `.safetensors` or `.pt2`, told apart by content.
 
+    The file is opened once: what is inspected is what is loaded.
+
     Raises InputError for anything else, UnsafeFileError for a file that would run code unless `trust` is given.
     """
     path = Path(path)
-    head = _head(path)
-    if int.from_bytes(head[:8], "little") < 100 << 20 and head[8:9] == b"{":
-        return _from_object(_read_safetensors(path), path)
-    if path.suffix == ".safetensors":
-        raise InputError(f"{path} is not a safetensors file: its header is damaged; copy it again")
-    if head.startswith(b"PK\x03\x04"):
-        return _load_zip(path, trust)
-    if head[257:262] == b"ustar":
-        raise InputError(f"{path} is in the tar format of torch 0.1; load it with an old torch and save it again")
-    if head.startswith(b"\x80"):
-        return _from_object(_read_pickle(path, trust, mmap=False), path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the checkpoint file in it")
+    with opened(path, "check the name, or give an architecture with --arch") as file:
+        head = file.read(512)
+        file.seek(0)
+        if is_safetensors(head):
+            return _from_object(_read_safetensors(file, path), path)
+        if path.suffix == ".safetensors":
+            raise InputError(f"{path} is not a safetensors file: its header is damaged; copy it again")
+        if head.startswith(b"PK\x03\x04"):
+            return _load_zip(file, path, trust)
+        if head.startswith(b"\x80"):
+            return _load_pickle(file, path, trust)
+        if head[257:262] == b"ustar":
+            raise InputError(f"{path} is in the tar format of torch 0.1; load it with an old torch and save it again")
     raise InputError(f"{path} is not a checkpoint{_kind(path, head)}; save one with torch.save(model.state_dict(), …)")
 
 
@@ -102,44 +114,36 @@ def _kind(path: Path, head: bytes) -> str:
     return f": it is {known}" if known else ""
 
 
-def _head(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; give the checkpoint file in it")
-        with path.open("rb") as file:
-            head = file.read(512)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}; check the name, or give an architecture with --arch") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if not head:
-        raise InputError(f"{path} is empty; copy or save it again")
-    return head
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(file: IO[bytes], path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_safetensors(file, str(path))
     try:
-        return load_file(str(path))
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        return load_file(path_of(file))
+    except (SafetensorError, KeyError, ValueError, OSError, RuntimeError) as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}); copy or save it again") from error
 
 
-def _load_zip(path: Path, trust: bool) -> Checkpoint:
+def _load_zip(file: IO[bytes], path: Path, trust: bool) -> Checkpoint:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             _check_kind(archive, path)
-            if not trust:
-                check_zip(archive, path.name)
             program = any(n.endswith("/archive_format") for n in archive.namelist())
-            stored = all(i.compress_type == zipfile.ZIP_STORED for i in archive.infolist())
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is damaged or cut short ({error}); copy or save it again") from error
+    except ZIP_ERRORS as error:
+        raise InputError(f"{path} is damaged or cut short ({one_line(str(error))}); copy or save it again") from error
     if program:
-        return Checkpoint(path, exported=load_exported(path, trust=trust))
-    return _from_object(_read_pickle(path, trust, mmap=stored), path)
+        return Checkpoint(path, exported=load_program(file, path, trust=trust))
+    if trust:
+        return _from_object(_read_pickle(file, path, trust=True), path)
+    stored = inspect_zip(file, path.name)
+    return _from_object(_read_pickle(file, path, mmap=stored), path)
+
+
+def _load_pickle(file: IO[bytes], path: Path, trust: bool) -> Checkpoint:
+    if not trust:
+        inspect_pickle(file, path.name)
+    return _from_object(_read_pickle(file, path, trust=trust), path)
 
 
 def _check_kind(archive: zipfile.ZipFile, path: Path) -> None:
@@ -155,23 +159,20 @@ def _check_kind(archive: zipfile.ZipFile, path: Path) -> None:
         raise InputError(f"{path} is a zip archive but not a checkpoint; save one with torch.save(…)")
 
 
-def _read_pickle(path: Path, trust: bool, *, mmap: bool) -> Any:
+def _read_pickle(file: IO[bytes], path: Path, *, trust: bool = False, mmap: bool = False) -> Any:
     """The object that torch.save wrote; with `mmap` its tensors stay on disk until they are used."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error below
+            file.seek(0)
             if trust:
-                with _working_directory():
-                    return torch.load(path, map_location="cpu", weights_only=False)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+                with working_directory_on_path():  # its classes may be the user's own
+                    return torch.load(file, map_location="cpu", weights_only=False)
+            if mmap:
+                return torch.load(path_of(file), map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        if not trust and (unsafe := unsafe_globals(path)):
-            listed = ", ".join(unsafe[:8]) + (f" and {len(unsafe) - 8} more" if len(unsafe) > 8 else "")
-            raise UnsafeFileError(
-                f"{path} holds more than tensors; loading it would run {listed}. Save the state_dict alone, or pass "
-                "--trust if you trust whoever made it"
-            ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
         if trust and isinstance(error, AttributeError | ImportError):
             raise InputError(f"{path} needs Python code that is not here ({reason}); run in its folder") from error
         raise InputError(
@@ -179,47 +180,13 @@ def _read_pickle(path: Path, trust: bool, *, mmap: bool) -> Any:
         ) from error
 
 
-@contextmanager
-def _working_directory() -> Iterator[None]:
-    """A trusted pickle names classes of the user's own modules, found beside where the command runs."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
-def unsafe_globals(path: Path) -> list[str]:
-    """The functions and classes that unpickling the file would call, beyond those that make tensors; nothing is run."""
-    try:
-        if zipfile.is_zipfile(path):
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        safe = set(_weights_only_unpickler._get_allowed_globals())
-        return sorted(set(_pickled_globals(io.BytesIO(path.read_bytes()))) - safe)
-    except Exception:  # not a pickle; what is wrong with it is for the caller to say
-        return []
-
-
-def _pickled_globals(stream: io.BytesIO) -> Iterator[str]:
-    """Names in a file of several pickles after each other, as torch.save wrote before 1.6."""
-    while stream.read(1) == b"\x80":
-        stream.seek(-1, io.SEEK_CUR)
-        texts: list[str] = []
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name in ("GLOBAL", "INST"):
-                yield str(argument).replace(" ", ".")
-            elif opcode.name == "STACK_GLOBAL" and len(texts) >= 2:
-                yield f"{texts[-2]}.{texts[-1]}"
-            elif isinstance(argument, str):
-                texts.append(argument)
-
-
 def _from_object(value: Any, path: Path) -> Checkpoint:
     """Finds the state dict (or a pickled module) in what was loaded, and cleans its keys."""
     under: list[str] = []
     ignored: list[str] = []
     while not _is_state(value):
+        if len(under) > MOST_HOLDERS:
+            raise InputError(f"{path} nests its weights deeper than any training script; save the model's state_dict")
         if isinstance(value, nn.Module):
             return Checkpoint(path, module=value, found_under=".".join(under), ignored=tuple(ignored))
         if not isinstance(value, Mapping):
@@ -233,7 +200,11 @@ def _from_object(value: Any, path: Path) -> Checkpoint:
         ignored += [".".join([*under, str(k)]) for k in value if k != holder]
         under.append(holder)
         value = value[holder]
-    state = _clean_keys({str(k): v for k, v in value.items() if isinstance(v, Tensor)})
+    tensors = {str(k): v for k, v in value.items() if isinstance(v, Tensor)}
+    for key in tensors:
+        if complaint := name_complaint(key):
+            raise InputError(f"{path} has a tensor whose name {complaint}: {key[:60]!r}; save it under another name")
+    state = _clean_keys(tensors)
     return Checkpoint(path, state, found_under=".".join(under), ignored=tuple(ignored))
 
 

@@ -20,7 +20,7 @@ from reparam.errors import InputError, UnsafeFileError
 from reparam.ir import draw_examples, exported_shapes
 from reparam.utils import SOURCE_FILES, Shapes
 
-from .checkpoint import HOLDERS, Checkpoint, check_finite, load_checkpoint
+from .checkpoint import HOLDERS, Checkpoint, check_finite, check_values, load_checkpoint
 from .infer import check_architecture, compare, infer_architecture, same_function, shapes_of
 from .random_statistics import randomize_statistics
 from .zoo import Architecture, build_architecture, build_without_init
@@ -90,7 +90,6 @@ def load_model(
         return LoadedModel(checkpoint.module.eval(), checkpoint.path, notes=_notes(checkpoint))
     if checkpoint.module is not None:
         checkpoint = dataclasses.replace(checkpoint, state=checkpoint.module.state_dict())
-    check_finite(checkpoint.state, checkpoint.path)
     return _from_state(checkpoint, arch, arch_args or {})
 
 
@@ -141,6 +140,7 @@ def _from_exported(checkpoint: Checkpoint, program: torch.export.ExportedProgram
 
 def _from_state(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str, Any]) -> LoadedModel:
     inferred = arch is None
+    check_values(checkpoint.state, checkpoint.path)
     also: tuple[str, ...] = ()
     if arch is None:
         found = infer_architecture(checkpoint.state, str(checkpoint.path))
@@ -148,6 +148,7 @@ def _from_state(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str
     built = build_without_init(arch, arch_args)
     state = _aligned(checkpoint.state, built.module.state_dict())
     load_state(built, state, arch_args, checkpoint.path)
+    check_finite(checkpoint.state, checkpoint.path)  # only now: shapes before values, which may be more than there seem
     twins, equivalents = _split_twins(built, state, also, checkpoint.path)
     return LoadedModel(
         module=built.module,
@@ -214,18 +215,25 @@ def load_state(built: Architecture, state: Mapping[str, Tensor], arch_args: Mapp
             full[key] = full[first]
         if first not in full and key in full:
             full[first] = full[key]
-        if key in full and first in full and not torch.equal(full[key], full[first]):
-            raise InputError(f"'{first}' and '{key}' are one weight in {built.spec}, but differ in {path.name}")
     full = {**{k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}, **full}
     fit = compare(built.spec, arch_args, shapes_of(expected), shapes_of(full))
     if not fit.fits:
         raise InputError(
             f"{path.name} does not fit {built.spec}: {fit.describe()}{_hint(built.spec, state, arch_args)}"
         )
-    module.load_state_dict({k: v.detach() for k, v in full.items()}, strict=True, assign=True)
+    for key, first in tied.items():
+        if not torch.equal(full[key], full[first]):
+            raise InputError(f"'{first}' and '{key}' are one weight in {built.spec}, but differ in {path.name}")
+    module.load_state_dict({k: _own(v) for k, v in full.items()}, strict=True, assign=True)
     for key, first in tied.items():
         _set_parameter(module, key, module.get_parameter(first))
     _unify_dtype(module, full.values(), path)
+
+
+def _own(value: Tensor) -> Tensor:
+    """The value without its history; one that is stored once and repeated gets a storage of its own."""
+    repeated = any(stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True))
+    return value.detach().clone(memory_format=torch.contiguous_format) if repeated else value.detach()
 
 
 def _hint(spec: str, state: Mapping[str, Tensor], arch_args: Mapping[str, Any]) -> str:

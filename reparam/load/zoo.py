@@ -6,15 +6,14 @@ declared first (`register_missing_torchvision_ops`), without which its classific
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import inspect
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,8 @@ from torch.overrides import TorchFunctionMode
 from reparam.errors import InputError, MachineError
 from reparam.utils import Shapes
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
+
+from .working_directory import working_directory_on_path
 
 if TYPE_CHECKING:
     from reparam.models.registry import Entry
@@ -117,7 +118,10 @@ def _build(spec: str, arch_args: Mapping[str, Any]) -> Architecture:
         raise InputError(
             f"'{refused[0]}' in the architecture's arguments would fetch weights; give a checkpoint instead"
         )
-    with _working_directory_on_path(), warnings.catch_warnings():
+    with contextlib.ExitStack() as stack:
+        if _is_user_factory(spec):
+            stack.enter_context(working_directory_on_path())
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         factory = _resolve(spec)
         try:
@@ -150,6 +154,11 @@ def _signature(factory: _Factory) -> str:
     return str(parameters.replace(parameters=plain, return_annotation=parameters.empty))
 
 
+def _is_user_factory(spec: str) -> bool:
+    """`package.module:factory`, the one form whose module may lie in the current folder."""
+    return ":" in spec and "/" not in spec
+
+
 def _resolve(spec: str) -> _Factory:
     source, slash, name = spec.partition("/")
     if slash and source == "torchvision":
@@ -158,7 +167,7 @@ def _resolve(spec: str) -> _Factory:
         return _timm_factory(spec, name)
     if slash and source == "reparam":
         return _own_factory(spec, name)
-    if ":" in spec and "/" not in spec:
+    if _is_user_factory(spec):
         return _user_factory(spec, spec)
     near = [f"{s}/{spec}" for s in SOURCES if _is_installed(s) and spec in available(s)]
     hint = f"did you mean {' or '.join(near)}?" if near else _FORMS
@@ -287,20 +296,6 @@ def _user_module(spec: str, name: str) -> ModuleType:
         raise InputError(f"importing '{name}' for '{spec}' failed: {error}") from error
     except Exception as error:
         raise InputError(f"importing '{name}' for '{spec}' failed ({type(error).__name__}: {error})") from error
-
-
-@contextmanager
-def _working_directory_on_path() -> Iterator[None]:
-    """The user's own modules are found beside where the command runs, as with `python -m`."""
-    here = os.getcwd()
-    added = here not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
 
 
 class _NoInit(TorchFunctionMode):

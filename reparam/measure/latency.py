@@ -24,7 +24,7 @@ from reparam.errors import InputError
 from reparam.load import LoadedModel
 from reparam.rewrite import Progress
 
-from .runtimes import brought_to, check_runtimes, name_of, text_of
+from .runtimes import check_runtimes, in_runtime, name_of, text_of
 from .timing import CPU, Call, Sample, call_of, check_device
 
 Shapes = Sequence[Sequence[int]]
@@ -140,7 +140,7 @@ def bench(
     with tempfile.TemporaryDirectory() as folder:
         entries = [_Entry(name, model) for name, model in models.items()]
         if where.runtimes:
-            entries = _brought(entries, where, shapes, Path(folder), seed, tell)
+            entries = _in_runtimes(entries, where, shapes, Path(folder), seed, tell)
         for batch in batches:
             calls = [call_of(e.name, e.model, shapes, batch, seed, where.device) for e in entries]
             if where.cuda_graphs:
@@ -152,7 +152,7 @@ def bench(
     return BenchResult(tuple(rows), machine, tuple(tuple(s) for s in shapes), rounds)
 
 
-def _brought(
+def _in_runtimes(
     entries: Sequence[_Entry], where: Where, shapes: Shapes, folder: Path, seed: int, tell: Progress
 ) -> list[_Entry]:
     """Every model in every runtime. What is not built yet is built in `folder`."""
@@ -162,7 +162,7 @@ def _brought(
     for i, (entry, runtime) in enumerate(wanted):
         tell("build", i, len(wanted))
         path = folder / str(i)
-        model = brought_to(runtime, entry.name, entry.model, fixed, path, device=where.device, seed=seed)
+        model = in_runtime(runtime, entry.name, entry.model, fixed, path, device=where.device, seed=seed)
         found.append(_Entry(entry.name, model))
     tell("build", len(wanted), len(wanted))
     return found

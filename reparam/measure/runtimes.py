@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from reparam.engines import ExportOptions, Runnable, export
+from reparam.engines import DTYPES, ExportOptions, Runnable, export
 from reparam.engines.formats import find_format
 from reparam.errors import InputError
 from reparam.ir import draw_examples
@@ -48,7 +49,7 @@ def check_runtimes(names: list[str]) -> None:
         raise InputError("a runtime is named twice; each is timed once")
 
 
-def brought_to(
+def in_runtime(
     runtime: str, name: str, model: LoadedModel | Runnable, shapes: Shapes | None, path: Path, *, device: str, seed: int
 ) -> LoadedModel | Runnable:
     """The model as `runtime` runs it: a network is exported as it is, and the file compared with it.
@@ -68,8 +69,15 @@ def brought_to(
     settings = {"device": device} if "device" in format.settings else {}
     examples = draw_examples(model.module, shapes or model.input_shapes, batch=EXAMPLES, seed=seed)
     source = model.exported or model.module
-    export(source, *examples, path=file, options=ExportOptions(format.name, settings=settings), to="as-is", seed=seed)
+    options = ExportOptions(format.name, _precision_of(model.module), "same", settings=settings)
+    export(source, *examples, path=file, options=options, to="as-is", seed=seed)
     return format.load(file)
+
+
+def _precision_of(module: nn.Module) -> str:
+    """The name of the precision that its weights are in; fp32 where it has none, or others."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return next((p for p in ("fp16", "bf16") if DTYPES[p] == dtype), "fp32")
 
 
 def _read_by(runtime: str, name: str, engine: Runnable, path: Path) -> Runnable:

@@ -176,17 +176,18 @@ def emit_activation(program: Program, joint: Joint, x: fx.Node, order: Tensor, a
         return program.call(aten.relu.default, (x,), like=like)
     stem = place_of(like)
 
-    def weight(values: Tensor, name: str, *, flat: bool = False) -> fx.Node:
+    def weight(values: Tensor, name: str, *, flat: bool = False, trainable: bool = True) -> fx.Node:
         padded = torch.cat([values, values.new_zeros(1)])[order]
         rank = x.meta["val"].dim()
         shape = [-1] if flat else [-1, *[1] * (rank - 1 - axis)]
-        return program.weight(padded.reshape(shape), f"{stem}.{name}", like=like)
+        return program.weight(padded.reshape(shape), f"{stem}.{name}", trainable=trainable, like=like)
 
     if joint.family == "slopes":
         return program.call(aten.prelu.default, (x, weight(_slopes(program, joint), "slopes", flat=True)), like=like)
     if joint.family == "bounds":
-        low, high = _bounds(joint)
-        return program.call(aten.clamp.Tensor, (x, weight(low, "low"), weight(high, "high")), like=like)
+        # infinite bounds are no damaged weights: they are buffers
+        low, high = (weight(v, n, trainable=False) for v, n in zip(_bounds(joint), ("low", "high"), strict=True))
+        return program.call(aten.clamp.Tensor, (x, low, high), like=like)
     scale, shift = _gates(joint)
     inner = program.call(aten.mul.Tensor, (x, weight(scale, "gate_scale")), like=like)
     inner = program.call(aten.add.Tensor, (inner, weight(shift, "gate_shift")), like=like)

@@ -126,7 +126,7 @@ def _ways(chain: PlainChain) -> dict[Value, tuple[str, ...]]:
         for v in stage.after:
             if v in own:
                 continue
-            pair = v.index >= len(values)  # a twin, see `signs`
+            pair = v.index >= len(values)  # a twin, see `signed_pairs`
             way = "in pairs" if pair else _WAYS[stage.joint.family] if stage.joint.parametric else "unchanged"
             found.setdefault(values[v.index - len(values)] if pair else v, {})[way] = None
     return {v: tuple(ways) for v, ways in found.items()}

@@ -2,7 +2,7 @@
 
 A schedule gives each value a level, or none when it is inlined into its readers. Walking back from the result, a layer
 holds what is read behind it: values that come into being there, and values that are carried past it. `lay_out` does
-this walk; `search.search` looks for the levels that cost least.
+this walk; `schedule_search.search` looks for the levels that cost least.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .stage import Infeasible, Levels, Register, Schedule, Stage, carry
 class Planner:
     """Lays out schedules of one network; what was computed once is kept.
 
-    signed: "relu" lets signed values pass ReLUs as twins (see `signs`), "prelu" by slopes.
+    signed: "relu" lets signed values pass ReLUs as twins (see `signed_pairs`), "prelu" by slopes.
     """
 
     span_values: SpanValues

@@ -1,4 +1,4 @@
-"""Regions: the parts of a graph that one value enters and one value leaves.
+"""Spans: the parts of a graph that one value enters and one value leaves.
 
 Between two points where a single tensor is alive, nothing else can be seen from outside, so that the part may be
 rewritten as a whole. `outermost` cuts the whole graph at such points; `around` finds the smallest region about one

@@ -2,7 +2,7 @@
 The driver owns traversal, checks, prices, rollback and remarks; a rule only decides and builds.
 """
 
-from .driver import Driver, Outcome, Phase, Progress
+from .driver import Driver, Outcome, Phase, Progress, verifying
 from .rule import ANY, Match, Pattern, Rewrite, Rule, op
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "Rewrite",
     "Rule",
     "op",
+    "verifying",
 ]

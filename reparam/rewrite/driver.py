@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +25,18 @@ from reparam.report import Remark
 from .rule import Match, Rewrite, Rule
 
 MAX_ROUNDS = 50
+_VERIFIES = ContextVar("_VERIFIES", default=False)
 Progress = Callable[[str, int, int], None]
+
+
+@contextmanager
+def verifying(on: bool = True) -> Iterator[None]:
+    """Inside, drivers check the structure of the program after every rewrite, see `Program.verify`."""
+    token = _VERIFIES.set(on)
+    try:
+        yield
+    finally:
+        _VERIFIES.reset(token)
 
 
 @dataclass(frozen=True)
@@ -74,14 +87,19 @@ class Driver:
         seed: int = 0,
         progress: Progress | None = None,
         limit: int | None = None,
+        left: Mapping[tuple[str, str], str] | None = None,
     ) -> None:
-        """allow_cost: every phase may add multiply-accumulates. limit: stop after this many rewrites."""
+        """allow_cost: every phase may add multiply-accumulates. limit: stop after this many rewrites.
+
+        left: rewrites not to make, by their rule and the name of their node, each with the reason.
+        """
         self.program = program
         self.outcome = Outcome()
         self._allow_cost = self._pays = allow_cost
         self._seed = seed
         self._progress = progress
         self._left = -1 if limit is None else limit
+        self._left_out = left or {}
         self._missed: dict[tuple[str, fx.Node], Remark] = {}
 
     def run(self, phases: Sequence[Phase]) -> Outcome:
@@ -91,6 +109,8 @@ class Driver:
                 break
         else:
             raise RuleError(f"the rules still rewrite each other's results after {MAX_ROUNDS} rounds")
+        if _VERIFIES.get():
+            self.program.verify()
         alive = [r for (_, node), r in self._missed.items() if not self.program.erased(node)]
         self.outcome.remarks.extend(alive)
         return self.outcome
@@ -132,6 +152,8 @@ class Driver:
         plan = rule.check(self.program, Match(node, found))
         if plan is None:
             return None
+        if (rule.name, node.name) in self._left_out:
+            plan = Refusal(self._left_out[rule.name, node.name], node)
         if isinstance(plan, Refusal):
             self._miss(rule, node, plan)
             return None
@@ -235,6 +257,8 @@ class Driver:
                 continue
             neighbours[n] = None
             neighbours.update(dict.fromkeys(n.users))
+        if _VERIFIES.get():
+            self.program.verify(neighbours)
         return [n for n in neighbours if n.op == "call_function"]
 
     def _erase_unused(self, nodes: Iterable[fx.Node]) -> None:

@@ -10,47 +10,58 @@ from .lazy import lazy_doors
 
 if TYPE_CHECKING:
     from .cuda_driver import gpus
-    from .files import (
-        SOURCE_FILES,
-        TEMPORARY,
-        move_into_place,
-        publish,
-        refuse_existing,
-        staging_beside,
-        write_atomically,
-    )
+    from .files import SOURCE_FILES, refuse_existing
+    from .names import is_plain_path, name_complaint, plain_path, prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
-    from .shapes import AXES, INTEGERS, Shape, Shapes
-    from .text import dtype_name, first_line, one_line
+    from .reading import opened, parse_json, path_of, size_of
+    from .search_path import leave_current_folder
+    from .shapes import AXES, INTEGERS, Shape, Shapes, axis_name
+    from .staging import Together, together, write_atomically, writing
+    from .text import dtype_name, first_line, one_line, visible_lines
 
 _DOORS = {
     "cuda_driver": ("gpus",),
-    "files": (
-        "SOURCE_FILES",
-        "TEMPORARY",
-        "move_into_place",
-        "publish",
-        "refuse_existing",
-        "staging_beside",
-        "write_atomically",
+    "files": ("SOURCE_FILES", "refuse_existing"),
+    "names": (
+        "is_plain_path",
+        "name_complaint",
+        "plain_path",
+        "prefixes",
+        "unused_name",
     ),
     "packages": (
         "PACKAGES",
         "PackageState",
+        "axis_name",
         "check_package",
     ),
     "plugins": ("plugins",),
+    "reading": (
+        "opened",
+        "parse_json",
+        "path_of",
+        "size_of",
+    ),
+    "search_path": ("leave_current_folder",),
     "shapes": (
         "AXES",
         "INTEGERS",
         "Shape",
         "Shapes",
+        "axis_name",
     ),
     "text": (
         "dtype_name",
         "first_line",
         "one_line",
+        "visible_lines",
+    ),
+    "staging": (
+        "Together",
+        "together",
+        "write_atomically",
+        "writing",
     ),
 }
 __getattr__ = lazy_doors(__name__, _DOORS)
@@ -60,20 +71,31 @@ __all__ = [
     "INTEGERS",
     "PACKAGES",
     "SOURCE_FILES",
-    "TEMPORARY",
     "PackageState",
     "Shape",
     "Shapes",
+    "Together",
+    "axis_name",
     "check_package",
     "dtype_name",
     "first_line",
     "gpus",
+    "is_plain_path",
     "lazy_doors",
-    "move_into_place",
+    "leave_current_folder",
+    "name_complaint",
     "one_line",
+    "opened",
+    "parse_json",
+    "path_of",
+    "plain_path",
     "plugins",
-    "publish",
+    "prefixes",
     "refuse_existing",
-    "staging_beside",
+    "size_of",
+    "together",
+    "unused_name",
+    "visible_lines",
     "write_atomically",
+    "writing",
 ]

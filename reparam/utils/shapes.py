@@ -32,3 +32,9 @@ class Shape(tuple[int, ...]):
 Shapes = tuple[tuple[int, ...], ...]
 
 AXES = ("batch", "height", "width")  # whose sizes may stay free
+
+
+def axis_name(index: int, rank: int) -> str:
+    """What an axis is called: `batch`, in images `height` and `width`, else its number."""
+    images = {rank - 2: "height", rank - 1: "width"} if rank >= 4 else {}
+    return ({0: "batch"} | images).get(index, str(index))

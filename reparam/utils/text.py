@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 def one_line(text: str) -> str:
     """`text` on one line, with control characters spelled out: a file's names must not steer the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    return _visible(" ".join(text.split()))
+
+
+def visible_lines(text: str) -> str:
+    """`text` with its line ends and its indentation, and every other character that is not printed spelled out."""
+    return "\n".join(_visible(line.replace("\t", "    ")) for line in text.split("\n"))
+
+
+def _visible(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def first_line(error: BaseException) -> str:

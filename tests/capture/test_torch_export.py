@@ -146,9 +146,11 @@ def test_free_height_and_width() -> None:
         assert module_rel(model, captured.program, [doubles(*shape)]) <= EXACT
 
 
-def test_an_axis_that_the_model_fixes_is_kept_fixed() -> None:
+def test_an_axis_that_the_model_fixes_is_refused_as_free() -> None:
     model = healthy(Lambda(lambda m, x: m.conv(x) + m.position, conv=conv_bn(padding=1), position=vector(4, 5, 6)))
-    program = program_of(model, doubles(2, 4, 5, 6), dynamic=("batch", "height", "width"))
+    with pytest.raises(CaptureError, match="the height cannot stay free: the model works with one size of it alone"):
+        program_of(model, doubles(2, 4, 5, 6), dynamic=("batch", "height", "width"))
+    program = program_of(model, doubles(2, 4, 5, 6))
     assert not isinstance(program.inputs[0].shape[0], int) and program.inputs[0].shape[1:] == (4, 5, 6)
     assert module_rel(model, program, [doubles(3, 4, 5, 6)]) <= EXACT
 
@@ -324,7 +326,7 @@ def test_the_message_names_the_innermost_line_of_the_model() -> None:
     with pytest.raises(CaptureError) as error:
         capture(nn.Sequential(nn.ReLU(), Helper()), (doubles(2, 4),))
     text = str(error.value)
-    assert "`if x.abs().max() > 1:  # the line that the message names`" in text and "test_capture.py:" in text
+    assert "`if x.abs().max() > 1:  # the line that the message names`" in text and "test_torch_export.py:" in text
     assert "depends on the data" in text and "\n" not in text
 
 

@@ -67,9 +67,8 @@ def test_an_emitted_model_beyond_the_bar_is_refused_and_one_below_it_passes(dtyp
     emitted = finalize(original.copy(), dtype)
     kept = check_emitted(original, shifted(emitted, 0.8 * bar), rounds, NetworkEvidence(), dtype)
     assert own.original_error < kept.error < bar
-    with pytest.raises(NotEquivalentError, match=r"less exact than the original in b?float") as error:
+    with pytest.raises(NotEquivalentError, match=r"less exact than the original in b?float.* in the median input"):
         check_emitted(original, shifted(emitted, 1.3 * bar), rounds, NetworkEvidence(), dtype)
-    assert f"the original's own is {own.original_error:.3g}" in str(error.value)
 
 
 def test_an_emitted_model_that_is_not_finite_is_refused() -> None:
@@ -218,8 +217,10 @@ def test_batch_one_at_the_traced_size_then_seven_at_a_smaller_odd_one() -> None:
 def test_free_heights_and_widths_are_run_at_other_sizes_odd_and_even() -> None:
     run = shapes(program(dynamic=("batch", "height", "width")))
     assert run[:2] == [[1, 3, 12, 12], [7, 3, 9, 9]]
-    either = [[2, 3, 48, 64], [2, 3, 97, 113]], [[2, 3, 64, 48], [2, 3, 113, 97]]  # the order of the symbols' names
-    assert run[2:] in either
+    free = run[2:]
+    assert all(s[2] != s[3] for s in free) and len({tuple(s) for s in free}) == 5
+    assert {s[2] % 2 for s in free} == {0, 1}
+    assert min(min(s[2:]) for s in free) == 3 and max(max(s[2:]) for s in free) > 44
 
 
 def test_a_graph_of_one_size_falls_back_to_the_traced_one() -> None:
@@ -266,7 +267,7 @@ def test_the_reported_evidence_is_that_of_the_conversion() -> None:
     result = convert(model(), image(), dynamic=("batch", "height", "width"), seed=9)
     evidence = result.report.evidence
     assert evidence is not None
-    assert evidence.seed == 9 and len(evidence.shapes) == 4 and evidence.trials == 12
+    assert evidence.seed == 9 and len(evidence.shapes) == 7 and evidence.trials == 17
     assert 0.0 < evidence.float64_max_rel < 1e-13
     assert 0.0 < evidence.error <= 2 * evidence.original_error + 4 * EPS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import nn
 from reparam import conversion
 from reparam.cli.outputs import check_folder
 from reparam.cli.session import Terminated, explain_failure
+from reparam.emit import source
 from reparam.errors import InputError, MachineError, NotEquivalentError, RuleError
 from reparam.load import model as load
 from support.cli_helpers import TINY, failing_save, prepare_folder, refuse, run
@@ -160,8 +162,10 @@ def test_a_result_that_differs_is_not_written(monkeypatch: pytest.MonkeyPatch) -
 
     def perturbed(program: Any, dtype: Any = None) -> Any:
         final = finalize(program, dtype)
-        constant = next(c for c in final.constants.values() if c.value.dim() == 4)
-        constant.value.view(-1)[0] += 1e-3
+        name = next(n for n, c in final.constants.items() if c.value.dim() == 4)
+        moved = final.constants[name].value.detach().clone()
+        moved.view(-1)[0] += 1e-3
+        final.constants[name] = dataclasses.replace(final.constants[name], value=moved)
         return final
 
     monkeypatch.setattr(conversion, "finalize", perturbed)
@@ -191,7 +195,7 @@ def test_a_source_that_cannot_be_written_takes_the_program_with_it(monkeypatch: 
     def fail(*words: Any, **options: Any) -> None:
         raise MachineError("cannot write into source: No space left on device; nothing was written")
 
-    monkeypatch.setattr(conversion, "write_source", fail)
+    monkeypatch.setattr(source, "write_source", fail)
     assert refuse(3, "convert", *TINY, "--source", "source").endswith("nothing was written")
 
 

@@ -40,16 +40,28 @@ def test_ctrl_c_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refuse(130, "convert", *TINY, "--source", "source") == "interrupted, nothing was written"
 
 
-def test_ctrl_c_while_the_report_is_written_says_what_there_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["tiny-fused.pt2", "model.py", "model.safetensors", "report.json"])
+def test_ctrl_c_between_the_outputs_leaves_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*words: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", lambda a, b, real=os.replace: interrupted() if "json" in str(b) else real(a, b))
+    monkeypatch.setattr(
+        os, "replace", lambda a, b, real=os.replace: interrupted() if Path(b).name == name else real(a, b)
+    )
+    words = ("convert", *TINY, "--quiet", "--source", "source", "--json", "report.json")
+    assert refuse(130, *words) == "interrupted, nothing was written"
+
+
+def test_ctrl_c_while_the_result_is_shown_says_what_there_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*words: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "show", interrupted)
     before = files(folder)
-    result = run("convert", *TINY, "--quiet", "--json", "report.json")
+    result = run("convert", *TINY, "--json", "report.json")
     assert result.exit_code == 130
-    assert result.stderr == "reparam: interrupted, after tiny-fused.pt2 was written\n"
-    assert files(folder) == before | {"tiny-fused.pt2"}
+    assert result.stderr == "reparam: interrupted, after tiny-fused.pt2, report.json were written\n"
+    assert files(folder) == before | {"tiny-fused.pt2", "report.json"}
 
 
 # A shell has the programs that it runs in the background, these tests perhaps, ignore Ctrl-C: the child must not.
@@ -95,7 +107,7 @@ def test_a_signal_while_the_output_is_written(folder: Path, number: signal.Signa
 
 SIGNALLED = f"""{FOREGROUND}
 import os, sys, torch
-from reparam import emit_torch
+from reparam.emit import torch_module
 from reparam.cli import main
 
 class File:
@@ -106,8 +118,8 @@ class File:
         os.kill(os.getpid(), signal.SIGINT)
         return self.file.write(data)
 
-make = emit_torch._Sink.__init__
-emit_torch._Sink.__init__ = lambda self, file: make(self, File(file))
+make = torch_module._Sink.__init__
+torch_module._Sink.__init__ = lambda self, file: make(self, File(file))
 main()
 """
 

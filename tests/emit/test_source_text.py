@@ -203,7 +203,7 @@ def test_keyword_inputs(tmp_path: Path) -> None:
             return x * 2 - shift
 
     x, shift = torch.randn(2, 3), torch.randn(2, 3)
-    program = from_exported(torch.export.export(Net(), (x,), {"shift": shift}))
+    program = from_exported(torch.export.export(Net(), (x,), {"shift": shift})).program
     _, text = round_trip(program, tmp_path, x, kwargs={"shift": shift})
     assert "def forward(self, x: Tensor, shift: Tensor) -> Tensor:" in text
 

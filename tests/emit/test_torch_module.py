@@ -302,3 +302,11 @@ def test_a_bare_file_name_is_written_to_the_working_directory(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     save_pt2(finalize(program()), Path("net.pt2"))
     assert (tmp_path / "net.pt2").stat().st_size > 1000
+
+
+def test_a_copy_refuses_other_sizes_too() -> None:
+    module = to_module(finalize(program()))
+    for network in (module, copy.deepcopy(module), copy.deepcopy(copy.deepcopy(module))):
+        assert network(image()).shape[0] == 2
+        with pytest.raises(InputError, match=r"verified for inputs of shape \[any, 4, 6, 6\], not \[2, 4, 7, 6\]"):
+            network(image(2, 4, 7, 6))

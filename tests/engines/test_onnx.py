@@ -14,9 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import reparam
 from reparam.conversion import Conversion, convert
-from reparam.engines import BuildOptions
 from reparam.engines.formats import find_format
 from reparam.engines.onnx import (
     OnnxRunnable,
@@ -91,6 +89,13 @@ def test_nodes_are_named_after_layers_and_ports_after_the_network(plain_model: o
     assert [v.name for v in graph.input] == ["x"]
     assert [v.name for v in graph.output] == ["logits", "map"]
     assert {"stem.weight", "body.bias", "head.weight"} <= {t.name for t in graph.initializer}
+
+
+def test_constants_are_noted_once(plain_model: onnx.ModelProto) -> None:
+    graph = plain_model.graph
+    constants = {t.name for t in graph.initializer}
+    assert constants and not constants & {v.name for v in graph.value_info}
+    assert {name for node in graph.node for name in node.input if name} >= constants
 
 
 def test_inner_layers_keep_their_path() -> None:
@@ -284,6 +289,29 @@ def test_large_weights_lie_beside_and_run(
         OnnxRunnable(tmp_path / "net.onnx")
 
 
+def test_large_models_are_the_same_bytes_every_time_and_stay_as_they_are(
+    plain_model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "ONE_FILE", 100)
+    before = plain_model.SerializeToString(deterministic=True)
+    files: list[bytes] = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        (side,) = write_model(plain_model, folder / "net.onnx")
+        files += [(folder / "net.onnx").read_bytes(), side.read_bytes()]
+    assert files[:2] == files[2:]
+    assert plain_model.SerializeToString(deterministic=True) == before
+    again = read_model(tmp_path / "a" / "net.onnx")
+    onnx.external_data_helper.convert_model_from_external_data(again)
+    for tensor in again.graph.initializer:
+        tensor.ClearField("data_location")
+    assert again.SerializeToString(deterministic=True) == before
+    stored = read_model(tmp_path / "a" / "net.onnx", weights=False).graph.initializer
+    outside = {t.name for t in stored if t.data_location == onnx.TensorProto.EXTERNAL}
+    sizes = {t.name: len(t.raw_data) for t in plain_model.graph.initializer}
+    assert outside == {n for n, size in sizes.items() if size > storage.SMALL} != set(sizes)
+
+
 @pytest.mark.parametrize("place", ["../secret", "/etc/hostname", "a/../../secret", "C:\\secret", "..\\secret", "link"])
 def test_weights_from_elsewhere_are_refused(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "ONE_FILE", 100)
@@ -354,54 +382,3 @@ def test_metadata_is_written_into_the_file_and_changes_nothing_else(written: Pat
     props = {p.key: p.value for p in after.metadata_props}
     assert props == {"reparam.precision": "fp32", "reparam.labels": '["cat", "dog"]', "reparam.a": "null"}
     assert after.graph == before.graph
-
-
-# ---- running -----------------------------------------------------------------------------------------------------
-
-
-def test_the_engine_declares_its_ports_and_runs_any_batch(written: Path) -> None:
-    engine = find_format("onnx").load(written)
-    assert [p.as_dict() for p in engine.inputs] == [{"name": "x", "shape": ["batch", 3, 16, 16], "dtype": "float32"}]
-    assert [(p.name, p.shape) for p in engine.outputs] == [("logits", ("batch", 5)), ("map", ("batch", 8, 16, 16))]
-    assert engine.runtime == f"onnxruntime {ort.__version__} (CPU)"
-    for batch in (1, 2, 7):
-        x = torch.randn(batch, 3, 16, 16)
-        logits, middle = engine.run([x])
-        wanted = every()(x)
-        assert torch.allclose(logits, wanted["logits"], atol=1e-5)
-        assert torch.allclose(middle, wanted["map"], atol=1e-5)
-    with pytest.raises(InputError, match=r"net\.onnx does not run on these inputs"):
-        engine.run([torch.randn(1, 3, 15, 16)])
-
-
-def test_inner_values_and_twins(written: Path) -> None:
-    engine = OnnxRunnable(written)
-    x = torch.randn(SHAPE)
-    stem = engine.trace([x])
-    with torch.no_grad():
-        net = every()
-        wanted = net.act(net.norm(net.stem(x)))
-    assert any(v.shape == wanted.shape and torch.allclose(v, wanted, atol=1e-5) for v in stem)
-    twin = engine.twin(1e-3, 0)
-    assert twin is not None
-    gap = float((twin.run([x])[0] - engine.run([x])[0]).abs().max())
-    assert 0.0 < gap < 0.1
-    none = engine.twin(0.0, 0)
-    assert none is not None
-    assert torch.equal(none.run([x])[0], engine.run([x])[0])
-
-
-def test_the_format_builds_what_it_loads(tmp_path: Path) -> None:
-    format = find_format("onnx")
-    told: list[tuple[str, int, int]] = []
-    program = converted(small()).program
-    built = format.build(program, tmp_path / "n.onnx", BuildOptions(), lambda *step: told.append(step))
-    assert built.facts == {"opset": 20, "ir_version": 10}
-    assert built.side == ()
-    assert told[-1] == ("build", 1, 1)
-    x = torch.randn(SHAPE)
-    assert torch.allclose(format.load(tmp_path / "n.onnx").run([x])[0], small()(x), atol=1e-5)
-
-
-def test_the_python_api_is_exported() -> None:
-    assert reparam.export.__module__ == "reparam.engines.exporting"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx.parser import parse_model
@@ -11,8 +12,8 @@ from torch import nn
 
 from reparam.conversion import convert
 from reparam.engines.onnx import model_of
-from reparam.engines.onnx.cleanup import pool_globally, resize_by_factors, simplified
-from support.onnx_models import HEADER, kinds, run
+from reparam.engines.onnx.cleanup import pool_globally, resize_by_factors, simplified, strip
+from support.onnx_models import HEADER, kinds, rewritten, run
 
 
 def mean(axes: str, shape: str = "batch,3,5,7", attributes: str = "keepdims=1") -> onnx.ModelProto:
@@ -27,10 +28,9 @@ def mean(axes: str, shape: str = "batch,3,5,7", attributes: str = "keepdims=1") 
 
 @pytest.mark.parametrize("axes", ["2,3", "3,2", "-1,-2"])
 def test_a_mean_over_a_map_is_a_global_pool(axes: str) -> None:
-    model = mean(axes)
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 7), dtype=np.float32)
-    before = run(model, x)
-    pool_globally(model)
+    before = run(mean(axes), x)
+    model = rewritten(mean(axes), pool_globally)
     assert kinds(model) == ["GlobalAveragePool"]
     onnx.checker.check_model(model)
     np.testing.assert_allclose(run(model, x), before, rtol=1e-6, atol=1e-7)
@@ -42,8 +42,16 @@ def test_a_mean_over_a_map_is_a_global_pool(axes: str) -> None:
     ids=["other axes", "axes dropped", "one axis", "three axes", "five axes"],
 )
 def test_other_means_stay(model: onnx.ModelProto) -> None:
-    pool_globally(model)
-    assert kinds(model) == ["ReduceMean"]
+    assert kinds(rewritten(model, pool_globally)) == ["ReduceMean"]
+
+
+def test_axes_can_come_from_a_node_and_not_from_the_caller() -> None:
+    text = f"{HEADER} g (float[batch,3,5,7] x) => (float[batch,3,1,1] y)"
+    inner = parse_model(f"{text} {{ axes = Constant<value = int64[2] {{2,3}}>() y = ReduceMean(x, axes) }}")
+    assert "GlobalAveragePool" in kinds(rewritten(inner, pool_globally))
+    default = mean("2,3")
+    default.graph.input.append(onnx.helper.make_tensor_value_info("axes", onnx.TensorProto.INT64, [2]))
+    assert kinds(rewritten(default, pool_globally)) == ["ReduceMean"]
 
 
 def upsampled(size: tuple[int, int]) -> onnx.ModelProto:
@@ -70,9 +78,36 @@ def test_a_resize_of_a_free_size_stays() -> None:
         f"{HEADER} g (float[batch,1,height,4] x, int64[4] size) => (float[batch,1,h,8] y)"
         '{ y = Resize<mode="nearest">(x, , , size) }'
     )
-    model = parse_model(text)
-    resize_by_factors(model)
+    model = rewritten(parse_model(text), resize_by_factors)
     assert list(model.graph.node[0].input) == ["x", "", "", "size"]
+
+
+def test_a_resize_that_names_its_axes_stays() -> None:
+    model = parse_model(
+        f"{HEADER} g (float[2,1,3,4] x) => (float[2,1,6,12] y) <int64[2] size = {{6,12}}>"
+        '{ y = Resize<mode="nearest", axes=[2,3]>(x, , , size) }'
+    )
+    assert list(rewritten(model, resize_by_factors).graph.node[0].input) == ["x", "", "", "size"]
+
+
+def test_what_is_stripped() -> None:
+    model = parse_model(
+        f"{HEADER} g (float[2] x) => (float[2] y) <float[2] w = {{1, 2}}> {{ z = Add(x, w) y = Relu(z) }}"
+    )
+    graph = model.graph
+    graph.value_info.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [2]))
+    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.metadata_props.add(key="place", value="/home")
+        item.doc_string = "/home"
+    model.producer_version = "/home"
+    assert b"/home" not in rewritten(model, strip).SerializeToString()
+
+
+def test_onnxslim_is_used_where_it_leaves_fewer_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxslim")
+    monkeypatch.setattr("onnxsim.simplify", lambda model: (model, True))
+    text = f"{HEADER} g (float[batch,5,4] x) => (float[batch,5,4] y) {{ a = Relu(x) b = Relu(x) y = Add(a, b) }}"
+    assert kinds(rewritten(parse_model(text), simplified)) == ["Relu", "Add"]
 
 
 def test_the_result_is_that_of_the_network() -> None:
@@ -82,4 +117,16 @@ def test_the_result_is_that_of_the_network() -> None:
     assert {"GlobalAveragePool", "Resize"} <= set(kinds(model)) and "Shape" not in kinds(model)[:-1]
     x = torch.rand(3, 2, 6, 6)
     with torch.no_grad():
-        np.testing.assert_allclose(run(simplified(model), x.numpy()), net(x).numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(run(rewritten(model, simplified), x.numpy()), net(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_weights_of_a_model_that_is_too_large_are_not_read() -> None:
+    shape = ir.Shape([40_000, 20_000])  # more than one message can hold
+    weight = ir.LazyTensor(lambda: pytest.fail("it is too large for that"), ir.DataType.FLOAT, shape, name="w")
+    x, y = ir.val("x", ir.DataType.FLOAT, ["batch", 40_000]), ir.val("y", ir.DataType.FLOAT, ["batch", 20_000])
+    w = ir.Value(name="w", const_value=weight)
+    node = ir.node("MatMul", [x, w], outputs=[y])
+    graph = ir.Graph([x], [y], nodes=[node], initializers=[w], opset_imports={"": 20})
+    model = ir.Model(graph, ir_version=10)
+    assert simplified(model) is model
+    assert list(model.graph.initializers) == ["w"]

@@ -15,7 +15,7 @@ from reparam.conversion import convert
 from reparam.engines.onnx import cleanup, model_of
 from reparam.engines.onnx.depthwise import split_depthwise
 from support.helpers import Lambda
-from support.onnx_models import HEADER, kinds, run
+from support.onnx_models import HEADER, kinds, rewritten, run
 
 C = 8
 
@@ -37,7 +37,7 @@ def assert_split(model: onnx.ModelProto, layers: int, channels: int = C) -> None
     """`layers` more convolutions, the same values, and a graph that the checker takes."""
     x = np.random.default_rng(0).standard_normal((2, channels, 6, 7), dtype=np.float32)
     convs, before = Counter(kinds(model))["Conv"], run(model, x)
-    split_depthwise(model)
+    model = rewritten(model, split_depthwise)
     onnx.checker.check_model(model, full_check=True)
     assert Counter(kinds(model))["Conv"] == convs + layers
     np.testing.assert_allclose(run(model, x), before, rtol=1e-4, atol=1e-5 * float(np.abs(before).max()))
@@ -54,7 +54,7 @@ def test_a_convolution_takes_its_columns_in_the_new_order(
 
 def test_the_parts_are_named_after_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     model = whole(nn.Sequential(wide(), nn.ReLU(), nn.Conv2d(2 * C, 3, 1)), monkeypatch)
-    split_depthwise(model)
+    model = rewritten(model, split_depthwise)
     assert [n.name for n in model.graph.node] == ["0/Conv_part0", "0/Conv_part1", "0/Conv_parts", "1/Relu", "2/Conv"]
     constants = {t.name: list(t.dims) for t in model.graph.initializer}
     assert constants["0.weight_part1"] == [C, 1, 3, 3]
@@ -127,3 +127,24 @@ def test_a_weight_that_two_layers_read_is_not_turned() -> None:
         "{ a = Conv<group=8>(x, w) y = Conv(a, v) b = Concat<axis=1>(x, x) z = Conv(b, v) }"
     )
     assert_split(model, 0)
+
+
+WEIGHTS = f"<float[16,1,1,1] w = {{{','.join(map(str, range(16)))}}}, float[3,16,1,1] v = {{{','.join(['1'] * 48)}}}>"
+
+
+def test_a_weight_that_the_caller_can_replace_is_not_split() -> None:
+    model = onnx.parser.parse_model(
+        f"{HEADER} g (float[2,8,6,7] x) => (float[2,3,6,7] y) {WEIGHTS} {{ a = Conv<group=8>(x, w) y = Conv(a, v) }}"
+    )
+    assert_split(model, 1)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [16, 1, 1, 1]))
+    assert_split(model, 0)
+
+
+def test_a_graph_with_branches_stays() -> None:
+    model = onnx.parser.parse_model(
+        f"{HEADER} g (float[2,8,6,7] x, bool c) => (float[2,3,6,7] y) {WEIGHTS} {{ a = Conv<group=8>(x, w) y = If (c) <"
+        "then_branch = t () => (float[2,3,6,7] p) { p = Conv(a, v) },"
+        "else_branch = e () => (float[2,3,6,7] q) { b = Neg(a) q = Conv(b, v) }> }"
+    )
+    assert kinds(rewritten(model, split_depthwise)) == ["Conv", "If"]

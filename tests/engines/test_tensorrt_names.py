@@ -65,7 +65,7 @@ def used() -> tuple[set[str], set[str]]:
     own: set[str] = set()
     other: set[str] = set()
     for name in FILES:
-        for node in ast.walk(ast.parse((ROOT / "reparam" / name).read_text(encoding="utf-8"))):
+        for node in ast.walk(ast.parse((ROOT / "reparam" / "engines" / "tensorrt" / name).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute):
                 direct = isinstance(node.value, ast.Name) and node.value.id == "trt"
                 (own if direct else other).add(node.attr)

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.ir import census
-from reparam.ir.cost import is_chain
+from reparam.ir import census, is_chain
 from support.helpers import program_of
 
 

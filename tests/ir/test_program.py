@@ -134,7 +134,7 @@ def test_recordings_do_not_nest_and_end_also_when_they_fail() -> None:
 
 def test_weights_are_read_in_float64_and_nothing_else_is_a_weight() -> None:
     model = Lambda(lambda m, x: m.conv(x) + m.table[m.index], conv=nn.Conv2d(4, 4, 1), table=vector(7))
-    model.register_buffer("index", torch.tensor(3))
+    model.register_buffer("index", torch.tensor([3]))
     program = program_of(model.half(), doubles(2, 4, 5, 6).half())
     conv = next(n for n in program.calls() if is_call(n, CONVS))
     weight = program.tensor(conv.args[1])

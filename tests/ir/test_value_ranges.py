@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reparam.ir import Interval, Program, evaluate, ranges_of
-from reparam.ir.scratchpad import Scratchpad
+from reparam.ir import Interval, Program, Scratchpad, evaluate, ranges_of
 from reparam.ir.value_ranges import ALL
 from support.helpers import Lambda, doubles, program_of, vector
 

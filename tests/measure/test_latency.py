@@ -18,7 +18,7 @@ from reparam.engines import Port, Runnable, export
 from reparam.errors import InputError, MachineError
 from reparam.load import LoadedModel
 from reparam.measure import Where, bench, timing
-from reparam.measure.runtimes import brought_to, name_of, text_of
+from reparam.measure.runtimes import in_runtime, name_of, text_of
 from reparam.measure.timing import Call
 from support.cli_helpers import TINY, prepare_folder, refuse, succeed
 from support.engine_nets import SHAPE, small
@@ -162,12 +162,20 @@ def test_an_onnx_file_is_run_by_two_runtimes_and_other_engines_by_one(tmp_path: 
 
 def test_a_compiled_network_computes_the_same() -> None:
     loaded = LoadedModel(small(), input_shapes=(SHAPE[1:],))
-    found = brought_to("compile", "net", loaded, None, Path("unused"), device="cpu", seed=0)
+    found = in_runtime("compile", "net", loaded, None, Path("unused"), device="cpu", seed=0)
     assert isinstance(found, LoadedModel)
     assert (name_of(found), text_of(found)) == ("compile", f"torch {torch.__version__} (compiled)")
     x = torch.randn(SHAPE)
     with torch.no_grad():
         torch.testing.assert_close(found.module(x), loaded.module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_of_low_precision_stays_it_in_every_runtime(tmp_path: Path) -> None:
+    loaded = LoadedModel(small().half(), input_shapes=(SHAPE[1:],))
+    for runtime in ("onnxruntime", "openvino"):
+        found = in_runtime(runtime, "net", loaded, None, tmp_path / runtime, device="cpu", seed=0)
+        assert isinstance(found, Runnable)
+        assert [found.precision, *(p.dtype for p in (*found.inputs, *found.outputs))] == ["float16"] * 3
 
 
 @pytest.mark.parametrize(

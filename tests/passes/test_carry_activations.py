@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reparam.ir import evaluate
-from reparam.ir.cost import is_chain
+from reparam.conversion import convert
+from reparam.ir import evaluate, is_chain
 from support.helpers import Fused, Lambda, doubles, healthy, max_rel, module_rel
 from support.plain_helpers import assert_carried_rows_matter, assert_the_check_bites, counts, plain, refusal
 
@@ -313,3 +313,10 @@ def test_refused_beside_a_softmax() -> None:
     fused = plain(model, doubles(*SHAPE))
     assert "softmax at 'act' acts on all channels or positions of a value at once" in refusal(fused)[1]
     assert counts(fused)[1].merges == 1
+
+
+def test_bounds_that_are_infinite_are_no_weights_to_train_and_are_taken_in_again() -> None:
+    made = convert(block(nn.ReLU6(), positive=False).float(), torch.rand(SHAPE), to="plain").module
+    bounds = {n: b for n, b in made.named_buffers() if n.endswith(("low", "high"))}
+    assert len(bounds) == 2 and any(bool(b.isinf().any()) for b in bounds.values())
+    assert convert(made, torch.rand(SHAPE), to="as-is").report.equivalent

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.ir.cost import is_chain
+from reparam.ir import is_chain
 from reparam.passes import fused_phases
 from reparam.passes.carry_residual import CarryResidual
 from reparam.rewrite import Driver, Phase

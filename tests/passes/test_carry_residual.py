@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reparam.ir import evaluate
-from reparam.ir.cost import is_chain
+from reparam.ir import evaluate, is_chain
 from support.helpers import EXACT, Lambda, conv_bn, doubles, graph_text, healthy, max_rel, module_rel
 from support.plain_blocks import (
     Every,

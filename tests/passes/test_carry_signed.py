@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from reparam.conversion import convert
 from reparam.errors import InputError
-from reparam.ir import Program, aten, census, evaluate
-from reparam.ir.cost import is_chain
+from reparam.ir import Program, aten, census, evaluate, is_chain
 from reparam.passes import plain_phases
 from support.helpers import EXACT, doubles, healthy, max_rel, run_phases
 from support.helpers import program_of as captured

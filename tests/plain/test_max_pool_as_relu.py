@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reparam.ir import MAX_POOLS, census, is_call
-from reparam.ir.cost import is_chain
+from reparam.ir import MAX_POOLS, census, is_call, is_chain
 from reparam.passes import plain_phases
 from support.helpers import EXACT, Fused, healthy, max_rel, module_rel, program_of, run_phases
 

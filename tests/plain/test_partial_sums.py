@@ -12,8 +12,7 @@ from torch import nn
 
 from reparam.conversion import convert
 from reparam.errors import InputError
-from reparam.ir import CONVS, Program, arguments, aten, is_call
-from reparam.ir.cost import is_chain
+from reparam.ir import CONVS, Program, arguments, aten, is_call, is_chain
 from reparam.options import PlainOptions
 from reparam.plain.group_packing import Packer
 from reparam.plain.grouped_layer import PAD, is_link, rearranged, weight_of

@@ -17,7 +17,7 @@ BOUND = 1e-11  # relative to the largest magnitude along the graph
 PARTS = 8
 
 
-def _inputs(spec: Spec, batch: int, shape: Sequence[int]) -> tuple[Tensor, ...]:
+def inputs_of(spec: Spec, batch: int, shape: Sequence[int]) -> tuple[Tensor, ...]:
     """Inputs within the promised range, of several orders of magnitude where it is open."""
     g = torch.Generator().manual_seed(batch)
     out = []
@@ -30,14 +30,14 @@ def _inputs(spec: Spec, batch: int, shape: Sequence[int]) -> tuple[Tensor, ...]:
 
 def feeds(spec: Spec, program: Program) -> Iterator[tuple[Tensor, ...]]:
     """The traced size, other batches, and other maps, as far as the program leaves them free."""
-    yield _inputs(spec, 2, spec.shape)
+    yield inputs_of(spec, 2, spec.shape)
     free = [not isinstance(s, int) for s in program.inputs[0].shape]
     if free[0]:
-        yield _inputs(spec, 3, spec.shape)
-        yield _inputs(spec, 1, spec.shape)
+        yield inputs_of(spec, 3, spec.shape)
+        yield inputs_of(spec, 1, spec.shape)
     for more in (1, 4) if any(free[1:]) else ():
         shape = [s + more * (k + 1) * f for k, (s, f) in enumerate(zip(spec.shape, free[1:], strict=True))]
-        feed = _inputs(spec, 2, shape)
+        feed = inputs_of(spec, 2, shape)
         if _runs(program, feed):
             yield feed
 

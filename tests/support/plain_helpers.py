@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reparam.ir import WEIGHTED, Census, Program, arguments, census, is_call, is_float
-from reparam.ir.cost import is_chain
+from reparam.ir import WEIGHTED, Census, Program, arguments, census, is_call, is_chain, is_float
 from reparam.passes import fused_phases, plain_phases
 from reparam.passes.carry_residual import CarryResidual
 from reparam.plain import Span, outermost, read_span
@@ -131,7 +130,7 @@ def refusal(fused: Fused) -> tuple[str, str]:
 
 
 def networks_of(program: Program) -> list[SpanValues]:
-    """What the rule reads of each span with merges, after the rules of `fused`; `network.span` names its nodes."""
+    """What the rule reads of each span with merges, after the rules of `fused`; `span_values.span` names its nodes."""
     spans: dict[Span, None] = {}
     for node in list(program.calls()):
         if any(i.meta["data"] and is_float(i) for i in node.all_input_nodes[1:]):

@@ -103,5 +103,5 @@ def test_a_long_name_and_a_bare_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_writer_needs_no_torch() -> None:
-    code = "import sys, reparam.utils.files; sys.exit('torch' in sys.modules)"
+    code = "import sys, reparam.utils.staging; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from reparam.algebra import kernels
 from reparam.capture import capture
-from reparam.capture.torch_export import _inputs
 from reparam.ir import Program, census, evaluate
 from reparam.passes import fused_phases
 from reparam.rewrite import Driver, Outcome
-from support.agreement import PARTS, agree, feeds, magnitude, near
+from support.agreement import PARTS, agree, feeds, inputs_of, magnitude, near
 from support.direct import build
 from support.helpers import fingerprint, graph_text
 from support.networks import Net
@@ -51,7 +50,7 @@ def check(spec: Spec) -> Outcome:
 def check_capture(spec: Spec) -> Outcome:
     """The same of its true capture, which must also agree with the module itself."""
     net = Net(spec)
-    example = _inputs(spec, 2, spec.shape)
+    example = inputs_of(spec, 2, spec.shape)
     program = _with_ranges(capture(net, example, dynamic=spec.dynamic).program, spec)
     if _plain(spec):
         assert graph_text(build(spec, net)) == graph_text(program), "the direct builder and the capture differ"
@@ -61,7 +60,7 @@ def check_capture(spec: Spec) -> Outcome:
     _check_outcome(program, fused, outcome)
     for feed in feeds(spec, program):
         agree(program, fused, feed)
-    feed = _inputs(spec, 2, spec.shape)
+    feed = inputs_of(spec, 2, spec.shape)
     with torch.no_grad():
         truth = Net(spec).double()(*(v.double() for v in feed))
     near(truth, evaluate(program, feed), magnitude(program, feed))

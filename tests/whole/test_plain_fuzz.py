@@ -14,8 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from reparam.ir import Program, aten, census, evaluate, is_call
-from reparam.ir.cost import is_chain
+from reparam.ir import Program, aten, census, evaluate, is_call, is_chain
 from reparam.passes import plain_phases
 from reparam.rewrite import Driver, Outcome
 from support.agreement import agree, feeds

@@ -1,4 +1,4 @@
-"""The text of `model.py`, for `emit_source`: the comment, the class with its layers and its forward, the loader."""
+"""The text of `model.py`: the comment, the class with its layers and its forward, the loader."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor, fx
 from reparam._version import __version__
 from reparam.errors import InputError
 from reparam.ir import Program
+from reparam.utils import prefixes
 
 from .expressions import WIDTH, Expr, call_text, fold, path_text
-from .naming import Declaration, Naming, chain_layout, prefixes
+from .naming import Declaration, Naming, chain_layout
 from .signature import Signature, read_signature, result_text, results, shape_text
 from .spelling import Context
 from .spelling_table import spell

@@ -1,4 +1,4 @@
-"""Python text for `emit_source`: literals, expressions with their binding strength, lines folded to a width."""
+"""Python text: literals, expressions with their binding strength, lines folded to a width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which `torch.nn` module computes an ATen call, for `emit_source`."""
+"""Which `torch.nn` module computes an ATen call."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from reparam.ir import Constant, Program, module_of
+from reparam.utils import prefixes
 
 from .modules import ModuleForm, flattens_batch, module_form
 
@@ -80,12 +81,6 @@ def leaves(argument: Any) -> Iterator[Any]:
         yield from leaves(list(argument.values()))
     else:
         yield argument
-
-
-def prefixes(name: str) -> list[str]:
-    """`a` and `a.b` for `a.b.c`."""
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def plan_layout(program: Program, live: Sequence[fx.Node]) -> Naming:

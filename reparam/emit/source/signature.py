@@ -1,4 +1,4 @@
-"""The parameters and the results of the written `forward`, for `emit_source`: the original's own structure."""
+"""The parameters and the results of the written `forward`: the original's own structure."""
 
 from __future__ import annotations
 

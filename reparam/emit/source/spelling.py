@@ -1,6 +1,6 @@
-"""Ways to write an ATen call as ordinary Python, for `emit_source`: operators, methods, functions, subscripts.
+"""Ways to write an ATen call as ordinary Python: operators, methods, functions, subscripts.
 
-Each function here makes a speller or is one; the table in `emit_source_table` says which operator has which. A speller
+Each function here makes a speller or is one; the table in `spelling_table` says which operator has which. A speller
 returns None for arguments that its spelling cannot express.
 """
 

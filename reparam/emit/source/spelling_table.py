@@ -1,4 +1,4 @@
-"""Which ATen operator is written in which way, for `emit_source`.
+"""Which ATen operator is written in which way.
 
 What is not in the table is spelled `torch.ops.aten.<name>.<overload>(...)`, which runs with torch alone as well.
 """

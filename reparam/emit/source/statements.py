@@ -1,4 +1,4 @@
-"""The statements of the written `forward` and the variables that they use, for `emit_source`.
+"""The statements of the written `forward` and the variables that they use.
 
 A value that one call reads takes over that call's variable, so that a chain reads x = ..., x = ... A second value that
 is alive at the same time gets a short name: from its module path where that tells it apart, else y, z, ...

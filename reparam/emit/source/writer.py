@@ -6,9 +6,6 @@ what was trainable still is.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -16,7 +13,7 @@ from torch import Tensor
 
 from reparam.errors import InputError, MachineError
 from reparam.ir import Program
-from reparam.utils import SOURCE_FILES, TEMPORARY, move_into_place, publish, refuse_existing
+from reparam.utils import SOURCE_FILES, refuse_existing, together, writing
 
 from .class_text import source_text
 from .expressions import is_name
@@ -45,7 +42,7 @@ def write_source(
     naming = plan_layout(program, live)
     text = source_text(program, live, naming, class_name, note)
     tensors = state_dict(program, naming)
-    _write_both(folder, text, tensors)
+    _write_both(folder, text, tensors, force=force)
     return folder / SOURCE_FILES[0], folder / SOURCE_FILES[1]
 
 
@@ -76,29 +73,19 @@ def state_dict(program: Program, naming: Naming) -> dict[str, Tensor]:
 # ---- files -------------------------------------------------------------------------------------------------------
 
 
-def _write_both(folder: Path, text: str, tensors: dict[str, Tensor]) -> None:
-    """Writes both files under temporary names inside `folder`, then renames them; undoes everything when it fails."""
+def _write_both(folder: Path, text: str, tensors: dict[str, Tensor], *, force: bool) -> None:
+    """Writes both files, which appear together; makes the folder where it is missing."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
-    staging: Path | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
-        (staging / SOURCE_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
-        save_file(tensors, staging / SOURCE_FILES[1], metadata={"format": "pt"})
-        publish(staging / SOURCE_FILES[1])
-        move_into_place(staging, folder, reversed(SOURCE_FILES))
-        shutil.rmtree(staging, ignore_errors=True)
-    except BaseException as e:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        if isinstance(e, SafetensorError):
-            raise MachineError(f"cannot write {folder / SOURCE_FILES[1]}: {e}; nothing was written") from e
-        if isinstance(e, OSError):
-            raise MachineError(f"cannot write into {folder}: {e.strerror or e}; nothing was written") from e
-        raise
+    code, weights = (folder / name for name in SOURCE_FILES)
+    with together() as outputs:
+        staged = outputs.stage(code, force=force, make_folder=True)
+        with writing(code):
+            staged.write_text(text, encoding="utf-8", newline="\n")
+        staged = outputs.stage(weights, force=force, make_folder=True)
+        try:
+            with writing(weights):
+                save_file(tensors, staged, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise MachineError(f"cannot write {weights}: {error}; nothing was written") from error

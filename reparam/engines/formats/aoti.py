@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from reparam.ir import Program
 
 
-UNTRIED = "compiling for a GPU and running that; packages for the CPU are compiled and run"
-
-
 class Aoti(Format):
     """The archive holds a shared library; what tells it from an exported program is its content."""
 
@@ -53,7 +50,7 @@ class Aoti(Format):
 
     def probe(self) -> Probe:
         """Packages run wherever torch does; compiling them takes a C++ compiler."""
-        found = replace(super().probe(), untried=UNTRIED)
+        found = super().probe()
         if not found.can_run:
             return found
         from reparam.engines.aot_inductor import compiler

@@ -11,10 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
+
 from reparam.errors import InputError
 
 from .cleanup import strip
 from .runtime import reason_of
+from .values import untyped
 
 if TYPE_CHECKING:
     import onnx
@@ -60,11 +63,9 @@ def quantised(
             raise InputError(
                 f"the network cannot be quantised with this calibration data: {reason_of(error)}"
             ) from error
-        import onnx
-
-        result = onnx.load_model(str(target))
+        result = ir.load(target)
     strip(result)
-    return result
+    return ir.to_proto(untyped(result))
 
 
 def _rows(model: onnx.ModelProto, calibration: Sequence[Sequence[Tensor]]) -> Iterator[dict[str, Any]]:

@@ -5,17 +5,21 @@ on each element or on each row, and * one on pairs of elements,
 
     f(R(x)) = R(f(x)),    R(x) * R(y) = R(x * y),    R'(R(x)) = R'(x),    R'(R(x)) = x where the shapes agree
 
-so that what lies between two linear layers is computed on the matrix, and the reshapes between them fall away.
+so that what lies between two linear layers is computed on the matrix, and the reshapes between them fall away. That is
+exact, since each element is computed from the same ones. It is done where every size has a number or a name, the shape
+of a reshape is a constant that keeps the width of the rows, both sides of a pair have one shape, and no node has
+branches. Outputs of the graph keep their shapes and their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from .values import constant_of, has_branches, sizes_of
 
 POINTWISE = frozenset(
     {
@@ -35,123 +39,83 @@ POINTWISE = frozenset(
 )
 BY_ROWS = "LayerNormalization"
 PAIRWISE = frozenset({"Add", "Sub", "Mul"})
-Dims = tuple[int | str, ...]
 
 
 @dataclass
 class _Rows:
-    """What is known of the values of one graph.
+    """The matrices behind the values of one graph.
 
-    sizes: the shape of a value, where it is known. targets: the shape that a constant names. views: a value -> the
-    matrix that it is a reshape of, and the name of the shape. flat: a value -> the matrix of its rows, where there is
-    one. same: a value that is gone -> the one that is equal.
+    views: a value -> the matrix that it is a reshape of, and the constant that names its shape. flat: a value -> the
+    matrix of its rows, where there is one.
     """
 
-    sizes: dict[str, Dims]
-    targets: dict[str, list[int]]
-    views: dict[str, tuple[str, str]] = field(default_factory=dict)
-    flat: dict[str, str] = field(default_factory=dict)
-    same: dict[str, str] = field(default_factory=dict)
+    views: dict[ir.Value, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+    flat: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
-    def reshaped(self, node: onnx.NodeProto, kept: bool) -> bool:
-        """Takes note of a Reshape; False when what reads it can read a matrix that is there. kept: it is an output."""
-        source, out, target = node.input[0], node.output[0], self.targets.get(node.input[1])
-        if target is None or 0 in target:
-            return True
-        node.input[0] = source = self.views[source][0] if source in self.views else source
-        width = self.sizes.get(source, ("",))[-1]
-        if not isinstance(width, int) or target[-1] != width:
-            return True
-        matrix = len(self.sizes[source]) == 2
-        if len(target) == 2 and matrix and not kept:
-            self.same[out] = source
-            return False
-        if len(target) == 2:
+    def reshaped(self, node: ir.Node) -> None:
+        """Takes note of a Reshape, and leaves none to read it where the matrix that it makes is there already."""
+        (source, shape), out = node.inputs[:2], node.outputs[0]
+        target = _target(shape)
+        if source is None or shape is None or not target or 0 in target:
+            return
+        if source in self.views:
+            source = self.views[source][0]
+            node.replace_input_with(0, source)
+        sizes = sizes_of(source)
+        if not sizes or not all(sizes) or target[-1] != sizes[-1]:
+            return
+        if len(target) == len(sizes) == 2 and not out.is_graph_output():
+            out.replace_all_uses_with(source)
+        elif len(target) == 2:
             self.flat.setdefault(source, out)
-        elif matrix:
-            self.views[out] = (source, node.input[1])
-        return True
+        elif len(sizes) == 2:
+            self.views[out] = (source, shape)
 
-    def matrices(self, names: Iterable[str]) -> tuple[list[str], str] | None:
-        """The matrices of values of one shape, of which at least one is a reshape, and the name of that shape."""
-        found = list(names)
-        shape = next((self.views[n][1] for n in found if n in self.views), None)
-        sizes = {self.sizes.get(n) for n in found}
-        if shape is None or len(sizes) != 1 or None in sizes:
+    def matrices(self, values: Sequence[ir.Value | None]) -> tuple[list[ir.Value], ir.Value] | None:
+        """The matrices of values of one shape, of which at least one is a reshape, and the constant of that shape."""
+        given = [v for v in values if v is not None]
+        shape = next((self.views[v][1] for v in given if v in self.views), None)
+        sizes = {sizes_of(v) for v in given}
+        if shape is None or len(sizes) != 1 or not all(sizes.pop()):
             return None
-        rows = [self.views[n][0] if n in self.views else self.flat.get(n) for n in found]
+        rows = [self.views[v][0] if v in self.views else self.flat.get(v) for v in given]
         whole = [r for r in rows if r is not None]
-        return (whole, shape) if len(whole) == len(rows) else None
+        return (whole, shape) if len(whole) == len(values) else None
+
+    def move(self, node: ir.Node, rows: Sequence[ir.Value], shape: ir.Value) -> None:
+        """The node computes on the rows; a reshape behind it gives what it gave."""
+        out = node.outputs[0]
+        back = ir.Value(name=out.name, type=out.type, shape=out.shape)
+        out.replace_all_uses_with(back, replace_graph_outputs=True)
+        out.name, out.shape = f"{out.name}_rows", rows[0].shape
+        for i, matrix in enumerate(rows):
+            node.replace_input_with(i, matrix)
+        node.append(ir.node("Reshape", [out, shape], outputs=[back], name=f"{node.name}_shape"))
+        self.views[back] = (out, shape)
 
 
-def keep_rows(model: onnx.ModelProto) -> None:
+def keep_rows(model: ir.Model) -> None:
     """Moves reshapes behind what they commute with, and drops those that nothing reads then."""
-    import onnx
-
-    graph = model.graph
-    if any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
-        return  # branches may read any value
-    outputs = {v.name for v in graph.output}
-    known = _Rows(_sizes(graph), _targets(graph))
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = known.same.get(name, name)
+    if has_branches(model.graph):
+        return
+    known = _Rows()
+    for node in list(model.graph):
         if node.op_type == "Reshape":
-            if known.reshaped(node, node.output[0] in outputs):
-                nodes.append(node)
+            known.reshaped(node)
             continue
         count = 2 if node.op_type in PAIRWISE else int(node.op_type in POINTWISE or _by_rows(node))
-        found = known.matrices(node.input[:count]) if count else None
-        if found is None or len(node.output) != 1:
-            nodes.append(node)
-            continue
-        rows, shape = found
-        out, made = node.output[0], f"{node.output[0]}_rows"
-        node.input[:count] = rows
-        node.output[0] = made
-        known.sizes[made] = known.sizes.get(rows[0], ())
-        known.views[out] = (made, shape)
-        nodes += [node, onnx.helper.make_node("Reshape", [made, shape], [out], name=f"{node.name}_shape")]
-    replace_nodes(graph, _alive(nodes, outputs))
+        found = known.matrices(node.inputs[:count]) if count and len(node.outputs) == 1 else None
+        if found is not None:
+            known.move(node, *found)
+    RemoveUnusedNodesPass()(model)
 
 
-def _by_rows(node: onnx.NodeProto) -> bool:
+def _by_rows(node: ir.Node) -> bool:
     """A layer norm of the last axis alone; its other inputs are vectors then."""
-    return node.op_type == BY_ROWS and all(a.i == -1 for a in node.attribute if a.name == "axis")
+    return node.op_type == BY_ROWS and node.attributes.get_int("axis", -1) == -1
 
 
-def _alive(nodes: list[Any], outputs: set[str]) -> list[Any]:
-    """The nodes that an output depends on."""
-    wanted, kept = set(outputs), []
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            kept.append(node)
-    return kept[::-1]
-
-
-def replace_nodes(graph: onnx.GraphProto, nodes: list[Any]) -> None:
-    """The graph with these nodes, and of its constants and notes on values those that they still use."""
-    used = {name for node in nodes for name in (*node.input, *node.output)} | {v.name for v in graph.output}
-    copies = [type(n).FromString(n.SerializeToString()) for n in nodes]  # they belong to the list that is emptied
-    del graph.node[:]
-    graph.node.extend(copies)
-    for values in (graph.initializer, graph.value_info):
-        for i in reversed(range(len(values))):
-            if values[i].name not in used:
-                del values[i]
-
-
-def _sizes(graph: onnx.GraphProto) -> dict[str, Dims]:
-    """The shapes of the values all of whose sizes have a number or a name."""
-    values = (*graph.input, *graph.output, *graph.value_info)
-    sizes = {v.name: tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
-    return {name: dims for name, dims in sizes.items() if dims and all(dims)}
-
-
-def _targets(graph: onnx.GraphProto) -> dict[str, list[int]]:
-    import onnx
-
-    whole = (t for t in graph.initializer if t.data_type == onnx.TensorProto.INT64 and len(t.dims) == 1)
-    return {t.name: onnx.numpy_helper.to_array(t).tolist() for t in whole if t.dims[0] <= 8}
+def _target(shape: ir.Value | None) -> list[int] | None:
+    """The sizes that a constant names."""
+    constant = constant_of(shape)
+    return None if constant is None else [int(s) for s in constant.numpy().reshape(-1)]

@@ -73,7 +73,7 @@ class OnnxRunnable(Runnable):
         return [v for v in found if v.is_floating_point()]
 
     def calls(self) -> list[ListedCall] | None:
-        """The nodes of the graph, see `onnx_calls`."""
+        """The nodes of the graph, see `listing`."""
         from .listing import onnx_calls
 
         return onnx_calls(self._proto())

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import onnx
 
 ONE_FILE = 1_500_000_000  # bytes of weights; above, they are written into a file of their own
+SMALL = 1024  # bytes; weights that are no larger stay in the model's file
 SIDE_SUFFIX = ".data"
 
 
@@ -23,15 +24,16 @@ def is_onnx(path: Path, head: bytes) -> bool:
 
 def write_model(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     """Writes the model; returns the side files. The bytes depend on the model and on the name of `path` alone."""
-    import onnx
+    import onnx_ir as ir
 
-    weights = sum(len(t.raw_data) for t in model.graph.initializer)
-    if weights < ONE_FILE:
+    from .values import untyped
+
+    whole = untyped(ir.from_proto(model))  # the weights are the same memory
+    if sum(t.nbytes for t in whole.graph.initializers.tensors()) < ONE_FILE:
         path.write_bytes(model.SerializeToString(deterministic=True))
         return ()
     side = path.with_name(path.name + SIDE_SUFFIX)
-    onnx.external_data_helper.convert_model_to_external_data(model, location=side.name, size_threshold=1024)
-    onnx.save_model(model, str(path))
+    ir.save(whole, path, external_data=side.name, size_threshold_bytes=SMALL)
     return (side,)
 
 

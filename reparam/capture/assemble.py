@@ -1,0 +1,119 @@
+"""The last step of a capture: weights by their names, each once, and the `Program` around graph and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from reparam.errors import CaptureError
+from reparam.ir import Constant, InputSpec, Program, fixed_size
+
+
+def assemble(module: fx.GraphModule) -> Program:
+    """The program of a functional graph whose nodes have values and module paths. The weights are shared with `module`.
+
+    Raises CaptureError for an attribute that is no tensor, and for a graph without any tensor.
+    """
+    graph = module.graph
+    info = graph._codegen.pytree_info  # type: ignore[attr-defined]  # set on every graph that torch.export makes
+    fake_mode = _fake_mode(graph)
+    constants = _intern_weights(module)
+    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))  # a dead dropout is dead
+    for name in set(constants) - {str(n.target) for n in graph.nodes if n.op == "get_attr"}:
+        del constants[name]
+    plain = _plain_copy(graph)
+    return Program(
+        graph=plain,
+        constants=constants,
+        inputs=_inputs(plain),
+        in_spec=info.in_spec,
+        out_spec=info.out_spec,
+        fake_mode=fake_mode,
+        dtype=_dtype(constants, plain),
+        device=next((c.value.device for c in constants.values()), torch.device("cpu")),
+    )
+
+
+def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
+    for node in graph.nodes:
+        mode = getattr(node.meta["val"], "fake_mode", None)
+        if isinstance(mode, FakeTensorMode):
+            return mode
+    raise CaptureError("the model has no tensor inputs or weights, so there is nothing to convert")
+
+
+def _intern_weights(module: fx.GraphModule) -> dict[str, Constant]:
+    """Every weight that the graph reads; the second name of a tied tensor is replaced by the first."""
+    graph = module.graph
+    tensors = constants_of(module)
+    constants: dict[str, Constant] = {}
+    first: dict[int, fx.Node] = {}
+    for node in [n for n in graph.nodes if n.op == "get_attr"]:
+        name = str(node.target)
+        value = _read(module, name, tensors)
+        if id(value) in first:
+            node.replace_all_uses_with(first[id(value)])
+            graph.erase_node(node)
+            continue
+        first[id(value)] = node
+        constants[name] = Constant(value, value.dtype, name, isinstance(value, nn.Parameter))
+    return constants
+
+
+def constants_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that the module holds, by its path: parameters, buffers and plain attributes."""
+    found = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                found.setdefault(f"{prefix}.{name}" if prefix else name, value)
+    return found
+
+
+def _read(module: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    value: Any = tensors.get(path)
+    if value is None:
+        value = module
+        for part in path.split("."):
+            value = getattr(value, part, None)
+    if not isinstance(value, Tensor):
+        raise CaptureError(f"the graph reads '{path}', a {type(value).__name__}, which is not a tensor")
+    return value
+
+
+def _plain_copy(graph: fx.Graph) -> fx.Graph:
+    """The graph without torch.export's own code generation, each value marked by whether it depends on the inputs."""
+    plain = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    plain.output(plain.graph_copy(graph, mapping))
+    for old, new in mapping.items():
+        new.meta = old.meta
+    for node in plain.nodes:
+        node.meta["data"] = node.op == "placeholder" or any(i.meta["data"] for i in node.all_input_nodes)
+    return plain
+
+
+def _inputs(graph: fx.Graph) -> tuple[InputSpec, ...]:
+    specs = []
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "placeholder" or not isinstance(value, Tensor):
+            continue
+        names = [str(s) if fixed_size(s) is None else int(s) for s in value.shape]
+        specs.append(InputSpec(str(node.target), tuple(names), value.dtype))
+    return tuple(specs)
+
+
+def _dtype(constants: dict[str, Constant], graph: fx.Graph) -> torch.dtype:
+    """The dtype that most of the floating weights have; without any that of the first floating input, else float32."""
+    count: dict[torch.dtype, int] = {}
+    for c in constants.values():
+        if c.value.is_floating_point():
+            count[c.dtype] = count.get(c.dtype, 0) + c.value.numel()
+    values = (n.meta["val"] for n in graph.nodes if n.op == "placeholder")
+    inputs = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+    return max(count, key=lambda d: count[d]) if count else next(iter(inputs), torch.float32)

@@ -1,0 +1,174 @@
+"""Which sizes a captured graph holds for: the guards that torch.export met on free axes, and the lines that made them.
+
+A guard is a condition on sizes that the traced path took for granted: a branch (`if h % 2`), a loop over the batch, a
+`len(x)`. Where a line of the model made one, the axis is not free: the graph is one of several paths through the model.
+Guards of torch's own code (maps of one element, memory layouts) rarely matter. The model is run at sizes that break
+them (`probes`), which tells.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]  # it ships no types
+import torch
+from torch import Tensor
+
+from reparam.ir import fixed_size
+from reparam.utils import axis_name
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+PROBES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 48, 64, 81, 97, 128, 224, 256, 512, 1000)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of one input. name: batch, height, width, or its number."""
+
+    input: str
+    index: int
+    name: str
+
+    def __str__(self) -> str:
+        return (
+            f"the {self.name} of '{self.input}'" if not self.name.isdigit() else f"axis {self.name} of '{self.input}'"
+        )
+
+
+def free_axes(exported: torch.export.ExportedProgram) -> dict[str, Axis]:
+    """The axes of the inputs whose sizes are symbols, by the symbol; of equal ones the first."""
+    found: dict[str, Axis] = {}
+    for name, value in _inputs(exported):
+        for i, size in enumerate(value.shape):
+            if fixed_size(size) is None:
+                found.setdefault(str(size), Axis(name, i, axis_name(i, value.dim())))
+    return found
+
+
+def _inputs(exported: torch.export.ExportedProgram) -> Iterator[tuple[str, Tensor]]:
+    names = set(exported.graph_signature.user_inputs)
+    for node in exported.graph.nodes:
+        if node.op == "placeholder" and node.name in names and isinstance(node.meta.get("val"), Tensor):
+            yield node.name, node.meta["val"]
+
+
+@dataclass(frozen=True)
+class SizeGuard:
+    """A condition on free sizes, as the traced path took it for granted.
+
+    axes: whose sizes it is about. symbols: of these sizes. text: in terms of their names. place: the line that asked.
+    of_model: whether that is a line of the model, not of torch. asserted: whether the model raises where it does not
+    hold, so that it only says for which sizes there is a model at all. holds: whether it does for sizes in that order.
+    """
+
+    axes: tuple[Axis, ...]
+    symbols: tuple[str, ...]
+    text: str
+    place: str
+    of_model: bool
+    asserted: bool
+    holds: Callable[[Sequence[int]], bool]
+
+    @property
+    def binds(self) -> bool:
+        """Whether some size that an input may have breaks it."""
+        return any(not self.holds([n] * len(self.axes)) for n in PROBES)
+
+
+def size_guards(exported: torch.export.ExportedProgram) -> list[SizeGuard]:
+    """The guards on axes that were to be free, also on those that torch fixed because of them."""
+    env = _shape_env(exported)
+    axes = _axes_of_symbols(exported, env)
+    found: dict[str, SizeGuard] = {}
+    for guard in env.guards if env is not None else ():
+        symbols = sorted(getattr(guard.expr, "free_symbols", ()), key=str)
+        if symbols and all(str(s) in axes for s in symbols):
+            made = _read(guard, symbols, [axes[str(s)] for s in symbols])
+            found.setdefault(f"{made.text} {made.place}", made)
+    return list(found.values())
+
+
+def _read(guard: Any, symbols: Sequence[Any], axes: Sequence[Axis]) -> SizeGuard:
+    def holds(sizes: Sequence[int]) -> bool:
+        value = guard.expr.xreplace({s: sympy.Integer(n) for s, n in zip(symbols, sizes, strict=True)})
+        return bool(value) if value in (sympy.true, sympy.false) else bool(value.doit())
+
+    names = tuple(str(s) for s in symbols)
+    frame = getattr(guard.sloc, "framework_loc", None)
+    if not isinstance(frame, traceback.FrameSummary):
+        return SizeGuard(
+            tuple(axes), names, _readable(guard.expr, symbols, axes), str(frame or ""), False, False, holds
+        )
+    line = (frame.line or "").strip()
+    place = f"{frame.filename}:{frame.lineno}" + (f" `{line}`" if line else "")
+    ours = frame.filename.startswith(_TORCH)
+    return SizeGuard(tuple(axes), names, _readable(guard.expr, symbols, axes), place, not ours, "assert" in line, holds)
+
+
+def _axes_of_symbols(exported: torch.export.ExportedProgram, env: Any) -> dict[str, Axis]:
+    """Where each size symbol came from: an axis of an input. Those that torch fixed later have theirs too."""
+    ranks = {name: value.dim() for name, value in _inputs(exported)}
+    found = dict(free_axes(exported))
+    for symbol, sources in getattr(env, "var_to_sources", {}).items():
+        for source in sources:
+            index, base = getattr(source, "idx", None), getattr(source, "base", None)
+            if isinstance(index, int) and base is not None:
+                name = _input_name(base)
+                rank = ranks.get(name, max(ranks.values(), default=0))
+                found.setdefault(str(symbol), Axis(name, index, axis_name(index, rank)))
+    return found
+
+
+def _input_name(source: Any) -> str:
+    """The name of the argument that a source starts from."""
+    while getattr(source, "base", None) is not None:
+        source = source.base
+    return str(getattr(source, "local_name", "an input"))
+
+
+def _shape_env(exported: torch.export.ExportedProgram) -> Any:
+    for node in exported.graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if mode is not None:
+            return mode.shape_env
+    return None
+
+
+def _readable(expr: Any, symbols: Sequence[Any], axes: Sequence[Axis]) -> str:
+    """`height % 2 == 0` for Eq(Mod(s53, 2), 0)."""
+    text = str(expr.xreplace({s: sympy.Symbol(a.name) for s, a in zip(symbols, axes, strict=True)}))
+    text = re.sub(r"Mod\(([^,()]+), ([^,()]+)\)", r"\1 % \2", text)
+    for pattern, shown in ((r"^Eq\((.+), (.+)\)$", r"\1 == \2"), (r"^Ne\((.+), (.+)\)$", r"\1 != \2")):
+        text = re.sub(pattern, shown, text)
+    return text
+
+
+def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[str, int], ...]:
+    """Values of free sizes at which some guard does not hold, near the traced ones; one for each guard and axis."""
+    traced = _traced(exported)
+    found: list[dict[str, int]] = []
+    for guard in size_guards(exported):
+        hints = [traced.get(s, 2) for s in guard.symbols]
+        for i, symbol in enumerate(guard.symbols):
+            if symbol not in traced:
+                continue
+            near = sorted((n for n in range(2, 2 * hints[i] + 32)), key=lambda n: abs(n - hints[i]))
+            breaks = next((n for n in near if not guard.holds([*hints[:i], n, *hints[i + 1 :]])), None)
+            if breaks is not None and (probe := traced | {symbol: breaks}) not in found:
+                found.append(probe)
+    return tuple(found[:most])
+
+
+def _traced(exported: torch.export.ExportedProgram) -> dict[str, int]:
+    """The free sizes as they were traced."""
+    found: dict[str, int] = {}
+    for _, value in _inputs(exported):
+        for size in value.shape:
+            if not isinstance(size, int) and fixed_size(size) is None and size.node.hint is not None:
+                found.setdefault(str(size), int(size.node.hint))
+    return found

@@ -1,0 +1,225 @@
+"""From torch.export's program to ours: a list of steps, each of which takes a draft of the graph and returns one."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.errors import CaptureError
+from reparam.ir import DROPOUTS, FILLS, Program, arguments, aten, fixed_size, op_name
+
+from .assemble import assemble, constants_of
+from .functionalize import functionalize_locally, module_path, normalize_batch_norm
+from .guards import probes
+
+_ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A program and what its capture had to say (plain sentences, for remarks)."""
+
+    program: Program
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A captured graph on its way to a program. module: holds the graph and its weights. notes: for remarks."""
+
+    exported: torch.export.ExportedProgram
+    module: fx.GraphModule
+    notes: tuple[str, ...] = ()
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+
+def from_exported(exported: torch.export.ExportedProgram) -> Captured:
+    """The Program of an ExportedProgram. The weights are shared with it, not copied."""
+    draft = Draft(exported, _lift(exported))
+    for step in STEPS:
+        draft = step(draft)
+    program = replace(assemble(draft.module), probes=probes(exported))
+    return Captured(program, draft.notes)
+
+
+def _lift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The graph with its weights as attributes that it reads, and without guards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = exported.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+# ---- steps -------------------------------------------------------------------------------------------------------
+
+
+def resolve_writes(draft: Draft) -> Draft:
+    """Writes in place become values of their own; hard ones are left to torch's own functionalisation."""
+    if functionalize_locally(draft.graph):
+        return draft
+    module = _lift(_without_dropouts(draft.exported).run_decompositions({}))
+    if not functionalize_locally(module.graph):
+        raise CaptureError("the model writes in place through a view in a way that cannot be made functional")
+    return replace(draft, module=module, notes=(*draft.notes, "in-place writes through views were made functional"))
+
+
+def _without_dropouts(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Without dropouts that are off: they return their operand, where torch's own functionalisation makes a copy."""
+    same = copy.copy(exported)
+    same._graph_module = copy.deepcopy(exported.graph_module)
+    for node in list(same.graph.nodes):
+        if node.op == "call_function" and node.target in DROPOUTS and not arguments(node).get("train"):
+            node.replace_all_uses_with(node.args[0])
+            same.graph.erase_node(node)
+    return same
+
+
+def restore_batch_norms(draft: Draft) -> Draft:
+    """A batch norm that was taken apart is one call again."""
+    normalize_batch_norm(draft.graph)
+    return draft
+
+
+def drop_asserts(draft: Draft) -> Draft:
+    """What only raises, and guards, compute nothing."""
+    for node in reversed(list(draft.graph.nodes)):
+        name = str(getattr(node.target, "__name__", node.target))
+        asserts = node.op == "call_function" and not node.users and any(a in name for a in _ASSERTS)
+        if asserts or (node.op == "call_module" and "_guards_fn" in str(node.target)):
+            draft.graph.erase_node(node)
+    return draft
+
+
+def keep_places(draft: Draft) -> Draft:
+    """Of all that torch notes at a node, its value and the path of its module are kept."""
+    for node in draft.graph.nodes:
+        node.meta = {"val": node.meta.get("val"), "module": module_path(node)}
+    return draft
+
+
+def reshape_views(draft: Draft) -> Draft:
+    """A view becomes a reshape, which is right for every memory layout."""
+    for node in draft.graph.nodes:
+        if node.op == "call_function" and node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+    return draft
+
+
+def spell_out_shapes(draft: Draft) -> Draft:
+    """x.reshape_as(y) reads y for its shape alone: it becomes a reshape to that shape, so that y is not used."""
+    for node in draft.graph.nodes:
+        if node.op != "call_function" or node.target not in (aten.reshape_as.default, aten.view_as.default):
+            continue
+        sizes = [s if isinstance(s, int) else -1 for s in node.meta["val"].shape]
+        if sizes.count(-1) <= 1:
+            node.target = aten.reshape.default
+            node.args = (node.args[0], sizes)
+    return draft
+
+
+def spell_out_fills(draft: Draft) -> Draft:
+    """x.new_zeros(3) and its kin read nothing of x: with a fixed shape they become a fill, which is a constant."""
+    for node in draft.graph.nodes:
+        value = node.meta["val"]
+        if node.op != "call_function" or node.target not in FILLS or any(fixed_size(s) is None for s in value.shape):
+            continue
+        fill, args = FILLS[node.target], arguments(node)
+        node.target = aten.full.default
+        node.args = ([int(s) for s in value.shape], args["fill_value"] if fill is None else fill)
+        node.kwargs = {"dtype": value.dtype, "device": value.device}
+    return draft
+
+
+def spell_out_types(draft: Draft) -> Draft:
+    """x.type_as(y) and x.to(y) read y for its dtype alone, x.expand_as(y) for its shape: y is then not used."""
+    for node in list(draft.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in (aten.type_as.default, aten.to.other):
+            node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.meta["val"].dtype), {}
+        elif node.target is aten.expand_as.default:
+            sizes = [_size_of(draft, node, axis) for axis in range(node.meta["val"].dim())]
+            node.target, node.args = aten.expand.default, (node.args[0], sizes)
+    return draft
+
+
+def _size_of(draft: Draft, node: fx.Node, axis: int) -> Any:
+    """The size of an axis of the call's second operand: a number where it is fixed, else a call that asks for it."""
+    size = node.meta["val"].shape[axis]
+    if fixed_size(size) is not None:
+        return fixed_size(size)
+    with draft.graph.inserting_before(node):
+        made = draft.graph.call_function(aten.sym_size.int, (node.args[1], axis))
+    made.meta = {"val": size, "module": node.meta["module"]}
+    return made
+
+
+def fold_items(draft: Draft) -> Draft:
+    """The number in a constant tensor (`float(self.stride[0])`) becomes a number of the graph."""
+    constants = constants_of(draft.module)
+    for node in list(draft.graph.nodes):
+        if (
+            node.op == "call_function"
+            and node.target in _ITEMS
+            and (value := _constant(node.args[0], constants)) is not None
+        ):
+            number = value.item()
+            for user in list(node.users):
+                _put(user, node, number)
+            draft.graph.erase_node(node)
+    return draft
+
+
+def _put(user: fx.Node, node: fx.Node, number: float) -> None:
+    """Reads the number in place of the node."""
+
+    def swap(value: Any) -> Any:
+        return number if value is node else value
+
+    user.args = fx.node.map_aggregate(user.args, swap)
+    user.kwargs = fx.node.map_aggregate(user.kwargs, swap)
+
+
+def _constant(node: Any, constants: Mapping[str, Tensor]) -> Any:
+    """The value of a chain of picks from a constant tensor, which reads nothing else; None for anything else."""
+    if not isinstance(node, fx.Node):
+        return None
+    if node.op == "get_attr":
+        return constants.get(str(node.target))
+    if node.op != "call_function" or len(node.all_input_nodes) != 1 or op_name(node) not in _PICKS:
+        return None
+    value = _constant(node.all_input_nodes[0], constants)
+    if value is None:
+        return None
+    args: Any = fx.node.map_arg(node.args, lambda n: value)
+    kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: value)
+    made = node.target(*args, **kwargs)  # type: ignore[operator]
+    return made if isinstance(made, Tensor) or op_name(node) == "unbind" else None
+
+
+_ITEMS = frozenset({aten.item.default, aten._local_scalar_dense.default})
+_PICKS = frozenset(
+    {"select", "getitem", "unbind", "clone", "detach", "to", "_to_copy", "alias", "lift_fresh_copy", "slice"}
+)
+
+STEPS: tuple[Callable[[Draft], Draft], ...] = (
+    resolve_writes,
+    restore_batch_norms,
+    drop_asserts,
+    keep_places,
+    fold_items,
+    reshape_views,
+    spell_out_types,
+    spell_out_shapes,
+    spell_out_fills,
+)

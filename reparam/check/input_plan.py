@@ -1,0 +1,51 @@
+"""On which inputs a whole network is compared: the traced size, other batches, and every kind of size of free axes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reparam.ir import SMALL_SIZE, Program, batch_one
+
+TRIALS = 8
+EVEN, ODD, PRIME, SMALLEST = 48, 81, 53, 3
+GROWN = 32  # what a large size is above the traced one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of one round. sizes: of the free axes, by symbol. inputs: how many. small: what large images shrink to.
+
+    claimed: whether the program is said to hold for these very sizes, so that it has to run where the original does.
+    """
+
+    sizes: dict[str, int]
+    inputs: int
+    small: int | None = None
+    claimed: bool = True
+
+
+def plans_of(program: Program) -> Iterator[Plan]:
+    """The traced size alone; then seven inputs at a smaller one, where the network runs there; then free axes.
+
+    A free axis is tried at an even, an odd and a prime size, at the smallest that the original runs on, at one larger
+    than was traced, and at sizes that break what torch took for granted when it traced.
+    """
+    batch = sorted(batch_one(program))
+    symbols = sorted({s for spec in program.inputs for s in spec.shape if isinstance(s, str)})
+    others = [s for s in symbols if s not in batch]
+    yield Plan({s: 1 for s in batch}, 1)
+    if not batch:
+        for _ in range(TRIALS - 1):
+            yield Plan({}, 1, SMALL_SIZE)
+    else:
+        yield Plan({s: TRIALS - 1 for s in batch}, TRIALS - 1, SMALL_SIZE)
+    two = {s: 2 for s in batch}
+    for size in (EVEN, ODD, PRIME) if others else ():
+        yield Plan(two | {s: size + 16 * (j + (size == ODD)) for j, s in enumerate(others)}, 2)
+    if others:
+        yield Plan(two | {s: SMALLEST + j for j, s in enumerate(others)}, 2)
+        traced = program.traced_sizes
+        yield Plan(two | {s: traced.get(s, EVEN) + GROWN + 2 * j for j, s in enumerate(others)}, 1)
+    for probe in program.probes:
+        yield Plan(two | {s: n for s, n in probe.items() if s in symbols}, probe.get(batch[0], 2) if batch else 1)

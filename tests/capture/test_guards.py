@@ -1,0 +1,157 @@
+"""Axes that the model does not leave free: refused with the line that asks; the batch is fixed with a note."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from reparam import convert
+from reparam.capture import capture
+from reparam.capture.guards import probes, size_guards
+from reparam.errors import CaptureError, InputError
+from support.helpers import Lambda, healthy
+
+ALL = ("batch", "height", "width")
+
+
+class PadsOdd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height % 2 == 1 or width % 2 == 1:
+            x = F.pad(x, (0, width % 2, 0, height % 2))
+        return self.conv(x).mean((2, 3))
+
+
+class LoopsOverTheBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.fc(row) for row in x])
+
+
+class CountsTheBatch(LoopsOverTheBatch):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x).reshape(len(x), -1)
+
+
+class AsksForFew(LoopsOverTheBatch):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) if x.shape[0] <= 3 else x
+
+
+class SqueezesOne(LoopsOverTheBatch):
+    """Another path for a batch of one alone, which torch.export takes for granted not to happen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * 2 if x.shape[0] == 1 else self.fc(x)
+
+
+def test_a_branch_on_a_size_that_was_asked_for_is_refused_with_its_line() -> None:
+    with pytest.raises(CaptureError) as error:
+        convert(PadsOdd(), torch.randn(2, 3, 16, 16), dynamic=ALL)
+    text = str(error.value)
+    assert "the height cannot stay free: the model asks whether height % 2 != 1 at " in text
+    assert "test_guards.py:" in text and "`if height % 2 == 1 or width % 2 == 1:`" in text
+
+
+def test_with_fixed_sizes_the_same_model_converts() -> None:
+    assert convert(PadsOdd(), torch.randn(2, 3, 16, 16)).report.equivalent
+
+
+@pytest.mark.parametrize("model", [LoopsOverTheBatch, CountsTheBatch, AsksForFew])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_a_batch_that_is_not_free_is_that_of_the_users_own_example(model: type[nn.Module], batch: int) -> None:
+    net, x = model().eval(), torch.randn(batch, 3)
+    result = convert(net, x)
+    [note] = [r.message for r in result.report.remarks if "the batch is fixed" in r.message]
+    assert note.startswith(f"the batch is fixed at {batch}, that of the example: ")
+    assert result.program.inputs[0].shape == (batch, 3)
+    torch.testing.assert_close(result.module(x), net(x))
+    with pytest.raises(InputError, match=rf"verified for inputs of shape \[{batch}, 3\], not \[5, 3\]"):
+        result.module(torch.randn(5, 3))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_path_of_its_own_for_a_batch_of_one_is_found_by_running_the_model(batch: int) -> None:
+    net, x = SqueezesOne().eval(), torch.randn(batch, 3)
+    result = convert(net, x)
+    assert any("the batch is fixed at that of the example" in r.message for r in result.report.remarks)
+    torch.testing.assert_close(result.module(x), net(x))
+
+
+def test_multiply_accumulates_are_those_of_one_sample_where_the_batch_is_fixed() -> None:
+    free, fixed = convert(nn.Linear(3, 3), torch.randn(2, 3)), convert(CountsTheBatch(), torch.randn(4, 3))
+    assert free.report.before.macs == fixed.report.before.macs == 9
+
+
+def test_an_assertion_of_the_model_only_says_for_which_sizes_there_is_one() -> None:
+    class Asserts(PadsOdd):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[-1] % 4 == 0
+            return self.conv(x).mean((2, 3))
+
+    result = convert(Asserts(), torch.randn(2, 3, 16, 16), dynamic=ALL)
+    assert isinstance(result.program.inputs[0].shape[3], str)
+
+
+@given(st.integers(5, 12), st.integers(5, 12), st.booleans())
+def test_what_torch_took_for_granted_of_a_pool_is_found_at_sizes_that_break_it(h: int, w: int, ceil: bool) -> None:
+    """Behind a pool that rounds up, a reshape with the traced sizes holds for one parity alone."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = F.max_pool2d(m.conv(x), 2, 2, 1, ceil_mode=ceil)
+        n, c, height, width = y.shape
+        return y.reshape(n, 2, c // 2, height, width).transpose(1, 2).reshape(n, c, height, width)
+
+    net = healthy(Lambda(forward, conv=nn.Conv2d(1, 4, 1))).float()
+    try:
+        result = convert(net, torch.randn(2, 1, h, w), dynamic=ALL)
+    except CaptureError as error:
+        assert "the model takes another path" in str(error) or "cannot" in str(error)
+        return
+    for size in ((h, w), (h + 1, w), (h, w + 1), (13, 14)):
+        x = torch.randn(1, 1, *size)
+        torch.testing.assert_close(result.module(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_guards_are_read_with_their_axes_and_places() -> None:
+    free = ({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
+    exported = torch.export.export(PadsOdd(), (torch.randn(2, 3, 16, 16),), dynamic_shapes=free)
+    found = {g.text: g for g in size_guards(exported)}
+    guard = found["width % 2 != 1"]
+    assert guard.of_model and guard.binds and not guard.asserted
+    assert [str(a) for a in guard.axes] == ["the width of 'x'"]
+    assert guard.holds([4]) and not guard.holds([5])
+    assert any(17 in p.values() or 15 in p.values() for p in probes(exported))
+
+
+def test_memory_of_the_last_size_is_neither_seen_nor_left_behind() -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.seen = nn.Linear(3, 3), {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            key = tuple(x.shape[1:])
+            if key not in self.seen:
+                self.seen[key] = torch.linspace(0, 1, x.shape[1]).to(x)
+            return self.fc(x) + self.seen[key]
+
+    net = Remembers().eval()
+    for batch in (1, 4):
+        net(torch.randn(batch, 3))
+    before = {k: v.clone() for k, v in net.seen.items()}
+    result = convert(net, torch.randn(2, 3))
+    assert result.report.equivalent and net.seen.keys() == before.keys()
+    assert all(torch.equal(net.seen[k], before[k]) and net.seen[k].dtype == torch.float32 for k in before)
+    assert not capture(net, (torch.randn(2, 3),)).notes

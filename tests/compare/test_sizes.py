@@ -1,0 +1,71 @@
+"""`verify` of modules at sizes that neither was captured at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reparam
+from support.helpers import Lambda
+
+Forward = Callable[[Any, Tensor], Tensor]
+
+
+def plain(m: Any, x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(m.conv(x), 1).flatten(1)
+
+
+def padded(m: Any, x: Tensor) -> Tensor:
+    return plain(m, F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
+
+
+def pooled(m: Any, x: Tensor) -> Tensor:
+    return plain(m, x) if x.shape[-1] <= 20 else m.conv(x).amax((2, 3))
+
+
+def counted(m: Any, x: Tensor) -> Tensor:
+    return plain(m, x) if x.shape[0] <= 2 else -plain(m, x)
+
+
+def refusing(m: Any, x: Tensor) -> Tensor:
+    if x.shape[-1] != 16:
+        raise ValueError("only 16")
+    return plain(m, x)
+
+
+def model(forward: Forward) -> nn.Module:
+    torch.manual_seed(0)
+    return Lambda(forward, conv=nn.Conv2d(3, 4, 3)).eval()
+
+
+@pytest.mark.parametrize("other", [padded, pooled, counted])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_branch_on_a_size_is_found(other: Forward, swapped: bool) -> None:
+    pair = [model(plain), model(other)]
+    verdict = reparam.verify(*(reversed(pair) if swapped else pair), torch.randn(1, 3, 16, 16))
+    assert not verdict.equivalent
+    assert verdict.reason.startswith("on inputs of [") and "differs by" in verdict.reason
+
+
+@pytest.mark.parametrize("other", [plain, refusing])
+def test_the_same_function_where_both_run_is_equivalent(other: Forward) -> None:
+    assert reparam.verify(model(plain), model(other), torch.randn(2, 3, 16, 16)).equivalent
+
+
+def test_another_shape_of_the_result_is_named() -> None:
+    def longer(m: Any, x: Tensor) -> Tensor:
+        return torch.cat([plain(m, x)] * (1 + (x.shape[-1] > 40)), 1)
+
+    verdict = reparam.verify(model(plain), model(longer), torch.randn(2, 3, 16, 16))
+    assert "has shape [2, 4] in one and [2, 8] in the other" in verdict.reason
+
+
+def test_what_is_left_fixed_by_a_conversion_is_no_difference() -> None:
+    original = model(padded)
+    made = reparam.convert(original, torch.randn(2, 3, 16, 16)).module
+    assert reparam.verify(original, made, torch.randn(2, 3, 16, 16)).equivalent
