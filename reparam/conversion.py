@@ -21,11 +21,13 @@ from reparam.check import (
     Round,
     check_emitted,
     check_float64,
+    not_finite_in,
 )
 from reparam.emit import finalize, save_pt2, to_module
-from reparam.ir import Program, census, is_chain, text_of
+from reparam.ir import Program, census, describe_jumps, evaluate, is_chain, jumps, text_of, typed
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
+from reparam.utils import as_path, check_callable, check_seed, checked_call, dtype_name
 
 from .errors import InputError, NotEquivalentError
 from .options import DEFAULTS, PlainOptions
@@ -33,6 +35,9 @@ from .report import Remark, Report
 
 MOST_LEFT_OUT = 6  # rewrites that lose digits and are left out before the whole conversion is refused
 Range = tuple[float, float]
+
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that weights are emitted in
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Conversion:
 
         Raises InputError when `path` exists and `force` is false, MachineError when it cannot be written.
         """
-        save_pt2(self.program, Path(path), force=force)
+        save_pt2(self.program, as_path(path, "the output"), force=force)
 
     def save_source(self, folder: str | Path, *, force: bool = False) -> None:
         """Writes a readable `model.py` and its weights, `model.safetensors`, into `folder`.
@@ -61,9 +66,10 @@ class Conversion:
         """
         from reparam.emit.source import write_source
 
-        write_source(self.program, Path(folder), force=force)
+        write_source(self.program, as_path(folder, "the folder"), force=force)
 
 
+@checked_call
 def convert(  # noqa: PLR0913  # the keywords are the options
     model: nn.Module | torch.export.ExportedProgram,
     *example_inputs: Any,
@@ -102,6 +108,9 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     >>> result.module(torch.randn(5, 3, 16, 16)).shape
     torch.Size([5, 8, 14, 14])
     """
+    if dtype is not None and dtype not in DTYPES:
+        names = ", ".join(f"torch.{dtype_name(d)}" for d in DTYPES)
+        raise InputError(f"weights are not emitted in {str(dtype)[:40]!r}; choose from {names}")
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
     try:
@@ -114,6 +123,7 @@ def convert(  # noqa: PLR0913  # the keywords are the options
         return run.convert(model, captured, dtype)
 
 
+@checked_call
 def explain(  # noqa: PLR0913  # the keywords are the options
     model: nn.Module | torch.export.ExportedProgram,
     *example_inputs: Any,
@@ -142,7 +152,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     """
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
-    program = captured.program
+    program, notes = captured.program, _notes(captured)
     before, text = census(program), text_of(program) if graphs else ""
     outcome = run.rewrite(program)
     return Report(
@@ -150,7 +160,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
         before=before,
         after=census(program),
         plain=is_chain(program),
-        remarks=(*_notes(captured), *outcome.remarks),
+        remarks=(*notes, *outcome.remarks),
         kinds=outcome.kinds,
         seconds=run.seconds,
         graphs={"before": text, "after": text_of(program)} if graphs else None,
@@ -161,6 +171,8 @@ class _Run:
     """One conversion under way: its options and its clock. Every step returns what it made."""
 
     def __init__(self, to: str, options: PlainOptions, seed: int, progress: Progress | None) -> None:
+        check_seed(seed)
+        check_callable(progress, "progress")
         self.to, self.phases = to, phases_of(to, options)
         self.seed, self.progress = seed, progress
         self.seconds: dict[str, float] = {}
@@ -205,7 +217,7 @@ class _Run:
             outcome = self.rewrite(final, left=left)
             evidence, rounds = self.verify(original, final, judge)
             with self.timed("emit"):
-                emitted = finalize(final, dtype)
+                emitted = _emit(original, final, rounds, dtype)
             try:
                 with self.timed("verify"):
                     evidence = check_emitted(original, emitted, rounds, evidence, emitted_dtype)
@@ -307,8 +319,12 @@ class _Run:
 
 
 def _notes(captured: Captured) -> list[Remark]:
-    """What the capture had to say, as remarks."""
-    return [Remark("analysis", "capture", "", "", note) for note in captured.notes]
+    """What the capture had to say, and which operators jump, as remarks."""
+    jump = describe_jumps(jumps(captured.program))
+    return [
+        *(Remark("analysis", "capture", "", "", note) for note in captured.notes),
+        *([Remark("analysis", "jumps", "", "", jump)] if jump else []),
+    ]
 
 
 def _same(original: Program, other: Program, seed: int) -> bool:
@@ -319,19 +335,44 @@ def _same(original: Program, other: Program, seed: int) -> bool:
     return True
 
 
+def _emit(original: Program, final: Program, rounds: Sequence[Round], dtype: torch.dtype | None) -> Program:
+    """`finalize`; where a weight does not fit, the original that overflows in that dtype itself is to blame."""
+    try:
+        return finalize(final, dtype)
+    except InputError:
+        own = dtype or original.dtype
+        for r in rounds:
+            values = evaluate(original, typed(original, r.values, dtype), dtype)
+            if not all(bool(torch.isfinite(v).all()) for v in values if _is_floating(v)):
+                raise not_finite_in(dtype_name(own)) from None
+        raise
+
+
+def _is_floating(value: Any) -> bool:
+    """Whether a value is a tensor of floating numbers."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
 def _check_finite(program: Program) -> None:
     for name, constant in program.constants.items():
         value = constant.value
         if not value.is_floating_point():
             continue
-        broken = ~torch.isfinite(value) if constant.trainable else torch.isnan(value)
+        weight = constant.trainable and value.requires_grad  # anything else may hold infinities, which are data
+        broken = ~torch.isfinite(value) if weight else torch.isnan(value)
         if bool(broken.any()):
             raise InputError(f"weight '{name}' holds NaN or infinite values; the checkpoint is damaged or diverged")
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(n, int | float) for n in value)
 
 
 def _with_ranges(program: Program, ranges: Sequence[Range] | None) -> Program:
     if ranges is None:
         return program
+    if not isinstance(ranges, Sequence) or not all(_is_pair(r) for r in ranges):
+        raise InputError("each input range is a pair of numbers, such as (0.0, 1.0), one for each tensor input")
     if len(ranges) != len(program.inputs):
         raise InputError(f"{len(ranges)} input ranges were given for {len(program.inputs)} tensor inputs")
     empty = next((r for r in ranges if not r[0] <= r[1]), None)

@@ -6,10 +6,21 @@ A message says what was wrong, where, and how to fix it, in one sentence that ne
 from __future__ import annotations
 
 
+def visible(text: str) -> str:
+    """`text` with every character that is not printed spelled out: names in files must not steer the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class ReparamError(Exception):
-    """Base of every deliberate error; `exit_code` is what the command line exits with."""
+    """Base of every deliberate error; `exit_code` is what the command line exits with.
+
+    The message is one printable line, whatever it quotes: names in files, and what libraries say of them.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(" ".join(message.split())))
 
 
 class NotEquivalentError(ReparamError):
@@ -30,6 +41,10 @@ class UnsafeFileError(InputError):
 
 class CaptureError(InputError):
     """The model cannot be captured as one graph; the message names the line that prevents it."""
+
+
+class EndedError(CaptureError):
+    """The code of a model would have ended the process, or left by an exception that no handler expects."""
 
 
 class MachineError(ReparamError):

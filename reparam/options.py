@@ -41,7 +41,7 @@ class PlainOptions:
     signed: str = "prelu"
 
     def __post_init__(self) -> None:
-        found = _SPLIT.fullmatch(self.carry)
+        found = _SPLIT.fullmatch(str(self.carry))
         if self.carry not in CARRY and (found is None or int(found[1]) < 2):
             ways = ", ".join(CARRY)
             raise InputError(f"unknown carry '{self.carry}'; choose from {ways} or split=G, with G = 2, 3, ...")

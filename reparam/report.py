@@ -18,7 +18,8 @@ SCHEMA = 1
 class Report:
     """Everything that is known about one conversion.
 
-    equivalent: True when the evidence was complete; None for a dry run, which does not compare whole networks.
+    equivalent: True when the evidence was complete; None for a dry run, which does not compare whole networks; False
+        for what was quantised, which is another function, and was measured.
     seconds: by phase: load, capture, rewrite, verify (all checks), emit.
     engine: further keys for an export: its format and precision, and what was measured on it.
     graphs: the graph as text, `before` and `after`, where it was asked for.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from reparam.errors import CaptureError
 from reparam.ir import Constant, InputSpec, Program, fixed_size
+from reparam.utils import name_complaint
 
 
 def assemble(module: fx.GraphModule) -> Program:
@@ -26,6 +29,9 @@ def assemble(module: fx.GraphModule) -> Program:
     for name in set(constants) - {str(n.target) for n in graph.nodes if n.op == "get_attr"}:
         del constants[name]
     plain = _plain_copy(graph)
+    _refuse_constants(plain)
+    _refuse_names(info.in_spec, "takes")
+    _refuse_names(info.out_spec, "returns")
     return Program(
         graph=plain,
         constants=constants,
@@ -95,6 +101,36 @@ def _plain_copy(graph: fx.Graph) -> fx.Graph:
     for node in plain.nodes:
         node.meta["data"] = node.op == "placeholder" or any(i.meta["data"] for i in node.all_input_nodes)
     return plain
+
+
+def _refuse_constants(graph: fx.Graph) -> None:
+    """Raises CaptureError for a graph that takes no tensor or gives none."""
+    output = next(n for n in graph.nodes if n.op == "output")
+    if not any(n.op == "placeholder" and isinstance(n.meta.get("val"), Tensor) for n in graph.nodes):
+        raise CaptureError("the model takes no tensors, so it is a constant and there is nothing to convert")
+    if not any(isinstance(n.meta.get("val"), Tensor) for n in output.all_input_nodes):
+        raise CaptureError("the model returns no tensors, so there is nothing to convert")
+
+
+def _refuse_names(spec: pytree.TreeSpec | None, what: str) -> None:
+    """Raises CaptureError for a key of a mapping that could not be the name of an input or output of a file."""
+    if spec is None or spec.is_leaf():
+        return
+    for key in _keys(spec):
+        if isinstance(key, str) and (complaint := name_complaint(key) if key else "is empty"):
+            raise CaptureError(
+                f"the model {what} a mapping with the key {key[:60]!r}, which {complaint}; give it another name"
+            )
+    for child in spec.children():
+        _refuse_names(child, what)
+
+
+def _keys(spec: pytree.TreeSpec) -> Sequence[Any]:
+    """The keys of a mapping, none of anything else."""
+    context: Any = spec.context
+    if spec.type is defaultdict:
+        context = context[1]
+    return context if spec.type in (dict, OrderedDict, defaultdict) else ()
 
 
 def _inputs(graph: fx.Graph) -> tuple[InputSpec, ...]:

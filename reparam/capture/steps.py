@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import keyword
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch import Tensor, fx
 
 from reparam.errors import CaptureError
 from reparam.ir import DROPOUTS, FILLS, Program, arguments, aten, fixed_size, op_name
+from reparam.utils import first_line, name_complaint
 
 from .assemble import assemble, constants_of
+from .explain import explain_writes
 from .functionalize import functionalize_locally, module_path, normalize_batch_norm
 from .guards import probes
+from .randomness import refuse_random_calls
 
 _ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
 
@@ -43,7 +47,11 @@ class Draft:
 
 
 def from_exported(exported: torch.export.ExportedProgram) -> Captured:
-    """The Program of an ExportedProgram. The weights are shared with it, not copied."""
+    """The Program of an ExportedProgram. The weights are shared with it, not copied.
+
+    Raises CaptureError for names that are not plain, which torch would paste into code.
+    """
+    check_names([*exported.state_dict, *exported.constants])
     draft = Draft(exported, _lift(exported))
     for step in STEPS:
         draft = step(draft)
@@ -51,25 +59,58 @@ def from_exported(exported: torch.export.ExportedProgram) -> Captured:
     return Captured(program, draft.notes)
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Raises CaptureError for a name of a weight or layer that torch cannot write into code as it stands."""
+    for name in names:
+        if complaint := name_complaint(name):
+            raise CaptureError(f"the name of a layer {complaint}: {name[:60]!r}; give it another one")
+
+
 def _lift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
-    """The graph with its weights as attributes that it reads, and without guards."""
+    """The graph with its weights as attributes that it reads, and without guards.
+
+    Raises CaptureError where torch cannot write that as Python, which some names of modules and weights prevent.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = exported.module(check_guards=False)
+        try:
+            module = exported.module(check_guards=False)
+        except Exception as error:
+            names = [*exported.state_dict, *exported.constants]
+            name = next((n for n in names if any(_is_taken(part) for part in n.split("."))), None)
+            if name is None:
+                raise CaptureError(f"torch cannot make a module of the captured model: {first_line(error)}") from error
+            raise CaptureError(
+                f"'{name}' of the model has a name that Python keeps for itself; give it another name"
+            ) from error
     assert isinstance(module, fx.GraphModule)
     return module
 
 
+def _is_taken(name: str) -> bool:
+    """Whether no attribute of a module can be read under this name."""
+    return keyword.iskeyword(name) or hasattr(fx.GraphModule, name)
+
+
 # ---- steps -------------------------------------------------------------------------------------------------------
+
+
+def refuse_random(draft: Draft) -> Draft:
+    """What draws random numbers is no function of its inputs."""
+    refuse_random_calls(draft.graph)
+    return draft
 
 
 def resolve_writes(draft: Draft) -> Draft:
     """Writes in place become values of their own; hard ones are left to torch's own functionalisation."""
     if functionalize_locally(draft.graph):
         return draft
-    module = _lift(_without_dropouts(draft.exported).run_decompositions({}))
+    try:
+        module = _lift(_without_dropouts(draft.exported).run_decompositions({}))
+    except Exception as error:
+        raise CaptureError(explain_writes(draft.exported.graph, error)) from error
     if not functionalize_locally(module.graph):
-        raise CaptureError("the model writes in place through a view in a way that cannot be made functional")
+        raise CaptureError(explain_writes(module.graph))
     return replace(draft, module=module, notes=(*draft.notes, "in-place writes through views were made functional"))
 
 
@@ -213,6 +254,7 @@ _PICKS = frozenset(
 )
 
 STEPS: tuple[Callable[[Draft], Draft], ...] = (
+    refuse_random,
     resolve_writes,
     restore_batch_norms,
     drop_asserts,

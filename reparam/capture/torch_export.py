@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +17,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from reparam.errors import CaptureError, InputError
-from reparam.utils import AXES, first_line
+from reparam.errors import CaptureError, EndedError, InputError
+from reparam.utils import AXES, describe_type, foreign_code
 
+from .explain import explain
 from .guards import free_axes, size_guards
+from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
-
-_OUR_CODE = tuple(os.path.dirname(f) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
 
 
 @contextmanager
@@ -51,15 +49,37 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     Raises CaptureError when the model cannot become one graph, or does not leave another of these axes free, with the
     line that asks for its size; InputError for an unknown axis name.
     """
-    unknown = [a for a in dynamic if a not in AXES]
+    axes = _axes(dynamic)
+    with foreign_code(f"capturing {type(module).__name__}"):
+        check_model(module, example_inputs)
+        try:
+            return _capture(module, example_inputs, axes)
+        except EndedError:
+            raise
+        except CaptureError:
+            with evaluation_mode(module):
+                refuse_misfit(module, example_inputs, lambda: module(*_copies(tuple(example_inputs))))
+            raise
+
+
+def _axes(dynamic: Any) -> tuple[str, ...]:
+    """The names of free axes; one text may hold several, as on the command line. Raises InputError."""
+    names = dynamic.split(",") if isinstance(dynamic, str) else dynamic
+    if not isinstance(names, Sequence):
+        raise InputError(f"dynamic is {describe_type(dynamic)}; give the names of free axes, such as ('batch',), or ()")
+    unknown = [a for a in names if a not in AXES]
     if unknown:
         raise InputError(f"unknown dynamic axis '{unknown[0]}'; choose from {', '.join(AXES)}")
+    return tuple(dict.fromkeys(names))
+
+
+def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[str, ...]) -> Captured:
     notes = list(_hook_notes(module))
     with evaluation_mode(module) as switched:
         if switched:
             notes.append("the model was in training mode; it was captured in evaluation mode")
         with watched(module) as assigned:
-            exported, samples = _export(module, _distinct(example_inputs), tuple(dynamic), notes)
+            exported, samples = _export(module, _distinct(example_inputs), dynamic, notes)
         refuse_state(exported, assigned)
         captured = from_exported(exported)
     program = replace(captured.program, samples=samples) if samples > 1 else captured.program
@@ -179,7 +199,7 @@ def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch
                 return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except Exception as error:
             if not _register_output_type(module, args, error):
-                raise CaptureError(_explain(module, error)) from error
+                raise CaptureError(explain(module, error, lambda: module(*_copies(args)))) from error
     raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
 
 
@@ -219,13 +239,21 @@ def _unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, args))
 
 
+def _copies(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same values in memory of their own."""
+    return tuple(pytree.tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, args))
+
+
 def _register_output_type(module: nn.Module, args: tuple[Any, ...], error: Exception) -> bool:
     """Registers an output dataclass that torch.export does not know; True when it is worth another try."""
     text = str(error)
     if "dataclass" not in text and "pytree" not in text and "unsupported output" not in text.lower():
         return False
-    with torch.no_grad():
-        result = module(*args)
+    try:
+        with torch.no_grad():
+            result = module(*args)
+    except Exception:  # the error that there is tells more
+        return False
     found = False
     for leaf in pytree.tree_leaves(result):
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
@@ -234,24 +262,3 @@ def _register_output_type(module: nn.Module, args: tuple[Any, ...], error: Excep
             )
             found = True
     return found
-
-
-def _model_frame(error: Exception) -> traceback.FrameSummary | None:
-    """The innermost line of the model: in the last forward that is not torch's own, or in what it calls directly."""
-    found: traceback.FrameSummary | None = None
-    inside = False
-    for frame in traceback.extract_tb(error.__traceback__):
-        theirs = not frame.filename.startswith(_OUR_CODE)
-        inside = theirs and (inside or frame.name == "forward")
-        found = frame if inside else found
-    return found
-
-
-def _explain(module: nn.Module, error: Exception) -> str:
-    """One sentence: what stopped the capture and on which line of the model's code."""
-    reason = first_line(error)
-    frame = _model_frame(error)
-    place = f" at {frame.filename}:{frame.lineno} `{frame.line}`" if frame is not None else ""
-    if isinstance(error, torch._subclasses.fake_tensor.DataDependentOutputException) or "data-dependent" in str(error):
-        reason = f"its control flow depends on the data ({reason})"
-    return f"{type(module).__name__} cannot be captured as one graph{place}: {reason}"

@@ -4,7 +4,7 @@ Everything is compared in float64 against a bound that comes from the arithmetic
 
 from .exactness import LostDigitsError
 from .judge import Judge
-from .network_check import NetworkEvidence, PathError, Round, check_emitted, check_float64, depth_limit
+from .network_check import NetworkEvidence, PathError, Round, check_emitted, check_float64, depth_limit, not_finite_in
 from .output_error import ErrorSums, OutputError
 from .region import Region, find_region
 from .rewrite_check import Evidence, check_region
@@ -24,4 +24,5 @@ __all__ = [
     "check_region",
     "depth_limit",
     "find_region",
+    "not_finite_in",
 ]

@@ -4,6 +4,10 @@ The captured graph is one path through the model, traced at one size. Whether it
 model itself can say. So it is run as it is, on the very inputs that the converted network is run on, with every number
 in float64: its weights are widened where an operator reads them, and what asks for a narrower dtype gets float64.
 
+A model may ask for the dtype of a tensor, or for the smallest number of that dtype, and do something else in float64;
+an operator may lack float64. Then the truth is what the captured graph gives, as long as the two agree in their own
+dtypes.
+
 Each run is that of a fresh copy, which shares the weights. What the model remembers (a grid for the last size, a cache)
 is then neither seen by the caller nor by the next run.
 """
@@ -11,6 +15,8 @@ is then neither seen by the caller nor by the next run.
 from __future__ import annotations
 
 import copy
+import random
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +26,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.errors import CaptureError, InputError
+from reparam.errors import CaptureError, EndedError, InputError, MachineError, ReparamError
 from reparam.ir import Feed, Program, default_dtype, evaluate, typed
+from reparam.utils import first_line, foreign_code, is_out_of_memory
 
 from .values import largest_difference
 
@@ -39,17 +46,24 @@ _FAILS = (
     IndexError,
     TypeError,
     AssertionError,
-    NotImplementedError,
     KeyError,
     AttributeError,
 )
+
+AGAIN = 10  # runs that a model which draws random numbers has to agree with itself in
+SAME = 1e-9
+
+
+class _DrawsError(CaptureError):
+    """The results of a model depend on random numbers that are none of torch's."""
 
 
 class Judge:
     """Runs a model on feeds of a program that was captured from it."""
 
     def __init__(self, module: nn.Module, program: Program) -> None:
-        self._module, self._program = module, program
+        self._module, self._program, self._drew = module, program, False
+        self.path: tuple[str, ...] = ()  # the functions of torch that the last run called, in their order
 
     def truth(self, values: Feed) -> list[Any]:
         """The model's flat outputs in float64. Raises what the model raises."""
@@ -60,6 +74,8 @@ class Judge:
         """`truth`; None for inputs that the model does not take."""
         try:
             return self.truth(values)
+        except (EndedError, _DrawsError):
+            raise
         except _FAILS:
             return None
 
@@ -67,33 +83,48 @@ class Judge:
         """The model's flat outputs in its own dtypes; None for inputs that it does not take."""
         try:
             return self._run(typed(self._program, values))
+        except (EndedError, _DrawsError):
+            raise
         except _FAILS:
             return None
 
-    def able(self, values: Feed) -> bool:
-        """Whether the model runs in float64 on inputs of the traced size; an operator may lack that dtype.
+    def in_own_dtypes(self, values: Feed, truth: list[Any]) -> list[Any] | None:
+        """The outputs for a model that is not the captured graph in float64, or lacks an operator there.
 
-        Where it does not, its results in its own dtypes have to be those of the captured program. Raises CaptureError
-        when they are not.
+        Its results in its own dtypes are then compared with those of the captured graph. truth: what that gives in
+        float64. Returns the truth where the two agree, the model's own results where they do not, and None for inputs
+        that the model does not take.
         """
-        if self.truth_where_it_runs(values) is not None:
-            return True
-        own = typed(self._program, values)
-        theirs, ours = self._run(own), evaluate(self._program, own, None)
-        gap = largest_difference(theirs, ours)
-        room = 1e3 * torch.finfo(self._program.dtype).eps
-        if not gap <= room:
-            raise CaptureError(
-                f"the captured graph is not the model: on the traced size they differ by {gap:.3g}, relative to the "
-                "largest output"
-            )
-        return False
+        theirs = self.own_where_it_runs(values)
+        if theirs is None:
+            return None
+        ours = evaluate(self._program, typed(self._program, values), None)
+        room = max(1e3 * torch.finfo(self._program.dtype).eps, 4 * largest_difference(truth, ours))
+        return truth if largest_difference(theirs, ours) <= room else theirs
 
     def _run(self, values: Feed) -> list[Any]:
-        module = fresh_copy(self._module).eval()
+        """The model's flat outputs. Raises CaptureError where random numbers of Python or NumPy change them."""
+        before = _random_state()
+        found = self._run_once(values)
+        if self._drew or _random_state() == before:
+            return found
+        self._drew = True
+        if not all(largest_difference(found, self._run_once(values)) <= SAME for _ in range(AGAIN)):
+            raise _DrawsError(
+                "the model draws random numbers while it runs, by Python's random or numpy.random, so it is not a "
+                "function of its inputs; switch that off in evaluation mode"
+            )
+        return found
+
+    def _run_once(self, values: Feed) -> list[Any]:
+        with foreign_code(f"copying {type(self._module).__name__}"):
+            module = fresh_copy(self._module).eval()
         args, kwargs = self._arguments(values)
-        with torch.no_grad():
-            return list(pytree.tree_leaves(module(*args, **kwargs)))
+        calls: list[str] = []
+        with torch.no_grad(), foreign_code(f"running {type(self._module).__name__}"), _Calls(calls):
+            outputs = list(pytree.tree_leaves(module(*args, **kwargs)))
+        self.path = tuple(calls)
+        return outputs
 
     def _arguments(self, values: Feed) -> tuple[Sequence[Any], Mapping[str, Any]]:
         spec = self._program.in_spec
@@ -103,10 +134,58 @@ class Judge:
         return args, kwargs
 
 
+def does_not_run(name: str, error: Exception) -> ReparamError:
+    """What to raise where a model does not run at the very size that it was traced at."""
+    if is_out_of_memory(error):
+        return MachineError(f"not enough memory to run {name} ({first_line(error)})")
+    return CaptureError(f"{name} does not run on random inputs of the traced size: {first_line(error)}")
+
+
+def _random_state() -> tuple[Any, ...]:
+    """The state of Python's random numbers and of NumPy's own, where that is loaded."""
+    numpy = sys.modules.get("numpy.random")
+    state = numpy.get_state() if numpy is not None else ()
+    return random.getstate(), *(v.tobytes() if hasattr(v, "tobytes") else v for v in state)
+
+
 def fresh_copy(module: nn.Module) -> nn.Module:
-    """A copy of the module's structure and of all that it remembers, which shares its weights."""
+    """A copy of the module's structure and of all that it remembers, which shares its weights.
+
+    What cannot be copied (a lock, an open file, a tensor with a history) is shared as well.
+    """
     shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared)
+    try:
+        return copy.deepcopy(module, dict(shared))
+    except Exception:
+        for part in module.modules():
+            shared |= {id(v): v for v in vars(part).values() if not _can_be_copied(v)}
+        return copy.deepcopy(module, shared)
+
+
+def _can_be_copied(value: Any) -> bool:
+    if isinstance(value, dict) and any(isinstance(v, nn.Module) for v in value.values()):
+        return True  # the parts of a module, which are looked at themselves
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return False
+    return True
+
+
+class _Calls(TorchFunctionMode):
+    """Writes down which functions of torch are called, but for those that only ask for something."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = str(getattr(func, "__name__", ""))
+        if name != "__get__" and name not in _ASKS:
+            self._names.append(name)
+        return func(*args, **(kwargs or {}))
 
 
 class _CallsInFloat64(TorchFunctionMode):
@@ -132,7 +211,12 @@ _COMPUTES = frozenset(
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
     for prefix in ("", "r")
 )
-_ASKS = frozenset({"size", "dim", "ndimension", "numel", "stride", "is_floating_point", "is_complex", "requires_grad_"})
+_ASKS = frozenset(
+    {
+        *("size", "dim", "ndimension", "numel", "nelement", "stride", "element_size", "is_contiguous", "__len__"),
+        *("is_floating_point", "is_complex", "requires_grad_"),
+    }
+)
 
 
 class _InFloat64(TorchDispatchMode):

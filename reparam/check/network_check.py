@@ -10,14 +10,14 @@ error against it, input by input (`exactness`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reparam.errors import CaptureError, InputError, NotEquivalentError
+from reparam.errors import CaptureError, InputError, NotEquivalentError, ReparamError
 from reparam.ir import (
     EVEN_SIZE,
     WEIGHTED,
@@ -33,7 +33,7 @@ from reparam.utils import axis_name, dtype_name, first_line
 
 from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
 from .input_plan import Plan, plans_of
-from .judge import Judge
+from .judge import Judge, does_not_run
 from .values import all_finite, largest_difference
 
 ROUNDINGS = 256
@@ -74,12 +74,17 @@ def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) 
 
 @dataclass(frozen=True)
 class Round:
-    """Inputs that were run, the float64 truth (the original's outputs), and the relative float64 bar that applied."""
+    """Inputs that were run by a plan, the float64 truth (the original's outputs), and the relative bar that applied."""
 
     values: Feed
     truth: list[Any]
-    inputs: int
+    plan: Plan
     limit: float
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs these are, one for each sample of the batch."""
+        return self.plan.inputs
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,8 +128,9 @@ def check_float64(
     to be free, InputError when the original gives no finite output to compare with.
     """
     check = _Check(original, converted, judge, torch.Generator().manual_seed(seed))
-    for plan in plans_of(original):
-        check.compare(plan)
+    check.compare_all(list(plans_of(original)))
+    if not check.rounds:
+        raise CaptureError("the model does not run on random inputs of the traced size, so nothing can be compared")
     trials, shapes = sum(r.inputs for r in check.rounds), tuple(r.shape for r in check.rounds)
     return NetworkEvidence(float64_max_rel=check.largest, trials=trials, seed=seed, shapes=shapes), check.rounds
 
@@ -135,8 +141,27 @@ class _Check:
     def __init__(self, original: Program, converted: Program, judge: Judge | None, generator: torch.Generator) -> None:
         self.original, self.converted, self.judge, self.generator = original, converted, judge, generator
         self.floor = depth_limit(original)
+        self.in_float64: bool | None = None  # whether the judge is run in float64; None before the first run
         self.rounds: list[Round] = []
         self.largest = 0.0
+
+    def compare_all(self, plans: Sequence[Plan]) -> None:
+        """One round for each plan. Raises PathError where the model calls other functions than at another free size.
+
+        Those might compute the same; that some random inputs give the same does not say so.
+        """
+        first: tuple[Plan, tuple[str, ...]] | None = None
+        for plan in plans:
+            self.compare(plan)
+            if self.judge is None or not self.rounds or self.rounds[-1].plan is not plan:
+                continue
+            first = first or (plan, self.judge.path)
+            if plan.sizes == first[0].sizes:
+                continue
+            if self.judge.path != first[1] and plan.small is not None:  # a smaller image may well take another path
+                self._truth(feed(self.original, plan.sizes, self.generator))
+            if self.judge.path != first[1]:
+                raise self._other_calls(first[0], plan)
 
     def compare(self, plan: Plan) -> None:
         """Adds one round; smaller images than the traced ones are tried first, and are no reason to refuse."""
@@ -148,29 +173,69 @@ class _Check:
                 break
         if found.truth is None:
             if not self.rounds:
-                evaluate(self.original, found.values)  # nothing runs at the traced size: say why
+                self._say_why(found.values)
             return
         if not all_finite(found.truth):
             raise InputError("the original's own outputs are not finite on random inputs, so nothing can be compared")
         self._judge(plan, found)
 
+    def _say_why(self, values: Feed) -> None:
+        """Raises what the original raises where nothing runs at the traced size."""
+        try:
+            evaluate(self.original, values)
+        except ReparamError:
+            raise
+        except Exception as error:
+            raise does_not_run("the model", error) from error
+
     def _try(self, plan: Plan, small: int | None) -> _Try:
         values = feed(self.original, plan.sizes, self.generator, small)
         truth = self._truth(values)
-        runs = truth is not None
-        if (
-            runs and small is not None and self.judge is not None
-        ):  # a size that nobody claims: the traced path may be another
-            runs = evaluate_where_it_runs(self.original, values) is not None
-        return _Try(values, truth, evaluate_where_it_runs(self.converted, values) if runs else None)
+        unclaimed = small is not None and self.judge is not None  # there the traced path may be another
+        if truth is not None and unclaimed and evaluate_where_it_runs(self.original, values) is None:
+            return _Try(values, truth, None)
+        found = self._against(values, truth)
+        if self.judge is not None and self.in_float64 is None:
+            return self._settle(self.judge, found)
+        return found
+
+    def _against(self, values: Feed, truth: list[Any] | None) -> _Try:
+        return _Try(values, truth, evaluate_where_it_runs(self.converted, values) if truth is not None else None)
 
     def _truth(self, values: Feed) -> list[Any] | None:
-        """What the judge gives; of the captured original where there is none, or where it cannot run in float64."""
-        if self.judge is not None and not self.rounds and not self.judge.able(values):
-            self.judge = None
+        """What the judge gives; of the captured original where there is none."""
         if self.judge is None:
             return evaluate_where_it_runs(self.original, values)
-        return self.judge.truth_where_it_runs(values)
+        if self.in_float64 is not False:
+            return self.judge.truth_where_it_runs(values)
+        captured = evaluate_where_it_runs(self.original, values)
+        if captured is None:
+            return self.judge.own_where_it_runs(values)
+        return self.judge.in_own_dtypes(values, captured)
+
+    def _settle(self, judge: Judge, found: _Try) -> _Try:
+        """Decides on the first inputs whether the model's results in float64 are the truth from here on.
+
+        They cannot be where it does not run in float64, or does something else there although it agrees with the
+        captured graph in its own dtypes. Returns the comparison with what is the truth.
+        """
+        self.in_float64 = True
+        if found.gap <= self.floor:
+            return found
+        captured = evaluate_where_it_runs(self.original, found.values)
+        if captured is None and found.truth is not None:
+            return found
+        if captured is None:
+            own = judge.own_where_it_runs(found.values)
+        else:
+            limit = _limit(self.original, found.values, captured, self.floor)
+            if found.truth is not None and largest_difference(found.truth, captured) <= limit:
+                return found
+            own = judge.in_own_dtypes(found.values, captured)
+            if found.truth is not None and own is not captured:
+                return found
+        self.in_float64 = False
+        return self._against(found.values, own)
 
     def _judge(self, plan: Plan, found: _Try) -> None:
         assert found.truth is not None
@@ -188,21 +253,41 @@ class _Check:
                 f"the converted network differs from the original: float64 error {gap:.3g} exceeds {limit:.3g}"
             )
         self.largest = max(self.largest, gap)
-        self.rounds.append(Round(found.values, found.truth, plan.inputs, limit))
+        self.rounds.append(Round(found.values, found.truth, plan, limit))
 
     def _other_path(self, plan: Plan, found: _Try, captured: list[Any] | None) -> PathError:
         """Where the captured original is not the model either, no rewrite is to blame."""
         shape = "x".join(str(n) for n in next(v.shape for v in found.values if isinstance(v, Tensor)))
-        specs = self.original.inputs
-        axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in plan.sizes]
         how = "does not run" if captured is None else "computes something else"
+        return self._path_error(
+            f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured "
+            f"graph {how} there",
+            plan.sizes,
+        )
+
+    def _other_calls(self, one: Plan, other: Plan) -> PathError:
+        changed = {s: n for s, n in other.sizes.items() if one.sizes.get(s) != n}
+        shapes = ["x".join(str(n) for n in r.shape) for r in self.rounds if r.plan is one or r.plan is other]
+        return self._path_error(
+            f"the model takes another path for inputs of shape {shapes[-1]} than for {shapes[0]}: it calls other "
+            "functions there",
+            changed,
+        )
+
+    def _path_error(self, message: str, sizes: Mapping[str, int]) -> PathError:
+        specs = self.original.inputs
+        axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in sizes]
         names = [n for n in dict.fromkeys(axes) if n != "batch"] or list(dict.fromkeys(axes))
         leave = f"; leave {' and '.join(names)} out of the free axes" if names else ""
-        return PathError(
-            f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured "
-            f"graph {how} there{leave}",
-            names,
-        )
+        return PathError(message + leave, names)
+
+
+def not_finite_in(dtype: str) -> InputError:
+    """What to raise for an original that overflows in its own dtype, although it does not in float64."""
+    return InputError(
+        f"the original's own outputs are not finite in {dtype} on random inputs, so nothing can be compared; they are "
+        "in float64"
+    )
 
 
 def check_emitted(
@@ -228,10 +313,7 @@ def check_emitted(
     if worst is None:
         return replace(evidence, dtype=name)
     if not all(math.isfinite(o.old_rms) for o in outputs):
-        raise InputError(
-            f"the original's own outputs are not finite in {name} on random inputs, so nothing can be compared; they "
-            "are in float64"
-        )
+        raise not_finite_in(name)
     if not all(o.fair(floor) for o in outputs):
         outputs = spread_further(original, emitted, rounds, dtype, outputs)
         bad = next((o for o in outputs if not o.fair_against_spread(floor)), None)

@@ -65,14 +65,16 @@ def _is_affine(program: Program, region: Sequence[fx.Node], inputs: set[fx.Node]
         varying.add(node)
         if not is_call(node, AFFINE):
             return False
-        moving = [i for i in node.all_input_nodes if i in varying]
-        if is_call(node, MULS) and len(moving) > 1:
+        given = arguments(node)
+        if is_call(node, MULS) and given["self"] in varying and given["other"] in varying:  # x * x too
             return False
-        if is_call(node, DIVS) and arguments(node)["other"] in varying:
+        if is_call(node, DIVS) and given["other"] in varying:
             return False
-        if is_call(node, WEIGHTED) and any(arguments(node)[k] in varying for k in ("weight", "bias")):
+        if is_call(node, WEIGHTED | BATCH_NORMS) and any(
+            isinstance(v, fx.Node) and v in varying for k, v in given.items() if k != "input"
+        ):
             return False
-        if is_call(node, BATCH_NORMS) and arguments(node)["training"]:
+        if is_call(node, BATCH_NORMS) and given["training"]:
             return False
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ import typer
 from typer.core import TyperGroup
 
 from reparam._version import __version__
-from reparam.errors import NotEquivalentError
+from reparam.errors import InputError, NotEquivalentError
 from reparam.options import DEFAULTS, PlainOptions
-from reparam.utils import leave_current_folder
+from reparam.utils import ignore_exits
 
 from . import export_run_bench as cli_engines
 from . import options as opt
@@ -41,10 +42,23 @@ class Commands(TyperGroup):
         session = open_session()
 
         def body() -> None:
+            _refuse_unreadable(words)
             with self.make_context(PROGRAM, words or ["--help"], obj=session) as context:
                 self.invoke(context)
 
         sys.exit(run_guarded(body, session))
+
+
+def _refuse_unreadable(words: Sequence[str]) -> None:
+    """Raises InputError for words that no file name and no text can hold."""
+    for word in words:
+        try:
+            os.fsencode(word)
+            readable = "\0" not in word
+        except UnicodeError:
+            readable = False
+        if not readable:
+            raise InputError(f"the word {word[:60]!r} holds characters that no name can have; write it without them")
 
 
 app = typer.Typer(
@@ -56,9 +70,11 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point `reparam`."""
-    leave_current_folder()
-    app()
+    """Runs the verb that the command line names."""
+    try:
+        app()
+    finally:
+        ignore_exits()  # what the code of a model left for the end does not change the exit code
 
 
 def _show_version(wanted: bool) -> None:
@@ -232,7 +248,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
         session.show(*map(render.line, [f"{first.name} and {second.name}:", *verdict.sentences()]))
     report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **verdict.as_dict()}
     deliver_json(session, report | {"seconds": {k: round(v, 3) for k, v in seconds.items()}}, json)
-    if not verdict.equivalent:
+    if verdict.reason:
         reason = "" if shown else f": {verdict.reason}"
         raise NotEquivalentError(f"{first.name} and {second.name} are not the same function{reason}")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reparam._version import __version__
 from reparam.compare import open_model, run_loaded
-from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, load_array, read_calibration
+from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, load_array, read_calibration, save_arrays
 from reparam.engines.formats import recognise
 from reparam.errors import InputError
 from reparam.ir import Program
@@ -60,6 +60,7 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
         settings=wanted.settings,
         card=card,
         source=model.source,
+        stamp=model.stamp,
         force=wanted.force,
     )
     details.check()
@@ -121,7 +122,7 @@ def run_model(
 
 def _save(path: Path, values: Mapping[str, Any], *, force: bool) -> None:
     if path.suffix == ".npz":
-        write_atomically(path, lambda file: np.savez(file, **values), force=force)
+        write_atomically(path, lambda file: save_arrays(file, values), force=force)
         return
     if path.suffix != ".npy":
         raise InputError(f"{path} is neither .npy nor .npz; name it {path.stem}.npy")

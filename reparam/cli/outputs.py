@@ -53,7 +53,7 @@ def plan_outputs(
     """The outputs of a conversion, checked before the work. Raises InputError or MachineError."""
     path = output if output is not None else default_output(model, arch, label)
     if path.suffix != ".pt2":
-        raise InputError(f"the output {path} is a .pt2 archive; name it {path.with_suffix('.pt2').name}")
+        raise InputError(f"the output {path} is a .pt2 archive; name it {path.stem or 'model'}.pt2")
     _check_output(path, model, force=force)
     if source is not None:
         check_folder(source, force=force)

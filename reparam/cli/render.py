@@ -117,7 +117,7 @@ def evidence_lines(report: Row) -> list[str]:
     dtype = evidence.get("dtype", "float32")
     counted = Counter("x".join(map(str, s)) for s in evidence["shapes"])
     shapes = ", ".join(shape if times == 1 else f"{shape} ({times} times)" for shape, times in counted.items())
-    head = "equivalent" if report["equivalent"] else "not shown equivalent"
+    head = "before it was quantised" if report.get("verdict") == "quantised" else "equivalent"
     return [
         f"{head}: float64 largest relative difference {evidence['float64_max_rel']:.2g}",
         f"{dtype} error against the float64 truth: {evidence['float32_error_vs_truth']:.3g}, "
@@ -131,7 +131,8 @@ def engine_lines(report: Row) -> list[str]:
     engine = report.get("engine")
     if engine is None:
         return []
-    head = f"{report['format']}, {report['precision']}"
+    quantised = "quantised to " if engine["verdict"] == "quantised" else ""
+    head = f"{report['format']}, {quantised}{report['precision']}"
     if not engine["ran"]:
         return [f"{head}: built, not run: {engine['why']}"]
     own = engine["own_error"]

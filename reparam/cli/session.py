@@ -27,7 +27,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from reparam.errors import MachineError, ReparamError, RuleError
-from reparam.utils import one_line
+from reparam.utils import (
+    Interrupted,
+    describe_error,
+    is_out_of_memory,
+    one_line,
+    place_of_error,
+    refused_exits,
+    visible_lines,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,10 +44,8 @@ PIPE_WIDTH = 160  # columns of tables that do not go to a terminal
 INTERRUPTED = 128 + signal.SIGINT
 Tell = Callable[[str, int, int], None]
 
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
 
-
-class Terminated(KeyboardInterrupt):
+class Terminated(Interrupted):
     """SIGTERM or SIGHUP arrived: clean up as after Ctrl-C. `number` is the signal's."""
 
     def __init__(self, number: int) -> None:
@@ -49,12 +55,16 @@ class Terminated(KeyboardInterrupt):
 
 @dataclass
 class Session:
-    """The streams and the state of one run. out, err: the true standard streams, also while others are redirected."""
+    """The streams and the state of one run. out, err: the true standard streams, also while others are redirected.
+
+    begun: whether the words were read and the work has begun; from then on, nothing but the end of the work is success.
+    """
 
     out: TextIO
     err: TextIO
     quiet: bool = False
     debug: bool = False
+    begun: bool = False
     written: list[Path] = field(default_factory=list)
 
     # ---- printing ------------------------------------------------------------------------------------------
@@ -70,7 +80,7 @@ class Session:
 
         with self._delivering():
             console = Results(file=self.out, width=self.width, markup=False, highlight=False, emoji=False)
-            for part in renderables:
+            for part in map(printable, renderables):
                 console.print(part, soft_wrap=isinstance(part, Text))  # a terminal wraps lines by itself
 
     @property
@@ -146,6 +156,26 @@ class Session:
             yield tell
 
 
+def printable(part: RenderableType) -> RenderableType:
+    """Text and tables with what is not printed replaced, wherever it came from: the last look before the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if isinstance(part, str):
+        return _replaced(part)
+    if isinstance(part, Text) and _replaced(part.plain) != part.plain:
+        part = part.copy()
+        part.plain = _replaced(part.plain)
+    if isinstance(part, Table):
+        for column in part.columns:
+            column._cells[:] = map(printable, column._cells)
+    return part
+
+
+def _replaced(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
 def silence(stream: TextIO) -> None:
     """Sends what is still buffered nowhere, so that the interpreter's own flush at exit does not fail again."""
     with contextlib.suppress(OSError, ValueError):
@@ -170,14 +200,14 @@ def _only_errors_logged() -> Iterator[None]:
 def run_guarded(body: Callable[[], object], session: Session) -> int:
     """Runs `body` and returns the exit code; a failure becomes one sentence on standard error."""
     try:
-        with _terminations():
+        with _terminations(), refused_exits():
             body()
             with session._delivering():
                 pass
     except BaseException as error:
-        code, message = explain_failure(error)
+        code, message = explain_failure(error, begun=session.begun)
         if session.debug and message:
-            traceback.print_exception(error, file=session.err)
+            session.err.write(visible_lines("".join(traceback.format_exception(error))))
         if message:
             session.error(f"{message}{_left_behind(session, error)}")
         return code
@@ -192,8 +222,23 @@ def _left_behind(session: Session, error: BaseException) -> str:
     return f"; {names} {were} written before" if names else ""
 
 
-def explain_failure(error: BaseException) -> tuple[int, str]:
-    """The exit code of `error` and its sentence; an empty one when there is nothing to say."""
+def explain_failure(error: BaseException, *, begun: bool = False) -> tuple[int, str]:
+    """`_explain`, also where the code of an error that others wrote fails itself."""
+    try:
+        return _explain(error, begun)
+    except BaseException:
+        return 4, f"internal error: {type(error).__name__}, which cannot be described"
+
+
+def _explain(error: BaseException, begun: bool) -> tuple[int, str]:
+    """The exit code of `error` and its sentence; an empty one when there is nothing to say.
+
+    begun: whether the work had begun, which an exit then left undone. An error of a model's code is never success.
+    """
+    strange = not isinstance(error, Exception | SystemExit | KeyboardInterrupt)
+    if strange or (begun and isinstance(error, typer.Exit | SystemExit)):
+        place = place_of_error(error)
+        return 2, f"{describe_error(error)}{f' at {place}' if place else ''} ended the work before it was done"
     if isinstance(error, typer.Exit | SystemExit):
         code = error.exit_code if isinstance(error, typer.Exit) else error.code
         return (code if isinstance(code, int) else int(code is not None)), ""
@@ -204,7 +249,7 @@ def explain_failure(error: BaseException) -> tuple[int, str]:
     if hasattr(error, "format_message"):  # a usage error: typer brings its own copy of click, or uses click's
         return 2, _usage(error)
     if isinstance(error, ReparamError) and not isinstance(error, RuleError):
-        return error.exit_code, str(error)
+        return error.exit_code or 4, str(error)
     return _explain_system(error)
 
 
@@ -217,10 +262,12 @@ def _usage(error: Any) -> str:
 
 def _explain_system(error: BaseException) -> tuple[int, str]:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return 3, f"not enough memory{f' ({text})' if text else ''}"
     if isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE, ""
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return 2, f"no file can have this name ({error.strerror}): {str(error.filename)[:60]}"
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or text
@@ -256,7 +303,7 @@ def begin(context: typer.Context, *, quiet: bool = False, debug: bool) -> Sessio
     """The session of the verb that runs, with what all verbs share set."""
     session = context.obj
     assert isinstance(session, Session)
-    session.quiet, session.debug = quiet, debug
+    session.quiet, session.debug, session.begun = quiet, debug, True
     return session
 
 

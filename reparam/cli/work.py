@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from reparam.errors import CaptureError, InputError
+from reparam.errors import CaptureError, EndedError, InputError, ReparamError
 from reparam.ir import draw_examples, shape_of_input
 from reparam.options import DEFAULTS, PlainOptions
-from reparam.utils import Shapes, first_line, together
+from reparam.utils import Shapes, first_line, foreign_code, together
 
 from .options import Side
 from .outputs import Outputs
@@ -158,12 +158,16 @@ def explained_misfit(model: LoadedModel, inputs: Sequence[Tensor]) -> Iterator[N
 
     try:
         yield
+    except EndedError:
+        raise
     except CaptureError as error:
         if model.exported is not None:
             raise
         try:
-            with torch.no_grad():
+            with torch.no_grad(), foreign_code("running the model"):
                 model.module(*inputs)
+        except ReparamError:
+            raise
         except Exception as cause:
             shapes = " ".join(str(shape_of_input(x)) for x in inputs)
             reason = first_line(cause)

@@ -113,9 +113,9 @@ def _read_call(program: Program, node: fx.Node, batch: set[str]) -> ListedCall:
     inside = ", ".join([*sizes[:1], *(["bias"] if len(sizes) == 2 else []), *settings_of(node)])
     return ListedCall(
         module=one_line(module),
-        op=f"{name}({inside})" if inside else name,
+        op=one_line(f"{name}({inside})" if inside else name),
         shape=_shape(node, batch),
-        anchor=f"{name} {names[0]}" if names else "",
+        anchor=one_line(f"{name} {names[0]}") if names else "",
         weights=tuple(program.constants[str(n.target)].value for n in weights),
     )
 

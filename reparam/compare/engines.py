@@ -148,7 +148,14 @@ def verify_engines(
     verdict = job.run(trials, adversarial)
     runtimes = [m.runtime if isinstance(m, Runnable) else "the captured program" for m in (a, b)]
     rows = [replace(o, error_a=o.error_b, error_b=o.error_a) for o in verdict.outputs] if swapped else verdict.outputs
-    return replace(verdict, outputs=tuple(rows), runtimes=tuple(runtimes))
+    quantised = any(isinstance(m, Runnable) and m.precision == "int8" for m in (a, b))
+    return replace(
+        verdict,
+        equivalent=verdict.equivalent and not quantised,
+        outputs=tuple(rows),
+        runtimes=tuple(runtimes),
+        quantised=quantised,
+    )
 
 
 class _Comparison:
@@ -225,7 +232,7 @@ class _Comparison:
         return values
 
     def measure(self, values: Sequence[Tensor]) -> str:
-        """Adds one feed to the sums; a reason when the outputs cannot be compared."""
+        """Adds one feed to the sums; a reason when the outputs cannot be compared. Raises InputError like `verify`."""
         truth = self.reference.truth(values)
         got = EngineOutputs(self.engine.run(_ported(self.engine, values)))
         if not got.fits(truth):
@@ -235,8 +242,10 @@ class _Comparison:
         rows = list(zip(floats(truth), got.floats, own, strict=True))
         self.sums = self.sums or [ErrorSums() for _ in rows]
         for s, (t, o, p) in zip(self.sums, rows, strict=True):
+            if not bool(torch.isfinite(t).all() or torch.isfinite(o).all()):
+                raise InputError("the outputs of neither model are finite on random inputs, so nothing can be compared")
             if not bool(torch.isfinite(t).all()):
-                return "the outputs are not finite on random inputs, so nothing can be compared"
+                return "one gives outputs that are not finite where the other's are"
             if not bool(torch.isfinite(o).all()):
                 return "one gives outputs that are not finite where the other's are"
             s.add(t, o.double(), p.double(), o.double())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reparam.engines import Runnable, check_manifest
+from reparam.engines import Runnable, checked_file
 from reparam.engines.formats import recognise
 from reparam.errors import InputError
 from reparam.load import LoadedModel, load_model
@@ -38,5 +38,5 @@ def open_engine(path: Path, *, trust: bool = False) -> Runnable | None:
     format = recognise(path)
     if format is None:
         return None
-    check_manifest(path, format, trust=trust)
-    return format.load(path)
+    with checked_file(path, format, trust=trust) as file:
+        return format.load(file)

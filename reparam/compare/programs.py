@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reparam.capture import capture, from_exported
 from reparam.check import ErrorSums, depth_limit
-from reparam.errors import CaptureError, InputError
+from reparam.errors import CaptureError, EndedError, InputError
 from reparam.ir import (
     SMALL_SIZE,
     Feed,
@@ -41,15 +41,18 @@ def program_of(
     """The captured program of a loaded model, from its example inputs or else from random ones.
 
     input_shapes: of one sample, without the batch (a `Shape` for integers); needed when the model does not tell.
-    Raises InputError.
+    Raises InputError, CaptureError among them.
     """
     if model.exported is not None:
         return from_exported(model.exported).program
     examples = tuple(example_inputs) or draw_examples(model.module, input_shapes or model.input_shapes, batch=2)
     try:
         return capture(model.module, examples).program
+    except EndedError:
+        raise
     except CaptureError as e:
-        raise InputError(f"{e} (input shapes {[tuple(x.shape[1:]) for x in examples if isinstance(x, Tensor)]})") from e
+        shapes = [tuple(x.shape[1:]) for x in examples if isinstance(x, Tensor)]
+        raise CaptureError(f"{e} (input shapes {shapes})") from e
 
 
 def verify_programs(
@@ -183,7 +186,10 @@ def _is_floating(value: Any) -> bool:
 
 
 def _problem(t: Any, o: Any) -> str:
-    """Why two outputs cannot be compared, or how they differ when they are not floating tensors."""
+    """Why two outputs cannot be compared, or how they differ when they are not floating tensors.
+
+    Raises InputError where both are not finite.
+    """
     if not isinstance(t, Tensor) or not isinstance(o, Tensor):
         return "" if type(t) is type(o) and t == o else f"an output is {_short(t)} in one and {_short(o)} in the other"
     if t.shape != o.shape:
@@ -192,6 +198,8 @@ def _problem(t: Any, o: Any) -> str:
         return f"an output is of {t.dtype} in one and of {o.dtype} in the other"
     if not t.is_floating_point():
         return "" if torch.equal(t, o) else "an integer output differs"
+    if not bool(torch.isfinite(t).all() or torch.isfinite(o).all()):
+        raise InputError("the outputs of neither model are finite on random inputs, so nothing can be compared")
     if not bool(torch.isfinite(t).all()):
         return "the first model's outputs are not finite on random inputs, so nothing can be compared"
     if not bool(torch.isfinite(o).all()):

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from reparam.engines import Port, Runnable, output_names
 from reparam.errors import InputError
 from reparam.load import LoadedModel
-from reparam.utils import dtype_name, first_line
+from reparam.utils import dtype_name, first_line, foreign_code, name_complaint
 
 Named = Sequence[tuple[str | None, Tensor]]
 
@@ -25,6 +25,9 @@ def run_loaded(model: LoadedModel | Runnable, inputs: Named) -> dict[str, Any]:
     for. Raises InputError for inputs that the model does not take.
     """
     values = _run_engine(model, inputs) if isinstance(model, Runnable) else _run_module(model, inputs)
+    for name in values:
+        if complaint := "is empty" if not name else name_complaint(name):
+            raise InputError(f"the model has an output whose name {complaint}: {name[:60]!r}; give it another name")
     return {name: _array(value) for name, value in values.items()}
 
 
@@ -76,7 +79,7 @@ def _run_module(model: LoadedModel, inputs: Named) -> dict[str, Tensor]:
     if unknown := [n for n in keywords if n not in names]:
         raise InputError(f"the model has no input '{unknown[0]}'; it takes {', '.join(names)}")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), foreign_code("running the model"):
             result = model.module(*(cast(v) for n, v in inputs if n is None), **keywords)
     except Exception as error:
         reason = first_line(error)
@@ -87,7 +90,7 @@ def _run_module(model: LoadedModel, inputs: Named) -> dict[str, Tensor]:
 
 def name_outputs(result: Any) -> dict[str, Tensor]:
     """`output` alone, else `output_0`, `output_1`, …; a dict's keys where the result is a dict of tensors."""
-    if isinstance(result, dict) and all(isinstance(v, Tensor) for v in result.values()):
-        return {str(k): v for k, v in result.items()}
+    if isinstance(result, dict) and all(isinstance(v, Tensor) and isinstance(k, str) for k, v in result.items()):
+        return dict(result)
     tensors = [v for v in pytree.tree_leaves(result) if isinstance(v, Tensor)]
     return dict(zip(output_names(len(tensors)), tensors, strict=True))

@@ -15,6 +15,8 @@ class Verdict:
     first_divergence: the first layer of the first model behind which the second has other values.
     adversarial: `worst` difference found, as a share of what is allowed, and the number of `inputs` tried.
     runtimes: what ran each of them, where one is an engine; the errors of both are then against the float64 truth.
+    quantised: whether one of them is; such a file is never called equivalent, and `reason` alone tells whether it lost
+    more than float32 does.
     """
 
     equivalent: bool
@@ -26,17 +28,27 @@ class Verdict:
     trials: int = 0
     seed: int = 0
     runtimes: tuple[str, ...] = ()
+    quantised: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """`equivalent`, `different`, or `quantised` for what loses no more than float32 does but is."""
+        if self.reason:
+            return "different"
+        return "quantised" if self.quantised else "equivalent"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         row = asdict(self)
         row["outputs"] = [asdict(o) | {"ok": o.ok} for o in self.outputs]
         row["shapes"] = [list(s) for s in self.shapes]
+        row["verdict"] = self.verdict
         return row
 
     def sentences(self) -> list[str]:
         """The result in plain lines."""
-        lines = ["equivalent" if self.equivalent else f"NOT equivalent: {self.reason}"]
+        within = "quantised: no difference above what is allowed was found" if self.quantised else "equivalent"
+        lines = [f"NOT equivalent: {self.reason}" if self.reason else within]
         for o in self.outputs:
             errors = f"own errors {o.error_a:.3g} and {o.error_b:.3g}"
             exact = "" if self.runtimes else f"float64 difference {o.difference:.3g}, "

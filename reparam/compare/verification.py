@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from reparam.check import depth_limit
+from reparam.conversion import Conversion
+from reparam.emit import to_module
 from reparam.engines import Runnable
+from reparam.errors import InputError
+from reparam.ir import Program, check_shapes, exported_shapes, shape_of_input
 from reparam.load import LoadedModel
 from reparam.rewrite import Progress
+from reparam.utils import Shapes, as_path, check_callable, check_seed, checked_call, describe_type
 
 from .engines import verify_engines
+from .opening import open_model
 from .programs import program_of, verify_programs
 from .sizes import difference_at_sizes
 from .verdict import Verdict
 
-Comparable = nn.Module | torch.export.ExportedProgram | LoadedModel | Runnable
+Comparable = nn.Module | torch.export.ExportedProgram | Conversion | Program | LoadedModel | Runnable | str | Path
 
 
+@checked_call
 def verify(
     a: Comparable,
     b: Comparable,
@@ -37,14 +45,16 @@ def verify(
     Modules are run at other sizes too, even those that a captured graph does not hold for: where both run, they have to
     agree.
 
-    a, b: modules, exported programs, or what `reparam.load` and `reparam.compare` open: loaded models and engines.
+    a, b: modules, exported programs, conversions, files, or what `reparam.load` and `reparam.compare` open: loaded
+        models and engines.
     example_inputs: positional arguments of a module; tensors are (N, ...) where the batch is free.
     input_shapes: in place of examples, the shape of each input without the batch. Not needed where a model tells it.
     trials: random inputs. seed: of them. adversarial: whether inputs on which the models differ are searched for too.
 
     Errors in the verdict are root mean squares over all elements, in the units of the outputs.
 
-    Raises InputError when the models do not take the same inputs, or when what they take is not known.
+    Raises InputError when the models do not take the same inputs, or when what they take is not known, and what opening
+    a file raises.
 
     >>> import torch, reparam
     >>> block = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
@@ -52,23 +62,74 @@ def verify(
     >>> reparam.verify(block, reparam.convert(block, x).module, x).equivalent
     True
     """
-    first, second = _loaded(a), _loaded(b)
+    check_seed(seed)
+    check_callable(progress, "progress")
+    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
+        raise InputError(f"{str(trials)[:40]} random inputs prove nothing; ask for at least one")
+    if input_shapes is not None:
+        check_shapes(input_shapes)
+    first, second = _opened(a, "a"), _opened(b, "b")
+    told = input_shapes or [tuple(x.shape[1:]) for x in example_inputs if isinstance(x, Tensor)] or None
     if isinstance(first, Runnable) or isinstance(second, Runnable):
-        shapes = input_shapes or [tuple(x.shape[1:]) for x in example_inputs] or None
         return verify_engines(
-            first, second, input_shapes=shapes, trials=trials, seed=seed, adversarial=adversarial, progress=progress
-        )
-    one = program_of(first, input_shapes or second.input_shapes, example_inputs)
-    two = program_of(second, input_shapes or first.input_shapes, example_inputs)
+            _model(first), _model(second), input_shapes=told, trials=trials, seed=seed, adversarial=adversarial,
+            progress=progress,
+        )  # fmt: skip
+    known = input_shapes or _shapes(second) or _shapes(first)
+    if not example_inputs and known is None and not (_has_program(first) and _has_program(second)):
+        raise InputError("the shapes of the models' inputs are not known; give example inputs, or input_shapes")
+    one = _program(first, input_shapes or _shapes(second), example_inputs)
+    two = _program(second, input_shapes or _shapes(first), example_inputs)
     verdict = verify_programs(one, two, trials=trials, seed=seed, adversarial=adversarial, progress=progress)
-    if not verdict.equivalent:
+    if not verdict.equivalent or isinstance(first, Program) or isinstance(second, Program):
         return verdict
     floor = max(*(4.0 * torch.finfo(p.dtype).eps for p in (one, two)), depth_limit(one))
     reason = difference_at_sizes((first, second), (one, two), floor, seed)
     return dataclasses.replace(verdict, equivalent=not reason, reason=reason)
 
 
-def _loaded(model: Comparable) -> LoadedModel | Runnable:
+_Opened = LoadedModel | Runnable | Program
+
+
+def _opened(model: Any, name: str) -> _Opened:
+    if isinstance(model, Conversion):
+        return LoadedModel(model.module, exported=None, input_shapes=_traced_shapes(model.module))
     if isinstance(model, torch.export.ExportedProgram):
-        return LoadedModel(model.module(), exported=model)
-    return LoadedModel(model) if isinstance(model, nn.Module) else model
+        return LoadedModel(model.module(), exported=model, input_shapes=exported_shapes(model))
+    if isinstance(model, nn.Module):
+        return LoadedModel(model, input_shapes=_traced_shapes(model))
+    if isinstance(model, str | Path):
+        return open_model(as_path(model, f"the file {name}"))
+    if isinstance(model, LoadedModel | Runnable | Program):
+        return model
+    raise InputError(f"{name} is {describe_type(model)}; give a module, a program, a conversion or a file")
+
+
+def _traced_shapes(module: nn.Module) -> Shapes | None:
+    """The shapes of the inputs of a converted network, which its graph still tells; None for any other module."""
+    if not isinstance(module, fx.GraphModule):
+        return None
+    values = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
+    tensors = [v for v in values if isinstance(v, Tensor) and v.dim()]
+    return tuple(shape_of_input(v) for v in tensors) if tensors and len(tensors) == len(values) else None
+
+
+def _shapes(model: _Opened) -> Shapes | None:
+    return model.input_shapes if isinstance(model, LoadedModel) else None
+
+
+def _has_program(model: _Opened) -> bool:
+    return isinstance(model, Program) or (isinstance(model, LoadedModel) and model.exported is not None)
+
+
+def _program(model: _Opened, shapes: Sequence[Sequence[int]] | None, examples: Sequence[Any]) -> Program:
+    if isinstance(model, Program):
+        return model
+    assert isinstance(model, LoadedModel)
+    return program_of(model, shapes, examples)
+
+
+def _model(model: _Opened) -> LoadedModel | Runnable:
+    if isinstance(model, Program):
+        return LoadedModel(to_module(model), input_shapes=_traced_shapes(to_module(model)))
+    return model

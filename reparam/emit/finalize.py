@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from reparam.errors import InputError
-from reparam.ir import Constant, Program, Scratchpad
-from reparam.utils import prefixes
+from reparam.ir import Constant, Program, Scratchpad, module_of
+from reparam.utils import is_plain_path, plain_path, prefixes
 
 
 def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
@@ -18,8 +18,12 @@ def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
 
     dtype: what every weight of the program's main dtype becomes; None keeps each weight's own. The program is used up:
     float64 weights are released one by one, so that memory never holds both forms of all of them.
+
+    Names of weights and of layers are written in plain characters from here on: they become names in files.
     """
     _share_equal(program)
+    for node in program.graph.nodes:
+        node.meta["module"] = plain_path(module_of(node))
     names = _names(program)
     constants: dict[str, Constant] = {}
     for node in program.graph.nodes:
@@ -32,7 +36,8 @@ def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
         if value.is_floating_point() and bool((~torch.isfinite(value) & torch.isfinite(constant.value)).any()):
             raise InputError(f"weight '{constant.origin}' does not fit {str(wanted).removeprefix('torch.')}")
         node.target = names[old]
-        constants[names[old]] = Constant(value, wanted, constant.origin, constant.trainable)
+        origin = constant.origin if is_plain_path(constant.origin) else names[old]
+        constants[names[old]] = Constant(value, wanted, origin, constant.trainable)
     final = replace(program, constants=constants, notes=Scratchpad())
     return _retyped(final, dtype) if dtype is not None and dtype != program.dtype else final
 
@@ -57,7 +62,7 @@ def _names(program: Program) -> dict[str, str]:
     names: dict[str, str] = {}
     used = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
     for name in sorted(used, key=lambda n: n != program.constants[n].origin):
-        origin = program.constants[name].origin
+        origin = plain_path(program.constants[name].origin)
         stem = origin.replace(".", "_") if taken.intersection(prefixes(origin)) else origin
         unique, serial = stem, 0
         while _clashes(unique, taken):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import keyword
 import warnings
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,15 +22,19 @@ from reparam.utils import refuse_existing, unused_name, write_atomically
 def to_module(program: Program) -> nn.Module:
     """A torch module that computes the program, with the original's call signature and nested outputs.
 
-    Weights that were trainable are nn.Parameters. The weights are shared with the program, not copied.
+    Weights that were trainable are nn.Parameters. The weights are shared with the program, not copied. They keep their
+    names, but for a name that a torch module has for itself (`graph`, `to`), which gets an underscore behind it.
     """
-    root = nn.Module()
+    root, names = nn.Module(), _attribute_names(program.constants)
     for name, constant in program.constants.items():
-        _attach(root, name, constant)
+        _attach(root, names[name], constant)
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     out = graph.graph_copy(program.graph, mapping)
     graph.output(out)
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            node.target = names[str(node.target)]
     if program.in_spec is not None and program.out_spec is not None:
         info = fx.graph._PyTreeInfo(_parameter_names(program), program.in_spec, program.out_spec)
         graph.set_codegen(fx.graph._PyTreeCodeGen(info))
@@ -38,7 +45,7 @@ def to_module(program: Program) -> nn.Module:
 
 
 class _Converted(fx.GraphModule):
-    """A graph module whose copies refuse other sizes too; fx drops such hooks from a deep copy."""
+    """A graph module whose copies refuse other sizes too; fx drops such hooks from a copy and from a pickle."""
 
     def refuse_other_sizes(self, check: _SizeCheck) -> None:
         self.size_check = check
@@ -49,28 +56,69 @@ class _Converted(fx.GraphModule):
         made.refuse_other_sizes(self.size_check)
         return made
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        build, arguments = super().__reduce__()
+        state = {k: v for k, v in arguments[0].items() if not k.startswith("_forward_pre_hooks")}
+        return _unpickled, (build, (state, *arguments[1:]), self.size_check)
+
+
+def _unpickled(build: Any, arguments: tuple[Any, ...], check: _SizeCheck) -> nn.Module:
+    module: fx.GraphModule = build(*arguments)
+    made = _Converted(module, module.graph, class_name="Converted")
+    made.train(module.training)
+    made.refuse_other_sizes(check)
+    return made
+
 
 class _SizeCheck:
-    """Refuses positional inputs of other sizes than those that a network was verified for, before anything is computed.
+    """Refuses inputs of other sizes than those that a network was verified for, before anything is computed.
 
     A module of torch would compute something of them; where the original takes another path, something else.
     """
 
     def __init__(self, program: Program) -> None:
         specs = {s.name: s for s in program.inputs}
-        self.shapes = [specs[n].shape if (n := str(p.target)) in specs else None for p in program.placeholders]
+        shapes = [specs[n].shape if (n := str(p.target)) in specs else None for p in program.placeholders]
+        left = iter(shapes)
+        counts = [1] * len(shapes)
+        if program.in_spec is not None:
+            counts = [c.num_leaves for part in program.in_spec.children() for c in part.children()]
+        names = _parameter_names(program)
+        self.shapes = {name: list(islice(left, count)) for name, count in zip(names, counts, strict=True)}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves = pytree.tree_leaves(args)
-        for value, shape in zip(leaves, self.shapes, strict=False):
-            if shape is None or not isinstance(value, Tensor):
-                continue
-            fits = len(shape) == value.dim() and all(
-                isinstance(s, str) or s == n for s, n in zip(shape, value.shape, strict=False)
-            )
-            if not fits:
-                wanted = ", ".join(str(s) if isinstance(s, int) else "any" for s in shape)
-                raise InputError(f"this network was verified for inputs of shape [{wanted}], not {list(value.shape)}")
+        for name, value in {**dict(zip(self.shapes, args, strict=False)), **kwargs}.items():
+            wanted = self.shapes.get(name, [])
+            for tensor, shape in zip(pytree.tree_leaves(value), wanted, strict=False):
+                if shape is not None and isinstance(tensor, Tensor):
+                    _refuse_misfit(tensor, shape)
+
+
+def _refuse_misfit(tensor: Tensor, shape: Sequence[int | str]) -> None:
+    fits = len(shape) == tensor.dim() and all(
+        isinstance(s, str) or s == n for s, n in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(s) if isinstance(s, int) else "any" for s in shape)
+        raise InputError(f"this network was verified for inputs of shape [{wanted}], not {list(tensor.shape)}")
+
+
+def _attribute_names(names: Iterable[str]) -> dict[str, str]:
+    """For each dotted name, one that can be attributes of a graph module."""
+    taken: set[str] = set()
+    found: dict[str, str] = {}
+    for name in sorted(names, key=lambda n: n != _usable(n)):  # a name that stays as it is comes first
+        found[name] = unused_name(_usable(name), taken)
+        taken.add(found[name])
+    return found
+
+
+def _usable(name: str) -> str:
+    return ".".join(f"{p}_" if p in _OWN_ATTRIBUTES or keyword.iskeyword(p) else p for p in name.split("."))
+
+
+# What a graph module has or sets for itself.
+_OWN_ATTRIBUTES = frozenset({*dir(_Converted), *vars(fx.GraphModule(nn.Module(), fx.Graph())), "graph", "size_check"})
 
 
 def _attach(root: nn.Module, name: str, constant: Constant) -> None:

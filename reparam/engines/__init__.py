@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING
 from reparam.utils import lazy_doors
 
 if TYPE_CHECKING:
-    from .calibration import load_array, read_calibration
+    from .arrays import load_array, save_arrays
+    from .calibration import read_calibration
     from .engine_check import EngineCheck, EngineOutputs, check_engine, floats
     from .exporting import Exported, ExportOptions, export, export_conversion
     from .format import BuildOptions, Built, Format, Port, Probe, Runnable
     from .listing import ListedCall
-    from .manifest import check_manifest, manifest_path
+    from .manifest import check_manifest, checked_file, manifest_path
     from .model_card import card_of, fitted
     from .openvino import OpenVinoRunnable, convert_onnx
     from .ports import output_names
     from .precision import DTYPES
 
 _DOORS = {
-    "calibration": (
+    "arrays": (
         "load_array",
-        "read_calibration",
+        "save_arrays",
     ),
+    "calibration": ("read_calibration",),
     "engine_check": (
         "EngineCheck",
         "EngineOutputs",
@@ -48,6 +50,7 @@ _DOORS = {
     "listing": ("ListedCall",),
     "manifest": (
         "check_manifest",
+        "checked_file",
         "manifest_path",
     ),
     "model_card": (
@@ -80,6 +83,7 @@ __all__ = [
     "card_of",
     "check_engine",
     "check_manifest",
+    "checked_file",
     "convert_onnx",
     "export",
     "export_conversion",
@@ -89,4 +93,5 @@ __all__ = [
     "manifest_path",
     "output_names",
     "read_calibration",
+    "save_arrays",
 ]

@@ -48,7 +48,7 @@ def is_package(path: Path, head: bytes) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/data/aotinductor/" in n for n in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # what is wrong with an archive is for its reader to say
         return False
 
 
@@ -182,7 +182,7 @@ class AotiRunnable(Runnable):
             self.inputs = tuple(_port(p) for p in facts["inputs"])
             self.outputs = tuple(_port(p) for p in facts["outputs"])
             self.precision = dtype_name(DTYPES[facts["precision"]])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{path} was not written by reparam: it does not say what it takes") from error
         self.device = torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))
         if _checks_inputs():
@@ -232,7 +232,11 @@ class AotiRunnable(Runnable):
 
 
 def _port(row: Mapping[str, Any]) -> Port:
-    return Port(str(row["name"]), tuple(row["shape"]), str(row["dtype"]))
+    """Raises TypeError or ValueError for what is no port."""
+    shape = tuple(row["shape"])
+    if not all(isinstance(s, int | str) for s in shape) or not isinstance(getattr(torch, row["dtype"]), torch.dtype):
+        raise ValueError("no shape or no dtype")
+    return Port(str(row["name"]), shape, str(row["dtype"]))
 
 
 def _fits(port: Port, value: Tensor, sizes: dict[str, int]) -> bool:

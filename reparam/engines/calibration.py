@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +14,16 @@ from torch import Tensor
 
 from reparam.errors import InputError
 from reparam.ir import Program, shape_of
+from reparam.utils import one_line, opened
+
+from .arrays import load_array
 
 BATCH = 8  # samples in one run, where the batch is free
+EVERY = 5  # of so many samples, one is held out
 ARRAYS = (".npy", ".npz")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-
-def load_array(path: Path) -> Any:
-    """The array of a .npy file, or the mapping of a .npz. Raises InputError; nothing pickled is read."""
-    try:
-        return np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}; check the name") from error
-    except (OSError, ValueError, EOFError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is not an array that numpy.save wrote ({text})") from error
+_DECODERS = ("PNG", "JPEG", "WEBP", "BMP")  # pillow would hand others, such as EPS, to programs of the system
+MOST_PIXELS = 1 << 25  # of an image, as it is and as it is scaled: each takes up to a dozen bytes on the way
 
 
 def read_calibration(
@@ -49,6 +46,42 @@ def read_calibration(
     if len({len(m) for m in merged}) != 1:
         raise InputError(f"{path} holds unequal numbers of samples for the inputs: {[len(m) for m in merged]}")
     return _batches(path, merged, program)
+
+
+def hold_out(
+    program: Program, data: Sequence[Sequence[Tensor]]
+) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+    """The samples to calibrate on and those to measure on: every fifth, one at least where there are two.
+
+    Where the batch is fixed, whole entries of `data` are taken in place of samples. Raises InputError for entries that
+    are no tensors for the inputs.
+    """
+    count = len(program.inputs)
+    if not isinstance(data, list | tuple) or not all(_is_entry(e, count) for e in data):
+        raise InputError(f"calibration data are batches, each a list of {count} tensors, one for each input")
+    entries = [tuple(e) for e in data]
+    free = all(s.shape and isinstance(s.shape[0], str) for s in program.inputs)
+    free = free and all(len({v.shape[0] if v.dim() else 0 for v in e} - {0}) == 1 for e in entries)
+    if free:
+        entries = [tuple(v[i : i + 1] for v in e) for e in entries for i in range(len(e[0]))]
+    held = range(EVERY - 1, len(entries), EVERY) or range(max(1, len(entries) - 1), len(entries))
+    kept = [e for i, e in enumerate(entries) if i not in held]
+    rest = [entries[i] for i in held]
+    return (_batched(kept), _batched(rest)) if free else (kept, rest)
+
+
+def _is_entry(value: Any, count: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == count and all(isinstance(v, Tensor) for v in value)
+
+
+def _batched(samples: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """Samples of equal shapes that follow each other put together, `BATCH` at a time."""
+    found: list[tuple[Tensor, ...]] = []
+    for _, group in itertools.groupby(samples, lambda sample: [v.shape for v in sample]):
+        alike = list(group)
+        for i in range(0, len(alike), BATCH):
+            found.append(tuple(torch.cat(values) for values in zip(*alike[i : i + BATCH], strict=True)))
+    return found
 
 
 def _rows(path: Path, names: Sequence[str], preprocessing: Mapping[str, Any] | None) -> Iterator[list[Tensor]]:
@@ -119,12 +152,17 @@ def _image(path: Path, how: Mapping[str, Any]) -> Tensor:
     height, width = how["size"]
     modes = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except OSError as error:
-        raise InputError(f"{path} is not an image that can be read: {error}") from error
+        with warnings.catch_warnings(), opened(path) as file, Image.open(file, formats=_DECODERS) as found:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if found.width * found.height > MOST_PIXELS:
+                raise ValueError(f"it has {found.width} x {found.height} pixels; scale it down")
+            image = found.convert("RGB")
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError, Warning) as error:
+        raise InputError(f"{path} is not an image that can be read: {one_line(str(error))[:200]}") from error
     scale = how["resize"] / min(image.size)
     sides = (max(round(image.width * scale), width), max(round(image.height * scale), height))
+    if sides[0] * sides[1] > MOST_PIXELS:
+        raise InputError(f"{path} is {image.width} x {image.height} pixels, too long for its width; crop it")
     image = image.resize(sides, modes.get(how["interpolation"], Image.Resampling.BILINEAR))
     left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255.0

@@ -35,6 +35,7 @@ from .format import Runnable
 BATCHES = (1, 2, 5)
 MORE = 8  # further inputs for the share of equal decisions in low precision
 ALONE = 8  # inputs of a network whose batch is fixed
+QUANTISED = "quantised"  # the word for what is no longer the same function, and was measured
 GROWTH = 32  # what the i-th free axis grows by, i times: a multiple of all strides
 
 
@@ -45,7 +46,8 @@ class EngineCheck:
     ran: False for one that was built for a machine unlike this one; `why` says it. error: against the original in
     float64. own_error: of the emitted network in torch, in the same precision; None when it is quantised.
     sqnr: dB, signal to error, of the worst output. top1: share of equal decisions (the largest along axis 1 of the
-    first output), None where an output decides nothing. data: what the inputs were, "random" or "calibration".
+    first output), None where an output decides nothing. data: what the inputs were, "random" or "held-out": samples of
+    the calibration data that the calibration did not see. quantised: whether it was only measured, and not judged.
     """
 
     ran: bool
@@ -59,11 +61,19 @@ class EngineCheck:
     shapes: tuple[tuple[int, ...], ...] = ()
     seed: int = 0
     data: str = "random"
+    quantised: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """`equivalent`, `quantised` for what was measured alone, or `not run`."""
+        if self.quantised:
+            return QUANTISED
+        return "equivalent" if self.ran else "not run"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values; what is infinite (an error of zero) becomes None."""
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(self).items()}
-        return row | {"shapes": [list(s) for s in self.shapes]}
+        return row | {"shapes": [list(s) for s in self.shapes], "verdict": self.verdict}
 
 
 @dataclass
@@ -132,7 +142,7 @@ def check_engine(
 ) -> EngineCheck:
     """Measures `engine` against `original`, beside `emitted`, the same network in torch in the engine's precision.
 
-    data: inputs to measure on in place of random ones, one entry for each tensor input of the program.
+    data: held-out inputs to measure on in place of random ones, one entry for each tensor input of the program.
     Raises NotEquivalentError naming the first output that differs by more than is allowed, InputError for an engine
     that takes none of the sizes.
     """
@@ -162,7 +172,8 @@ def check_engine(
         samples=job.samples,
         shapes=tuple(job.shapes),
         seed=seed,
-        data="calibration" if data else "random",
+        data="held-out" if data else "random",
+        quantised=quantised,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
 from reparam.report import Remark, Report
 from reparam.rewrite import Driver, Progress
-from reparam.utils import refuse_existing, together, writing
+from reparam.utils import Stamp, as_path, checked_call, describe_type, refuse_existing, together, writing
 
+from .calibration import hold_out
 from .engine_check import EngineCheck, check_engine
 from .format import BuildOptions, Format, Runnable
 from .formats import find_format
@@ -49,11 +51,12 @@ class ExportOptions:
     """How to export, beside how to convert.
 
     precision: fp32, fp16, bf16 or int8. io_precision: fp32, or same for inputs and outputs of that precision.
-    calibration: for int8, batches of tensors for the inputs, or what reads them for a program.
+    calibration: for int8, batches of tensors for the inputs, or what reads them for a program. Every fifth sample is
+    held out, and the file is measured on those.
     min_sqnr: dB; less is refused. equalize: for int8, whether powers of two are moved between layers first, so that
     the ranges of their channels become alike (see `passes/equalize.py`). settings: the format's own options. card: what
-    is known of inputs and outputs (`model_card.card_of`). source: the file that the network came from. force: whether
-    files are overwritten.
+    is known of inputs and outputs (`model_card.card_of`). source, stamp: the file that the network came from, as
+    it was read. force: whether files are overwritten.
     """
 
     format: str = "onnx"
@@ -65,12 +68,17 @@ class ExportOptions:
     settings: Mapping[str, str] | None = None
     card: Mapping[str, Any] | None = None
     source: Path | None = None
+    stamp: Stamp | None = None
     force: bool = False
 
     def check(self) -> Format:
         """The format. Raises InputError for what does not go together, MachineError for what is not installed."""
         format = find_format(self.format)
+        if not isinstance(self.settings or {}, Mapping):
+            raise InputError(f"settings is {describe_type(self.settings)}; give names with texts, or None")
         format.check(self.precision, self.settings or {})
+        if self.min_sqnr is not None and not _is_number(self.min_sqnr):
+            raise InputError(f"the least ratio of signal to noise is no number of dB: {str(self.min_sqnr)[:40]}")
         if self.io_precision not in IO_PRECISIONS:
             raise InputError(f"unknown io_precision '{self.io_precision}'; choose from {', '.join(IO_PRECISIONS)}")
         if self.precision == "int8" and self.calibration is None:
@@ -83,6 +91,11 @@ class ExportOptions:
         return format
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@checked_call
 def export(
     model: nn.Module | torch.export.ExportedProgram,
     *example_inputs: Any,
@@ -115,7 +128,9 @@ def export(
     ['block.onnx', 'block.onnx.json']
     """
     options = options or ExportOptions()
-    path = Path(path)
+    if not isinstance(options, ExportOptions):
+        raise InputError(f"options is {describe_type(options)}; give reparam.ExportOptions(format=..., precision=...)")
+    path = as_path(path, "the output")
     format = options.check()
     for target in (path, manifest_path(path)):
         refuse_existing(target, force=options.force)
@@ -146,9 +161,10 @@ def export_conversion(
     tell = progress or (lambda stage, done, total: None)
     program = conversion.program
     program = program if options.io_precision == "same" else with_wide_ports(program)
-    calibration = options.calibration(program) if callable(options.calibration) else options.calibration or ()
+    data = options.calibration if options.calibration is not None else ()
+    calibration, held_out = hold_out(program, data(program) if callable(data) else data)
     program, equalised = _equalised(program, calibration) if options.equalize else (program, ())
-    build = BuildOptions(options.precision, calibration, options.settings or {})
+    build = BuildOptions(options.precision, calibration, held_out, options.settings or {})
     with together() as outputs, writing(path):
         start = time.perf_counter()
         staged = outputs.stage(path, force=options.force)
@@ -169,7 +185,13 @@ def export_conversion(
     names = tuple(path.with_name(f.name) for f in files)
     remarks = conversion.report.remarks + equalised + notes
     texts = tuple(str(p) for p in names)
-    report = conversion.report.with_(engine=_keys(options, check), remarks=remarks, outputs=texts, seconds=seconds)
+    report = conversion.report.with_(
+        engine=_keys(options, check),
+        equivalent=not check.quantised,
+        remarks=remarks,
+        outputs=texts,
+        seconds=seconds,
+    )
     return Exported(path, names, check, report)
 
 
@@ -185,13 +207,13 @@ def _checked(
     conversion: Conversion, program: Program, staged: Path, format: Format, build: BuildOptions, seed: int
 ) -> tuple[Runnable | None, EngineCheck]:
     """Loads what was built and measures it; a machine that cannot run it is no reason to refuse it."""
+    quantised = build.precision == "int8"
     try:
         engine = format.load(staged)
     except MachineError as error:
-        return None, EngineCheck(False, why=str(error), seed=seed)
-    quantised = build.precision == "int8"
-    data = build.calibration if quantised else ()
-    return engine, check_engine(conversion.original, program, engine, seed=seed, quantised=quantised, data=data)
+        return None, EngineCheck(False, why=str(error), seed=seed, quantised=quantised)
+    check = check_engine(conversion.original, program, engine, seed=seed, quantised=quantised, data=build.held_out)
+    return engine, check
 
 
 def _gate(check: EngineCheck, least: float | None) -> None:
@@ -216,7 +238,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What the manifest holds, and the file itself where it can."""
     if options.source is not None:
-        source = {"file": options.source.name, "sha256": sha256_of(options.source)}
+        source = {"file": options.source.name, "sha256": sha256_of(options.source, options.stamp)}
     else:
         state = to_module(conversion.original).state_dict()
         source = {"state_sha256": sha256_of_state(state)}
@@ -232,6 +254,7 @@ def _facts(
         "outputs": [p.as_dict() for p in outputs],
         "build": {"torch": str(torch.__version__), **built},
         "verification": check.as_dict(),
+        "verdict": check.verdict,
         **fitted(options.card or {}, program),
     }
 
@@ -245,4 +268,5 @@ def _keys(options: ExportOptions, check: EngineCheck) -> dict[str, Any]:
         "sqnr": check.as_dict()["sqnr"],
         "top1_agreement": check.top1,
         "engine": check.as_dict(),
+        "verdict": check.verdict,
     }

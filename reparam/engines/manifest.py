@@ -6,13 +6,18 @@ files that were mixed up, cut short or replaced; it does not tell who made them,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from reparam.errors import InputError, UnsafeFileError
+from reparam.utils import Stamp, first_line, one_line, opened, parse_json, path_complaint, stamp_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 SUFFIX = ".json"
 LIMIT = 16 << 20  # bytes; a manifest is small
+_CHUNK = 1 << 20
 
 
 def manifest_path(path: Path) -> Path:
@@ -29,9 +35,11 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
+def sha256_of(path: Path, stamp: Stamp | None = None) -> str:
+    """The sha256 of a file's bytes, in hexadecimal. Raises InputError for a file of another stamp."""
     with path.open("rb") as file:
+        if stamp is not None and stamp_of(file) != stamp:
+            raise InputError(f"{path} has changed since it was loaded; export it again")
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -42,7 +50,7 @@ def sha256_of_state(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         value = state[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode(errors="backslashreplace"))
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -50,7 +58,8 @@ def sha256_of_state(state: Mapping[str, Tensor]) -> str:
 def write_manifest(path: Path, side: Iterable[Path], facts: Mapping[str, Any]) -> Path:
     """Writes the manifest of the file `path` and its side files; returns its path. The same input gives the same bytes.
 
-    facts: JSON-ready values that `stamp` may have written into the file too.
+    facts: JSON-ready values that `stamp` may have written into the file too. The JSON is ASCII, with everything else
+    escaped.
     """
     row = {
         "schema": SCHEMA,
@@ -66,20 +75,46 @@ def write_manifest(path: Path, side: Iterable[Path], facts: Mapping[str, Any]) -
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest of the file `path`; None when it has none. Raises InputError when that is damaged."""
+    found = _read(path)
+    return None if found is None else found[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:
+    """The manifest and its bytes."""
     source = manifest_path(path)
-    try:
-        if source.stat().st_size > LIMIT:
-            raise InputError(f"{source} is too large for a manifest; export the file again")
-        row = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(source):
         return None
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source} is not a manifest ({error}); export the file again") from error
-    if not isinstance(row, dict) or not isinstance(row.get("sha256"), str):
-        raise InputError(f"{source} is not a manifest: it names no sha256; export the file again")
-    return row
+    with opened(source) as file:
+        content = file.read(LIMIT + 1)
+    if len(content) > LIMIT:
+        raise InputError(f"{source} is too large for a manifest; export the file again")
+    try:
+        row = parse_json(content)
+    except ValueError as error:
+        raise InputError(f"{source} is not a manifest ({first_line(error)}); export the file again") from error
+    if complaint := _complaint(row):
+        raise InputError(f"{source} is not a manifest: {complaint}; export the file again")
+    return row, content
+
+
+def _complaint(row: Any) -> str:
+    """What is wrong with the parts of a manifest that are used here; "" for nothing."""
+    if not isinstance(row, dict) or not _is_digest(row.get("sha256")):
+        return "it names no sha256"
+    sides = row.get("side", {})
+    if not isinstance(sides, dict) or not all(_is_file_name(n) and _is_digest(h) for n, h in sides.items()):
+        return "'side' is no list of files with their sha256"
+    if not isinstance(row.get("format", ""), str):
+        return "'format' is no name"
+    return "" if isinstance(row.get("build", {}), dict) else "'build' holds no facts"
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+def _is_file_name(text: str) -> bool:
+    return bool(text) and text not in (".", "..") and not set("/\\") & set(text) and not path_complaint(text)
 
 
 def check_manifest(path: Path, format: Format, *, trust: bool) -> dict[str, Any] | None:
@@ -88,19 +123,53 @@ def check_manifest(path: Path, format: Format, *, trust: bool) -> dict[str, Any]
     Raises UnsafeFileError, unless `trust`, for a file with native code whose manifest is missing, of another format or
     of another content.
     """
-    row = read_manifest(path)
+    with checked_file(path, format, trust=trust):
+        return read_manifest(path)
+
+
+@contextlib.contextmanager
+def checked_file(path: Path, format: Format, *, trust: bool) -> Iterator[Path]:
+    """The file to load in place of `path`: of one with native code, the copy that was compared with its manifest.
+
+    The copy lies with its side files in a folder that only this user can write to, and is gone afterwards. Raises like
+    `check_manifest`.
+    """
+    found = _read(path)
     if not format.native or trust:
-        return row
-    if row is None:
+        yield path
+        return
+    if found is None:
         raise UnsafeFileError(
             f"{path} holds native code and has no manifest {manifest_path(path).name} beside it; --trust runs it anyway"
         )
+    row, content = found
     sides = row.get("side") or {}
-    named = {path: row["sha256"]} | {path.with_name(Path(n).name): h for n, h in sides.items()}
-    for file, digest in named.items():
-        if row.get("format") != format.name or not file.is_file() or sha256_of(file) != digest:
-            raise UnsafeFileError(
-                f"{file} holds native code and is not the file that {manifest_path(path).name} describes; "
-                "export it again, or run it anyway with --trust"
-            )
-    return row
+    with tempfile.TemporaryDirectory(prefix="reparam-") as name:
+        folder = Path(name)
+        for file, digest in (sides | {path.name: row["sha256"]}).items():
+            if row.get("format") != format.name or _copied(path, file, folder) != digest:
+                raise UnsafeFileError(
+                    f"{path.parent / one_line(file)} holds native code and is not the file that "
+                    f"{manifest_path(path).name} describes; export it again, or run it anyway with --trust"
+                )
+        manifest_path(folder / path.name).write_bytes(content)
+        yield folder / path.name
+
+
+def _copied(path: Path, name: str, folder: Path) -> str:
+    """Copies the file `name` beside `path`; returns the sha256 of the copy, "" for a file that is not there."""
+    if not name or "\0" in name or Path(name).name != name:
+        return ""
+    try:
+        with opened(path.with_name(name)) as file, (folder / name).open("xb") as copy:
+            return _pour(file, copy)
+    except InputError:
+        return ""
+
+
+def _pour(source: IO[bytes], target: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        target.write(chunk)
+    return digest.hexdigest()

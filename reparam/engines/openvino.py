@@ -1,14 +1,17 @@
 """OpenVINO models: converted from the ONNX model, run on the CPU.
 
-The CPU plugin computes in the precision of the weights where it has kernels for it, else in float32; the name of the
-runtime says which.
+Here, the CPU plugin is told to compute in the precision of the weights where it has kernels for it, else in float32. A
+model cannot carry that wish: who compiles it elsewhere is told by the manifest. The name of the runtime says in which
+precision the kernels of the layers really compute.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,12 @@ _TYPES = {
     "u8": "uint8",
     "boolean": "bool",
 }
+_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+WARNING = (
+    "by default, OpenVINO computes floating-point layers in bfloat16 on CPUs with AMX; compile this model with "
+    "INFERENCE_PRECISION_HINT {INFERENCE_PRECISION_HINT}, as it was checked"
+)
+_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "DeformableConvolution", "RNNCell", "RNNSeq")
 _NARROW = {"bf16": "BF16", "f16": "FP16"}  # type -> what the CPU plugin calls it among what it can do
 
 
@@ -58,7 +67,21 @@ def build_openvino(program: Program, path: Path, options: BuildOptions, tell: Te
         source = Path(folder) / "model.onnx"
         facts = write_source(program, options, source, tell)
         convert_onnx(source, path)
-    return Built({"openvino": version(), **facts}, (weights_of(path),))
+    hint = {"INFERENCE_PRECISION_HINT": _HINTS[options.precision]}
+    facts |= {"openvino": version(), "compile_with": hint, "warning": WARNING.format(**hint)}
+    return Built(facts, (weights_of(path),), (facts["warning"],))
+
+
+@functools.cache
+def _core() -> Any:
+    """The one core of this process.
+
+    Each core gives the thread a stack for signals and takes it back at its end. Where two overlap, the thread is left
+    with a stack that is gone, and the next Ctrl-C ends the process with a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def convert_onnx(source: Path, path: Path) -> None:
@@ -66,13 +89,13 @@ def convert_onnx(source: Path, path: Path) -> None:
     import openvino
 
     try:
-        model = openvino.Core().read_model(source)
-    except RuntimeError as error:
+        model = _core().read_model(source)
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise _not_taken(error, source) from error
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def _not_taken(error: RuntimeError, source: Path) -> InputError:
+def _not_taken(error: Exception, source: Path) -> InputError:
     """OpenVINO names the operators; the ONNX model knows their layers."""
     found = re.search(r"No conversion rule found for operations: (\w+)", str(error))
     nodes = read_model(source, weights=False).graph.node
@@ -84,7 +107,8 @@ def _not_taken(error: RuntimeError, source: Path) -> InputError:
 
 def reason(error: BaseException) -> str:
     """OpenVINO's own message without the places in its sources."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    quoted = error.object if isinstance(error, UnicodeDecodeError) else b""  # it quotes files that are no text
+    lines = [line.strip() for line in (quoted.decode("utf-8", "replace") or str(error)).splitlines()]
     told = [t for t in lines if t and not t.startswith("Exception from ") and " failed at src/" not in t]
     return told[0].rstrip(". ") if told else type(error).__name__
 
@@ -110,15 +134,15 @@ def stamp_openvino(path: Path, facts: Mapping[str, Any]) -> None:
 def _read(path: Path) -> Any:
     """The model, its weights read and not mapped: the file may be written again."""
     try:
-        import openvino
+        core = _core()
     except ImportError as error:
         raise MachineError("running OpenVINO models needs openvino; pip install 'reparam[openvino]'") from error
     weights = weights_of(path)
     if not weights.is_file():
         raise InputError(f"{path} has its weights in {weights.name}, which is not beside it; copy both files")
     try:
-        return openvino.Core().read_model(path, weights, {"ENABLE_MMAP": False})
-    except RuntimeError as error:
+        return core.read_model(path, weights, {"ENABLE_MMAP": False})
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged or no model of OpenVINO {version()}: {reason(error)}") from error
 
 
@@ -130,26 +154,31 @@ class OpenVinoRunnable(Runnable):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model = _read(path)
-        import openvino
-
-        core = openvino.Core()
         narrow = _weight_types(self.model)
         self.precision = next((_TYPES[t] for t in ("i8", *_NARROW) if t in narrow), "float32")
-        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._hint = next((t for t, name in _NARROW.items() if t in narrow and name in able), "f32")
         self._compiled = self._compile(self.model)
-        self.runtime = f"openvino {version()} (CPU, computed in {_TYPES[self._hint]})"
+        self.runtime = f"openvino {version()} (CPU, computed in {self._computed_in()})"
         self.inputs = tuple(self._port(v) for v in self.model.inputs)
         self.outputs = tuple(self._port(v) for v in self.model.outputs)
 
     def _compile(self, model: Any) -> Any:
-        import openvino
-
         how = {"INFERENCE_PRECISION_HINT": self._hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         try:
-            return openvino.Core().compile_model(model, "CPU", how)
-        except RuntimeError as error:
+            return _core().compile_model(model, "CPU", how)
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise MachineError(f"OpenVINO cannot run {self.path.name} on this machine: {reason(error)}") from error
+
+    def _computed_in(self) -> str:
+        """What the kernels of the layers with weights compute in, the most frequent first: `int8 and float32`."""
+        found: Counter[str] = Counter()
+        for op in self._compiled.get_runtime_model().get_ops():
+            facts = op.get_rt_info()
+            layer, kind = (_text(facts, name) for name in ("layerType", "runtimePrecision"))
+            if layer in _LAYERS:
+                found["int8" if kind in ("i8", "u8") else _TYPES.get(kind, kind)] += 1
+        return " and ".join(kind for kind, _ in found.most_common()) or _TYPES[self._hint]
 
     def _port(self, value: Any) -> Port:
         name = sorted(value.get_names())[0] if value.get_names() else value.node.get_friendly_name()
@@ -169,7 +198,7 @@ class OpenVinoRunnable(Runnable):
         feed = [_to_openvino(openvino, v) for v in values]
         try:
             found = compiled(feed)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise InputError(f"{self.path.name} does not run on these inputs: {reason(error)}") from error
         return [_to_torch(found[i], v) for i, v in enumerate(compiled.outputs)]
 
@@ -184,6 +213,10 @@ class OpenVinoRunnable(Runnable):
 def _is_value(op: Any, value: Any) -> bool:
     kinds = ("Parameter", "Constant", "Result")
     return op.get_type_name() not in kinds and value.element_type.get_type_name() in ("f32", *_NARROW)
+
+
+def _text(facts: Any, name: str) -> str:
+    return str(facts[name].astype(str)) if name in facts else ""
 
 
 def _weight_types(model: Any) -> set[str]:

@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from reparam.ir import Program
-from reparam.utils import axis_name, dtype_name
+from reparam.utils import axis_name, dtype_name, name_complaint, unused_name
 
 from .format import Port
 
@@ -65,9 +65,18 @@ def output_names(count: int) -> list[str]:
 
 
 def names_of_outputs(program: Program, count: int) -> list[str]:
-    """`output` alone, else `output_0`, `output_1`, …; a dict's keys where the result is one."""
+    """`output` alone, else `output_0`, `output_1`, …; a dict's keys where the result is one and they are names."""
     if program.out_spec is not None:
         leaves = pytree.tree_unflatten(list(range(program.out_spec.num_leaves)), program.out_spec)
         if isinstance(leaves, dict) and len(leaves) == count and all(isinstance(k, str) for k in leaves):
-            return [str(k) for k in leaves]
+            return _plain(list(leaves))
     return output_names(count)
+
+
+def _plain(names: list[str]) -> list[str]:
+    """The names, where they are plain; else with `_` in place of what is not, and each once."""
+    found: list[str] = []
+    for name in names:
+        plain = name if name and name_complaint(name) is None else re.sub(r"\W", "_", name, flags=re.ASCII)[:60] or "_"
+        found.append(unused_name(plain, found))
+    return found

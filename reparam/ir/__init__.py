@@ -36,7 +36,7 @@ from .aten import (
 )
 from .cost import Census, batch_one, census, is_chain, node_macs, spelled_out
 from .feeds import EVEN_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
-from .inputs import draw_examples, exported_shapes, shape_of_input
+from .inputs import check_shapes, draw_examples, exported_shapes, shape_of_input
 from .interpreter import (
     call_node,
     default_dtype,
@@ -46,6 +46,8 @@ from .interpreter import (
     last_uses,
     weight_value,
 )
+from .jumps import describe_jumps, jumps
+from .kinds import category, is_uninitialised, odd_kind, refuse_odd_tensors
 from .program import (
     FOLD_DTYPE,
     Constant,
@@ -105,8 +107,11 @@ __all__ = [
     "aten",
     "batch_one",
     "call_node",
+    "category",
     "census",
+    "check_shapes",
     "default_dtype",
+    "describe_jumps",
     "draw_examples",
     "evaluate",
     "evaluate_region",
@@ -121,15 +126,19 @@ __all__ = [
     "is_float",
     "is_inplace",
     "is_tensor",
+    "is_uninitialised",
+    "jumps",
     "last_uses",
     "may_alias",
     "module_of",
     "node_macs",
+    "odd_kind",
     "op_name",
     "pair",
     "place_of",
     "random_input",
     "ranges_of",
+    "refuse_odd_tensors",
     "settings_of",
     "shape_of",
     "shape_of_input",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reparam.errors import InputError
-from reparam.utils import Shape, Shapes, dtype_name
+from reparam.utils import Shape, Shapes, dtype_name, memory_size
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+BYTES = 12  # of one number of an example, which is held in float32 and in float64
 
 
 def draw_examples(
@@ -18,13 +21,15 @@ def draw_examples(
 ) -> tuple[Tensor, ...]:
     """Random tensors (batch, *shape), normal in the dtype of the module's weights; integers are 0 or 1.
 
-    shapes: a `Shape` for an input of integers. Raises InputError when they are not known.
+    shapes: a `Shape` for an input of integers. Raises InputError when they are not known, and for what is no shape or
+    would not fit into the memory.
     """
     import torch
 
     if shapes is None:
         examples = "for example 3,224,224, or 16:int64 for integers"
         raise InputError(f"the input's shape is not known; pass it with --input-shape, {examples}")
+    check_shapes(shapes, batch)
     weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(seed)
 
@@ -35,6 +40,22 @@ def draw_examples(
         return torch.randn((batch, *shape), generator=generator).to(weight.device, weight.dtype)
 
     return tuple(draw(s) for s in shapes)
+
+
+def check_shapes(shapes: Any, batch: int = 1) -> None:
+    """Raises InputError unless these are shapes of inputs, of whole positive sizes, that fit into the memory."""
+    rows = shapes if isinstance(shapes, list | tuple) else [shapes]
+    for shape in rows:
+        sizes = shape if isinstance(shape, list | tuple) else [None]
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
+            raise InputError(
+                f"{str(shape)[:60]!r} is not a shape; give one for each input, without the batch, such as "
+                "[(3, 224, 224)]"
+            )
+    need, have = sum(batch * math.prod(s) for s in rows) * BYTES, memory_size()
+    if need > 2**62 or (have is not None and need > have // 4):
+        shown = "; ".join(",".join(map(str, s)) for s in rows)[:60]
+        raise InputError(f"the input shape {shown} is too large for this machine: its values take {need >> 20} MiB")
 
 
 def shape_of_input(value: Tensor) -> Shape:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from reparam.utils import foreign_code
+
 from .program import Program
 
 Observer = Callable[[fx.Node, Any], None]
@@ -78,6 +80,7 @@ def last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     return frees
 
 
+@foreign_code("running the network")  # whose operators may be those of others
 def evaluate(
     program: Program,
     inputs: Sequence[Any],
@@ -130,6 +133,7 @@ def _evaluate(
     raise AssertionError("a graph ends with its output node")
 
 
+@foreign_code("running a part of the network")
 @torch.no_grad()
 def evaluate_region(
     program: Program,

@@ -24,9 +24,10 @@ import torch
 from torch._export.serde import schema, serialize
 
 from reparam.errors import InputError
-from reparam.utils import one_line, opened, parse_json
+from reparam.utils import first_line, one_line, opened, parse_json
 
 from .archive_schema import check_json
+from .program_check import check_program
 from .records import MAX_DIMENSIONS, inspect_zip, last_element
 from .zip_entries import ZIP_ERRORS, check_content, check_zip, content_start, damaged, read_content, refusal
 
@@ -76,7 +77,9 @@ def load_program(file: IO[bytes], path: Path, *, trust: bool = False) -> torch.e
             inspect_archive(file, path.name)
         file.seek(0)
         with _quiet():
-            return torch.export.load(file)
+            program = torch.export.load(file)
+        check_program(program, path.name)
+        return program
     except InputError:
         raise
     except OSError as error:
@@ -146,8 +149,8 @@ def _check_same_to_torch(file: IO[bytes], starts: Mapping[str, int], texts: Mapp
         same = set(reader.get_all_records()) == set(starts)
         same = same and all(reader.get_record_offset(entry) == at for entry, at in starts.items())
         same = same and all(reader.get_record(entry) == content for entry, content in texts.items())
-    except RuntimeError as error:
-        raise InputError(f"{name} is damaged: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise InputError(f"{name} is damaged: {first_line(error)}") from error
     if not same:
         raise refusal(name, "two readers of the archive see different contents")
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from reparam.utils import name_complaint
+
 Rule = Callable[[str], str | None]
 
 MAX_TEXT = 20_000  # characters of one expression; genuine ones have a few hundred
@@ -99,8 +101,8 @@ def symbol(text: str) -> str | None:
 
 
 def container_key(text: str) -> str | None:
-    """A key of a dict among the inputs or outputs."""
-    return None if _KEY.fullmatch(text) else "is not a plain key"
+    """A key of a dict among the outputs: a name, which is kept as a text."""
+    return name_complaint(text)
 
 
 def operator(text: str) -> str | None:
@@ -125,6 +127,15 @@ def operator(text: str) -> str | None:
     if match[1] not in _NO_TENSOR and not any("Tensor" in str(v.type) for v in values):
         return "is not an operator on tensors"
     return None
+
+
+def argument_names(text: str) -> frozenset[str] | None:
+    """The names of the arguments of an ATen operator; None for what else a node may call."""
+    match = _OPERATOR.fullmatch(text)
+    overload = getattr(getattr(torch.ops.aten, match[1], None), match[2], None) if match else None
+    if not isinstance(overload, OpOverload):
+        return None
+    return frozenset(argument.name for argument in overload._schema.arguments)
 
 
 def expression(text: str) -> str | None:

@@ -135,6 +135,19 @@ class _Walk:
                 self.visit(hints[field], value, f"{kind.__name__}.{field}", place)
             elif complaint := metadata.plain(value) or metadata.note(field):  # torch ignores other fields
                 self.fail(one_line(place), complaint)
+        if kind is schema.Node:
+            self.check_arguments(data, where)
+
+    def check_arguments(self, node: Mapping[str, Any], where: str) -> None:
+        """A call passes arguments that its operator has; torch would leave out others without a word."""
+        if not isinstance(node["target"], str) or not isinstance(node["inputs"], list):
+            return
+        known = grammar.argument_names(node["target"])
+        given = [i.get("name") for i in node["inputs"] if isinstance(i, dict)]
+        if known is not None and (unknown := next((n for n in given if n not in known), None)) is not None:
+            self.fail(where, f"passes '{one_line(str(unknown))[:60]}', which its operator does not take")
+        if known is not None and len(set(given)) < len(given):
+            self.fail(where, "passes an argument twice")
 
     def visit_list(self, kind: Any, data: Any, rule: str, where: str) -> None:
         if not isinstance(data, list):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError
-from reparam.utils import name_complaint, one_line, opened, path_of
+from reparam.utils import Stamp, describe_type, name_complaint, one_line, opened, path_of, stamp_of
 
 from .archive import load_program
 from .records import inspect_pickle, inspect_zip
@@ -46,6 +46,8 @@ class Checkpoint:
     """What a file holds: a state dict, a whole pickled module (trusted files only), or an exported program.
 
     found_under: the keys that lead to the state dict, such as "model_ema.module". ignored: other top-level entries.
+    others: what stands in the state dict beside tensors, by its key: "a str".
+    stamp: of the file as it was read.
     """
 
     path: Path
@@ -54,29 +56,8 @@ class Checkpoint:
     exported: torch.export.ExportedProgram | None = None
     found_under: str = ""
     ignored: tuple[str, ...] = ()
-
-
-def check_finite(state: Mapping[str, Any], path: Path | str = "the model") -> None:
-    """Raises InputError naming the first tensor that holds a NaN or an infinity, and how many tensors do."""
-    check_values(state, path)
-    tensors = [(k, v) for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()]
-    bad = [key for key, value in tensors if not _is_finite(value)]
-    if bad:
-        raise InputError(
-            f"{Path(path).name} has NaN or infinite values in '{bad[0]}' ({len(bad)} of {len(tensors)} tensors); "
-            "take a checkpoint from before the training diverged"
-        )
-
-
-def check_values(state: Mapping[str, Any], path: Path | str = "the model") -> None:
-    """Raises InputError naming the first tensor that is a shape alone."""
-    if empty := [key for key, value in state.items() if isinstance(value, Tensor) and value.is_meta]:
-        raise InputError(f"{Path(path).name} has no values for '{empty[0]}', only its shape; save the real weights")
-
-
-def _is_finite(value: Tensor) -> bool:
-    wide = value if value.dtype.itemsize >= 2 else value.float()  # torch cannot tell for 8-bit floats
-    return bool(torch.isfinite(wide).all())
+    others: Mapping[str, str] = field(default_factory=dict)
+    stamp: Stamp | None = None
 
 
 def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
@@ -90,18 +71,22 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the checkpoint file in it")
     with opened(path, "check the name, or give an architecture with --arch") as file:
-        head = file.read(512)
-        file.seek(0)
-        if is_safetensors(head):
-            return _from_object(_read_safetensors(file, path), path)
-        if path.suffix == ".safetensors":
-            raise InputError(f"{path} is not a safetensors file: its header is damaged; copy it again")
-        if head.startswith(b"PK\x03\x04"):
-            return _load_zip(file, path, trust)
-        if head.startswith(b"\x80"):
-            return _load_pickle(file, path, trust)
-        if head[257:262] == b"ustar":
-            raise InputError(f"{path} is in the tar format of torch 0.1; load it with an old torch and save it again")
+        return replace(_load(file, path, trust), stamp=stamp_of(file))
+
+
+def _load(file: IO[bytes], path: Path, trust: bool) -> Checkpoint:
+    head = file.read(512)
+    file.seek(0)
+    if is_safetensors(head):
+        return _from_object(_read_safetensors(file, path), path)
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path} is not a safetensors file: its header is damaged; copy it again")
+    if head.startswith(b"PK\x03\x04"):
+        return _load_zip(file, path, trust)
+    if head.startswith(b"\x80"):
+        return _load_pickle(file, path, trust)
+    if head[257:262] == b"ustar":
+        raise InputError(f"{path} is in the tar format of torch 0.1; load it with an old torch and save it again")
     raise InputError(f"{path} is not a checkpoint{_kind(path, head)}; save one with torch.save(model.state_dict(), …)")
 
 
@@ -190,7 +175,7 @@ def _from_object(value: Any, path: Path) -> Checkpoint:
         if isinstance(value, nn.Module):
             return Checkpoint(path, module=value, found_under=".".join(under), ignored=tuple(ignored))
         if not isinstance(value, Mapping):
-            raise InputError(f"{path} holds a {type(value).__name__}, not weights; save the model's state_dict")
+            raise InputError(f"{path} holds {describe_type(value)}, not weights; save the model's state_dict")
         holder = next((k for k in HOLDERS if isinstance(value.get(k), Mapping | nn.Module)), None)
         if holder is None:
             keys = ", ".join(str(k) for k in list(value)[:5])
@@ -205,7 +190,8 @@ def _from_object(value: Any, path: Path) -> Checkpoint:
         if complaint := name_complaint(key):
             raise InputError(f"{path} has a tensor whose name {complaint}: {key[:60]!r}; save it under another name")
     state = _clean_keys(tensors)
-    return Checkpoint(path, state, found_under=".".join(under), ignored=tuple(ignored))
+    others = {str(k): describe_type(v) for k, v in value.items() if not isinstance(v, Tensor)}
+    return Checkpoint(path, state, found_under=".".join(under), ignored=tuple(ignored), others=others)
 
 
 def _is_state(value: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,17 +16,17 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError, UnsafeFileError
-from reparam.ir import draw_examples, exported_shapes
-from reparam.utils import SOURCE_FILES, Shapes
+from reparam.ir import draw_examples, exported_shapes, refuse_odd_tensors
+from reparam.utils import SOURCE_FILES, Shapes, Stamp, describe_error, foreign_code
 
-from .checkpoint import HOLDERS, Checkpoint, check_finite, check_values, load_checkpoint
-from .infer import check_architecture, compare, infer_architecture, same_function, shapes_of
+from .checkpoint import HOLDERS, Checkpoint, load_checkpoint
+from .infer import Inference, check_architecture, infer_architecture, same_function, shapes_of
 from .random_statistics import randomize_statistics
-from .zoo import Architecture, build_architecture, build_without_init
+from .state import check_finite, check_program_finite, load_state
+from .state_parts import likely_parts, network_part
+from .zoo import Architecture, build_architecture, build_without_init, shapes_of_network
 
 LARGEST = 1e6  # outputs of a network with random weights that are taken as they are
-
-__all__ = ["Checkpoint", "LoadedModel", "check_finite", "load_checkpoint", "load_model", "load_state"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class LoadedModel:
     equivalents: architectures that fit and compute the same.
     input_shapes: without the batch. exported: the program that `module` was made of.
     random_seed: of random weights, None for a checkpoint's. notes: what the user should know, in plain sentences.
+    stamp: of the file as it was read.
     """
 
     module: nn.Module
@@ -53,6 +53,7 @@ class LoadedModel:
     exported: torch.export.ExportedProgram | None = None
     random_seed: int | None = None
     notes: tuple[str, ...] = ()
+    stamp: Stamp | None = None
 
 
 def load_model(
@@ -72,6 +73,13 @@ def load_model(
     Raises InputError for a file that is missing, damaged or of another kind, weights that are not finite or do not fit
     the architecture; UnsafeFileError for a file that would run code; MachineError when a zoo package is missing.
     """
+    with foreign_code(f"loading {model if model is not None else arch}", errors=True):
+        return _load(model, arch, arch_args, trust=trust, seed=seed)
+
+
+def _load(
+    model: str | Path | None, arch: str | None, arch_args: Mapping[str, Any] | None, *, trust: bool, seed: int
+) -> LoadedModel:
     if model is None:
         if arch is None:
             raise InputError("there is nothing to load; give a checkpoint, or an architecture with --arch")
@@ -83,14 +91,18 @@ def load_model(
     if (Path(model) / SOURCE_FILES[0]).is_file():
         return _from_source(Path(model), arch, trust=trust)
     checkpoint = load_checkpoint(model, trust=trust)
+    return dataclasses.replace(_from_checkpoint(checkpoint, arch, arch_args or {}), stamp=checkpoint.stamp)
+
+
+def _from_checkpoint(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str, Any]) -> LoadedModel:
     if checkpoint.exported is not None:
         return _from_exported(checkpoint, checkpoint.exported, arch)
     if checkpoint.module is not None and arch is None:
-        check_finite(checkpoint.module.state_dict(), checkpoint.path)
+        check_finite(checkpoint.module, checkpoint.path)
         return LoadedModel(checkpoint.module.eval(), checkpoint.path, notes=_notes(checkpoint))
     if checkpoint.module is not None:
         checkpoint = dataclasses.replace(checkpoint, state=checkpoint.module.state_dict())
-    return _from_state(checkpoint, arch, arch_args or {})
+    return _from_state(checkpoint, arch, arch_args)
 
 
 def _settled(built: Architecture, seed: int) -> tuple[str, ...]:
@@ -102,7 +114,7 @@ def _settled(built: Architecture, seed: int) -> tuple[str, ...]:
     if built.input_shapes is None or not any(isinstance(m, _NormBase) for m in module.modules()):
         return ()
     examples = draw_examples(module, built.input_shapes, batch=1, seed=seed)
-    with torch.no_grad():
+    with torch.no_grad(), foreign_code(f"running {built.spec} on a random input", errors=True):
         outputs = [t for t in pytree.tree_leaves(module(*examples)) if isinstance(t, Tensor) and t.is_floating_point()]
     if all(bool((t.abs() <= LARGEST).all()) for t in outputs):
         return ()
@@ -125,30 +137,32 @@ def _from_source(folder: Path, arch: str | None, *, trust: bool) -> LoadedModel:
         found.loader.exec_module(code)
         module = code.load(folder)
     except Exception as error:
-        raise InputError(f"{file} does not load ({type(error).__name__}: {error})") from error
-    check_finite(module.state_dict(), folder)
+        raise InputError(f"{file} does not load ({describe_error(error)})") from error
+    check_finite(module, folder)
     return LoadedModel(module.eval(), folder)
 
 
 def _from_exported(checkpoint: Checkpoint, program: torch.export.ExportedProgram, arch: str | None) -> LoadedModel:
     if arch is not None:
         raise InputError(f"{checkpoint.path.name} holds its architecture already; leave out --arch {arch}")
-    check_finite(program.state_dict, checkpoint.path)
+    check_program_finite(program, checkpoint.path)
     module = program.module(check_guards=False)
     return LoadedModel(module, checkpoint.path, input_shapes=exported_shapes(program), exported=program)
 
 
 def _from_state(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str, Any]) -> LoadedModel:
     inferred = arch is None
-    check_values(checkpoint.state, checkpoint.path)
+    refuse_odd_tensors(checkpoint.state.items(), checkpoint.path.name)
     also: tuple[str, ...] = ()
     if arch is None:
-        found = infer_architecture(checkpoint.state, str(checkpoint.path))
+        found = _inferred(checkpoint)
         arch, arch_args, also = found.spec, {**found.arch_args, **arch_args}, found.also
     built = build_without_init(arch, arch_args)
-    state = _aligned(checkpoint.state, built.module.state_dict())
-    load_state(built, state, arch_args, checkpoint.path)
-    check_finite(checkpoint.state, checkpoint.path)  # only now: shapes before values, which may be more than there seem
+    expected = shapes_of_network(built.module, shapes_of(checkpoint.state))
+    part = network_part(checkpoint.state, expected, checkpoint.path.name)
+    state = part.state
+    load_state(built, state, arch_args, checkpoint.path, checkpoint.others)
+    check_finite(built.module, checkpoint.path)  # only now: shapes before values, which may be more than there seem
     twins, equivalents = _split_twins(built, state, also, checkpoint.path)
     return LoadedModel(
         module=built.module,
@@ -159,8 +173,20 @@ def _from_state(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str
         twins=twins,
         equivalents=equivalents,
         input_shapes=built.input_shapes,
-        notes=_notes(checkpoint),
+        notes=(*_notes(checkpoint), *([part.note] if part.note else [])),
     )
+
+
+def _inferred(checkpoint: Checkpoint) -> Inference:
+    """The architecture of the state, or of the part of it that is a network. Raises InputError about the whole."""
+    first, *rest = likely_parts(checkpoint.state) or [checkpoint.state]
+    try:
+        return infer_architecture(first, str(checkpoint.path))
+    except InputError:
+        for part in rest:
+            with contextlib.suppress(InputError):
+                return infer_architecture(part, str(checkpoint.path))
+        raise
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -184,84 +210,3 @@ def _split_twins(
         same = same_function(built.module, other.module, built.input_shapes)
         (equivalents if same else twins).append(spec)
     return tuple(twins), tuple(equivalents)
-
-
-def _aligned(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Drops or adds a first name that all keys share (`model.conv.weight`), where the architecture's keys want that."""
-    have, want = _first_names(state), _first_names(expected)
-    if len(have) == 1 and not have & want and all("." in key for key in state):
-        return {key.partition(".")[2]: value for key, value in state.items()}
-    if len(want) == 1 and not have & want and all("." in key for key in expected):
-        return {f"{next(iter(want))}.{key}": value for key, value in state.items()}
-    return state
-
-
-def _first_names(keys: Iterable[str]) -> set[str]:
-    return {key.partition(".")[0] for key in keys}
-
-
-def load_state(built: Architecture, state: Mapping[str, Tensor], arch_args: Mapping[str, Any], path: Path) -> None:
-    """Puts `state` into `built.module` without copying it; every key and shape must fit.
-
-    The network takes the state's dtype: its own where all agree, otherwise the one that holds them all exactly. A tied
-    weight may be stored once. Raises InputError naming up to three keys of each kind that do not fit.
-    """
-    module = built.module
-    expected = module.state_dict()
-    tied = _tied(module)
-    full = dict(state)
-    for key, first in tied.items():
-        if key not in full and first in full:
-            full[key] = full[first]
-        if first not in full and key in full:
-            full[first] = full[key]
-    full = {**{k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}, **full}
-    fit = compare(built.spec, arch_args, shapes_of(expected), shapes_of(full))
-    if not fit.fits:
-        raise InputError(
-            f"{path.name} does not fit {built.spec}: {fit.describe()}{_hint(built.spec, state, arch_args)}"
-        )
-    for key, first in tied.items():
-        if not torch.equal(full[key], full[first]):
-            raise InputError(f"'{first}' and '{key}' are one weight in {built.spec}, but differ in {path.name}")
-    module.load_state_dict({k: _own(v) for k, v in full.items()}, strict=True, assign=True)
-    for key, first in tied.items():
-        _set_parameter(module, key, module.get_parameter(first))
-    _unify_dtype(module, full.values(), path)
-
-
-def _own(value: Tensor) -> Tensor:
-    """The value without its history; one that is stored once and repeated gets a storage of its own."""
-    repeated = any(stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True))
-    return value.detach().clone(memory_format=torch.contiguous_format) if repeated else value.detach()
-
-
-def _hint(spec: str, state: Mapping[str, Tensor], arch_args: Mapping[str, Any]) -> str:
-    fit = check_architecture(spec, shapes_of(state), arch_args)
-    extra = {k: v for k, v in fit.arch_args.items() if k not in arch_args}
-    if not fit.fits or not extra:
-        return "; name the right architecture with --arch, or its arguments with --arch-args"
-    text = ", ".join(f'"{k}": {str(v).lower()}' for k, v in extra.items())
-    return f"; it fits with --arch-args '{{{text}}}'"
-
-
-def _tied(module: nn.Module) -> dict[str, str]:
-    """The second and later names of each parameter, with its first name."""
-    first: dict[int, str] = {}
-    named = list(module.named_parameters(remove_duplicate=False))
-    for name, parameter in named:
-        first.setdefault(id(parameter), name)
-    return {name: first[id(p)] for name, p in named if first[id(p)] != name}
-
-
-def _set_parameter(module: nn.Module, key: str, parameter: nn.Parameter) -> None:
-    owner, _, name = key.rpartition(".")
-    setattr(module.get_submodule(owner), name, parameter)
-
-
-def _unify_dtype(module: nn.Module, values: Iterable[Tensor], path: Path) -> None:
-    dtypes = {v.dtype for v in values if v.is_floating_point()}
-    if small := [d for d in dtypes if d.itemsize < 2]:
-        raise InputError(f"{path.name} has weights in {small[0]}, which no layer computes with; convert them first")
-    if dtypes and dtypes != {torch.float32}:
-        module.to(functools.reduce(torch.promote_types, dtypes))

@@ -19,7 +19,7 @@ from typing import IO, Any
 import torch
 
 from reparam.errors import InputError
-from reparam.utils import one_line, size_of
+from reparam.utils import first_line, one_line, size_of
 
 from .pickle_calls import TENSORS, check_calls, dtype_of, named, pickles_in
 from .pickle_machine import LIST, Account, Global, Made, Stored, follow
@@ -86,8 +86,8 @@ def _check_same_to_torch(file: IO[bytes], entries: set[str], starts: Mapping[str
         reader: Any = torch._C.PyTorchFileReader(file)
         same = set(reader.get_all_records()) == entries
         same = same and all(reader.get_record_offset(e) == at for e, at in starts.items())
-    except RuntimeError as error:
-        raise InputError(f"{name} is damaged: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise InputError(f"{name} is damaged: {first_line(error)}") from error
     finally:
         file.seek(0)
     if not same:

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from reparam.errors import InputError, UnsafeFileError
-from reparam.utils import name_complaint
+from reparam.utils import name_complaint, one_line
 
 MAX_TOTAL_BYTES = 64 << 30
 MAX_RATIO = 200  # uncompressed : compressed, of one entry; torch stores its entries uncompressed
@@ -30,7 +30,6 @@ ZIP_ERRORS = (  # what zipfile raises for archives that are not whole
     EOFError,
     OSError,
     ValueError,
-    NotImplementedError,
     RuntimeError,
 )
 _HEADER = struct.Struct("<4s5H3I2H")  # of an entry, before its name
@@ -40,7 +39,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 def refusal(name: str, what: str) -> UnsafeFileError:
     """The error for the file `name`, refused because `what`."""
     return UnsafeFileError(
-        f"{name} is refused because {what}, and loading it could run code or exhaust memory; "
+        f"{name} is refused because {one_line(what)}, and loading it could run code or exhaust memory; "
         "export it again, or pass --trust if you trust whoever made it"
     )
 
@@ -149,7 +148,7 @@ def _with_checksum(info: zipfile.ZipInfo) -> zipfile.ZipInfo:
 
 def damaged(name: str, what: str) -> InputError:
     """The error for a file that is not whole."""
-    return InputError(f"{name} is damaged: {what}; copy or save it again")
+    return InputError(f"{name} is damaged: {one_line(what)}; copy or save it again")
 
 
 def _file(archive: zipfile.ZipFile) -> IO[bytes]:

@@ -19,11 +19,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from reparam.errors import InputError, MachineError
-from reparam.utils import Shapes
+from reparam.ir import is_uninitialised
+from reparam.utils import Shapes, describe_error, first_line, foreign_code
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
 from .working_directory import working_directory_on_path
@@ -37,6 +38,7 @@ __all__ = [
     "build_architecture",
     "build_without_init",
     "meta_state",
+    "shapes_of_network",
 ]
 
 SOURCES = ("torchvision", "timm", "reparam")
@@ -96,7 +98,15 @@ def meta_state(spec: str, arch_args: Mapping[str, Any] | None = None) -> dict[st
             module = _build(spec, arch_args or {}).module
     except InputError:  # what computes with values while it is built cannot be built on the meta device
         module = build_without_init(spec, arch_args).module
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    return shapes_of_network(module)
+
+
+def shapes_of_network(
+    module: nn.Module, found: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a module's state; one that is unknown before the module runs is that in `found`."""
+    tensors = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+    return {k: (found or {}).get(k, ()) if is_uninitialised(v) else tuple(v.shape) for k, v in tensors.items()}
 
 
 def available(source: str) -> tuple[str, ...]:
@@ -123,18 +133,20 @@ def _build(spec: str, arch_args: Mapping[str, Any]) -> Architecture:
             stack.enter_context(working_directory_on_path())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        factory = _resolve(spec)
-        try:
-            module = factory.build(**{**factory.fixed, **arch_args})
-        except Exception as error:
-            raise InputError(_build_error(factory, arch_args, error)) from error
+        with foreign_code(f"building {spec}"):
+            factory = _resolve(spec)
+            try:
+                module = factory.build(**{**factory.fixed, **arch_args})
+            except Exception as error:
+                raise InputError(_build_error(factory, arch_args, error)) from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{spec} built a {type(module).__name__}; it must return a torch.nn.Module")
-    return Architecture(spec, module.eval(), factory.shapes(module, arch_args))
+    with foreign_code(f"asking {spec} for its shapes", errors=True):
+        return Architecture(spec, module.eval(), factory.shapes(module, arch_args))
 
 
 def _build_error(factory: _Factory, arch_args: Mapping[str, Any], error: Exception) -> str:
-    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    reason = describe_error(error)
     if not arch_args:
         return f"{factory.spec} could not be built ({reason})"
     given = ", ".join(f"{k}={v!r}" for k, v in arch_args.items())
@@ -293,9 +305,9 @@ def _user_module(spec: str, name: str) -> ModuleType:
                 f"there is no module '{error.name}' for '{spec}' in {os.getcwd()} or installed; "
                 "run from the folder that holds it, or install it"
             ) from error
-        raise InputError(f"importing '{name}' for '{spec}' failed: {error}") from error
+        raise InputError(f"importing '{name}' for '{spec}' failed: {first_line(error)}") from error
     except Exception as error:
-        raise InputError(f"importing '{name}' for '{spec}' failed ({type(error).__name__}: {error})") from error
+        raise InputError(f"importing '{name}' for '{spec}' failed ({describe_error(error)})") from error
 
 
 class _NoInit(TorchFunctionMode):

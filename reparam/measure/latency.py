@@ -21,8 +21,10 @@ import torch
 from reparam._version import __version__
 from reparam.engines import Runnable
 from reparam.errors import InputError
+from reparam.ir import check_shapes
 from reparam.load import LoadedModel
 from reparam.rewrite import Progress
+from reparam.utils import foreign_code
 
 from .runtimes import check_runtimes, in_runtime, name_of, text_of
 from .timing import CPU, Call, Sample, call_of, check_device
@@ -135,6 +137,7 @@ def bench(
     check_runtimes(list(where.runtimes))
     check_device(where.device)
     shapes = input_shapes or _shapes(list(models.values()))
+    check_shapes(shapes, max(batches))
     tell = progress or (lambda stage, done, total: None)
     rows: list[Timing] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -176,13 +179,15 @@ def _captured(calls: Sequence[Call]) -> list[Call]:
 
 def _rounds(calls: Sequence[Call], rounds: int, stage: str, tell: Progress) -> list[list[Sample]]:
     """The samples of each call, taken in turns."""
-    runs = [c.warm() for c in calls]
+    with foreign_code("timing the models"):
+        runs = [c.warm() for c in calls]
     samples: list[list[Sample]] = [[] for _ in calls]
     for i in range(rounds):
         tell(stage, i, rounds)
         order = list(range(len(calls)))
         for k in order[i % len(order) :] + order[: i % len(order)]:
-            samples[k].append(calls[k].time(runs[k]))
+            with foreign_code(f"timing {calls[k].name}"):
+                samples[k].append(calls[k].time(runs[k]))
     tell(stage, rounds, rounds)
     return samples
 

@@ -21,7 +21,7 @@ from reparam.engines import Runnable
 from reparam.errors import InputError, MachineError
 from reparam.ir import draw_examples, random_input
 from reparam.load import LoadedModel
-from reparam.utils import first_line
+from reparam.utils import first_line, foreign_code
 
 CPU, CUDA = "cpu", "cuda"
 DEVICES = (CPU, CUDA)
@@ -143,6 +143,9 @@ def _engine_inputs(name: str, engine: Runnable, shapes: Sequence[Sequence[int]],
 
 def _try(name: str, run: Callable[[], object]) -> None:
     try:
-        run()
-    except RuntimeError as error:
+        with foreign_code(f"running {name}"):
+            run()
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
         raise InputError(f"{name} does not run on these inputs: {first_line(error)}") from error

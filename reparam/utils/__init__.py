@@ -9,20 +9,26 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_doors
 
 if TYPE_CHECKING:
+    from .arguments import as_path, check_callable, check_seed, checked_call, path_complaint
     from .cuda_driver import gpus
     from .files import SOURCE_FILES, refuse_existing
+    from .foreign import Interrupted, foreign_code, ignore_exits, place_of_error, refused_exits
+    from .memory import is_out_of_memory, memory_size
     from .names import is_plain_path, name_complaint, plain_path, prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
-    from .reading import opened, parse_json, path_of, size_of
+    from .reading import Stamp, opened, parse_json, path_of, size_of, stamp_of
     from .search_path import leave_current_folder
     from .shapes import AXES, INTEGERS, Shape, Shapes, axis_name
     from .staging import Together, together, write_atomically, writing
-    from .text import dtype_name, first_line, one_line, visible_lines
+    from .text import describe_error, describe_type, dtype_name, first_line, one_line, visible_lines
 
 _DOORS = {
+    "arguments": ("as_path", "check_callable", "check_seed", "checked_call", "path_complaint"),
     "cuda_driver": ("gpus",),
     "files": ("SOURCE_FILES", "refuse_existing"),
+    "foreign": ("Interrupted", "foreign_code", "ignore_exits", "place_of_error", "refused_exits"),
+    "memory": ("is_out_of_memory", "memory_size"),
     "names": (
         "is_plain_path",
         "name_complaint",
@@ -33,15 +39,16 @@ _DOORS = {
     "packages": (
         "PACKAGES",
         "PackageState",
-        "axis_name",
         "check_package",
     ),
     "plugins": ("plugins",),
     "reading": (
+        "Stamp",
         "opened",
         "parse_json",
         "path_of",
         "size_of",
+        "stamp_of",
     ),
     "search_path": ("leave_current_folder",),
     "shapes": (
@@ -52,6 +59,8 @@ _DOORS = {
         "axis_name",
     ),
     "text": (
+        "describe_error",
+        "describe_type",
         "dtype_name",
         "first_line",
         "one_line",
@@ -71,28 +80,44 @@ __all__ = [
     "INTEGERS",
     "PACKAGES",
     "SOURCE_FILES",
+    "Interrupted",
     "PackageState",
     "Shape",
     "Shapes",
+    "Stamp",
     "Together",
+    "as_path",
     "axis_name",
+    "check_callable",
     "check_package",
+    "check_seed",
+    "checked_call",
+    "describe_error",
+    "describe_type",
     "dtype_name",
     "first_line",
+    "foreign_code",
     "gpus",
+    "ignore_exits",
+    "is_out_of_memory",
     "is_plain_path",
     "lazy_doors",
     "leave_current_folder",
+    "memory_size",
     "name_complaint",
     "one_line",
     "opened",
     "parse_json",
+    "path_complaint",
     "path_of",
+    "place_of_error",
     "plain_path",
     "plugins",
     "prefixes",
     "refuse_existing",
+    "refused_exits",
     "size_of",
+    "stamp_of",
     "together",
     "unused_name",
     "visible_lines",

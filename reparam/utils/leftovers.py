@@ -23,6 +23,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from reparam.errors import InputError
+
+from .reading import opened, parse_json
+
 TEMPORARY = ".reparam-"  # what the names of temporary folders begin with
 NEW, OLD, MOVES = "new", "old", "moves.json"
 LONG_AGO = 24 * 3600.0  # seconds; a folder of another machine that nobody touched for so long is left over
@@ -97,18 +101,27 @@ def _take_back(temporary: Path) -> None:
 def _read_plan(temporary: Path) -> tuple[list[Move], list[str]]:
     """What `write_plan` wrote; nothing where it is missing, cut short or names a place outside of the folder."""
     try:
-        row = json.loads((temporary / MOVES).read_text(encoding="utf-8"))
+        with opened(temporary / MOVES) as file:
+            row = parse_json(file.read())
         moves = [Move(str(name), tuple(int(n) for n in stamp)) for name, stamp in row["moves"]]
         made = [str(name) for name in row["made"]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (InputError, OSError, ValueError, OverflowError, TypeError, KeyError):
         return [], []
-    inside = all(_is_inside(name) for name in (*(m.name for m in moves), *made))
+    names = [*(m.name for m in moves), *made]
+    inside = all(_is_inside(temporary.parent, n) and _is_inside(temporary, os.path.join(OLD, n)) for n in names)
     return (moves, made) if inside else ([], [])
 
 
-def _is_inside(name: str) -> bool:
+def _is_inside(folder: Path, name: str) -> bool:
+    """Whether a name leads to a place below `folder`, over no link: the plan may have come with files of others."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
     path = PurePath(name)
-    return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
+    if not path.parts or path.anchor or ".." in path.parts or "\0" in name:
+        return False
+    return not any((folder / above).is_symlink() for above in path.parents if above.name)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -9,6 +9,9 @@ from types import ModuleType
 
 from reparam.errors import MachineError
 
+from .foreign import foreign_code
+from .text import first_line
+
 
 @functools.cache
 def plugins(group: str) -> tuple[ModuleType, ...]:
@@ -18,9 +21,11 @@ def plugins(group: str) -> tuple[ModuleType, ...]:
     """
     found = []
     for point in sorted(metadata.entry_points(group=group), key=lambda p: (p.name, p.value)):
+        owner = point.dist.name if point.dist is not None else "an installed package"
         try:
-            found.append(importlib.import_module(point.module))
+            with foreign_code(f"importing {point.value}", MachineError):
+                found.append(importlib.import_module(point.module))
         except Exception as error:
-            owner = point.dist.name if point.dist is not None else "an installed package"
-            raise MachineError(f"{owner} brings {point.value} for {group}, which does not import: {error}") from error
+            reason = first_line(error)
+            raise MachineError(f"{owner} brings {point.value} for {group}, which does not import: {reason}") from error
     return tuple(found)

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from reparam.errors import InputError
 
@@ -31,10 +31,11 @@ def opened(path: Path, missing: str = MISSING) -> Iterator[IO[bytes]]:
         raise InputError(f"{path} is a folder; give the file in it") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    state = os.fstat(handle)
+    if stat.S_ISDIR(state.st_mode):  # which Python opens no file for
+        os.close(handle)
+        raise InputError(f"{path} is a folder; give the file in it")
     with os.fdopen(handle, "rb") as file:
-        state = os.fstat(handle)
-        if stat.S_ISDIR(state.st_mode):
-            raise InputError(f"{path} is a folder; give the file in it")
         if not stat.S_ISREG(state.st_mode):
             raise InputError(f"{path} is not an ordinary file; copy what it gives into one")
         if state.st_size == 0:
@@ -52,6 +53,21 @@ def path_of(file: IO[bytes]) -> str:
         if os.path.samestat(os.stat(own), os.fstat(file.fileno())):
             return own
     return str(file.name)
+
+
+class Stamp(NamedTuple):
+    """What tells a file from one that has taken its place, or from itself with another content."""
+
+    device: int
+    number: int
+    size: int
+    changed: int
+
+
+def stamp_of(file: IO[bytes]) -> Stamp:
+    """The stamp of an open file."""
+    state = os.fstat(file.fileno())
+    return Stamp(state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 def size_of(file: IO[bytes]) -> int:

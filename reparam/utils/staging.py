@@ -175,7 +175,7 @@ class _Moves:
         old.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(output.place, old, follow_symlinks=False)
-        except (OSError, NotImplementedError):
+        except (OSError, NotImplementedError):  # os.link's, on systems that follow every link
             os.replace(output.place, old)
 
     def undo(self) -> None:

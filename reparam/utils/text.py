@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+from reparam.errors import visible
+
 
 def one_line(text: str) -> str:
     """`text` on one line, with control characters spelled out: a file's names must not steer the terminal."""
-    return _visible(" ".join(text.split()))
+    return visible(" ".join(text.split()))
 
 
 def visible_lines(text: str) -> str:
     """`text` with its line ends and its indentation, and every other character that is not printed spelled out."""
-    return "\n".join(_visible(line.replace("\t", "    ")) for line in text.split("\n"))
-
-
-def _visible(text: str) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "\n".join(visible(line.replace("\t", "    ")) for line in text.split("\n"))
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that holds anything, else its kind."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's message that holds anything, else its kind; also where its own code fails."""
+    return next((line.strip() for line in _message(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def describe_error(error: BaseException) -> str:
+    """`ValueError: the first line of its message`, or its kind alone where it has none."""
+    kind, first = type(error).__name__, first_line(error)
+    return kind if first == kind else f"{kind}: {first}"
+
+
+def describe_type(value: object) -> str:
+    """`a str`, `a numpy.ndarray`, `None`: what a value is, for a refusal of it."""
+    if value is None:
+        return "None"
+    kind = type(value)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+    name = f"{module}{kind.__qualname__}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # the code of an exception of others
+        return ""
 
 
 def dtype_name(dtype: object) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,3 +131,67 @@ def test_a_graph_that_is_not_the_model_is_refused_without_blaming_a_rewrite() ->
 def test_outputs_that_are_not_finite_are_the_models_own_fault() -> None:
     with pytest.raises(InputError, match="the original's own outputs are not finite"):
         convert(Lambda(lambda m, x: m.fc(x) / 0.0, fc=nn.Linear(3, 3)), torch.randn(2, 3))
+
+
+# ---- random numbers of Python and NumPy ------------------------------------------------------------------------------
+
+DRAWS = {
+    "a branch": lambda m, x: m.fc(x) if random.random() < 0.5 else m.fc(x) * 2,
+    "a factor": lambda m, x: m.fc(x) * random.uniform(1, 2),
+    "a choice": lambda m, x: m.fc(x) * random.choice([1, 2]),
+    "numpy": lambda m, x: m.fc(x) * float(np.random.rand()),  # as models do
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_random_numbers_of_python_and_numpy_are_told(name: str) -> None:
+    with pytest.raises(CaptureError, match=r"draws random numbers while it runs, by Python's random or numpy\.random"):
+        convert(Lambda(DRAWS[name], fc=nn.Linear(5, 3)), torch.randn(2, 5))
+
+
+def test_random_numbers_that_change_nothing_are_none_of_our_business() -> None:
+    """As those for layers that are left out in training alone."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.fc(x) * 0 if random.random() < 0.5 and m.training else m.fc(x)
+
+    assert convert(Lambda(forward, fc=nn.Linear(5, 3)), torch.randn(2, 5)).report.equivalent
+
+
+# Models that ask for the dtype of what they compute with: in float64 they are other functions.
+BY_DTYPE = {
+    "a branch": lambda m, x: F.relu(m.fc(x)) if x.dtype == torch.float32 else m.fc(x) * 3,
+    "the smallest number": lambda m, x: m.fc(x) * torch.finfo(x.dtype).eps ** 0.1,
+    "the dtype of a layer": lambda m, x: m.fc(x) + (1 if m.fc(x).dtype is torch.float32 else 2),
+}
+
+
+@pytest.mark.parametrize("way", BY_DTYPE)
+@pytest.mark.parametrize("to", ["fused", "plain"])
+def test_a_model_that_asks_for_its_dtype_is_judged_in_its_own(way: str, to: str) -> None:
+    model = Lambda(lambda m, x: m.bn(BY_DTYPE[way](m, x)), fc=nn.Linear(3, 3), bn=nn.BatchNorm1d(3)).eval()
+    result = convert(model, torch.randn(2, 3), to=to)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(result.module(x), model(x))
+
+
+@pytest.mark.parametrize("way", BY_DTYPE)
+def test_so_is_its_path_at_other_batches(way: str) -> None:
+    model = Lambda(lambda m, x: BY_DTYPE[way](m, x) * (2 if x.shape[0] % 2 else 1), fc=nn.Linear(3, 3)).eval()
+    result = convert(model, torch.randn(2, 3))
+    torch.testing.assert_close(result.module(x := torch.randn(2, 3)), model(x))
+    with pytest.raises(InputError, match="verified for inputs of shape"):
+        result.module(torch.randn(3, 3))
+
+
+def test_a_path_that_differs_seldom_is_found() -> None:
+    """At batch 1 the model leaves out a step that changes one number in fifty of the inputs."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.fc(x)
+        return F.relu(torch.where(y.mean(1, keepdim=True) > 0.7, y * 2, y) if x.numel() > 4 else y)
+
+    for seed in range(4):
+        torch.manual_seed(seed)
+        result = convert(Lambda(forward, fc=nn.Linear(3, 3)).eval(), torch.randn(2, 3), seed=seed)
+        assert any("batch is fixed" in r.message for r in result.report.remarks)

@@ -221,7 +221,7 @@ def test_no_memory(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_memory_than_there_is_for_the_inputs() -> None:
-    assert refuse(3, "convert", *TINY, "--input-shape", "3,9999999,9999999").startswith("not enough memory")
+    assert "is too large for this machine" in refuse(2, "convert", *TINY, "--input-shape", "3,9999999,9999999")
 
 
 def test_a_torch_that_does_not_import() -> None:
@@ -272,3 +272,9 @@ def test_the_codes_of_other_exits() -> None:
     assert explain_failure(typer.Abort())[0] == 130
     assert explain_failure(Terminated(15))[0] == 143
     assert explain_failure(FileNotFoundError(errno.ENOENT, "No such file or directory", "gone"))[0] == 3
+
+
+@pytest.mark.parametrize("text", ["a\nb\r\tc", "\x1b[31mred", "a\x9bb\u202e\ud800", "x\0"])
+def test_a_message_is_one_printable_line_wherever_it_is_made(text: str) -> None:
+    for kind in (InputError, MachineError, NotEquivalentError, RuleError):
+        assert str(kind(f"'{text}' is odd")).isprintable()

@@ -88,12 +88,17 @@ def test_four_targets_and_precisions_compute_the_network(folder: Path) -> None:
         assert run("verify", "tiny.pt", name, "--arch-a", "cli_nets:tiny").exit_code == 0
 
 
-def test_int8_is_measured_on_its_calibration_data(folder: Path) -> None:
+def test_int8_has_its_own_word_and_is_measured_on_data_that_was_held_out(folder: Path) -> None:
     np.save("c.npy", torch.randn(12, 3, 16, 16).numpy())
     found = report(*EXPORT, "--precision", "int8", "--calibrate", "c.npy")
     assert found["outputs"][0] == "tiny-fused-int8.onnx"
-    assert found["engine"]["data"] == "calibration"
-    assert found["engine"]["samples"] == 12
+    assert (found["equivalent"], found["verdict"]) == (False, "quantised")
+    assert (found["engine"]["verdict"], found["engine"]["data"]) == ("quantised", "held-out")
+    assert found["engine"]["samples"] == 2
+    row = read_manifest(folder / "tiny-fused-int8.onnx")
+    assert row is not None and row["verdict"] == row["verification"]["verdict"] == "quantised"
+    shown = succeed(*EXPORT, "--precision", "int8", "--calibrate", "c.npy", "-o", "again.onnx").stdout
+    assert "equivalent" not in shown and "onnx, quantised to int8, run by" in shown and "2 held-out inputs" in shown
     assert 15 < found["sqnr"] < 60
     assert 0.5 < found["top1_agreement"] <= 1.0
     sentence = refuse(1, *EXPORT, "--precision", "int8", "--calibrate", "c.npy", "--min-sqnr", "90", "-o", "q.onnx")
@@ -101,6 +106,9 @@ def test_int8_is_measured_on_its_calibration_data(folder: Path) -> None:
     refused = run("verify", "tiny.pt", "tiny-fused-int8.onnx", "--arch-a", "cli_nets:tiny")
     assert refused.exit_code == 1
     assert "it is quantised to int8" in refused.stdout
+    same = succeed("verify", "again.onnx", "again.onnx", "--json", "-")
+    assert '"equivalent": false' in same.stdout and '"verdict": "quantised"' in same.stdout
+    assert "equivalent" not in succeed("verify", "again.onnx", "again.onnx").stdout
 
 
 def test_ports_of_the_same_precision(folder: Path) -> None:

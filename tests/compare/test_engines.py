@@ -89,7 +89,7 @@ def test_a_quantised_engine_is_measured_and_not_judged() -> None:
     assert check.samples == 16
     data = [(torch.zeros(3, 3, 16, 16),)]
     again = check_engine(made.original, made.program, Fake(small()), quantised=True, data=data)
-    assert (again.samples, again.data, again.shapes) == (3, "calibration", ((3, 3, 16, 16),))
+    assert (again.samples, again.data, again.shapes) == (3, "held-out", ((3, 3, 16, 16),))
 
 
 def test_signal_to_noise_is_what_its_formula_says() -> None:

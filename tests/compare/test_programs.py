@@ -249,6 +249,11 @@ def test_outputs_that_differ_in_kind(a: Callable[..., Any], b: Callable[..., Any
     assert json.dumps(verdict.as_dict())
 
 
+def test_two_models_without_a_finite_output_cannot_be_compared() -> None:
+    with pytest.raises(InputError, match="the outputs of neither model are finite on random inputs"):
+        verdict_of(lambda x: x / (x - x), lambda x: x / (x - x), X)
+
+
 def test_equal_integers_constants_and_parameter_free_functions_pass() -> None:
     assert verdict_of(lambda x: (x.argmax(-1), 3, None), lambda x: ((2 * x).argmax(-1), 3, None), X).equivalent
     assert verdict_of(lambda x: x.relu(), lambda x: x.clamp(min=0), X).equivalent

@@ -18,6 +18,7 @@ from reparam.capture import from_exported
 from reparam.emit.source import write_source
 from reparam.emit.source.expressions import fold, literal, path_text, split_commas
 from reparam.errors import InputError
+from support.applied import Applied
 from support.emit_source_cases import (
     IMAGE,
     NETWORKS,
@@ -290,20 +291,11 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 }
 
 
-class Wrapped(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
-
-
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_spelling(name: str, tmp_path: Path) -> None:
     function, expected = SPELLINGS[name]
     x = torch.randn(2, 4, 6, 6)
-    _, text = round_trip(capture_program(Wrapped(function), x), tmp_path, x)
+    _, text = round_trip(capture_program(Applied(function), x), tmp_path, x)
     assert expected in text
 
 
@@ -323,7 +315,7 @@ def test_operators_of_other_libraries_are_refused(tmp_path: Path) -> None:
         library.define("twice(Tensor x) -> Tensor")
         library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
         torch.library.register_fake("reparam_test::twice", torch.empty_like, lib=library)
-        program = capture_program(Wrapped(torch.ops.reparam_test.twice), torch.randn(2, 3))
+        program = capture_program(Applied(torch.ops.reparam_test.twice), torch.randn(2, 3))
         with pytest.raises(InputError, match="torch alone does not have"):
             write_source(program, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from reparam.conversion import convert
 from reparam.emit import export_program, finalize, save_pt2, to_module
@@ -306,7 +308,40 @@ def test_a_bare_file_name_is_written_to_the_working_directory(tmp_path: Path, mo
 
 def test_a_copy_refuses_other_sizes_too() -> None:
     module = to_module(finalize(program()))
-    for network in (module, copy.deepcopy(module), copy.deepcopy(copy.deepcopy(module))):
+    twice = copy.deepcopy(copy.deepcopy(module))
+    for network in (module, copy.deepcopy(module), twice, _pickled(module), _pickled(_pickled(twice))):
         assert network(image()).shape[0] == 2
         with pytest.raises(InputError, match=r"verified for inputs of shape \[any, 4, 6, 6\], not \[2, 4, 7, 6\]"):
             network(image(2, 4, 7, 6))
+
+
+def _pickled(module: nn.Module) -> Any:
+    return pickle.loads(pickle.dumps(module))
+
+
+def test_a_keyword_of_another_size_is_refused_in_any_order() -> None:
+    model = keyword_model()
+    args, kwargs = keyword_arguments()
+    module = convert(torch.export.export(model, args, kwargs, strict=False)).module
+    for name, value in kwargs.items():
+        wrong = pytree.tree_map(lambda v: v.expand(2, *v.shape) if isinstance(v, Tensor) else v, value)
+        for changed in ({**kwargs, name: wrong}, dict(reversed({**kwargs, name: wrong}.items()))):
+            with pytest.raises(InputError, match="verified for inputs of shape"):
+                module(*args, **changed)
+
+
+@pytest.mark.parametrize("name", ["to", "graph", "code", "size_check", "_modules", "T_destination", "class"])
+def test_a_weight_whose_name_a_module_has_for_itself_is_renamed(name: str, tmp_path: Path) -> None:
+    given = finalize(program())
+    taken = f"{name}_.weight"
+    names = {"0.0.weight": f"{name}.weight", "0.0.bias": f"{name}.to", "2.0.weight": taken}
+    for node in given.graph.nodes:
+        if node.op == "get_attr":
+            node.target = names.get(str(node.target), node.target)
+    given.constants = {names.get(k, k): v for k, v in given.constants.items()}
+    module = to_module(given)
+    assert list(dict(module.named_parameters())) == [f"{name}_.weight_", f"{name}_.to_", taken, "2.0.bias"]
+    x = image()
+    assert torch.equal(module(x), convert(network(), x).module(x))
+    save_pt2(given, tmp_path / "n.pt2")
+    assert torch.equal(module(x), torch.export.load(tmp_path / "n.pt2").module()(x))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from reparam import convert
 from reparam.capture import capture
 from reparam.engines import load_array, read_calibration
+from reparam.engines.calibration import BATCH, hold_out
 from reparam.errors import InputError
 from reparam.ir import Program
 from support.engine_nets import SHAPE, small
@@ -130,4 +136,53 @@ def test_images_without_known_preprocessing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds images, but how this network wants them is not known"):
         read_calibration(tmp_path, image_program())
     with pytest.raises(InputError, match="is not an image that can be read"):
+        read_calibration(tmp_path, image_program(), HOW)
+
+
+# ---- what is held out ------------------------------------------------------------------------------------------------
+
+
+@given(sizes=st.lists(st.integers(1, 13), min_size=1, max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_every_sample_is_calibrated_on_or_measured_on_and_none_is_both(sizes: list[int]) -> None:
+    program = convert(nn.Sequential(nn.Linear(1, 2)), torch.randn(2, 1)).program
+    numbers = torch.arange(float(sum(sizes)))[:, None]
+    kept, held = hold_out(program, [(v,) for v in numbers.split(sizes)])
+    seen, measured = ([float(n) for (v,) in part for n in v.flatten()] for part in (kept, held))
+    assert sorted([*seen, *measured]) == numbers.flatten().tolist()
+    assert len(measured) == (max(1, sum(sizes) // 5) if sum(sizes) > 1 else 0)
+    assert all(len(v) <= BATCH for part in (kept, held) for (v,) in part)
+
+
+def test_where_the_batch_is_fixed_whole_entries_are_held_out() -> None:
+    program = convert(nn.Sequential(nn.Linear(1, 2)), torch.randn(3, 1), dynamic=()).program
+    data = [(torch.full((3, 1), float(i)),) for i in range(6)]
+    kept, held = hold_out(program, data)
+    assert [float(v[0, 0]) for (v,) in kept] == [0, 1, 2, 3, 5] and [float(v[0, 0]) for (v,) in held] == [4]
+    assert hold_out(program, data[:1]) == (data[:1], [])
+
+
+@pytest.mark.parametrize("data", [torch.ones(3, 1), [torch.ones(3, 1)], [[1.0]], [[]], 3, "x.npy", [[None]]])
+def test_calibration_data_of_another_form_is_refused(data: Any) -> None:
+    program = convert(nn.Sequential(nn.Linear(1, 2)), torch.randn(2, 1)).program
+    with pytest.raises(InputError, match="calibration data are batches, each a list of 1 tensors"):
+        hold_out(program, data)
+
+
+def test_an_image_is_decoded_as_what_its_name_may_say(tmp_path: Path) -> None:
+    """Pillow would have a program of the system run an EPS file, which is a program itself."""
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (tmp_path / "a.png").write_text(text)
+    with pytest.raises(InputError, match=r"a\.png is not an image that can be read: cannot identify"):
+        read_calibration(tmp_path, image_program(), HOW)
+
+
+def test_a_large_image_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    def part(name: bytes, value: bytes) -> bytes:
+        return struct.pack(">I", len(value)) + name + value + struct.pack(">I", zlib.crc32(name + value))
+
+    head = struct.pack(">IIBBBBB", 8000, 8000, 8, 2, 0, 0, 0)
+    parts = part(b"IHDR", head) + part(b"IDAT", zlib.compress(bytes(8000))) + part(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    with pytest.raises(InputError, match="8000 x 8000 pixels; scale it down"):
         read_calibration(tmp_path, image_program(), HOW)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reparam.engines import BuildOptions, Built, Format, Port, Runnable, check_manifest, formats, manifest_path
 from reparam.engines.formats import all_formats, find_format, recognise
@@ -172,7 +176,7 @@ def test_a_side_file_cannot_be_named_in_another_folder(engine: Path, tmp_path: P
     outside = tmp_path.parent / "outside.data"
     outside.write_bytes(b"x")
     manifest_path(engine).write_text(json.dumps(row | {"side": {"../outside.data": sha256_of(outside)}}))
-    with pytest.raises(UnsafeFileError):
+    with pytest.raises(InputError, match="'side' is no list of files"):
         check_manifest(engine, SEALED, trust=False)
 
 
@@ -194,3 +198,54 @@ def test_the_hash_of_weights_sees_names_shapes_dtypes_and_values() -> None:
         {"d": torch.zeros(0)},
     )
     assert base not in {sha256_of_state(state | c) for c in changed}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = ("sha256", "side", "format", "build", "schema", "file", "verification")
+
+
+@given(key=st.sampled_from(KEYS), value=JSON, trust=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_a_manifest_of_any_content_is_taken_or_refused_in_one_sentence(key: str, value: Any, trust: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.sealed"
+        path.write_bytes(b"SEALED")
+        write_manifest(path, [], {"format": "sealed"})
+        row = json.loads(manifest_path(path).read_text())
+        manifest_path(path).write_text(json.dumps(row | {key: value}))
+        try:
+            check_manifest(path, SEALED, trust=trust)
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+@given(content=st.binary(max_size=40) | st.sampled_from([b"\xff\xfe{}", b"1e999", b"[" * 10**6, b"9" * 10**5]))
+@settings(max_examples=50, deadline=None)
+def test_a_manifest_of_any_bytes_is_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.sealed"
+        path.write_bytes(b"SEALED")
+        manifest_path(path).write_bytes(content)
+        with pytest.raises(InputError, match=r"is not a manifest|is empty"):
+            check_manifest(path, SEALED, trust=True)
+
+
+def test_a_manifest_that_is_no_ordinary_file_is_not_read(engine: Path) -> None:
+    manifest_path(engine).unlink()
+    os.mkfifo(manifest_path(engine))
+    with pytest.raises(InputError, match="is not an ordinary file"):
+        check_manifest(engine, SEALED, trust=False)
+
+
+@pytest.mark.parametrize("name", ["pipe", "nul\0", "folder", "missing", "empty", "x" * 5000])
+def test_what_is_no_file_is_of_no_format(name: str, tmp_path: Path) -> None:
+    """Nothing is waited for, and whoever reads the file next says what is wrong with it."""
+    if name == "pipe":
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").touch()
+    assert recognise(tmp_path / name) is None

@@ -26,8 +26,9 @@ from reparam.engines.onnx import (
     storage,
     write_model,
 )
+from reparam.engines.onnx.limits import tensors_in
 from reparam.engines.onnx.runtime import precision_of
-from reparam.engines.onnx.storage import side_files, tensors_in
+from reparam.engines.onnx.storage import side_files
 from reparam.engines.precision import with_wide_ports
 from reparam.errors import InputError, MachineError, UnsafeFileError
 from support.engine_nets import SHAPE, every, small

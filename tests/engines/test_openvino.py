@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +94,25 @@ def test_low_precision(tmp_path: Path, precision: str, weights: str, least: floa
     assert engine is not None
     assert engine.precision == weights
     assert [p.dtype for p in (*engine.inputs, *engine.outputs)] == ["float32", "float32"]
+    if precision == "int8":
+        assert "CPU, computed in int8" in engine.runtime
     assert "CPU, computed in" in engine.runtime
+
+
+def test_who_compiles_a_model_elsewhere_is_told_the_precision(tmp_path: Path) -> None:
+    """OpenVINO has bfloat16 as its default where the CPU has it, and no model can carry another wish."""
+    import openvino
+
+    made = build(small(), tmp_path / "net.xml")
+    row = read_manifest(made.path)
+    assert row is not None and row["build"]["compile_with"] == {"INFERENCE_PRECISION_HINT": "f32"}
+    assert "in bfloat16 on CPUs with AMX" in row["build"]["warning"]
+    assert row["build"]["warning"] in [r.message for r in made.report.remarks]
+    compiled = openvino.Core().compile_model(made.path, "CPU", row["build"]["compile_with"])
+    values = torch.rand(SHAPE)
+    engine = open_engine(made.path)
+    assert engine is not None and "computed in float32" in engine.runtime
+    assert torch.equal(torch.from_numpy(compiled([values.numpy()])[0]), engine.run([values])[0])
 
 
 def test_bfloat16_inputs_and_outputs(tmp_path: Path) -> None:
@@ -168,6 +188,10 @@ def test_missing_and_damaged_files_are_one_sentence(copied: Path) -> None:
     copied.write_text(text[: len(text) // 2])
     with pytest.raises(InputError, match="is damaged or no model of OpenVINO"):
         open_engine(copied)
+    copied.write_bytes(text.encode().replace(b'"opset1"', b'"\xff\x9b"'))
+    with pytest.raises(InputError, match=r"is damaged or no model of OpenVINO.*unsupported opset") as refused:
+        open_engine(copied)
+    assert str(refused.value).isprintable()
 
 
 def test_inputs_that_do_not_fit(exported: Exported) -> None:
@@ -192,3 +216,29 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MachineError, match=r"needs openvino, which is missing; pip install 'reparam\[openvino\]'"):
         find_format("openvino").require()
     assert not find_format("openvino").probe().can_run
+
+
+PRESSED = """
+import gc, pathlib, signal, sys, torch
+from reparam.compare import open_engine
+path = pathlib.Path(sys.argv[1])
+first, second = open_engine(path), open_engine(path)
+for engine in (first, second):
+    engine.run([torch.rand(2, 3, 16, 16)])
+del engine, first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_is_an_interruption_after_two_models_whose_lives_overlapped(exported: Exported) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRESSED, exported.path], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reparam.errors import InputError, UnsafeFileError
 from reparam.load import build_architecture, load_model, randomize_statistics
-from reparam.load.checkpoint import check_finite, load_checkpoint
+from reparam.load.checkpoint import load_checkpoint
 
 SPEC = "timm/test_resnet"
 
@@ -233,9 +233,6 @@ def test_weights_that_are_not_finite_are_refused(value: float, state, tmp_path: 
         InputError, match=r"bad\.pt has NaN or infinite values in 'layer1\.0\.conv1\.weight' \(1 of \d+"
     ):
         load_model(_saved(bad, tmp_path / "bad.pt"), arch=SPEC)
-    check_finite(state)
-    with pytest.raises(InputError, match="has no values for 'w'"):
-        check_finite({"w": torch.empty(1, device="meta")})
 
 
 class Touch:
@@ -347,7 +344,7 @@ def tar_bytes() -> bytes:
         ("a.pt2", zip_bytes("a/archive_format", "a/data/aotinductor/model.so"), "is a compiled library"),
         ("a.pt", zip_bytes("a/data.pkl", "a/data.pkl2", "b/version"), "leaves its folder"),
         ("a.pt", saved_bytes([1, 2]), "holds a list, not weights"),
-        ("a.pt", saved_bytes(torch.ones(2)), "holds a Tensor, not weights"),
+        ("a.pt", saved_bytes(torch.ones(2)), "holds a torch.Tensor, not weights"),
         ("a.pt", saved_bytes({"optimizer": {}, "epoch": 3}), "holds no state dict; its entries are optimizer, epoch"),
         ("a.pt", saved_bytes({}), "holds no state dict; its entries are none"),
         ("a.safetensors", b"garbage garbage", "its header is damaged"),

@@ -363,3 +363,8 @@ def test_names_of_tensors_are_plain(tmp_path: Path) -> None:
         refused(tmp_path / "x.pt", "has a tensor whose name")
     torch.save({"слой.0 x->y": torch.ones(1)}, tmp_path / "x.pt")
     assert list(load_checkpoint(tmp_path / "x.pt").state) == ["слой.0 x->y"]
+
+
+def test_a_message_of_torch_that_is_no_text(tmp_path: Path) -> None:
+    """torch quotes the version as it is, which then cannot be made a text."""
+    refused(changed(tmp_path / "net.pt", record("version", b"\xff\xff")), "net.pt is damaged: ")

@@ -84,7 +84,7 @@ class Listing(Format):
         return Built()
 
     def load(self, path):
-        raise NotImplementedError(path)
+        raise NotImplementedError(path)  # a listing is read by people
 
 
 FORMAT = Listing()

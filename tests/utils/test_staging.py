@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,6 +269,62 @@ def test_a_list_of_moves_that_leads_outside_is_not_followed(name: str, tmp_path:
     (gone / "moves.json").write_text(json.dumps({"moves": [[name, stamp], ["inside", [0, 0, 0, 0]]], "made": []}))
     remove_leftovers(folder)
     assert outside.read_bytes() == b"kept" and not gone.exists()
+
+
+@pytest.mark.parametrize("link", ["place", "old", "deep"])
+def test_a_list_of_moves_follows_no_link(link: str, tmp_path: Path) -> None:
+    """A folder of somebody else's may hold links, a list of moves, and files to be put where the links lead."""
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    outside.mkdir()
+    (outside / "kept").write_bytes(b"kept")
+    gone = folder / leftover_name()
+    for part in ("new", "old/sub"):
+        (gone / part).mkdir(parents=True)
+    (gone / "new" / "other").write_bytes(b"")
+    (gone / "old" / "sub" / "brought").write_bytes(b"brought")
+    name = "sub/brought" if link == "place" else "sub/kept"
+    if link == "place":
+        (folder / "sub").symlink_to(outside)
+    else:
+        (folder / "sub").mkdir()
+        shutil.rmtree(gone / ("old" if link == "old" else "old/sub"))
+        (gone / ("old" if link == "old" else "old/sub")).symlink_to(outside)
+        if link == "old":
+            (outside / "sub").mkdir()
+            (outside / "sub" / "kept").write_bytes(b"kept")
+    plan = {"moves": [[name, [0, 0, 0, 0]], ["other", [0, 0, 0, 0]]], "made": []}
+    (gone / "moves.json").write_text(json.dumps(plan))
+    before = contents(outside)
+    remove_leftovers(folder)
+    assert contents(outside) == before and not gone.exists()
+    assert not (folder / "sub" / "kept").is_file() or link == "place"
+
+
+UNREADABLE = (
+    '{"moves": [["a", [1e999]]], "made": []}',
+    '{"moves": [["a", [1]]], "made": ["\\ud800"]}',
+    '{"moves": [["a", "9"]], ',
+    "[" * 100_000,
+)
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_a_list_of_moves_that_cannot_be_read_is_none(text: str, tmp_path: Path) -> None:
+    gone = tmp_path / leftover_name()
+    (gone / "new").mkdir(parents=True)
+    (gone / "new" / "a").touch()
+    (gone / "moves.json").write_text(text)
+    remove_leftovers(tmp_path)
+    assert not gone.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_a_list_of_moves_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    gone = tmp_path / leftover_name()
+    gone.mkdir()
+    os.mkfifo(gone / "moves.json")
+    remove_leftovers(tmp_path)
+    assert not gone.exists()
 
 
 def leftover_name() -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import keyword
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from reparam.errors import InputError
+from reparam.utils import one_line
 
 WIDTH = 120
 ATOM, UNARY, PRODUCT, SUM, BOTH, EITHER, COMPARE = 10, 8, 7, 6, 5, 4, 3
@@ -57,11 +59,11 @@ def literal(value: Any) -> Expr:
     if isinstance(value, (int, float)):
         return _number(value)
     if isinstance(value, str):
-        return Expr(json.dumps(value, ensure_ascii=False))
+        return Expr(quoted(value))
     if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
         return Expr(str(value))
     if isinstance(value, torch.device):
-        return Expr(f'torch.device("{value}")')
+        return Expr(f"torch.device({quoted(str(value))})")
     if isinstance(value, complex):
         return Expr(f"complex({literal(value.real).text}, {literal(value.imag).text})")
     raise InputError(f"the graph has a constant of type {type(value).__name__}, which has no spelling as Python source")
@@ -99,8 +101,47 @@ def path_text(root: str, path: str) -> str:
         elif part.isdecimal() and str(int(part)) == part:
             result += f"[{part}]"
         else:
-            result += f"[{json.dumps(part)}]"
+            result += f"[{quoted(part)}]"
     return result
+
+
+# ---- texts ------------------------------------------------------------------------------------------------------
+
+
+def quoted(text: str) -> str:
+    """A text as a Python literal, in double quotes and ASCII. This is the one place where texts become source."""
+    written = f'"{"".join(map(_escaped, text))}"'
+    assert ast.literal_eval(written) == text
+    return written
+
+
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
+
+
+def _escaped(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    if " " <= character <= "~":
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def plain_text(text: str) -> str:
+    """One line of printable ASCII; everything else is spelled out."""
+    return one_line(text).encode("ascii", "backslashreplace").decode("ascii")
+
+
+def comment(text: str) -> str:
+    """A comment of one line, whatever `text` holds. This is the one place where texts become comments."""
+    return f"# {plain_text(text)}".rstrip()[: WIDTH - 8]
+
+
+def docstring(text: str, indent: int) -> list[str]:
+    """The lines of a docstring, folded."""
+    inside = plain_text(text).replace("\\", "\\\\").replace('"', '\\"')
+    lines = textwrap.wrap(f'"""{inside}', WIDTH - 4 - indent, break_long_words=False, break_on_hyphens=False)
+    return [f"{' ' * indent}{line}" for line in (*lines[:-1], f'{lines[-1]}"""')]
 
 
 # ---- folding -----------------------------------------------------------------------------------------------------
@@ -148,7 +189,7 @@ def split_commas(text: str) -> list[str]:
 def fold(text: str, indent: int = 0) -> list[str]:
     """`text` as one line, or folded at its last brackets (a `def` at its first) until every line fits."""
     pad = " " * indent
-    if indent + len(text) <= WIDTH:
+    if indent + len(text) <= WIDTH or text.startswith("#"):
         return [pad + text]
     pairs = [p for p in _brackets(text) if p[1] > p[0] + 1]
     if not pairs:

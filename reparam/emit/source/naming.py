@@ -24,6 +24,7 @@ _BAKED = (
     (re.compile(r"^(.+)\.parametrizations\.(\w+)\.original\d*$"), r"\1.\2"),
     (re.compile(r"^(.+\.weight)_(?:v|g|orig)$"), r"\1"),
 )
+MODULE_ATTRIBUTES = frozenset(dir(nn.Module()))  # such as forward; no layer can have these names
 _CHAIN_METHODS = frozenset(dir(nn.Sequential())) | {"add"}
 
 
@@ -127,6 +128,7 @@ class _Names:
 
     def claim(self, wanted: str) -> str:
         """`wanted`, or the first free one of a.b_1, a.b_2, ...; of a_1.b, a_2.b, ... where `a` is a module."""
+        wanted = ".".join(f"{part}_" if part in MODULE_ATTRIBUTES else part for part in wanted.split("."))
         parent, _, leaf = wanted.rpartition(".")
         name, serial = wanted, 0
         while not self.free(name):
@@ -208,6 +210,8 @@ def _name_leaves(naming: Naming, live: Sequence[fx.Node], forms: Mapping[fx.Node
     for path, nodes in at.items():
         form = forms.get(nodes[0])
         if not path or path in inner or form is None or form.slots or not taken.free(path):
+            continue
+        if not MODULE_ATTRIBUTES.isdisjoint(path.split(".")):
             continue
         texts = {f.text() if (f := forms.get(n)) is not None else "" for n in nodes}
         if texts == {form.text()}:

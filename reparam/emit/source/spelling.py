@@ -16,6 +16,9 @@ from torch import fx
 from .expressions import PRODUCT, SUM, UNARY, Expr, Ref, call_text, infix, literal, tuple_text
 from .modules import flattens_batch, numbers
 
+# What written source calls on values, and by names of torch. The makers of spellers add theirs; `gate` reads both.
+METHODS = {"to", "reshape", "flatten", "clone", "contiguous"}
+FUNCTIONS = {"torch.einsum", "F.interpolate", "F.batch_norm", "F.instance_norm", "F.relu6", "F.embedding"}
 _LAST = 2**62  # a slice's end beyond this means "to the end"
 
 
@@ -93,6 +96,7 @@ def infix_speller(symbol: str, *, swapped: bool = False) -> Speller:
 
 def method(name: str, *positional: str, spread: bool = False) -> Speller:
     """`x.name(a, key=b)`. spread: the one positional list is written as separate arguments."""
+    METHODS.add(name)
 
     def spelling(context: Context, node: fx.Node, args: Mapping[str, Any]) -> Expr | None:
         (first, x), *_ = args.items()
@@ -109,6 +113,7 @@ def method(name: str, *positional: str, spread: bool = False) -> Speller:
 
 def function(name: str, *positional: str) -> Speller:
     """`name(a, key=b)`, with the arguments `positional` first."""
+    FUNCTIONS.add(name)
 
     def spelling(context: Context, node: fx.Node, args: Mapping[str, Any]) -> Expr | None:
         texts = [value(context, args[key]).text for key in positional]
@@ -121,6 +126,7 @@ def function(name: str, *positional: str) -> Speller:
 
 def windowed(name: str, *positional: str) -> Speller:
     """A function whose remaining arguments are geometry: [2, 2] reads as 2."""
+    FUNCTIONS.add(name)
 
     def spelling(context: Context, node: fx.Node, args: Mapping[str, Any]) -> Expr | None:
         keywords = _rest(context, node, args, positional)
@@ -151,6 +157,7 @@ _DEFAULTS = {
 
 def sized(name: str, *positional: str) -> Speller:
     """A function whose lists read as tuples: F.layer_norm(x, (192,), eps=1e-06)."""
+    FUNCTIONS.add(name)
 
     def spelling(context: Context, node: fx.Node, args: Mapping[str, Any]) -> Expr | None:
         texts = [_tidy(context, args[key]) for key in positional]
@@ -244,6 +251,9 @@ def spell_einsum(context: Context, node: fx.Node, args: Mapping[str, Any]) -> Ex
 
 
 def dropout(name: str) -> Speller:
+    """A dropout that is off in evaluation mode."""
+    FUNCTIONS.add(name)
+
     def spelling(context: Context, node: fx.Node, args: Mapping[str, Any]) -> Expr | None:
         if args["train"]:
             return None

@@ -17,6 +17,7 @@ from reparam.utils import SOURCE_FILES, refuse_existing, together, writing
 
 from .class_text import source_text
 from .expressions import is_name
+from .gate import check_source
 from .naming import Naming, live_nodes, plan_layout
 from .statements import RESERVED
 
@@ -41,6 +42,7 @@ def write_source(
     live = live_nodes(program)
     naming = plan_layout(program, live)
     text = source_text(program, live, naming, class_name, note)
+    check_source(text, class_name)
     tensors = state_dict(program, naming)
     _write_both(folder, text, tensors, force=force)
     return folder / SOURCE_FILES[0], folder / SOURCE_FILES[1]

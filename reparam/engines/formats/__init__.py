@@ -14,7 +14,7 @@ from pathlib import Path
 
 from reparam.engines.format import Format
 from reparam.errors import InputError
-from reparam.utils import plugins
+from reparam.utils import opened, plugins
 
 
 @functools.cache
@@ -35,8 +35,8 @@ def find_format(name: str) -> Format:
 def recognise(path: Path) -> Format | None:
     """The format of a file, by its content; None when it is none of them, or cannot be read."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             head = file.read(512)
-    except OSError:
+    except (InputError, OSError):  # its reader says what is wrong with it
         return None
     return next((f for f in all_formats().values() if f.recognises(path, head)), None)

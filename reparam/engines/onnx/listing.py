@@ -25,7 +25,10 @@ def onnx_calls(model: onnx.ModelProto) -> list[ListedCall]:
     """The nodes of the graph in order, those that compute with weights or sizes alone left out."""
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+    except Exception:  # operators that onnx does not know: what the file says of its values is all there is
+        inferred = model
     values = (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info)
     shapes = {v.name: _shape(v) for v in values}
     weights = {t.name: t for t in model.graph.initializer}

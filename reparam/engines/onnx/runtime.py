@@ -6,6 +6,7 @@ runtime says so.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ from reparam.engines.format import Port, Runnable
 from reparam.errors import InputError, MachineError
 from reparam.utils import first_line
 
-from .storage import read_model, tensors_in
+from .limits import has_loops, tensors_in
+from .storage import ONE_FILE, external_size, read_file, read_model, side_files
 
 if TYPE_CHECKING:
     import onnx
@@ -36,6 +38,7 @@ _TYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+LONGEST = 8  # seconds for one run of a graph with loops
 _QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"})
 
 
@@ -46,13 +49,22 @@ class OnnxRunnable(Runnable):
 
     def __init__(self, path: Path, model: onnx.ModelProto | None = None) -> None:
         self.path = path
-        stored = read_model(path, weights=False) if model is None else model
-        self.precision = precision_of(stored)
-        widened = model is None and _has_bfloat16(stored)
-        if widened:
-            model = widen(read_model(path))
-        self.model = model
-        self.session = _session(path, model)
+        content: bytes | None = None
+        if model is None:
+            stored, content = read_file(path, weights=False)
+            widened = _has_bfloat16(stored)
+            if widened or 0 < external_size(stored, path) < ONE_FILE:  # what was checked runs, not what is there later
+                model = read_model(path)
+            if widened:
+                assert model is not None
+                widen(model)
+        else:
+            stored, widened = model, False
+        self.precision, self._limited = precision_of(stored), has_loops(stored)
+        large = model is None and bool(side_files(stored))
+        self.model = model if widened or content is None else None
+        del stored
+        self.session = _session(path, model, content=None if large else content)
         note = ", bfloat16 weights, computed in float32" if widened else ""
         self.runtime = f"onnxruntime {_version()} (CPU{note})"
         self.inputs = tuple(_port(v) for v in self.session.get_inputs())
@@ -60,7 +72,7 @@ class OnnxRunnable(Runnable):
 
     def run(self, values: Sequence[Tensor]) -> list[Tensor]:
         """See `Runnable.run`."""
-        return _run(self.session, self.inputs, values, self.path.name)
+        return _run(self.session, self.inputs, values, self.path.name, limited=self._limited)
 
     def trace(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Every floating value of the graph, computed without fusions."""
@@ -69,7 +81,8 @@ class OnnxRunnable(Runnable):
         given = {o.name for o in model.graph.output}
         names = [name for node in model.graph.node for name in node.output if name and name not in given]
         model.graph.output.extend(type(model.graph.output[0])(name=n) for n in names)
-        found = _run(_session(self.path, model, fuse=False), self.inputs, values, self.path.name)
+        session = _session(self.path, model, fuse=False)
+        found = _run(session, self.inputs, values, self.path.name, limited=self._limited)
         return [v for v in found if v.is_floating_point()]
 
     def calls(self) -> list[ListedCall] | None:
@@ -144,8 +157,11 @@ def _version() -> str:
     return str(onnxruntime.__version__)
 
 
-def _session(path: Path, model: onnx.ModelProto | None, *, fuse: bool = True) -> Any:
-    """A session on one thread for each of torch's, which then compute the same sums in the same order every time."""
+def _session(path: Path, model: onnx.ModelProto | None, *, fuse: bool = True, content: bytes | None = None) -> Any:
+    """A session on one thread for each of torch's, which then compute the same sums in the same order every time.
+
+    Of the model, where there is one, else of the content of the file; by its path only where weights lie beside it.
+    """
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -156,7 +172,7 @@ def _session(path: Path, model: onnx.ModelProto | None, *, fuse: bool = True) ->
     options.log_severity_level = 4  # what is wrong is raised; what is only worth knowing stays away from the terminal
     if not fuse:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    source = str(path) if model is None else model.SerializeToString()
+    source = model.SerializeToString() if model is not None else content if content is not None else str(path)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -180,10 +196,26 @@ def _port(value: Any) -> Port:
     return Port(value.name, shape, dtype)
 
 
-def _run(session: Any, ports: Sequence[Port], values: Sequence[Tensor], name: str) -> list[Tensor]:
+def _run(
+    session: Any, ports: Sequence[Port], values: Sequence[Tensor], name: str, *, limited: bool = False
+) -> list[Tensor]:
+    """The outputs. limited: whether the run is given up after LONGEST seconds."""
+    import onnxruntime as ort
+
     feed = {p.name: v.detach().cpu().contiguous().numpy() for p, v in zip(ports, values, strict=True)}
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    clock = threading.Timer(LONGEST, setattr, (options, "terminate", True)) if limited else None
     try:
-        found = session.run(None, feed)
+        if clock is not None:
+            clock.daemon = True
+            clock.start()
+        found = session.run(None, feed, options)
     except Exception as error:
+        if options.terminate:
+            raise InputError(f"{name} has a loop that does not end within {LONGEST} seconds") from error
         raise InputError(f"{name} does not run on these inputs: {reason_of(error)}") from error
+    finally:
+        if clock is not None:
+            clock.cancel()
     return [torch.from_numpy(np.ascontiguousarray(v)) for v in found if isinstance(v, np.ndarray)]

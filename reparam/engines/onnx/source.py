@@ -27,6 +27,5 @@ def check_source(program: Program, options: BuildOptions, path: Path) -> dict[st
     That is all the evidence there is for an engine that cannot run on this machine. Raises NotEquivalentError.
     """
     quantised = options.precision == "int8"
-    data = options.calibration if quantised else ()
-    check = check_engine(program, program, OnnxRunnable(path), quantised=quantised, data=data)
+    check = check_engine(program, program, OnnxRunnable(path), quantised=quantised, data=options.held_out)
     return {"onnx_check": check.as_dict()}

@@ -1,0 +1,82 @@
+"""Kinds of tensors: those that networks compute with, and those that a file or a module may hold beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from reparam.errors import InputError
+from reparam.utils import describe_type, dtype_name
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
+_PLAIN = frozenset((*_FLOATS, *_COMPLEX, *_WHOLE, torch.bool))
+META = "a tensor without values"
+_LAYOUTS = {
+    torch.sparse_coo: "sparse",
+    torch.sparse_csr: "sparse",
+    torch.sparse_csc: "sparse",
+    torch.sparse_bsr: "sparse",
+    torch.sparse_bsc: "sparse",
+}
+
+
+def odd_kind(value: Any) -> str:
+    """What a value is that no network computes with: "a sparse tensor", "a str"; "" for an ordinary tensor."""
+    if not isinstance(value, Tensor):
+        return describe_type(value)
+    if is_uninitialised(value):
+        return "a tensor that was never initialised"
+    if value.is_nested:
+        return "a nested tensor"
+    if value.layout is not torch.strided:
+        return f"a {_LAYOUTS.get(value.layout, dtype_name(value.layout).lstrip('_'))} tensor"
+    if value.is_quantized:
+        return "a quantised tensor"
+    if torch.utils._python_dispatch.is_traceable_wrapper_subclass(value):
+        return f"a {type(value).__name__}"
+    if value.dtype not in _PLAIN:
+        return f"a {dtype_name(value.dtype)} tensor"
+    return META if value.is_meta else ""
+
+
+def is_uninitialised(value: Any) -> bool:
+    """Whether a tensor's shape is not known before its layer has run once."""
+    return isinstance(value, UninitializedParameter | UninitializedBuffer)
+
+
+def category(dtype: torch.dtype) -> str:
+    """`floating`, `complex`, `bool` or `integer`."""
+    if dtype.is_floating_point:
+        return "floating"
+    if dtype.is_complex:
+        return "complex"
+    return "bool" if dtype is torch.bool else "integer"
+
+
+def refuse_odd_tensors(values: Iterable[tuple[str, Any]], where: str) -> None:
+    """Raises InputError naming the first value of an odd kind. where: whose they are."""
+    for name, value in values:
+        if kind := odd_kind(value):
+            raise InputError(f"{where} has {_in_words(kind, name)}; {_advice(kind)}")
+
+
+def _in_words(kind: str, name: str) -> str:
+    if kind == META:
+        return f"no values for '{name}', only its shape"
+    return f"{kind} in '{name}', which no network takes"
+
+
+def _advice(kind: str) -> str:
+    if "initialised" in kind:
+        return "run the model once on an input first"
+    if kind == META:
+        return "save the real weights"
+    if "quantised" in kind:
+        return "give the network as it was before, and quantise it with export"
+    return "make it an ordinary tensor"

@@ -1,0 +1,93 @@
+"""Arguments of the public functions, checked before anything is done with them. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from reparam.errors import InputError, MachineError, ReparamError
+
+from .memory import is_out_of_memory
+from .text import describe_type, first_line
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LAST_SEED = 2**63 - 1
+
+
+def checked_call(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, with errors of ours for what it is called with, and for memory that runs out.
+
+    Arguments that it does not have, or that are missing, are an InputError that names those it has.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            names = [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
+            positional = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+            how = "; the model's inputs are given by position" if positional else ""
+            raise InputError(
+                f"{function.__name__}() {error}{how}; the keywords that it takes are {', '.join(names)}"
+            ) from None
+        try:
+            return function(*args, **kwargs)
+        except ReparamError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise MachineError(f"not enough memory ({first_line(error)})") from error
+            raise
+
+    return call
+
+
+def check_seed(seed: Any) -> None:
+    """Raises InputError unless `seed` is a whole number that a generator takes."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LAST_SEED:
+        raise InputError(f"the seed {str(seed)[:40]} is not a whole number from 0 to 2**63 - 1")
+
+
+def check_callable(value: Any, name: str) -> None:
+    """Raises InputError unless `value` is None or can be called."""
+    if value is not None and not callable(value):
+        raise InputError(f"{name} is {describe_type(value)}, not a function")
+
+
+def as_path(value: Any, what: str) -> Path:
+    """The path that a caller or a command line names. what: of it, such as "the output".
+
+    Raises InputError for what names no path: an empty text, a NUL, characters that file names cannot have.
+    """
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        raise InputError(f"{what} is {describe_type(value)}, not a path") from None
+    if isinstance(text, bytes):
+        text = os.fsdecode(text)
+    if not text:
+        raise InputError(f"{what} has no name; name a file")
+    if complaint := path_complaint(text):
+        raise InputError(f"{what} {text[:60]!r} {complaint}; name another file")
+    return Path(text)
+
+
+def path_complaint(text: str) -> str:
+    """Why no file can have this path; "" where one can."""
+    if "\0" in text:
+        return "has a NUL in its name"
+    try:
+        os.fsencode(text)
+    except UnicodeError:
+        return "has characters that file names cannot have here"
+    if any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
+        return "has a name of more than 255 bytes"
+    return ""

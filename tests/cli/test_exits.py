@@ -1,0 +1,221 @@
+"""The code of a model that ends the process: never exit code 0 without the work done, and never a word of equality."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import reparam
+from reparam.errors import CaptureError, InputError
+from reparam.load import load_model
+from support.cli_helpers import files, prepare_folder, refuse, run
+
+NETS = """
+import atexit, os, sys
+import torch
+from torch import nn
+
+class Odd(BaseException):
+    pass
+
+class Net(nn.Module):
+    input_shapes = ((4,),)
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x)
+
+class InForward(Net):
+    def forward(self, x):
+        {end}
+        return self.layer(x)
+
+class InEval(Net):
+    def eval(self):
+        {end}
+
+class InShapes(Net):
+    @property
+    def input_shapes(self):
+        {end}
+
+class InStateDict(Net):
+    def state_dict(self, *words, **options):
+        {end}
+
+def in_factory():
+    {end}
+"""
+IMPORTED = "import os, sys\nfrom good import Odd\n{end}\n"
+ENDS = (
+    "sys.exit(0)",
+    "sys.exit()",
+    "quit()",
+    "os._exit(0)",
+    "raise KeyboardInterrupt",
+    "raise GeneratorExit",
+    "raise Odd",
+)
+WORDS = {
+    "import": ["convert", "--arch", "imported:make"],
+    "factory": ["convert", "--arch", "ends:in_factory"],
+    "eval": ["convert", "--arch", "ends:InEval"],
+    "shapes": ["convert", "--arch", "ends:InShapes"],
+    "state dict": ["convert", "net.pt", "--arch", "ends:InStateDict"],
+    "forward": ["convert", "net.pt", "--arch", "ends:InForward"],
+    "explain": ["explain", "net.pt", "--arch", "ends:InForward"],
+    "export": ["export", "net.pt", "--arch", "ends:InForward", "--format", "onnx"],
+    "diff": ["diff", "net.pt", "net.pt", "--arch-a", "good:Net", "--arch-b", "ends:InForward"],
+    "verify": ["verify", "net.pt", "net.pt", "--arch-a", "good:Net", "--arch-b", "ends:InForward"],
+    "source": ["verify", "net.pt", "source", "--arch-a", "good:Net", "--trust"],
+    "run": ["run", "net.pt", "--arch", "ends:InForward", "-i", "x.npy", "-o", "y.npy"],
+    "bench": ["bench", "net.pt", "--arch", "ends:InForward"],
+    "module": ["convert", "module.pt", "--trust", "--input-shape", "4"],
+}
+
+
+def write(folder: Path, end: str) -> None:
+    """The modules whose code ends by `end`, and a sound one."""
+    import numpy as np
+
+    (folder / "good.py").write_text(NETS.format(end="pass"))
+    (folder / "ends.py").write_text(NETS.format(end=end))
+    (folder / "imported.py").write_text(IMPORTED.format(end=end))
+    (folder / "source").mkdir(exist_ok=True)
+    (folder / "source" / "model.py").write_text(IMPORTED.format(end=end))
+    torch.save({"layer.weight": torch.eye(4), "layer.bias": torch.zeros(4)}, folder / "net.pt")
+    np.save(folder / "x.npy", np.ones((1, 4), np.float32))
+    for name in ("good", "ends", "imported"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An own working folder, which is importable, and a keyboard that interrupts."""
+    monkeypatch.syspath_prepend(tmp_path)
+    return prepare_folder(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_wherever_the_code_ends_the_process_exit_code_2_names_the_line(end: str, folder: Path) -> None:
+    write(folder, end)
+    import ends
+
+    torch.save(ends.InForward(), folder / "module.pt")
+    before = files(folder)
+    for place, words in WORDS.items():
+        result = run(*words)
+        assert result.exit_code == 2, (place, result.stderr)
+        assert result.stdout == "" and files(folder) == before, place
+        sentence = result.stderr.splitlines()[-1]
+        assert "was ended by" in sentence and f"`{end}`" in sentence, (place, sentence)
+        assert any(f"{file}:" in sentence for file in ("ends.py", "imported.py", "source/model.py"))
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_python_api_says_the_same(end: str, folder: Path) -> None:
+    write(folder, end)
+    import ends
+
+    x = torch.ones(1, 4)
+    for work in (
+        lambda: reparam.convert(ends.InForward(), x),
+        lambda: reparam.explain(ends.InForward(), x),
+        lambda: reparam.export(ends.InForward(), x, path=folder / "net.onnx"),
+        lambda: reparam.verify(ends.Net(), ends.InForward(), x),
+    ):
+        with pytest.raises(CaptureError, match=r"capturing InForward was ended by .* at ends\.py:\d+ in forward"):
+            work()
+    with pytest.raises(InputError, match=r"building ends:in_factory was ended by"):
+        load_model(None, arch="ends:in_factory")
+
+
+@pytest.mark.parametrize("last", ["atexit.register(lambda: os._exit(0))", "atexit.register(sys.exit, 0)"])
+def test_what_is_left_for_the_end_does_not_change_the_exit_code(last: str, folder: Path) -> None:
+    write(folder, f"{last}; raise ValueError('of the net')")
+    done = subprocess.run(
+        [sys.executable, "-m", "reparam", "convert", "--arch", "ends:in_factory"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "could not be built (ValueError: of the net)" in done.stderr
+
+
+def test_the_process_itself_is_ended_by_nobody(folder: Path) -> None:
+    write(folder, "os._exit(0)")
+    for place in ("import", "factory", "forward", "verify"):
+        done = subprocess.run(
+            [sys.executable, "-m", "reparam", *WORDS[place]], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2 and "os._exit(0) at" in done.stderr, done.stderr
+
+
+CHILD = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from reparam.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("handler", ["raise", "sys.exit(0)", "os._exit(0)", "raise ValueError('no')"])
+def test_a_signal_is_one_whatever_the_code_makes_of_it(number: signal.Signals, handler: str, folder: Path) -> None:
+    body = f"""
+import os, sys, time
+from good import Net
+
+def make():
+    try:
+        print("building", file=sys.stderr, flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        {handler}
+    return Net()
+"""
+    write(folder, "pass")
+    (folder / "slow.py").write_text(body)
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, "convert", "--arch", "slow:make"], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None and process.stderr.readline() == "building\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert err.endswith("ed, nothing was written\n")
+
+
+def test_an_operator_of_others_that_ends_the_process(folder: Path) -> None:
+    """Its shape is known to the capture, and its code runs in the checks alone."""
+
+    @torch.library.custom_op("exits_test::leaves", mutates_args=())
+    def leaves(x: torch.Tensor) -> torch.Tensor:
+        os._exit(0)
+
+    @leaves.register_fake
+    def _(x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.exits_test.leaves(x)
+
+    with pytest.raises(InputError, match=r"running Net was ended by os\._exit\(0\) at .*test_exits\.py"):
+        reparam.convert(Net(), torch.ones(2, 3))
+    with pytest.raises(InputError, match=r"was ended by os\._exit"):
+        reparam.verify(Net(), Net(), torch.ones(2, 3))
+
+
+def test_an_exit_of_the_command_itself_is_none_of_these() -> None:
+    assert run("--version").exit_code == run("convert", "--help").exit_code == run("--help").exit_code == 0
+    assert "nothing to convert" in refuse(2, "convert")
