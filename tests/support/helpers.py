@@ -217,7 +217,7 @@ def graph_text(program: Program) -> str:
     Convolutions show kernel, stride (s), groups (g) and dilation (d), not their weights; other weights are `w`.
 
     A rewrite changes which calls there are, and that fits on one line. `text_of` has a line for each call, with the
-    names of the weights, all shapes and modules: five lines for relu(conv3x3(x) + x), of which most say nothing about the
+    names of the weights, all shapes and modules: five lines for relu(conv3x3(x) + x), which say little more about the
     rewrite, and change with every name that a rule gives to a weight. It is for people and has tests of its own.
     """
     shown: dict[fx.Node, str] = {}
