@@ -34,7 +34,13 @@ class Moment:
     pays: bool = False
 
 
-FUSED = {"clean": Moment(), "fold": Moment(also=("clean",)), "late": Moment(), "sums": Moment()}
+FUSED = {
+    "clean": Moment(),
+    "fold": Moment(also=("clean",)),
+    "shrink": Moment(),
+    "late": Moment(),
+    "sums": Moment(),
+}
 PLAIN = {"plain": Moment(pays=True)}
 EXPORT = {"equalize": Moment()}
 PHASES: Mapping[str, Moment] = FUSED | PLAIN | EXPORT

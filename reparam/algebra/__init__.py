@@ -5,7 +5,7 @@ and added. It works on one program at a time and knows nothing of rules.
 from .branch_term import Branch, Link, Term, add_terms, branches_to, build_term, fit
 from .channel_affine import Affine, Pair, along, compress, read_affine, write_affine
 from .fold_affine import AffinePlan, build_fold, plan_fold
-from .kernels import average_kernel, column, dirac, expand_groups, scale_outputs
+from .kernels import average_kernel, batch_norm_affine, column, dirac, expand_groups, scale_outputs
 from .layer import Layer, conv_call, read_layer, weights, write_layer
 from .propagate_backward import backward
 from .propagate_forward import forward, forward_all
@@ -39,6 +39,7 @@ __all__ = [
     "along",
     "average_kernel",
     "backward",
+    "batch_norm_affine",
     "branches_to",
     "build_fold",
     "build_term",

@@ -59,12 +59,17 @@ class Layer:
         return 1 if self.kind != "linear" else len(shape_of(self.node)) - 1
 
     @property
+    def in_axis(self) -> int:
+        """The axis of the input that holds its channels."""
+        return 1 if self.kind != "linear" else len(shape_of(self.x)) - 1
+
+    @property
     def out_channels(self) -> int:
         return shape_of(self.node)[self.axis]
 
     @property
     def in_channels(self) -> int:
-        return shape_of(self.x)[1 if self.kind != "linear" else -1]
+        return shape_of(self.x)[self.in_axis]
 
     @property
     def pointwise(self) -> bool:

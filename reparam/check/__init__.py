@@ -2,6 +2,7 @@
 Everything is compared in float64 against a bound that comes from the arithmetic, then once more in the emitted dtype.
 """
 
+from .claim_check import Claim, Slot, check_claims
 from .exactness import LostDigitsError
 from .judge import Judge
 from .network_check import NetworkEvidence, PathError, Round, check_emitted, check_float64, depth_limit, not_finite_in
@@ -10,6 +11,7 @@ from .region import Region, find_region
 from .rewrite_check import Evidence, check_region
 
 __all__ = [
+    "Claim",
     "ErrorSums",
     "Evidence",
     "Judge",
@@ -19,6 +21,8 @@ __all__ = [
     "PathError",
     "Region",
     "Round",
+    "Slot",
+    "check_claims",
     "check_emitted",
     "check_float64",
     "check_region",

@@ -59,8 +59,10 @@ def _reads_more(node: fx.Node, is_input: Callable[[fx.Node], bool]) -> bool:
     return any(n.op == "placeholder" for n in upstream([node], is_input))
 
 
-def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) -> Region:
+def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node], *, drops: bool = False) -> Region:
     """The region of a rewrite: from the old values that the new nodes read to the replaced ones.
+
+    drops: the new values may do without inputs of the network that the old ones read.
 
     Raises RuleError when the old values depend on something that the new ones do not read.
     """
@@ -84,7 +86,11 @@ def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) 
         stop |= set(shapes)
     before, after = upstream(replace.keys(), is_input), upstream(replace.values(), is_input)
     dropped = next((n for n in before if n.op == "placeholder"), None)
-    if dropped is not None:
+    if dropped is not None and drops:
+        unread = [n for n in before if n.op == "placeholder"]
+        inputs |= dict.fromkeys(unread)
+        before = [n for n in before if n not in unread]
+    elif dropped is not None:
         raise RuleError(
             f"the rewrite dropped an input: the old value depends on '{dropped.name}', the new one does not"
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import fx
 
-from reparam.check import Evidence, Region, check_region, find_region
+from reparam.check import Claim, Evidence, Region, check_claims, check_region, find_region
 from reparam.errors import RuleError
 from reparam.ir import Program, Refusal, batch_one, module_of, node_macs, ranges_of
 from reparam.report import Remark
@@ -166,7 +166,7 @@ class Driver:
         return self._judge(rule, node, rewrite, created)
 
     def _judge(self, rule: Rule[Any], node: fx.Node, rewrite: Rewrite, created: list[fx.Node]) -> list[fx.Node] | None:
-        region = find_region(rewrite.replace, created)
+        region = find_region(rewrite.replace, created, drops=bool(rewrite.claims))
         dying = _dying(region)
         macs, params = self._price(dying, created)
         if macs > 0 and not self._pays:
@@ -174,7 +174,7 @@ class Driver:
             reason = f"it would add {macs:,} multiply-accumulates ({rewrite.message})"
             self._miss(rule, node, Refusal(reason, node, "a target that accepts the cost does it"))
             return None
-        evidence = self._check(region)
+        evidence = self._check(region, rewrite.claims, created)
         if not evidence.ok:
             self._rollback(created)
             self.outcome.rejected += 1
@@ -186,10 +186,18 @@ class Driver:
         self._accept(rule, node, rewrite, evidence, macs, params)
         return self._commit(rewrite, region, created)
 
-    def _check(self, region: Region) -> Evidence:
+    def _check(self, region: Region, claims: Sequence[Claim], created: Sequence[fx.Node]) -> Evidence:
         start = time.perf_counter()
         self._seed += 1
-        evidence = check_region(self.program, region, ranges_of(self.program), self._seed)
+        ranges = ranges_of(self.program)
+        if claims:
+            told = {n for c in claims for n in c.new}
+            lone = next((n for n in created if n.op == "call_function" and n not in told), None)
+            if lone is not None:
+                raise RuleError(f"the rewrite made '{lone.name}' and says nothing of it")
+            evidence = check_claims(self.program, claims, ranges, self._seed)
+        else:
+            evidence = check_region(self.program, region, ranges, self._seed)
         self.outcome.seconds_checking += time.perf_counter() - start
         return evidence
 
@@ -210,6 +218,9 @@ class Driver:
         self.outcome.kinds[evidence.kind] += 1
         module = module_of(node)
         self.outcome.remarks += [Remark("analysis", rule.name, module, node.name, fact) for fact in rewrite.facts]
+        self.outcome.remarks += [
+            Remark("analysis", rule.name, module_of(n), n.name, told) for n, told in rewrite.layers.items()
+        ]
         self.outcome.remarks.append(
             Remark(
                 kind="passed",

@@ -7,11 +7,12 @@ traversal, erasing, verification, rollback, the cost gate and the remarks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import fx
 
+from reparam.check import Claim
 from reparam.ir import Program, Refusal
 
 P = TypeVar("P")
@@ -67,15 +68,18 @@ class Rewrite:
     """What a rule made: for each old value its replacement, and one sentence for the remark.
 
     block: figures for the report's `blocks`. facts: sentences on what was assumed, for remarks of their own.
+    layers: sentences on single layers, for remarks at their places.
     notes: what the rule has to remember if the rewrite is accepted; the driver then puts them among the program's
-    notes.
+    notes. claims: for a rewrite of the whole network, what has to hold of each call; empty to check the region at once.
     """
 
     replace: Mapping[fx.Node, fx.Node]
     message: str
     block: Mapping[str, Any] | None = None
     facts: tuple[str, ...] = ()
+    layers: Mapping[fx.Node, str] = field(default_factory=dict)
     notes: tuple[object, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
 
 class Rule(Protocol[P]):

@@ -1,0 +1,10 @@
+"""The channels of a network's values: which are constants, equal, or read by nobody, and the network made of the rest.
+It decides and builds; the pass that uses it is `passes/shrink.py`.
+"""
+
+from .family import PAYS
+from .plan import facts_of, plan_channels
+from .rebuild import ChannelPlan, rebuild
+from .value import Channels
+
+__all__ = ["PAYS", "ChannelPlan", "Channels", "facts_of", "plan_channels", "rebuild"]

@@ -1,0 +1,220 @@
+"""Operators that treat every channel by itself, all in the same way: pools, resizing, means, padding, norms.
+
+y_c = f(x_c):   equal channels give equal ones; a constant stays the constant where f is an average, a maximum or a
+                resizing, and everywhere where f normalises it away
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.algebra import batch_norm_affine
+from reparam.ir import AVG_POOLS, MAX_POOLS, PADS, arguments, aten, is_call, is_float, op_name, pair, shape_of
+
+from .family import Ask, Builder, Conflict, Known, Request
+from .value import Channels, first_of, structure
+
+_REDUCTIONS = frozenset(
+    {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.std.correction}
+)
+_STARTS = ("adaptive_avg_pool", "adaptive_max_pool", "upsample_")
+_ALONG = frozenset({aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.cumsum.default})
+_KEEPS = frozenset({aten.mean.dim, aten.amax.default, aten.amin.default})
+
+
+def _x(node: fx.Node) -> fx.Node:
+    given = arguments(node)
+    x = given["input"] if "input" in given else given["self"]
+    assert isinstance(x, fx.Node)
+    return x
+
+
+class Apart:
+    """Pools, resizing, reductions and padding that leave the channels alone."""
+
+    def channels(self, known: Known, node: fx.Node) -> Channels | None:
+        facts = known.of(_x(node))
+        axes = None if facts is None else _kept_axes(node, facts)
+        if facts is None or axes is None:
+            return None
+        constant = torch.where(_holds(node, facts), facts.constant, math.nan)
+        return Channels(axes, facts.sizes, constant, facts.first)
+
+    def ask(self, known: Known, node: fx.Node, wanted: Tensor) -> Ask:
+        kept = structure(wanted, known.facts[node].sizes)
+        return Ask(kept, {_x(node): Request(kept.flatten(), ordered=True)})
+
+    def build(self, builder: Builder, node: fx.Node, kept: Tensor) -> Any:
+        x = builder.take(_x(node), kept, like=node, alike=True)
+        args = fx.node.map_arg(node.args, lambda n: x if n is _x(node) else builder.whole(n, like=node))
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: builder.whole(n, like=node))
+        return builder.call(node.target, args, kwargs, like=node)
+
+
+def is_apart(node: fx.Node) -> bool:
+    """Whether the call belongs to the family, if its operand's channels lie along other axes than it works on."""
+    if not is_float(node):
+        return False
+    name = op_name(node)
+    return is_call(node, AVG_POOLS | MAX_POOLS | PADS | _REDUCTIONS | _ALONG) or name.startswith(_STARTS)
+
+
+def _kept_axes(node: fx.Node, facts: Channels) -> tuple[int, ...] | None:
+    """Where the channels lie in the result, None when the call mixes them or leaves them out."""
+    ndim, given = len(shape_of(_x(node))), arguments(node)
+    if is_call(node, _REDUCTIONS):
+        dims = given["dim"] if given["dim"] is not None else []
+        gone = {d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])} or set(range(ndim))
+        if gone & set(facts.axes):
+            return None
+        return facts.axes if given["keepdim"] else tuple(a - sum(g < a for g in gone) for a in facts.axes)
+    if is_call(node, _ALONG):
+        return None if given["dim"] % ndim in facts.axes else facts.axes
+    if is_call(node, PADS):
+        pads = list(given["pad"])
+        padded = {ndim - 1 - i // 2 for i, p in enumerate(pads) if not isinstance(p, int) or p}
+        return None if padded & set(facts.axes) else facts.axes
+    return facts.axes if ndim >= 3 and max(facts.axes) <= 1 and 0 not in facts.axes else None
+
+
+def _holds(node: fx.Node, facts: Channels) -> Tensor:
+    """(C,), bool: the constants that stay what they are."""
+    given, zero = arguments(node), facts.constant == 0
+    if is_call(node, AVG_POOLS):
+        counted = given["count_include_pad"] and any(pair(given["padding"], len(shape_of(node)) - 2))
+        plain = not counted and given.get("divisor_override") is None and not given["ceil_mode"]
+        return facts.known if plain else zero
+    if is_call(node, PADS):
+        if given.get("mode", "constant") != "constant":
+            return facts.known
+        return facts.constant == float(given.get("value") or 0)
+    if is_call(node, MAX_POOLS | _KEEPS) or op_name(node).startswith(("adaptive_avg", "adaptive_max", "upsample_")):
+        return facts.known
+    if is_call(node, {aten.sum.dim_IntList: None, aten.cumsum.default: None, aten.std.correction: None}):
+        return zero
+    return torch.zeros_like(zero)
+
+
+class BatchNorm:
+    """y_c = a_c x_c + t_c, with statistics that are weights."""
+
+    def channels(self, known: Known, node: fx.Node) -> Channels | None:
+        pair_ = _affine(known, node)
+        facts = known.along(_x(node), 1)
+        if pair_ is None or facts is None:
+            return None
+        scale, shift = pair_
+        constant = torch.where(scale == 0, shift, scale * facts.constant + shift)
+        first = first_of(torch.where(constant.isnan(), facts.first, -1), scale, shift, constant)
+        return Channels((1,), facts.sizes, constant, first)
+
+    def ask(self, known: Known, node: fx.Node, wanted: Tensor) -> Ask:
+        kept = structure(wanted, known.facts[node].sizes)
+        return Ask(kept, {_x(node): Request(kept, ordered=True)})
+
+    def build(self, builder: Builder, node: fx.Node, kept: Tensor) -> Any:
+        return _cut_norm(builder, node, kept, {})
+
+
+def _affine(known: Known, node: fx.Node) -> tuple[Tensor, Tensor] | None:
+    given = arguments(node)
+    if given["training"]:
+        return None
+    names = ("weight", "bias", "running_mean", "running_var")
+    values = {n: known.program.tensor(given[n]) for n in names}
+    if any(given[n] is not None and values[n] is None for n in names):
+        return None
+    mean, var = values["running_mean"], values["running_var"]
+    if mean is None or var is None:
+        return None
+    scale, shift = batch_norm_affine(values["weight"], values["bias"], mean, var, float(given["eps"]))
+    return scale.cpu(), shift.cpu()
+
+
+def _cut_norm(builder: Builder, node: fx.Node, kept: Tensor, changed: dict[str, Any]) -> Any:
+    """The norm on some channels: its weights are cut to them, the arguments `changed` replaced."""
+    known, given = builder.known, arguments(node)
+    x = builder.take(_x(node), kept, like=node, alike=True)
+    args: dict[str, Any] = {**given, "input": x, **changed}
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        operand = given.get(name)
+        value = known.program.tensor(operand)
+        if operand is not None and value is not None:
+            origin = known.program.constants[str(operand.target)].origin
+            index = kept.flatten().to(value.device)
+            args[name] = builder.weight(value[index], origin, like=node, source=operand)
+        elif operand is not None:
+            raise Conflict(node)
+    return builder.call(node.target, tuple(args.values()), like=node)
+
+
+class GroupNorm:
+    """Each group is normalised by itself; groups stay whole."""
+
+    def channels(self, known: Known, node: fx.Node) -> Channels | None:
+        given, facts = arguments(node), known.along(_x(node), 1)
+        values = [known.program.tensor(given[n]) for n in ("weight", "bias")]
+        if facts is None or any(
+            v is None and given[n] is not None for v, n in zip(values, ("weight", "bias"), strict=True)
+        ):
+            return None
+        one, count = torch.ones(facts.count, dtype=torch.float64), facts.count // _groups(node)
+        gamma, beta = (
+            (one if values[0] is None else values[0].cpu()),
+            (0 * one if values[1] is None else values[1].cpu()),
+        )
+        lone = count == 1 and is_call(node, {aten.instance_norm.default: None})
+        constant = torch.where((gamma == 0) | (facts.known if lone else gamma == 0), beta, math.nan)
+        group = torch.arange(facts.count) // count if count > 1 else torch.zeros(facts.count)
+        first = first_of(torch.where(constant.isnan(), facts.first, -1), group, gamma, beta, constant)
+        return Channels((1,), facts.sizes, constant, first)
+
+    def ask(self, known: Known, node: fx.Node, wanted: Tensor) -> Ask:
+        facts = known.facts[node]
+        size = facts.count // _groups(node)
+        groups = structure(wanted // size, (_groups(node),))
+        kept = (groups[:, None] * size + torch.arange(size)).flatten()
+        return Ask(kept, {_x(node): Request(kept, ordered=True)})
+
+    def build(self, builder: Builder, node: fx.Node, kept: Tensor) -> Any:
+        given = arguments(node)
+        if "num_groups" not in given:
+            return _cut_norm(builder, node, kept, {})
+        groups = len(kept) * _groups(node) // builder.known.facts[node].count
+        return _cut_norm(builder, node, kept, {"num_groups": groups})
+
+
+def _groups(node: fx.Node) -> int:
+    given = arguments(node)
+    return int(given["num_groups"]) if "num_groups" in given else shape_of(node)[1]
+
+
+class LayerNorm:
+    """All channels are normalised together, so all are read; which of the results are read is free."""
+
+    def channels(self, known: Known, node: fx.Node) -> Channels | None:
+        given, facts = arguments(node), known.of(_x(node))
+        axis = len(shape_of(node)) - 1
+        gamma, beta = (known.program.tensor(given.get(n)) for n in ("weight", "bias"))
+        if facts is None or facts.axes != (axis,) or len(given["normalized_shape"]) != 1:
+            return None
+        if any(v is None and given.get(n) is not None for v, n in ((gamma, "weight"), (beta, "bias"))):
+            return None
+        one = torch.ones(facts.count, dtype=torch.float64)
+        gamma, beta = (one if gamma is None else gamma.cpu()), (0 * one if beta is None else beta.cpu())
+        constant = torch.where(gamma == 0, beta, math.nan)
+        first = first_of(torch.where(constant.isnan(), facts.first, -1), gamma, beta, constant)
+        return Channels((axis,), facts.sizes, constant, first)
+
+    def ask(self, known: Known, node: fx.Node, wanted: Tensor) -> Ask:
+        every = torch.arange(known.facts[node].count)
+        return Ask(every, {_x(node): Request(every, ordered=True)})
+
+    def build(self, builder: Builder, node: fx.Node, kept: Tensor) -> Any:
+        x = builder.take(_x(node), torch.arange(len(kept)), like=node)
+        args = fx.node.map_arg(node.args, lambda n: x if n is _x(node) else n)
+        return builder.call(node.target, args, node.kwargs, like=node)

@@ -1,0 +1,144 @@
+"""Evidence for a rewrite of a whole network, call by call: each new call gives what the old one gave.
+
+A region as deep as a network has a rounding bound that says nothing. Here every call is a region of its own: its
+operands are drawn at random, made what the rewrite says is known of them (constants, equal channels), and cut to what
+the new operands hold. Both calls run; the result has to be the same on what is kept, and what is said of it has to
+hold. What holds of every call holds of the network, since each takes over what the calls before it make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.errors import RuleError
+from reparam.ir import Program, Ranges, evaluate_region, shape_of
+
+from .region import Region, RegionShapes, small_shapes
+from .rewrite_check import EPS, Evidence, _runnable, _sample
+from .rounding_bound import accumulation_length, magnitudes
+from .values import is_number
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+def _other(value: Tensor, held: Tensor) -> Tensor:
+    return held
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A value and what took its place.
+
+    impose: makes a value what is known of it. cut: what of it the new one holds. put: a value made to hold what a new
+    one holds. sizes: of the axes that these speak of.
+    """
+
+    old: fx.Node
+    new: fx.Node
+    impose: Callable[[Tensor], Tensor] = _same
+    cut: Callable[[Tensor], Tensor] = _same
+    put: Callable[[Tensor, Tensor], Tensor] = _other
+    sizes: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That `new`, which reads the new operands, makes of them what `old` makes of the old ones.
+
+    Both in execution order; the last of each makes the result.
+    """
+
+    old: tuple[fx.Node, ...]
+    new: tuple[fx.Node, ...]
+    operands: tuple[Slot, ...]
+    result: Slot
+
+
+@torch.no_grad()
+def check_claims(program: Program, claims: Sequence[Claim], ranges: Ranges, seed: int) -> Evidence:
+    """The largest difference of all claims, and whether each meets its own bound.
+
+    Raises RuleError when a claim does not hold even of the shapes.
+    """
+    worst = limit = 0.0
+    ok = True
+    generator = torch.Generator().manual_seed(seed)
+    for claim in claims:
+        difference, bound, fine = _check(program, claim, ranges, generator)
+        worst, limit, ok = max(worst, difference), max(limit, bound), ok and fine
+    return Evidence("sampled", worst, limit, ok)
+
+
+def _check(program: Program, claim: Claim, ranges: Ranges, generator: torch.Generator) -> tuple[float, float, bool]:
+    inputs = tuple(s.old for s in claim.operands)
+    weights = [n for c in claim.old for n in c.all_input_nodes if n.op == "get_attr"]
+    region = Region(inputs, (*dict.fromkeys(weights), *claim.old), (), ())
+    shapes = small_shapes(region)
+    if not all(_fits(slot, size) for slot, size in zip(claim.operands, shapes.sizes, strict=True)):
+        shapes = RegionShapes(tuple(_traced(n) for n in inputs), False)
+    shapes = _runnable(program, region, shapes)
+    before: dict[fx.Node, Any] = {}
+    after: dict[fx.Node, Any] = {}
+    for slot, size in zip(claim.operands, shapes.sizes, strict=True):
+        value = _sample(slot.old, size, ranges, generator)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value = slot.impose(value.to(program.device))
+            if slot.new in after:  # two values became one
+                value = slot.put(value, after[slot.new])
+            before[slot.old], after[slot.new] = value, slot.cut(value)
+        else:
+            before[slot.old] = after[slot.new] = value.to(program.device) if isinstance(value, Tensor) else value
+    made = [n for c in claim.new for n in c.all_input_nodes if n.op == "get_attr" and n not in claim.new]
+    new = (*dict.fromkeys(made), *claim.new)
+    before, after = evaluate_region(program, region.old, before), evaluate_region(program, new, after)
+    n_eps = EPS * (accumulation_length(region.old) + accumulation_length(new))
+    scales = magnitudes(program, region.old, before), magnitudes(program, new, after)
+    return _compare(claim.result, (before, after), scales, n_eps)
+
+
+def _traced(node: fx.Node) -> tuple[int, ...]:
+    return shape_of(node) if isinstance(node.meta["val"], Tensor) else ()
+
+
+def _fits(slot: Slot, shape: Sequence[int]) -> bool:
+    """Whether a value of this shape has the channels that the slot speaks of, and as many axes as the value has."""
+    if not isinstance(slot.old.meta["val"], Tensor):
+        return True
+    return len(shape) == len(shape_of(slot.old)) and all(shape[a] == n for a, n in slot.sizes.items())
+
+
+def _compare(
+    slot: Slot, values: tuple[Mapping[fx.Node, Any], ...], scales: tuple[Mapping[fx.Node, Any], ...], n_eps: float
+) -> tuple[float, float, bool]:
+    old, new = values[0][slot.old], values[1][slot.new]
+    if not isinstance(old, Tensor):
+        return 0.0, 0.0, _equal(old, new)
+    if not is_number(old):
+        return 0.0, 0.0, old.dtype == new.dtype and torch.equal(old, new)
+    here = slot.cut(old)
+    if here.shape != new.shape:
+        raise RuleError(f"the new value of {slot.old.name} has shape {tuple(new.shape)}, not {tuple(here.shape)}")
+    if not here.numel():
+        return 0.0, 0.0, True
+    whole = scales[0][slot.old].broadcast_to(old.shape)  # some are the same along an axis
+    gap, bound = torch.where(here == new, 0.0, (here - new).abs()), n_eps * (slot.cut(whole) + scales[1][slot.new])
+    told = slot.impose(old)
+    off = torch.where(told == old, 0.0, (told - old).abs())
+    fine = bool((torch.isfinite(gap) & (gap <= bound)).all()) and float(off.max()) <= 2 * n_eps * float(whole.max())
+    return float(gap.max()), float(bound.max()), fine
+
+
+def _equal(old: Any, new: Any) -> bool:
+    """Whether sizes, or lists of values, are the same."""
+    if isinstance(old, (list, tuple)):
+        return len(old) == len(new) and all(_equal(a, b) for a, b in zip(old, new, strict=True))
+    if isinstance(old, Tensor):
+        return old.shape == new.shape and bool(torch.allclose(old, new, rtol=1e-12, atol=0, equal_nan=True))
+    return bool(old == new)
