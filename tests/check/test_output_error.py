@@ -39,6 +39,12 @@ def test_sums_over_inputs_give_the_errors_of_all_of_them(counts: list[int], floo
     assert found.peak_bar == pytest.approx(SLACK * float((a - truth).abs().max()) + floor * float(truth.abs().max()))
 
 
+def test_a_single_number_is_its_own_mean() -> None:
+    sums = ErrorSums()
+    sums.add(*(torch.tensor([v]) for v in (1.0, 4.0, 1.5, 3.0)))
+    assert sums.result(0, 0.25) == OutputError(0, 3.0, 0.5, 2.0, 1.0, 0.5 * SLACK + 0.25, 3.0, 0.5 * SLACK + 0.25)
+
+
 def error(difference: float = 0.0, error_b: float = 0.0, peak: float = 0.0) -> OutputError:
     return OutputError(2, difference, 0.0, error_b, 1.0, 0.5, peak, 0.75)
 

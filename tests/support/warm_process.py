@@ -82,6 +82,7 @@ class Child:
     def wait(self) -> Done:
         """Until it has ended."""
         code = int(self.server.answer())
+        self.server.running = None
         done = Done(code, *(p.read_text() if p.exists() else "" for p in (self.out, self.err)))
         for path in (self.out, self.err):
             path.unlink(missing_ok=True)
@@ -93,6 +94,7 @@ class WarmProcess:
 
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
+        self.running: Child | None = None
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -109,7 +111,10 @@ class WarmProcess:
         return self.process.stdout.readline()
 
     def start(self, code: str, words: Sequence[str] = (), *, name: str = "-c", path: str = "") -> Child:
-        """As `python -c code words`."""
+        """As `python -c code words`. A command that a failed test left behind is ended first."""
+        if self.running is not None:
+            self.running.send_signal(signal.SIGKILL)
+            self.running.wait()
         out, err = (Path(self.folder.name) / n for n in ("out", "err"))
         order = {
             "code": code, "argv": [name, *words], "path": path,
@@ -118,7 +123,8 @@ class WarmProcess:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        return Child(self, int(self.answer()), out, err)
+        self.running = Child(self, int(self.answer()), out, err)
+        return self.running
 
     def run(self, code: str, *words: str) -> Done:
         """As `python -c code words`, until it has ended."""
