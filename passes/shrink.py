@@ -95,7 +95,8 @@ def _reads_all(plan: ChannelPlan, node: fx.Node) -> fx.Node | None:
     while stack:
         for user in stack.pop().users:
             facts = plan.known.of(user)
-            if facts is None or user in plan.rigid or op_name(user) in _TOGETHER:
+            several = isinstance(user.meta.get("val"), (list, tuple))  # what picks from it has facts of its own
+            if (facts is None and not several) or user in plan.rigid or op_name(user) in _TOGETHER:
                 return user
             if not is_call(user, WEIGHTED) and user not in seen:
                 seen.add(user)

@@ -7,7 +7,7 @@ from .exactness import LostDigitsError
 from .judge import Judge
 from .network_check import NetworkEvidence, PathError, Round, check_emitted, check_float64, depth_limit, not_finite_in
 from .output_error import ErrorSums, OutputError
-from .region import Region, find_region
+from .region import Region, find_region, whole_region
 from .rewrite_check import Evidence, check_region
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "depth_limit",
     "find_region",
     "not_finite_in",
+    "whole_region",
 ]

@@ -59,10 +59,18 @@ def _reads_more(node: fx.Node, is_input: Callable[[fx.Node], bool]) -> bool:
     return any(n.op == "placeholder" for n in upstream([node], is_input))
 
 
-def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node], *, drops: bool = False) -> Region:
-    """The region of a rewrite: from the old values that the new nodes read to the replaced ones.
+def whole_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) -> Region:
+    """The region of a rewrite that may do without inputs and sizes that the old values read: all that it replaces."""
+    made = set(created)
+    read = {x for n in created for x in n.all_input_nodes} | set(replace.values())
+    inputs = {n for n in read if n not in made and n.op != "get_attr"}
+    before = upstream(replace.keys(), lambda n: n in inputs or n.op == "placeholder")
+    after = upstream(replace.values(), lambda n: n in inputs)
+    return Region(tuple(sorted(inputs)), tuple(before), tuple(after), tuple(replace.items()))
 
-    drops: the new values may do without inputs of the network that the old ones read.
+
+def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) -> Region:
+    """The region of a rewrite: from the old values that the new nodes read to the replaced ones.
 
     Raises RuleError when the old values depend on something that the new ones do not read.
     """
@@ -86,11 +94,7 @@ def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node], 
         stop |= set(shapes)
     before, after = upstream(replace.keys(), is_input), upstream(replace.values(), is_input)
     dropped = next((n for n in before if n.op == "placeholder"), None)
-    if dropped is not None and drops:
-        unread = [n for n in before if n.op == "placeholder"]
-        inputs |= dict.fromkeys(unread)
-        before = [n for n in before if n not in unread]
-    elif dropped is not None:
+    if dropped is not None:
         raise RuleError(
             f"the rewrite dropped an input: the old value depends on '{dropped.name}', the new one does not"
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import fx
 
-from reparam.check import Claim, Evidence, Region, check_claims, check_region, find_region
+from reparam.check import Claim, Evidence, Region, check_claims, check_region, find_region, whole_region
 from reparam.errors import RuleError
 from reparam.ir import Program, Refusal, batch_one, module_of, node_macs, ranges_of
 from reparam.report import Remark
@@ -166,7 +166,8 @@ class Driver:
         return self._judge(rule, node, rewrite, created)
 
     def _judge(self, rule: Rule[Any], node: fx.Node, rewrite: Rewrite, created: list[fx.Node]) -> list[fx.Node] | None:
-        region = find_region(rewrite.replace, created, drops=bool(rewrite.claims))
+        find = whole_region if rewrite.claims else find_region
+        region = find(rewrite.replace, created)
         dying = _dying(region)
         macs, params = self._price(dying, created)
         if macs > 0 and not self._pays:

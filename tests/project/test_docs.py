@@ -1,4 +1,4 @@
-"""Every command of the guide and the Python of the README run as they stand there."""
+"""Every command of the guide, and the Python of the README and of the guide, run as they stand there."""
 
 from __future__ import annotations
 
@@ -54,6 +54,15 @@ def test_python_of_the_readme(side: int, tmp_path: Path, monkeypatch: pytest.Mon
     assert run.stdout.startswith("20 0\n")
     assert (tmp_path / "resnet18-fused.pt2").exists()
     assert (tmp_path / "resnet18_fused" / "model.py").exists()
+
+
+def test_python_of_the_guide(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    before, after = map(int, run.stdout.split())
+    assert after < 0.6 * before
+    assert (tmp_path / "small.pt2").exists()
 
 
 def test_relative_links_exist() -> None:
