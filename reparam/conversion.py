@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reparam.capture import Captured, capture, from_exported
+from reparam.capture import Captured, batch_of, capture, from_exported, read_axes
 from reparam.check import (
     Judge,
     LostDigitsError,
@@ -21,15 +21,16 @@ from reparam.check import (
     Round,
     check_emitted,
     check_float64,
+    check_runs,
     not_finite_in,
 )
 from reparam.emit import finalize, save_pt2, to_module
-from reparam.ir import Program, census, describe_jumps, evaluate, is_chain, jumps, text_of, typed
+from reparam.ir import Program, census, describe_jumps, evaluate, is_chain, jumps, text_of, typed, unlift
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
 from reparam.utils import as_path, check_callable, check_seed, checked_call, dtype_name
 
-from .errors import InputError, NotEquivalentError
+from .errors import InputError, NotEquivalentError, ReparamError
 from .options import DEFAULTS, PlainOptions
 from .report import Remark, Report
 
@@ -116,10 +117,12 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     try:
         return run.convert(model, captured, dtype)
     except PathError as error:
-        if isinstance(model, torch.export.ExportedProgram) or "batch" not in error.axes or set(dynamic) != {"batch"}:
+        if isinstance(model, torch.export.ExportedProgram) or error.axes != ("batch",):
             raise
-        note = f"the batch is fixed at that of the example: {error}"
-        captured = run.take_in(model, example_inputs, (), input_ranges, note)
+        size, others = batch_of(example_inputs), tuple(a for a in read_axes(dynamic) if a != "batch")
+        note = f"the batch is fixed at {size}, that of the example: {error.what}"
+        captured = run.take_in(model, example_inputs, others, input_ranges, note)
+        captured = replace(captured, program=replace(captured.program, samples=size))
         return run.convert(model, captured, dtype)
 
 
@@ -153,6 +156,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
     program, notes = captured.program, _notes(captured)
+    check_runs(program, seed)
     before, text = census(program), text_of(program) if graphs else ""
     outcome = run.rewrite(program)
     return Report(
@@ -209,12 +213,18 @@ class _Run:
     ) -> Conversion:
         """Rewrites and checks. Rewrites that lose digits are left out, one by one and named, before all is refused."""
         original = captured.program
-        judge = Judge(model.module() if isinstance(model, torch.export.ExportedProgram) else model, original)
+        judge = Judge(unlift(model) if isinstance(model, torch.export.ExportedProgram) else model, original)
         emitted_dtype = dtype if dtype != original.dtype else None
         left: dict[tuple[str, str], str] = {}
         while True:
             final = original.copy()
-            outcome = self.rewrite(final, left=left)
+            try:
+                outcome = self.rewrite(final, left=left)
+            except ReparamError:
+                raise
+            except Exception:  # of the checks of rewrites, where the network itself does not run
+                check_runs(original, self.seed)
+                raise
             evidence, rounds = self.verify(original, final, judge)
             with self.timed("emit"):
                 emitted = _emit(original, final, rounds, dtype)

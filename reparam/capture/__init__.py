@@ -2,12 +2,17 @@
 is refused with the line of the model.
 """
 
+from .fresh import fresh_copy, outside_kept
 from .steps import Captured, from_exported
-from .torch_export import capture, evaluation_mode
+from .torch_export import batch_of, capture, evaluation_mode, read_axes
 
 __all__ = [
     "Captured",
+    "batch_of",
     "capture",
     "evaluation_mode",
+    "fresh_copy",
     "from_exported",
+    "outside_kept",
+    "read_axes",
 ]

@@ -13,18 +13,22 @@ from torch.utils import _pytree as pytree
 
 from reparam.errors import CaptureError
 from reparam.ir import Constant, InputSpec, Program, fixed_size
-from reparam.utils import name_complaint
+from reparam.utils import name_complaint, unused_name
+
+_SPOKEN = frozenset(fx.graph._custom_builtins)  # what torch writes into the code of graphs
 
 
-def assemble(module: fx.GraphModule) -> Program:
-    """The program of a functional graph whose nodes have values and module paths. The weights are shared with `module`.
+def assemble(graph: fx.Graph, weights: Mapping[str, Any]) -> Program:
+    """The program of a functional graph whose nodes have values and module paths.
+
+    weights: what the graph reads, by its names; shared with the program, not copied.
 
     Raises CaptureError for an attribute that is no tensor, and for a graph without any tensor.
     """
-    graph = module.graph
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]  # set on every graph that torch.export makes
+    _rename_inputs(graph)
     fake_mode = _fake_mode(graph)
-    constants = _intern_weights(module)
+    constants = _intern_weights(graph, weights)
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))  # a dead dropout is dead
     for name in set(constants) - {str(n.target) for n in graph.nodes if n.op == "get_attr"}:
         del constants[name]
@@ -44,6 +48,14 @@ def assemble(module: fx.GraphModule) -> Program:
     )
 
 
+def _rename_inputs(graph: fx.Graph) -> None:
+    """An input whose name the code of a graph has a meaning for (`inf`, `torch`) gets an underscore behind it."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in inputs:
+        if node.target in _SPOKEN:
+            node.target = unused_name(f"{node.target}_", {str(n.target) for n in inputs})
+
+
 def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
     for node in graph.nodes:
         mode = getattr(node.meta["val"], "fake_mode", None)
@@ -52,15 +64,15 @@ def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
     raise CaptureError("the model has no tensor inputs or weights, so there is nothing to convert")
 
 
-def _intern_weights(module: fx.GraphModule) -> dict[str, Constant]:
+def _intern_weights(graph: fx.Graph, weights: Mapping[str, Any]) -> dict[str, Constant]:
     """Every weight that the graph reads; the second name of a tied tensor is replaced by the first."""
-    graph = module.graph
-    tensors = constants_of(module)
     constants: dict[str, Constant] = {}
     first: dict[int, fx.Node] = {}
     for node in [n for n in graph.nodes if n.op == "get_attr"]:
         name = str(node.target)
-        value = _read(module, name, tensors)
+        value = weights[name]
+        if not isinstance(value, Tensor):
+            raise CaptureError(f"the graph reads '{name}', a {type(value).__name__}, which is not a tensor")
         if id(value) in first:
             node.replace_all_uses_with(first[id(value)])
             graph.erase_node(node)
@@ -70,25 +82,15 @@ def _intern_weights(module: fx.GraphModule) -> dict[str, Constant]:
     return constants
 
 
-def constants_of(module: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that the module holds, by its path: parameters, buffers and plain attributes."""
-    found = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    for prefix, part in module.named_modules(remove_duplicate=False):
-        for name, value in vars(part).items():
-            if isinstance(value, Tensor):
-                found.setdefault(f"{prefix}.{name}" if prefix else name, value)
-    return found
-
-
-def _read(module: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> Tensor:
-    value: Any = tensors.get(path)
-    if value is None:
-        value = module
+def attributes_read(module: fx.GraphModule) -> dict[str, Any]:
+    """What the graph of a module reads of it, by the names that it reads it by."""
+    found: dict[str, Any] = {}
+    for path in {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}:
+        value: Any = module
         for part in path.split("."):
             value = getattr(value, part, None)
-    if not isinstance(value, Tensor):
-        raise CaptureError(f"the graph reads '{path}', a {type(value).__name__}, which is not a tensor")
-    return value
+        found[path] = value
+    return found
 
 
 def _plain_copy(graph: fx.Graph) -> fx.Graph:

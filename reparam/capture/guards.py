@@ -8,7 +8,6 @@ them (`probes`), which tells.
 
 from __future__ import annotations
 
-import os
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,8 @@ from torch import Tensor
 from reparam.ir import fixed_size
 from reparam.utils import axis_name
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
+from .places import is_ours
+
 PROBES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 48, 64, 81, 97, 128, 224, 256, 512, 1000)
 
 
@@ -48,6 +48,16 @@ def free_axes(exported: torch.export.ExportedProgram) -> dict[str, Axis]:
             if fixed_size(size) is None:
                 found.setdefault(str(size), Axis(name, i, axis_name(i, value.dim())))
     return found
+
+
+def equal_axis(exported: torch.export.ExportedProgram, name: str) -> Axis | None:
+    """A free axis of another name that has the size of the axes called so wherever the captured graph holds."""
+    free = free_axes(exported)
+    for _, value in _inputs(exported):
+        for i, size in enumerate(value.shape):
+            if axis_name(i, value.dim()) == name and (twin := free.get(str(size))) is not None and twin.name != name:
+                return twin
+    return None
 
 
 def _inputs(exported: torch.export.ExportedProgram) -> Iterator[tuple[str, Tensor]]:
@@ -95,8 +105,11 @@ def size_guards(exported: torch.export.ExportedProgram) -> list[SizeGuard]:
 
 def _read(guard: Any, symbols: Sequence[Any], axes: Sequence[Axis]) -> SizeGuard:
     def holds(sizes: Sequence[int]) -> bool:
-        value = guard.expr.xreplace({s: sympy.Integer(n) for s, n in zip(symbols, sizes, strict=True)})
-        return bool(value) if value in (sympy.true, sympy.false) else bool(value.doit())
+        try:
+            value = guard.expr.xreplace({s: sympy.Integer(n) for s, n in zip(symbols, sizes, strict=True)})
+            return bool(value) if value in (sympy.true, sympy.false) else bool(value.doit())
+        except ZeroDivisionError:  # as in h % (w // 8): the model does not run there, so that nothing can be asked
+            return True
 
     names = tuple(str(s) for s in symbols)
     frame = getattr(guard.sloc, "framework_loc", None)
@@ -106,8 +119,8 @@ def _read(guard: Any, symbols: Sequence[Any], axes: Sequence[Axis]) -> SizeGuard
         )
     line = (frame.line or "").strip()
     place = f"{frame.filename}:{frame.lineno}" + (f" `{line}`" if line else "")
-    ours = frame.filename.startswith(_TORCH)
-    return SizeGuard(tuple(axes), names, _readable(guard.expr, symbols, axes), place, not ours, "assert" in line, holds)
+    theirs = not is_ours(frame.filename)
+    return SizeGuard(tuple(axes), names, _readable(guard.expr, symbols, axes), place, theirs, "assert" in line, holds)
 
 
 def _axes_of_symbols(exported: torch.export.ExportedProgram, env: Any) -> dict[str, Axis]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from reparam.errors import CaptureError, EndedError, InputError
+from reparam.errors import CaptureError, EndedError, InputError, MachineError
 from reparam.ir import is_uninitialised, odd_kind, refuse_odd_tensors
-from reparam.utils import describe_type, dtype_name, first_line, name_complaint
+from reparam.utils import describe_type, dtype_name, first_line, memory_told, name_complaint
 
 from .places import line_of_error
 
@@ -110,9 +110,9 @@ def _how(signature: inspect.Signature, inputs: Sequence[Any]) -> str:
 def refuse_misfit(module: nn.Module, inputs: Sequence[Any], run: Callable[[], object]) -> None:
     """Raises CaptureError where the model does not even run on its example inputs, with its own reason and line."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), memory_told(f"running {type(module).__name__}"):
             run()
-    except EndedError:
+    except (EndedError, MachineError):
         raise
     except Exception as error:
         strange = any(not isinstance(v, Tensor) for v in inputs)

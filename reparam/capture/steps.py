@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import keyword
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import CaptureError
-from reparam.ir import DROPOUTS, FILLS, Program, arguments, aten, fixed_size, op_name
+from reparam.ir import DROPOUTS, FILLS, Program, arguments, aten, fixed_size, op_name, with_attribute_names
 from reparam.utils import first_line, name_complaint
 
-from .assemble import assemble, constants_of
+from .assemble import assemble, attributes_read
 from .explain import explain_writes
 from .functionalize import functionalize_locally, module_path, normalize_batch_norm
 from .guards import probes
@@ -35,15 +34,17 @@ class Captured:
 
 @dataclass(frozen=True)
 class Draft:
-    """A captured graph on its way to a program. module: holds the graph and its weights. notes: for remarks."""
+    """A captured graph on its way to a program.
+
+    exported: with names of weights that torch can make a module of. names: the model's own name for each. weights:
+    those that the graph reads, by the model's names. notes: for remarks.
+    """
 
     exported: torch.export.ExportedProgram
-    module: fx.GraphModule
+    names: Mapping[str, str]
+    graph: fx.Graph
+    weights: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-
-    @property
-    def graph(self) -> fx.Graph:
-        return self.module.graph
 
 
 def from_exported(exported: torch.export.ExportedProgram) -> Captured:
@@ -52,44 +53,35 @@ def from_exported(exported: torch.export.ExportedProgram) -> Captured:
     Raises CaptureError for names that are not plain, which torch would paste into code.
     """
     check_names([*exported.state_dict, *exported.constants])
-    draft = Draft(exported, _lift(exported))
+    plain, names = with_attribute_names(exported)
+    draft = Draft(plain, names, *_lift(plain, names))
     for step in STEPS:
         draft = step(draft)
-    program = replace(assemble(draft.module), probes=probes(exported))
+    program = replace(assemble(draft.graph, draft.weights), probes=probes(exported))
     return Captured(program, draft.notes)
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises CaptureError for a name of a weight or layer that torch cannot write into code as it stands."""
+    """Raises CaptureError for a name of a weight or layer that is not fit for reports."""
     for name in names:
         if complaint := name_complaint(name):
             raise CaptureError(f"the name of a layer {complaint}: {name[:60]!r}; give it another one")
 
 
-def _lift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
-    """The graph with its weights as attributes that it reads, and without guards.
-
-    Raises CaptureError where torch cannot write that as Python, which some names of modules and weights prevent.
-    """
+def _lift(exported: torch.export.ExportedProgram, names: Mapping[str, str]) -> tuple[fx.Graph, Mapping[str, Any]]:
+    """The graph without guards, which reads its weights by the model's names, and what it reads by these."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            module = exported.module(check_guards=False)
+            module: Any = exported.module(check_guards=False)
         except Exception as error:
-            names = [*exported.state_dict, *exported.constants]
-            name = next((n for n in names if any(_is_taken(part) for part in n.split("."))), None)
-            if name is None:
-                raise CaptureError(f"torch cannot make a module of the captured model: {first_line(error)}") from error
-            raise CaptureError(
-                f"'{name}' of the model has a name that Python keeps for itself; give it another name"
-            ) from error
-    assert isinstance(module, fx.GraphModule)
-    return module
-
-
-def _is_taken(name: str) -> bool:
-    """Whether no attribute of a module can be read under this name."""
-    return keyword.iskeyword(name) or hasattr(fx.GraphModule, name)
+            raise CaptureError(f"torch cannot make a module of the captured model: {first_line(error)}") from error
+    values = attributes_read(module)
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            node.target = names.get(str(node.target), node.target)
+    module.graph.owning_module = None  # which has no attributes of these names
+    return module.graph, {names.get(name, name): value for name, value in values.items()}
 
 
 # ---- steps -------------------------------------------------------------------------------------------------------
@@ -106,12 +98,13 @@ def resolve_writes(draft: Draft) -> Draft:
     if functionalize_locally(draft.graph):
         return draft
     try:
-        module = _lift(_without_dropouts(draft.exported).run_decompositions({}))
+        graph, weights = _lift(_without_dropouts(draft.exported).run_decompositions({}), draft.names)
     except Exception as error:
         raise CaptureError(explain_writes(draft.exported.graph, error)) from error
-    if not functionalize_locally(module.graph):
-        raise CaptureError(explain_writes(module.graph))
-    return replace(draft, module=module, notes=(*draft.notes, "in-place writes through views were made functional"))
+    if not functionalize_locally(graph):
+        raise CaptureError(explain_writes(graph))
+    notes = (*draft.notes, "in-place writes through views were made functional")
+    return replace(draft, graph=graph, weights=weights, notes=notes)
 
 
 def _without_dropouts(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -207,12 +200,11 @@ def _size_of(draft: Draft, node: fx.Node, axis: int) -> Any:
 
 def fold_items(draft: Draft) -> Draft:
     """The number in a constant tensor (`float(self.stride[0])`) becomes a number of the graph."""
-    constants = constants_of(draft.module)
     for node in list(draft.graph.nodes):
         if (
             node.op == "call_function"
             and node.target in _ITEMS
-            and (value := _constant(node.args[0], constants)) is not None
+            and (value := _constant(node.args[0], draft.weights)) is not None
         ):
             number = value.item()
             for user in list(node.users):
@@ -231,12 +223,13 @@ def _put(user: fx.Node, node: fx.Node, number: float) -> None:
     user.kwargs = fx.node.map_aggregate(user.kwargs, swap)
 
 
-def _constant(node: Any, constants: Mapping[str, Tensor]) -> Any:
+def _constant(node: Any, constants: Mapping[str, Any]) -> Any:
     """The value of a chain of picks from a constant tensor, which reads nothing else; None for anything else."""
     if not isinstance(node, fx.Node):
         return None
     if node.op == "get_attr":
-        return constants.get(str(node.target))
+        value = constants.get(str(node.target))
+        return value if isinstance(value, Tensor) else None
     if node.op != "call_function" or len(node.all_input_nodes) != 1 or op_name(node) not in _PICKS:
         return None
     value = _constant(node.all_input_nodes[0], constants)

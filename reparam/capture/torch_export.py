@@ -6,22 +6,24 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
+from torch.export import _trace
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from reparam.errors import CaptureError, EndedError, InputError
-from reparam.utils import AXES, describe_type, foreign_code
+from reparam.errors import CaptureError, EndedError, InputError, MachineError
+from reparam.utils import AXES, describe_type, foreign_code, memory_told
 
 from .explain import explain
-from .guards import free_axes, size_guards
+from .fresh import fresh_copy, outside_kept
+from .guards import equal_axis, free_axes, size_guards
 from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
@@ -31,7 +33,8 @@ from .steps import Captured, from_exported
 def evaluation_mode(module: nn.Module) -> Iterator[bool]:
     """Puts the module into evaluation mode and restores every submodule's own mode. Yields whether it changed."""
     modes = [(m, m.training) for m in module.modules()]
-    module.eval()
+    with suppress(NotImplementedError):  # what torch says of a module of an exported program, which has one mode alone
+        module.eval()
     try:
         yield any(mode for _, mode in modes)
     finally:
@@ -49,11 +52,12 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     Raises CaptureError when the model cannot become one graph, or does not leave another of these axes free, with the
     line that asks for its size; InputError for an unknown axis name.
     """
-    axes = _axes(dynamic)
+    axes = read_axes(dynamic)
     with foreign_code(f"capturing {type(module).__name__}"):
         check_model(module, example_inputs)
         try:
-            return _capture(module, example_inputs, axes)
+            with outside_kept(module):
+                return _capture(fresh_copy(module), example_inputs, axes)
         except EndedError:
             raise
         except CaptureError:
@@ -62,7 +66,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
             raise
 
 
-def _axes(dynamic: Any) -> tuple[str, ...]:
+def read_axes(dynamic: Any) -> tuple[str, ...]:
     """The names of free axes; one text may hold several, as on the command line. Raises InputError."""
     names = dynamic.split(",") if isinstance(dynamic, str) else dynamic
     if not isinstance(names, Sequence):
@@ -152,7 +156,7 @@ def _export(
             raise CaptureError(f"{error}; leave out what need not be free of {', '.join(dynamic)}") from error
         fixed = _export_once(module, args, None)
         notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {error}")
-        return fixed, _batch_of(args) if "batch" in dynamic else 1
+        return fixed, batch_of(args) if "batch" in dynamic else 1
     bound = _bound_axes(exported, dynamic)
     asked = {name: why for name, why in bound.items() if name != "batch"}
     if asked:
@@ -160,13 +164,14 @@ def _export(
         raise CaptureError(f"the {name} cannot stay free: {why}; leave it out of the free axes")
     if not bound:
         return exported, 1
-    size = _batch_of(args)
+    size = batch_of(args)
     notes.append(f"the batch is fixed at {size}, that of the example: {bound['batch']}")
     return _export(module, args, tuple(d for d in dynamic if d != "batch"), notes)[0], size
 
 
-def _batch_of(args: tuple[Any, ...]) -> int:
-    return next((int(v.shape[0]) for v in pytree.tree_leaves(args) if isinstance(v, Tensor) and v.dim()), 1)
+def batch_of(args: Sequence[Any]) -> int:
+    """The samples of example inputs: the first size of the first tensor, or 1 where none has a size."""
+    return next((int(v.shape[0]) for v in pytree.tree_leaves(tuple(args)) if isinstance(v, Tensor) and v.dim()), 1)
 
 
 def _bound_axes(exported: torch.export.ExportedProgram, dynamic: Sequence[str]) -> dict[str, str]:
@@ -179,7 +184,9 @@ def _bound_axes(exported: torch.export.ExportedProgram, dynamic: Sequence[str]) 
     free = {axis.name for axis in free_axes(exported).values()}
     for name in dynamic:
         if name not in free and name not in found and _has(exported, name):
-            found[name] = "the model works with one size of it alone"
+            twin = equal_axis(exported, name)
+            alone = "the model works with one size of it alone"
+            found[name] = alone if twin is None else f"what is captured holds where it is equal to {twin} alone"
     return {name: why for name, why in found.items() if name in dynamic}
 
 
@@ -192,15 +199,28 @@ def _has(exported: torch.export.ExportedProgram, name: str) -> bool:
 
 
 def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:
+    doing = f"capturing {type(module).__name__}"
     for _ in range(8):
         try:
-            with warnings.catch_warnings(), torch.no_grad(), _ConstantsStayReal():
+            with _silent(), warnings.catch_warnings(), torch.no_grad(), _ConstantsStayReal(), memory_told(doing):
                 warnings.simplefilter("ignore")
                 return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
+        except MachineError:
+            raise
         except Exception as error:
             if not _register_output_type(module, args, error):
                 raise CaptureError(explain(module, error, lambda: module(*_copies(args)))) from error
     raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """torch prints the graph of a model that it gives up."""
+    _trace.print = lambda *words, **options: None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del _trace.print  # type: ignore[attr-defined]
 
 
 # What is asked of a small constant tensor to get at its numbers.

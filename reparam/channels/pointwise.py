@@ -165,7 +165,10 @@ def _computed(node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor:
     missing = torch.stack([v.isnan() for v in values.values()]).any(0)
 
     def swap(n: fx.Node) -> Any:
-        return values[n].nan_to_num() if n in values else n.meta["val"]
+        if n not in values:
+            return n.meta["val"]
+        dtype = n.meta["val"].dtype  # of a mask, or of indices
+        return values[n].nan_to_num().to(torch.float64 if dtype.is_floating_point else dtype)
 
     if any(n not in values for n in node.all_input_nodes):
         return torch.full(missing.shape, math.nan, dtype=torch.float64)

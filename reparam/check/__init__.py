@@ -5,7 +5,16 @@ Everything is compared in float64 against a bound that comes from the arithmetic
 from .claim_check import Claim, Slot, check_claims
 from .exactness import LostDigitsError
 from .judge import Judge
-from .network_check import NetworkEvidence, PathError, Round, check_emitted, check_float64, depth_limit, not_finite_in
+from .network_check import (
+    NetworkEvidence,
+    PathError,
+    Round,
+    check_emitted,
+    check_float64,
+    check_runs,
+    depth_limit,
+    not_finite_in,
+)
 from .output_error import ErrorSums, OutputError
 from .region import Region, find_region, whole_region
 from .rewrite_check import Evidence, check_region
@@ -26,6 +35,7 @@ __all__ = [
     "check_emitted",
     "check_float64",
     "check_region",
+    "check_runs",
     "depth_limit",
     "find_region",
     "not_finite_in",

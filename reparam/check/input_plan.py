@@ -10,6 +10,7 @@ from reparam.ir import SMALL_SIZE, Program, batch_one
 TRIALS = 8
 EVEN, ODD, PRIME, SMALLEST = 48, 81, 53, 3
 GROWN = 32  # what a large size is above the traced one
+MOST_OWN = 32  # samples of the traced batch that are still run
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,25 @@ def plans_of(program: Program) -> Iterator[Plan]:
         for _ in range(TRIALS - 1):
             yield Plan({}, 1, SMALL_SIZE)
     else:
-        yield Plan({s: TRIALS - 1 for s in batch}, TRIALS - 1, SMALL_SIZE)
+        for count in _batches(program.traced_sizes.get(batch[0], 1)):
+            yield Plan({s: count for s in batch}, count, SMALL_SIZE)
+    traced = program.traced_sizes
     two = {s: 2 for s in batch}
     for size in (EVEN, ODD, PRIME) if others else ():
         yield Plan(two | {s: size + 16 * (j + (size == ODD)) for j, s in enumerate(others)}, 2)
     if others:
         yield Plan(two | {s: SMALLEST + j for j, s in enumerate(others)}, 2)
-        traced = program.traced_sizes
         yield Plan(two | {s: traced.get(s, EVEN) + GROWN + 2 * j for j, s in enumerate(others)}, 1)
     for probe in program.probes:
         yield Plan(two | {s: n for s, n in probe.items() if s in symbols}, probe.get(batch[0], 2) if batch else 1)
+
+
+def _batches(own: int) -> list[int]:
+    """Samples of the batches at smaller sizes: seven in all, so many as were traced among them.
+
+    own: the traced batch. A model may do something else for that very number.
+    """
+    rest = TRIALS - 1
+    if 1 < own < rest - 1:
+        return [rest - own, own]
+    return [rest, own] if rest < own <= MOST_OWN else [rest]

@@ -14,7 +14,6 @@ is then neither seen by the caller nor by the next run.
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,9 +25,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.errors import CaptureError, EndedError, InputError, MachineError, ReparamError
+from reparam.capture import fresh_copy, outside_kept
+from reparam.errors import CaptureError, EndedError, MachineError
 from reparam.ir import Feed, Program, default_dtype, evaluate, typed
-from reparam.utils import first_line, foreign_code, is_out_of_memory
+from reparam.utils import foreign_code
 
 from .values import largest_difference
 
@@ -39,17 +39,6 @@ _WIDE = {
     torch.complex32: torch.complex128,
     torch.complex64: torch.complex128,
 }
-_FAILS = (
-    InputError,
-    RuntimeError,
-    ValueError,
-    IndexError,
-    TypeError,
-    AssertionError,
-    KeyError,
-    AttributeError,
-)
-
 AGAIN = 10  # runs that a model which draws random numbers has to agree with itself in
 SAME = 1e-9
 
@@ -74,18 +63,18 @@ class Judge:
         """`truth`; None for inputs that the model does not take."""
         try:
             return self.truth(values)
-        except (EndedError, _DrawsError):
+        except (EndedError, _DrawsError, MachineError):
             raise
-        except _FAILS:
+        except Exception:  # of any kind: it is the model's own
             return None
 
     def own_where_it_runs(self, values: Feed) -> list[Any] | None:
         """The model's flat outputs in its own dtypes; None for inputs that it does not take."""
         try:
             return self._run(typed(self._program, values))
-        except (EndedError, _DrawsError):
+        except (EndedError, _DrawsError, MachineError):
             raise
-        except _FAILS:
+        except Exception:  # of any kind: it is the model's own
             return None
 
     def in_own_dtypes(self, values: Feed, truth: list[Any]) -> list[Any] | None:
@@ -121,7 +110,8 @@ class Judge:
             module = fresh_copy(self._module).eval()
         args, kwargs = self._arguments(values)
         calls: list[str] = []
-        with torch.no_grad(), foreign_code(f"running {type(self._module).__name__}"), _Calls(calls):
+        doing = f"running {type(self._module).__name__}"
+        with torch.no_grad(), outside_kept(module), foreign_code(doing), _Calls(calls):
             outputs = list(pytree.tree_leaves(module(*args, **kwargs)))
         self.path = tuple(calls)
         return outputs
@@ -134,42 +124,11 @@ class Judge:
         return args, kwargs
 
 
-def does_not_run(name: str, error: Exception) -> ReparamError:
-    """What to raise where a model does not run at the very size that it was traced at."""
-    if is_out_of_memory(error):
-        return MachineError(f"not enough memory to run {name} ({first_line(error)})")
-    return CaptureError(f"{name} does not run on random inputs of the traced size: {first_line(error)}")
-
-
 def _random_state() -> tuple[Any, ...]:
     """The state of Python's random numbers and of NumPy's own, where that is loaded."""
     numpy = sys.modules.get("numpy.random")
     state = numpy.get_state() if numpy is not None else ()
     return random.getstate(), *(v.tobytes() if hasattr(v, "tobytes") else v for v in state)
-
-
-def fresh_copy(module: nn.Module) -> nn.Module:
-    """A copy of the module's structure and of all that it remembers, which shares its weights.
-
-    What cannot be copied (a lock, an open file, a tensor with a history) is shared as well.
-    """
-    shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    try:
-        return copy.deepcopy(module, dict(shared))
-    except Exception:
-        for part in module.modules():
-            shared |= {id(v): v for v in vars(part).values() if not _can_be_copied(v)}
-        return copy.deepcopy(module, shared)
-
-
-def _can_be_copied(value: Any) -> bool:
-    if isinstance(value, dict) and any(isinstance(v, nn.Module) for v in value.values()):
-        return True  # the parts of a module, which are looked at themselves
-    try:
-        copy.deepcopy(value)
-    except Exception:
-        return False
-    return True
 
 
 class _Calls(TorchFunctionMode):

@@ -33,7 +33,7 @@ from reparam.utils import axis_name, dtype_name, first_line
 
 from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
 from .input_plan import Plan, plans_of
-from .judge import Judge, does_not_run
+from .judge import Judge
 from .values import all_finite, largest_difference
 
 ROUNDINGS = 256
@@ -93,11 +93,15 @@ class Round:
 
 
 class PathError(CaptureError):
-    """The captured graph is not the model at some sizes, where the model takes another path. axes: the free ones."""
+    """The captured graph is not the model at some sizes, where the model takes another path.
 
-    def __init__(self, message: str, axes: Sequence[str]) -> None:
-        super().__init__(message)
-        self.axes = tuple(axes)
+    what: how it shows. axes: the free ones that are to blame.
+    """
+
+    def __init__(self, what: str, axes: Sequence[str]) -> None:
+        leave = f"; leave {' and '.join(axes)} out of the free axes" if axes else ""
+        super().__init__(what + leave)
+        self.what, self.axes = what, tuple(axes)
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,27 @@ def check_float64(
         raise CaptureError("the model does not run on random inputs of the traced size, so nothing can be compared")
     trials, shapes = sum(r.inputs for r in check.rounds), tuple(r.shape for r in check.rounds)
     return NetworkEvidence(float64_max_rel=check.largest, trials=trials, seed=seed, shapes=shapes), check.rounds
+
+
+def check_runs(program: Program, seed: int = 0) -> None:
+    """Raises CaptureError for a program that runs neither in its own dtypes nor in float64 at its traced size.
+
+    What traces a network computes shapes alone, and takes kernels without elements and the like.
+    """
+    values = feed(program, program.traced_sizes, torch.Generator().manual_seed(seed))
+    try:
+        evaluate(program, typed(program, values), None)
+    except ReparamError:
+        raise
+    except Exception:
+        try:
+            evaluate(program, values)
+        except Exception as error:  # whose words are plainer than those of kernels for one dtype
+            raise _does_not_run(error) from error
+
+
+def _does_not_run(error: Exception) -> CaptureError:
+    return CaptureError(f"the model does not run on random inputs of the traced size: {first_line(error)}")
 
 
 class _Check:
@@ -173,20 +198,23 @@ class _Check:
                 break
         if found.truth is None:
             if not self.rounds:
-                self._say_why(found.values)
+                self._say_why(plan, found.values)
             return
         if not all_finite(found.truth):
             raise InputError("the original's own outputs are not finite on random inputs, so nothing can be compared")
         self._judge(plan, found)
 
-    def _say_why(self, values: Feed) -> None:
-        """Raises what the original raises where nothing runs at the traced size."""
+    def _say_why(self, plan: Plan, values: Feed) -> None:
+        """Raises what the original raises where nothing runs: at the traced size, or in a batch of one."""
         try:
             evaluate(self.original, values)
         except ReparamError:
             raise
         except Exception as error:
-            raise does_not_run("the model", error) from error
+            if plan.sizes:
+                what = f"the model does not run on inputs of shape {_shape_of(values)}: {first_line(error)}"
+                raise self._path_error(what, plan.sizes) from error
+            raise _does_not_run(error) from error
 
     def _try(self, plan: Plan, small: int | None) -> _Try:
         values = feed(self.original, plan.sizes, self.generator, small)
@@ -257,13 +285,29 @@ class _Check:
 
     def _other_path(self, plan: Plan, found: _Try, captured: list[Any] | None) -> PathError:
         """Where the captured original is not the model either, no rewrite is to blame."""
-        shape = "x".join(str(n) for n in next(v.shape for v in found.values if isinstance(v, Tensor)))
+        if captured is None:
+            self._refuse_float64(found.values)
+        shape = _shape_of(found.values)
         how = "does not run" if captured is None else "computes something else"
         return self._path_error(
             f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured "
             f"graph {how} there",
             plan.sizes,
         )
+
+    def _refuse_float64(self, values: Feed) -> None:
+        """Raises CaptureError where the captured graph runs in its own dtypes and not in float64."""
+        try:
+            evaluate(self.original, values)
+        except ReparamError:
+            raise
+        except Exception as error:
+            try:
+                evaluate(self.original, typed(self.original, values), None)
+            except Exception:  # it runs in no dtype
+                return
+            reason = first_line(error)
+            raise CaptureError(f"the network does not run in float64, in which it is checked: {reason}") from error
 
     def _other_calls(self, one: Plan, other: Plan) -> PathError:
         changed = {s: n for s, n in other.sizes.items() if one.sizes.get(s) != n}
@@ -278,8 +322,11 @@ class _Check:
         specs = self.original.inputs
         axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in sizes]
         names = [n for n in dict.fromkeys(axes) if n != "batch"] or list(dict.fromkeys(axes))
-        leave = f"; leave {' and '.join(names)} out of the free axes" if names else ""
-        return PathError(message + leave, names)
+        return PathError(message, names)
+
+
+def _shape_of(values: Feed) -> str:
+    return "x".join(str(n) for n in next(v.shape for v in values if isinstance(v, Tensor)))
 
 
 def not_finite_in(dtype: str) -> InputError:

@@ -50,8 +50,8 @@ class Commands(TyperGroup):
 
 
 def _refuse_unreadable(words: Sequence[str]) -> None:
-    """Raises InputError for words that no file name and no text can hold."""
-    for word in words:
+    """Raises InputError for words that no file name and no text can hold, and for empty ones."""
+    for before, word in zip(["", *words], words, strict=False):
         try:
             os.fsencode(word)
             readable = "\0" not in word
@@ -59,6 +59,10 @@ def _refuse_unreadable(words: Sequence[str]) -> None:
             readable = False
         if not readable:
             raise InputError(f"the word {word[:60]!r} holds characters that no name can have; write it without them")
+        option = before if not word else word if word.startswith("--") and word.endswith("=") else None
+        if option is not None:
+            named = f"the value of {option[:60]} is empty" if option.startswith("-") else "one of the words is empty"
+            raise InputError(f"{named}; write what it stands for, or leave it out")
 
 
 app = typer.Typer(

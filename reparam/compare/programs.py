@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reparam.capture import capture, from_exported
 from reparam.check import ErrorSums, depth_limit
-from reparam.errors import CaptureError, EndedError, InputError
+from reparam.errors import CaptureError, EndedError, InputError, ReparamError
 from reparam.ir import (
     SMALL_SIZE,
     Feed,
@@ -29,7 +29,7 @@ from reparam.ir import (
 )
 from reparam.load import LoadedModel
 from reparam.rewrite import Progress
-from reparam.utils import dtype_name
+from reparam.utils import dtype_name, first_line
 
 from .adversarial import first_divergence, relative_gap, rounding, search
 from .verdict import Verdict
@@ -136,7 +136,13 @@ class _Comparison:
 
     def measure(self, values: Feed) -> str:
         """Adds one feed to the sums; returns a reason when the outputs cannot be compared or integers differ."""
-        truth, other = evaluate(self.a, values), evaluate(self.b, values)
+        try:
+            truth, other = evaluate(self.a, values), evaluate(self.b, values)
+        except ReparamError:
+            raise
+        except Exception as e:  # of any kind: operators may be those of others
+            text = f"the models do not run in float64, in which they are compared: {first_line(e)}"
+            raise InputError(text) from e
         if len(truth) != len(other):
             return f"they return {len(truth)} and {len(other)} values"
         problem = next((p for t, o in zip(truth, other, strict=True) if (p := _problem(t, o))), "")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from reparam.engines import Port, Runnable, output_names
-from reparam.errors import InputError
+from reparam.errors import InputError, ReparamError
 from reparam.load import LoadedModel
 from reparam.utils import dtype_name, first_line, foreign_code, name_complaint
 
@@ -81,6 +81,8 @@ def _run_module(model: LoadedModel, inputs: Named) -> dict[str, Tensor]:
     try:
         with torch.no_grad(), foreign_code("running the model"):
             result = model.module(*(cast(v) for n, v in inputs if n is None), **keywords)
+    except ReparamError:
+        raise
     except Exception as error:
         reason = first_line(error)
         shapes = " ".join("x".join(map(str, v.shape)) for _, v in inputs)

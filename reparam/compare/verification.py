@@ -15,7 +15,7 @@ from reparam.conversion import Conversion
 from reparam.emit import to_module
 from reparam.engines import Runnable
 from reparam.errors import InputError
-from reparam.ir import Program, check_shapes, exported_shapes, shape_of_input
+from reparam.ir import Program, check_shapes, exported_shapes, shape_of_input, unlift
 from reparam.load import LoadedModel
 from reparam.rewrite import Progress
 from reparam.utils import Shapes, as_path, check_callable, check_seed, checked_call, describe_type
@@ -95,7 +95,7 @@ def _opened(model: Any, name: str) -> _Opened:
     if isinstance(model, Conversion):
         return LoadedModel(model.module, exported=None, input_shapes=_traced_shapes(model.module))
     if isinstance(model, torch.export.ExportedProgram):
-        return LoadedModel(model.module(), exported=model, input_shapes=exported_shapes(model))
+        return LoadedModel(unlift(model), exported=model, input_shapes=exported_shapes(model))
     if isinstance(model, nn.Module):
         return LoadedModel(model, input_shapes=_traced_shapes(model))
     if isinstance(model, str | Path):

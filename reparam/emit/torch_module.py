@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import keyword
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -15,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError
-from reparam.ir import Constant, Program, shape_of
+from reparam.ir import Constant, Program, attribute_names, shape_of
 from reparam.utils import refuse_existing, unused_name, write_atomically
 
 
@@ -25,7 +24,7 @@ def to_module(program: Program) -> nn.Module:
     Weights that were trainable are nn.Parameters. The weights are shared with the program, not copied. They keep their
     names, but for a name that a torch module has for itself (`graph`, `to`), which gets an underscore behind it.
     """
-    root, names = nn.Module(), _attribute_names(program.constants)
+    root, names = nn.Module(), attribute_names(program.constants, {*dir(_Converted), "size_check"})
     for name, constant in program.constants.items():
         _attach(root, names[name], constant)
     graph = fx.Graph()
@@ -101,24 +100,6 @@ def _refuse_misfit(tensor: Tensor, shape: Sequence[int | str]) -> None:
     if not fits:
         wanted = ", ".join(str(s) if isinstance(s, int) else "any" for s in shape)
         raise InputError(f"this network was verified for inputs of shape [{wanted}], not {list(tensor.shape)}")
-
-
-def _attribute_names(names: Iterable[str]) -> dict[str, str]:
-    """For each dotted name, one that can be attributes of a graph module."""
-    taken: set[str] = set()
-    found: dict[str, str] = {}
-    for name in sorted(names, key=lambda n: n != _usable(n)):  # a name that stays as it is comes first
-        found[name] = unused_name(_usable(name), taken)
-        taken.add(found[name])
-    return found
-
-
-def _usable(name: str) -> str:
-    return ".".join(f"{p}_" if p in _OWN_ATTRIBUTES or keyword.iskeyword(p) else p for p in name.split("."))
-
-
-# What a graph module has or sets for itself.
-_OWN_ATTRIBUTES = frozenset({*dir(_Converted), *vars(fx.GraphModule(nn.Module(), fx.Graph())), "graph", "size_check"})
 
 
 def _attach(root: nn.Module, name: str, constant: Constant) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from reparam.emit import export_program
 from reparam.errors import InputError, MachineError
 from reparam.ir import Program
-from reparam.utils import dtype_name
+from reparam.utils import dtype_name, memory_told
 
 from .format import BuildOptions, Built, Port, Runnable, Tell
 from .ports import ports_of
@@ -205,7 +205,7 @@ class AotiRunnable(Runnable):
                 )
         feed = self._on_device(values)
         try:
-            with torch.no_grad(), _exact():
+            with torch.no_grad(), _exact(), memory_told(f"running {self.path.name}"):
                 found = self._loader.boxed_run(feed)
         except RuntimeError as error:
             first = str(error).splitlines()[0]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from reparam.errors import InputError, MachineError
 from reparam.ir import Program
+from reparam.utils import memory_told
 
 from .format import BuildOptions, Built, Port, Runnable, Tell
 from .onnx.source import write_source
@@ -197,7 +198,8 @@ class OpenVinoRunnable(Runnable):
 
         feed = [_to_openvino(openvino, v) for v in values]
         try:
-            found = compiled(feed)
+            with memory_told(f"running {self.path.name}"):
+                found = compiled(feed)
         except (RuntimeError, UnicodeDecodeError) as error:
             raise InputError(f"{self.path.name} does not run on these inputs: {reason(error)}") from error
         return [_to_torch(found[i], v) for i, v in enumerate(compiled.outputs)]

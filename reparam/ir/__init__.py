@@ -34,6 +34,7 @@ from .aten import (
     op_name,
     pair,
 )
+from .attributes import attribute_names, unlift, with_attribute_names
 from .cost import Census, batch_one, census, is_chain, node_macs, spelled_out
 from .feeds import EVEN_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
 from .inputs import check_shapes, draw_examples, exported_shapes, shape_of_input
@@ -105,6 +106,7 @@ __all__ = [
     "Scratchpad",
     "arguments",
     "aten",
+    "attribute_names",
     "batch_one",
     "call_node",
     "category",
@@ -148,6 +150,8 @@ __all__ = [
     "tensors_of",
     "text_of",
     "typed",
+    "unlift",
     "upstream",
     "weight_value",
+    "with_attribute_names",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from reparam.errors import ReparamError
 from reparam.utils import foreign_code
 
 from .program import Program
@@ -103,7 +104,9 @@ def evaluate_where_it_runs(program: Program, inputs: Sequence[Any]) -> list[Any]
     """`evaluate` in float64; None for inputs of sizes that the program does not run on."""
     try:
         return evaluate(program, inputs)
-    except (RuntimeError, ValueError, IndexError, TypeError):
+    except ReparamError:
+        raise
+    except Exception:  # of any kind: operators may be those of others, and sizes are computed along the way
         return None
 
 

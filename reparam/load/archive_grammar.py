@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import re
 from collections.abc import Callable
 from typing import Any
@@ -82,7 +83,12 @@ _PRIVATE = _words(
 
 def identifier(text: str) -> str | None:
     """A value's name: it is written into Python source as it stands."""
-    return None if _IDENTIFIER.fullmatch(text) else "is not an identifier"
+    return None if _IDENTIFIER.fullmatch(text) and not keyword.iskeyword(text) else "is not an identifier"
+
+
+def parameter(text: str) -> str | None:
+    """The name of a parameter of `forward`, which has one called self already."""
+    return identifier(text) if text != "self" else "is the name of the module itself"
 
 
 def optional_identifier(text: str) -> str | None:

@@ -42,7 +42,7 @@ _TEXTS: Mapping[str, grammar.Rule] = {
     "ExportedProgram.guards_code": grammar.guard,
     "ModuleCallSignature.in_spec": grammar.input_tree_spec,
     "ModuleCallSignature.out_spec": grammar.tree_spec,
-    "ModuleCallSignature.forward_arg_names": grammar.identifier,
+    "ModuleCallSignature.forward_arg_names": grammar.parameter,
     "ModuleCallEntry.fqn": grammar.dotted_path,
     "TensorArgument.name": grammar.identifier,
     "TokenArgument.name": grammar.identifier,

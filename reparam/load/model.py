@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError, UnsafeFileError
-from reparam.ir import draw_examples, exported_shapes, refuse_odd_tensors
-from reparam.utils import SOURCE_FILES, Shapes, Stamp, describe_error, foreign_code
+from reparam.ir import draw_examples, exported_shapes, refuse_odd_tensors, unlift
+from reparam.utils import SOURCE_FILES, Shapes, Stamp, describe_error, first_line, foreign_code
 
 from .checkpoint import HOLDERS, Checkpoint, load_checkpoint
 from .infer import Inference, check_architecture, infer_architecture, same_function, shapes_of
@@ -146,7 +146,12 @@ def _from_exported(checkpoint: Checkpoint, program: torch.export.ExportedProgram
     if arch is not None:
         raise InputError(f"{checkpoint.path.name} holds its architecture already; leave out --arch {arch}")
     check_program_finite(program, checkpoint.path)
-    module = program.module(check_guards=False)
+    try:
+        module = unlift(program)
+    except Exception as error:  # of what torch writes as Python
+        raise InputError(
+            f"{checkpoint.path.name} is not a program that runs ({first_line(error)[:200]}); export it again"
+        ) from error
     return LoadedModel(module, checkpoint.path, input_shapes=exported_shapes(program), exported=program)
 
 

@@ -34,6 +34,7 @@ def check_program(program: torch.export.ExportedProgram, name: str) -> None:
             _check_weight(program, str(spec.target), node, name)
     if len(placeholders) != len(program.graph_signature.input_specs):
         raise _misfit(name, "its inputs", "they are not those of its signature")
+    _check_parameters(program, name)
     _check_results(program, name)
     _check_calls(program, placeholders, name)
 
@@ -51,6 +52,16 @@ def _check_weight(program: torch.export.ExportedProgram, key: str, node: fx.Node
         raise _misfit(
             name, key, f"it is {value.dtype} {tuple(value.shape)}, the graph takes {stated.dtype} {tuple(stated.shape)}"
         )
+
+
+def _check_parameters(program: torch.export.ExportedProgram, name: str) -> None:
+    """The parameters of `forward` are as many as the structure of its arguments has, each of a name of its own."""
+    signature = next((c.signature for c in program.module_call_graph if not c.fqn), None)
+    names = signature.forward_arg_names if signature is not None else None
+    if names:
+        positional, keywords = program.call_spec.in_spec.children()
+        if len(set(names)) != len(names) or len(names) != positional.num_children + keywords.num_children:
+            raise _misfit(name, ", ".join(names), "these are not the parameters of its arguments")
 
 
 def _check_results(program: torch.export.ExportedProgram, name: str) -> None:

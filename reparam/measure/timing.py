@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reparam.compare import specs_of
 from reparam.engines import Runnable
-from reparam.errors import InputError, MachineError
+from reparam.errors import InputError, MachineError, ReparamError
 from reparam.ir import draw_examples, random_input
 from reparam.load import LoadedModel
 from reparam.utils import first_line, foreign_code
@@ -145,7 +145,7 @@ def _try(name: str, run: Callable[[], object]) -> None:
     try:
         with foreign_code(f"running {name}"):
             run()
-    except (InputError, MemoryError):
+    except ReparamError:
         raise
     except Exception as error:
         raise InputError(f"{name} does not run on these inputs: {first_line(error)}") from error

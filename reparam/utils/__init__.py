@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .cuda_driver import gpus
     from .files import SOURCE_FILES, refuse_existing
     from .foreign import Interrupted, foreign_code, ignore_exits, place_of_error, refused_exits
-    from .memory import is_out_of_memory, memory_size
+    from .memory import is_out_of_memory, memory_size, memory_told
     from .names import is_plain_path, name_complaint, plain_path, prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
@@ -28,7 +28,7 @@ _DOORS = {
     "cuda_driver": ("gpus",),
     "files": ("SOURCE_FILES", "refuse_existing"),
     "foreign": ("Interrupted", "foreign_code", "ignore_exits", "place_of_error", "refused_exits"),
-    "memory": ("is_out_of_memory", "memory_size"),
+    "memory": ("is_out_of_memory", "memory_size", "memory_told"),
     "names": (
         "is_plain_path",
         "name_complaint",
@@ -104,6 +104,7 @@ __all__ = [
     "lazy_doors",
     "leave_current_folder",
     "memory_size",
+    "memory_told",
     "name_complaint",
     "one_line",
     "opened",

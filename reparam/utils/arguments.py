@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from reparam.errors import InputError, MachineError, ReparamError
+from reparam.errors import InputError
 
-from .memory import is_out_of_memory
-from .text import describe_type, first_line
+from .memory import memory_told
+from .text import describe_type
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,14 +38,8 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
             raise InputError(
                 f"{function.__name__}() {error}{how}; the keywords that it takes are {', '.join(names)}"
             ) from None
-        try:
+        with memory_told():
             return function(*args, **kwargs)
-        except ReparamError:
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise MachineError(f"not enough memory ({first_line(error)})") from error
-            raise
 
     return call
 

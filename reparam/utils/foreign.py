@@ -19,6 +19,7 @@ from typing import Any
 
 from reparam.errors import EndedError, InputError, ReparamError
 
+from .memory import memory_told
 from .text import describe_error
 
 _ENDS = {name: getattr(os, name) for name in ("_exit", "execv", "execve") if hasattr(os, name)}
@@ -42,7 +43,7 @@ def foreign_code(doing: str, kind: type[ReparamError] = EndedError, *, errors: b
     """
     process = os.getpid()
     try:
-        with refused_exits(), _known_interruptions():
+        with refused_exits(), _known_interruptions(), memory_told(doing):
             yield
     except BaseException as error:
         _end_copy(process, error)
@@ -50,7 +51,7 @@ def foreign_code(doing: str, kind: type[ReparamError] = EndedError, *, errors: b
             raise interruption from None
         if isinstance(error, Exception):
             place = place_of_error(error, strict=True)
-            if not (errors and place) or isinstance(error, ReparamError | MemoryError):
+            if not (errors and place) or isinstance(error, ReparamError):
                 raise
             raise InputError(f"{doing} failed at {place}: {describe_error(error)}") from error
         place = place_of_error(error)

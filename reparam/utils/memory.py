@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
+from reparam.errors import MachineError, ReparamError
+
+from .text import first_line
+
+_OUT_OF_MEMORY = (
+    *("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory"),
+    *("Failed to allocate memory", "bad_alloc", "bad allocation"),
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; torch says so in a RuntimeError."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def memory_told(doing: str = "") -> Iterator[None]:
+    """Raises MachineError where memory runs out in the block. doing: what is done there, such as "running the model".
+
+    What a library says then is a RuntimeError in its own words, as it is for inputs that do not fit.
+    """
+    try:
+        yield
+    except ReparamError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        when = f" while {doing}" if doing else ""
+        text = first_line(error) if str(error) else ""
+        raise MachineError(f"not enough memory{when}{f' ({text})' if text else ''}") from error
 
 
 def memory_size() -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,7 +87,7 @@ def test_a_batch_that_is_not_free_is_that_of_the_users_own_example(model: type[n
 def test_a_path_of_its_own_for_a_batch_of_one_is_found_by_running_the_model(batch: int) -> None:
     net, x = SqueezesOne().eval(), torch.randn(batch, 3)
     result = convert(net, x)
-    assert any("the batch is fixed at that of the example" in r.message for r in result.report.remarks)
+    assert any(r.message.startswith(f"the batch is fixed at {batch}, that of the") for r in result.report.remarks)
     torch.testing.assert_close(result.module(x), net(x))
 
 
@@ -155,3 +157,64 @@ def test_memory_of_the_last_size_is_neither_seen_nor_left_behind() -> None:
     assert result.report.equivalent and net.seen.keys() == before.keys()
     assert all(torch.equal(net.seen[k], before[k]) and net.seen[k].dtype == torch.float32 for k in before)
     assert not capture(net, (torch.randn(2, 3),)).notes
+
+
+def on_maps(compute: Any) -> nn.Module:
+    return Lambda(lambda net, x: compute(net.conv(x), x), conv=nn.Conv2d(3, 3, 3, padding=1)).eval()
+
+
+GROUPED = {
+    "rest": lambda y, x: y.view(-1, 2, 3, *x.shape[2:]).sum(1),
+    "counted": lambda y, x: y.view(x.shape[0] // 2, 2, 3, *x.shape[2:]).sum(1),
+    "fours": lambda y, x: y.view(x.shape[0] // 4, 4, 3, *x.shape[2:]).sum(1),
+    "chunks": lambda y, x: torch.cat(y.chunk(2), 1),
+}
+
+
+@pytest.mark.parametrize("way", GROUPED)
+@pytest.mark.parametrize("dynamic", [("batch",), ALL, "batch,height,width"], ids=str)
+def test_a_batch_that_comes_in_groups_is_fixed_at_that_of_the_example(way: str, dynamic: Any) -> None:
+    """As networks for video do it, which take so many frames of each film: no single frame runs."""
+    net, x = on_maps(GROUPED[way]), torch.randn(4, 3, 8, 8)
+    result = convert(net, x, dynamic=dynamic)
+    assert result.program.inputs[0].shape[0] == 4
+    (note,) = [r.message for r in result.report.remarks if "the batch is fixed at 4" in r.message]
+    assert "for inputs of shape 1x3x8x8" in note or "on inputs of shape 1x3x8x8" in note
+    assert torch.allclose(result.module(x), net(x), atol=1e-5)
+    assert result.report.before.macs == 3 * 3 * 9 * 64  # of one sample
+    if dynamic != ("batch",):
+        x = torch.randn(4, 3, 10, 6)
+        assert torch.allclose(result.module(x), net(x), atol=1e-5)
+
+
+def test_conditions_that_divide_by_a_size_are_followed() -> None:
+    """At small sizes such a condition divides by zero, where the model cannot run either."""
+    net = on_maps(lambda y, x: y * (2 if x.shape[2] % (x.shape[3] // 4) == 0 else 3))
+    with pytest.raises(CaptureError, match="the width cannot stay free: the model asks whether"):
+        convert(net, torch.randn(2, 3, 8, 8), dynamic=ALL)
+    net = on_maps(lambda y, x: y.view(-1, x.shape[2] // 4, 4).sum(1))
+    result = convert(net, torch.randn(2, 3, 8, 8), dynamic=ALL)
+    x = torch.randn(3, 3, 16, 4)
+    assert torch.allclose(result.module(x), net(x), atol=1e-5)
+
+
+def test_what_an_operator_of_torch_asks_is_no_line_of_the_model() -> None:
+    """A row is taken out of a map: smaller maps do not have it, and the model raises there."""
+    net = on_maps(lambda y, x: y[:, :, 5])
+    result = convert(net, torch.randn(2, 3, 8, 8), dynamic=ALL)
+    x = torch.randn(1, 3, 6, 9)
+    assert torch.allclose(result.module(x), net(x), atol=1e-5)
+    small = torch.randn(1, 3, 4, 9)
+    for module in (net, result.module):
+        with pytest.raises(IndexError):
+            module(small)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [lambda y, x: y @ x, lambda y, x: y + x.mT, lambda y, x: torch.cat([y, x.mT], 1), lambda y, x: y * x.mT.float()],
+)
+def test_an_axis_that_has_to_equal_another_is_told_so(compute: Any) -> None:
+    with pytest.raises(CaptureError) as error:
+        convert(on_maps(compute), torch.randn(2, 3, 8, 8), dynamic=ALL)
+    assert "the width cannot stay free: what is captured holds where it is equal to the height of" in str(error.value)

@@ -241,14 +241,3 @@ def test_a_part_of_any_name_is_taken_or_refused_by_that_name(name: str, kind: st
         assert reparam.explain(Named(name, kind), ROW).before.nodes
     except InputError as error:
         assert "whose name" in str(error) and str(error).isprintable()
-
-
-@given(name=st.sampled_from(["class", "in", "None", "import", "__init__", "forward", "graph", "train"]), kind=KINDS)
-@settings(max_examples=24, deadline=None)
-def test_a_name_that_python_keeps_for_itself_is_told(name: str, kind: str) -> None:
-    try:
-        reparam.explain(Named(name, kind), ROW)
-    except CaptureError as error:
-        assert "keeps for itself" in str(error) or "cannot be captured" in str(error)
-    else:
-        assert name in ("forward", "graph", "train")

@@ -340,7 +340,7 @@ def test_a_weight_whose_name_a_module_has_for_itself_is_renamed(name: str, tmp_p
             node.target = names.get(str(node.target), node.target)
     given.constants = {names.get(k, k): v for k, v in given.constants.items()}
     module = to_module(given)
-    assert list(dict(module.named_parameters())) == [f"{name}_.weight_", f"{name}_.to_", taken, "2.0.bias"]
+    assert list(dict(module.named_parameters())) == [f"{name}__.weight", f"{name}__.to_", taken, "2.0.bias"]
     x = image()
     assert torch.equal(module(x), convert(network(), x).module(x))
     save_pt2(given, tmp_path / "n.pt2")

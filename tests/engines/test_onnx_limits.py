@@ -159,8 +159,21 @@ LARGE = 1 << 17
             ],
             [whole([LARGE], "s")],
         ),
+        (  # a vector whose inference would list its elements
+            [helper.make_node("Range", ["a", "b", "d"], ["v"]), helper.make_node("Cast", ["v"], ["c"], to=INT64)],
+            [whole(0, "a"), whole(2**40, "b"), whole(1, "d")],
+        ),
+        (
+            [helper.make_node("Concat", [f"c{i}" if i else "s"] * 9, [f"c{i + 1}"], axis=0) for i in range(20)]
+            + [helper.make_node("Identity", ["c20"], ["c"])],
+            [whole([1] * 9, "s")],
+        ),
+        (
+            [helper.make_node("Mul", ["s", "s"], ["s2"]), helper.make_node("ConstantOfShape", ["s2"], ["c"])],
+            [whole([1 << 20], "s")],
+        ),
     ],
-    ids=["fill", "expand", "tile", "range", "random", "eye", "computed", "joined"],
+    ids=["fill", "expand", "tile", "range", "random", "eye", "computed", "joined", "vector", "doubled", "product"],
 )
 def test_constants_that_grow_while_a_file_is_opened_are_refused(
     nodes: list[Any], weights: list[Any], tmp_path: Path
@@ -172,6 +185,80 @@ def test_constants_that_grow_while_a_file_is_opened_are_refused(
         weights = [whole([LARGE, LARGE], "s3")]
     nodes += [helper.make_node("Cast", ["r"], ["k"], to=FLOAT), helper.make_node("Add", ["x", "k"], ["y"])]
     refused(write(tmp_path / "a.onnx", nodes, [weight, *weights]), "would become|becomes is not known")
+
+
+def fill(shape: str, result: str, size: Sequence[int] = (LARGE, LARGE)) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Constant", [], [shape], value_ints=list(size)),
+        helper.make_node("ConstantOfShape", [shape], [result]),
+    ]
+
+
+def test_functions_and_inner_graphs_are_looked_into(tmp_path: Path) -> None:
+    adds = [*fill("s", "c"), helper.make_node("ReduceSum", ["c"], ["r"], keepdims=0)]
+    inside = helper.make_function("own", "f", ["a"], ["b"], [*adds, helper.make_node("Add", ["a", "r"], ["b"])], OPSETS)
+    call = helper.make_node("f", ["x"], ["y"], domain="own")
+    refused(write(tmp_path / "a.onnx", [call], functions=[inside]), "would become")
+    passed = helper.make_function(
+        "own", "f", ["a", "s"], ["b"], [helper.make_node("Expand", ["a", "s"], ["b"])], OPSETS
+    )
+    nodes = [
+        helper.make_node("f", ["w", "s"], ["h"], domain="own"),
+        helper.make_node("ReduceSum", ["h"], ["k"], keepdims=0),
+    ]
+    weights = [numpy_helper.from_array(np.ones(1, np.float32), "w"), whole([LARGE, LARGE], "s")]
+    path = write(tmp_path / "b.onnx", [*nodes, helper.make_node("Add", ["x", "k"], ["y"])], weights, [passed])
+    refused(path, "would become")
+    branch = helper.make_graph(adds, "then", [], [helper.make_tensor_value_info("r", FLOAT, [])])
+    other = helper.make_graph(fill("s", "c", [2]), "else", [], [helper.make_tensor_value_info("c", FLOAT, [2])])
+    asks = [
+        helper.make_node("ReduceSum", ["x"], ["t"], keepdims=0),
+        helper.make_node("Cast", ["t"], ["q"], to=BOOL),
+        helper.make_node("If", ["q"], ["y"], then_branch=branch, else_branch=other),
+    ]
+    refused(write(tmp_path / "c.onnx", asks), "would become")
+
+
+def test_a_choice_by_a_constant_is_no_constant_where_the_graphs_chosen_from_are_none(tmp_path: Path) -> None:
+    one = helper.make_graph([relu("p", "x", "r")], "then", [], [helper.make_tensor_value_info("r", FLOAT, ["n"])])
+    other = helper.make_graph([relu("p", "x", "c")], "else", [], [helper.make_tensor_value_info("c", FLOAT, ["n"])])
+    choice = helper.make_node("If", ["q"], ["y"], then_branch=one, else_branch=other)
+    path = write(tmp_path / "a.onnx", [choice], [numpy_helper.from_array(np.array(True), "q")])
+    model = onnx.load(str(path))
+    for info in (model.graph.input[0], model.graph.output[0]):
+        info.type.CopyFrom(helper.make_tensor_type_proto(FLOAT, ["n"]))
+    path.write_bytes(model.SerializeToString())
+    engine = open_engine(path)
+    assert engine is not None and engine.run([torch.tensor([-1.0, 2.0])])[0].tolist() == [0.0, 2.0]
+
+
+def test_shapes_of_what_is_given_are_constants(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.onnx", [helper.make_node("Shape", ["x"], ["s"]), *relu_of_fill()])
+    assert open_engine(path) is not None
+    model = onnx.load(str(path))
+    for info in (model.graph.input[0], model.graph.output[0]):
+        info.type.CopyFrom(helper.make_tensor_type_proto(FLOAT, [LARGE, LARGE]))
+    path.write_bytes(model.SerializeToString())
+    refused(path, "would become")
+
+
+def relu_of_fill() -> list[onnx.NodeProto]:
+    return [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])]
+
+
+def test_small_constants_are_computed_and_pass(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"]),
+        helper.make_node("Unsqueeze", ["n", "zeros"], ["n1"]),
+        helper.make_node("Range", ["zero", "n", "one"], ["i"]),
+        helper.make_node("Expand", ["i", "n1"], ["e"]),
+        helper.make_node("Cast", ["e"], ["f"], to=FLOAT),
+        helper.make_node("Add", ["x", "f"], ["y"]),
+    ]
+    path = write(tmp_path / "a.onnx", nodes, [whole(0, "zero"), whole(1, "one"), whole([0], "zeros")])
+    engine = open_engine(path)
+    assert engine is not None and engine.run([torch.zeros(2)])[0].tolist() == [0.0, 1.0]
 
 
 def test_sparse_weights_are_not_spread_out(tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reparam.errors import InputError
+from reparam.load import load_model
 from support.cli_helpers import run
 from support.payloads import PAYLOADS
-from support.planting import Kind, Place, genuine, kinds
+from support.planting import Kind, Place, Program, genuine, kinds
 
 CANARY = "REPARAM_CANARY"
 NETWORKS = ("program", "zip", "legacy", "safetensors", "header", "config")
@@ -150,6 +152,17 @@ def test_a_payload_anywhere(where: tuple[str, Place], payload: str, tmp_path_fac
     source = converted(all_kinds()[name], folder, place, payload)
     if source is not None:
         check_sources([source])
+
+
+@pytest.mark.parametrize("names", [["self"], ["class"], ["None"], ["x", "y"], ["x", "x"]])
+def test_parameters_of_a_program(names: list[str], tmp_path: Path) -> None:
+    """torch writes them as Python, which then does not compile, or takes no such call."""
+    program, model = Program(), "archive/models/model.json"
+    row = json.loads(program.entries[model])
+    row["graph_module"]["module_call_graph"][0]["signature"]["forward_arg_names"] = names
+    program.entries[model] = json.dumps(row).encode()
+    with pytest.raises(InputError, match=r"forward_arg_names|are not the parameters"):
+        load_model(program.write(tmp_path, None, ""))
 
 
 @pytest.mark.sweep

@@ -128,7 +128,7 @@ class _Names:
 
     def claim(self, wanted: str) -> str:
         """`wanted`, or the first free one of a.b_1, a.b_2, ...; of a_1.b, a_2.b, ... where `a` is a module."""
-        wanted = ".".join(f"{part}_" if part in MODULE_ATTRIBUTES else part for part in wanted.split("."))
+        wanted = ".".join(_usable(part) for part in wanted.split("."))
         parent, _, leaf = wanted.rpartition(".")
         name, serial = wanted, 0
         while not self.free(name):
@@ -136,6 +136,13 @@ class _Names:
             name = f"{parent}_{serial}.{leaf}" if parent and not self.opens(parent) else f"{wanted}_{serial}"
         self.add(name)
         return name
+
+
+def _usable(part: str) -> str:
+    """A part of a name as an attribute of a module, in the body of a class, where Python changes `__name` by itself."""
+    if part.startswith("__") and not part.endswith("__"):
+        part = "_" + part.lstrip("_")
+    return f"{part}_" if part in MODULE_ATTRIBUTES else part
 
 
 def _groups(program: Program, live: Sequence[fx.Node], forms: Mapping[fx.Node, ModuleForm]) -> list[_Group]:
@@ -211,7 +218,7 @@ def _name_leaves(naming: Naming, live: Sequence[fx.Node], forms: Mapping[fx.Node
         form = forms.get(nodes[0])
         if not path or path in inner or form is None or form.slots or not taken.free(path):
             continue
-        if not MODULE_ATTRIBUTES.isdisjoint(path.split(".")):
+        if any(_usable(part) != part for part in path.split(".")):
             continue
         texts = {f.text() if (f := forms.get(n)) is not None else "" for n in nodes}
         if texts == {form.text()}:

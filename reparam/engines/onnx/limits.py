@@ -13,20 +13,15 @@ from typing import TYPE_CHECKING, Any
 from reparam.errors import InputError
 from reparam.utils import name_complaint, one_line
 
+from .folding import check_folding
+
 if TYPE_CHECKING:
     import onnx
 
 MOST_NODES = 1_000_000  # with functions written out
 MOST_TURNS = 10_000  # of a loop
 DEEPEST = 16  # graphs within graphs
-FREE = 1 << 26  # elements that constants alone may be computed into, beside four for each element of the weights
-SMALL = 1 << 12  # bytes of weights that may be sizes, which the inference of shapes reads
 LOOPS = frozenset({"Loop", "Scan", "SequenceMap"})
-_GROWS = frozenset(
-    {"ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Upsample", "Pad", "OneHot", "RandomNormal"}
-    | {"RandomUniform", "EyeLike", "Unique", "Compress", "CenterCropPad", "Col2Im", "BlackmanWindow", "HannWindow"}
-    | {"HammingWindow", "MelWeightMatrix", "ImageDecoder", "DFT", "STFT", "MaxUnpool"}
-)
 
 
 def check_limits(model: onnx.ModelProto, name: str) -> None:
@@ -46,7 +41,7 @@ def check_limits(model: onnx.ModelProto, name: str) -> None:
                 _check_loop(node, constants, name)
     for tensor in tensors_in(model):
         _check_tensor(tensor, name)
-    _check_folding(model, name)
+    check_folding(model, name)
 
 
 def has_loops(model: onnx.ModelProto) -> bool:
@@ -201,86 +196,3 @@ def bits_of(kind: int) -> int | None:
         return small.get(label) or int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize * 8)
     except (ValueError, KeyError, TypeError):
         return None
-
-
-# ---- what is computed while a file is opened ---------------------------------------------------------------------
-
-
-def _check_folding(model: onnx.ModelProto, name: str) -> None:
-    """What constants alone are computed into stays near the size of the weights."""
-    graph = model.graph
-    sparse = [t for t in (*graph.sparse_initializer, *(a.sparse_tensor for n in graph.node for a in n.attribute))]
-    stored = sum(math.prod(t.dims) for t in graph.initializer) + sum(
-        math.prod(a.t.dims) for n in graph.node for a in n.attribute if a.HasField("t")
-    )
-    made = sum(math.prod(t.dims) for t in sparse if t.dims)
-    known = {t.name for t in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
-    given = {v.name for v in graph.input} - known
-    nodes = []
-    for node in graph.node:
-        if not given.intersection(node.input) and not any(a.HasField("g") or a.graphs for a in node.attribute):
-            nodes.append(node)
-        else:
-            given.update(o for o in node.output if o)
-    if nodes:
-        sizes = inferred_sizes(model)
-        for node in nodes:
-            for output in (o for o in node.output if o and node.op_type != "Constant"):
-                size = sizes.get(output)
-                if size is None and node.op_type in _GROWS:
-                    raise _refused(name, f"how large the constant '{one_line(output)[:60]}' becomes is not known")
-                made += size or 0
-    if made > 4 * stored + FREE:
-        raise _refused(name, f"its {stored} weights would become {made} while it is opened")
-
-
-def inferred_sizes(model: onnx.ModelProto) -> dict[str, int]:
-    """Elements of every value whose shape is known, by its name; the weights themselves are not copied for it."""
-    import onnx
-
-    try:
-        inferred = onnx.shape_inference.infer_shapes(_light(model), data_prop=True)
-    except Exception:  # what cannot be inferred is not known
-        return {}
-    sizes: dict[str, int] = {}
-    for value in (*inferred.graph.value_info, *inferred.graph.output):
-        shape = value.type.tensor_type.shape
-        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in shape.dim):
-            sizes[value.name] = math.prod(d.dim_value for d in shape.dim)
-    return sizes
-
-
-def _light(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with large weights as inputs of their shape, and without what it says of values itself."""
-    import onnx
-
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    graph = light.graph
-    graph.name = "light"
-    graph.output.extend(onnx.ValueInfoProto(name=v.name, type=v.type) for v in model.graph.output)
-    for value in graph.output:
-        value.type.tensor_type.ClearField("shape")
-    known = {t.name for t in model.graph.initializer}
-    graph.input.extend(v for v in model.graph.input if v.name not in known)
-    for tensor in model.graph.initializer:
-        _add_weight(graph, tensor, tensor.name)
-    for node in model.graph.node:
-        large = next((a.t for a in node.attribute if a.HasField("t") and a.t.ByteSize() > SMALL), None)
-        if node.op_type == "Constant" and large is not None:
-            _add_weight(graph, large, node.output[0])
-        else:
-            graph.node.append(node)
-    return light
-
-
-def _add_weight(graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str) -> None:
-    import onnx
-
-    if tensor.ByteSize() <= SMALL and tensor.data_location != onnx.TensorProto.EXTERNAL:
-        added = graph.initializer.add()
-        added.CopyFrom(tensor)
-        added.name = name
-    else:
-        graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))

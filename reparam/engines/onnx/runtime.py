@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from reparam.engines.format import Port, Runnable
-from reparam.errors import InputError, MachineError
-from reparam.utils import first_line
+from reparam.errors import InputError, MachineError, ReparamError
+from reparam.utils import first_line, memory_told
 
 from .limits import has_loops, tensors_in
 from .storage import ONE_FILE, external_size, read_file, read_model, side_files
@@ -210,7 +210,10 @@ def _run(
         if clock is not None:
             clock.daemon = True
             clock.start()
-        found = session.run(None, feed, options)
+        with memory_told(f"running {name}"):
+            found = session.run(None, feed, options)
+    except ReparamError:
+        raise
     except Exception as error:
         if options.terminate:
             raise InputError(f"{name} has a loop that does not end within {LONGEST} seconds") from error

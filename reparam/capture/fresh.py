@@ -1,0 +1,120 @@
+"""A model as it is before it runs: copies that share its weights, and what it keeps outside of itself put back.
+
+A cache that was filled while a model was traced, or run in float64, holds tensors that are of no use to its next run.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+_CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
+_VALUES = (type(None), bool, int, float, complex, str, tuple, Tensor)
+_NOT_OF_MODELS = frozenset({"torch", "reparam", "builtins"})
+_DEEPEST = 3  # containers within containers
+
+
+def fresh_copy(module: nn.Module) -> nn.Module:
+    """A copy of the module's structure and of all that it remembers, which shares its weights.
+
+    What cannot be copied (a lock, an open file, a tensor with a history) is shared as well.
+    """
+    shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    with torch._C.DisableTorchFunction(), _disable_current_modes():  # a copy is no call of the model
+        try:
+            return copy.deepcopy(module, dict(shared))
+        except Exception:
+            for part in module.modules():
+                shared |= {id(v): v for v in vars(part).values() if not _can_be_copied(v)}
+            return copy.deepcopy(module, shared)
+
+
+def _can_be_copied(value: Any) -> bool:
+    if isinstance(value, dict) and any(isinstance(v, nn.Module) for v in value.values()):
+        return True  # the parts of a module, which are looked at themselves
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return False
+    return True
+
+
+@contextmanager
+def outside_kept(module: nn.Module) -> Iterator[None]:
+    """What the code of a model keeps outside of it is afterwards what it was before the block.
+
+    That are caches of functions, containers, numbers and tensors, as names of the modules (and packages) that its
+    classes come from, or as attributes of classes there.
+    """
+    roots = {type(m).__module__.partition(".")[0] for m in module.modules()} - _NOT_OF_MODELS
+    loaded = _loaded(roots)
+    undo = [step for space in loaded.values() for step in _steps(vars(space), space, roots)]
+    try:
+        yield
+    finally:
+        if _loaded(roots).keys() == loaded.keys():  # what an import has registered is there to stay
+            for step in undo:
+                step()
+
+
+def _loaded(roots: set[str]) -> dict[str, Any]:
+    return {n: m for n, m in list(sys.modules.items()) if m is not None and n.partition(".")[0] in roots}
+
+
+def _steps(names: Mapping[str, Any], owner: Any, roots: set[str]) -> Iterator[Callable[[], None]]:
+    """What puts back each of the values that some names have now."""
+    for name, value in list(names.items()):
+        if name.startswith("__"):
+            continue
+        if isinstance(value, functools._lru_cache_wrapper):
+            yield functools.partial(_clear, value, value.cache_info().misses)
+        elif type(value) in _CONTAINERS:
+            yield from _contents(value, _DEEPEST)
+        elif type(value) in _VALUES or isinstance(value, Tensor):
+            yield functools.partial(_bind, owner, name, value)
+        elif isinstance(value, type) and not isinstance(owner, type) and value.__module__.partition(".")[0] in roots:
+            yield from _steps(vars(value), value, roots)
+
+
+def _clear(cached: Any, misses: int) -> None:
+    """Empties the cache of a function that has computed something since."""
+    if cached.cache_info().misses != misses:
+        cached.cache_clear()
+
+
+def _bind(owner: Any, name: str, value: Any) -> None:
+    if vars(owner).get(name) is not value:
+        setattr(owner, name, value)
+
+
+def _contents(container: Any, depth: int) -> Iterator[Callable[[], None]]:
+    """What puts back a container's own contents, and those of the containers in it."""
+    if depth == 0:
+        return
+    kept = dict(container) if isinstance(container, dict) else list(container)
+    for value in kept.values() if isinstance(kept, dict) else kept:
+        if type(value) in _CONTAINERS:
+            yield from _contents(value, depth - 1)
+    yield functools.partial(_refill, container, kept)
+
+
+def _refill(container: Any, kept: Any) -> None:
+    if isinstance(container, dict):
+        same = len(container) == len(kept) and all(k in kept and kept[k] is v for k, v in container.items())
+    elif isinstance(container, set):
+        same = container == set(kept)
+    else:
+        same = len(container) == len(kept) and all(a is b for a, b in zip(container, kept, strict=True))
+    if same:
+        return
+    container.clear()
+    (container.extend if isinstance(container, list | deque) else container.update)(kept)

@@ -1,0 +1,197 @@
+"""What a model remembers, in itself and outside, is what it was before it was captured and checked."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict, defaultdict, deque
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from reparam.capture import fresh_copy, outside_kept
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+TABLE: dict[Any, Any] = {}
+NESTED: dict[str, dict[Any, Any]] = {"grids": {}}
+LIST: list[Any] = []
+SET: set[Any] = set()
+QUEUE: deque[Any] = deque(maxlen=3)
+ORDERED: OrderedDict[Any, Any] = OrderedDict()
+COUNTS: defaultdict[Any, int] = defaultdict(int)
+grid: Tensor | None = None
+calls = 0
+
+
+@functools.lru_cache
+def cached_ramp(width: int) -> Tensor:
+    return torch.linspace(0, 1, width)
+
+
+class Ramped(nn.Module):
+    """A convolution times a ramp."""
+
+    made: ClassVar[dict[int, Tensor]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def ramp(self, width: int) -> Tensor:
+        return torch.linspace(0, 1, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * self.ramp(x.shape[3])
+
+
+class ByFunction(Ramped):
+    def ramp(self, width: int) -> Tensor:
+        return cached_ramp(width)
+
+
+class ByTable(Ramped):
+    def ramp(self, width: int) -> Tensor:
+        if width not in TABLE:
+            TABLE[width] = super().ramp(width)
+        return TABLE[width]
+
+
+class ByNestedTable(Ramped):
+    def ramp(self, width: int) -> Tensor:
+        return NESTED["grids"].setdefault(width, super().ramp(width))
+
+
+class ByClass(Ramped):
+    def ramp(self, width: int) -> Tensor:
+        return self.made.setdefault(width, super().ramp(width))
+
+
+class ByName(Ramped):
+    def ramp(self, width: int) -> Tensor:
+        global grid  # noqa: PLW0603  # as such models do
+        if grid is None or len(grid) != width:
+            grid = super().ramp(width)
+        return grid
+
+
+WAYS = [ByFunction, ByTable, ByNestedTable, ByClass, ByName]
+
+
+def outside() -> tuple[Any, ...]:
+    return (dict(TABLE), dict(NESTED["grids"]), dict(Ramped.made), grid, cached_ramp.cache_info().currsize)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_caches_outside_of_a_model_are_left_as_they_are(way: type[Ramped]) -> None:
+    """Else they would hold tensors of the trace, and float64 ones, which the model would then compute with."""
+    cached_ramp.cache_clear()
+    net, before = way().eval(), outside()
+    result = reparam.convert(net, X)
+    assert outside() == before
+    truth = net.conv(X) * torch.linspace(0, 1, 8)
+    for module in (result.module, net):
+        torch.testing.assert_close(module(X), truth)
+    wide = torch.randn(2, 3, 65, 65)
+    assert net(wide).dtype == torch.float32
+    TABLE.clear(), NESTED["grids"].clear(), Ramped.made.clear()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_caches_that_are_filled_are_used_and_kept(way: type[Ramped]) -> None:
+    net = way().eval()
+    truth = net(X)
+    before = outside()
+    torch.testing.assert_close(reparam.convert(net, X).module(X), truth)
+    assert [v for v in outside() if not isinstance(v, int)] == [v for v in before if not isinstance(v, int)]
+    TABLE.clear(), NESTED["grids"].clear(), Ramped.made.clear()
+
+
+class Counts(Ramped):
+    """What it gives depends on how often it has run, here or as another object."""
+
+    def ramp(self, width: int) -> Tensor:
+        global calls  # noqa: PLW0603  # as such models do
+        calls += 1
+        LIST.append(calls)
+        SET.add(calls)
+        QUEUE.append(calls)
+        ORDERED[calls] = calls
+        COUNTS["runs"] += 1
+        return torch.linspace(0, 1, width) * (len(LIST) + COUNTS["runs"])
+
+
+def test_each_run_is_the_first_one() -> None:
+    net = Counts().eval()
+    result = reparam.convert(net, X)
+    assert (calls, LIST, SET, list(QUEUE), dict(ORDERED), dict(COUNTS)) == (0, [], set(), [], {}, {})
+    torch.testing.assert_close(result.module(X), net.conv(X) * torch.linspace(0, 1, 8) * 2)
+
+
+def test_what_changes_stays_where_an_import_came_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that is loaded while a model runs may have written itself into a list."""
+    import sys
+    import types
+
+    root = __name__.partition(".")[0]
+    with outside_kept(Counts()):
+        LIST.append("registered")
+        monkeypatch.setitem(sys.modules, f"{root}.loaded_later", types.ModuleType("loaded_later"))
+    assert LIST == ["registered"]
+    LIST.clear()
+
+
+class Listed(Ramped):
+    """Keeps a tensor in a list of its own, and counts in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = [torch.zeros(1)]
+        self.pairs = {"a": (torch.ones(1),)}
+
+    def ramp(self, width: int) -> Tensor:
+        self.kept[0] = self.kept[0] + 1
+        return torch.linspace(0, 1, width) * self.kept[0]
+
+
+def test_tensors_in_containers_of_a_model_are_its_own() -> None:
+    """They were shared between the runs in float64, which a tensor cannot be copied in."""
+    net = Listed().eval()
+    result = reparam.convert(net, X)
+    assert net.kept[0].item() == 0
+    torch.testing.assert_close(result.module(X), net.conv(X) * torch.linspace(0, 1, 8))
+
+
+def test_a_copy_shares_weights_and_nothing_that_can_be_copied() -> None:
+    net = Listed()
+    net.lock = threading.Lock()
+    copied = fresh_copy(net)
+    assert isinstance(copied, Listed) and copied.conv.weight is net.conv.weight and copied.lock is net.lock
+    assert copied.kept is not net.kept and copied.kept[0] is not net.kept[0]
+    assert copied.pairs["a"][0] is not net.pairs["a"][0]
+
+
+class AsksForItsBatch(Ramped):
+    """By a text, of which no guard tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * (2 if f"{x.shape[0]}" == "4" else 3)
+
+
+def test_the_batch_of_the_example_is_tried() -> None:
+    net, x = AsksForItsBatch().eval(), torch.randn(4, 3, 8, 8)
+    result = reparam.convert(net, x)
+    assert any("the batch is fixed at 4" in r.message for r in result.report.remarks)
+    torch.testing.assert_close(result.module(x), net(x))
+
+
+def test_the_graph_of_a_model_that_is_refused_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    class Branches(Ramped):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) * float(self.conv.weight.sum())
+
+    with pytest.raises(reparam.CaptureError):
+        reparam.convert(Branches(), X)
+    assert "def forward" not in "".join(capsys.readouterr())
