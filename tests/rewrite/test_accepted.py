@@ -29,9 +29,8 @@ class Again:
 
     def rewrite(self, program: Program, plan: fx.Node) -> Rewrite:
         new = program.clone(plan, {})
-        return Rewrite(
-            {plan: new}, f"again for {plan.name}", {"layers": 1}, ("one fact", "another"), (Note(plan.name),)
-        )
+        facts, notes = ("one fact", "another"), (Note(plan.name),)
+        return Rewrite({plan: new}, f"again for {plan.name}", {"layers": 1}, facts=facts, notes=notes)
 
 
 @dataclass(frozen=True)
