@@ -39,7 +39,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 ROOT = Path(__file__).resolve().parent.parent
 ABOUT = "about.json"
-PACKAGES = "torch torchvision timm numpy safetensors onnx onnxscript onnxsim onnxruntime openvino"
+PACKAGES = "torch torchvision timm numpy safetensors onnx onnx-ir onnxscript onnxsim onnxruntime openvino"
 UNTOLD = ("seconds", "reparam", "tree", "script")  # keys of reports and of ABOUT that are not compared
 SIZES = (32, 64)  # of the images x32.npy and x64.npy, which every case finds
 LONG = 1000  # characters of an ONNX node; of a longer one the rest is recorded by its sha256

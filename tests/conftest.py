@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from reparam.rewrite import verifying
+from support.warm_process import WarmProcess
 
 torch.set_num_threads(1)
 
@@ -47,6 +48,13 @@ def well_formed_programs() -> Iterator[None]:
 def fixed_seed() -> None:
     """Each test draws the same weights and inputs, whatever ran before it and on whichever worker."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmProcess]:
+    """Processes that need not import torch each for itself."""
+    with WarmProcess() as server:
+        yield server
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -30,21 +30,23 @@ TESTS: dict[str, tuple[str, ...]] = {
     "check.rewrite_check": ("check/test_samples.py", "check/test_affine_regions.py", "check/test_rewrite_check.py"),
     "check.region": ("check/test_region.py",),
     "algebra.kernels": ("algebra/test_kernels.py",),
-    "algebra.window": ("algebra/test_window.py", "passes/test_compose_convs.py", "passes/test_fold_padding.py"),
-    "algebra.propagate_forward": ("algebra/test_propagate_forward.py", "passes/test_fold_channel_affine.py"),
-    "algebra.channel_affine": ("algebra/test_channel_affine.py", "passes/test_fold_channel_affine.py"),
-    "rewrite.driver": ("rewrite/test_driver.py",),
+    "algebra.window": ("algebra/test_window.py",),
+    "algebra.propagate_forward": ("algebra/test_propagate_forward.py",),
+    "algebra.channel_affine": ("algebra/test_channel_affine.py",),
+    "rewrite.driver": ("rewrite/test_accepted.py", "rewrite/test_driver.py"),
     "passes.drop_identity": ("passes/test_drop_identity.py",),
     "passes.merge_shared_inputs": ("passes/test_merge_shared_inputs.py",),
     "passes.merge_branches": ("passes/test_merge_branches.py",),
     "check.rounding_bound": ("check/test_rounding_bound.py",),
     "check.network_check": ("check/test_network_check.py",),
-    "check.output_error": ("check/test_output_error.py", "check/test_network_check.py"),
+    "check.values": ("check/test_values.py",),
+    "check.output_error": ("check/test_output_error.py",),
+    "check.input_plan": ("check/test_input_plan.py",),
     "algebra.branch_term": ("passes/test_merge_branches.py",),
     "algebra.fold_affine": ("passes/test_fold_batch_norm.py", "passes/test_fold_channel_affine.py"),
     "algebra.layer": ("passes/test_fold_batch_norm.py", "passes/test_merge_shared_inputs.py"),
     "algebra.propagate_backward": ("passes/test_fold_channel_affine.py", "passes/test_fold_norm_affine.py"),
-    "algebra.route": ("algebra/test_propagate_forward.py", "passes/test_fold_channel_affine.py"),
+    "algebra.route": ("algebra/test_propagate_forward.py",),
     "passes.carry_residual": (
         "passes/test_carry_residual.py",
         "passes/test_carry_refusals.py",
@@ -54,7 +56,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-SURVIVED, LEFT = "survived", "not checked"
+KILLED, LEFT = "killed", "not checked"
 
 
 def modules() -> list[str]:
@@ -130,17 +132,20 @@ def verdicts(module: str) -> dict[str, str]:
 
 
 def run(module: str, jobs: int, *, again: bool) -> None:
-    """Tries what was not tried yet; what survived too, when its tests have changed or on request."""
+    """Tries what was not tried yet. All that was not killed is tried again when its tests have changed, or on request.
+
+    That holds for endless loops too: a machine that was busy can make a break look like one.
+    """
     seen = digest(module)
     stamp = WORK / module / "tests.sha256"
     changed = stamp.exists() and stamp.read_text() != seen
-    survivors = [name for name, verdict in verdicts(module).items() if verdict == SURVIVED]
+    doubtful = [name for name, verdict in verdicts(module).items() if verdict not in (KILLED, LEFT)]
     folder = prepare(module)
     if changed:
         (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
     workers = ("--max-children", str(jobs))
     mutmut(folder, "run", *workers)
-    kept = [name for name in survivors if name in verdicts(module)]
+    kept = [name for name in doubtful if name in verdicts(module)]
     if kept and (changed or again):
         mutmut(folder, "run", *workers, *kept)
     stamp.write_text(seen)
@@ -154,7 +159,7 @@ def report(names: Iterable[str]) -> None:
         found = verdicts(module)
         counts = Counter(found.values())
         totals += counts
-        survivors += [name for name, verdict in found.items() if verdict not in ("killed", "timeout", LEFT)]
+        survivors += [name for name, verdict in found.items() if verdict not in (KILLED, "timeout", LEFT)]
         print(f"{module:28}", ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items())) or "not run yet")
     print(f"{'all':28}", ", ".join(f"{n} {verdict}" for verdict, n in sorted(totals.items())))
     print(*survivors, sep="\n")
@@ -172,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("modules", nargs="*", help="rooms or modules, such as passes or check.region (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="breaks that are tried at the same time")
-    parser.add_argument("--again", action="store_true", help="try what survived once more, also with the same tests")
+    parser.add_argument("--again", action="store_true", help="try all but the killed once more")
     parser.add_argument("--report", action="store_true", help="run nothing, say what is known")
     parser.add_argument("--show", metavar="NAME", help="show one break")
     options = parser.parse_args()

@@ -151,6 +151,9 @@ READ: dict[str, Function] = {
     "x / 4": lambda m, x: x / 4,
     "-x": lambda m, x: -x,
     "scalar weight": lambda m, x: x * m.one,
+    "full rank": lambda m, x: x * m.full,
+    "c + 2 x": lambda m, x: torch.add(m.c, x, alpha=2),
+    "x / some ones": lambda m, x: x / m.ones,
     "last axis": lambda m, x: x * m.row,
 }
 
@@ -159,6 +162,7 @@ READ: dict[str, Function] = {
 def test_an_affine_is_read_as_what_it_computes(name: str) -> None:
     x = doubles(*SHAPE)
     children = {"c": vector(4, 1, 1), "one": nn.Parameter(torch.tensor(1.5)), "row": vector(5)}
+    children |= {"full": vector(1, 4, 1, 1), "ones": nn.Parameter(torch.tensor([1.0, 2.0, 0.5, 1.0])[:, None, None])}
     program, found = read(READ[name], x, **children)
     assert isinstance(found, Affine)
     assert found.node is last(program) and found.x is program.placeholders[0]
@@ -166,6 +170,7 @@ def test_an_affine_is_read_as_what_it_computes(name: str) -> None:
     assert float((value_of(found.pair, x) - truth).abs().max()) <= EXACT
     for part in (found.pair.scale, found.pair.shift):
         assert part is None or (part.dtype == torch.float64 and part.dim() == 4)
+    assert found.pair.scale is None or name not in ("x + c", "c + x", "x + 3 c", "x - c", "x + 2")
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (2, 4, 5), SHAPE, (2, 4, 2, 3, 2)])
@@ -175,7 +180,7 @@ def test_a_batch_norm_is_read_as_what_it_computes(shape: tuple[int, ...], affine
     x = doubles(*shape)
     program = program_of(healthy(norm), x)
     found = read_affine(program, last(program))
-    assert isinstance(found, Affine) and found.x is program.placeholders[0]
+    assert isinstance(found, Affine) and found.x is program.placeholders[0] and found.node is last(program)
     [truth] = evaluate(program, [x])
     assert float((value_of(found.pair, x) - truth).abs().max()) <= 1e-11
     assert found.pair.scale is not None and found.pair.scale.shape == (1, 4, *[1] * (len(shape) - 2))
@@ -218,7 +223,14 @@ def test_what_is_no_channel_affine_is_not_read_as_one(name: str) -> None:
     assert found is None
 
 
+def test_a_constant_that_varies_over_a_map_of_two_by_two_is_no_channel_affine() -> None:
+    _, found = read(lambda m, x: x * m.c, doubles(2, 4, 2, 2), c=vector(2, 2))
+    assert found is None
+
+
 def test_integers_are_no_affine() -> None:
+    program = program_of(Lambda(lambda m, x: x * 2.5), torch.ones(2, 3, dtype=torch.int64))
+    assert read_affine(program, last(program)) is None
     program = program_of(Lambda(lambda m, x: -x), torch.ones(2, 3, dtype=torch.int64))
     assert read_affine(program, last(program)) is None
     program = program_of(Lambda(lambda m, x: x + 1), torch.ones(2, 3, dtype=torch.int64))
@@ -280,7 +292,7 @@ def moved(name: str, shape: tuple[int, ...] = SHAPE) -> tuple[Program, fx.Node, 
 
 
 @pytest.mark.parametrize("name", MOVES)
-@pytest.mark.parametrize("axis", [1, 2, 3])
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
 def test_a_scale_moves_as_the_elements_do(name: str, axis: int) -> None:
     program, node, x = moved(name)
     size = x.meta["val"].shape[axis]
@@ -293,6 +305,17 @@ def test_a_scale_moves_as_the_elements_do(name: str, axis: int) -> None:
     assert back is not None
     again = move_forward(program, node, x, back)
     assert torch.equal(again.expand(truth.shape), truth)
+
+
+def test_sizes_and_shapes_are_taken_as_they_were_traced() -> None:
+    like = Lambda(lambda m, x, y: torch.tanh(x).expand_as(y))
+    sized = Lambda(lambda m, x, y: torch.tanh(x).reshape(x.shape[0] * 3, 1, 4) + y[0, 0, 0])
+    for model, shape in ((like, (2, 5, 4)), (sized, (6, 1, 4))):
+        program = program_of(model, doubles(2, 1, 4) if model is like else doubles(2, 3, 4), doubles(2, 5, 4))
+        node = next(n for n in program.calls() if any(i.target is aten.tanh.default for i in n.all_input_nodes))
+        x = node.all_input_nodes[0]
+        found = move_forward(program, node, x, torch.tensor([1.0, 2.0, 3.0, 4.0]).double().reshape(1, 1, 4))
+        assert found.expand(shape)[-1, -1].tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_the_pieces_of_a_split_move_apart_and_together() -> None:
@@ -324,6 +347,8 @@ def test_a_selection_moves_elements_where_its_index_is_known() -> None:
     assert is_movement(program, last(program))
     value = move_forward(program, last(program), program.placeholders[0], column(1.0, 2.0, 3.0, 4.0))
     assert value.flatten().tolist() == [3.0, 1.0]
+    back = move_backward(program, last(program), program.placeholders[0], column(3.0, 1.0), 9.0)
+    assert back is not None and back.flatten().tolist() == [1.0, 9.0, 3.0, 9.0]
     unknown = program_of(Lambda(lambda m, x, k: x.index_select(1, k)), doubles(*SHAPE), torch.tensor([1, 0]))
     assert not is_movement(unknown, last(unknown))
     other = program_of(Lambda(lambda m, x: torch.tanh(x)), doubles(*SHAPE))

@@ -224,3 +224,31 @@ def test_batch_norm_affine_is_evaluated_batch_norm(
     scale, shift = batch_norm_affine(*weights, mean, var, eps)
     bound = 1e-13 * ((scale * x).abs() + (scale * mean).abs() + 3)
     assert bool(((scale * x + shift - truth).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e5])
+def test_what_is_rounding_is_measured_by_the_size_of_the_parts(scale: float) -> None:
+    shift = scale * torch.tensor([1.0, 2.0, -3.0, 1e-4, -5e-5], dtype=torch.float64)
+    other = -(shift + scale * torch.tensor([1, -2, 3, 2, -1], dtype=torch.float64) * 2e-16)
+    assert bool((add_shifts(shift, other) == 0).all())
+    other[0] += scale * 1e-9
+    assert float(add_shifts(shift, other)[0]) == pytest.approx(scale * 1e-9, rel=1e-3)
+
+
+def test_no_shifts_are_added_to_none() -> None:
+    assert add_shifts(doubles(0), doubles(0)).shape == (0,)
+
+
+def test_new_kernels_lie_where_the_weights_do() -> None:
+    there = torch.empty(1, device="meta")
+    assert dirac(6, 2, 2, like=there).device == there.device
+    assert average_kernel(6, (2, 3), None, like=there).device == there.device
+    assert dirac(6, 2, 2).device.type == average_kernel(6, (2, 3), None).device.type == "cpu"
+
+
+def test_a_number_for_each_axis_is_asked_for() -> None:
+    weight = doubles(3, 2, 3, 1)
+    with pytest.raises(ValueError, match="zip"):
+        embed(weight, (1,), (5, 5))
+    with pytest.raises(ValueError, match="zip"):
+        dilate(weight, (2,))

@@ -128,6 +128,11 @@ def test_zero_padding_is_read_axis_by_axis(pad: list[int], options: Any, expecte
     assert zero_padding(next(iter(program.calls()))) == expected
 
 
+def test_a_pad_of_one_axis_and_one_by_another_name() -> None:
+    program = program_of(Lambda(lambda m, x: torch.constant_pad_nd(x, [1, 2])), doubles(2, 3, 5))
+    assert zero_padding(next(iter(program.calls()))) == ((1, 2),)
+
+
 def test_a_pad_of_what_is_no_map_has_no_window() -> None:
     program = program_of(Lambda(lambda m, x: F.pad(x, [1, 1])), doubles(2, 3))
     assert zero_padding(next(iter(program.calls()))) is None
@@ -172,6 +177,14 @@ def test_a_pool_whose_divisor_changes_has_no_window(pool: nn.Module, size: tuple
     assert (pool_of(pool, *size) is not None) == is_window
 
 
+def test_a_pool_of_one_axis_strides_by_its_kernel_unless_told_otherwise() -> None:
+    pool = Lambda(lambda m, x: F.avg_pool1d(x, 2, padding=1))
+    assert pool_of(pool, 9) == window(2, 2, 1, -1, 0)
+    assert pool_of(nn.AvgPool1d(2, 1), 9) == window(1, 2, 1, 0, -2)
+    by_default = Lambda(lambda m, x: F.avg_pool2d(x, (2, 3)))
+    assert pool_of(by_default, 9, 9) == Window((2, 3), (2, 3), (1, 1), (0, 0), (-2, -3))
+
+
 def test_whether_a_pool_of_a_free_map_is_cut_off_is_not_known() -> None:
     free = ("batch", "height", "width")
     assert pool_of(nn.AvgPool2d(2, 2), 8, 8, dynamic=free) is not None
@@ -207,6 +220,15 @@ def test_composed_windows_read_what_the_second_reads_of_the_first() -> None:
     assert 5 < sum(composed) < len(composed)
 
 
+@given(stride=st.integers(1, 3), b=windows(), size=st.integers(6, 14))
+def test_behind_a_window_of_one_tap_any_padding_is_exact(stride: int, b: Window, size: int) -> None:
+    a = window(stride, 1, 1, 0, -1)
+    joint = compose_windows(a, b)
+    assert isinstance(joint, Window)
+    wanted = [[stride * p for p in row] for row in taps(b, outputs(a, size))]
+    assert [(row[0], row[-1]) for row in taps(joint, size)] == [(w[0], w[-1]) for w in wanted]
+
+
 @given(a=windows(padded=False), b=windows(padded=False), groups=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]))
 def test_a_composed_kernel_is_one_convolution_after_the_other(a: Window, b: Window, groups: tuple[int, int]) -> None:
     joint = compose_windows(a, b)
@@ -228,9 +250,10 @@ def test_a_composed_kernel_is_one_convolution_after_the_other(a: Window, b: Wind
 def test_a_joint_window_reads_what_both_read_and_makes_as_many_outputs() -> None:
     joined: list[bool] = []
 
-    @given(a=windows(), b=windows(), same=st.booleans(), size=st.integers(6, 14))
-    def run(a: Window, b: Window, same: bool, size: int) -> None:
-        b = Window(a.stride, b.size, b.step, b.first, b.slack) if same else b
+    @given(a=windows(), b=windows(), same=st.integers(0, 3), late=st.integers(0, 3), size=st.integers(6, 14))
+    def run(a: Window, b: Window, same: int, late: int, size: int) -> None:
+        a = window(a.stride[0], a.size[0], a.step[0], a.first[0] + late, a.slack[0])
+        b = window(a.stride[0], b.size[0], b.step[0], b.first[0] + late, a.slack[0]) if same else b
         joint = unite(a, b, [size])
         joined.append(isinstance(joint, Window))
         alike = outputs(a, size) == outputs(b, size)
@@ -249,6 +272,7 @@ def test_a_joint_window_reads_what_both_read_and_makes_as_many_outputs() -> None
         kept = {p - low for w in (a, b) for p in range(w.first[0], w.last[0] + 1, w.step[0])}
         finer = [d for d in range(joint.step[0] + 1, 20) if all(p % d == 0 for p in kept)]
         assert not finer or kept == {0}, "its taps could lie further apart"
+        assert joint.size[0] > 1 or joint.step[0] == 1
         if symmetric_fits(joint, size):
             assert joint.slack[0] == -joint.first[0] - joint.last[0] - 1
         else:
@@ -278,6 +302,25 @@ def test_windows_of_a_free_size_need_the_same_slack() -> None:
 def test_unlike_strides_are_named() -> None:
     refused = unite(window(2, 1, 1, 0, -1), window(3, 1, 1, 0, -1), [8])
     assert isinstance(refused, Refusal) and refused.reason == "strides (2,) and (3,) differ"
+
+
+def test_padding_is_symmetric_where_that_makes_as_many_outputs() -> None:
+    """At stride 2 and size 8 a padding of one behind is never read: with it or without it there are four outputs."""
+    short = window(2, 3, 1, -1, -2)
+    assert unite(short, short, [8]) == window(2, 3, 1, -1, -1)
+    assert unite(short, short, [7]) == short, "here it would be read"
+
+
+def test_a_joint_window_starts_no_later_than_the_map() -> None:
+    late = window(1, 1, 1, 2, -3)
+    joint = unite(late, late, [8])
+    assert isinstance(joint, Window) and joint.first == (0,) and joint.last == (2,)
+
+
+def test_two_taps_that_lie_apart_stay_two() -> None:
+    apart = window(1, 2, 3, 0, -4)
+    assert unite(apart, window(1, 1, 1, 0, -4), [9]) == apart
+    assert unite(window(1, 1, 1, 0, -4), apart, [9]) == apart
 
 
 def test_each_axis_is_united_on_its_own() -> None:

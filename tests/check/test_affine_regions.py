@@ -159,6 +159,26 @@ def test_a_term_that_no_unit_impulse_shows_is_not_dropped(forward: Any, build: B
     assert not evidence_of(model, build, *inputs).ok
 
 
+@pytest.mark.parametrize("target", [aten.relu.default, aten.abs.default, aten.relu6.default])
+def test_what_takes_the_place_of_an_affine_region_has_to_be_affine_too(target: Any) -> None:
+    """Of x and |x| no unit impulse shows the difference."""
+
+    def build(program: Program, root: fx.Node, inputs: Sequence[fx.Node]) -> fx.Node:
+        return program.call(target, (inputs[0],), like=root)
+
+    result = evidence_of(Lambda(lambda m, x: x * 1.0), build, doubles(*SHAPE))
+    assert result.kind == "sampled" and not result.ok
+
+
+def test_a_bilinear_term_that_is_brought_in_is_rejected() -> None:
+    def build(program: Program, root: fx.Node, inputs: Sequence[fx.Node]) -> fx.Node:
+        product = program.call(aten.mul.Tensor, tuple(inputs), like=root)
+        return program.call(aten.add.Tensor, (program.clone(root, {}), product), like=root)
+
+    result = evidence_of(Lambda(lambda m, x, y: x - y), build, doubles(*SHAPE), doubles(*SHAPE, seed=8))
+    assert result.kind == "sampled" and not result.ok
+
+
 @dataclass(frozen=True)
 class Dropping:
     """A rule that takes every call of `targets` for `build`."""

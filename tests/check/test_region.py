@@ -76,17 +76,20 @@ def deconv(*args: Any, **options: Any) -> nn.Module:
         (nn.Sequential(conv(3), nn.ReLU(), conv(1)), (5, 5)),
         (nn.AvgPool2d(2), (6, 6)),
         (nn.AvgPool2d((3, 2), 1), (5, 4)),
+        (Lambda(lambda m, x: F.avg_pool2d(x, (2, 3))), (6, 9)),
         (nn.MaxPool2d(3, 2), (7, 7)),
         (nn.MaxPool2d(2, 1, dilation=(1, 3)), (4, 6)),
         (deconv(3), (7, 7)),
         (deconv(3, stride=(1, 2)), (7, 5)),
         (deconv(3, stride=2, padding=1), (7, 7)),
         (deconv(2, dilation=(1, 3)), (5, 9)),
+        (deconv(2, stride=2), (5, 5)),
         (nn.Sequential(conv(1, stride=2), deconv(3)), (13, 13)),
         (Lambda(lambda m, x: F.pad(x, [1, 2, 3, 4])), (1, 1)),
         (Lambda(lambda m, x: F.pad(x, [-1, -2])), (1, 6)),
         (Lambda(lambda m, x: F.pad(x, [-1, -2, 0, -3])), (6, 6)),
         (Lambda(lambda m, x: F.pad(x, [1, -2, -4, 1])), (7, 5)),
+        (Lambda(lambda m, x: m.conv(F.pad(x, [-1, -1])), conv=conv(3)), (5, 7)),
         (nn.BatchNorm2d(4).eval(), (1, 1)),
     ],
 )
@@ -114,6 +117,20 @@ def test_the_larger_of_both_sides_decides(old: int, new: int) -> None:
 def test_any_number_of_axes(rank: int, size: tuple[int, ...]) -> None:
     layer = {1: nn.Conv1d, 3: nn.Conv3d}[rank](4, 4, 3)
     assert shapes_of(layer, doubles(3, 4, *[9] * rank)) == RegionShapes(((2, 4, *size),), True)
+
+
+@pytest.mark.parametrize(
+    "model, size",
+    [
+        (nn.ConvTranspose1d(4, 4, 3, 2, 1), 7),
+        (nn.AvgPool1d(2), 6),
+        (Lambda(lambda m, x: F.avg_pool1d(x, 2)), 6),
+        (Lambda(lambda m, x: F.avg_pool1d(x, 2, ceil_mode=True)), 7),
+        (nn.MaxPool1d(3, 2), 7),
+    ],
+)
+def test_one_axis_has_one_number_for_each_argument(model: nn.Module, size: int) -> None:
+    assert shapes_of(model, doubles(3, 4, 21)).sizes == ((2, 4, size),)
 
 
 def test_every_input_keeps_its_channels() -> None:
@@ -150,6 +167,7 @@ def test_without_a_pool_that_is_cut_off_there_is_no_remainder() -> None:
     [
         lambda m, x: F.softmax(x, 1) * 2,
         lambda m, x: x + m.map,
+        lambda m, x: x + m.tall,
         lambda m, x: x * m.map,
         lambda m, x: x / m.map,
         lambda m, x: x - m.map,
@@ -157,11 +175,28 @@ def test_without_a_pool_that_is_cut_off_there_is_no_remainder() -> None:
         lambda m, x: x.flatten(1) * 2,
         lambda m, x: m.layer(m.conv(x)),
     ],
-    ids=["softmax", "sum", "product", "quotient", "difference", "concatenation", "flatten", "two kinds"],
+    ids=[
+        "softmax",
+        "sum",
+        "sum with a column",
+        "product",
+        "quotient",
+        "difference",
+        "concatenation",
+        "flatten",
+        "two kinds",
+    ],
 )
 def test_what_depends_on_the_traced_size_is_checked_there(forward: Any) -> None:
-    model = Lambda(forward, map=vector(1, 4, 5, 6), layer=nn.Linear(6, 6), conv=nn.Conv2d(4, 4, 1))
+    model = Lambda(
+        forward, map=vector(1, 4, 5, 6), tall=vector(1, 4, 5, 1), layer=nn.Linear(6, 6), conv=nn.Conv2d(4, 4, 1)
+    )
     assert shapes_of(model, doubles(3, 4, 5, 6)) == fixed((3, 4, 5, 6))
+
+
+def test_two_positions_are_a_map_already() -> None:
+    model = Lambda(lambda m, x: x + m.map, map=vector(1, 4, 2, 1))
+    assert shapes_of(model, doubles(3, 4, 2, 1)) == fixed((3, 4, 2, 1))
 
 
 def test_a_constant_along_the_channels_ties_nothing_to_a_size() -> None:
@@ -247,6 +282,26 @@ def test_a_weight_that_takes_the_place_of_a_value_is_no_input() -> None:
     program, region = region_of(model, doubles(3, 4), build=lambda p, n: p.weight(doubles(4), "t", like=n))
     assert not region.inputs and [n.op for n in region.new] == ["get_attr"]
     assert len(list(program.calls())) == 1
+
+
+def test_a_weight_of_the_network_that_takes_the_place_of_a_value_is_no_input() -> None:
+    model = Lambda(lambda m, x: torch.tanh(m.w) + 0 * m.w, w=vector(4))
+    program = program_of(model.double(), doubles(3, 4))
+    [tanh] = [n for n in program.calls() if n.target is aten.tanh.default]
+    region = find_region({tanh: tanh.all_input_nodes[0]}, [])
+    assert not region.inputs and [n.op for n in region.new] == ["get_attr"]
+
+
+def test_a_fill_before_the_region_is_none_of_its_business() -> None:
+    model = Lambda(lambda m, x, y: F.relu(torch.tanh(x + torch.zeros_like(torch.sin(y)))))
+    _, region = region_of(
+        model,
+        doubles(3, 4),
+        doubles(3, 4, seed=2),
+        build=lambda p, n: p.call(aten.clamp_min.default, (n.args[0], 0.0), like=n),
+        dynamic=("batch",),
+    )
+    assert names(region.inputs) == ["tanh"]
 
 
 def test_sizes_are_inputs_behind_all_others() -> None:

@@ -7,7 +7,6 @@ import errno
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from reparam.cli.session import Session, open_session, run_guarded
 from reparam.errors import InputError
 from reparam.utils import one_line
 from support.cli_helpers import TINY, failing_save, files, prepare_folder, refuse, run
+from support.warm_process import WarmProcess
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
@@ -87,26 +87,24 @@ main()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_output_is_written(folder: Path, number: signal.Signals) -> None:
+def test_a_signal_while_the_output_is_written(folder: Path, number: signal.Signals, warm: WarmProcess) -> None:
     before = files(folder)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, "convert", *TINY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline() == "writing\n"
+    child = warm.start(SLOW, ["convert", *TINY])
+    child.wait_for("writing")
     (temporary,) = files(folder) - before
     assert temporary.startswith(".reparam-")
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert out == ""
+    child.send_signal(number)
+    done = child.wait()
+    assert done.returncode == 128 + number
+    assert done.stdout == ""
     word = "interrupted" if number == signal.SIGINT else "terminated"
-    assert err == f"reparam: {word}, nothing was written\n"
+    assert done.stderr == f"writing\nreparam: {word}, nothing was written\n"
     assert files(folder) == before
 
 
 SIGNALLED = f"""{FOREGROUND}
-import os, sys, torch
+import os, resource, sys, torch
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 from reparam.emit import torch_module
 from reparam.cli import main
 
@@ -124,34 +122,25 @@ main()
 """
 
 
-def test_ctrl_c_inside_the_archive_writer(folder: Path) -> None:
+def test_ctrl_c_inside_the_archive_writer(folder: Path, warm: WarmProcess) -> None:
     before = files(folder)
-    command = [sys.executable, "-c", SIGNALLED, "convert", *TINY]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=without_core)
+    done = warm.run(SIGNALLED, "convert", *TINY)
     assert files(folder) == before
     assert (done.returncode, done.stderr) == (130, "reparam: interrupted, nothing was written\n")
 
 
-def without_core() -> None:
-    """In the child: no core file when it is ended."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as on a disk that is nearly full
+from reparam.cli import main
+main()
+"""
 
 
-def limited() -> None:
-    """In the child: files may not grow beyond 4 kB, as on a disk that is nearly full."""
-    without_core()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-
-
-def test_a_disk_that_fills_up_while_the_output_is_written(folder: Path) -> None:
+def test_a_disk_that_fills_up_while_the_output_is_written(folder: Path, warm: WarmProcess) -> None:
     before = files(folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "reparam", "convert", *TINY],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=limited,
-    )
+    done = warm.run(LIMITED, "convert", *TINY)
     assert files(folder) == before
     assert done.returncode == 3
     (sentence,) = done.stderr.splitlines()

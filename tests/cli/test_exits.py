@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import reparam
 from reparam.errors import CaptureError, InputError
 from reparam.load import load_model
 from support.cli_helpers import files, prepare_folder, refuse, run
+from support.warm_process import WarmProcess
 
 NETS = """
 import atexit, os, sys
@@ -141,22 +141,17 @@ def test_the_python_api_says_the_same(end: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("last", ["atexit.register(lambda: os._exit(0))", "atexit.register(sys.exit, 0)"])
-def test_what_is_left_for_the_end_does_not_change_the_exit_code(last: str, folder: Path) -> None:
+def test_what_is_left_for_the_end_does_not_change_the_exit_code(last: str, folder: Path, warm: WarmProcess) -> None:
     write(folder, f"{last}; raise ValueError('of the net')")
-    done = subprocess.run(
-        [sys.executable, "-m", "reparam", "convert", "--arch", "ends:in_factory"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = warm.module("reparam", "convert", "--arch", "ends:in_factory")
     assert done.returncode == 2
     assert "could not be built (ValueError: of the net)" in done.stderr
 
 
-def test_the_process_itself_is_ended_by_nobody(folder: Path) -> None:
+def test_the_process_itself_is_ended_by_nobody(folder: Path, warm: WarmProcess) -> None:
     write(folder, "os._exit(0)")
     for place in ("import", "factory", "forward", "verify"):
-        done = subprocess.run(
-            [sys.executable, "-m", "reparam", *WORDS[place]], capture_output=True, text=True, check=False
-        )
+        done = warm.module("reparam", *WORDS[place])
         assert done.returncode == 2 and "os._exit(0) at" in done.stderr, done.stderr
 
 
@@ -170,7 +165,9 @@ main()
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("handler", ["raise", "sys.exit(0)", "os._exit(0)", "raise ValueError('no')"])
-def test_a_signal_is_one_whatever_the_code_makes_of_it(number: signal.Signals, handler: str, folder: Path) -> None:
+def test_a_signal_is_one_whatever_the_code_makes_of_it(
+    number: signal.Signals, handler: str, folder: Path, warm: WarmProcess
+) -> None:
     body = f"""
 import os, sys, time
 from good import Net
@@ -185,14 +182,12 @@ def make():
 """
     write(folder, "pass")
     (folder / "slow.py").write_text(body)
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, "convert", "--arch", "slow:make"], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None and process.stderr.readline() == "building\n"
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, err
-    assert err.endswith("ed, nothing was written\n")
+    child = warm.start(CHILD, ["convert", "--arch", "slow:make"])
+    child.wait_for("building")
+    child.send_signal(number)
+    done = child.wait()
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stderr.endswith("ed, nothing was written\n")
 
 
 def test_an_operator_of_others_that_ends_the_process(folder: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from support.cli_helpers import TINY, files, prepare_folder, succeed
+from support.warm_process import WarmProcess
 
 KILLED = """
 import os, signal, sys
@@ -55,17 +54,14 @@ def all_files(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("verb", COMMANDS)
 @pytest.mark.parametrize("older", [False, True])
-def test_a_command_that_is_killed_between_its_outputs(verb: str, older: bool, folder: Path) -> None:
+def test_a_command_that_is_killed_between_its_outputs(verb: str, older: bool, folder: Path, warm: WarmProcess) -> None:
     words, outputs = COMMANDS[verb]
     (folder / "source").mkdir()
     for name in outputs if older else ():
         (folder / name).write_text("older")
     before = all_files(folder)
     for last in range(1, len(outputs) + 1):
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(last), *words, "--force", "--quiet"],
-            check=False, capture_output=True, text=True,
-        )  # fmt: skip
+        done = warm.run(KILLED, str(last), *words, "--force", "--quiet")
         assert done.returncode == -signal.SIGKILL, done.stderr
         temporary = {n for n in files(folder) if n.startswith(".reparam-")}
         assert len(temporary) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from reparam.plain.partial_sums import Split, Splitter, _cut, _sums
 from reparam.plain.schedule import Planner
 from reparam.plain.schedule_search import search
 from reparam.plain.stage import Schedule
-from support.helpers import EXACT, doubles, module_rel
+from support.helpers import EXACT, Fused, doubles, module_rel, program_of
 from support.plain_blocks import (
     basic,
     bottleneck,
@@ -33,7 +34,7 @@ from support.plain_blocks import (
     pre_activation,
     projection,
 )
-from support.plain_helpers import assert_chain, counts, networks_of, plain
+from support.plain_helpers import assert_chain, counts, networks_of, plain, plain_of
 
 X = (2, 8, 6, 6)
 EXAMPLES: dict[str, Any] = {
@@ -51,17 +52,24 @@ EXAMPLES: dict[str, Any] = {
 # ---- whole networks --------------------------------------------------------------------------------------------------
 
 
+@cache
+def captured(name: str) -> tuple[nn.Module, Program, Fused]:
+    """An example, its capture, and the chain without slices."""
+    torch.manual_seed(0)
+    model = EXAMPLES[name]().double().eval()
+    program = program_of(model, doubles(2, 3, 8, 8))
+    return model, program, plain_of(program)
+
+
 @pytest.mark.parametrize("carry", ["split=2", "split=3", "split=8"])
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_kind_of_block_is_a_chain_and_equal(name: str, carry: str) -> None:
-    torch.manual_seed(0)
-    model = EXAMPLES[name]().double().eval()
-    x = doubles(2, 3, 8, 8)
-    fused, whole = plain(model, x, carry=carry), plain(model, x)
+    model, program, whole = captured(name)
+    fused = plain_of(program, carry=carry)
     assert counts(fused)[1].merges == 0
     assert is_chain(fused.program)
     assert counts(fused)[1].macs <= counts(whole)[1].macs
-    for feed in (x, doubles(1, 3, 8, 8, seed=1), doubles(5, 3, 8, 8, seed=2)):
+    for feed in (doubles(2, 3, 8, 8), doubles(1, 3, 8, 8, seed=1), doubles(5, 3, 8, 8, seed=2)):
         assert module_rel(model, fused.program, [feed]) <= EXACT
 
 
@@ -135,23 +143,23 @@ def test_what_is_no_way_to_carry_is_refused(carry: str) -> None:
 # ---- wires -----------------------------------------------------------------------------------------------------------
 
 
-def stages_of(model: nn.Module) -> list[Any]:
-    torch.manual_seed(0)
-    fused = plain(model.double().eval(), doubles(2, 3, 8, 8))
+@cache
+def stages_of(name: str) -> tuple[Any, ...]:
+    """The layers of the cheapest dense schedules of an example."""
     found = []
-    for span_values in networks_of(fused.original):
+    for span_values in networks_of(captured(name)[1]):
         schedule = search(Planner(span_values), Packer("dense").price)
         if isinstance(schedule, Schedule):
             found += [s for s in schedule.stages if s.kind == "layer"]
-    return found
+    return tuple(found)
 
 
 @pytest.mark.parametrize("cut", [(1, 1), (2, 1), (1, 3), (2, 2), (5, 3)])
 def test_a_wire_computes_what_its_stage_does(cut: tuple[int, int]) -> None:
     """The groups' blocks, added up at their channels, are the dense weight; every channel is carried or computed."""
     tried = 0
-    for make in EXAMPLES.values():
-        for stage in stages_of(make()):
+    for name in EXAMPLES:
+        for stage in stages_of(name):
             whole, part = _cut(stage, 1, 1), _cut(stage, *cut)
             assert whole.groups == 1 and part.groups == cut[0] * cut[1]
             assert torch.allclose(_dense(part, stage), _dense(whole, stage), rtol=0, atol=1e-14)

@@ -10,23 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.warm_process import WarmProcess
+
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 SCRIPTS = sorted(p.name for p in BENCHMARKS.glob("*.py") if p.name != "common.py")
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=300)
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_starts_and_says_what_it_does(script: str) -> None:
-    done = _run(str(BENCHMARKS / script), "--help")
+def test_every_script_starts_and_says_what_it_does(script: str, warm: WarmProcess) -> None:
+    done = warm.script(BENCHMARKS / script, "--help")
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
 
 
-def test_the_checkpoint_maker_writes_a_state_dict_with_healthy_statistics(tmp_path: Path) -> None:
-    done = _run(str(BENCHMARKS / "make_checkpoint.py"), "torchvision/resnet18", str(tmp_path / "resnet18.pt"))
+def test_the_checkpoint_maker_writes_a_state_dict_with_healthy_statistics(tmp_path: Path, warm: WarmProcess) -> None:
+    done = warm.script(BENCHMARKS / "make_checkpoint.py", "torchvision/resnet18", str(tmp_path / "resnet18.pt"))
     assert done.returncode == 0, done.stderr
     state = torch.load(tmp_path / "resnet18.pt", weights_only=True)
     assert len(state) == 122

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from support.warm_process import WarmProcess
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -31,30 +32,34 @@ def test_the_guide_has_commands() -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.stem)
-def test_commands_of_a_page(page: Path, tmp_path: Path) -> None:
+def test_commands_of_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: WarmProcess) -> None:
+    monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((8, 3, 64, 64), np.float32))
     for command, expected in commands(page):
         words = shlex.split(command)
         assert words[0] == "reparam", f"the page runs {words[0]}"
-        run = subprocess.run(
-            [sys.executable, "-m", "reparam", *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        run = warm.module("reparam", *words[1:])
         assert run.returncode == expected, f"{command}\n{run.stdout}\n{run.stderr}"
         assert "Traceback" not in run.stderr
 
 
-def test_python_of_the_readme(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", [64, pytest.param(224, marks=pytest.mark.sweep)])
+def test_python_of_the_readme(side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: WarmProcess) -> None:
+    """By default on smaller images than those of the page, which take a minute."""
+    monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert code.count("3, 224, 224)") == 2
+    run = warm.run(code.replace("3, 224, 224)", f"3, {side}, {side})"))
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("20 0\n")
     assert (tmp_path / "resnet18-fused.pt2").exists()
     assert (tmp_path / "resnet18_fused" / "model.py").exists()
 
 
-def test_python_of_the_guide(tmp_path: Path) -> None:
+def test_python_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: WarmProcess) -> None:
+    monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = warm.run(code)
     assert run.returncode == 0, run.stderr
     before, after = map(int, run.stdout.split())
     assert after < 0.6 * before

@@ -215,6 +215,10 @@ def graph_text(program: Program) -> str:
     """The graph as an expression: `relu(conv3x3(x))`. A value with several users gets a name: `a = relu(x); ...`.
 
     Convolutions show kernel, stride (s), groups (g) and dilation (d), not their weights; other weights are `w`.
+
+    A rewrite changes which calls there are, and that fits on one line. `text_of` has a line for each call, with the
+    names of the weights, all shapes and modules: five lines for relu(conv3x3(x) + x), which say little more about the
+    rewrite, and change with every name that a rule gives to a weight. It is for people and has tests of its own.
     """
     shown: dict[fx.Node, str] = {}
     lines: list[str] = []

@@ -34,7 +34,12 @@ SOME = 6  # rows of a layer that are spoiled, one at a time
 
 def plain(model: nn.Module, *inputs: Tensor, dynamic: Sequence[str] = ("batch",), **options: str) -> Fused:
     """Captures `model` and runs every rule of the target `plain`; no rewrite may be rejected by its own check."""
-    fused = run_phases(program_of(model, *inputs, dynamic=dynamic), plain_phases(**options))
+    return plain_of(program_of(model, *inputs, dynamic=dynamic), **options)
+
+
+def plain_of(program: Program, **options: str) -> Fused:
+    """The same of a captured program, which stays as it is."""
+    fused = run_phases(program, plain_phases(**options))
     assert fused.outcome.rejected == 0, fused.missed("carry-residual")
     return fused
 

@@ -1,0 +1,54 @@
+"""On which sizes a whole network is compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from reparam.check.input_plan import Plan, plans_of
+from reparam.ir import SMALL_SIZE, Program, batch_one
+from support.helpers import doubles, program_of
+
+
+def network(*dynamic: str) -> Program:
+    return program_of(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()).double(), doubles(2, 2, 9, 11), dynamic=dynamic)
+
+
+def test_fixed_sizes_are_tried_on_eight_inputs_one_at_a_time() -> None:
+    assert list(plans_of(network())) == [Plan({}, 1), *[Plan({}, 1, SMALL_SIZE)] * 7]
+
+
+def test_a_free_batch_is_tried_at_one_and_at_seven() -> None:
+    program = network("batch")
+    [batch] = batch_one(program)
+    assert list(plans_of(program)) == [Plan({batch: 1}, 1), Plan({batch: 7}, 7, SMALL_SIZE)]
+
+
+def test_free_axes_are_tried_at_every_kind_of_size() -> None:
+    program = replace(network("batch", "height", "width"), probes=())
+    [batch] = batch_one(program)
+    height, width = sorted({s for s in program.inputs[0].shape if isinstance(s, str)} - {batch})
+    traced = program.traced_sizes
+    assert sorted(traced[s] for s in (height, width)) == [9, 11]
+    assert list(plans_of(program))[2:] == [
+        Plan({batch: 2, height: 48, width: 64}, 2),
+        Plan({batch: 2, height: 97, width: 113}, 2),
+        Plan({batch: 2, height: 53, width: 69}, 2),
+        Plan({batch: 2, height: 3, width: 4}, 2),
+        Plan({batch: 2, height: traced[height] + 32, width: traced[width] + 34}, 1),
+    ]
+
+
+def test_sizes_that_break_what_torch_took_for_granted_are_tried_as_they_are() -> None:
+    program = network("batch", "height")
+    [batch] = batch_one(program)
+    [height] = {s for s in program.inputs[0].shape if isinstance(s, str)} - {batch}
+    probes = ({height: 5}, {height: 6, batch: 4, "elsewhere": 7})
+    assert list(plans_of(replace(program, probes=probes)))[-2:] == [
+        Plan({batch: 2, height: 5}, 2),
+        Plan({batch: 4, height: 6}, 4),
+    ]
+    alone = network("height")
+    [height] = {s for s in alone.inputs[0].shape if isinstance(s, str)}
+    assert list(plans_of(replace(alone, probes=({height: 5},))))[-1] == Plan({height: 5}, 1)
