@@ -19,6 +19,7 @@ SCRIPTS = (
     "ort_latency.py",
     "engines.py",
     "plain_cost.py",
+    "sums_in_parts.py",
     "gpu.py",
     "training_memory.py",
     "train_mocapsnet.py",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from reparam.check.region import Region, RegionShapes, find_region, small_shapes
+from reparam.check.region import Region, RegionShapes, find_region, small_shapes, whole_region
 from reparam.errors import RuleError
 from reparam.ir import Program, aten
 from support.helpers import Lambda, doubles, program_of, vector
@@ -347,3 +347,20 @@ def test_a_fill_like_a_value_of_the_region_itself_adds_no_input() -> None:
     program, region = region_of(model, doubles(3, 4), build=build, dynamic=("batch",))
     assert region.inputs == (program.placeholders[0],)
     assert "tanh" in names(region.old)
+
+
+def test_a_whole_region_does_without_inputs_and_prices_what_only_they_need() -> None:
+    """Sizes and fills are part of what goes; the inputs of the network are not, and neither is what stays in use."""
+    model = Lambda(lambda m, x, y: torch.tanh(x) + y.sin().reshape(y.shape[0], 4) + torch.zeros_like(y.cos()))
+    program = program_of(model, doubles(3, 4), doubles(3, 4, seed=2), dynamic=("batch",))
+    root = list(program.calls())[-1]
+    [tanh] = [n for n in program.calls() if n.target is aten.tanh.default]
+    with program.recording() as created:
+        new = program.call(aten.clone.default, (tanh,), like=root)
+    region = whole_region({root: new}, created)
+    assert region.inputs == (tanh,)
+    assert region.new == (new,)
+    assert {"sin", "cos", "zeros_like"} <= set(names(region.old))
+    assert any("sym_size" in n for n in names(region.old))
+    assert not {tanh, *program.placeholders} & set(region.old)
+    assert region.outputs == ((root, new),)
