@@ -10,8 +10,7 @@ equal channels become one, W_c x + W_d x = (W_c + W_d) x. Then every value keeps
 Where a sum meets unequal sets, and that is cheaper, it adds what both sides have and passes on the rest. Values keep
 sets of their own at every depth of a residual network, ordered such that picking from them is a slice where it can be.
 Convolutions (grouped, depthwise, transposed), linear layers, concatenations, splits, gates and the heads of attention
-are narrowed; groups keep the same number of channels each, and so do heads, and queries, keys and values that one layer
-makes.
+are narrowed; groups keep the same number of channels each, and so do heads.
 
 Refuses where all channels are read together (a layer norm, an operator without facts, an output), at the layer whose
 constant channels have to stay. Says nothing where every layer needs all that it has.

@@ -10,9 +10,11 @@ from reparam.ir import WEIGHTED, is_call, is_float, op_name
 
 from .apart import Apart, BatchNorm, GroupNorm, LayerNorm, is_apart
 from .attention import Attention, Product, is_attention, is_product
+from .concatenation import Concatenation, is_concatenation
 from .family import Family
+from .following import is_movement
 from .layers import Layers
-from .movement import Concatenation, Movement, is_concatenation, is_movement
+from .movement import Movement
 from .pointwise import Pointwise, is_pointwise
 
 _NORMS: Mapping[str, Family] = {

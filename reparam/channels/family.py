@@ -61,6 +61,7 @@ class Known:
         self.pays = pays
         self.facts: dict[fx.Node, Channels] = {}
         self.memo: dict[fx.Node, Any] = {}  # what a family found out about a call
+        self.direct: set[fx.Node] = set()  # movements that are made of a value further up
 
     def of(self, node: Any) -> Channels | None:
         """The channels of a value, None when they are unknown."""

@@ -15,9 +15,10 @@ from torch import Tensor, fx
 
 from reparam.ir import WEIGHTED, Program, is_call
 
+from .concatenation import is_concatenation
 from .families import family_of, family_that_knows
 from .family import PAYS, Builder, Conflict, Known, Request
-from .movement import is_concatenation
+from .movement import go_direct
 from .pointwise import sum_parts
 from .rebuild import ChannelPlan, make, reads_size
 from .value import unique
@@ -74,8 +75,13 @@ def plan_channels(program: Program, pays: float = PAYS) -> ChannelPlan:
 def _give_in(
     known: Known, kept: Mapping[fx.Node, Tensor], conflict: Conflict, more: dict[fx.Node, Tensor], rigid: set[fx.Node]
 ) -> None:
-    """Lets a value keep what it has to; a call that would be asked for nothing new keeps all, and needs all."""
+    """Lets a movement be made directly of a value further up, or a value keep what it has to.
+
+    A call that would be asked for nothing new keeps all, and needs all.
+    """
     value, ids = conflict.value, conflict.ids
+    if go_direct(known, value):
+        return
     if value in known.facts and ids is not None and not bool(torch.isin(ids, kept[value]).all()):
         more[value] = unique(torch.cat([more[value], ids])) if value in more else ids
     else:
@@ -120,7 +126,7 @@ def _needed(known: Known, more: Mapping[fx.Node, Tensor], rigid: Set[fx.Node]) -
             elif x in known.facts and len(request.ids):
                 wishes.setdefault(x, _Wishes()).add(request)
         for x, request in requests.items():  # a value that is picked from, behind the call that makes several
-            if x not in node.all_input_nodes:
+            if x not in node.all_input_nodes and len(request.ids):
                 wishes.setdefault(x, _Wishes()).add(request)
     return ChannelPlan(known, kept, frozenset(rigid), wishes.keys())
 

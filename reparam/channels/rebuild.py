@@ -15,6 +15,8 @@ from reparam.ir import op_name
 
 from .families import family_that_knows
 from .family import Builder, Known
+from .following import is_movement
+from .movement import calls_of
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,17 @@ def make(builder: Builder, node: fx.Node, rigid: Set[fx.Node]) -> Any:
 
 def _untouched(builder: Builder, node: fx.Node) -> bool:
     """Whether all that the call reads stays as it is."""
-    base = node.args[0] if node.target is operator.getitem else node
-    assert isinstance(base, fx.Node)
-    reads = (*node.all_input_nodes, *base.all_input_nodes)
+    calls = _calls(builder.known, node)
+    reads = {x for n in calls for x in n.all_input_nodes} - set(calls)
     unread = any(x in builder.known.facts and x not in builder.kept for x in reads)
     return not unread and all(builder.held(x) is x for x in reads)
+
+
+def _calls(known: Known, node: fx.Node) -> tuple[fx.Node, ...]:
+    """The old calls that a new one stands for: the call itself; of a movement, all that it is made of in one go."""
+    if node in known.facts and is_movement(node):
+        return calls_of(known, node)
+    return (node,)
 
 
 def _copy(builder: Builder, node: fx.Node) -> Any:
@@ -114,11 +122,12 @@ def _between(last: fx.Node, node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def _claim(plan: ChannelPlan, builder: Builder, node: fx.Node, made: Mapping[fx.Node, tuple[fx.Node, ...]]) -> Claim:
-    base = node.args[0] if node.target is operator.getitem else node
-    assert isinstance(base, fx.Node)
-    old = (node,) if base is node else (base, node)
-    reads = dict.fromkeys(x for n in old for x in n.all_input_nodes if x.op != "get_attr" and x is not base)
+    old = _calls(plan.known, node)
+    if node.target is operator.getitem and len(old) == 1:
+        old = tuple(n for n in (node.args[0], node) if isinstance(n, fx.Node))
+    reads = dict.fromkeys(x for n in old for x in n.all_input_nodes if x.op != "get_attr" and x not in old)
     new = made[node]
+    base = old[-2] if node.target is operator.getitem else node
     for shared in (builder.held(base), builder.shared.get(base)) if base is not node else ():
         if any(shared in n.all_input_nodes for n in new) and shared not in new:
             first = next(nodes for nodes in made.values() if shared in nodes)

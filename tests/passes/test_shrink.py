@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -11,46 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from reparam.ir import WEIGHTED, Program, arguments, is_call, shape_of, text_of
+from reparam.ir import text_of
 from reparam.passes.shrink import Shrink
-from support.helpers import EXACT, Fused, doubles, fuse, max_rel, module_rel, program_of, run_rules
-
-Mask = Callable[[nn.Module], None]
-
-
-def widths(program: Program) -> list[tuple[int, ...]]:
-    """The first two sizes of every layer's weight, in order."""
-    return [shape_of(arguments(n)["weight"])[:2] for n in program.calls() if is_call(n, WEIGHTED)]
-
-
-def zero(layer: nn.Module, rows: Any = (), columns: Any = (), *, bias: bool = False) -> None:
-    """Sets rows and columns of a layer's weight to zero, and with `bias` the biases of the rows."""
-    with torch.no_grad():
-        layer.weight[list(rows)] = 0
-        layer.weight[:, list(columns)] = 0
-        if bias and layer.bias is not None:
-            layer.bias[list(rows)] = 0
-
-
-def shrunk(model: nn.Module, *inputs: Tensor, pays: float = 0) -> Fused:
-    """Only the rule itself; the result agrees with the module at the traced batch and at another."""
-    model = model.double().eval()
-    done = run_rules(program_of(model, *inputs), Shrink(pays))
-    assert done.outcome.rejected == 0
-    for batch in (2, 3):
-        assert module_rel(model, done.program, [torch.cat([x, x])[:batch] for x in inputs]) <= EXACT
-    return done
-
-
-class Wired(nn.Module):
-    """Layers, and how a function of the inputs runs through them."""
-
-    def __init__(self, run: Callable[..., Tensor], *layers: nn.Module) -> None:
-        super().__init__()
-        self.run, self.layers = run, nn.ModuleList(layers)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.run(*inputs)
+from support.helpers import EXACT, doubles, fuse, max_rel, module_rel, program_of, run_rules
+from support.shrinking import Wired, shrunk, widths, zero
 
 
 class Chain(nn.Module):
@@ -298,49 +261,6 @@ def test_squeeze_and_excite() -> None:
 
     done = shrunk(Wired(forward, body, down, up, last).double(), doubles(2, 3, 6, 6))
     assert widths(done.program) == [(5, 3), (3, 5), (5, 3), (2, 5)]
-
-
-class Attention(nn.Module):
-    """Two heads of four dimensions, one packed layer or three, in one call or spelled out."""
-
-    def __init__(self, packed: bool, spelled: bool = False) -> None:
-        super().__init__()
-        self.spelled = spelled
-        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
-        self.qkv, self.packed = nn.Linear(8, 24), packed
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, t, _ = x.shape
-        if self.packed:
-            q, k, v = self.qkv(x).reshape(n, t, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
-        else:
-            q, k, v = (layer(x).reshape(n, t, 2, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        if self.spelled:
-            y = torch.softmax(q * 0.5 @ k.transpose(-2, -1), -1) @ v
-        else:
-            y = F.scaled_dot_product_attention(q, k, v)
-        return self.out(y.transpose(1, 2).reshape(n, t, 8))
-
-
-@pytest.mark.parametrize("spelled", [False, True])
-def test_heads_that_nobody_reads(spelled: bool) -> None:
-    model = Attention(packed=True, spelled=spelled)
-    zero(model.out, columns=range(4))
-    done = shrunk(model, doubles(2, 5, 8))
-    assert widths(done.program) == [(12, 8), (8, 4)]
-
-
-@pytest.mark.parametrize("spelled", [False, True])
-def test_dimensions_of_heads(spelled: bool) -> None:
-    """The product does without a dimension in which queries or keys are zero, and keeps the scale of four."""
-    torch.manual_seed(0)
-    model = Attention(packed=False, spelled=spelled)
-    zero(model.q, rows=[0, 4], bias=True)
-    zero(model.k, rows=[1, 5], bias=True)
-    zero(model.v, rows=[3, 7], bias=spelled)
-    done = shrunk(model, doubles(2, 5, 8))
-    assert widths(done.program) == [(4, 8), (4, 8), (6, 8), (8, 6)]
-    assert spelled or "scale=0.5" in text_of(done.program)
 
 
 @pytest.mark.parametrize("dim", [0, 1])

@@ -1,0 +1,90 @@
+"""Channels followed through operators that move values: a tensor of their numbers goes through the very operator."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.ir import MOVEMENTS, arguments, aten, is_call, is_float, size_hint
+from reparam.utils import foreign_code
+
+from .family import Known
+from .value import spread
+
+LARGEST = 2**26  # elements of a tensor of numbers
+SIZES: dict[Any, str] = {
+    aten.view.default: "size",
+    aten.reshape.default: "shape",
+    aten.expand.default: "size",
+    aten.unflatten.int: "sizes",
+}
+
+
+def is_movement(node: fx.Node) -> bool:
+    """Whether the call, or the call whose results it picks from, only moves values."""
+    if not is_float(node) or not is_call(node, MOVEMENTS):
+        return False
+    base = base_of(node)
+    return base is node or is_call(base, MOVEMENTS)
+
+
+def base_of(node: fx.Node) -> fx.Node:
+    """The call that makes several results, of which the node picks one; else the node itself."""
+    base = node.args[0] if node.target is operator.getitem else node
+    assert isinstance(base, fx.Node)
+    return base
+
+
+def moved(node: fx.Node) -> fx.Node:
+    """The operand whose values move."""
+    x = base_of(node).args[0]
+    assert isinstance(x, fx.Node)
+    return x
+
+
+def numbers(entries: Tensor, axes: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """A tensor of this shape with the number of its channel at every place. entries: one for each channel."""
+    sizes = [shape[a] for a in axes]
+    return spread(entries, axes, sizes, len(shape)).expand(list(shape))
+
+
+def places(axes: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """A tensor of this shape with the number of every place beside the channels' axes."""
+    rest = [1 if a in axes else s for a, s in enumerate(shape)]
+    return torch.arange(math.prod(rest)).reshape(rest).expand(list(shape))
+
+
+@foreign_code("following channels")
+def move(known: Known, node: fx.Node, value: Tensor, sizes: Sequence[int] | None = None) -> Tensor | None:
+    """What the call makes of `value` in place of its operand, with `sizes` in place of its own; None if it cannot."""
+    base, x = base_of(node), moved(node)
+
+    def swap(n: fx.Node) -> Any:
+        if n is x:
+            return value
+        found = n.meta["val"]
+        if isinstance(found, Tensor):
+            weight = known.program.tensor(n)
+            return found if weight is None else weight.cpu()
+        return size_hint(found)
+
+    try:
+        args, kwargs = call_arguments(base, sizes)
+        assert callable(base.target)
+        out = base.target(*fx.node.map_arg(args, swap), **fx.node.map_arg(kwargs, swap))
+        return out if base is node else out[node.args[1]]  # type: ignore[no-any-return]
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return None
+
+
+def call_arguments(base: fx.Node, sizes: Sequence[int] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if sizes is None:
+        return base.args, dict(base.kwargs)
+    given = arguments(base)
+    given[SIZES[base.target]] = list(sizes)
+    return tuple(given.values()), {}
