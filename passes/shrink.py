@@ -36,6 +36,14 @@ _TOGETHER = frozenset({"layer_norm", "group_norm"})
 
 
 @dataclass(frozen=True)
+class _Looked:
+    """A network in which nothing was found to remove, by its nodes, and what there was to say."""
+
+    nodes: tuple[fx.Node, ...]
+    found: Refusal | None
+
+
+@dataclass(frozen=True)
 class Shrink:
     """Removes the channels that the function does not need.
 
@@ -50,10 +58,16 @@ class Shrink:
         """What every value keeps, asked once, at the first call; a plan only if a layer gets smaller."""
         if match.root is not next(program.calls()):
             return None
+        nodes = tuple(program.graph.nodes)
+        before = program.notes.find(_Looked)
+        if before is not None and before.nodes == nodes:
+            return before.found
         plan = plan_channels(program, self.pays)
         if any(is_call(n, WEIGHTED) for n in plan.narrowed):
             return plan
-        return next((Refusal(reason, node) for node, reason in _stays(plan).items()), None)
+        found = next((Refusal(reason, node) for node, reason in _stays(plan).items()), None)
+        program.notes.put(_Looked(nodes, found))
+        return found
 
     def rewrite(self, program: Program, plan: ChannelPlan) -> Rewrite:
         """The network on the channels that are kept."""

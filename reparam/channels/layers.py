@@ -20,7 +20,7 @@ from reparam.algebra import Layer, read_layer, write_layer
 from reparam.ir import static_shape
 
 from .family import SPARED, Ask, Builder, Known, Request
-from .value import Channels, first_of, unique
+from .value import Channels, first_of, has_entries, unique
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Layers:
         merged, shift = _merged(read)
         total = shift if read.bias is None else shift + read.bias
         flat = merged.flatten(1)
-        constant = torch.where((flat == 0).all(1), total, math.nan)
+        constant = torch.where(has_entries(flat), math.nan, total)
         columns = [flat, total, constant]
         if read.groups > 1:
             index = read.reads(torch.arange(len(total)))
@@ -134,44 +134,47 @@ class Layers:
         kept = unique(wanted)
         if read.facts is None:
             return Ask(kept)
-        needed = (merged[kept] != 0).any(-1).any(0).nonzero().flatten()
+        rows = merged if len(kept) == len(merged) else merged[kept]
+        needed = has_entries(rows.transpose(0, 1)).nonzero().flatten()
         return Ask(kept, {read.layer.x: Request(needed if len(needed) else torch.zeros(1, dtype=torch.int64))})
 
     def build(self, builder: Builder, node: fx.Node, kept: Tensor) -> Any:
         read = _read(builder.known, node)
         assert read is not None
-        layer, (merged, shift) = read.layer, _merged(read)
-        geometry = layer.geometry
-        ask = self.ask(builder.known, node, kept)
-        if read.facts is None:
-            x, weight = builder.whole(layer.x, like=node), merged[kept]
-            if read.groups > 1:
-                geometry = replace(geometry, groups=len(unique(kept // read.per[0])))
-                x = builder.pick(x, layer.in_axis, _blocks(kept, read), read.inputs, like=node)
-        elif read.groups == 1:
-            columns = ask.requests[layer.x].ids
-            held = builder.kept[layer.x]
-            if len(columns) > (1 - SPARED) * len(held):
-                columns = held
-            x, weight = builder.take(layer.x, columns, like=node), merged[kept][:, columns]
-        else:
-            columns = ask.requests[layer.x].ids
-            x = builder.take(layer.x, columns, like=node)
-            groups = len(unique(kept // read.per[0]))
-            geometry = replace(geometry, groups=groups)
-            inside = (columns % read.per[1]).reshape(groups, -1).repeat_interleave(len(kept) // groups, 0)
-            weight = merged[kept].gather(1, inside[..., None].expand(*inside.shape, merged.shape[-1]))
-        bias = None
-        if read.bias is not None or bool((shift != 0).any()):
-            bias = (shift if read.bias is None else shift + read.bias)[kept]
+        x, columns = _input(builder, node, read, self.ask(builder.known, node, kept), kept)
         if builder.dry:
             return node
-        device = builder.known.program.device
-        weight, bias = weight.to(device), None if bias is None else bias.to(device)
-        weight = weight.reshape(*weight.shape[:2], *layer.kernel)
+        layer, (merged, shift) = read.layer, _merged(read)
+        weight, groups = merged[kept], read.groups
+        if read.groups > 1:
+            groups = len(unique(kept // read.per[0]))
+        if columns is not None and read.groups > 1:
+            inside = (columns % read.per[1]).reshape(groups, -1).repeat_interleave(len(kept) // groups, 0)
+            weight = weight.gather(1, inside[..., None].expand(*inside.shape, merged.shape[-1]))
+        elif columns is not None:
+            weight = weight[:, columns]
+        bias = None
+        if read.bias is not None or bool((shift != 0).any()):
+            bias = (shift if read.bias is None else shift + read.bias)[kept].to(builder.known.program.device)
+        weight = weight.to(builder.known.program.device).reshape(*weight.shape[:2], *layer.kernel)
         if layer.kind == "transposed":
-            weight = weight.unflatten(0, (geometry.groups, -1)).transpose(1, 2).flatten(0, 1)
+            weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        geometry = replace(layer.geometry, groups=groups)
         return write_layer(builder.known.program, layer, weight, bias, x=x, geometry=geometry)
+
+
+def _input(builder: Builder, node: fx.Node, read: _Read, ask: Ask, kept: Tensor) -> tuple[Any, Tensor | None]:
+    """What the layer reads, and which of its input channels that holds; None for all of those of its groups."""
+    layer = read.layer
+    if read.facts is None:
+        x = builder.whole(layer.x, like=node)
+        if read.groups > 1:
+            x = builder.pick(x, layer.in_axis, _blocks(kept, read), read.inputs, like=node)
+        return x, None
+    columns, held = ask.requests[layer.x].ids, builder.kept[layer.x]
+    if read.groups == 1 and len(columns) > (1 - SPARED) * len(held):
+        columns = held
+    return builder.take(layer.x, columns, like=node), columns
 
 
 def _blocks(kept: Tensor, read: _Read) -> Tensor:

@@ -111,13 +111,21 @@ def varying_axes(full: Tensor) -> tuple[int, ...]:
     return tuple(a for a in range(full.dim()) if full.shape[a] > 1 and not bool((full == full.narrow(a, 0, 1)).all()))
 
 
+SAMPLED = 32  # entries of a row that tell it from most others
+
+
 def first_of(*columns: Tensor) -> Tensor:
-    """(C,): for each index the first one at which all `columns`, (C, ...), have the same entries. NaN equals NaN."""
+    """(C,): for each index the first one at which all `columns`, (C, ...), have the same entries. NaN equals NaN.
+
+    Rows are told apart by some of their entries; only those that agree there are compared as a whole.
+    """
     size = len(columns[0])
     flat = [c.detach().reshape(size, -1) for c in columns]
     generator = torch.Generator().manual_seed(0)
-    mix = [torch.rand(c.shape[1], generator=generator, dtype=torch.float64) for c in flat]
-    digests = [(c.double().nan_to_num(nan=0.7) * m).sum(1) for c, m in zip(flat, mix, strict=True)]
+    digests = []
+    for c in flat:
+        few = c[:, :: max(1, c.shape[1] // SAMPLED)].double().nan_to_num(nan=0.7)
+        digests.append((few * torch.rand(few.shape[1], generator=generator, dtype=torch.float64)).sum(1))
     first = torch.arange(size)
     seen: dict[tuple[float, ...], list[int]] = {}
     for i, key in enumerate(zip(*(d.tolist() for d in digests), strict=True)):
@@ -128,6 +136,15 @@ def first_of(*columns: Tensor) -> Tensor:
         else:
             first[i] = twin
     return first
+
+
+def has_entries(rows: Tensor) -> Tensor:
+    """(C,), bool: the rows of (C, ...) that are not all zeros. Most show that in few of their entries."""
+    found = (rows[:, :: max(1, rows.shape[1] // SAMPLED)].flatten(1) != 0).any(1)
+    rest = (~found).nonzero().flatten()
+    if len(rest):
+        found[rest] = (rows[rest].flatten(1) != 0).any(1)
+    return found
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
