@@ -142,6 +142,7 @@ class _Reader(ValueBuilder):
             (SPLITS, self.split),
             (frozenset({operator.getitem}), self.item),
             (SLICES, self.slice),
+            (frozenset({aten.index_select.default}), self.pick),
             (ADDS | SUBS, self.sum),
             (ZEROS, lambda node: Form(shape_of(node)[self.axis], ())),
         )
@@ -276,6 +277,17 @@ class _Reader(ValueBuilder):
             raise Refused(node, "it cuts along another axis than the channels, or with a step")
         start = int(args["start"] or 0)
         return slice_form(self.of(args["self"]), start % whole[axis] if start < 0 else start, part[axis])
+
+    def pick(self, node: fx.Node) -> Form:
+        """Channels by their numbers, as a slice for each run of them."""
+        args = arguments(node)
+        index = self.program.tensor(args["index"])
+        if index is None or int(args["dim"]) % self.rank != self.axis:
+            raise Refused(node, "it picks along another axis than the channels, or what it picks depends on the input")
+        form, ids = self.of(args["self"]), index.tolist()
+        starts = [i for i, c in enumerate(ids) if not i or c != ids[i - 1] + 1]
+        runs = zip(starts, [*starts[1:], len(ids)], strict=True)
+        return cat_forms([slice_form(form, ids[a], b - a) for a, b in runs])
 
     def every(self, node: fx.Node, axis: int, step: int) -> Form:
         """Every step-th position along one spatial axis; after the last of several such cuts a value of its own."""

@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["convert", *TINY, "--input-shape", "3,x,8"], "--input-shape '3,x,8' is not a shape"),
         (["convert", *TINY, "--input-shape", "3,0,8"], "is not a shape"),
         (["convert", *TINY, "--input-shape", "3,-8,8"], "is not a shape"),
-        (["convert", *TINY, "--input-shape", ""], "is not a shape"),
+        (["convert", *TINY, "--input-shape", ""], "the value of --input-shape is empty"),
         (["convert", *TINY, "--input-shape", "9" * 5000], "is not a shape"),
         (["convert", *TINY, "--input-shape", "3,8,8:float32"], "'float32' is no integer dtype; choose from int64"),
         (["convert", *TINY, "--input-shape", "3,8,8:"], "or write 3,8,8 for numbers of the dtype of the weights"),

@@ -69,10 +69,10 @@ def test_attempts_rewrites_and_checks_grow_with_the_network(
                 counter[rule.name] += 1
                 return super()._attempt(rule, node)
 
-            def _check(self, region: Any, counter: Counter[str] = counter) -> Any:
+            def _check(self, region: Any, claims: Any, created: Any, counter: Counter[str] = counter) -> Any:
                 counter["checks"] += 1
                 counter["checked nodes"] += len(region.old) + len(region.new)
-                return super()._check(region)
+                return super()._check(region, claims, created)
 
         outcome = Counting(program.copy(), allow_cost=False).run(fused_phases())
         counter["rewrites"] = sum(r.kind == "passed" for r in outcome.remarks)
