@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from reparam.algebra import batch_norm_affine
 from reparam.ir import AVG_POOLS, MAX_POOLS, PADS, arguments, aten, is_call, is_float, op_name, pair, shape_of
 
-from .family import Ask, Builder, Conflict, Known, Request
+from .family import SPARED, Ask, Builder, Conflict, Known, Request
 from .value import Channels, first_of, structure
 
 _REDUCTIONS = frozenset(
@@ -49,7 +49,7 @@ class Apart:
         return Ask(kept, {_x(node): Request(kept.flatten(), ordered=True)})
 
     def build(self, builder: Builder, node: fx.Node, kept: Tensor) -> Any:
-        x = builder.take(_x(node), kept, like=node, alike=True)
+        x = builder.take(_x(node), kept, like=node, bound=SPARED)
         args = fx.node.map_arg(node.args, lambda n: x if n is _x(node) else builder.whole(n, like=node))
         kwargs = fx.node.map_arg(node.kwargs, lambda n: builder.whole(n, like=node))
         return builder.call(node.target, args, kwargs, like=node)
@@ -138,7 +138,7 @@ def _affine(known: Known, node: fx.Node) -> tuple[Tensor, Tensor] | None:
 def _cut_norm(builder: Builder, node: fx.Node, kept: Tensor, changed: dict[str, Any]) -> Any:
     """The norm on some channels: its weights are cut to them, the arguments `changed` replaced."""
     known, given = builder.known, arguments(node)
-    x = builder.take(_x(node), kept, like=node, alike=True)
+    x = builder.take(_x(node), kept, like=node, bound=SPARED)
     args: dict[str, Any] = {**given, "input": x, **changed}
     for name in ("weight", "bias", "running_mean", "running_var"):
         operand = given.get(name)

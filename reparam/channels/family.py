@@ -106,11 +106,11 @@ class Builder:
             value.to(self.known.program.device), origin, dtype=dtype, trainable=trainable, like=like
         )
 
-    def take(self, x: fx.Node, ids: Tensor, *, like: fx.Node, source: Tensor | None = None, alike: bool = False) -> Any:
+    def take(self, x: fx.Node, ids: Tensor, *, like: fx.Node, source: Tensor | None = None, bound: float = 0.0) -> Any:
         """The channels `ids` of an operand in this order and shape, for the call `like`.
 
-        source: which channel of the operand each channel of the call is made from, where it is not the same. alike: the
-        call has no other operand that it would need more of, if it kept more.
+        source: which channel of the operand each channel of the call is made from, where it is not the same. bound: the
+        share of the operand that has to be left out to be worth picking; 0 where the call cannot keep more.
 
         Raises Conflict when the operand lacks some; and when it has more, and they cannot be picked, or picking them$
         does not pay: then the call has to keep more too.
@@ -121,7 +121,7 @@ class Builder:
         place = positions(ids.flatten(), kept.flatten())
         if place is None:
             raise Conflict(x, ids.flatten())
-        if len(facts.axes) > 1 or (alike and (1 - SPARED) * len(kept) < len(place) < len(kept)):
+        if len(facts.axes) > 1 or (1 - bound) * len(kept) < len(place) < len(kept):
             surplus = kept.flatten() if source is None else torch.isin(source, kept).nonzero().flatten()
             raise Conflict(like, surplus)
         return self.pick(self.held(x), facts.axes[0], place, len(kept), like=like)

@@ -115,7 +115,9 @@ def _needed(known: Known, more: Mapping[fx.Node, Tensor], rigid: Set[fx.Node]) -
             if node in more:
                 wish.add(Request(more[node]))
             wanted = wish.ids if len(wish.ids) else torch.zeros(1, dtype=torch.int64)
-            if not wish.ordered:
+            if len(wanted) == facts.count and not is_call(node, WEIGHTED):
+                wanted = wanted.sort().values  # nothing is gained by another order, and others would have to follow it
+            elif not wish.ordered:
                 wanted = _as_made(known, node, wanted)
             ask = family_that_knows(node).ask(known, node, wanted)
             kept[node], requests, unread = ask.kept, ask.requests, ask.unread

@@ -300,8 +300,20 @@ def _taken(builder: Builder, node: fx.Node, operand: fx.Node, source: Tensor, ke
             block = block.select(axis, 0)
             if not bool((ids == ids.narrow(axis, 0, 1)).all()):
                 raise Conflict(node)
-    alike = theirs.axes == facts.axes and sum(x in known.facts for x in _operands(node)) == 1
-    return builder.take(operand, block, like=node, source=source, alike=alike)
+    bound = _bound(known, node, operand) if theirs.axes == facts.axes else 0.0
+    return builder.take(operand, block, like=node, source=source, bound=bound)
+
+
+def _bound(known: Known, node: fx.Node, operand: fx.Node) -> float:
+    """The share of an operand that has to be left out to be worth picking what is wanted.
+
+    All of it beside a gate, which is small: more products cost as much as picking, and the gate stays one.
+    """
+    others = [x for x in _operands(node) if x is not operand and x in known.facts]
+    if not others:
+        return SPARED
+    small = all(math.prod(shape_of(x)) < math.prod(shape_of(node)) for x in others)
+    return 1.0 if small and is_call(node, MULS) else 0.0
 
 
 def _cut_weight(builder: Builder, node: fx.Node, operand: fx.Node, kept: Tensor) -> Any:

@@ -263,6 +263,35 @@ def test_squeeze_and_excite() -> None:
     assert widths(done.program) == [(5, 3), (3, 5), (5, 3), (2, 5)]
 
 
+def test_a_gate_stays_a_gate() -> None:
+    """What the squeeze reads is multiplied as well, although nobody reads it afterwards."""
+    torch.manual_seed(0)
+    body, layer, last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+    zero(body, rows=[0], bias=True)
+    zero(last, columns=[1, 2, 3, 4])
+
+    def forward(x: Tensor) -> Tensor:
+        x = torch.relu(body(x))
+        return last(x * torch.sigmoid(layer(x.mean((2, 3), keepdim=True))))
+
+    text = text_of(shrunk(Wired(forward, body, layer, last), doubles(2, 3, 6, 6)).program)
+    assert "mul(%1, %4)" in text
+    assert text.count("slice") + text.count("index_select") == 1  # of what the last layer reads
+
+
+def test_what_keeps_all_its_channels_keeps_their_order() -> None:
+    torch.manual_seed(0)
+    first, dead, one, two = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(1, 2, 1)
+    zero(dead, rows=[1, 2], bias=True)
+
+    def forward(x: Tensor) -> Tensor:
+        left, right = torch.relu(first(x)).sigmoid().split([1, 3], 1)
+        return two(left) + one(right) + torch.relu(dead(x)).sum(1, keepdim=True)
+
+    model = Wired(forward, first, dead, one, two)
+    assert "index_select" not in text_of(shrunk(model, doubles(2, 3, 4, 4)).program)
+
+
 @pytest.mark.parametrize("dim", [0, 1])
 def test_masked_by_torch(dim: int) -> None:
     """ln_structured takes rows (dim 0) or columns (dim 1) away; with norms, activations and a stream."""
