@@ -121,21 +121,30 @@ def first_of(*columns: Tensor) -> Tensor:
     """
     size = len(columns[0])
     flat = [c.detach().reshape(size, -1) for c in columns]
-    generator = torch.Generator().manual_seed(0)
-    digests = []
-    for c in flat:
-        few = c[:, :: max(1, c.shape[1] // SAMPLED)].double().nan_to_num(nan=0.7)
-        digests.append((few * torch.rand(few.shape[1], generator=generator, dtype=torch.float64)).sum(1))
-    first = torch.arange(size)
-    seen: dict[tuple[float, ...], list[int]] = {}
-    for i, key in enumerate(zip(*(d.tolist() for d in digests), strict=True)):
-        others = seen.setdefault(key, [])
-        twin = next((j for j in others if all(_alike(c[i], c[j]) for c in flat)), None)
-        if twin is None:
-            others.append(i)
-        else:
-            first[i] = twin
+    first, every = torch.arange(size), torch.arange(size)
+    for rough in _alike_in(every, [c[:, :: max(1, c.shape[1] // SAMPLED)] for c in flat]):
+        for group in _alike_in(rough, [c[rough] for c in flat]):
+            different: list[int] = []
+            for i in group.tolist():
+                twin = next((j for j in different if all(_alike(c[i], c[j]) for c in flat)), None)
+                if twin is None:
+                    different.append(i)
+                else:
+                    first[i] = twin
     return first
+
+
+def _alike_in(ids: Tensor, columns: Sequence[Tensor]) -> list[Tensor]:
+    """Those of `ids`, in groups of several, whose rows have the same sum with random weights: the same rows do."""
+    generator = torch.Generator().manual_seed(0)
+    keys = []
+    for c in columns:
+        mix = torch.rand(c.shape[1], generator=generator, dtype=torch.float64)
+        keys.append((c.double().nan_to_num(nan=0.7) * mix).sum(1).tolist())
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for i, key in zip(ids.tolist(), zip(*keys, strict=True), strict=True):
+        groups.setdefault(key, []).append(i)
+    return [torch.tensor(g) for g in groups.values() if len(g) > 1]
 
 
 def has_entries(rows: Tensor) -> Tensor:
