@@ -3,8 +3,7 @@ It decides and builds; the pass that uses it is `passes/shrink.py`.
 """
 
 from .family import PAYS
-from .plan import facts_of, plan_channels
+from .plan import plan_channels
 from .rebuild import ChannelPlan, rebuild
-from .value import Channels
 
-__all__ = ["PAYS", "ChannelPlan", "Channels", "facts_of", "plan_channels", "rebuild"]
+__all__ = ["PAYS", "ChannelPlan", "plan_channels", "rebuild"]

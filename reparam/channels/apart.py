@@ -94,7 +94,7 @@ def _holds(node: fx.Node, facts: Channels) -> Tensor:
         return facts.constant == float(given.get("value") or 0)
     if is_call(node, MAX_POOLS | _KEEPS) or op_name(node).startswith(("adaptive_avg", "adaptive_max", "upsample_")):
         return facts.known
-    if is_call(node, {aten.sum.dim_IntList: None, aten.cumsum.default: None, aten.std.correction: None}):
+    if node.target in (aten.sum.dim_IntList, aten.cumsum.default, aten.std.correction):
         return zero
     return torch.zeros_like(zero)
 
@@ -158,16 +158,16 @@ class GroupNorm:
     def channels(self, known: Known, node: fx.Node) -> Channels | None:
         given, facts = arguments(node), known.along(_x(node), 1)
         values = [known.program.tensor(given[n]) for n in ("weight", "bias")]
-        if facts is None or any(
-            v is None and given[n] is not None for v, n in zip(values, ("weight", "bias"), strict=True)
-        ):
+        if facts is None or not given.get("use_input_stats", True):
+            return None
+        if any(v is None and given[n] is not None for v, n in zip(values, ("weight", "bias"), strict=True)):
             return None
         one, count = torch.ones(facts.count, dtype=torch.float64), facts.count // _groups(node)
         gamma, beta = (
             (one if values[0] is None else values[0].cpu()),
             (0 * one if values[1] is None else values[1].cpu()),
         )
-        lone = count == 1 and is_call(node, {aten.instance_norm.default: None})
+        lone = count == 1 and node.target is aten.instance_norm.default
         constant = torch.where((gamma == 0) | (facts.known if lone else gamma == 0), beta, math.nan)
         group = torch.arange(facts.count) // count if count > 1 else torch.zeros(facts.count)
         first = first_of(torch.where(constant.isnan(), facts.first, -1), group, gamma, beta, constant)

@@ -1,7 +1,8 @@
-"""Scaled dot-product attention: heads that nobody reads, and dimensions in which a query or a key is zero.
+"""Products of values: attention in one call, and matrix products; heads that nobody reads, and what is summed over.
 
 y_h = softmax(s q_h k_h^T) v_h:   q_hd = 0 or k_hd = 0  =>  the product does without d, s stays as it was
                                   v_hd = k              =>  y_hd = k, since each row of the softmax sums to one
+y_h = a_h b_h:                    a_hd = 0 or b_hd = 0  =>  the product does without d;  b_hm = 0  =>  y_hm = 0
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class Builder:
         source: which channel of the operand each channel of the call is made from, where it is not the same. bound: the
         share of the operand that has to be left out to be worth picking; 0 where the call cannot keep more.
 
-        Raises Conflict when the operand lacks some; and when it has more, and they cannot be picked, or picking them$
+        Raises Conflict when the operand lacks some; and when it has more, and they cannot be picked, or picking them
         does not pay: then the call has to keep more too.
         """
         facts, kept = self.known.facts[x], self.kept[x]

@@ -142,11 +142,10 @@ class Movement:
         made = None if base is node or block is not builder.kept[x] else builder.shared.get(base)
         if made is None:
             value = builder.take(x, block, like=node)
-            args, kwargs = call_arguments(base, sizes)
-            args = fx.node.map_arg(args, lambda n: value if n is x else builder.whole(n, like=node))
-            made = builder.call(
-                base.target, args, fx.node.map_arg(kwargs, lambda n: builder.whole(n, like=node)), like=node
+            args, kwargs = fx.node.map_arg(
+                call_arguments(base, sizes), lambda n: value if n is x else builder.whole(n, like=node)
             )
+            made = builder.call(base.target, args, kwargs, like=node)
         if base is node:
             return made
         builder.shared[base] = made

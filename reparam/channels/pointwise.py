@@ -54,7 +54,7 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 def _viewed(node: fx.Node, operand: fx.Node) -> tuple[int, ...]:
     """The axis of the result that each axis of an operand is aligned with; a slope of PReLU lies along axis 1."""
-    if is_call(node, {aten.prelu.default: None}) and operand is arguments(node)["weight"]:
+    if node.target is aten.prelu.default and operand is arguments(node)["weight"]:
         return (1,) if len(shape_of(node)) > 1 else (0,)
     shift = len(shape_of(node)) - len(shape_of(operand))
     return tuple(a + shift for a in range(len(shape_of(operand))))
@@ -174,7 +174,7 @@ def _computed(node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor:
         return torch.full(missing.shape, math.nan, dtype=torch.float64)
     if is_call(node, _PASSED):
         out = next(iter(values.values()))
-    elif is_call(node, {aten.prelu.default: None}):
+    elif node.target is aten.prelu.default:
         x, slope = (values[n].nan_to_num() for n in _operands(node))
         out = torch.where(x >= 0, x, slope * x)
     else:
@@ -271,8 +271,9 @@ def _call(builder: Builder, node: fx.Node, kept: Tensor) -> Any:
             swapped[operand] = _taken(builder, node, operand, source, kept)
         else:
             swapped[operand] = _cut_data(builder, node, operand, kept)
-    args = fx.node.map_arg(node.args, lambda n: swapped[n] if n in swapped else builder.whole(n, like=node))
-    kwargs = fx.node.map_arg(node.kwargs, lambda n: swapped[n] if n in swapped else builder.whole(n, like=node))
+    args, kwargs = fx.node.map_arg(
+        (node.args, node.kwargs), lambda n: swapped[n] if n in swapped else builder.whole(n, like=node)
+    )
     return builder.call(node.target, args, kwargs, like=node)
 
 

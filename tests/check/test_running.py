@@ -47,7 +47,7 @@ def test_what_can_be_traced_and_cannot_run_is_told(verb: Callable[..., Any], net
 def narrow_double(x: Tensor) -> Tensor:
     """An operator that is not there in float64."""
     if x.dtype == torch.float64:
-        raise NotImplementedError("\"narrow_double\" not implemented for 'Double'")
+        raise NotImplementedError("\"narrow_double\" not implemented for 'Double'")  # in torch's words
     return x * 2
 
 

@@ -312,6 +312,17 @@ def test_masked_by_torch(dim: int) -> None:
     assert third[1] == second[0]
 
 
+@pytest.mark.parametrize("running", [False, True])
+def test_an_instance_norm_takes_constants_away_if_it_measures_them(running: bool) -> None:
+    """With statistics that are weights, what is known of its input is not known of its result."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6, affine=True, track_running_stats=running), nn.Conv2d(6, 2, 1)
+    )
+    zero(model[0], rows=[1, 4])
+    assert widths(shrunk(model, doubles(2, 3, 6, 6)).program) == ([(6, 3), (2, 6)] if running else [(4, 3), (2, 4)])
+
+
 def test_a_second_run_changes_nothing() -> None:
     torch.manual_seed(0)
     model = Residual([[0, 1, 2, 3], [4, 5]])
