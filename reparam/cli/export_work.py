@@ -14,7 +14,8 @@ from torch import Tensor
 
 from reparam._version import __version__
 from reparam.compare import open_model, run_loaded
-from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, load_array, read_calibration, save_arrays
+from reparam.data import load_array
+from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, read_calibration, save_arrays
 from reparam.engines.formats import recognise
 from reparam.errors import InputError
 from reparam.ir import Program

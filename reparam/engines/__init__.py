@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from reparam.utils import lazy_doors
 
 if TYPE_CHECKING:
-    from .arrays import load_array, save_arrays
+    from .arrays import save_arrays
     from .calibration import read_calibration
     from .engine_check import EngineCheck, EngineOutputs, check_engine, floats
     from .exporting import Exported, ExportOptions, export, export_conversion
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from .precision import DTYPES
 
 _DOORS = {
-    "arrays": (
-        "load_array",
-        "save_arrays",
-    ),
+    "arrays": ("save_arrays",),
     "calibration": ("read_calibration",),
     "engine_check": (
         "EngineCheck",
@@ -89,7 +86,6 @@ __all__ = [
     "export_conversion",
     "fitted",
     "floats",
-    "load_array",
     "manifest_path",
     "output_names",
     "read_calibration",

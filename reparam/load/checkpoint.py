@@ -18,11 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError
-from reparam.utils import Stamp, describe_type, name_complaint, one_line, opened, path_of, stamp_of
+from reparam.utils import (
+    Stamp,
+    check_safetensors,
+    describe_type,
+    is_safetensors,
+    name_complaint,
+    one_line,
+    opened,
+    path_of,
+    stamp_of,
+)
 
 from .archive import load_program
 from .records import inspect_pickle, inspect_zip
-from .safetensors_header import check_safetensors, is_safetensors
 from .working_directory import working_directory_on_path
 from .zip_entries import ZIP_ERRORS
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
     from .reading import Stamp, opened, parse_json, path_of, size_of, stamp_of
+    from .safetensors_header import TensorPlace, check_safetensors, is_safetensors
     from .search_path import leave_current_folder
     from .shapes import AXES, INTEGERS, Shape, Shapes, axis_name
     from .staging import Together, together, write_atomically, writing
@@ -49,6 +50,11 @@ _DOORS = {
         "path_of",
         "size_of",
         "stamp_of",
+    ),
+    "safetensors_header": (
+        "TensorPlace",
+        "check_safetensors",
+        "is_safetensors",
     ),
     "search_path": ("leave_current_folder",),
     "shapes": (
@@ -85,11 +91,13 @@ __all__ = [
     "Shape",
     "Shapes",
     "Stamp",
+    "TensorPlace",
     "Together",
     "as_path",
     "axis_name",
     "check_callable",
     "check_package",
+    "check_safetensors",
     "check_seed",
     "checked_call",
     "describe_error",
@@ -101,6 +109,7 @@ __all__ = [
     "ignore_exits",
     "is_out_of_memory",
     "is_plain_path",
+    "is_safetensors",
     "lazy_doors",
     "leave_current_folder",
     "memory_size",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reparam import convert
 from reparam.capture import capture
-from reparam.engines import load_array, read_calibration
+from reparam.engines import read_calibration
 from reparam.engines.calibration import BATCH, hold_out
 from reparam.errors import InputError
 from reparam.ir import Program
@@ -91,14 +91,6 @@ def test_what_does_not_fit_is_said(array: Any, expected: str, tmp_path: Path) ->
     np.save(tmp_path / "c.npy", array)
     with pytest.raises(InputError, match=expected):
         read_calibration(tmp_path / "c.npy", image_program())
-
-
-def test_nothing_pickled_is_read(tmp_path: Path) -> None:
-    np.save(tmp_path / "p.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(InputError, match=r"is not an array that numpy.save wrote"):
-        load_array(tmp_path / "p.npy")
-    with pytest.raises(InputError, match="there is no file"):
-        load_array(tmp_path / "missing.npy")
 
 
 def test_an_empty_folder_holds_nothing(tmp_path: Path) -> None:

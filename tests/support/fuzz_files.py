@@ -68,7 +68,7 @@ def open_file(kind: str, path: Path, convert: bool) -> None:
     import torch
 
     from reparam.compare import open_model
-    from reparam.engines import load_array
+    from reparam.data import load_array
     from reparam.engines.format import Runnable
     from reparam.engines.manifest import read_manifest
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from reparam.errors import InputError
-from reparam.utils import one_line, parse_json, size_of
+
+from .reading import parse_json, size_of
+from .text import one_line
 
 MAX_HEADER_BYTES = 100 << 20
 MAX_DIMENSIONS = 64
@@ -35,13 +37,24 @@ _BITS = {
 }
 
 
+class TensorPlace(NamedTuple):
+    """One tensor of a safetensors file. kind: as the file spells its dtype. begin: the byte of the file."""
+
+    kind: str
+    shape: tuple[int, ...]
+    begin: int
+
+
 def is_safetensors(head: bytes) -> bool:
     """Whether a file begins with the length of a header and its first bracket."""
     return int.from_bytes(head[:8], "little") < MAX_HEADER_BYTES and head[8:9] == b"{"
 
 
-def check_safetensors(file: IO[bytes], name: str) -> None:
-    """Raises InputError, naming the tensor, unless the tensors' values lie behind each other and fill the file."""
+def check_safetensors(file: IO[bytes], name: str) -> dict[str, TensorPlace]:
+    """Where the tensors of a file lie, by their names.
+
+    Raises InputError, naming the tensor, unless the tensors' values lie behind each other and fill the file.
+    """
     size = size_of(file)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -62,6 +75,10 @@ def check_safetensors(file: IO[bytes], name: str) -> None:
         end = last
     if end != size - 8 - length:
         raise _broken(name, f"its tensors take {end} bytes, where it holds {size - 8 - length}")
+    return {
+        key: TensorPlace(entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for key, entry in header.items()
+    }
 
 
 def _check_metadata(value: Any, name: str) -> None:

@@ -1,0 +1,21 @@
+"""The user's own samples: images, arrays and archives read a batch at a time.
+They are split by hash into samples that choices are made on and held-out ones that figures are taken from.
+"""
+
+from .arrays import load_array
+from .preprocessing import Preprocessing, read_config
+from .samples import EVERY, Samples, held_out, open_samples
+from .spool import Deck, Spooled, spool
+
+__all__ = [
+    "EVERY",
+    "Deck",
+    "Preprocessing",
+    "Samples",
+    "Spooled",
+    "held_out",
+    "load_array",
+    "open_samples",
+    "read_config",
+    "spool",
+]

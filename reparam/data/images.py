@@ -1,0 +1,97 @@
+"""Images as inputs: decoded, scaled, cropped and normalised."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reparam.errors import InputError
+from reparam.utils import one_line, opened
+
+from .preprocessing import INTERPOLATIONS, MOST_PIXELS, Preprocessing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_DECODERS = ("PNG", "JPEG", "WEBP", "BMP")  # pillow would hand others, such as EPS, to programs of the system
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One image as a sample (1, channels, height, width), decoded when it is asked for.
+
+    name: of it, for messages. file: it, or its open content.
+    """
+
+    name: str
+    file: Path | IO[bytes]
+    how: Preprocessing
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1, self.channels, *self.how.size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def row(self, index: int) -> Tensor:
+        """The values of the image. Raises InputError that names it where it cannot be decoded."""
+        if isinstance(self.file, Path):
+            with opened(self.file) as file:
+                image = _decoded(file, self.name, self.channels)
+        else:
+            image = _decoded(self.file, self.name, self.channels)
+        return _prepared(image, self.name, self.how, self.channels)
+
+
+def _decoded(file: IO[bytes], name: str, channels: int) -> Image:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError("reading images needs pillow; pip install pillow, or give .npy files") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
+            with Image.open(file, formats=_DECODERS) as found:
+                if found.width * found.height > MOST_PIXELS:
+                    raise ValueError(f"it has {found.width} x {found.height} pixels; scale it down")
+                return _with_bytes(found).convert("L" if channels == 1 else "RGB")
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name} is not an image that can be read: {one_line(str(error))[:200]}") from error
+
+
+def _with_bytes(image: Image) -> Image:
+    """The image; one of 16 bits, which pillow would cut off at 255, with the upper 8 of them."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+
+
+def _prepared(image: Image, name: str, how: Preprocessing, channels: int) -> Tensor:
+    """The image as (1, channels, H, W): its shorter side scaled, its centre cropped, normalised."""
+    height, width = how.size
+    scale = (how.resize or min(how.size)) / min(image.size)
+    sides = (max(round(image.width * scale), width), max(round(image.height * scale), height))
+    if sides[0] * sides[1] > MOST_PIXELS:
+        raise InputError(f"{name} is {image.width} x {image.height} pixels, too long for its width; crop it")
+    image = image.resize(sides, INTERPOLATIONS.index(how.interpolation))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255.0
+    normal = (pixels.reshape(height, width, channels) - _of(how.mean, channels)) / _of(how.std, channels)
+    return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)[None]))
+
+
+def _of(values: tuple[float, ...], channels: int) -> np.ndarray[Any, Any]:
+    """The values for each channel; for grey images the mean of those for red, green and blue."""
+    return np.asarray(values if channels > 1 else [sum(values) / len(values)], np.float32)
