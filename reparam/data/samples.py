@@ -78,7 +78,8 @@ class Samples:
                     continue
                 label = self._label(block, i, index)
                 if (label is not None) != labelled and (given or parts):
-                    raise InputError(f"{block.where} has {_one_of(label)}, where the samples before have {_one_of(0)}")
+                    one, other = ("no label", "one") if label is None else ("a label", "none")
+                    raise InputError(f"{block.where} has {one}, where the samples before it have {other}")
                 labelled = label is not None
                 parts.append(self.inputs.typed([c.row(i) for c in block.columns], block.where))
                 labels += [] if label is None else [label]
@@ -151,10 +152,6 @@ def _given_labels(labels: Any, apart: Path | None, source: Source, *, folders: b
 def _unequal(source: Source, labels: int, samples: int | None) -> InputError:
     held = "more samples" if samples is None else f"{samples} samples"
     return InputError(f"there are {labels} labels, but {source.name} holds {held}; give one label for each sample")
-
-
-def _one_of(label: int | None) -> str:
-    return "no label" if label is None else "a label"
 
 
 def _sample(parts: Sequence[tuple[Tensor, ...]], labels: Sequence[int]) -> Sample:

@@ -45,7 +45,10 @@ def test_a_folder_of_shards_is_read_in_the_order_of_names(tmp_path: Path) -> Non
         ({"0.cls": b"1"}, "x.tar: 0 has no member for the input 'input'; add a .npy"),
         ({"0.npy": VECTOR, "0.cls": b"one"}, r"x.tar: 0.cls holds no class"),
         ({"0.npy": VECTOR, "0.cls": b"-1"}, r"x.tar: 0.cls holds no class"),
-        ({"0.npy": VECTOR, "0.cls": b"1", "1.npy": VECTOR}, "x.tar: 1 has no label, where the samples before"),
+        (
+            {"0.npy": VECTOR, "0.cls": b"1", "1.npy": VECTOR},
+            "x.tar: 1 has no label, where the samples before it have one",
+        ),
         ({"0.npy": VECTOR, "0.png": b""}, "holds several samples"),
         ({"0.npy": npy(np.array([{}], object))}, "x.tar: 0.npy is not an array that numpy.save wrote"),
         ({"0.npy": npy(np.zeros(4))}, r"x.tar: 0 holds float64 samples of shape \[1, 4\]"),

@@ -1,0 +1,89 @@
+"""Batches from Python: what one may be, and what is told of one that does not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from reparam.data import open_samples
+from reparam.errors import InputError
+from support.sample_files import indices, labels_of, numbered, pairs, rows_of, vectors
+
+ROWS = torch.from_numpy(numbered(5))
+
+
+@pytest.mark.parametrize(
+    ("source", "labels"),
+    [
+        ([ROWS[:2], ROWS[2:]], None),
+        ([(ROWS[:2],), [ROWS[2:]]], None),
+        ([ROWS.numpy()], None),
+        (ROWS, None),
+        ({"input": ROWS, "label": torch.arange(5)}, range(5)),
+        ([(ROWS[:2], torch.tensor([4, 3])), (ROWS[2:], torch.tensor([[2], [1], [0]]))], (4, 3, 2, 1, 0)),
+        ([{"input": ROWS, "labels": torch.arange(5), "mask": "unread"}], range(5)),
+        (DataLoader(TensorDataset(ROWS, torch.arange(5)), batch_size=2), range(5)),
+        ([ROWS.double().requires_grad_()], None),
+    ],
+)
+def test_what_a_batch_may_be(source: Any, labels: Any) -> None:
+    for _ in range(2):  # what can be iterated over again can be read again
+        samples = list(open_samples(source, vectors()))
+        assert rows_of(samples) == [0, 1, 2, 3, 4]
+        assert labels_of(samples) == ([None] * 5 if labels is None else list(labels))
+
+
+def test_inputs_are_by_position_or_by_name() -> None:
+    for batch in ((ROWS, ROWS + 10), {"b": ROWS + 10, "a": ROWS}, (ROWS, ROWS + 10, torch.arange(5))):
+        samples = list(open_samples([batch], pairs()))
+        assert [[float(v[0, 0]) for v in s.inputs] for s in samples] == [[i, i + 10] for i in range(5)]
+        assert labels_of(samples) == (list(range(5)) if len(batch) == 3 else [None] * 5)
+
+
+def test_a_generator_is_read_once() -> None:
+    samples = open_samples((batch for batch in [ROWS]), vectors())
+    assert len(list(samples)) == 5
+    with pytest.raises(InputError, match="a generator holds 0 samples; it is empty, or was read to its end before"):
+        list(samples)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "a list holds 0 samples"),
+        (3, "the samples are an int, neither a path nor an iterable of batches"),
+        ([3], "batch 0 of the samples holds an int, not an ordinary tensor"),
+        ([None], "batch 0 of the samples holds None"),
+        ([ROWS, "x"], "batch 1 of the samples holds a str"),
+        ([(ROWS, ROWS, ROWS)], "holds 3 values, where the network takes 1, and one more may be labels"),
+        ([(ROWS, ROWS)], r"the labels of batch 0 of the samples are float32 of shape \[5, 3\]"),
+        ([(ROWS, torch.arange(4))], "batch 0 of the samples holds 4 labels for 5 samples"),
+        ([(ROWS, torch.arange(5) - 1)], "hold -1; classes are counted from 0"),
+        ([(ROWS, torch.zeros(5, 2, dtype=torch.int64))], "not one whole number for each sample"),
+        ([(ROWS, torch.zeros(5, dtype=torch.bool))], "the labels of batch 0 of the samples are bool"),
+        ([ROWS[0]], r"of shape \[3\], where the input 'input' is float32 of shape \(N, 3\)"),
+        ([torch.tensor(1.0)], r"of shape \[\]"),
+        ([ROWS.to_sparse()], "a sparse tensor"),
+        ([ROWS.to("meta")], "a tensor without values"),
+        ([np.array(["a"])], "an array of <U1"),
+        ([{"x": ROWS}], "has no 'input'; it holds x"),
+        ([ROWS, (ROWS, torch.arange(5))], "batch 1 of the samples has a label, where the samples before it have none"),
+        ([torch.full((1, 3), torch.inf)], "NaN or infinite"),
+    ],
+)
+def test_what_does_not_fit_is_said(source: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        list(open_samples(source, vectors()))
+
+
+def test_the_network_has_several_inputs() -> None:
+    with pytest.raises(InputError, match="is a torch.Tensor, but the network takes 2 inputs"):
+        list(open_samples([ROWS], pairs()))
+    with pytest.raises(InputError, match=r"unequal numbers of samples for the inputs: \[5, 4\]"):
+        list(open_samples([(ROWS, ROWS[:4])], pairs()))
+    (sample,) = open_samples([torch.tensor([[True, False, True]])], indices())
+    assert sample.inputs[0].tolist() == [[1, 0, 1]]
