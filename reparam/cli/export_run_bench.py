@@ -32,7 +32,9 @@ def export(  # noqa: PLR0913  # the parameters are the options
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            "--calibrate", metavar="DIR|x.npy", help="Samples for int8: .npy, .npz, a folder of them, images."
+            "--calibrate",
+            metavar="DIR|x.npy",
+            help="Samples for int8: .npy, .npz, .safetensors, .tar; a folder of those or of images.",
         ),
     ] = None,
     min_sqnr: Annotated[

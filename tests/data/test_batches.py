@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_said(source: Any, message: str) -> None:
 
 
 def test_the_network_has_several_inputs() -> None:
-    with pytest.raises(InputError, match="is a torch.Tensor, but the network takes 2 inputs"):
+    with pytest.raises(InputError, match=r"is a torch\.Tensor, but the network takes 2 inputs"):
         list(open_samples([ROWS], pairs()))
     with pytest.raises(InputError, match=r"unequal numbers of samples for the inputs: \[5, 4\]"):
         list(open_samples([(ROWS, ROWS[:4])], pairs()))

@@ -58,10 +58,10 @@ def test_samples_are_not_kept() -> None:
             yield batch
 
     most = given = 0
-    for sample in open_samples(source(), vectors()):
+    for _ in open_samples(source(), vectors()):
         given += 1
         most = max(most, len(alive))
-    del sample
+    del _
     gc.collect()
     assert given == 10_000 and most <= 3 and not alive
 

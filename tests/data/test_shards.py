@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from reparam.data import open_samples
 from reparam.errors import InputError
+from support.mutating import by_bytes
 from support.sample_files import HOW, labels_of, npy, pairs, pictures, png, rows_of, vectors, write_tar
 
 pytest.importorskip("PIL")
@@ -120,3 +122,25 @@ def test_a_member_twice_in_one_sample_is_refused(tmp_path: Path) -> None:
             archive.addfile(info, io.BytesIO(VECTOR))
     with pytest.raises(InputError, match=r"holds '0\.NPY' twice in one sample"):
         list(open_samples(tmp_path / "x.tar", vectors()))
+
+
+def test_damaged_shards_are_read_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "x.tar", {"0.npy": VECTOR, "0.cls": b"1", f"{'long' * 40}.npy": VECTOR, f"{'long' * 40}.cls": b"2"}
+    )
+    whole, refused = path.read_bytes(), 0
+    assert labels_of(open_samples(path, vectors())) == [1, 2]
+    for seed in range(300):
+        rng = random.Random(seed)
+        content = bytearray(by_bytes(whole, rng))
+        for at in range(0, len(content) - 511, 512) if seed % 2 else ():  # sums of headers are made to fit
+            if content[at + 257 : at + 262] == b"ustar":
+                content[at + 148 : at + 156] = b" " * 8
+                content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
+        path.write_bytes(content)
+        try:
+            list(open_samples(path, vectors()))
+        except InputError as error:
+            refused += 1
+            assert "x.tar" in str(error) and str(error).isprintable()
+    assert 50 < refused < 300

@@ -111,7 +111,7 @@ def test_one_sample_stays_where_it_is() -> None:
         assert list(spooled.fit.batches(4)) == []
 
 
-# ---- limits ------------------------------------------------------------------------------------------------------------
+# ---- limits ----------------------------------------------------------------------------------------------------------
 
 
 def test_of_a_file_as_many_as_are_wanted_are_read_from_all_over_it(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_the_smallest_limit_leaves_one_on_each_side() -> None:
             pass
 
 
-# ---- what goes wrong -----------------------------------------------------------------------------------------------------
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
 def test_samples_of_several_shapes_are_refused(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         pytest.skip("there is no /dev/full here")
     monkeypatch.setattr(Path, "open", full)
     with (
-        pytest.raises(MachineError, match="cannot write .*No space left on device"),
+        pytest.raises(MachineError, match=r"cannot write .*No space left on device"),
         spool(open_samples(source(20), vectors()), folder=tmp_path),
     ):
         pass
@@ -221,7 +221,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_folder_that_nothing_can_be_written_to_is_told(tmp_path: Path) -> None:
     with (
-        pytest.raises(MachineError, match="cannot write .*No such file"),
+        pytest.raises(MachineError, match=r"cannot write .*No such file"),
         spool(open_samples(source(20), vectors()), folder=tmp_path / "no"),
     ):
         pass

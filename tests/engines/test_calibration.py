@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reparam import convert
@@ -21,6 +22,7 @@ from reparam.engines.calibration import BATCH, hold_out
 from reparam.errors import InputError
 from reparam.ir import Program
 from support.engine_nets import SHAPE, small
+from support.sample_files import npy, write_tar
 
 
 def image_program(**options: Any) -> Program:
@@ -178,3 +180,23 @@ def test_a_large_image_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
     with pytest.raises(InputError, match="8000 x 8000 pixels; scale it down"):
         read_calibration(tmp_path, image_program(), HOW)
+
+
+# ---- every source --------------------------------------------------------------------------------------------------
+
+
+def test_shards_safetensors_and_batches_from_python_are_taken(tmp_path: Path) -> None:
+    samples = torch.randn(3, 3, 16, 16)
+    save_file({"input": samples}, tmp_path / "c.safetensors")
+    write_tar(tmp_path / "c.tar", {f"{i}.npy": npy(sample.numpy()) for i, sample in enumerate(samples)})
+    for source in (tmp_path / "c.safetensors", tmp_path / "c.tar", [samples[:1], samples[1:]]):
+        ((batch,),) = read_calibration(source, image_program())
+        assert torch.equal(batch, samples)
+
+
+def test_samples_of_unequal_sizes_lie_in_batches_of_their_own(tmp_path: Path) -> None:
+    for name, side in (("a", 16), ("b", 24)):
+        np.save(tmp_path / f"{name}.npy", np.zeros((2, 3, side, 16), np.float32))
+    program = capture(nn.Conv2d(3, 2, 3).eval(), (torch.randn(SHAPE),), dynamic=("batch", "height", "width")).program
+    shapes = [tuple(batch.shape) for (batch,) in read_calibration(tmp_path, program)]
+    assert shapes == [(2, 3, 16, 16), (2, 3, 24, 16)]
