@@ -34,6 +34,7 @@ def test_what_a_batch_may_be(source: Any, labels: Any) -> None:
     for _ in range(2):  # what can be iterated over again can be read again
         samples = list(open_samples(source, vectors()))
         assert rows_of(samples) == [0, 1, 2, 3, 4]
+        assert not any(sample.inputs[0].requires_grad for sample in samples)
         assert labels_of(samples) == ([None] * 5 if labels is None else list(labels))
 
 

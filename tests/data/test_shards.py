@@ -67,7 +67,9 @@ def test_what_does_not_fit_is_said(members: Any, message: str, tmp_path: Path) -
     assert "x.tar" in str(error.value)
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE]
+)
 def test_links_and_devices_are_refused(kind: bytes, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         info = tarfile.TarInfo("0.npy")
