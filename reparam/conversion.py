@@ -25,7 +25,19 @@ from reparam.check import (
     not_finite_in,
 )
 from reparam.emit import finalize, save_pt2, to_module
-from reparam.ir import Program, census, describe_jumps, evaluate, is_chain, jumps, text_of, typed, unlift
+from reparam.ir import (
+    Program,
+    Range,
+    census,
+    describe_jumps,
+    evaluate,
+    is_chain,
+    jumps,
+    text_of,
+    typed,
+    unlift,
+    with_ranges,
+)
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
 from reparam.utils import as_path, check_callable, check_seed, checked_call, dtype_name
@@ -35,8 +47,6 @@ from .options import DEFAULTS, PlainOptions
 from .report import Remark, Report
 
 MOST_LEFT_OUT = 6  # rewrites that lose digits and are left out before the whole conversion is refused
-Range = tuple[float, float]
-
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that weights are emitted in
 
@@ -171,6 +181,17 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     )
 
 
+def convert_program(
+    program: Program, to: str = "fused", *, seed: int = 0, progress: Progress | None = None
+) -> Conversion:
+    """`convert` for what is a program already. The module that it makes is the judge.
+
+    program: left untouched. Raises what `convert` raises.
+    """
+    _check_finite(program)
+    return _Run(to, DEFAULTS, seed, progress).convert(to_module(program), Captured(program, ()), None)
+
+
 class _Run:
     """One conversion under way: its options and its clock. Every step returns what it made."""
 
@@ -206,7 +227,7 @@ class _Run:
         self._tell("capture", 1, 1)
         _check_finite(captured.program)
         notes = (note, *captured.notes) if note else captured.notes
-        return replace(captured, program=_with_ranges(captured.program, ranges), notes=notes)
+        return replace(captured, program=with_ranges(captured.program, ranges), notes=notes)
 
     def convert(
         self, model: nn.Module | torch.export.ExportedProgram, captured: Captured, dtype: torch.dtype | None
@@ -372,21 +393,3 @@ def _check_finite(program: Program) -> None:
         broken = ~torch.isfinite(value) if weight else torch.isnan(value)
         if bool(broken.any()):
             raise InputError(f"weight '{name}' holds NaN or infinite values; the checkpoint is damaged or diverged")
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(n, int | float) for n in value)
-
-
-def _with_ranges(program: Program, ranges: Sequence[Range] | None) -> Program:
-    if ranges is None:
-        return program
-    if not isinstance(ranges, Sequence) or not all(_is_pair(r) for r in ranges):
-        raise InputError("each input range is a pair of numbers, such as (0.0, 1.0), one for each tensor input")
-    if len(ranges) != len(program.inputs):
-        raise InputError(f"{len(ranges)} input ranges were given for {len(program.inputs)} tensor inputs")
-    empty = next((r for r in ranges if not r[0] <= r[1]), None)
-    if empty is not None:
-        raise InputError(f"the input range ({empty[0]}, {empty[1]}) is empty; the first number is the lower one")
-    specs = tuple(replace(s, low=low, high=high) for s, (low, high) in zip(program.inputs, ranges, strict=True))
-    return replace(program, inputs=specs)

@@ -5,5 +5,6 @@ It decides and builds; the pass that uses it is `passes/shrink.py`.
 from .family import PAYS
 from .plan import plan_channels
 from .rebuild import ChannelPlan, rebuild
+from .value import Channels
 
-__all__ = ["PAYS", "ChannelPlan", "plan_channels", "rebuild"]
+__all__ = ["PAYS", "ChannelPlan", "Channels", "plan_channels", "rebuild"]

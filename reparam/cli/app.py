@@ -20,6 +20,7 @@ from reparam.utils import ignore_exits
 from . import export_run_bench as cli_engines
 from . import options as opt
 from .outputs import STANDARD_OUTPUT, check_report, deliver_json, delivering, plan_outputs
+from .prune import prune
 from .session import begin, open_session, run_guarded
 
 PROGRAM = "reparam"
@@ -299,6 +300,7 @@ def diff(  # noqa: PLR0913  # the parameters are the options
 app.command()(cli_engines.export)
 app.command()(cli_engines.run)
 app.command()(cli_engines.bench)
+app.command()(prune)
 
 
 @app.command()

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from reparam._version import __version__
-from reparam.conversion import Conversion, Range, convert
+from reparam.conversion import Conversion, convert
 from reparam.emit import finalize, to_module
 from reparam.errors import InputError, MachineError, NotEquivalentError
-from reparam.ir import Program, filled
+from reparam.ir import Program, Range, filled
 from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
 from reparam.report import Remark, Report

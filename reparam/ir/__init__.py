@@ -37,7 +37,7 @@ from .aten import (
 from .attributes import attribute_names, unlift, with_attribute_names
 from .cost import Census, batch_one, census, is_chain, node_macs, spelled_out
 from .feeds import EVEN_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
-from .inputs import check_shapes, draw_examples, exported_shapes, shape_of_input
+from .inputs import Range, check_shapes, draw_examples, exported_shapes, shape_of_input, with_ranges
 from .interpreter import (
     call_node,
     default_dtype,
@@ -101,6 +101,7 @@ __all__ = [
     "InputSpec",
     "Interval",
     "Program",
+    "Range",
     "Ranges",
     "Refusal",
     "Scratchpad",
@@ -154,4 +155,5 @@ __all__ = [
     "upstream",
     "weight_value",
     "with_attribute_names",
+    "with_ranges",
 ]

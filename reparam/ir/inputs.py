@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reparam.errors import InputError
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from .program import Program
+
+Range = tuple[float, float]  # the lowest and the highest value of an input
 BYTES = 12  # of one number of an example, which is held in float32 and in float64
 
 
@@ -71,3 +75,22 @@ def exported_shapes(program: torch.export.ExportedProgram) -> Shapes | None:
     names = set(program.graph_signature.user_inputs)
     values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
     return tuple(shape_of_input(v) for v in values if getattr(v, "shape", ())) or None
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(n, int | float) for n in value)
+
+
+def with_ranges(program: Program, ranges: Sequence[Range] | None) -> Program:
+    """The program with (low, high) of each tensor input. Raises InputError for what are no such pairs."""
+    if ranges is None:
+        return program
+    if not isinstance(ranges, Sequence) or not all(_is_pair(r) for r in ranges):
+        raise InputError("each input range is a pair of numbers, such as (0.0, 1.0), one for each tensor input")
+    if len(ranges) != len(program.inputs):
+        raise InputError(f"{len(ranges)} input ranges were given for {len(program.inputs)} tensor inputs")
+    empty = next((r for r in ranges if not r[0] <= r[1]), None)
+    if empty is not None:
+        raise InputError(f"the input range ({empty[0]}, {empty[1]}) is empty; the first number is the lower one")
+    specs = tuple(replace(s, low=low, high=high) for s, (low, high) in zip(program.inputs, ranges, strict=True))
+    return replace(program, inputs=specs)

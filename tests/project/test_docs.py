@@ -35,6 +35,7 @@ def test_the_guide_has_commands() -> None:
 def test_commands_of_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: WarmProcess) -> None:
     monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((8, 3, 64, 64), np.float32))
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).standard_normal((100, 3, 32, 32), np.float32))
     for command, expected in commands(page):
         words = shlex.split(command)
         assert words[0] == "reparam", f"the page runs {words[0]}"
@@ -58,12 +59,15 @@ def test_python_of_the_readme(side: int, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_python_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: WarmProcess) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
-    run = warm.run(code)
+    masked, pruned = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
+    run = warm.run(masked)
     assert run.returncode == 0, run.stderr
     before, after = map(int, run.stdout.split())
     assert after < 0.6 * before
-    assert (tmp_path / "small.pt2").exists()
+    run = warm.run(pruned)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout.split()[0]) <= 0.5
+    assert (tmp_path / "small.pt2").exists() and (tmp_path / "pruned.pt2").exists()
 
 
 def test_relative_links_exist() -> None:

@@ -1,0 +1,165 @@
+"""The verb `prune`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reparam.errors import InputError
+
+from . import options as opt
+from .outputs import STANDARD_OUTPUT, check_report, delivering, plan_outputs
+from .session import begin
+
+
+class Form(StrEnum):
+    """What `prune --form` offers."""
+
+    auto = "auto"
+    residual = "residual"
+    plain = "plain"
+
+
+class Score(StrEnum):
+    """What `prune --score` offers."""
+
+    fisher = "fisher"
+    taylor = "taylor"
+    activation = "activation"
+    magnitude = "magnitude"
+    fpgm = "fpgm"
+    scale = "scale"
+    random = "random"
+
+
+class Streams(StrEnum):
+    """What `prune --streams` offers."""
+
+    coupled = "coupled"
+    per_depth = "per-depth"
+
+
+class Engine(StrEnum):
+    """What `prune --engine` offers."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+    torch = "torch"
+
+
+_SHARE = "SHARE"
+
+
+def prune(  # noqa: PLR0913  # the parameters are the options
+    ctx: typer.Context,
+    *,
+    model: opt.Model = None,
+    calibrate: Annotated[
+        Path,
+        typer.Option(
+            "--calibrate",
+            metavar="DATA",
+            help="Samples, no labels needed: .npy, .npz, .safetensors, .tar; a folder of those or of images.",
+        ),
+    ],
+    macs: Annotated[
+        float | None, typer.Option("--macs", metavar=_SHARE, help="Budget: multiply-accumulates that may be left.")
+    ] = None,
+    params: Annotated[
+        float | None, typer.Option("--params", metavar=_SHARE, help="Budget: parameters that may be left.")
+    ] = None,
+    latency: Annotated[
+        float | None, typer.Option("--latency", metavar=_SHARE, help="Budget: time in --engine that may be left.")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="y.npy", help="For the accuracy: classes, or `folders`: one folder a class."),
+    ] = None,
+    engine: Annotated[Engine, typer.Option("--engine", help="What will run it; times are its.")] = Engine.onnxruntime,
+    form: Annotated[
+        Form, typer.Option("--form", help="Residual, plain, or auto: the one that is faster in --engine.")
+    ] = Form.auto,
+    score: Annotated[Score, typer.Option("--score", help="How channels are chosen.")] = Score.fisher,
+    streams: Annotated[
+        Streams,
+        typer.Option("--streams", help="Whether channels of a stream go at all depths together, or at each alone."),
+    ] = Streams.coupled,
+    round_to: Annotated[int, typer.Option("--round", metavar="N", min=1, help="Widths become multiples of this.")] = 1,
+    floor: Annotated[float, typer.Option("--floor", metavar=_SHARE, help="Of a layer's channels stay at least.")] = 0.1,
+    keep: Annotated[
+        str | None, typer.Option("--keep", metavar="REGEX", help="Layers with such a name lose no channels.")
+    ] = None,
+    refit: Annotated[bool, typer.Option("--refit/--no-refit", help="Whether weights are refitted.")] = True,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop", metavar=_SHARE, help="Refuse more: of the accuracy, without labels of the agreement."
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="N", min=1, help="That choices are made on, at most.")
+    ] = 512,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="DIR", help="Keeps the state there, and goes on from it.")
+    ] = None,
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT.pt2", help="Default: MODEL-pruned.pt2 beside MODEL.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", metavar="DIR", help="Also write readable source and its weights.")
+    ] = None,
+    input_shape: opt.InputShape = None,
+    dynamic: opt.Dynamic = "batch",
+    seed: opt.Seed = 0,
+    trust: opt.Trust = False,
+    json: opt.Json = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Make MODEL cheaper: channels that are missed least go, the weights of the others are refitted on DATA.
+
+    Give one budget. The result is another function; how close it is to MODEL is measured on samples held out of DATA.
+    """
+    session = begin(ctx, quiet=quiet, debug=debug)
+    shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
+    arguments = opt.read_arguments(arch_args)
+    outputs = plan_outputs(model, arch, output, source, "pruned", force=force)
+    check_report(json, [outputs.model, source, calibrate, Path(model) if model else None], force=force)
+    if labels is not None and labels != "folders" and not Path(labels).suffix:
+        raise InputError(f"--labels is a .npy of whole numbers, or `folders`, not {labels[:60]}")
+
+    from . import prune_work
+    from . import work as cli_work
+
+    wanted = {
+        "macs": macs,
+        "params": params,
+        "latency": latency,
+        "engine": engine.value,
+        "form": form.value,
+        "score": score.value,
+        "streams": streams.value,
+        "round_to": round_to,
+        "floor": floor,
+        "keep": keep,
+        "refit": refit,
+        "max_drop": max_drop,
+        "samples": samples,
+        "seed": seed,
+    }
+    prune_work.check_options(wanted)
+    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    options = cli_work.ConvertOptions("fused", shapes, axes, seed)
+    data = prune_work.Data(calibrate, labels)
+    pruned = prune_work.prune_loaded(session, loaded, options, data, wanted, resume)
+    with delivering(session, json) as deliver:
+        report = prune_work.save_pruned(session, pruned, loaded, outputs, force=force)
+        deliver(report)
+    if not quiet and json != STANDARD_OUTPUT:
+        session.show(*prune_work.render_pruning(report, cli_work.describe_arch(loaded.model)))

@@ -1,0 +1,119 @@
+"""`refit`: fits the weights of a network that somebody pruned to the original, on samples without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.capture import capture
+from reparam.conversion import Conversion, convert_program
+from reparam.data import Preprocessing, open_samples, spool
+from reparam.emit import finalize
+from reparam.errors import InputError
+from reparam.ir import Program, shape_of
+from reparam.passes import phases_of
+from reparam.rewrite import Driver, Progress
+from reparam.utils import check_callable, check_seed, checked_call
+
+from .gated import GATE, Gated
+from .loop import BATCH, MEMORY, Pruned
+from .options import SAMPLES
+from .refitting import refit_layers
+from .running import batch_within
+
+
+@checked_call
+def refit(  # the keywords are the options
+    pruned: nn.Module | Pruned,
+    reference: nn.Module,
+    data: Any,
+    *,
+    example_inputs: Tensor | Sequence[Any] | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Refits the weights of `pruned`, layer by layer, to what the layers of `reference` give, and makes it small.
+
+    pruned: what `prune` gave, or a module of the same architecture as `reference` in which another tool set channels to
+        zero; they stay zero, and are removed in the result. reference: the original. data: as for `prune`.
+    example_inputs: (N, ...), not needed for what `prune` gave. preprocessing: of images. samples: that are used.
+    seed: of the inputs of the checks.
+
+    Returns the conversion of the refitted network to its fused form, in which the channels at zero are gone.
+
+    Raises InputError for modules that are no two versions of one architecture, and what `convert` raises.
+
+    >>> import copy, torch, reparam
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+    >>> masked = copy.deepcopy(net)
+    >>> for value in (masked[0].weight, masked[0].bias):
+    ...     value.data[:4] = 0.0
+    >>> result = reparam.refit(masked, net, torch.rand(64, 3, 9, 9), example_inputs=torch.rand(2, 3, 9, 9))
+    >>> result.program.constants["0.weight"].value.shape
+    torch.Size([4, 3, 3, 3])
+    """
+    check_callable(progress, "progress")
+    check_seed(seed)
+    tell = progress or (lambda stage, done, total: None)
+    if isinstance(pruned, Pruned):
+        given: tuple[Any, ...] = tuple(
+            torch.zeros(shape_of(n), dtype=n.meta["val"].dtype) for n in pruned.masked.placeholders
+        )
+        program = pruned.masked.copy()
+    elif example_inputs is None:
+        raise InputError("give example_inputs, on which both modules run")
+    else:
+        given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+        program = _folded(pruned, given, seed)
+    original = _folded(reference, given, seed)
+    gated = _aligned(program, original)
+    with spool(open_samples(data, program, preprocessing=preprocessing), limit=samples) as decks:
+        size = batch_within(MEMORY, program, BATCH)
+        refit_layers(
+            gated,
+            lambda: (inputs for inputs, _ in decks.fit.batches(size)),
+            tell=lambda i, n: tell("refit", i, n),
+        )
+    return convert_program(gated.program, seed=seed, progress=progress)
+
+
+def _folded(module: nn.Module, inputs: Sequence[Any], seed: int) -> Program:
+    """The program with norms folded and nothing removed, so that two versions of a network stay alike."""
+    program = capture(module, inputs).program.copy()
+    phases = [p for p in phases_of("fused") if p.name in ("clean", "fold")]
+    Driver(program, allow_cost=False, seed=seed).run(phases)
+    return finalize(program)
+
+
+def _aligned(program: Program, original: Program) -> Gated:
+    """`program` with the weights of `original` beside it: call by call, but for products with masks."""
+    mine = [n for n in program.calls() if not _is_mask(program, n)]
+    theirs = list(original.calls())
+    weights = {n: c.value for n, c in program.constants.items()}
+    same = len(mine) == len(theirs) and all(a.target is b.target for a, b in zip(mine, theirs, strict=True))
+    for a, b in zip(mine, theirs, strict=True) if same else ():
+        for x, y in zip(_weights(a), _weights(b), strict=False):
+            own, other = weights[str(x.target)], original.constants[str(y.target)].value
+            same = same and own.shape == other.shape
+            weights[str(x.target)] = other.to(own.dtype)
+    if not same:
+        raise InputError("the pruned network and the reference are no two versions of one architecture")
+    for node in set(program.calls()) - set(mine):
+        mask = node.args[1]
+        assert isinstance(mask, fx.Node)
+        weights[str(mask.target)] = torch.ones_like(weights[str(mask.target)])
+    return Gated(program, weights, (), {})
+
+
+def _is_mask(program: Program, node: fx.Node) -> bool:
+    mask = program.constant(node.args[1]) if len(node.args) > 1 else None
+    return mask is not None and mask.origin.endswith(GATE)
+
+
+def _weights(node: fx.Node) -> list[fx.Node]:
+    return [x for x in node.all_input_nodes if x.op == "get_attr"]

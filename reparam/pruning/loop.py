@@ -1,0 +1,331 @@
+"""`prune`: cuts channels and refits weights in turns, down to a budget, and writes the smaller network."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.conversion import Conversion, convert, convert_program
+from reparam.data import Preprocessing, Spooled, open_samples, spool
+from reparam.errors import InputError, NotEquivalentError, ReparamError
+from reparam.ir import Program, census
+from reparam.rewrite import Progress
+from reparam.utils import as_path, check_callable, checked_call
+
+from .choosing import Candidate, at_floor, candidates, cheapest, cut, give_back
+from .gated import with_gates
+from .gates import Gate
+from .options import PruneOptions
+from .price import cost
+from .quality import Quality, quality
+from .refitting import Fitted, refit_layers
+from .report import Form, PruneReport, Step, widths_of
+from .resuming import State
+from .running import batch_within
+from .score import scores
+from .timing import Time, times
+
+STEP = 0.72  # of the cost is left by one round, about
+MEMORY = 512 << 20  # bytes of the values of one batch
+BATCH = 64
+CLOSE = 0.03  # a latency budget is met within this share of it
+TRIES = 6
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned network.
+
+    module: runs like the original, with fewer channels. program: what it computes, as it is emitted. masked: the
+    original's graph with refitted weights and channels switched off, which the program was verified to be the same
+    function as. conversion: from the one to the other, with its evidence.
+    """
+
+    module: nn.Module
+    program: Program
+    masked: Program
+    report: PruneReport
+    conversion: Conversion = field(repr=False)
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Writes a `.pt2` archive, as `Conversion.save` does, and raises the same."""
+        self.conversion.save(path, force=force)
+
+    def save_source(self, folder: str | Path, *, force: bool = False) -> None:
+        """Writes readable source and its weights, as `Conversion.save_source` does, and raises the same."""
+        self.conversion.save_source(as_path(folder, "the folder"), force=force)
+
+
+@checked_call
+def prune(
+    model: nn.Module | torch.export.ExportedProgram,
+    example_inputs: Tensor | Sequence[Any],
+    calibration: Any,
+    *,
+    labels: Any = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    dynamic: Sequence[str] = ("batch",),
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Pruned:
+    """Makes `model` cheaper: channels that it would miss least go, and the weights of the others are refitted.
+
+    model: a module, left untouched, or an exported program. example_inputs: a tensor (N, ...), or the positional
+        arguments of the module; none, (), for an exported program.
+    calibration: what `data.open_samples` takes: files, or an iterable of batches. No labels are needed; `labels` are
+        for the accuracy in the report. A fifth of the samples is held out, and all figures are measured on those.
+    preprocessing: of images. dynamic: the axes that stay free, as for `convert`. resume: a folder that keeps the state
+        after every round; a run that finds one goes on from there. progress: called with a stage, the steps done and
+        their number.
+    **options: those of `PruneOptions`: a budget (macs=, params= or latency=), form, score, ....
+
+    The choice is not exact, and is measured: what the result agrees with the original in. That the smaller network is
+    the same function as the original with those channels switched off is verified like every conversion.
+
+    Raises InputError or CaptureError for what cannot be taken in, and for a budget that cannot be met;
+    NotEquivalentError when `max_drop` is missed.
+
+    >>> import torch, reparam
+    >>> conv = torch.nn.Conv2d
+    >>> net = torch.nn.Sequential(conv(3, 8, 3), torch.nn.ReLU(), conv(8, 8, 3), torch.nn.ReLU(), conv(8, 4, 3))
+    >>> result = reparam.prune(net, torch.rand(2, 3, 9, 9), torch.rand(64, 3, 9, 9), macs=0.5, form="residual")
+    >>> result.report.after.macs <= 0.5 * result.report.before.macs, result.report.conversion.equivalent
+    (True, True)
+    """
+    check_callable(progress, "progress")
+    wanted = PruneOptions(**_known(options))
+    tell = progress or (lambda stage, done, total: None)
+    start = time.perf_counter()
+    given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    base = convert(model, *given, to="fused", dynamic=dynamic, seed=wanted.seed, progress=progress)
+    samples = open_samples(calibration, base.program, preprocessing=preprocessing, labels=labels)
+    with spool(samples, limit=wanted.samples) as decks:
+        run = _Run(
+            base,
+            decks,
+            wanted,
+            tell,
+            State(as_path(resume, "the folder to resume from"), base.program, wanted) if resume is not None else None,
+        )
+        run.cut_and_refit()
+        return run.finish(start)
+
+
+def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    unknown = [n for n in options if n not in PruneOptions.__dataclass_fields__]
+    if unknown:
+        raise InputError(f"unknown option '{unknown[0]}'; choose from {', '.join(PruneOptions.__dataclass_fields__)}")
+    return options
+
+
+def _too_small(share: float, name: str, least: float) -> InputError:
+    return InputError(
+        f"{100 * share:.3g} % of the {name} is less than the floors leave ({100 * least:.3g} %); raise the budget, "
+        "lower the floor, or keep fewer layers"
+    )
+
+
+class _Run:
+    """One pruning under way."""
+
+    def __init__(
+        self, base: Conversion, decks: Spooled, options: PruneOptions, tell: Progress, state: State | None
+    ) -> None:
+        self.base, self.decks, self.options, self.tell, self.state = base, decks, options, tell, state
+        self.gated = with_gates(base.program, coupled=options.streams == "coupled", keep=options.keep)
+        if not self.gated.gates:
+            raise InputError("there is nothing to prune: no layer reads channels that another one makes")
+        if not len(decks.held) or not len(decks.fit):
+            raise InputError("one sample is not enough: some have to be held out, to measure on; give more")
+        self.size = batch_within(MEMORY, base.program, BATCH)
+        self.full = cost(self.gated.plan(), options.currency)
+        name, share = options.budget
+        least = cheapest(self.gated, options.floor, options.currency) / self.full
+        if name != "latency" and share < least:
+            raise _too_small(share, name, least)
+        self.left = 1.0
+        self.steps: list[Step] = []
+        self.fitted: list[Fitted] = []
+        self.cut_only: Quality | None = None
+
+    # ---- cutting -------------------------------------------------------------------------------------------
+
+    def cut_and_refit(self) -> None:
+        """The rounds, down to the budget."""
+        name, share = self.options.budget
+        if name == "latency":
+            self._down_to_latency(share)
+            return
+        rounds = max(1, round(math.log(share) / math.log(STEP)))
+        for i in range(self._resumed(), rounds):
+            self.tell("prune", i, rounds)
+            self._cut(share ** ((i + 1) / rounds))
+            self._refit()
+        self.tell("prune", rounds, rounds)
+
+    def _resumed(self) -> int:
+        """The rounds that an earlier run has done."""
+        if self.state is not None:
+            self.steps = self.state.read(self.gated)
+            self.left = cost(self.gated.plan(), self.options.currency) / self.full
+        return len(self.steps)
+
+    def _cut(self, share: float) -> None:
+        """Switches channels off until the cost is this share of the original's."""
+        self._cut_along(self._order(), share)
+
+    def _order(self) -> list[Candidate]:
+        found = scores(self.options.score, self.gated, self._inputs(), self.options.seed)
+        priced = self.options.score != "random"  # every gate loses the same share then
+        return candidates(self.gated, found, self.options.currency, self.options.floor, priced=priced)
+
+    def _cut_along(self, order: Sequence[Candidate], share: float) -> None:
+        o = self.options
+        left = cut(self.gated, order, share * self.full, o.currency, round_to=o.round_to)
+        if left > share * self.full:
+            raise _too_small(share, o.currency, left / self.full)
+        give_back(self.gated, share * self.full, o.currency)
+        self.left = cost(self.gated.plan(), o.currency) / self.full
+
+    def _inputs(self) -> Iterator[tuple[Tensor, ...]]:
+        return (inputs for inputs, _ in self.decks.fit.batches(self.size))
+
+    def _refit(self) -> None:
+        before = self._quality()
+        if self.options.refit:
+            self.fitted = refit_layers(self.gated, self._inputs, tell=lambda i, n: self.tell("refit", i, n))
+        self.steps.append(Step(self.left, before, self._quality() if self.options.refit else before))
+        if self.state is not None:
+            self.state.write(self.gated, self.steps)
+
+    def _quality(self) -> Quality:
+        return quality(self.gated.program, self.base.program, self.decks.held, self.size)
+
+    def _down_to_latency(self, share: float) -> None:
+        """Rounds of cuts by multiply-accumulates; the last one is adjusted until the measured time is right."""
+        self._resumed()
+        while True:
+            self.tell("prune", len(self.steps), len(self.steps) + 1)
+            order, masks, before = self._order(), self.gated.masks(), self.left
+            self._cut_along(order, before * STEP)
+            took = self._latency()
+            if took <= share * (1 + CLOSE):
+                self._settle(order, masks, before, took, share)
+                self._refit()
+                return
+            self._refit()
+
+    def _settle(
+        self, order: Sequence[Candidate], masks: Mapping[Gate, Tensor], before: float, took: float, share: float
+    ) -> None:
+        """Looks between two shares of the cost for the one that takes `share` of the time; keeps what is in time."""
+        low, high = self.left, before
+        for _ in range(TRIES):
+            if took >= share * (1 - CLOSE):
+                break
+            self.gated.put_back(masks)
+            self._cut_along(order, (low + high) / 2)
+            now = self._latency()
+            if now > share * (1 + CLOSE):
+                high = (low + high) / 2
+            else:
+                low, took = (low + high) / 2, now
+        self.gated.put_back(masks)
+        self._cut_along(order, low)
+
+    def _latency(self) -> float:
+        """The share of the original's time that the network takes as it is, in the form that is asked for."""
+        to = "plain" if self.options.form == "plain" else "fused"
+        made = convert_program(self.gated.masked(), to, seed=self.options.seed)
+        found = times({"original": self.base.program, "pruned": made.program}, self.options.engine)
+        return found["pruned"].share
+
+    # ---- the result ----------------------------------------------------------------------------------------
+
+    def finish(self, begun: float) -> Pruned:
+        """Makes the smaller network in the form that is asked for, and looks at what became of its outputs."""
+        masked = self.gated.masked()
+        made, forms = self._forms(masked)
+        form = self._choice(made, forms)
+        conversion = made[form]
+        final = quality(conversion.program, self.base.program, self.decks.held, self.size)
+        base = self._base_quality()
+        self._check_drop(final, base)
+        plan = self.gated.plan()
+        report = PruneReport(
+            budget=dict([self.options.budget]),
+            form=form,
+            forms=forms,
+            before=census(self.base.program),
+            after=conversion.report.after,
+            original=base,
+            final=final,
+            steps=tuple(self.steps),
+            widths=widths_of(plan),
+            near_floor=tuple(at_floor(self.gated, self.options.floor)),
+            scarce=tuple(f.name for f in self.fitted if f.rows < f.columns),
+            samples={"fit": len(self.decks.fit), "held_out": len(self.decks.held)},
+            base=self.base.report,
+            conversion=conversion.report,
+            options=self.options,
+            seconds=time.perf_counter() - begun,
+        )
+        return Pruned(conversion.module, conversion.program, masked, report, conversion)
+
+    def _forms(self, masked: Program) -> tuple[dict[str, Conversion], dict[str, Form]]:
+        """The network in each form that is asked for; times are measured where there is a choice, or a budget."""
+        wanted = {"residual": "fused", "plain": "plain"}
+        if self.options.form != "auto":
+            wanted = {self.options.form: wanted[self.options.form]}
+        made: dict[str, Conversion] = {}
+        refused: dict[str, str] = {}
+        for form, to in wanted.items():
+            try:
+                conversion = convert_program(masked, to, seed=self.options.seed, progress=self.tell)
+            except ReparamError as error:
+                if form in (self.options.form, "residual"):
+                    raise
+                refused[form] = str(error)
+                continue
+            if form == "plain" and not conversion.report.plain and self.options.form == "auto":
+                refused[form] = "the network does not become a chain"
+                continue
+            made[form] = conversion
+        took: Mapping[str, Time] = {}
+        if len(made) > 1 or self.options.latency is not None:
+            took = times(
+                {"original": self.base.program, **{f: c.program for f, c in made.items()}}, self.options.engine
+            )
+        forms = {f: Form(c.report.after, took.get(f)) for f, c in made.items()}
+        return made, forms | {f: Form(None, None, reason) for f, reason in refused.items()}
+
+    def _choice(self, made: Mapping[str, Conversion], forms: Mapping[str, Form]) -> str:
+        def milliseconds(form: str) -> float:
+            time = forms[form].time
+            return 0.0 if time is None else time.ms
+
+        return min(made, key=milliseconds)
+
+    def _base_quality(self) -> Quality:
+        return quality(self.base.program, self.base.program, self.decks.held, self.size)
+
+    def _check_drop(self, final: Quality, base: Quality) -> None:
+        most = self.options.max_drop
+        if most is None:
+            return
+        if final.agreement is None:
+            raise InputError("max_drop is of classes, and the outputs of this network are no scores of classes")
+        if final.accuracy is not None and base.accuracy is not None:
+            drop, what = base.accuracy - final.accuracy, "the accuracy on held-out samples falls by"
+        else:
+            drop, what = 1 - final.agreement, "the classes of held-out samples differ from the original's in"
+        if drop > most:
+            raise NotEquivalentError(f"{what} {100 * drop:.2f} %, more than {100 * most:g} %; nothing was written")

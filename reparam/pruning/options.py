@@ -1,0 +1,92 @@
+"""What `prune` is asked for, checked before any work."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from reparam.errors import InputError
+from reparam.utils import check_seed, describe_type
+
+from .choosing import FLOOR
+from .price import Currency
+from .score import SCORES
+
+FORMS = ("auto", "residual", "plain")
+STREAMS = ("per-depth", "coupled")
+ENGINES = ("onnxruntime", "openvino", "torch")
+SAMPLES = 512  # that choices are made on, unless told
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """The options of `prune`; exactly one of the three budgets is given.
+
+    macs, params, latency: what may be left, as a share of the original's. engine: what runs the result (`ENGINES`); it
+    measures times, and `latency` is its. form: residual, plain, or the one of both that is faster in that engine.
+    score: how channels are chosen (`score.SCORES`). streams: whether the channels of a stream go at each depth by
+    themselves (per-depth) or at all together (coupled). round_to: widths become multiples of this. floor: share of a
+    layer's channels that stay at least. keep: layers whose name this pattern matches keep all their channels. refit:
+    whether weights are refitted. max_drop: the most that the accuracy may fall, or without labels the share of samples
+    that may be told otherwise than by the original. samples: that choices are made on.
+
+    Raises InputError.
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    latency: float | None = None
+    engine: str = "onnxruntime"
+    form: str = "auto"
+    score: str = "fisher"
+    streams: str = "coupled"
+    round_to: int = 1
+    floor: float = FLOOR
+    keep: str | None = None
+    refit: bool = True
+    max_drop: float | None = None
+    samples: int = SAMPLES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        given = {n: getattr(self, n) for n in ("macs", "params", "latency") if getattr(self, n) is not None}
+        if len(given) != 1:
+            raise InputError("give one budget: the share of macs, of params or of latency that may be left")
+        for name, value in given.items():
+            _check_share(name, value, zero=False)
+        _check_share("floor", self.floor, zero=True)
+        if self.max_drop is not None:
+            _check_share("max_drop", self.max_drop, zero=True)
+        for name, choices in (("form", FORMS), ("streams", STREAMS), ("score", SCORES), ("engine", ENGINES)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"unknown {name} {str(getattr(self, name))[:40]!r}; choose from {', '.join(choices)}")
+        for name in ("round_to", "samples"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name} is {str(value)[:40]!r}; give a whole number of one or more")
+        if self.keep is not None:
+            try:
+                re.compile(self.keep)
+            except (re.error, TypeError) as error:
+                raise InputError(f"keep is no regular expression: {error}") from error
+
+    @property
+    def currency(self) -> Currency:
+        """What channels are priced in: parameters for a budget of those, multiply-accumulates for all others."""
+        return "params" if self.params is not None else "macs"
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The name and the share of the budget."""
+        name = next(n for n in ("macs", "params", "latency") if getattr(self, n) is not None)
+        return name, float(getattr(self, name))
+
+
+def _check_share(name: str, value: Any, *, zero: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{name} is {describe_type(value)} {str(value)[:40]}; give a share, such as 0.4")
+    if not (0 <= value < 1 if zero else 0 < value < 1):
+        raise InputError(f"{name} is {value:g}; give a share between 0 and 1, such as 0.4")

@@ -1,0 +1,85 @@
+"""The state of a pruning in a folder, so that a run that was interrupted can go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from reparam.errors import InputError
+from reparam.ir import Program
+from reparam.utils import one_line, write_atomically, writing
+
+from .gated import Gated
+from .options import PruneOptions
+from .quality import Quality
+from .report import Step
+
+NAME = "prune.safetensors"
+
+
+class State:
+    """The folder, and what has to be the same for a state in it to fit: the network and the options."""
+
+    def __init__(self, folder: Path, program: Program, options: PruneOptions) -> None:
+        self.path = folder / NAME
+        self.print = _fingerprint(program, options)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, gated: Gated) -> list[Step]:
+        """Puts the network into the state of the folder, if it holds one; returns the rounds that were done.
+
+        Raises InputError for the state of another run, and for a file that is damaged.
+        """
+        if not self.path.exists():
+            return []
+        try:
+            with safetensors.safe_open(str(self.path), "pt") as file:
+                notes = file.metadata() or {}
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            steps = [_step(s) for s in json.loads(notes.get("steps", "null"))]
+        except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
+            raise InputError(
+                f"{self.path} is damaged: {one_line(str(error))[:200]}; remove it to begin anew"
+            ) from error
+        constants = gated.program.constants
+        fits = {n: v.shape for n, v in weights.items()} == {n: c.value.shape for n, c in constants.items()}
+        if notes.get("run") != self.print or not fits:
+            raise InputError(
+                f"{self.path} is the state of another run; give it another folder, or the same model and options"
+            )
+        for name, value in weights.items():
+            gated.set_weight(name, value)
+        return steps
+
+    def write(self, gated: Gated, steps: Sequence[Step]) -> None:
+        """Keeps the state, in place of the one before. Raises MachineError when it cannot be written."""
+        weights: dict[str, Tensor] = {
+            n: c.value.detach().contiguous().clone() for n, c in gated.program.constants.items()
+        }
+        notes = {"run": self.print, "steps": json.dumps([dataclasses.asdict(s) for s in steps])}
+        content = safetensors.torch.save(weights, notes)
+        write_atomically(self.path, lambda file: file.write(content), force=True)
+
+
+def _step(kept: Any) -> Step:
+    return Step(float(kept["cost"]), Quality(**kept["cut"]), Quality(**kept["refitted"]))
+
+
+def _fingerprint(program: Program, options: PruneOptions) -> str:
+    """Of the options and of every weight."""
+    digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
+    for name, constant in sorted(program.constants.items()):
+        value = constant.value.detach().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,43 @@
+"""Runs parts of a network, and says how many samples fit into memory at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.ir import Program, batch_one, call_node, shape_of, weight_value
+
+DTYPE = torch.float32  # that activations are computed in, whatever the weights are kept in
+
+
+def advance(program: Program, nodes: Iterable[fx.Node], env: dict[fx.Node, Any]) -> None:
+    """Computes `nodes`, in the order of the graph, into `env`, which has what they read."""
+    for node in nodes:
+        if node.op == "get_attr":
+            env[node] = weight_value(program, node, DTYPE)
+        elif node.op == "call_function":
+            env[node] = call_node(node, env, DTYPE)
+
+
+def typed_input(value: Any) -> Any:
+    """An input in the dtype that activations are computed in; integers as they are."""
+    return value.to(DTYPE) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def bytes_of_values(program: Program) -> int:
+    """Of all values that depend on the input, for one sample."""
+    env = batch_one(program)
+    total = 0
+    for node in program.calls():
+        if node.meta["data"] and isinstance(node.meta.get("val"), Tensor):
+            total += 4 * math.prod(shape_of(node, env))
+    return total
+
+
+def batch_within(size: int, program: Program, most: int) -> int:
+    """How many samples, `most` at most, have values of no more than `size` bytes in all."""
+    return max(1, min(most, size // max(1, bytes_of_values(program))))

@@ -1,0 +1,203 @@
+"""`prune` from end to end: budgets, forms, gates on the quality, states that go on, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import reparam
+from reparam.errors import InputError, NotEquivalentError
+from reparam.ir import evaluate
+from reparam.pruning import Pruned, prune
+from reparam.pruning.resuming import NAME
+from support.prunable import NETS, images, make
+
+DATA = images(160, seed=4)
+
+
+def pruned(name: str = "residual", **options: Any) -> Pruned:
+    return prune(make(name), images(2), DATA, **({"macs": 0.5, "form": "residual"} | options))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_result_is_within_the_budget_and_close_to_the_original(name: str) -> None:
+    module = make(name)
+    before = {n: p.clone() for n, p in module.state_dict().items()}
+    result = pruned(name, macs=0.6)
+    report = result.report
+    assert report.after.macs <= 0.6 * report.before.macs
+    assert report.conversion.equivalent and report.form == "residual"
+    assert report.final.error < 0.5 and report.final.agreement is not None and report.final.agreement > 0.5
+    assert report.samples == {"fit": report.samples["fit"], "held_out": 160 - report.samples["fit"]}
+    assert all(torch.equal(v, before[n]) for n, v in module.state_dict().items())
+    x = images(5, seed=7)
+    masked = evaluate(result.masked, (x,), torch.float64)[0]
+    assert torch.allclose(result.module(x).double(), masked, atol=1e-4)
+    assert result.module(x).shape == module(x).shape
+
+
+def test_refitting_is_what_keeps_the_outputs() -> None:
+    with_refit, without = pruned(), pruned(refit=False)
+    assert with_refit.report.final.error < 0.7 * without.report.final.error
+    assert without.report.steps[-1].cut == without.report.steps[-1].refitted
+
+
+def test_parameters_and_multiples_and_layers_that_stay() -> None:
+    result = pruned(macs=None, params=0.6, round_to=2, keep=r"^three")
+    assert result.report.after.params <= 0.62 * result.report.before.params
+    widths = {w.name: w for w in result.report.widths}
+    assert widths["three.0"].after == widths["three.0"].before == (8, 8)
+    assert all(w.after[1] % 2 == 0 for n, w in widths.items() if n != "head")
+    assert widths["head"].after[1] == 5
+
+
+def test_both_forms_are_made_and_the_faster_one_is_given() -> None:
+    result = pruned(form="auto", engine="torch")
+    forms = result.report.forms
+    assert set(forms) == {"residual", "plain"}
+    times = {name: form.time.ms for name, form in forms.items() if form.time is not None}
+    assert result.report.form == min(times, key=lambda n: times[n])
+
+
+def test_a_plain_chain_is_written_where_it_is_asked_for() -> None:
+    result = pruned(form="plain")
+    assert result.report.conversion.plain and result.report.after.merges == 0
+    assert list(result.report.forms) == ["plain"]
+
+
+def test_a_form_that_cannot_be_had_is_told() -> None:
+    result = pruned("attention", form="auto", engine="torch")
+    assert result.report.form == "residual"
+    plain = result.report.as_dict()["forms"]["plain"]
+    assert plain == {"refused": "the network does not become a chain"}
+
+
+def test_a_budget_of_latency_is_met_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reparam.pruning import loop
+    from reparam.pruning.timing import Time
+
+    def pretended(programs: Any, engine: str, *, seed: int = 0) -> dict[str, Time]:
+        """Half of the time is for multiply-accumulates, the other half for whatever else."""
+        macs = {name: reparam.ir.census(p).macs for name, p in programs.items()}
+        return {n: Time(1.0, 0.5 + 0.5 * m / macs["original"]) for n, m in macs.items()}
+
+    monkeypatch.setattr(loop, "times", pretended)
+    result = pruned(macs=None, latency=0.8)
+    time = result.report.forms["residual"].time
+    assert time is not None and 0.8 * 0.94 <= time.share <= 0.8 * 1.031
+    with pytest.raises(InputError, match="less than the floors leave"):
+        pruned(macs=None, latency=0.4)  # half of it never goes
+
+
+def test_what_falls_too_far_is_refused() -> None:
+    module = make("residual")
+    with torch.no_grad():
+        module.head.bias -= module(DATA).mean(0)  # type: ignore[union-attr, operator]  # so that all classes occur
+        labels = module(DATA).argmax(1)
+    assert len(labels.unique()) > 3
+
+    def run(**options: Any) -> Pruned:
+        return prune(module, images(2), DATA, form="residual", **options)
+
+    with pytest.raises(NotEquivalentError, match=r"differ from the original's in .* nothing was written"):
+        run(macs=0.2, refit=False, max_drop=0.01)
+    with pytest.raises(NotEquivalentError, match="accuracy on held-out samples falls by"):
+        run(macs=0.2, refit=False, max_drop=0.01, labels=labels)
+    fine = run(macs=0.5, labels=labels, max_drop=0.5)
+    assert fine.report.original.accuracy == 1.0 and fine.report.final.accuracy == fine.report.final.agreement
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
+    whole = pruned(macs=0.4)
+    rounds = len(whole.report.steps)
+    seen = []
+
+    def stop(stage: str, done: int, total: int) -> None:
+        seen.append(stage)
+        if stage == "prune" and done == rounds - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pruned(macs=0.4, resume=tmp_path / "state", progress=stop)
+    assert [p.name for p in (tmp_path / "state").iterdir()] == [NAME]
+    again = pruned(macs=0.4, resume=tmp_path / "state")
+    assert again.report.steps == whole.report.steps
+    x = images(4, seed=7)
+    assert torch.equal(again.module(x), whole.module(x))
+    with pytest.raises(InputError, match="is the state of another run"):
+        pruned(macs=0.3, resume=tmp_path / "state")
+    (tmp_path / "state" / NAME).write_bytes(b"\x00" * 40)
+    with pytest.raises(InputError, match="is damaged"):
+        pruned(macs=0.4, resume=tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"macs": None}, "give one budget"),
+        ({"params": 0.5}, "give one budget"),
+        ({"macs": 1.5}, "macs is 1.5; give a share between 0 and 1"),
+        ({"macs": True}, "give a share, such as 0.4"),
+        ({"macs": 0.01}, "less than the floors leave"),
+        ({"form": "chain"}, "unknown form 'chain'; choose from auto, residual, plain"),
+        ({"score": "luck"}, "unknown score"),
+        ({"streams": "tied"}, "unknown streams"),
+        ({"engine": "abacus"}, "unknown engine"),
+        ({"keep": "("}, "no regular expression"),
+        ({"keep": "."}, "nothing to prune"),
+        ({"round_to": 0}, "give a whole number of one or more"),
+        ({"samples": 1.5}, "give a whole number of one or more"),
+        ({"width": 3}, "unknown option 'width'"),
+        ({"progress": 5}, "progress"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason.replace("(", r"\(")):
+        pruned(**options)
+
+
+def test_networks_and_samples_that_do_not_do_are_refused() -> None:
+    with pytest.raises(InputError, match="nothing to prune"):
+        prune(torch.nn.Conv2d(3, 4, 3), images(2), DATA, macs=0.5)
+    with pytest.raises(InputError, match="some have to be held out"):
+        prune(make("residual"), images(2), images(1), macs=0.5)
+    with pytest.raises(InputError, match="no scores of classes"):
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))
+        prune(net, images(2), DATA, macs=0.5, max_drop=0.1, form="residual")
+
+
+def test_the_report_is_json_and_says_what_was_measured() -> None:
+    found = json.loads(json.dumps(pruned().report.as_dict()))
+    assert found["equivalent"] is False and found["budget"] == {"macs": 0.5}
+    assert found["evidence"]["float64_max_rel"] < 1e-12
+    assert found["quality"]["original"]["agreement"] == 1.0
+    assert [s["cost"] for s in found["curve"]] == sorted((s["cost"] for s in found["curve"]), reverse=True)
+    assert found["curve"][-1]["refitted"]["samples"] == found["samples"]["held_out"]
+    assert {"name", "before", "after"} == set(found["widths"][0])
+    assert found["options"]["streams"] == "coupled" and found["forms"]["residual"]["time"] is None
+
+
+def test_results_are_saved_as_a_program_and_as_source(tmp_path: Path) -> None:
+    result = pruned()
+    result.save(tmp_path / "small.pt2")
+    result.save_source(tmp_path / "source")
+    assert {p.name for p in tmp_path.iterdir()} == {"small.pt2", "source"}
+    loaded: Any = torch.export.load(str(tmp_path / "small.pt2")).module()
+    x: Tensor = images(3, seed=7)
+    assert torch.equal(loaded(x), result.module(x))
+    text = (tmp_path / "source" / "model.py").read_text()
+    width = next(w for w in result.report.widths if w.name == "one.0").after
+    assert f"nn.Conv2d({width[0]}, {width[1]}, 3" in text.replace("kernel_size=", "")
+
+
+def test_a_pruned_network_can_be_pruned_further_and_becomes_a_chain() -> None:
+    first = pruned(macs=0.7)
+    second = prune(first.module, images(2), DATA, macs=0.7, form="residual")
+    assert second.report.after.macs <= 0.7 * first.report.after.macs
+    plain = reparam.convert(second.module, images(2), to="plain")
+    assert plain.report.plain and plain.report.equivalent
