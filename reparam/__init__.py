@@ -22,6 +22,7 @@ from .errors import CaptureError, InputError, MachineError, NotEquivalentError, 
 if TYPE_CHECKING:
     from reparam.compare import Verdict, verify
     from reparam.engines import Exported, ExportOptions, export
+    from reparam.training import Recalibrated, recalibrate
 
     from .conversion import Conversion, convert, explain
 
@@ -29,6 +30,7 @@ _DOORS = {
     "compare": ("Verdict", "verify"),
     "conversion": ("Conversion", "convert", "explain"),
     "engines": ("ExportOptions", "Exported", "export"),
+    "training": ("Recalibrated", "recalibrate"),
 }
 __getattr__ = lazy_doors(__name__, _DOORS)  # torch is imported on first use, so that `import reparam` stays quick
 
@@ -40,6 +42,7 @@ __all__ = [
     "InputError",
     "MachineError",
     "NotEquivalentError",
+    "Recalibrated",
     "ReparamError",
     "UnsafeFileError",
     "Verdict",
@@ -47,6 +50,7 @@ __all__ = [
     "convert",
     "explain",
     "export",
+    "recalibrate",
     "verify",
 ]
 
