@@ -20,7 +20,7 @@ from reparam.errors import InputError
 from reparam.ir import DROPOUTS, IDENTITIES, MOVEMENTS, NORMS, Program, aten, evaluate, filled, is_call
 from reparam.utils import prefixes
 
-from .batches import input_batches
+from .batches import open_batches
 from .moments import Moments
 
 EPS, MOMENTUM = 1e-5, 0.1  # as in torch's own norms
@@ -107,7 +107,7 @@ def _measure(
         if node in moments:
             moments[node].add(value)
 
-    for inputs in input_batches(batches, program, SAMPLES, preprocessing):
+    for inputs in open_batches(batches, program, SAMPLES, preprocessing):
         evaluate(program, filled(program, inputs), observe=observe)
     for node, found in moments.items():
         if not bool(torch.isfinite(found.mean).all() and torch.isfinite(found.variance).all()):

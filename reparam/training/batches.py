@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +16,20 @@ from reparam.ir import Program
 Inputs = tuple[Tensor, ...]
 
 
-def input_batches(
+@dataclass(frozen=True)
+class Batches:
+    """Batches that can be iterated over once. samples: how many there are in all, 0 where that is not known."""
+
+    parts: Iterator[Inputs]
+    samples: int
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return self.parts
+
+
+def open_batches(
     data: Any, program: Program, size: int, preprocessing: Preprocessing | Mapping[str, Any] | None = None
-) -> Iterator[Inputs]:
+) -> Batches:
     """Batches of `size` samples for the inputs of `program`, on its device and in the dtypes of its inputs.
 
     data: a `Deck`, or what `reparam.data.open_samples` takes; labels are left out. Where the program fixes its batch at
@@ -31,13 +43,17 @@ def input_batches(
         raise InputError(f"the size of a batch has to be a positive whole number, not {str(size)[:40]}")
     if isinstance(data, Deck):
         rows: Iterator[Inputs] = (inputs for inputs, _ in data.batches(1))
-        fixed = data.fixed
+        fixed, count = data.fixed, len(data) * (data.shapes[0][0] if data.shapes else 1)
     else:
         samples = open_samples(data, program, preprocessing=preprocessing)
         rows = (sample.inputs for sample in samples)
-        fixed = samples.inputs.fixed
+        fixed, count = samples.inputs.fixed, (samples.count() or 0) * samples.inputs.rows
+    return Batches(_typed(rows if fixed else _batched(rows, size), program), count)
+
+
+def _typed(batches: Iterator[Inputs], program: Program) -> Iterator[Inputs]:
     dtypes = [spec.dtype for spec in program.inputs]
-    for batch in rows if fixed else _batched(rows, size):
+    for batch in batches:
         yield tuple(v.to(program.device, dtype) for v, dtype in zip(batch, dtypes, strict=True))
 
 

@@ -17,9 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from reparam.capture import capture
 from reparam.data import Preprocessing
 from reparam.errors import InputError, ReparamError
-from reparam.utils import checked_call, describe_type, first_line, foreign_code
+from reparam.rewrite import Progress
+from reparam.utils import check_callable, checked_call, describe_type, first_line, foreign_code
 
-from .batches import input_batches
+from .batches import open_batches
 
 BATCH = 64
 
@@ -78,6 +79,7 @@ def recalibrate(
     dynamic: Sequence[str] = ("batch",),
     batch: int = BATCH,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Recalibrated:
     """Measures the running statistics of every batch norm of `model` again, on `data`.
 
@@ -105,16 +107,20 @@ def recalibrate(
         raise InputError(f"the model is {describe_type(model)}; statistics are those of an nn.Module")
     if not any(True for _ in _norms(model)):
         raise InputError("the model has no batch norm that keeps running statistics, so there is nothing to measure")
+    check_callable(progress, "progress")
     program = capture(model, example_inputs, dynamic=dynamic).program
     with foreign_code("copying the model", errors=True):
         module = copy.deepcopy(model).eval()
     counts = _Counts({name: _Count() for name, _ in _norms(module)})
     old = {name: _statistics(norm) for name, norm in _norms(module)}
+    batches = open_batches(data, program, batch, preprocessing)
     with _measuring(module, counts):
-        for inputs in input_batches(data, program, batch, preprocessing):
+        for inputs in batches:
             counts.samples += len(inputs[0])
             counts.batches += 1
             _run(module, example_inputs, inputs)
+            if progress is not None:
+                progress("measure", counts.samples, batches.samples)
     _combine(module, counts, program.device)
     for name, norm in _norms(module):
         if not all(bool(torch.isfinite(value).all()) for value in _statistics(norm)):
