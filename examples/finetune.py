@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import math
 import shutil
@@ -41,6 +40,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from reparam import InputError, ReparamError
 from reparam.capture import capture
 from reparam.data import Deck, Preprocessing, Spooled, open_samples, read_config, spool
+from reparam.load import load_model
 
 NOT_COMPARED = {"resume", "stop_after", "save_every", "workers", "scratch", "device", "output"}
 
@@ -109,20 +109,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 # ---- networks and samples ----------------------------------------------------------------------------------------
 
 
-def load_source(folder: Path) -> nn.Module:
-    """The network of a folder of source."""
-    found = importlib.util.spec_from_file_location(f"source_{folder.name}", folder / "model.py")
-    if found is None or found.loader is None or not (folder / "model.py").exists():
-        raise InputError(f"{folder} holds no model.py; give a folder that save_training_source wrote")
-    code = importlib.util.module_from_spec(found)
-    found.loader.exec_module(code)
-    model: nn.Module = code.load(folder)
-    return model.eval()
-
-
-def load_teacher(name: str) -> nn.Module:
-    """A .pt2 program, or a folder of source."""
-    return load_source(Path(name)) if Path(name).is_dir() else torch.export.load(name).module()
+def load_network(name: str | Path) -> nn.Module:
+    """A folder of source, whose code is run, or a file, of which nothing is run."""
+    return load_model(name, trust=Path(name).is_dir()).module
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
@@ -159,7 +148,7 @@ def spooled(args: argparse.Namespace, world: World) -> Iterator[Spooled]:
 def samples_of(args: argparse.Namespace) -> Any:
     """The samples of --data, for the network's input."""
     shape = [int(n) for n in args.input_shape.split(",")]
-    program = capture(load_source(args.source), (torch.zeros(2, *shape),)).program
+    program = capture(load_network(args.source), (torch.zeros(2, *shape),)).program
     how = read_config(args.config) if args.config else None
     if args.mean and args.std:
         mean, std = (tuple(float(v) for v in text.split(",")) for text in (args.mean, args.std))
@@ -202,10 +191,10 @@ class Run:
         self.steps = len(self.sampler) // args.batch
         if not self.steps:
             raise InputError(f"{len(self.fit)} samples to train on fill no batch of {args.batch} in each process")
-        self.model = prepared(load_source(args.source), world)
+        self.model = prepared(load_network(args.source), world)
         self.teacher = None
         if args.labels is None:
-            teacher = load_teacher(args.teacher) if args.teacher else load_source(args.source)
+            teacher = load_network(args.teacher or args.source)
             self.teacher = teacher.to(world.device).requires_grad_(False)
         average = AveragedModel(self.model, multi_avg_fn=averaging(args.ema), use_buffers=True) if args.ema else None
         self.average = average

@@ -17,7 +17,7 @@ from reparam.algebra import Layer, read_layer
 from reparam.check import NetworkEvidence, Round, check_float64
 from reparam.data import Preprocessing
 from reparam.errors import InputError
-from reparam.ir import DROPOUTS, IDENTITIES, MOVEMENTS, NORMS, Program, aten, evaluate, filled, is_call
+from reparam.ir import AVG_POOLS, CATS, DROPOUTS, IDENTITIES, MOVEMENTS, NORMS, Program, aten, evaluate, filled, is_call
 from reparam.utils import prefixes
 
 from .batches import open_batches
@@ -25,8 +25,19 @@ from .moments import Moments
 
 EPS, MOMENTUM = 1e-5, 0.1  # as in torch's own norms
 SAMPLES = 16  # that are run at a time, in float64
-_HEADS = frozenset({aten.softmax.int, aten.log_softmax.int, aten.sigmoid.default})  # what makes outputs of scores
-_PASSED = MOVEMENTS | IDENTITIES | DROPOUTS | _HEADS
+_SCORED = frozenset({aten.softmax.int, aten.log_softmax.int, aten.sigmoid.default, aten.tanh.default})
+_RESIZED = frozenset(
+    {
+        aten.mean.dim,
+        aten.adaptive_avg_pool1d.default,
+        aten.adaptive_avg_pool2d.default,
+        aten.adaptive_avg_pool3d.default,
+        aten.upsample_linear1d.vec,
+        aten.upsample_bilinear2d.vec,
+        aten.upsample_bicubic2d.vec,
+    }
+)
+_PASSED = MOVEMENTS | IDENTITIES | DROPOUTS | CATS | AVG_POOLS | _RESIZED | _SCORED  # between a head and an output
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ def with_batch_norms(
     """A copy of `program` with a batch norm behind each layer, which in evaluation mode is the same function.
 
     A layer is a convolution, transposed convolution or linear layer whose result (N, C, *places) holds its channels in
-    axis 1. None is put behind a layer that gives an output of the network (perhaps through a softmax or a sigmoid),
+    axis 1. None is put behind a layer that gives an output of the network (perhaps pooled, resized or as probabilities),
     before another norm, or behind a linear layer on sequences, which layer norms go with. The norm of `conv` is called
     `conv_bn`. Its running statistics are the mean and the variance of the layer's result over all samples and places;
     its weight is sqrt(variance + eps) and its bias the mean, so that channels that never vary are left as they are too.
@@ -90,7 +101,7 @@ def normalised_layers(program: Program) -> Iterator[Layer]:
 
 
 def _gives_output(node: fx.Node) -> bool:
-    """Whether a value is an output, but for movement and what makes probabilities of scores."""
+    """Whether a value is an output, but for movement, averages over places and what makes probabilities of scores."""
     return any(user.op == "output" or (is_call(user, _PASSED) and _gives_output(user)) for user in node.users)
 
 

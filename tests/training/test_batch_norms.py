@@ -101,6 +101,47 @@ def test_no_norm_before_a_norm_behind_a_head_or_on_sequences() -> None:
             with_batch_norms(fused(net, x), x)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape", "kind"),
+    [
+        (nn.Linear(6, 4), (6,), "nn.BatchNorm1d(4)"),
+        (nn.Conv1d(6, 4, 3), (6, 7), "nn.BatchNorm1d(4)"),
+        (nn.Conv2d(6, 4, 3, groups=2), (6, 5, 4), "nn.BatchNorm2d(4)"),
+        (nn.ConvTranspose2d(6, 4, 2, stride=2), (6, 3, 3), "nn.BatchNorm2d(4)"),
+        (nn.Conv3d(6, 4, 2), (6, 3, 3, 2), "nn.BatchNorm3d(4)"),
+    ],
+    ids=["linear", "conv1d", "grouped", "transposed", "conv3d"],
+)
+def test_every_kind_of_layer_becomes_a_layer_and_a_norm(
+    layer: nn.Module, shape: tuple[int, ...], kind: str, tmp_path: Path
+) -> None:
+    x = torch.randn(9, *shape)
+    net = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)).eval()
+    net(x)
+    written = save_training_source(convert(net, x[:2]).program, tmp_path, x)
+    assert written.norms == ("bn0",) and kind in written.model.read_text()
+    model = import_file(written.model).load()
+    torch.testing.assert_close(model(x), net(x), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(model.train()(x), net(x))
+
+
+def test_heads_that_are_pooled_resized_or_joined_get_none() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(4))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            y = F.relu(self.stem(x))
+            pooled = F.adaptive_avg_pool2d(self.a(y), 1).flatten(1).softmax(1)
+            large = F.interpolate(self.b(y), scale_factor=2.0, mode="bilinear")
+            return pooled, large, torch.cat([self.c(y).flatten(2), y.flatten(2)], 2)
+
+    x = torch.randn(4, 3, 4, 4)
+    made = with_batch_norms(fused(Heads(), x[:2]), x)
+    assert [str(n.args[1]) for n in made.calls() if is_call(n, BATCH_NORMS)] == ["stem_bn_weight"]
+
+
 def test_samples_from_a_deck_and_batches_of_a_fixed_size() -> None:
     x = torch.randn(12, 3, 5, 5)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
