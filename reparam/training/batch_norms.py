@@ -60,7 +60,7 @@ def with_batch_norms(
     """A copy of `program` with a batch norm behind each layer, which in evaluation mode is the same function.
 
     A layer is a convolution, transposed convolution or linear layer whose result (N, C, *places) holds its channels in
-    axis 1. None is put behind a layer that gives an output of the network (perhaps pooled, resized or as probabilities),
+    axis 1. None is put behind a layer that gives an output of the network (perhaps pooled, resized, as probabilities),
     before another norm, or behind a linear layer on sequences, which layer norms go with. The norm of `conv` is called
     `conv_bn`. Its running statistics are the mean and the variance of the layer's result over all samples and places;
     its weight is sqrt(variance + eps) and its bias the mean, so that channels that never vary are left as they are too.
