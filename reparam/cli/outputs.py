@@ -78,16 +78,19 @@ def plan_export(
     return path
 
 
-def plan_checkpoint(model: str | None, arch: str | None, output: Path | None, label: str, *, force: bool) -> Path:
+def plan_checkpoint(
+    model: str | None, arch: str | None, output: Path | None, label: str, read: Iterable[Path | None], *, force: bool
+) -> Path:
     """The checkpoint that a verb writes, checked before the work: a state dict as .pt or .safetensors, like the input.
 
-    Raises InputError or MachineError.
+    read: other files that are read, and not to be overwritten. Raises InputError or MachineError.
     """
     suffix = ".safetensors" if model is not None and model.endswith(".safetensors") else ".pt"
     path = output if output is not None else default_output(model, arch, label, suffix)
     if path.suffix not in CHECKPOINTS:
         raise InputError(f"the output {path} is a checkpoint; name it {path.stem or 'model'}{suffix}")
-    _check_output(path, model, force=force)
+    for name in (model, *read):
+        _check_output(path, None if name is None else str(name), force=force)
     return path
 
 

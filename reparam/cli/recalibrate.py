@@ -49,8 +49,8 @@ def recalibrate(  # noqa: PLR0913  # the parameters are the options
     """
     session = begin(ctx, quiet=quiet, debug=debug)
     shapes, axes, arguments = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_arguments(arch_args)
-    path = plan_checkpoint(model, arch, output, "recalibrated", force=force)
-    check_report(json, [path, Path(model) if model else None], force=force)
+    path = plan_checkpoint(model, arch, output, "recalibrated", (calibrate, config), force=force)
+    check_report(json, [path, calibrate, config, Path(model) if model else None], force=force)
 
     from reparam.engines import card_of
 

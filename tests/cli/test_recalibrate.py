@@ -93,6 +93,10 @@ def test_what_is_no_good_is_told_in_one_sentence(folder: Path) -> None:
     assert "there is no" in refuse(2, "recalibrate", *TINY, "--calibrate", "y.npy")
     assert "name it out.pt" in refuse(2, *WORDS, "-o", "out.onnx")
     assert "is the input" in refuse(2, *WORDS, "-o", "tiny.pt", "--force")
+    assert "would overwrite x.npy" in refuse(2, *WORDS, "--json", "x.npy", "--force")
+    save_file({"x": torch.zeros(4, 3, 16, 16)}, "x.safetensors")
+    words = ("recalibrate", *TINY, "--calibrate", "x.safetensors", "-o", "x.safetensors", "--force")
+    assert "x.safetensors is the input" in refuse(2, *words)
     assert "where the input" in refuse(2, *WORDS, "--input-shape", "3,8,8")
     import cli_nets
 
