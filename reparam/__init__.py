@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from reparam.compare import Verdict, verify
     from reparam.engines import Exported, ExportOptions, export
     from reparam.pruning import Pruned, PruneOptions, prune, refit
+    from reparam.training import Recalibrated, recalibrate
 
     from .conversion import Conversion, convert, explain
 
@@ -31,6 +32,7 @@ _DOORS = {
     "conversion": ("Conversion", "convert", "explain"),
     "engines": ("ExportOptions", "Exported", "export"),
     "pruning": ("PruneOptions", "Pruned", "prune", "refit"),
+    "training": ("Recalibrated", "recalibrate"),
 }
 __getattr__ = lazy_doors(__name__, _DOORS)  # torch is imported on first use, so that `import reparam` stays quick
 
@@ -44,6 +46,7 @@ __all__ = [
     "NotEquivalentError",
     "PruneOptions",
     "Pruned",
+    "Recalibrated",
     "ReparamError",
     "UnsafeFileError",
     "Verdict",
@@ -52,6 +55,7 @@ __all__ = [
     "explain",
     "export",
     "prune",
+    "recalibrate",
     "refit",
     "verify",
 ]

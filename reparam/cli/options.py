@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reparam.errors import InputError
 from reparam.options import DEFAULTS, MaxPool, Signed
 from reparam.utils import AXES, INTEGERS, Shape, Shapes
+
+if TYPE_CHECKING:
+    from reparam.data import Preprocessing
 
 KINDS = ("passed", "missed", "analysis")
 
@@ -126,6 +129,35 @@ Debug = Annotated[
     ),
 ]
 
+# How samples are given: a verb that takes some has all of these, and `read_preprocessing` reads the last five.
+Calibrate = Annotated[
+    Path,
+    typer.Option(
+        "--calibrate",
+        metavar="DATA",
+        help="Samples: .npy, .npz, .safetensors, .tar; a folder of those or of images.",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Of images: a config.json or preprocessor_config.json that says how they go in.",
+    ),
+]
+Mean = Annotated[
+    str | None, typer.Option("--mean", metavar="R,G,B", help="Of images: what is taken off values in [0, 1].")
+]
+Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Of images: what values are then divided by.")]
+Size = Annotated[
+    str | None, typer.Option("--size", metavar="H,W", help="Of images: the size that they are scaled and cropped to.")
+]
+Interpolation = Annotated[
+    str | None,
+    typer.Option("--interpolation", metavar="NAME", help="Of images: bilinear, bicubic, nearest or lanczos."),
+]
+
 
 @dataclass(frozen=True)
 class RemarkChoice:
@@ -233,3 +265,52 @@ def read_remarks(kinds: str | None, pattern: str | None) -> RemarkChoice:
     except re.error as error:
         raise InputError(f"--remarks-filter '{pattern}' is not a regular expression ({error})") from error
     return RemarkChoice(names, compiled)
+
+
+def read_preprocessing(
+    card: Mapping[str, Any],
+    config: Path | None,
+    mean: str | None,
+    std: str | None,
+    size: str | None,
+    interpolation: str | None,
+) -> Preprocessing | None:
+    """How images become inputs: what the config file says, else the card, with what the other options say in its place.
+
+    card: of the model, as `reparam.engines.card_of` gives it. mean, std: one number, or three. size: one number of
+    pixels, or height and width; the side that is scaled to before the crop stays in proportion to it. None where
+    nothing is known and nothing is given; arrays need none.
+    """
+    from reparam.data import Preprocessing, read_config
+
+    given = {
+        **({"mean": _read_numbers(mean, "--mean", "0.485,0.456,0.406")} if mean is not None else {}),
+        **({"std": _read_numbers(std, "--std", "0.229,0.224,0.225")} if std is not None else {}),
+        **({"interpolation": interpolation} if interpolation is not None else {}),
+    }
+    sides = None if size is None else _read_size(size)
+    known = card.get("preprocessing") if config is None else None
+    base = read_config(config) if config is not None else Preprocessing.of(known) if known else None
+    if base is None:
+        if not given and sides is None:
+            return None
+        if sides is None or not {"mean", "std"} <= given.keys():
+            raise InputError("how this network wants images is not known; give --mean, --std and --size, or --config")
+        return Preprocessing.of({**given, "size": sides})
+    base = base if sides is None else base.fitted(*sides)
+    return Preprocessing.of({**asdict(base), **given})
+
+
+def _read_numbers(text: str, option: str, example: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} '{text}' holds something that is no number; write 0.5, or {example}") from error
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    """`224`, `224,192` or `224x192`."""
+    parts = [p.strip() for p in re.split(r"[,x×]", text)]
+    if len(parts) > 2 or not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", p) for p in parts):
+        raise InputError(f"--size '{text}' is not a size; write pixels: 224, or 224,192 for height and width")
+    return int(parts[0]), int(parts[-1])

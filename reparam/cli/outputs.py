@@ -18,6 +18,7 @@ from reparam.utils import SOURCE_FILES, refuse_existing, together, write_atomica
 from .session import Session
 
 STANDARD_OUTPUT = "-"
+CHECKPOINTS = (".pt", ".pth", ".safetensors")
 _SUFFIXES = frozenset({".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".tar"})
 
 
@@ -74,6 +75,22 @@ def plan_export(
         raise InputError(f"the output {path} is a {suffix} file; name it {path.stem or 'model'}{suffix}")
     _check_output(path, model, force=force)
     check_file(manifest_path(path), force=force)
+    return path
+
+
+def plan_checkpoint(
+    model: str | None, arch: str | None, output: Path | None, label: str, read: Iterable[Path | None], *, force: bool
+) -> Path:
+    """The checkpoint that a verb writes, checked before the work: a state dict as .pt or .safetensors, like the input.
+
+    read: other files that are read, and not to be overwritten. Raises InputError or MachineError.
+    """
+    suffix = ".safetensors" if model is not None and model.endswith(".safetensors") else ".pt"
+    path = output if output is not None else default_output(model, arch, label, suffix)
+    if path.suffix not in CHECKPOINTS:
+        raise InputError(f"the output {path} is a checkpoint; name it {path.stem or 'model'}{suffix}")
+    for name in (model, *read):
+        _check_output(path, None if name is None else str(name), force=force)
     return path
 
 

@@ -59,7 +59,7 @@ def test_python_of_the_readme(side: int, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_python_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: WarmProcess) -> None:
     monkeypatch.chdir(tmp_path)
-    masked, pruned = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
+    masked, pruned, training = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
     run = warm.run(masked)
     assert run.returncode == 0, run.stderr
     before, after = map(int, run.stdout.split())
@@ -68,6 +68,11 @@ def test_python_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wa
     assert run.returncode == 0, run.stderr
     assert float(run.stdout.split()[0]) <= 0.5
     assert (tmp_path / "small.pt2").exists() and (tmp_path / "pruned.pt2").exists()
+    run = warm.run(training)
+    assert run.returncode == 0, run.stderr
+    norms, largest = run.stdout.split()
+    assert int(norms) >= 15 and float(largest) < 1e-12
+    assert (tmp_path / "resnet18_training" / "model.py").exists()
 
 
 def test_relative_links_exist() -> None:

@@ -1,0 +1,114 @@
+"""What `recalibrate` does, once its options are read."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam._version import __version__
+from reparam.data import Preprocessing
+from reparam.errors import InputError
+from reparam.training import recalibrate
+from reparam.utils import Shapes, write_atomically
+
+from .session import Session
+from .work import Loaded, example_inputs, explained_misfit
+
+
+@dataclass(frozen=True)
+class RecalibrateOptions:
+    """What `recalibrate` is asked for beside the model; see `reparam.recalibrate`."""
+
+    data: Path
+    shapes: Shapes | None
+    dynamic: tuple[str, ...]
+    batch: int
+    preprocessing: Preprocessing | None
+    seed: int
+
+
+def recalibrate_loaded(
+    session: Session, loaded: Loaded, options: RecalibrateOptions, path: Path, *, force: bool
+) -> dict[str, Any]:
+    """Measures and writes; returns the report."""
+    model = loaded.model
+    if model.exported is not None:
+        raise InputError(f"{loaded.name} is an exported program, whose norms are fixed; give the checkpoint it is from")
+    rows = 2 if "batch" in options.dynamic else options.batch
+    inputs = example_inputs(session, model, options.shapes, rows, options.seed)
+    with session.working() as tell:
+        start = time.perf_counter()
+        with explained_misfit(model, inputs):
+            found = recalibrate(
+                model.module,
+                *inputs,
+                data=options.data,
+                dynamic=options.dynamic,
+                batch=options.batch,
+                preprocessing=options.preprocessing,
+                progress=tell,
+            )
+        seconds = time.perf_counter() - start
+        _write(found.module, path, force=force)
+    return {
+        "schema": 1,
+        "reparam": __version__,
+        "input": loaded.name,
+        "outputs": [str(path)],
+        "arch": model.spec,
+        "arch_inferred": model.arch_inferred,
+        **found.as_dict(),
+        "seconds": {"load": round(loaded.seconds, 3), "measure": round(seconds, 3)},
+    }
+
+
+def _write(module: nn.Module, path: Path, *, force: bool) -> None:
+    """The state dict as the suffix says. It is made in memory: torch's writer ends the process where a disk is full."""
+    state: Mapping[str, Any] = module.state_dict()
+
+    def write(file: IO[bytes]) -> None:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save
+
+            file.write(save(_apart(state), metadata={"format": "pt"}))
+            return
+        content = io.BytesIO()
+        torch.save(dict(state), content)
+        file.write(content.getbuffer())
+
+    write_atomically(path, write, force=force)
+
+
+def _apart(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state, each with storage of its own. Raises InputError for a state that holds anything else."""
+    other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise InputError(f"'{other}' of the state is no tensor, and a .safetensors file holds nothing else; name a .pt")
+    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+def describe(report: Mapping[str, Any], arch: str) -> list[str]:
+    """What `recalibrate` prints."""
+    norms, most = report["norms"], max(report["norms"], key=lambda n: n["largest"], default=None)
+    name = f"{report['input']} ({arch})" if arch else report["input"]
+    lines = [
+        f"{name} -> {', '.join(report['outputs'])}",
+        f"{len(norms)} batch norms measured on {report['samples']} samples in {report['batches']} batches",
+    ]
+    if most is not None:
+        lines.append(
+            f"means moved by {report['moved']:.3g} old standard deviations on average, "
+            f"at most by {most['largest']:.3g} in '{most['name']}'"
+        )
+        apart = max(norms, key=lambda n: max(n["deviation"], 1 / n["deviation"]))
+        lines.append(f"standard deviations are up to {apart['deviation']:.3g} times the old ones, in '{apart['name']}'")
+    if report["unused"]:
+        lines.append(f"not reached by the samples, and left as they were: {', '.join(report['unused'])}")
+    return lines
