@@ -42,6 +42,13 @@ class Streams(StrEnum):
     per_depth = "per-depth"
 
 
+class TrainForm(StrEnum):
+    """What `prune --train-form` offers."""
+
+    folded = "folded"
+    bn = "bn"
+
+
 class Engine(StrEnum):
     """What `prune --engine` offers."""
 
@@ -57,14 +64,7 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     ctx: typer.Context,
     *,
     model: opt.Model = None,
-    calibrate: Annotated[
-        Path,
-        typer.Option(
-            "--calibrate",
-            metavar="DATA",
-            help="Samples, no labels needed: .npy, .npz, .safetensors, .tar; a folder of those or of images.",
-        ),
-    ],
+    calibrate: opt.Calibrate,
     macs: Annotated[
         float | None, typer.Option("--macs", metavar=_SHARE, help="Budget: multiply-accumulates that may be left.")
     ] = None,
@@ -105,6 +105,11 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="DIR", help="Keeps the state there, and goes on from it.")
     ] = None,
+    config: opt.Config = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    interpolation: opt.Interpolation = None,
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
     output: Annotated[
@@ -113,6 +118,9 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     source: Annotated[
         Path | None, typer.Option("--source", metavar="DIR", help="Also write readable source and its weights.")
     ] = None,
+    train_form: Annotated[
+        TrainForm, typer.Option("--train-form", help="Of --source: bn has batch norms with the statistics of DATA.")
+    ] = TrainForm.folded,
     input_shape: opt.InputShape = None,
     dynamic: opt.Dynamic = "batch",
     seed: opt.Seed = 0,
@@ -130,9 +138,13 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
     arguments = opt.read_arguments(arch_args)
     outputs = plan_outputs(model, arch, output, source, "pruned", force=force)
-    check_report(json, [outputs.model, source, calibrate, Path(model) if model else None], force=force)
+    check_report(json, [outputs.model, source, calibrate, config, Path(model) if model else None], force=force)
+    if train_form is TrainForm.bn and source is None:
+        raise InputError("--train-form is of the source; name its folder with --source")
     if labels is not None and labels != "folders" and not Path(labels).suffix:
         raise InputError(f"--labels is a .npy of whole numbers, or `folders`, not {labels[:60]}")
+
+    from reparam.engines import card_of
 
     from . import prune_work
     from . import work as cli_work
@@ -156,10 +168,12 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     prune_work.check_options(wanted)
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
     options = cli_work.ConvertOptions("fused", shapes, axes, seed)
-    data = prune_work.Data(calibrate, labels)
+    how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation)
+    data = prune_work.Data(calibrate, labels, how)
     pruned = prune_work.prune_loaded(session, loaded, options, data, wanted, resume)
     with delivering(session, json) as deliver:
-        report = prune_work.save_pruned(session, pruned, loaded, outputs, force=force)
+        norms = data if train_form is TrainForm.bn else None
+        report = prune_work.save_pruned(session, pruned, loaded, outputs, norms=norms, force=force)
         deliver(report)
     if not quiet and json != STANDARD_OUTPUT:
         session.show(*prune_work.render_pruning(report, cli_work.describe_arch(loaded.model)))

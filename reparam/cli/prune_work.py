@@ -11,9 +11,9 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from reparam.data import Preprocessing
-from reparam.engines import card_of
 from reparam.pruning import Pruned, PruneOptions, prune
 from reparam.rewrite import verifying
+from reparam.training import save_training_source
 from reparam.utils import together
 
 from .outputs import Outputs
@@ -26,10 +26,11 @@ BAR = 24  # characters of the widest layer in the picture of the widths
 
 @dataclass(frozen=True)
 class Data:
-    """The samples, and where their labels are."""
+    """The samples, where their labels are, and how images become inputs."""
 
     source: Path
     labels: str | None
+    preprocessing: Preprocessing | None
 
 
 def check_options(wanted: Mapping[str, Any]) -> None:
@@ -47,7 +48,6 @@ def prune_loaded(
 ) -> Pruned:
     """Prunes; nothing is written yet, as engines that are timed lie in files of their own."""
     model = loaded.model
-    how = card_of(model).get("preprocessing")
     inputs = example_inputs(session, model, options.shapes, options.batch, options.seed)
     with session.working() as tell, explained_misfit(model, inputs), verifying(session.debug):
         return prune(
@@ -55,7 +55,7 @@ def prune_loaded(
             inputs,
             data.source,
             labels=data.labels,
-            preprocessing=None if how is None else Preprocessing.of(how),
+            preprocessing=data.preprocessing,
             dynamic=options.dynamic,
             resume=resume,
             progress=tell,
@@ -63,12 +63,17 @@ def prune_loaded(
         )
 
 
-def save_pruned(session: Session, pruned: Pruned, loaded: Loaded, outputs: Outputs, *, force: bool) -> dict[str, Any]:
-    """Stages or writes the outputs; returns the whole report."""
+def save_pruned(
+    session: Session, pruned: Pruned, loaded: Loaded, outputs: Outputs, *, norms: Data | None, force: bool
+) -> dict[str, Any]:
+    """Stages or writes the outputs; returns the whole report. norms: samples for the batch norms of the source."""
     with session.working() as tell, together():
         tell("emit", 0, 1)
         pruned.save(outputs.model, force=force)
-        if outputs.source is not None:
+        if outputs.source is not None and norms is not None:
+            batches, how = norms.source, norms.preprocessing
+            save_training_source(pruned.program, outputs.source, batches, preprocessing=how, force=force)
+        elif outputs.source is not None:
             pruned.save_source(outputs.source, force=force)
         tell("emit", 1, 1)
     model = loaded.model

@@ -37,6 +37,26 @@ def test_prune_writes_a_smaller_network_and_shows_what_became_of_it(folder: Path
     assert program(torch.zeros(3, 3, 16, 16)).shape == (3, 4, 7, 7)
 
 
+def test_the_source_has_batch_norms_where_it_is_to_be_trained(folder: Path) -> None:
+    succeed(*PRUNE, "--macs", "0.6", "--source", "source", "--train-form", "bn")
+    assert "nn.BatchNorm2d(" in (folder / "source" / "model.py").read_text()
+    before = files(folder)
+    assert "name its folder with --source" in refuse(2, *PRUNE, "--macs", "0.6", "--train-form", "bn", "--force")
+    assert files(folder) == before
+
+
+def test_images_go_in_as_the_options_say(folder: Path) -> None:
+    from PIL import Image
+
+    (folder / "images").mkdir()
+    for i, pixels in enumerate(np.random.default_rng(1).integers(0, 255, (30, 20, 20, 3), np.uint8)):
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+    words = ("prune", *TINY, "--calibrate", "images", "--macs", "0.6", "--form", "residual", "--json", "-")
+    assert "not known" in refuse(2, *words)
+    how = ("--mean", "0.5", "--std", "0.25", "--size", "16,16")
+    assert json.loads(succeed(*words, *how).stdout)["samples"]["held_out"] > 0
+
+
 def test_standard_output_is_the_report_alone_when_it_is_asked_for() -> None:
     found = json.loads(succeed(*PRUNE, "--params", "0.6", "--json", "-").stdout)
     assert found["budget"] == {"params": 0.6} and found["forms"]["residual"]["params"] > 0

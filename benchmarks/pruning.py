@@ -1,0 +1,246 @@
+"""Accuracy against multiply-accumulates without labels and without training, beside Torch-Pruning, on digits.
+
+Small networks are trained on scikit-learn's digits, distorted to 16x16 (1,437 images); the accuracy is that on the
+other 360 in ten fixed distortions each. Then each is pruned with 512 unlabelled training images: by `reparam.prune`,
+and by Torch-Pruning (group L2, BN scale, Taylor with labels; global), whose result gets new BN statistics on the same
+images, or our refit on the channels that it chose, so that the choice and the refit can be told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import machine, quiet, say, table
+from digits import TRAINED, digits
+from pruning_nets import NETS
+from torch import Tensor, nn
+
+from reparam.pruning import prune, refit
+from reparam.training import recalibrate
+
+BUDGETS = (0.6, 0.4, 0.25, 0.2, 0.1)
+SEEDS, EPOCHS, CALIBRATION = 5, 40, 512
+SIDE, COPIES = 16, 10
+STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # the 97.5 % quantile of Student's t for so many seeds
+
+TEXT = """\
+## Pruning on digits
+
+Accuracy in % after pruning without labels and without training, mean over {seeds} seeds, with the half-width of the
+95 % interval. The share is of the multiply-accumulates that may be left; each method stays just below. *recalibrated*:
+BN statistics measured again on the same 512 images. *refitted*: `reparam.refit` on the channels that Torch-Pruning
+chose. *random*: `reparam.prune` with channels drawn at random, refitted in the same loop.
+"""
+
+
+def distorted(images: Tensor, seed: int) -> Tensor:
+    """(N, 1, 16, 16): turned, scaled, sheared and moved at random, with noise; the same for a seed."""
+    g = torch.Generator().manual_seed(seed)
+    n = len(images)
+
+    def uniform(size: float, *shape: int) -> Tensor:
+        return (torch.rand(n, *shape, generator=g) * 2 - 1) * size
+
+    angle, scale, shear, move = uniform(0.5), 1 + uniform(0.25), uniform(0.3), uniform(0.25, 2)
+    rows = [
+        torch.stack([angle.cos() * scale, shear - angle.sin(), move[:, 0]], 1),
+        torch.stack([angle.sin(), angle.cos() * scale, move[:, 1]], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), [n, 1, SIDE, SIDE], align_corners=False)
+    x = F.grid_sample(F.interpolate(images, (SIDE, SIDE), mode="bilinear"), grid, align_corners=False)
+    return x + 0.4 * torch.randn(x.shape, generator=g)
+
+
+def train(module: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int) -> None:
+    """AdamW with one cycle, on images that are distorted anew in every epoch."""
+    torch.manual_seed(seed)
+    optimiser = torch.optim.AdamW(module.parameters(), 3e-3)
+    steps = epochs * math.ceil(len(images) / 64)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    module.train()
+    for epoch in range(epochs):
+        x = distorted(images, 1000 * seed + epoch)
+        for batch in torch.randperm(len(x)).split(64):
+            optimiser.zero_grad()
+            F.cross_entropy(module(x[batch]), labels[batch]).backward()
+            optimiser.step()
+            schedule.step()
+    module.eval()
+
+
+@torch.no_grad()
+def accuracy(module: nn.Module, x: Tensor, labels: Tensor) -> float:
+    return 100 * float((torch.cat([module(part).argmax(1) for part in x.split(200)]) == labels).float().mean())
+
+
+# ---- the peer ----------------------------------------------------------------------------------------------------
+
+
+def torch_pruning() -> Any:
+    """The package, None where it is not installed."""
+    if importlib.util.find_spec("torch_pruning") is None:
+        return None
+    import torch_pruning
+
+    return torch_pruning
+
+
+def chosen(tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor, share: float) -> nn.Module | None:
+    """A copy of `module` with the channels that the peer chose set to zero; the least cut that reaches the share."""
+    best, low, high = None, 0.0, 1.0
+    full = macs_of(module, x)
+    for _ in range(9):
+        ratio = (low + high) / 2
+        pruned = copy.deepcopy(module)
+        groups = list(_pruner(tp, criterion, pruned, x, labels, ratio).step(interactive=True))
+        masked = _masked(module, pruned, groups)
+        for group in groups:
+            group.prune()
+        if macs_of(pruned, x) <= share * full:
+            best, high = masked, ratio
+        else:
+            low = ratio
+    return best
+
+
+@torch.no_grad()
+def macs_of(module: nn.Module, x: Tensor) -> int:
+    """Multiply-accumulates of convolutions and linear layers for one sample."""
+    total = 0
+
+    def count(layer: nn.Module, _: Any, y: Tensor) -> None:
+        nonlocal total
+        assert isinstance(layer.weight, Tensor)
+        total += layer.weight.numel() * math.prod(y.shape[2:])
+
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [m.register_forward_hook(count) for m in layers]
+    module(x[:1])
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def _pruner(tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor, ratio: float) -> Any:
+    importance = {
+        "group L2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        "BN scale": tp.importance.BNScaleImportance,
+        "Taylor": tp.importance.GroupTaylorImportance,
+    }[criterion]()
+    heads = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    if criterion == "Taylor":
+        F.cross_entropy(module(x), labels).backward()
+    return tp.pruner.MetaPruner(
+        module, x[:1], importance, global_pruning=True, pruning_ratio=ratio, ignored_layers=heads, iterative_steps=1
+    )
+
+
+def _masked(module: nn.Module, pruned: nn.Module, groups: Sequence[Any]) -> nn.Module:
+    """A copy of `module` whose rows and norms are zero where the groups prune those of `pruned`."""
+    names = {id(m): n for n, m in pruned.named_modules()}
+    masked = copy.deepcopy(module)
+    modules = dict(masked.named_modules())
+    with torch.no_grad():
+        for dependency, indices in (pair for group in groups for pair in group):
+            target = modules.get(names.get(id(dependency.target.module), "?"))
+            makes = dependency.handler.__name__ == "prune_out_channels"
+            if makes and isinstance(target, nn.Conv2d | nn.BatchNorm2d):
+                for value in (target.weight, target.bias):
+                    if value is not None:
+                        value[indices] = 0.0
+    return masked
+
+
+# ---- the measurement ---------------------------------------------------------------------------------------------
+
+
+def measure(name: str, seed: int, budgets: Sequence[float], epochs: int) -> Iterator[tuple[str, float, float]]:
+    """(method, share, accuracy) of one network; the method "base" has the share 1."""
+    images, labels = digits()
+    images, test = images[:TRAINED], images[TRAINED:]
+    x = torch.cat([distorted(test, 100_000 + i) for i in range(COPIES)])
+    y = labels[TRAINED:].repeat(COPIES)
+    torch.manual_seed(seed)
+    module = NETS[name]()
+    train(module, images, labels[:TRAINED], epochs, seed)
+    calibration, own = distorted(images, 77_777)[:CALIBRATION], labels[:CALIBRATION]
+    yield "base", 1.0, accuracy(module, x, y)
+    tp = torch_pruning()
+    for share in budgets:
+        for method, options in OURS.items():
+            result = prune(module, x[:2], calibration, macs=share, form="residual", seed=seed, **options)
+            yield method, share, accuracy(result.module, x, y)
+        for criterion in ("group L2", "BN scale", "Taylor") if tp is not None else ():
+            masked = chosen(tp, criterion, module, calibration, own, share)
+            if masked is None:
+                continue
+            yield from ((m, share, accuracy(f(), x, y)) for m, f in peers(criterion, masked, module, calibration))
+
+
+OURS: dict[str, dict[str, Any]] = {
+    "reparam, coupled": {},
+    "reparam, per depth": {"streams": "per-depth"},
+    "reparam, random": {"score": "random"},
+}
+
+
+def peers(
+    criterion: str, masked: nn.Module, module: nn.Module, x: Tensor
+) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """What the peer's choice gives with new statistics, and with our refit."""
+    yield f"Torch-Pruning, {criterion}, recalibrated", lambda: _recalibrated(masked, x)
+    yield f"Torch-Pruning, {criterion}, refitted", lambda: refit(masked, module, x, example_inputs=x[:2]).module
+
+
+def _recalibrated(masked: nn.Module, x: Tensor) -> nn.Module:
+    """Norms of channels that are off stay off: their factors and shifts are zero."""
+    return recalibrate(masked, x[:2], data=x).module
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("nets", nargs="*", help=f"default: all of {', '.join(NETS)}")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
+    parser.add_argument("--quick", action="store_true", help="one network, two seeds, two epochs, one budget")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    nets = ["resnet20"] if args.quick else args.nets or list(NETS)
+    seeds, epochs = (2, 2) if args.quick else (args.seeds, EPOCHS)
+    budgets = (0.4,) if args.quick else tuple(args.budgets)
+    print(TEXT.format(seeds=seeds))
+    say(machine())
+    for name in nets:
+        found: dict[tuple[str, float], list[float]] = {}
+        for seed in range(seeds):
+            with quiet():
+                for method, share, value in measure(name, seed, budgets, epochs):
+                    found.setdefault((method, share), []).append(value)
+                    say(f"{name} {seed} {method} {share}: {value:.2f}")
+        base = told(found["base", 1.0])
+        methods = [m for m in dict.fromkeys(m for m, _ in found) if m != "base"]
+        rows = [[m, *(told(found.get((m, b), [])) for b in budgets)] for m in methods]
+        print(f"### {name}, {base} before\n")
+        print(table(["", *(f"{b:g}" for b in budgets)], rows))
+
+
+def told(values: Sequence[float]) -> str:
+    """Mean and half-width of the 95 % interval."""
+    if not values:
+        return "—"
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    half = STUDENT.get(len(values), 1.96) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.2f} ± {half:.2f}"
+
+
+if __name__ == "__main__":
+    main()
