@@ -35,6 +35,8 @@ from .timing import Time, times
 STEP = 0.72  # of the cost is left by one round, about
 MEMORY = 512 << 20  # bytes of the values of one batch
 BATCH = 64
+SCORED = 128  # samples for scores, at least; more while all of them cost less than ...
+SCORED_MACS = 5e11
 CLOSE = 0.03  # a latency budget is met within this share of it
 TRIES = 6
 
@@ -183,7 +185,7 @@ class _Run:
         self._cut_along(self._order(), share)
 
     def _order(self) -> list[Candidate]:
-        found = scores(self.options.score, self.gated, self._inputs(), self.options.seed)
+        found = scores(self.options.score, self.gated, self._scored(), self.options.seed)
         priced = self.options.score != "random"  # every gate loses the same share then
         return candidates(self.gated, found, self.options.currency, self.options.floor, priced=priced)
 
@@ -197,6 +199,12 @@ class _Run:
 
     def _inputs(self) -> Iterator[tuple[Tensor, ...]]:
         return (inputs for inputs, _ in self.decks.fit.batches(self.size))
+
+    def _scored(self) -> Iterator[tuple[Tensor, ...]]:
+        """The samples that scores are measured on: fewer for large networks, spread over all that there are."""
+        most = max(SCORED, int(SCORED_MACS / max(1, census(self.base.program).macs)))
+        every = max(1, math.ceil(len(self.decks.fit) / most))
+        return (inputs for i, inputs in enumerate(self._inputs()) if i % every == 0)
 
     def _refit(self) -> None:
         before = self._quality()

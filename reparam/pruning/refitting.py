@@ -118,11 +118,19 @@ class _Side:
         self.done = stop
 
 
+@dataclass(frozen=True)
+class _Alive:
+    """The numbers of a layer's rows and input channels (within a group) that are not switched off."""
+
+    rows: Tensor
+    columns: Tensor
+
+
 class _Walk:
     """Both networks, layer by layer."""
 
     def __init__(self, gated: Gated, frontier: Frontier, batches: Iterable[Sequence[Tensor]]) -> None:
-        self.gated, self.frontier = gated, frontier
+        self.gated, self.frontier, self.plan = gated, frontier, gated.plan()
         self.new, self.old = _Side(gated.program, frontier, "new"), _Side(gated.reference, frontier, "old")
         self.chunks: list[int] = []
         for i, inputs in enumerate(batches):
@@ -131,33 +139,53 @@ class _Walk:
             self.old.take_in(i, inputs)
 
     def fit(self, layer: Layer, ridge: float, gate: int) -> Fitted:
-        """Fits one layer; both networks move up to it."""
-        constants = self.gated.program.constants
-        weight = constants[str(layer.weight.target)].value
-        bias = constants[str(layer.bias.target)].value if layer.bias is not None else None
-        columns = weight[0].numel()
-        equations = Equations(
-            layer.geometry.groups,
-            columns,
-            layer.out_channels // layer.geometry.groups,
-            kernel=math.prod(layer.kernel),
-            bias=bias is not None,
-        )
+        """Fits what is alive of one layer; both networks move up to it."""
+        alive = self._alive(layer)
+        weight, bias = self._weights(layer)
+        part = weight[alive.rows][:, alive.columns]
+        shift = None if bias is None else bias[alive.rows]
+        if not part.numel():
+            return Fitted(place_of(layer.node), 0, 0)
+        groups, columns = layer.geometry.groups, part[0].numel()
+        kernel = math.prod(layer.kernel)
+        equations = Equations(groups, columns, len(part) // groups, kernel=kernel, bias=bias is not None)
         others, end = self._beside(layer)
         flat = _flat_parts(end)
-        self._gather(layer, equations, others, keep=flat is not None)
-        old = equations.pack(weight, bias)
+        self._gather(layer, alive, equations, others, keep=flat is not None)
+        old = equations.pack(part, shift)
         new = equations.solve(old, ridge)
         if flat is not None:
             for _ in range(gate):
                 equations.retarget(self._gated_rows(equations, new, flat))
                 new = equations.solve(old, ridge)
             self._forget_rows()
-        fitted, shift = equations.unpack(new, weight, bias)
-        self.gated.set_weight(str(layer.weight.target), fitted)
-        if layer.bias is not None and shift is not None:
-            self.gated.set_weight(str(layer.bias.target), shift)
+        part, shift = equations.unpack(new, part, shift)
+        weight[alive.rows[:, None], alive.columns] = part
+        self.gated.set_weight(str(layer.weight.target), weight)
+        if layer.bias is not None and bias is not None and shift is not None:
+            bias[alive.rows] = shift
+            self.gated.set_weight(str(layer.bias.target), bias)
         return Fitted(place_of(layer.node), equations.count, columns)
+
+    def _weights(self, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        """Copies of the weight and the bias."""
+        constants = self.gated.program.constants
+        weight = constants[str(layer.weight.target)].value.detach().clone()
+        bias = None if layer.bias is None else constants[str(layer.bias.target)].value.detach().clone()
+        return weight, bias
+
+    def _alive(self, layer: Layer) -> _Alive:
+        """What is left of a layer: rows that somebody needs, and those equal to them; channels that are not zero."""
+        rows = torch.arange(layer.out_channels)
+        columns = torch.arange(layer.in_channels // layer.geometry.groups)
+        if layer.geometry.groups > 1:
+            return _Alive(rows, columns)
+        x, y = self.plan.known.of(layer.x), self.plan.known.of(layer.node)
+        if x is not None and x.axes == (layer.in_axis,):
+            columns = (x.constant != 0).nonzero().flatten()
+        if y is not None and y.axes == (layer.axis,) and layer.node in self.plan.kept:
+            rows = torch.isin(y.first, self.plan.kept[layer.node]).nonzero().flatten()
+        return _Alive(rows, columns)
 
     def _forget_rows(self) -> None:
         for i in range(len(self.chunks)):
@@ -178,7 +206,12 @@ class _Walk:
             )
             yield x, wanted - beside
 
-    def _gather(self, layer: Layer, equations: Equations, others: Sequence[fx.Node], *, keep: bool) -> None:
+    def _gather(
+        self, layer: Layer, alive: _Alive, equations: Equations, others: Sequence[fx.Node], *, keep: bool
+    ) -> None:
+        def rows(y: Tensor) -> Tensor:
+            return rows_of(layer, y.index_select(layer.axis, alive.rows), places)
+
         end = self.new.place[layer.node]
         generator = torch.Generator().manual_seed(end)
         count = math.prod(shape_of(layer.node)) // shape_of(layer.node)[0] // layer.out_channels
@@ -187,11 +220,14 @@ class _Walk:
             new = self.new.move(i, end, {layer.x, *others})
             old = self.old.move(i, end + 1, {layer.node, *others})
             places = torch.randperm(count, generator=generator)[:share] if share < count else torch.arange(count)
-            x, target = columns_of(layer, new[layer.x], places), rows_of(layer, old[layer.node], places)
+            x = new[layer.x]
+            if len(alive.columns) * layer.geometry.groups < layer.in_channels:
+                x = x.index_select(layer.in_axis, alive.columns)
+            x, target = columns_of(layer, x, places), rows(old[layer.node])
             beside = torch.zeros(())
             for other in others:
-                beside = beside + rows_of(layer, new[other], places)
-                target = target + rows_of(layer, old[other], places)
+                beside = beside + rows(new[other])
+                target = target + rows(old[other])
             target = target - beside
             equations.add(x, target)
             if keep:
