@@ -54,6 +54,7 @@ class Engine(StrEnum):
 
     onnxruntime = "onnxruntime"
     openvino = "openvino"
+    tensorrt = "tensorrt"
     torch = "torch"
 
 

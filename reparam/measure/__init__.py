@@ -3,9 +3,11 @@ Nothing is measured that was not run on this machine.
 """
 
 from .latency import BenchResult, Where, bench
+from .runtimes import check_runtimes
 
 __all__ = [
     "BenchResult",
     "Where",
     "bench",
+    "check_runtimes",
 ]

@@ -16,6 +16,7 @@ from reparam.conversion import Conversion, convert, convert_program
 from reparam.data import Preprocessing, Spooled, open_samples, spool
 from reparam.errors import InputError, NotEquivalentError, ReparamError
 from reparam.ir import Program, census
+from reparam.measure import check_runtimes
 from reparam.rewrite import Progress
 from reparam.utils import as_path, check_callable, checked_call
 
@@ -93,7 +94,7 @@ def prune(
     the same function as the original with those channels switched off is verified like every conversion.
 
     Raises InputError or CaptureError for what cannot be taken in, and for a budget that cannot be met;
-    NotEquivalentError when `max_drop` is missed.
+    NotEquivalentError when `max_drop` is missed; MachineError for an engine that is not installed.
 
     >>> import torch, reparam
     >>> conv = torch.nn.Conv2d
@@ -104,6 +105,8 @@ def prune(
     """
     check_callable(progress, "progress")
     wanted = PruneOptions(**_known(options))
+    if wanted.timed:
+        check_runtimes([wanted.engine])
     tell = progress or (lambda stage, done, total: None)
     start = time.perf_counter()
     given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)

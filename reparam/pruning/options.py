@@ -16,7 +16,7 @@ from .score import SCORES
 
 FORMS = ("auto", "residual", "plain")
 STREAMS = ("per-depth", "coupled")
-ENGINES = ("onnxruntime", "openvino", "torch")
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "torch")
 SAMPLES = 512  # that choices are made on, unless told
 
 
@@ -72,6 +72,11 @@ class PruneOptions:
                 re.compile(self.keep)
             except (re.error, TypeError) as error:
                 raise InputError(f"keep is no regular expression: {error}") from error
+
+    @property
+    def timed(self) -> bool:
+        """Whether something is measured by the clock."""
+        return self.form == "auto" or self.latency is not None
 
     @property
     def currency(self) -> Currency:

@@ -23,7 +23,7 @@ class Time:
 
 
 def times(programs: Mapping[str, Program], engine: str, *, seed: int = 0) -> dict[str, Time]:
-    """The time of each program; the first is the original. On one thread where the engine lets us say so."""
+    """The time of each program; the first is the original. On as many threads as torch has."""
     env = batch_one(next(iter(programs.values())))
     first = next(iter(programs.values()))
     shapes = tuple(tuple(shape_of(n, env)[1:]) for n in first.placeholders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -84,6 +85,18 @@ def test_what_cannot_be_done_is_one_sentence_and_writes_nothing(
     before = files(folder)
     assert reason in refuse(code, *PRUNE, *words)
     assert files(folder) == before
+
+
+def test_the_command_line_offers_what_the_library_does() -> None:
+    from reparam.cli import prune as verb
+    from reparam.pruning import ENGINES, FORMS, SCORES, STREAMS, PruneOptions
+
+    offered = {verb.Engine: ENGINES, verb.Form: FORMS, verb.Score: SCORES, verb.Streams: STREAMS}
+    assert all({str(choice) for choice in enum} == set(known) for enum, known in offered.items())
+    defaults = {p.name: p.default for p in inspect.signature(verb.prune).parameters.values()}
+    own = PruneOptions(macs=0.5)
+    names = ("engine", "form", "score", "streams", "round_to", "floor", "keep", "refit", "max_drop", "samples", "seed")
+    assert {n: defaults[n] for n in names} == {n: getattr(own, n) for n in names}
 
 
 def test_samples_that_do_not_fit_are_refused(folder: Path) -> None:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 import reparam
-from reparam.errors import InputError, NotEquivalentError
+from reparam.errors import InputError, MachineError, NotEquivalentError
 from reparam.ir import evaluate
 from reparam.pruning import Pruned, prune
 from reparam.pruning.resuming import NAME
+from reparam.utils import PackageState
+from support.pretended_packages import pretend
 from support.prunable import NETS, images, make
 
 DATA = images(160, seed=4)
@@ -169,6 +171,14 @@ def test_networks_and_samples_that_do_not_do_are_refused() -> None:
     with pytest.raises(InputError, match="no scores of classes"):
         net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))
         prune(net, images(2), DATA, macs=0.5, max_drop=0.1, form="residual")
+
+
+def test_an_engine_that_is_not_here_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, lambda name: PackageState(name, None, "missing"))
+    seen: list[str] = []
+    with pytest.raises(MachineError, match="openvino"):
+        pruned(form="auto", engine="openvino", progress=lambda stage, done, total: seen.append(stage))
+    assert not seen
 
 
 def test_the_report_is_json_and_says_what_was_measured() -> None:
