@@ -20,6 +20,7 @@ SCRIPTS = (
     "engines.py",
     "plain_cost.py",
     "sums_in_parts.py",
+    "pruning.py",
     "gpu.py",
     "training_memory.py",
     "train_mocapsnet.py",

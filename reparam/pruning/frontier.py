@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reparam.utils import writing
+
 MEMORY = 256 << 20  # bytes that are kept in memory
 
 
@@ -34,7 +36,7 @@ class Frontier:
         self._folder.cleanup()
 
     def put(self, key: Hashable, value: Any) -> None:
-        """Keeps a value; what is no tensor stays in memory."""
+        """Keeps a value; what is no tensor stays in memory. Raises MachineError where the disk is full."""
         if not isinstance(value, Tensor):
             self.held[key] = value
             return
@@ -45,7 +47,8 @@ class Frontier:
             return
         self.serial += 1
         path = Path(self._folder.name) / str(self.serial)
-        value.contiguous().numpy().tofile(path)
+        with writing(path.parent), path.open("xb") as file:
+            file.write(value.contiguous().numpy().tobytes())
         self.files[key] = (path, value.shape, value.dtype)
 
     def get(self, key: Hashable) -> Any:

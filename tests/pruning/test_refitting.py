@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.conversion import convert
+from reparam.errors import MachineError
 from reparam.ir import evaluate
 from reparam.pruning.frontier import Frontier
 from reparam.pruning.gated import Gated, with_gates
@@ -119,6 +121,16 @@ def test_weights_that_two_calls_share_are_left_alone() -> None:
     fitted = refit_layers(gated, batches)
     assert len(fitted) == 2 and len(shared) == 2
     assert all(torch.equal(gated.program.constants[n].value, before[n]) for n in shared)
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Frontier(memory=0) as frontier:
+        monkeypatch.setattr(Path, "open", full)
+        with pytest.raises(MachineError, match="No space left"):
+            frontier.put("large", torch.zeros(10))
 
 
 def test_a_frontier_gives_back_what_was_put_and_leaves_no_files() -> None:
