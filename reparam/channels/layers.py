@@ -103,8 +103,10 @@ def _merged(read: _Read) -> tuple[Tensor, Tensor]:
             factor = torch.where(lasting, held / held[one], varying)
         else:
             factor = varying
-    merged = torch.zeros_like(weight)
-    return merged.index_add_(1, to, weight * factor[:, None]), shift
+    weight = weight * factor[:, None]
+    if torch.equal(to, torch.arange(read.inputs)):
+        return weight, shift
+    return torch.zeros_like(weight).index_add_(1, to, weight), shift
 
 
 class Layers:
@@ -115,6 +117,7 @@ class Layers:
         if read is None:
             return None
         merged, shift = _merged(read)
+        known.memo[node] = (merged != 0).any(-1)
         total = shift if read.bias is None else shift + read.bias
         flat = merged.flatten(1)
         constant = torch.where(has_entries(flat), math.nan, total)
@@ -128,14 +131,13 @@ class Layers:
     def ask(self, known: Known, node: fx.Node, wanted: Tensor) -> Ask:
         read = _read(known, node)
         assert read is not None
-        merged, _ = _merged(read)
+        reads: Tensor = known.memo[node]  # (C_out, C_in) or (C_out, C_in/groups): whether a row reads a channel
         if read.groups > 1:
-            return _ask_in_groups(read, merged, wanted)
+            return _ask_in_groups(read, reads, wanted)
         kept = unique(wanted)
         if read.facts is None:
             return Ask(kept)
-        rows = merged if len(kept) == len(merged) else merged[kept]
-        needed = has_entries(rows.transpose(0, 1)).nonzero().flatten()
+        needed = reads[kept].any(0).nonzero().flatten()
         return Ask(kept, {read.layer.x: Request(needed if len(needed) else torch.zeros(1, dtype=torch.int64))})
 
     def build(self, builder: Builder, node: fx.Node, kept: Tensor) -> Any:
@@ -183,7 +185,7 @@ def _blocks(kept: Tensor, read: _Read) -> Tensor:
     return (groups[:, None] * read.per[1] + torch.arange(read.per[1])).flatten()
 
 
-def _ask_in_groups(read: _Read, merged: Tensor, wanted: Tensor) -> Ask:
+def _ask_in_groups(read: _Read, reads: Tensor, wanted: Tensor) -> Ask:
     """The same number of rows, and of columns, in every group that has one; groups in the order of the rows."""
     out, columns = read.per
     rows: dict[int, list[int]] = {}
@@ -194,7 +196,7 @@ def _ask_in_groups(read: _Read, merged: Tensor, wanted: Tensor) -> Ask:
     ids = torch.tensor(kept).flatten()
     if read.facts is None:
         return Ask(ids)
-    used = [(merged[r] != 0).any(-1).any(0).nonzero().flatten().tolist() for r in kept]
+    used = [reads[r].any(0).nonzero().flatten().tolist() for r in kept]
     count = max(1, *(len(u) for u in used))
     needed = [
         _filled_up([group * columns + c for c in u], group * columns, columns, count)

@@ -124,27 +124,23 @@ def first_of(*columns: Tensor) -> Tensor:
     first, every = torch.arange(size), torch.arange(size)
     for rough in _alike_in(every, [c[:, :: max(1, c.shape[1] // SAMPLED)] for c in flat]):
         for group in _alike_in(rough, [c[rough] for c in flat]):
-            different: list[int] = []
-            for i in group.tolist():
-                twin = next((j for j in different if all(_alike(c[i], c[j]) for c in flat)), None)
-                if twin is None:
-                    different.append(i)
-                else:
-                    first[i] = twin
+            left = group
+            while len(left) > 1:
+                same = torch.stack([_alike(c[left], c[left[:1]]) for c in flat]).all(0)
+                first[left[same]] = left[0]
+                left = left[~same]
     return first
 
 
 def _alike_in(ids: Tensor, columns: Sequence[Tensor]) -> list[Tensor]:
     """Those of `ids`, in groups of several, whose rows have the same sum with random weights: the same rows do."""
     generator = torch.Generator().manual_seed(0)
-    keys = []
+    key = torch.zeros(len(ids), dtype=torch.float64)
     for c in columns:
         mix = torch.rand(c.shape[1], generator=generator, dtype=torch.float64)
-        keys.append((c.double().nan_to_num(nan=0.7) * mix).sum(1).tolist())
-    groups: dict[tuple[float, ...], list[int]] = {}
-    for i, key in zip(ids.tolist(), zip(*keys, strict=True), strict=True):
-        groups.setdefault(key, []).append(i)
-    return [torch.tensor(g) for g in groups.values() if len(g) > 1]
+        key = 0.6180339887 * key + (c.double().nan_to_num(nan=0.7) * mix).sum(1)
+    _, group, counts = torch.unique(key, return_inverse=True, return_counts=True)
+    return [ids[group == i] for i in (counts > 1).nonzero().flatten()]
 
 
 def has_entries(rows: Tensor) -> Tensor:
@@ -156,8 +152,9 @@ def has_entries(rows: Tensor) -> Tensor:
     return found
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+def _alike(rows: Tensor, row: Tensor) -> Tensor:
+    """(C,), bool: the rows that have the entries of one row."""
+    return ((rows == row) | (rows.isnan() & row.isnan())).all(1)
 
 
 def unique(ids: Tensor) -> Tensor:
