@@ -31,7 +31,7 @@ from .report import Form, PruneReport, Step, widths_of
 from .resuming import State
 from .running import batch_within
 from .score import scores
-from .timing import Time, times
+from .timing import ROUNDS, Time, times
 
 STEP = 0.72  # of the cost is left by one round, about
 MEMORY = 512 << 20  # bytes of the values of one batch
@@ -40,6 +40,7 @@ SCORED = 128  # samples for scores, at least; more while all of them cost less t
 SCORED_MACS = 5e11
 CLOSE = 0.03  # a latency budget is met within this share of it
 TRIES = 6
+CONFIRMING = 3 * ROUNDS  # of timing, where the result is settled
 
 
 @dataclass(frozen=True)
@@ -230,9 +231,9 @@ class _Run:
             took = self._latency()
             if took <= share * (1 + CLOSE):
                 self._settle(order, masks, before, took, share)
-                self._refit()
-                return
             self._refit()
+            if took <= share * (1 + CLOSE) and self._latency(CONFIRMING) <= share * (1 + CLOSE):
+                return
 
     def _settle(
         self, order: Sequence[Candidate], masks: Mapping[Gate, Tensor], before: float, took: float, share: float
@@ -252,11 +253,11 @@ class _Run:
         self.gated.put_back(masks)
         self._cut_along(order, low)
 
-    def _latency(self) -> float:
+    def _latency(self, rounds: int = ROUNDS) -> float:
         """The share of the original's time that the network takes as it is, in the form that is asked for."""
         to = "plain" if self.options.form == "plain" else "fused"
         made = convert_program(self.gated.masked(), to, seed=self.options.seed)
-        found = times({"original": self.base.program, "pruned": made.program}, self.options.engine)
+        found = times({"original": self.base.program, "pruned": made.program}, self.options.engine, rounds=rounds)
         return found["pruned"].share
 
     # ---- the result ----------------------------------------------------------------------------------------
@@ -312,9 +313,8 @@ class _Run:
             made[form] = conversion
         took: Mapping[str, Time] = {}
         if len(made) > 1 or self.options.latency is not None:
-            took = times(
-                {"original": self.base.program, **{f: c.program for f, c in made.items()}}, self.options.engine
-            )
+            programs = {"original": self.base.program, **{f: c.program for f, c in made.items()}}
+            took = times(programs, self.options.engine, rounds=CONFIRMING)
         forms = {f: Form(c.report.after, took.get(f)) for f, c in made.items()}
         return made, forms | {f: Form(None, None, reason) for f, reason in refused.items()}
 

@@ -22,7 +22,7 @@ class Time:
     share: float
 
 
-def times(programs: Mapping[str, Program], engine: str, *, seed: int = 0) -> dict[str, Time]:
+def times(programs: Mapping[str, Program], engine: str, *, rounds: int = ROUNDS, seed: int = 0) -> dict[str, Time]:
     """The time of each program; the first is the original. On as many threads as torch has."""
     env = batch_one(next(iter(programs.values())))
     first = next(iter(programs.values()))
@@ -32,6 +32,6 @@ def times(programs: Mapping[str, Program], engine: str, *, seed: int = 0) -> dic
         for name, program in programs.items()
     }
     where = Where() if engine == "torch" else Where(runtimes=(engine,))
-    result = bench(models, input_shapes=shapes, where=where, rounds=ROUNDS, seed=seed)
+    result = bench(models, input_shapes=shapes, where=where, rounds=rounds, seed=seed)
     base = result.rows[0].median_ms
     return {row.model: Time(row.median_ms, row.median_ms / base if base else math.nan) for row in result.rows}

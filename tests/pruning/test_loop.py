@@ -83,7 +83,7 @@ def test_a_budget_of_latency_is_met_by_the_clock(monkeypatch: pytest.MonkeyPatch
     from reparam.pruning import loop
     from reparam.pruning.timing import Time
 
-    def pretended(programs: Any, engine: str, *, seed: int = 0) -> dict[str, Time]:
+    def pretended(programs: Any, engine: str, *, rounds: int = 0, seed: int = 0) -> dict[str, Time]:
         """Half of the time is for multiply-accumulates, the other half for whatever else."""
         macs = {name: reparam.ir.census(p).macs for name, p in programs.items()}
         return {n: Time(1.0, 0.5 + 0.5 * m / macs["original"]) for n, m in macs.items()}
@@ -94,6 +94,24 @@ def test_a_budget_of_latency_is_met_by_the_clock(monkeypatch: pytest.MonkeyPatch
     assert time is not None and 0.8 * 0.94 <= time.share <= 0.8 * 1.031
     with pytest.raises(InputError, match="less than the floors leave"):
         pruned(macs=None, latency=0.4)  # half of it never goes
+
+
+def test_a_clock_that_was_wrong_once_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reparam.pruning import loop
+    from reparam.pruning.timing import Time
+
+    asked: list[int] = []
+
+    def pretended(programs: Any, engine: str, *, rounds: int = 0, seed: int = 0) -> dict[str, Time]:
+        """The first answer is far too quick; all others are true: time is multiply-accumulates."""
+        asked.append(rounds)
+        macs = {name: reparam.ir.census(p).macs for name, p in programs.items()}
+        return {n: Time(1.0, 0.5 if len(asked) == 1 else m / macs["original"]) for n, m in macs.items()}
+
+    monkeypatch.setattr(loop, "times", pretended)
+    result = pruned(macs=None, latency=0.5)
+    assert len(result.report.steps) > 1 and result.report.after.macs <= 0.52 * result.report.before.macs
+    assert asked[-1] > asked[0]  # the last word is measured for longer
 
 
 def test_what_falls_too_far_is_refused() -> None:
