@@ -216,8 +216,8 @@ def sum_parts(known: Known, node: fx.Node, wanted: Tensor) -> tuple[Tensor, Tens
 
 def _pays(known: Known, operand: fx.Node, spared: int, count: int) -> bool:
     """Whether a sum of `count` channels is worth making in parts, if an operand need not make `spared` of them."""
-    while is_pointwise(operand) and len(operand.all_input_nodes) == 1:
-        (operand,) = operand.all_input_nodes
+    while is_pointwise(operand) and len(made := [x for x in operand.all_input_nodes if x.meta["data"]]) == 1:
+        (operand,) = made
     weight = known.program.constant(arguments(operand).get("weight")) if is_call(operand, WEIGHTED) else None
     if weight is None:
         return spared >= SPARED * count

@@ -23,11 +23,10 @@ def columns_of(layer: Layer, x: Tensor, places: Tensor) -> Tensor:
     """(groups, rows, C_in/groups * kernel): what the layer reads at some places of its output.
 
     x: (N, C_in, *spatial) of a convolution, (..., C_in) of a linear layer. places: numbers of places of the output of
-    one sample.
+    one sample of a convolution, of rows of all samples of a linear layer.
     """
     if layer.kind == "linear":
-        rows = x.reshape(len(x), -1, x.shape[-1])[:, places]
-        return rows.reshape(1, -1, x.shape[-1])
+        return x.reshape(1, -1, x.shape[-1])[:, places]
     g, kernel = layer.geometry, layer.kernel
     pads = [p for pair in reversed(g.padding) for p in pair]
     x = nn.functional.pad(x, pads) if any(pads) else x
@@ -60,7 +59,7 @@ def output_sizes(layer: Layer, padded: torch.Size) -> tuple[int, ...]:
 def rows_of(layer: Layer, y: Tensor, places: Tensor) -> Tensor:
     """(groups, rows, C_out/groups): an output of the layer at some places."""
     if layer.kind == "linear":
-        return y.reshape(len(y), -1, y.shape[-1])[:, places].reshape(1, -1, y.shape[-1])
+        return y.reshape(1, -1, y.shape[-1])[:, places]
     flat = y.flatten(2)[:, :, places].movedim(2, 1)
     return flat.reshape(-1, layer.geometry.groups, flat.shape[-1] // layer.geometry.groups).transpose(0, 1)
 

@@ -75,6 +75,13 @@ class Gated:
         constants = {n: replace(c, value=self.original[n]) for n, c in self.program.constants.items()}
         return replace(self.program, constants=constants)
 
+    @property
+    def apart(self) -> bool:
+        """Whether samples lie along the first axis of the values of all gates."""
+        first = self.program.placeholders[0].meta["val"].shape[0]
+        sizes = [s.product.meta["val"].shape[0] for s in self.spots.values()]
+        return all(str(n) == str(first) for n in sizes)
+
     def plan(self) -> ChannelPlan:
         """What every value keeps with the masks as they are."""
         return plan_channels(self.program)

@@ -18,7 +18,7 @@ from reparam.errors import InputError, NotEquivalentError, ReparamError
 from reparam.ir import Program, census
 from reparam.measure import check_runtimes
 from reparam.rewrite import Progress
-from reparam.utils import as_path, check_callable, checked_call
+from reparam.utils import as_path, check_callable, checked_call, describe_type, first_line
 
 from .choosing import Candidate, at_floor, candidates, cheapest, cut, give_back
 from .gated import with_gates
@@ -110,6 +110,8 @@ def prune(
         check_runtimes([wanted.engine])
     tell = progress or (lambda stage, done, total: None)
     start = time.perf_counter()
+    if not isinstance(example_inputs, Tensor | tuple | list):
+        raise InputError(f"example_inputs is {describe_type(example_inputs)}; give a tensor or a tuple of arguments")
     given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     base = convert(model, *given, to="fused", dynamic=dynamic, seed=wanted.seed, progress=progress)
     samples = open_samples(calibration, base.program, preprocessing=preprocessing, labels=labels)
@@ -119,7 +121,7 @@ def prune(
             decks,
             wanted,
             tell,
-            State(as_path(resume, "the folder to resume from"), base.program, wanted) if resume is not None else None,
+            State(as_path(resume, "the folder to resume from"), base.program, wanted, decks) if resume else None,
         )
         run.cut_and_refit()
         return run.finish(start)
@@ -135,7 +137,7 @@ def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
 def _too_small(share: float, name: str, least: float) -> InputError:
     return InputError(
         f"{100 * share:.3g} % of the {name} is less than the floors leave ({100 * least:.3g} %); raise the budget, "
-        "lower the floor, or keep fewer layers"
+        "lower the floor, keep fewer layers, or round to smaller multiples"
     )
 
 
@@ -148,7 +150,8 @@ class _Run:
         self.base, self.decks, self.options, self.tell, self.state = base, decks, options, tell, state
         self.gated = with_gates(base.program, coupled=options.streams == "coupled", keep=options.keep)
         if not self.gated.gates:
-            raise InputError("there is nothing to prune: no layer reads channels that another one makes")
+            kept = "" if options.keep is None else f", and is not kept by '{options.keep}'"
+            raise InputError(f"there is nothing to prune: no layer reads channels that another one makes{kept}")
         if not len(decks.held) or not len(decks.fit):
             raise InputError("one sample is not enough: some have to be held out, to measure on; give more")
         self.size = batch_within(MEMORY, base.program, BATCH)
@@ -160,7 +163,20 @@ class _Run:
         self.left = 1.0
         self.steps: list[Step] = []
         self.fitted: list[Fitted] = []
-        self.cut_only: Quality | None = None
+        self.residual: Conversion | None = None  # the result in this form, once it is known
+        self.original = self._first_look()
+
+    def _first_look(self) -> Quality:
+        """The original on the held-out samples. Raises InputError where nothing can be compared on them."""
+        try:
+            found = quality(self.base.program, self.base.program, self.decks.held, self.size)
+        except (ReparamError, MemoryError):
+            raise
+        except Exception as error:  # of any kind: operators may be those of others
+            raise InputError(f"the network does not run on these samples: {first_line(error)}") from error
+        if not math.isfinite(found.error):
+            raise InputError("the outputs of the network are not finite on these samples")
+        return found
 
     # ---- cutting -------------------------------------------------------------------------------------------
 
@@ -175,12 +191,25 @@ class _Run:
             self.tell("prune", i, rounds)
             self._cut(share ** ((i + 1) / rounds))
             self._refit()
+        self._settle_cost(name, share)
         self.tell("prune", rounds, rounds)
+
+    def _settle_cost(self, name: str, share: float) -> None:
+        """Cuts further where the network that is made costs more than its plan said."""
+        before = census(self.base.program).as_dict()[name]
+        for _ in range(TRIES):
+            self.residual = convert_program(self.gated.masked(), seed=self.options.seed, progress=self.tell)
+            made = self.residual.report.after.as_dict()[name]
+            if made <= share * before:
+                return
+            self._cut(self.left * min(0.99, share * before / made))
+            self._refit()
+        raise InputError(f"{100 * share:.3g} % of the {name} was not reached; raise the budget")
 
     def _resumed(self) -> int:
         """The rounds that an earlier run has done."""
         if self.state is not None:
-            self.steps = self.state.read(self.gated)
+            self.steps, self.fitted = self.state.read(self.gated)
             self.left = cost(self.gated.plan(), self.options.currency) / self.full
         return len(self.steps)
 
@@ -197,7 +226,12 @@ class _Run:
         o = self.options
         left = cut(self.gated, order, share * self.full, o.currency, round_to=o.round_to)
         if left > share * self.full:
-            raise _too_small(share, o.currency, left / self.full)
+            name, wanted = o.budget
+            at = f"; {100 * left / self.full:.3g} % of the {o.currency} are left then" if name == "latency" else ""
+            raise InputError(
+                f"{100 * wanted:.3g} % of the {name} cannot be reached: no layer can lose more{at}; raise the budget, "
+                "lower the floor, keep fewer layers, or round to smaller multiples"
+            )
         give_back(self.gated, share * self.full, o.currency)
         self.left = cost(self.gated.plan(), o.currency) / self.full
 
@@ -216,14 +250,15 @@ class _Run:
             self.fitted = refit_layers(self.gated, self._inputs, tell=lambda i, n: self.tell("refit", i, n))
         self.steps.append(Step(self.left, before, self._quality() if self.options.refit else before))
         if self.state is not None:
-            self.state.write(self.gated, self.steps)
+            self.state.write(self.gated, self.steps, self.fitted)
 
     def _quality(self) -> Quality:
         return quality(self.gated.program, self.base.program, self.decks.held, self.size)
 
     def _down_to_latency(self, share: float) -> None:
         """Rounds of cuts by multiply-accumulates; the last one is adjusted until the measured time is right."""
-        self._resumed()
+        if self._resumed() and self._latency(CONFIRMING) <= share * (1 + CLOSE):
+            return
         while True:
             self.tell("prune", len(self.steps), len(self.steps) + 1)
             order, masks, before = self._order(), self.gated.masks(), self.left
@@ -269,8 +304,7 @@ class _Run:
         form = self._choice(made, forms)
         conversion = made[form]
         final = quality(conversion.program, self.base.program, self.decks.held, self.size)
-        base = self._base_quality()
-        self._check_drop(final, base)
+        self._check_drop(final, self.original)
         plan = self.gated.plan()
         report = PruneReport(
             budget=dict([self.options.budget]),
@@ -278,7 +312,7 @@ class _Run:
             forms=forms,
             before=census(self.base.program),
             after=conversion.report.after,
-            original=base,
+            original=self.original,
             final=final,
             steps=tuple(self.steps),
             widths=widths_of(plan),
@@ -301,7 +335,8 @@ class _Run:
         refused: dict[str, str] = {}
         for form, to in wanted.items():
             try:
-                conversion = convert_program(masked, to, seed=self.options.seed, progress=self.tell)
+                known = self.residual if form == "residual" else None
+                conversion = known or convert_program(masked, to, seed=self.options.seed, progress=self.tell)
             except ReparamError as error:
                 if form in (self.options.form, "residual"):
                     raise
@@ -324,9 +359,6 @@ class _Run:
             return 0.0 if time is None else time.ms
 
         return min(made, key=milliseconds)
-
-    def _base_quality(self) -> Quality:
-        return quality(self.base.program, self.base.program, self.decks.held, self.size)
 
     def _check_drop(self, final: Quality, base: Quality) -> None:
         most = self.options.max_drop

@@ -24,7 +24,8 @@ SAMPLES = 512  # that choices are made on, unless told
 class PruneOptions:
     """The options of `prune`; exactly one of the three budgets is given.
 
-    macs, params, latency: what may be left, as a share of the original's. engine: what runs the result (`ENGINES`); it
+    macs, params, latency: what may be left, as a share of the original's; macs and params are those of the residual
+    form, whatever form is written. engine: what runs the result (`ENGINES`); it
     measures times, and `latency` is its. form: residual, plain, or the one of both that is faster in that engine.
     score: how channels are chosen (`score.SCORES`). streams: whether the channels of a stream go at each depth by
     themselves (per-depth) or at all together (coupled). round_to: widths become multiples of this. floor: share of a
@@ -67,10 +68,14 @@ class PruneOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} is {str(value)[:40]!r}; give a whole number of one or more")
+        if not isinstance(self.refit, bool):
+            raise InputError(f"refit is {str(self.refit)[:40]!r}; give True or False")
+        if self.keep is not None and not isinstance(self.keep, str):
+            raise InputError(f"keep is {describe_type(self.keep)}; give a pattern as text")
         if self.keep is not None:
             try:
                 re.compile(self.keep)
-            except (re.error, TypeError) as error:
+            except re.error as error:
                 raise InputError(f"keep is no regular expression: {error}") from error
 
     @property

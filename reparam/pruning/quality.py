@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from reparam.data import Deck
+from reparam.errors import InputError
 from reparam.ir import Program, evaluate
 
-from .running import DTYPE
+from .running import DTYPE, feed_of
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def quality(program: Program, original: Program, deck: Deck, size: int) -> Quali
     Class scores are a single output of shape (N, K), K > 1; anything else has an error and no classes.
     """
     agree = kl = right = wrong2 = norm2 = 0.0
-    count, classes = 0, True
+    count, classes, own = 0, True, [torch.zeros(())]
     for inputs, labels in deck.batches(size):
-        own, wanted = (_floats(evaluate(p, inputs, DTYPE)) for p in (program, original))
+        own, wanted = (_floats(evaluate(p, feed_of(p, inputs), DTYPE)) for p in (program, original))
         count += len(inputs[0])
         wrong2 += sum(float((a - b).double().square().sum()) for a, b in zip(own, wanted, strict=True))
         norm2 += sum(float(b.double().square().sum()) for b in wanted)
@@ -55,7 +56,11 @@ def quality(program: Program, original: Program, deck: Deck, size: int) -> Quali
         agree += float((a.argmax(1) == b.argmax(1)).sum())
         kl += float((b.exp() * (b - a)).sum())
         if labels is not None:
+            if int(labels.max()) >= a.shape[1]:
+                raise InputError(f"a label is {int(labels.max())}, but the network has {a.shape[1]} classes, from 0")
             right += float((a.argmax(1) == labels).sum())
+    if not own:
+        raise InputError("the network gives no floating numbers, so that nothing can be compared")
     error = (wrong2 / norm2) ** 0.5 if norm2 else 0.0
     if not classes or not count:
         return Quality(count, error)

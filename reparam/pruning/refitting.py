@@ -25,7 +25,7 @@ from .equations import RIDGE, Equations, columns_of, rows_of
 from .frontier import Frontier
 from .gated import Gated
 from .gates import users_of
-from .running import advance, typed_input
+from .running import advance, feed_of
 
 ROWS = 1 << 16  # rows of a layer's equations, at most ...
 SQUARES = 2e10  # ... and as few as keep rows * columns^2 below this, ...
@@ -85,9 +85,9 @@ class _Side:
 
     def take_in(self, chunk: int, inputs: Sequence[Tensor]) -> None:
         """Keeps the inputs of a chunk."""
-        for node, value in zip(self.program.placeholders, inputs, strict=True):
+        for node, value in zip(self.program.placeholders, feed_of(self.program, inputs), strict=True):
             self.kept.add(node)
-            self.frontier.put((self.name, chunk, node), typed_input(value))
+            self.frontier.put((self.name, chunk, node), value)
 
     def move(self, chunk: int, stop: int, wanted: Collection[fx.Node]) -> dict[fx.Node, Any]:
         """Computes one chunk up to place `stop`, keeps what is read there or later, and returns what is `wanted`."""
@@ -214,11 +214,13 @@ class _Walk:
 
         end = self.new.place[layer.node]
         generator = torch.Generator().manual_seed(end)
-        count = math.prod(shape_of(layer.node)) // shape_of(layer.node)[0] // layer.out_channels
-        share = min(count, max(1, -(-_rows(equations.columns) // sum(self.chunks))))
+        wanted = max(1, -(-_rows(equations.columns) // sum(self.chunks)))  # rows of one sample
         for i in range(len(self.chunks)):
             new = self.new.move(i, end, {layer.x, *others})
             old = self.old.move(i, end + 1, {layer.node, *others})
+            count, share = old[layer.node].numel() // layer.out_channels, wanted * self.chunks[i]
+            if layer.kind != "linear":  # the same places in all samples; a linear layer has rows in any order
+                count, share = count // len(old[layer.node]), wanted
             places = torch.randperm(count, generator=generator)[:share] if share < count else torch.arange(count)
             x = new[layer.x]
             if len(alive.columns) * layer.geometry.groups < layer.in_channels:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from reparam.data import Spooled
 from reparam.errors import InputError
 from reparam.ir import Program
 from reparam.utils import one_line, write_atomically, writing
@@ -21,6 +22,7 @@ from reparam.utils import one_line, write_atomically, writing
 from .gated import Gated
 from .options import PruneOptions
 from .quality import Quality
+from .refitting import Fitted
 from .report import Step
 
 NAME = "prune.safetensors"
@@ -29,24 +31,27 @@ NAME = "prune.safetensors"
 class State:
     """The folder, and what has to be the same for a state in it to fit: the network and the options."""
 
-    def __init__(self, folder: Path, program: Program, options: PruneOptions) -> None:
+    def __init__(self, folder: Path, program: Program, options: PruneOptions, decks: Spooled) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file; name a folder for the state")
         self.path = folder / NAME
-        self.print = _fingerprint(program, options)
+        self.print = _fingerprint(program, options, decks)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self, gated: Gated) -> list[Step]:
-        """Puts the network into the state of the folder, if it holds one; returns the rounds that were done.
+    def read(self, gated: Gated) -> tuple[list[Step], list[Fitted]]:
+        """Puts the network into the state of the folder, if it holds one; returns the rounds and the last refit.
 
         Raises InputError for the state of another run, and for a file that is damaged.
         """
         if not self.path.exists():
-            return []
+            return [], []
         try:
             with safetensors.safe_open(str(self.path), "pt") as file:
                 notes = file.metadata() or {}
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
             steps = [_step(s) for s in json.loads(notes.get("steps", "null"))]
+            fitted = [Fitted(**f) for f in json.loads(notes.get("fitted", "null"))]
         except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
             raise InputError(
                 f"{self.path} is damaged: {one_line(str(error))[:200]}; remove it to begin anew"
@@ -55,18 +60,20 @@ class State:
         fits = {n: v.shape for n, v in weights.items()} == {n: c.value.shape for n, c in constants.items()}
         if notes.get("run") != self.print or not fits:
             raise InputError(
-                f"{self.path} is the state of another run; give it another folder, or the same model and options"
+                f"{self.path} is the state of another run; give another folder, or the same model, samples and options"
             )
         for name, value in weights.items():
             gated.set_weight(name, value)
-        return steps
+        return steps, fitted
 
-    def write(self, gated: Gated, steps: Sequence[Step]) -> None:
+    def write(self, gated: Gated, steps: Sequence[Step], fitted: Sequence[Fitted]) -> None:
         """Keeps the state, in place of the one before. Raises MachineError when it cannot be written."""
         weights: dict[str, Tensor] = {
             n: c.value.detach().contiguous().clone() for n, c in gated.program.constants.items()
         }
-        notes = {"run": self.print, "steps": json.dumps([dataclasses.asdict(s) for s in steps])}
+        told: Mapping[str, Sequence[Step | Fitted]] = {"steps": steps, "fitted": fitted}
+        notes = {name: json.dumps([dataclasses.asdict(r) for r in rows]) for name, rows in told.items()}
+        notes["run"] = self.print
         content = safetensors.torch.save(weights, notes)
         write_atomically(self.path, lambda file: file.write(content), force=True)
 
@@ -75,11 +82,15 @@ def _step(kept: Any) -> Step:
     return Step(float(kept["cost"]), Quality(**kept["cut"]), Quality(**kept["refitted"]))
 
 
-def _fingerprint(program: Program, options: PruneOptions) -> str:
-    """Of the options and of every weight."""
+def _fingerprint(program: Program, options: PruneOptions, decks: Spooled) -> str:
+    """Of the options, of every weight, and of the samples: how many there are, and the first of each part."""
     digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
     for name, constant in sorted(program.constants.items()):
         value = constant.value.detach().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    for deck in (decks.fit, decks.held):
+        digest.update(f"{len(deck)}".encode())
+        for value in next(iter(deck.batches(1)))[0] if len(deck) else ():
+            digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()

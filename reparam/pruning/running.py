@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,14 @@ def advance(program: Program, nodes: Iterable[fx.Node], env: dict[fx.Node, Any])
             env[node] = call_node(node, env, DTYPE)
 
 
-def typed_input(value: Any) -> Any:
-    """An input in the dtype that activations are computed in; integers as they are."""
-    return value.to(DTYPE) if isinstance(value, Tensor) and value.is_floating_point() else value
+def feed_of(program: Program, inputs: Sequence[Tensor]) -> list[Any]:
+    """One entry for each placeholder: samples in the dtype of activations, integers as they are, and constants."""
+    names, feed = {s.name for s in program.inputs}, iter(inputs)
+    found: list[Any] = []
+    for node in program.placeholders:
+        value = next(feed) if str(node.target) in names else node.meta["val"]
+        found.append(value.to(DTYPE) if isinstance(value, Tensor) and value.is_floating_point() else value)
+    return found
 
 
 def bytes_of_values(program: Program) -> int:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from reparam.errors import InputError
 from reparam.ir import call_node, evaluate, last_uses, weight_value
 
 from .gated import Gated
 from .gates import Gate, dense_layer, users_of
-from .running import DTYPE
+from .running import DTYPE, feed_of
 
 SCORES = ("fisher", "taylor", "activation", "magnitude", "fpgm", "scale", "random")
 
@@ -51,12 +52,20 @@ def _by_gradients(gated: Gated, batches: Iterable[Sequence[Tensor]], seed: int, 
     total = {g: torch.zeros(g.count, dtype=torch.float64) for g in gated.gates}
     seen = 0
     generator = torch.Generator().manual_seed(seed)
-    for inputs in batches:
+    for inputs in batches if gated.apart else _one_by_one(gated, batches):
         found = gradients(gated, inputs, generator)
         seen += len(inputs[0])
         for gate, g in found.items():
             total[gate] += (g.double().square() if squared else g.double()).sum(0)
     return {g: t / max(1, seen) if squared else (t / max(1, seen)).square() for g, t in total.items()}
+
+
+def _one_by_one(gated: Gated, batches: Iterable[Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]:
+    """Samples by themselves, where the batch is free."""
+    free = any(isinstance(n, str) for s in gated.program.inputs for n in s.shape[:1])
+    for inputs in batches:
+        size = 1 if free else len(inputs[0])
+        yield from (tuple(v[i : i + size] for v in inputs) for i in range(0, len(inputs[0]), size))
 
 
 def _by_values(gated: Gated, batches: Iterable[Sequence[Tensor]], *, spread: bool) -> dict[Gate, Tensor]:
@@ -73,7 +82,7 @@ def _by_values(gated: Gated, batches: Iterable[Sequence[Tensor]], *, spread: boo
             moments[gate] += torch.stack([torch.full((gate.count,), len(rows)), rows.sum(0), rows.square().sum(0)])
 
     for inputs in batches:
-        evaluate(gated.program, inputs, DTYPE, observe=observe)
+        evaluate(gated.program, feed_of(gated.program, inputs), DTYPE, observe=observe)
     found = {}
     for gate, (count, first, second) in moments.items():
         mean = first / count.clamp_min(1)
@@ -110,25 +119,27 @@ def _rows(gated: Gated, product: fx.Node, count: int) -> Iterator[Tensor]:
 
 
 def gradients(gated: Gated, inputs: Sequence[Tensor], generator: torch.Generator) -> dict[Gate, Tensor]:
-    """(N, count) for each gate: of the loss of each sample, with respect to the factors."""
-    program = gated.program
+    """(N, count) for each gate: of the loss of each sample, with respect to the factors.
+
+    Where samples do not lie apart at every gate, (1, count): of the loss of all of them together.
+    """
+    program, apart = gated.program, gated.apart
     masks = {name: gate for gate in gated.gates for name in gate.masks}
     leaves: dict[str, Tensor] = {}
     env: dict[fx.Node, Any] = {}
-    feed = iter(inputs)
+    feed = iter(feed_of(program, inputs))
     frees = last_uses(program.graph.nodes)
     count = len(inputs[0])
     outputs: Any = None
     with torch.enable_grad():
         for node in program.graph.nodes:
             if node.op == "placeholder":
-                value = next(feed)
-                env[node] = value.to(DTYPE) if value.is_floating_point() else value
+                env[node] = next(feed)
             elif node.op == "get_attr":
                 env[node] = weight_value(program, node, DTYPE)
                 name = str(node.target)
                 if name in masks:
-                    leaf = env[node].expand(count, *env[node].shape[1:]).clone().requires_grad_()
+                    leaf = env[node].expand(count if apart else 1, *env[node].shape[1:]).clone().requires_grad_()
                     leaves[name] = env[node] = leaf
             elif node.op == "call_function":
                 env[node] = call_node(node, env, DTYPE)
@@ -143,7 +154,7 @@ def gradients(gated: Gated, inputs: Sequence[Tensor], generator: torch.Generator
     for (name, leaf), g in zip(leaves.items(), found, strict=True):
         gate = masks[name]
         own = torch.zeros_like(leaf) if g is None else g
-        own = own.reshape(count, -1)
+        own = own.reshape(len(own), -1)
         result[gate] = result[gate] + own if gate in result else own
     return result
 
@@ -158,5 +169,7 @@ def _loss(outputs: Any, generator: torch.Generator) -> Tensor:
     loss = torch.zeros(())
     for o in flat:
         direction = torch.randn(o.shape, generator=generator) / o.detach().square().mean().sqrt().clamp_min(1e-12)
-        loss = loss + (o * direction).sum() / (o.numel() / len(o)) ** 0.5
+        loss = loss + (o * direction).sum() / (o.numel() / (len(o) if o.dim() else 1)) ** 0.5
+    if not loss.requires_grad:
+        raise InputError("the outputs have no gradients; choose channels by score='activation' or score='magnitude'")
     return loss

@@ -70,7 +70,8 @@ def test_the_solution_finds_the_weights_that_made_the_targets(name: str) -> None
     truth = equations.pack(weight, bias)
     count = module(x[:1])[0].numel() // layer.out_channels
     for part in x.split(7):
-        columns = columns_of(layer, part, torch.arange(count))
+        rows = count * len(part) if layer.kind == "linear" else count
+        columns = columns_of(layer, part, torch.arange(rows))
         equations.add(columns, equations.predict(columns, truth))
     start = torch.rand_like(truth)
     assert torch.allclose(equations.solve(start, ridge=1e-10), truth, atol=1e-4)

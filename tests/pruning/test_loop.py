@@ -79,7 +79,7 @@ def test_a_form_that_cannot_be_had_is_told() -> None:
     assert plain == {"refused": "the network does not become a chain"}
 
 
-def test_a_budget_of_latency_is_met_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_of_latency_is_met_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from reparam.pruning import loop
     from reparam.pruning.timing import Time
 
@@ -89,10 +89,12 @@ def test_a_budget_of_latency_is_met_by_the_clock(monkeypatch: pytest.MonkeyPatch
         return {n: Time(1.0, 0.5 + 0.5 * m / macs["original"]) for n, m in macs.items()}
 
     monkeypatch.setattr(loop, "times", pretended)
-    result = pruned(macs=None, latency=0.8)
+    result = pruned(macs=None, latency=0.8, resume=tmp_path)
     time = result.report.forms["residual"].time
     assert time is not None and 0.8 * 0.94 <= time.share <= 0.8 * 1.031
-    with pytest.raises(InputError, match="less than the floors leave"):
+    again = pruned(macs=None, latency=0.8, resume=tmp_path)  # nothing is left to do
+    assert again.report.after == result.report.after and again.report.steps == result.report.steps
+    with pytest.raises(InputError, match="40 % of the latency cannot be reached"):
         pruned(macs=None, latency=0.4)  # half of it never goes
 
 
@@ -151,6 +153,10 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
     assert torch.equal(again.module(x), whole.module(x))
     with pytest.raises(InputError, match="is the state of another run"):
         pruned(macs=0.3, resume=tmp_path / "state")
+    with pytest.raises(InputError, match="is the state of another run"):
+        prune(make("residual"), images(2), images(160, seed=5), macs=0.4, form="residual", resume=tmp_path / "state")
+    with pytest.raises(InputError, match="is a file"):
+        pruned(macs=0.4, resume=tmp_path / "state" / NAME)
     (tmp_path / "state" / NAME).write_bytes(b"\x00" * 40)
     with pytest.raises(InputError, match="is damaged"):
         pruned(macs=0.4, resume=tmp_path / "state")
@@ -169,7 +175,10 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
         ({"streams": "tied"}, "unknown streams"),
         ({"engine": "abacus"}, "unknown engine"),
         ({"keep": "("}, "no regular expression"),
-        ({"keep": "."}, "nothing to prune"),
+        ({"keep": "."}, "nothing to prune.*kept by '.'"),
+        ({"keep": b"a"}, "give a pattern as text"),
+        ({"refit": "no"}, "give True or False"),
+        ({"round_to": 16}, "50 % of the macs cannot be reached.*smaller multiples"),
         ({"round_to": 0}, "give a whole number of one or more"),
         ({"samples": 1.5}, "give a whole number of one or more"),
         ({"width": 3}, "unknown option 'width'"),
