@@ -26,7 +26,7 @@ from .running import batch_within
 
 
 @checked_call
-def refit(  # the keywords are the options
+def refit(
     pruned: nn.Module | Pruned,
     reference: nn.Module,
     data: Any,
