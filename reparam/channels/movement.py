@@ -28,10 +28,15 @@ _NOTHING = Request(torch.empty(0, dtype=torch.int64))
 
 @dataclass(frozen=True)
 class _Followed:
-    """source: (C,), which channel of the operand each one is. picks: whether the call only picks channels."""
+    """Where the channels of a movement come from.
+
+    source: (C,), which channel of the operand each one is. place: (C,), the number of the place, beside the channels'
+    axes of the operand, that its first entry comes from. picks: whether the call only picks channels.
+    """
 
     channels: Channels
     source: Tensor
+    place: Tensor
     picks: bool
 
 
@@ -80,7 +85,7 @@ def _followed(known: Known, node: fx.Node) -> _Followed | None:
     if len(axes) == len(facts.axes) == 1 and axes == facts.axes:
         again = place.index_select(axes[0], source)
         picks = again.shape == where.shape and torch.equal(again, where)
-    return _Followed(Channels(axes, sizes, facts.constant[source], first), source, picks)
+    return _Followed(Channels(axes, sizes, facts.constant[source], first), source, rows[:, 0].long(), picks)
 
 
 class Movement:
@@ -105,9 +110,9 @@ class Movement:
         while True:
             block = structure(ids, theirs.sizes)
             covered = torch.isin(found.source, block).nonzero().flatten()
-            if len(theirs.sizes) == 1 and len(found.channels.sizes) == 1:
-                covered = torch.cat([kept.flatten(), covered])
             kept = structure(covered, found.channels.sizes)
+            if len(theirs.sizes) == 1 and len(found.channels.sizes) == 1:
+                kept = _in_made_order(known, node, found, block, kept)
             more = unique(found.source[kept.flatten()])
             if len(more) == block.numel():
                 return Ask(kept, {x: Request(more, ordered=True)}, unread)
@@ -126,16 +131,12 @@ class Movement:
         if len(theirs.axes) == 1:
             block = unique(found.source[kept.flatten()])
         sizes = _new_sizes(node, found.channels, kept)
-        shape = list(shape_of(x))
-        for axis, size in zip(theirs.axes, block.shape, strict=True):
-            shape[axis] = size
-        hinted = None if sizes is None else [s if isinstance(s, int) else size_hint(s.meta["val"]) for s in sizes]
-        new = move(known, node, numbers(block.flatten(), theirs.axes, shape), hinted)
-        axes = found.channels.axes
-        ids = None if new is None else read_off(new, axes)
-        if new is None or ids is None:
+        made_of = _made_of(known, node, found, block, kept)
+        if made_of is None:
             raise Conflict(node)
-        if tuple(new.shape[a] for a in axes) != tuple(kept.shape) or not torch.equal(ids, found.source[kept.flatten()]):
+        ids, place, shape = made_of
+        flat = kept.flatten()
+        if shape != kept.shape or not torch.equal(ids, found.source[flat]) or not torch.equal(place, found.place[flat]):
             # The operand keeps more than was asked for: so does the result.
             raise Conflict(node, torch.isin(found.source, block).nonzero().flatten())
         base = base_of(node)
@@ -150,6 +151,38 @@ class Movement:
             return made
         builder.shared[base] = made
         return builder.call(operator.getitem, (made, node.args[1]), like=node)
+
+
+def _made_of(
+    known: Known, node: fx.Node, found: _Followed, block: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
+    """What the call makes of the operand's channels `block`: their `source`, their `place`, and how many lie along
+    each axis. None where the call cannot be made, or does not keep channels apart."""
+    x, axes = moved(node), found.channels.axes
+    theirs, shape = known.facts[x], list(shape_of(x))
+    for axis, size in zip(theirs.axes, block.shape, strict=True):
+        shape[axis] = size
+    sizes = _new_sizes(node, found.channels, kept)
+    hinted = None if sizes is None else [s if isinstance(s, int) else size_hint(s.meta["val"]) for s in sizes]
+    count = math.prod(s for a, s in enumerate(shape) if a not in theirs.axes)
+    every = numbers(block.flatten(), theirs.axes, shape) * count + places(theirs.axes, shape)
+    new = move(known, node, every, hinted)
+    ids = None if new is None else read_off(new // count, axes)
+    if new is None or ids is None:
+        return None
+    first = new[tuple(slice(None) if a in axes else 0 for a in range(new.dim()))].flatten()
+    return ids, first % count, tuple(new.shape[a] for a in axes)
+
+
+def _in_made_order(known: Known, node: fx.Node, found: _Followed, block: Tensor, kept: Tensor) -> Tensor:
+    """The channels `kept` in the order in which the call makes them of the operand's channels `block`."""
+    made_of = _made_of(known, node, found, block, kept)
+    if made_of is None:
+        return kept
+    numbered = {pair: i for i, pair in enumerate(zip(found.source.tolist(), found.place.tolist(), strict=True))}
+    order = [numbered.get(pair) for pair in zip(made_of[0].tolist(), made_of[1].tolist(), strict=True)]
+    new = torch.tensor([i for i in order if i is not None], dtype=torch.int64)
+    return new if torch.equal(new.sort().values, kept.sort().values) else kept
 
 
 def _new_sizes(node: fx.Node, channels: Channels, kept: Tensor) -> list[Any] | None:

@@ -232,6 +232,24 @@ def test_from_maps_to_vectors() -> None:
     assert widths(shrunk(model, doubles(2, 3, 6, 6)).program) == [(4, 3), (5, 16)]
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_places_that_nobody_reads_do_not_change_the_order_of_those_that_stay(last: bool) -> None:
+    """Of the first channel one place is read, of the second all, of the third none: what was flattened stays so."""
+    conv, norm, linear = nn.Conv2d(3, 3, 1), nn.BatchNorm1d(12), nn.Linear(12, 5)
+    nn.init.normal_(norm.running_mean)
+    read = [4, 5, 6, 7, 3]
+    with torch.no_grad():
+        norm.weight[[i for i in range(12) if i not in read]] = 0
+
+    def forward(x: Tensor) -> Tensor:
+        maps = torch.tanh(conv(x))
+        flat = maps.permute(0, 2, 3, 1).flatten(1).unflatten(1, (4, 3)).transpose(1, 2) if last else maps
+        return linear(norm(flat.flatten(1)))
+
+    done = shrunk(Wired(forward, conv, norm, linear), doubles(2, 3, 2, 2))
+    assert widths(done.program) == [(2, 3), (5, 5)]
+
+
 def test_concatenated_and_split() -> None:
     torch.manual_seed(0)
     a, b, last, other = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(7, 2, 1), nn.Conv2d(3, 2, 1)
