@@ -7,7 +7,7 @@ Memory is that of the matrix E[x x'], whatever the number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,20 +24,27 @@ def columns_of(layer: Layer, x: Tensor, places: Tensor) -> Tensor:
 
     x: (N, C_in, *spatial) of a convolution, (..., C_in) of a linear layer. places: numbers of places of the output of
     one sample of a convolution, of rows of all samples of a linear layer.
+
+    A transposed convolution reads as a convolution with the kernel turned round (`as_rows`), over its input with
+    stride - 1 zeros between the entries and dilation * (kernel - 1) - padding at the border.
     """
     if layer.kind == "linear":
         return x.reshape(1, -1, x.shape[-1])[:, places]
     g, kernel = layer.geometry, layer.kernel
-    pads = [p for pair in reversed(g.padding) for p in pair]
+    stride, padding = g.stride, g.padding
+    if layer.kind == "transposed":
+        x, padding = _with_gaps(x, stride), _borders(layer)
+        stride = (1,) * len(kernel)
+    pads = [p for pair in reversed(padding) for p in pair]
     x = nn.functional.pad(x, pads) if any(pads) else x
     n, c = x.shape[:2]
-    out = output_sizes(layer, x.shape[2:])
+    out = output_sizes(layer, x.shape[2:], stride)
     strides = x.stride()
     view = x.as_strided(
         (n, c, *out, *kernel),
         (
             *strides[:2],
-            *(s * k for s, k in zip(strides[2:], g.stride, strict=True)),
+            *(s * k for s, k in zip(strides[2:], stride, strict=True)),
             *(s * k for s, k in zip(strides[2:], g.dilation, strict=True)),
         ),
     )
@@ -47,13 +54,45 @@ def columns_of(layer: Layer, x: Tensor, places: Tensor) -> Tensor:
     return rows.transpose(0, 1)
 
 
-def output_sizes(layer: Layer, padded: torch.Size) -> tuple[int, ...]:
+def output_sizes(layer: Layer, padded: torch.Size, stride: Sequence[int]) -> tuple[int, ...]:
     """Of the output, along the spatial axes of a padded input."""
+    sizes = zip(padded, layer.kernel, stride, layer.geometry.dilation, strict=True)
+    return tuple((size - d * (k - 1) - 1) // s + 1 for size, k, s, d in sizes)
+
+
+def _with_gaps(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """x with stride - 1 zeros between its entries along each spatial axis."""
+    out = x.new_zeros(*x.shape[:2], *((size - 1) * s + 1 for size, s in zip(x.shape[2:], stride, strict=True)))
+    out[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = x
+    return out
+
+
+def _borders(layer: Layer) -> tuple[tuple[int, int], ...]:
+    """What a transposed convolution has before and behind its input along each spatial axis; negative is cut off."""
     g = layer.geometry
-    return tuple(
-        (size - d * (k - 1) - 1) // s + 1
-        for size, k, s, d in zip(padded, layer.kernel, g.stride, g.dilation, strict=True)
-    )
+    extra = g.output_padding or (0,) * len(layer.kernel)
+    sizes = zip(layer.kernel, g.dilation, g.padding, extra, strict=True)
+    return tuple((d * (k - 1) - low, d * (k - 1) - high + more) for k, d, (low, high), more in sizes)
+
+
+def as_rows(layer: Layer, weight: Tensor) -> Tensor:
+    """(C_out, C_in/groups, *kernel): a weight as the rows that `columns_of` goes with."""
+    if layer.kind != "transposed":
+        return weight
+    return _other_way_round(weight, layer.geometry.groups)
+
+
+def from_rows(layer: Layer, rows: Tensor) -> Tensor:
+    """The weight of a layer, of rows: the inverse of `as_rows`."""
+    if layer.kind != "transposed":
+        return rows
+    return _other_way_round(rows, layer.geometry.groups)
+
+
+def _other_way_round(weight: Tensor, groups: int) -> Tensor:
+    """Rows and columns of each group exchanged, and the kernel turned round; its own inverse."""
+    exchanged = torch.cat([part.transpose(0, 1) for part in weight.chunk(groups)])
+    return exchanged.flip(list(range(2, weight.dim())))
 
 
 def rows_of(layer: Layer, y: Tensor, places: Tensor) -> Tensor:

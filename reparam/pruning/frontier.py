@@ -48,7 +48,7 @@ class Frontier:
         self.serial += 1
         path = Path(self._folder.name) / str(self.serial)
         with writing(path.parent), path.open("xb") as file:
-            file.write(value.contiguous().numpy().tobytes())
+            file.write(value.contiguous().numpy().reshape(-1).data)
         self.files[key] = (path, value.shape, value.dtype)
 
     def get(self, key: Hashable) -> Any:

@@ -25,7 +25,7 @@ from .gated import with_gates
 from .gates import Gate
 from .options import PruneOptions
 from .price import cost
-from .quality import Quality, quality
+from .quality import Judge, Quality
 from .refitting import Fitted, refit_layers
 from .report import Form, PruneReport, Step, widths_of
 from .resuming import State
@@ -116,15 +116,13 @@ def prune(
     base = convert(model, *given, to="fused", dynamic=dynamic, seed=wanted.seed, progress=progress)
     samples = open_samples(calibration, base.program, preprocessing=preprocessing, labels=labels)
     with spool(samples, limit=wanted.samples) as decks:
-        run = _Run(
-            base,
-            decks,
-            wanted,
-            tell,
-            State(as_path(resume, "the folder to resume from"), base.program, wanted, decks) if resume else None,
-        )
-        run.cut_and_refit()
-        return run.finish(start)
+        folder = as_path(resume, "the folder to resume from") if resume else None
+        state = State(folder, base.program, wanted, decks) if folder is not None else None
+        size = batch_within(MEMORY, base.program, BATCH)
+        with Judge(base.program, decks.held, size) as judge:
+            run = _Run(base, decks, judge, wanted, tell, state)
+            run.cut_and_refit()
+            return run.finish(start)
 
 
 def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -145,16 +143,22 @@ class _Run:
     """One pruning under way."""
 
     def __init__(
-        self, base: Conversion, decks: Spooled, options: PruneOptions, tell: Progress, state: State | None
+        self,
+        base: Conversion,
+        decks: Spooled,
+        judge: Judge,
+        options: PruneOptions,
+        tell: Progress,
+        state: State | None,
     ) -> None:
-        self.base, self.decks, self.options, self.tell, self.state = base, decks, options, tell, state
+        self.base, self.decks, self.judge = base, decks, judge
+        self.options, self.tell, self.state = options, tell, state
         self.gated = with_gates(base.program, coupled=options.streams == "coupled", keep=options.keep)
         if not self.gated.gates:
             kept = "" if options.keep is None else f", and is not kept by '{options.keep}'"
             raise InputError(f"there is nothing to prune: no layer reads channels that another one makes{kept}")
         if not len(decks.held) or not len(decks.fit):
             raise InputError("one sample is not enough: some have to be held out, to measure on; give more")
-        self.size = batch_within(MEMORY, base.program, BATCH)
         self.full = cost(self.gated.plan(), options.currency)
         name, share = options.budget
         least = cheapest(self.gated, options.floor, options.currency) / self.full
@@ -169,7 +173,7 @@ class _Run:
     def _first_look(self) -> Quality:
         """The original on the held-out samples. Raises InputError where nothing can be compared on them."""
         try:
-            found = quality(self.base.program, self.base.program, self.decks.held, self.size)
+            found = self.judge.quality(self.base.program)
         except (ReparamError, MemoryError):
             raise
         except Exception as error:  # of any kind: operators may be those of others
@@ -236,7 +240,7 @@ class _Run:
         self.left = cost(self.gated.plan(), o.currency) / self.full
 
     def _inputs(self) -> Iterator[tuple[Tensor, ...]]:
-        return (inputs for inputs, _ in self.decks.fit.batches(self.size))
+        return (inputs for inputs, _ in self.decks.fit.batches(self.judge.size))
 
     def _scored(self) -> Iterator[tuple[Tensor, ...]]:
         """The samples that scores are measured on: fewer for large networks, spread over all that there are."""
@@ -245,15 +249,13 @@ class _Run:
         return (inputs for i, inputs in enumerate(self._inputs()) if i % every == 0)
 
     def _refit(self) -> None:
-        before = self._quality()
+        before = self.judge.quality(self.gated.program)
         if self.options.refit:
             self.fitted = refit_layers(self.gated, self._inputs, tell=lambda i, n: self.tell("refit", i, n))
-        self.steps.append(Step(self.left, before, self._quality() if self.options.refit else before))
+        after = self.judge.quality(self.gated.program) if self.options.refit else before
+        self.steps.append(Step(self.left, before, after))
         if self.state is not None:
             self.state.write(self.gated, self.steps, self.fitted)
-
-    def _quality(self) -> Quality:
-        return quality(self.gated.program, self.base.program, self.decks.held, self.size)
 
     def _down_to_latency(self, share: float) -> None:
         """Rounds of cuts by multiply-accumulates; the last one is adjusted until the measured time is right."""
@@ -303,7 +305,7 @@ class _Run:
         made, forms = self._forms(masked)
         form = self._choice(made, forms)
         conversion = made[form]
-        final = quality(conversion.program, self.base.program, self.decks.held, self.size)
+        final = self.judge.quality(conversion.program)
         self._check_drop(final, self.original)
         plan = self.gated.plan()
         report = PruneReport(

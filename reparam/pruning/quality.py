@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from reparam.data import Deck
 from reparam.errors import InputError
 from reparam.ir import Program, evaluate
 
+from .frontier import Frontier
 from .running import DTYPE, feed_of
+
+MEMORY = 32 << 20  # bytes of outputs that are kept in memory
 
 
 @dataclass(frozen=True)
@@ -36,41 +40,74 @@ class Quality:
         return asdict(self)
 
 
-@torch.no_grad()
-def quality(program: Program, original: Program, deck: Deck, size: int) -> Quality:
-    """Compares the outputs of two programs on a deck, `size` samples at a time, in float32.
+class Judge:
+    """Compares networks with the original on held-out samples. What the original gives is computed once.
 
-    Class scores are a single output of shape (N, K), K > 1; anything else has an error and no classes.
+    Class scores are a single output of shape (N, K), K > 1; anything else has an error and no classes. Outputs that do
+    not fit into memory lie in files, which go with the judge.
     """
-    agree = kl = right = wrong2 = norm2 = 0.0
-    count, classes, own = 0, True, [torch.zeros(())]
-    for inputs, labels in deck.batches(size):
-        own, wanted = (_floats(evaluate(p, feed_of(p, inputs), DTYPE)) for p in (program, original))
-        count += len(inputs[0])
-        wrong2 += sum(float((a - b).double().square().sum()) for a, b in zip(own, wanted, strict=True))
-        norm2 += sum(float(b.double().square().sum()) for b in wanted)
-        classes = classes and is_scores(own)
-        if not classes:
-            continue
-        a, b = own[0].double().log_softmax(1), wanted[0].double().log_softmax(1)
-        agree += float((a.argmax(1) == b.argmax(1)).sum())
-        kl += float((b.exp() * (b - a)).sum())
-        if labels is not None:
-            if int(labels.max()) >= a.shape[1]:
-                raise InputError(f"a label is {int(labels.max())}, but the network has {a.shape[1]} classes, from 0")
-            right += float((a.argmax(1) == labels).sum())
-    if not own:
-        raise InputError("the network gives no floating numbers, so that nothing can be compared")
-    error = (wrong2 / norm2) ** 0.5 if norm2 else 0.0
-    if not classes or not count:
-        return Quality(count, error)
-    return Quality(count, error, agree / count, kl / count, right / count if deck.labelled else None)
+
+    def __init__(self, original: Program, deck: Deck, size: int) -> None:
+        """size: how many samples are computed at a time."""
+        self.original, self.deck, self.size = original, deck, size
+        self.frontier = Frontier(MEMORY)
+        self.known = 0
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.frontier.__exit__(kind, error, trace)
+
+    @torch.no_grad()
+    def quality(self, program: Program) -> Quality:
+        """How close the outputs of a program are to the original's, in float32. Raises InputError for labels that are
+        no classes of the network, and where there is nothing to compare."""
+        agree = kl = right = wrong2 = norm2 = 0.0
+        count, classes, own = 0, True, [torch.zeros(())]
+        for i, (inputs, labels) in enumerate(self.deck.batches(self.size)):
+            wanted = self._wanted(i, inputs)
+            own = wanted if program is self.original else _outputs(program, inputs)
+            count += len(inputs[0])
+            wrong2 += sum(float((a - b).double().square().sum()) for a, b in zip(own, wanted, strict=True))
+            norm2 += sum(float(b.double().square().sum()) for b in wanted)
+            classes = classes and is_scores(own)
+            if not classes:
+                continue
+            a, b = own[0].double().log_softmax(1), wanted[0].double().log_softmax(1)
+            agree += float((a.argmax(1) == b.argmax(1)).sum())
+            kl += float((b.exp() * (b - a)).sum())
+            if labels is not None:
+                if int(labels.max()) >= a.shape[1]:
+                    raise InputError(
+                        f"a label is {int(labels.max())}, but the network has {a.shape[1]} classes, from 0"
+                    )
+                right += float((a.argmax(1) == labels).sum())
+        if not own:
+            raise InputError("the network gives no floating numbers, so that nothing can be compared")
+        error = (wrong2 / norm2) ** 0.5 if norm2 else 0.0
+        if not classes or not count:
+            return Quality(count, error)
+        return Quality(count, error, agree / count, kl / count, right / count if self.deck.labelled else None)
+
+    def _wanted(self, batch: int, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the original gives on one batch."""
+        if batch >= self.known:
+            outputs = _outputs(self.original, inputs)
+            self.frontier.put((batch, -1), len(outputs))
+            for i, value in enumerate(outputs):
+                self.frontier.put((batch, i), value)
+            self.known = batch + 1
+        return [self.frontier.get((batch, i)) for i in range(self.frontier.get((batch, -1)))]
+
+
+def _outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    found = evaluate(program, feed_of(program, inputs), DTYPE)
+    return [o for o in found if isinstance(o, Tensor) and o.is_floating_point()]
 
 
 def is_scores(outputs: Sequence[Tensor]) -> bool:
     """Whether the outputs are one score for each of several classes."""
     return len(outputs) == 1 and outputs[0].dim() == 2 and outputs[0].shape[1] > 1
-
-
-def _floats(outputs: Iterable[Any]) -> list[Tensor]:
-    return [o for o in outputs if isinstance(o, Tensor) and o.is_floating_point()]

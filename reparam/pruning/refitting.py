@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from reparam.algebra import Layer, read_layer
 from reparam.ir import ACTIVATIONS, ADDS, WEIGHTED, Program, arguments, is_call, op_name, place_of, shape_of
 
-from .equations import RIDGE, Equations, columns_of, rows_of
+from .equations import RIDGE, Equations, as_rows, columns_of, from_rows, rows_of
 from .frontier import Frontier
 from .gated import Gated
 from .gates import users_of
@@ -65,7 +65,7 @@ def refit_layers(
 
 def _fits(program: Program, node: fx.Node) -> Layer | None:
     layer = read_layer(program, node) if is_call(node, WEIGHTED) else None
-    if layer is None or layer.kind == "transposed" or not node.meta["data"] or not layer.x.meta["data"]:
+    if layer is None or not node.meta["data"] or not layer.x.meta["data"]:
         return None
     shared = len(users_of(layer.weight)) > 1 or (layer.bias is not None and len(users_of(layer.bias)) > 1)
     return None if shared else layer
@@ -161,16 +161,16 @@ class _Walk:
             self._forget_rows()
         part, shift = equations.unpack(new, part, shift)
         weight[alive.rows[:, None], alive.columns] = part
-        self.gated.set_weight(str(layer.weight.target), weight)
+        self.gated.set_weight(str(layer.weight.target), from_rows(layer, weight))
         if layer.bias is not None and bias is not None and shift is not None:
             bias[alive.rows] = shift
             self.gated.set_weight(str(layer.bias.target), bias)
         return Fitted(place_of(layer.node), equations.count, columns)
 
     def _weights(self, layer: Layer) -> tuple[Tensor, Tensor | None]:
-        """Copies of the weight and the bias."""
+        """Copies of the weight, by its rows, and of the bias."""
         constants = self.gated.program.constants
-        weight = constants[str(layer.weight.target)].value.detach().clone()
+        weight = as_rows(layer, constants[str(layer.weight.target)].value.detach()).clone()
         bias = None if layer.bias is None else constants[str(layer.bias.target)].value.detach().clone()
         return weight, bias
 

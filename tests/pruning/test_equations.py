@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import Layer, read_layer
 from reparam.ir import WEIGHTED, Program, is_call
-from reparam.pruning.equations import Equations, columns_of, rows_of
+from reparam.pruning.equations import Equations, as_rows, columns_of, from_rows, rows_of
 from support.helpers import program_of
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -21,6 +21,9 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "same": (nn.Conv2d(3, 4, 4, padding="same"), (3, 6, 6)),
     "one axis": (nn.Conv1d(3, 5, 3), (3, 9)),
     "three axes": (nn.Conv3d(2, 3, 2, padding=1), (2, 3, 4, 3)),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1), (4, 5, 4)),
+    "transposed, in groups": (nn.ConvTranspose2d(6, 4, (2, 3), stride=(2, 1), dilation=(1, 2), groups=2), (6, 4, 5)),
+    "transposed, cut off": (nn.ConvTranspose1d(3, 4, 2, stride=2, padding=2, bias=False), (3, 7)),
     "linear": (nn.Linear(6, 4), (6,)),
     "linear on a sequence": (nn.Linear(6, 4, bias=False), (5, 6)),
 }
@@ -54,6 +57,8 @@ def test_columns_times_weights_are_what_the_layer_gives(name: str) -> None:
     places = torch.randperm(count)[: max(1, count // 2)]
     weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()  # type: ignore[union-attr]
     assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
+    weight, given = as_rows(layer, weight), weight
+    assert torch.equal(from_rows(layer, weight), given)
     equations = equations_of(layer, weight, bias=bias is not None)
     made = equations.predict(columns_of(layer, x, places), equations.pack(weight, bias))
     assert torch.allclose(made, rows_of(layer, y.detach(), places), atol=1e-5)
@@ -64,7 +69,7 @@ def test_the_solution_finds_the_weights_that_made_the_targets(name: str) -> None
     module, shape = LAYERS[name]
     x = torch.randn(40, *shape)
     _, layer = layer_of(module, x[:2])
-    weight = torch.randn_like(module.weight)  # type: ignore[arg-type]
+    weight = as_rows(layer, torch.randn_like(module.weight))  # type: ignore[arg-type]
     bias = None if module.bias is None else torch.randn(len(module.bias))  # type: ignore[arg-type]
     equations = equations_of(layer, weight, bias=bias is not None)
     truth = equations.pack(weight, bias)

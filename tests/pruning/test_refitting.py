@@ -46,9 +46,16 @@ def test_outputs_come_closer_to_the_original(name: str) -> None:
     assert all(f.rows >= f.columns for f in fitted) and len(fitted) >= 4
 
 
-def test_channels_that_are_multiples_of_others_are_not_missed_at_all() -> None:
+READERS: dict[str, nn.Module] = {
+    "conv": nn.Conv2d(8, 5, 3),
+    "transposed": nn.ConvTranspose2d(8, 5, 3, stride=2, padding=1, output_padding=1),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_channels_that_are_multiples_of_others_are_not_missed_at_all(name: str) -> None:
     torch.manual_seed(0)
-    first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)
+    first, second = nn.Conv2d(3, 8, 3), READERS[name]
     with torch.no_grad():
         factors = torch.tensor([0.5, 2.0, 3.0, 0.25])
         first.weight[4:] = factors[:, None, None, None] * first.weight[:4]
