@@ -3,7 +3,8 @@
 Small networks are trained on scikit-learn's digits, distorted to 16x16 (1,437 images); the accuracy is that on the
 other 360 in ten fixed distortions each. Then each is pruned with 512 unlabelled training images: by `reparam.prune`,
 and by Torch-Pruning (group L2, BN scale, Taylor with labels; global), whose result gets new BN statistics on the same
-images, or our refit on the channels that it chose, so that the choice and the refit can be told apart.
+images, or our refit on the channels that it chose, so that the choice and the refit can be told apart. With `--after`
+the results are then trained with labels for so many epochs, all in the same way.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from digits import TRAINED, digits
 from pruning_nets import NETS
 from torch import Tensor, nn
 
+from reparam.emit import to_module
 from reparam.pruning import prune, refit
-from reparam.training import recalibrate
+from reparam.training import recalibrate, with_batch_norms
 
 BUDGETS = (0.6, 0.4, 0.25, 0.2, 0.1)
 SEEDS, EPOCHS, CALIBRATION = 5, 40, 512
+RATE, RATE_AFTER = 3e-3, 1e-3
 SIDE, COPIES = 16, 10
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # the 97.5 % quantile of Student's t for so many seeds
 
@@ -37,7 +40,8 @@ TEXT = """\
 Accuracy in % after pruning without labels and without training, mean over {seeds} seeds, with the half-width of the
 95 % interval. The share is of the multiply-accumulates that may be left; each method stays just below. *recalibrated*:
 BN statistics measured again on the same 512 images. *refitted*: `reparam.refit` on the channels that Torch-Pruning
-chose. *random*: `reparam.prune` with channels drawn at random, refitted in the same loop.
+chose. *random*: `reparam.prune` with channels drawn at random, refitted in the same loop. *then ... epochs*: trained
+with labels afterwards, ours with batch norms put back (`with_batch_norms`).
 """
 
 
@@ -59,12 +63,12 @@ def distorted(images: Tensor, seed: int) -> Tensor:
     return x + 0.4 * torch.randn(x.shape, generator=g)
 
 
-def train(module: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int) -> None:
+def train(module: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int, rate: float = RATE) -> None:
     """AdamW with one cycle, on images that are distorted anew in every epoch."""
     torch.manual_seed(seed)
-    optimiser = torch.optim.AdamW(module.parameters(), 3e-3)
+    optimiser = torch.optim.AdamW(module.parameters(), rate)
     steps = epochs * math.ceil(len(images) / 64)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     module.train()
     for epoch in range(epochs):
         x = distorted(images, 1000 * seed + epoch)
@@ -93,8 +97,10 @@ def torch_pruning() -> Any:
     return torch_pruning
 
 
-def chosen(tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor, share: float) -> nn.Module | None:
-    """A copy of `module` with the channels that the peer chose set to zero; the least cut that reaches the share."""
+def chosen(
+    tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor, share: float
+) -> tuple[nn.Module, nn.Module] | None:
+    """The least cut of the peer that reaches the share: a copy with zeros at the channels that go, and one without."""
     best, low, high = None, 0.0, 1.0
     full = macs_of(module, x)
     for _ in range(9):
@@ -105,7 +111,7 @@ def chosen(tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor
         for group in groups:
             group.prune()
         if macs_of(pruned, x) <= share * full:
-            best, high = masked, ratio
+            best, high = (masked, pruned), ratio
         else:
             low = ratio
     return best
@@ -162,8 +168,10 @@ def _masked(module: nn.Module, pruned: nn.Module, groups: Sequence[Any]) -> nn.M
 # ---- the measurement ---------------------------------------------------------------------------------------------
 
 
-def measure(name: str, seed: int, budgets: Sequence[float], epochs: int) -> Iterator[tuple[str, float, float]]:
-    """(method, share, accuracy) of one network; the method "base" has the share 1."""
+def measure(
+    name: str, seed: int, budgets: Sequence[float], epochs: int, after: int
+) -> Iterator[tuple[str, float, float]]:
+    """(method, share, accuracy) of one network; the method "base" has the share 1. after: epochs of training."""
     images, labels = digits()
     images, test = images[:TRAINED], images[TRAINED:]
     x = torch.cat([distorted(test, 100_000 + i) for i in range(COPIES)])
@@ -178,11 +186,19 @@ def measure(name: str, seed: int, budgets: Sequence[float], epochs: int) -> Iter
         for method, options in OURS.items():
             result = prune(module, x[:2], calibration, macs=share, form="residual", seed=seed, **options)
             yield method, share, accuracy(result.module, x, y)
+            if after:
+                small = to_module(with_batch_norms(result.program, calibration))
+                train(small, images, labels[:TRAINED], after, seed + SEEDS, RATE_AFTER)
+                yield f"{method}, then {after} epochs", share, accuracy(small, x, y)
         for criterion in ("group L2", "BN scale", "Taylor") if tp is not None else ():
-            masked = chosen(tp, criterion, module, calibration, own, share)
-            if masked is None:
+            found = chosen(tp, criterion, module, calibration, own, share)
+            if found is None:
                 continue
+            masked, small = found
             yield from ((m, share, accuracy(f(), x, y)) for m, f in peers(criterion, masked, module, calibration))
+            if after:
+                train(small, images, labels[:TRAINED], after, seed + SEEDS, RATE_AFTER)
+                yield f"Torch-Pruning, {criterion}, then {after} epochs", share, accuracy(small, x, y)
 
 
 OURS: dict[str, dict[str, Any]] = {
@@ -210,6 +226,7 @@ def main() -> None:
     parser.add_argument("nets", nargs="*", help=f"default: all of {', '.join(NETS)}")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
+    parser.add_argument("--after", type=int, default=0, metavar="EPOCHS", help="train so many more with labels")
     parser.add_argument("--quick", action="store_true", help="one network, two seeds, two epochs, one budget")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -222,7 +239,7 @@ def main() -> None:
         found: dict[tuple[str, float], list[float]] = {}
         for seed in range(seeds):
             with quiet():
-                for method, share, value in measure(name, seed, budgets, epochs):
+                for method, share, value in measure(name, seed, budgets, epochs, args.after):
                     found.setdefault((method, share), []).append(value)
                     say(f"{name} {seed} {method} {share}: {value:.2f}")
         base = told(found["base", 1.0])

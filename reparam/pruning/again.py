@@ -61,9 +61,7 @@ def refit(
     check_seed(seed)
     tell = progress or (lambda stage, done, total: None)
     if isinstance(pruned, Pruned):
-        given: tuple[Any, ...] = tuple(
-            torch.zeros(shape_of(n), dtype=n.meta["val"].dtype) for n in pruned.masked.placeholders
-        )
+        given: tuple[Any, ...] = tuple(_argument(n) for n in pruned.masked.placeholders)
         program = pruned.masked.copy()
     elif example_inputs is None:
         raise InputError("give example_inputs, on which both modules run")
@@ -80,6 +78,12 @@ def refit(
             tell=lambda i, n: tell("refit", i, n),
         )
     return convert_program(gated.program, seed=seed, progress=progress)
+
+
+def _argument(placeholder: fx.Node) -> Any:
+    """Zeros of the traced shape; what is no tensor as it was given."""
+    value = placeholder.meta["val"]
+    return torch.zeros(shape_of(placeholder), dtype=value.dtype) if isinstance(value, Tensor) else value
 
 
 def _folded(module: nn.Module, inputs: Sequence[Any], seed: int) -> Program:

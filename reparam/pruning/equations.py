@@ -19,17 +19,19 @@ from reparam.algebra import Layer
 RIDGE = 1e-4  # of the mean square of the columns
 
 
-def columns_of(layer: Layer, x: Tensor, places: Tensor) -> Tensor:
+def columns_of(layer: Layer, x: Tensor, places: Tensor, channels: Tensor | None = None) -> Tensor:
     """(groups, rows, C_in/groups * kernel): what the layer reads at some places of its output.
 
     x: (N, C_in, *spatial) of a convolution, (..., C_in) of a linear layer. places: numbers of places of the output of
-    one sample of a convolution, of rows of all samples of a linear layer.
+    one sample of a convolution, of rows of all samples of a linear layer. channels: those of x that are looked at, of a
+    layer without groups; the columns are fewer then.
 
     A transposed convolution reads as a convolution with the kernel turned round (`as_rows`), over its input with
     stride - 1 zeros between the entries and dilation * (kernel - 1) - padding at the border.
     """
     if layer.kind == "linear":
-        return x.reshape(1, -1, x.shape[-1])[:, places]
+        rows = x.reshape(1, -1, x.shape[-1])[:, places]
+        return rows if channels is None else rows.index_select(2, channels)
     g, kernel = layer.geometry, layer.kernel
     stride, padding = g.stride, g.padding
     if layer.kind == "transposed":
@@ -48,8 +50,10 @@ def columns_of(layer: Layer, x: Tensor, places: Tensor) -> Tensor:
             *(s * k for s, k in zip(strides[2:], g.dilation, strict=True)),
         ),
     )
-    index: list[Any] = [slice(None), slice(None), *torch.unravel_index(places, out)]
-    rows = view[tuple(index)]  # (N, C, places, *kernel)
+    index: tuple[Any, ...] = (slice(None), *torch.unravel_index(places, out))
+    if channels is not None:
+        index = (channels[:, None], *(i[None] for i in index[1:]))
+    rows = view[(slice(None), *index)]  # (N, C, places, *kernel)
     rows = rows.movedim(2, 1).reshape(n * len(places), g.groups, -1)
     return rows.transpose(0, 1)
 
@@ -95,11 +99,13 @@ def _other_way_round(weight: Tensor, groups: int) -> Tensor:
     return exchanged.flip(list(range(2, weight.dim())))
 
 
-def rows_of(layer: Layer, y: Tensor, places: Tensor) -> Tensor:
-    """(groups, rows, C_out/groups): an output of the layer at some places."""
+def rows_of(layer: Layer, y: Tensor, places: Tensor, channels: Tensor | None = None) -> Tensor:
+    """(groups, rows, C_out/groups): an output of the layer at some places. channels, places: as for `columns_of`."""
     if layer.kind == "linear":
-        return y.reshape(1, -1, y.shape[-1])[:, places]
-    flat = y.flatten(2)[:, :, places].movedim(2, 1)
+        rows = y.reshape(1, -1, y.shape[-1])[:, places]
+        return rows if channels is None else rows.index_select(2, channels)
+    flat = y.flatten(2)
+    flat = (flat[:, :, places] if channels is None else flat[:, channels[:, None], places]).movedim(2, 1)
     return flat.reshape(-1, layer.geometry.groups, flat.shape[-1] // layer.geometry.groups).transpose(0, 1)
 
 

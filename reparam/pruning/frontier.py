@@ -17,12 +17,18 @@ MEMORY = 256 << 20  # bytes that are kept in memory
 
 
 class Frontier:
-    """Tensors by key. What does not fit into memory lies in files, which go with the frontier."""
+    """Tensors by key. What does not fit into memory lies in files, which go with the frontier.
+
+    Values that lie in files are mapped, not read. A file whose value was dropped is written over by another of its
+    size, which is faster than a new file, but only after `recycle`: until then its values may still be looked at.
+    """
 
     def __init__(self, memory: int = MEMORY) -> None:
         self.left = memory
         self.held: dict[Hashable, Any] = {}
         self.files: dict[Hashable, tuple[Path, torch.Size, torch.dtype]] = {}
+        self.spare: dict[int, list[Path]] = {}  # files that may be written over, by their size
+        self.dropped: list[tuple[int, Path]] = []  # those that may be, after the next `recycle`
         self.serial = 0
         self._folder = tempfile.TemporaryDirectory(prefix="reparam-")
 
@@ -43,13 +49,22 @@ class Frontier:
         size = value.numel() * value.element_size()
         if size <= self.left:
             self.left -= size
-            self.held[key] = value if value._base is None else value.clone()
+            self.held[key] = value.clone() if value._base is not None or _is_mapped(value) else value
             return
-        self.serial += 1
-        path = Path(self._folder.name) / str(self.serial)
-        with writing(path.parent), path.open("xb") as file:
-            file.write(value.contiguous().numpy().reshape(-1).data)
+        path = self._file(size)
+        with writing(path.parent), path.open("r+b" if path.exists() else "xb", buffering=0) as file:
+            left = value.contiguous().numpy().reshape(-1).data.cast("B")
+            while left:
+                left = left[file.write(left) :]
         self.files[key] = (path, value.shape, value.dtype)
+
+    def _file(self, size: int) -> Path:
+        """Where so many bytes go."""
+        spare = self.spare.get(size)
+        if spare:
+            return spare.pop()
+        self.serial += 1
+        return Path(self._folder.name) / str(self.serial)
 
     def get(self, key: Hashable) -> Any:
         """The value of a key."""
@@ -61,8 +76,20 @@ class Frontier:
     def drop(self, key: Hashable) -> None:
         """Forgets a value."""
         if key in self.files:
-            self.files.pop(key)[0].unlink()
+            path, shape, dtype = self.files.pop(key)
+            self.dropped.append((shape.numel() * dtype.itemsize, path))
             return
         value = self.held.pop(key)
         if isinstance(value, Tensor):
             self.left += value.numel() * value.element_size()
+
+    def recycle(self) -> None:
+        """Nothing that was dropped is looked at any more: its files may be written over."""
+        for size, path in self.dropped:
+            self.spare.setdefault(size, []).append(path)
+        self.dropped.clear()
+
+
+def _is_mapped(value: Tensor) -> bool:
+    """Whether a tensor, or what it is a view of, is the content of a file."""
+    return value.untyped_storage().filename is not None

@@ -27,8 +27,9 @@ from .gated import Gated
 from .gates import users_of
 from .running import advance, feed_of
 
-ROWS = 1 << 16  # rows of a layer's equations, at most ...
-SQUARES = 2e10  # ... and as few as keep rows * columns^2 below this, ...
+ROWS = 1 << 16  # rows of a layer's equations, at most, ...
+SQUARES = 2e10  # ... as few as keep rows * columns^2 below this ...
+TARGETS = 1 << 25  # ... and rows * output channels below this, ...
 LEAST = 6  # ... but so many for each column
 GATE = 3  # fits that follow the first where the activation has a flat part
 _ROWS = ("columns", "target", "beside")  # that are kept for these
@@ -201,31 +202,32 @@ class _Walk:
             x, target, beside = (self.frontier.get((key, i)) for key in _ROWS)
             made = equations.predict(x, weights) + beside
             wanted = target + beside
-            wanted = torch.where(
-                wanted <= low, made.clamp_max(low), torch.where(wanted >= high, made.clamp_min(high), wanted)
-            )
+            if low > -math.inf:
+                wanted = torch.where(wanted <= low, made.clamp_max(low), wanted)
+            if high < math.inf:
+                wanted = torch.where(wanted >= high, made.clamp_min(high), wanted)
             yield x, wanted - beside
 
     def _gather(
         self, layer: Layer, alive: _Alive, equations: Equations, others: Sequence[fx.Node], *, keep: bool
     ) -> None:
         def rows(y: Tensor) -> Tensor:
-            return rows_of(layer, y.index_select(layer.axis, alive.rows), places)
+            return rows_of(layer, y, places, alive.rows if len(alive.rows) < layer.out_channels else None)
 
         end = self.new.place[layer.node]
         generator = torch.Generator().manual_seed(end)
-        wanted = max(1, -(-_rows(equations.columns) // sum(self.chunks)))  # rows of one sample
+        wanted = max(1, -(-_rows(equations.columns, len(alive.rows)) // sum(self.chunks)))  # rows of one sample
+        fewer = len(alive.columns) * layer.geometry.groups < layer.in_channels
         for i in range(len(self.chunks)):
+            self.frontier.recycle()
             new = self.new.move(i, end, {layer.x, *others})
             old = self.old.move(i, end + 1, {layer.node, *others})
             count, share = old[layer.node].numel() // layer.out_channels, wanted * self.chunks[i]
             if layer.kind != "linear":  # the same places in all samples; a linear layer has rows in any order
                 count, share = count // len(old[layer.node]), wanted
             places = torch.randperm(count, generator=generator)[:share] if share < count else torch.arange(count)
-            x = new[layer.x]
-            if len(alive.columns) * layer.geometry.groups < layer.in_channels:
-                x = x.index_select(layer.in_axis, alive.columns)
-            x, target = columns_of(layer, x, places), rows(old[layer.node])
+            x = columns_of(layer, new[layer.x], places, alive.columns if fewer else None)
+            target = rows(old[layer.node])
             beside = torch.zeros(())
             for other in others:
                 beside = beside + rows(new[other])
@@ -272,5 +274,5 @@ def _flat_parts(node: fx.Node) -> tuple[float, float] | None:
     return None
 
 
-def _rows(columns: int) -> int:
-    return max(LEAST * columns, min(ROWS, int(SQUARES / columns**2)))
+def _rows(columns: int, outputs: int) -> int:
+    return max(LEAST * columns, min(ROWS, int(SQUARES / columns**2), TARGETS // max(1, outputs)))

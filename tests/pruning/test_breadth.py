@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reparam.errors import InputError
 from reparam.ir import evaluate
-from reparam.pruning import prune
+from reparam.pruning import prune, refit
 from support.prunable import Residual, images
 
 SEQUENCES = torch.randn(140, 6, 12, generator=torch.Generator().manual_seed(2))
@@ -101,8 +101,11 @@ def test_arguments_that_are_no_tensors_are_constants() -> None:
         def forward(self, x: Tensor, scale: float = 1.0, other: Tensor | None = None) -> Tensor:
             return self.net(x) * scale
 
-    result = prune(Scaled().eval(), (images(2), 2.0, None), images(60), macs=0.6, form="residual")
+    model = Scaled().eval()
+    result = prune(model, (images(2), 2.0, None), images(60), macs=0.6, form="residual")
     assert result.report.final.error < 0.5
+    again = refit(result, model, images(60, seed=2))
+    assert again.report.after.macs == result.report.after.macs
 
 
 class Ending(nn.Module):
