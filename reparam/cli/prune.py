@@ -88,7 +88,15 @@ def prune(  # noqa: PLR0913  # the parameters are the options
         Streams,
         typer.Option("--streams", help="Whether channels of a stream go at all depths together, or at each alone."),
     ] = Streams.coupled,
-    round_to: Annotated[int, typer.Option("--round", metavar="N", min=1, help="Widths become multiples of this.")] = 1,
+    round_to: Annotated[
+        int | None,
+        typer.Option(
+            "--round",
+            metavar="N",
+            min=1,
+            help="Widths become multiples of this (8 for --latency if it can be, else 1).",
+        ),
+    ] = None,
     floor: Annotated[float, typer.Option("--floor", metavar=_SHARE, help="Of a layer's channels stay at least.")] = 0.1,
     keep: Annotated[
         str | None, typer.Option("--keep", metavar="REGEX", help="Layers with such a name lose no channels.")

@@ -164,7 +164,7 @@ class _Run:
         least = cheapest(self.gated, options.floor, options.currency) / self.full
         if name != "latency" and share < least:
             raise _too_small(share, name, least)
-        self.left = 1.0
+        self.left, self.multiple = 1.0, options.multiple
         self.steps: list[Step] = []
         self.fitted: list[Fitted] = []
         self.residual: Conversion | None = None  # the result in this form, once it is known
@@ -227,8 +227,12 @@ class _Run:
         return candidates(self.gated, found, self.options.currency, self.options.floor, priced=priced)
 
     def _cut_along(self, order: Sequence[Candidate], share: float) -> None:
-        o = self.options
-        left = cut(self.gated, order, share * self.full, o.currency, round_to=o.round_to)
+        o, before = self.options, self.gated.masks()
+        left = cut(self.gated, order, share * self.full, o.currency, round_to=self.multiple)
+        if left > share * self.full and o.round_to is None and self.multiple > 1:
+            self.multiple = 1
+            self.gated.put_back(before)
+            left = cut(self.gated, order, share * self.full, o.currency)
         if left > share * self.full:
             name, wanted = o.budget
             at = f"; {100 * left / self.full:.3g} % of the {o.currency} are left then" if name == "latency" else ""

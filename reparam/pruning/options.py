@@ -17,6 +17,7 @@ from .score import SCORES
 FORMS = ("auto", "residual", "plain")
 STREAMS = ("per-depth", "coupled")
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "torch")
+FAST = 8  # channels that engines compute at once: another width takes as long as the next multiple, or longer
 SAMPLES = 512  # that choices are made on, unless told
 
 
@@ -28,10 +29,11 @@ class PruneOptions:
     form, whatever form is written. engine: what runs the result (`ENGINES`); it
     measures times, and `latency` is its. form: residual, plain, or the one of both that is faster in that engine.
     score: how channels are chosen (`score.SCORES`). streams: whether the channels of a stream go at each depth by
-    themselves (per-depth) or at all together (coupled). round_to: widths become multiples of this. floor: share of a
-    layer's channels that stay at least. keep: layers whose name this pattern matches keep all their channels. refit:
-    whether weights are refitted. max_drop: the most that the accuracy may fall, or without labels the share of samples
-    that may be told otherwise than by the original. samples: that choices are made on.
+    themselves (per-depth) or at all together (coupled). round_to: widths become multiples of this; None for 8 where the
+    latency is the budget and that reaches it, else 1. floor: share of a layer's channels that stay at least. keep:
+    layers whose name this pattern matches keep all their channels. refit: whether weights are refitted. max_drop: the
+    most that the accuracy may fall, or without labels the share of samples that may be told otherwise than by the
+    original. samples: that choices are made on.
 
     Raises InputError.
     """
@@ -43,7 +45,7 @@ class PruneOptions:
     form: str = "auto"
     score: str = "fisher"
     streams: str = "coupled"
-    round_to: int = 1
+    round_to: int | None = None
     floor: float = FLOOR
     keep: str | None = None
     refit: bool = True
@@ -66,6 +68,8 @@ class PruneOptions:
                 raise InputError(f"unknown {name} {str(getattr(self, name))[:40]!r}; choose from {', '.join(choices)}")
         for name in ("round_to", "samples"):
             value = getattr(self, name)
+            if name == "round_to" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} is {str(value)[:40]!r}; give a whole number of one or more")
         if not isinstance(self.refit, bool):
@@ -82,6 +86,11 @@ class PruneOptions:
     def timed(self) -> bool:
         """Whether something is measured by the clock."""
         return self.form == "auto" or self.latency is not None
+
+    @property
+    def multiple(self) -> int:
+        """What widths become multiples of, as long as the budget can be met."""
+        return self.round_to or (FAST if self.latency is not None else 1)
 
     @property
     def currency(self) -> Currency:

@@ -17,7 +17,7 @@ from reparam.pruning import Pruned, prune
 from reparam.pruning.resuming import NAME
 from reparam.utils import PackageState
 from support.pretended_packages import pretend
-from support.prunable import NETS, images, make
+from support.prunable import NETS, Residual, images, make
 
 DATA = images(160, seed=4)
 
@@ -114,6 +114,20 @@ def test_a_clock_that_was_wrong_once_is_not_believed(monkeypatch: pytest.MonkeyP
     result = pruned(macs=None, latency=0.5)
     assert len(result.report.steps) > 1 and result.report.after.macs <= 0.52 * result.report.before.macs
     assert asked[-1] > asked[0]  # the last word is measured for longer
+
+
+def test_a_budget_of_latency_makes_widths_that_engines_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reparam.pruning import loop
+    from reparam.pruning.timing import Time
+
+    def pretended(programs: Any, engine: str, *, rounds: int = 0, seed: int = 0) -> dict[str, Time]:
+        macs = {name: reparam.ir.census(p).macs for name, p in programs.items()}
+        return {n: Time(1.0, m / macs["original"]) for n, m in macs.items()}
+
+    monkeypatch.setattr(loop, "times", pretended)
+    result = prune(Residual(24).eval(), images(2), DATA, latency=0.6, form="residual")
+    weights = [c.value for n, c in result.program.constants.items() if n.endswith("weight") and c.value.dim() == 4]
+    assert len(weights) == 6 and {len(w) % 8 for w in weights} == {0} and {len(w) for w in weights} >= {16, 24}
 
 
 def test_what_falls_too_far_is_refused() -> None:
