@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import importlib.util
 import json
 import logging
 import math
@@ -61,6 +62,19 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "missing"
+
+
+# ---- what was written --------------------------------------------------------------------------------------------
+
+
+def network_of(folder: Path) -> nn.Module:
+    """The network of a folder of source."""
+    found = importlib.util.spec_from_file_location("written", folder / "model.py")
+    assert found is not None and found.loader is not None
+    code = importlib.util.module_from_spec(found)
+    found.loader.exec_module(code)
+    model: nn.Module = code.load(folder)
+    return model
 
 
 # ---- networks ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ Small networks are trained on scikit-learn's digits, distorted to 16x16 (1,437 i
 other 360 in ten fixed distortions each. Then each is pruned with 512 unlabelled training images: by `reparam.prune`,
 and by Torch-Pruning (group L2, BN scale, Taylor with labels; global), whose result gets new BN statistics on the same
 images, or our refit on the channels that it chose, so that the choice and the refit can be told apart. With `--after`
-the results are then trained with labels for so many epochs, all in the same way.
+the results are then trained with labels for so many epochs, all in the same way. With `--latency` the budgets are of
+the time in onnxruntime on one thread; widths are multiples of 8 then, the peer's too.
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ import copy
 import importlib.util
 import math
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import machine, quiet, say, table
+from common import machine, network_of, quiet, say, table
 from digits import TRAINED, digits
 from pruning_nets import NETS
 from torch import Tensor, nn
 
-from reparam.emit import to_module
+from reparam.conversion import convert
+from reparam.errors import InputError
+from reparam.ir import Program
 from reparam.pruning import prune, refit
-from reparam.training import recalibrate, with_batch_norms
+from reparam.pruning.timing import times
+from reparam.training import recalibrate, save_training_source
 
 BUDGETS = (0.6, 0.4, 0.25, 0.2, 0.1)
 SEEDS, EPOCHS, CALIBRATION = 5, 40, 512
@@ -38,10 +44,10 @@ TEXT = """\
 ## Pruning on digits
 
 Accuracy in % after pruning without labels and without training, mean over {seeds} seeds, with the half-width of the
-95 % interval. The share is of the multiply-accumulates that may be left; each method stays just below. *recalibrated*:
+95 % interval. The share is of the {budget} that may be left; each method stays just below. *recalibrated*:
 BN statistics measured again on the same 512 images. *refitted*: `reparam.refit` on the channels that Torch-Pruning
 chose. *random*: `reparam.prune` with channels drawn at random, refitted in the same loop. *then ... epochs*: trained
-with labels afterwards, ours with batch norms put back (`with_batch_norms`).
+with labels afterwards, ours with batch norms put back.
 """
 
 
@@ -98,19 +104,20 @@ def torch_pruning() -> Any:
 
 
 def chosen(
-    tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor, share: float
+    tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor, share: float, *, latency: bool
 ) -> tuple[nn.Module, nn.Module] | None:
     """The least cut of the peer that reaches the share: a copy with zeros at the channels that go, and one without."""
     best, low, high = None, 0.0, 1.0
-    full = macs_of(module, x)
     for _ in range(9):
         ratio = (low + high) / 2
         pruned = copy.deepcopy(module)
-        groups = list(_pruner(tp, criterion, pruned, x, labels, ratio).step(interactive=True))
+        multiple = 8 if latency else None
+        groups = list(_pruner(tp, criterion, pruned, x, labels, ratio, multiple).step(interactive=True))
         masked = _masked(module, pruned, groups)
         for group in groups:
             group.prune()
-        if macs_of(pruned, x) <= share * full:
+        left = time_of(pruned, module, x) if latency else macs_of(pruned, x) / macs_of(module, x)
+        if left <= share:
             best, high = (masked, pruned), ratio
         else:
             low = ratio
@@ -135,7 +142,15 @@ def macs_of(module: nn.Module, x: Tensor) -> int:
     return total
 
 
-def _pruner(tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor, ratio: float) -> Any:
+def time_of(module: nn.Module, original: nn.Module, x: Tensor) -> float:
+    """The share of the original's time that a network takes in onnxruntime, both in their fused form."""
+    programs = {name: convert(m, x[:2]).program for name, m in (("original", original), ("pruned", module))}
+    return times(programs, "onnxruntime", rounds=40)["pruned"].share
+
+
+def _pruner(
+    tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor, ratio: float, multiple: int | None
+) -> Any:
     importance = {
         "group L2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
         "BN scale": tp.importance.BNScaleImportance,
@@ -145,7 +160,14 @@ def _pruner(tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tenso
     if criterion == "Taylor":
         F.cross_entropy(module(x), labels).backward()
     return tp.pruner.MetaPruner(
-        module, x[:1], importance, global_pruning=True, pruning_ratio=ratio, ignored_layers=heads, iterative_steps=1
+        module,
+        x[:1],
+        importance,
+        global_pruning=True,
+        pruning_ratio=ratio,
+        ignored_layers=heads,
+        iterative_steps=1,
+        round_to=multiple,
     )
 
 
@@ -169,9 +191,10 @@ def _masked(module: nn.Module, pruned: nn.Module, groups: Sequence[Any]) -> nn.M
 
 
 def measure(
-    name: str, seed: int, budgets: Sequence[float], epochs: int, after: int
+    name: str, seed: int, budgets: Sequence[float], epochs: int, after: int = 0, *, latency: bool = False
 ) -> Iterator[tuple[str, float, float]]:
-    """(method, share, accuracy) of one network; the method "base" has the share 1. after: epochs of training."""
+    """(method, share, accuracy) of one network; the method "base" has the share 1. after: epochs of training. latency:
+    whether the budgets are of that."""
     images, labels = digits()
     images, test = images[:TRAINED], images[TRAINED:]
     x = torch.cat([distorted(test, 100_000 + i) for i in range(COPIES)])
@@ -184,14 +207,19 @@ def measure(
     tp = torch_pruning()
     for share in budgets:
         for method, options in OURS.items():
-            result = prune(module, x[:2], calibration, macs=share, form="residual", seed=seed, **options)
+            budget = {"latency" if latency else "macs": share}
+            try:
+                result = prune(module, x[:2], calibration, form="residual", seed=seed, **budget, **options)
+            except InputError as error:  # no network is as fast as that
+                say(f"{method} at {share}: {error}")
+                continue
             yield method, share, accuracy(result.module, x, y)
             if after:
-                small = to_module(with_batch_norms(result.program, calibration))
+                small = trainable(result.program, calibration)
                 train(small, images, labels[:TRAINED], after, seed + SEEDS, RATE_AFTER)
                 yield f"{method}, then {after} epochs", share, accuracy(small, x, y)
         for criterion in ("group L2", "BN scale", "Taylor") if tp is not None else ():
-            found = chosen(tp, criterion, module, calibration, own, share)
+            found = chosen(tp, criterion, module, calibration, own, share, latency=latency)
             if found is None:
                 continue
             masked, small = found
@@ -221,25 +249,33 @@ def _recalibrated(masked: nn.Module, x: Tensor) -> nn.Module:
     return recalibrate(masked, x[:2], data=x).module
 
 
+def trainable(program: Program, x: Tensor) -> nn.Module:
+    """The network with batch norms put back."""
+    with tempfile.TemporaryDirectory() as name:
+        save_training_source(program, Path(name) / "source", x)
+        return network_of(Path(name) / "source")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("nets", nargs="*", help=f"default: all of {', '.join(NETS)}")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--after", type=int, default=0, metavar="EPOCHS", help="train so many more with labels")
+    parser.add_argument("--latency", action="store_true", help="budgets are of the time in onnxruntime")
     parser.add_argument("--quick", action="store_true", help="one network, two seeds, two epochs, one budget")
     args = parser.parse_args()
     torch.set_num_threads(1)
     nets = ["resnet20"] if args.quick else args.nets or list(NETS)
     seeds, epochs = (2, 2) if args.quick else (args.seeds, EPOCHS)
     budgets = (0.4,) if args.quick else tuple(args.budgets)
-    print(TEXT.format(seeds=seeds))
+    print(TEXT.format(seeds=seeds, budget="time" if args.latency else "multiply-accumulates"))
     say(machine())
     for name in nets:
         found: dict[tuple[str, float], list[float]] = {}
         for seed in range(seeds):
             with quiet():
-                for method, share, value in measure(name, seed, budgets, epochs, args.after):
+                for method, share, value in measure(name, seed, budgets, epochs, args.after, latency=args.latency):
                     found.setdefault((method, share), []).append(value)
                     say(f"{name} {seed} {method} {share}: {value:.2f}")
         base = told(found["base", 1.0])

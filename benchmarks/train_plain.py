@@ -7,12 +7,12 @@ norms, converted with `to="plain"`, written as source with and without norms, an
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import tempfile
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import network_of
 from digits import TRAINED, digits
 from torch import Tensor, nn
 
@@ -65,16 +65,6 @@ def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
     return 100 * float((model.eval()(x[TRAINED:]).argmax(1) == labels[TRAINED:]).float().mean())
 
 
-def load(folder: Path) -> nn.Module:
-    """The network of a folder of source."""
-    found = importlib.util.spec_from_file_location("written", folder / "model.py")
-    assert found is not None and found.loader is not None
-    code = importlib.util.module_from_spec(found)
-    found.loader.exec_module(code)
-    model: nn.Module = code.load(folder)
-    return model
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="networks that are trained")
@@ -93,7 +83,9 @@ def main() -> None:
             plain.save_source(bare)
             save_training_source(plain.program, normed, x[:TRAINED])
             for rate in RATES:
-                after = [train(load(f), x, labels, rate, 1 if args.quick else MORE, seed + 1) for f in (bare, normed)]
+                after = [
+                    train(network_of(f), x, labels, rate, 1 if args.quick else MORE, seed + 1) for f in (bare, normed)
+                ]
                 print(f"| {seed} | {rate} | {before:.1f} | {after[0]:.1f} | {after[1]:.1f} |", flush=True)
 
 
