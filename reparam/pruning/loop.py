@@ -33,12 +33,11 @@ from .running import batch_within
 from .score import scores
 from .timing import ROUNDS, Time, times
 
-STEP = 0.85  # of the cost is left by one round, about: scores that are measured again more often choose better, ...
-LARGE_STEP = 0.72  # ... but take longer, so that this much is left where all samples cost more than ...
-LARGE_MACS = 5e11
+STEP = 0.72  # of the cost is left by one round, about; 0.85 was no better where it was measured, and takes twice as long
 MEMORY = 512 << 20  # bytes of the values of one batch
 BATCH = 64
-SCORED = 128  # samples for scores, at least; more while all of them cost less than `LARGE_MACS`
+SCORED = 128  # samples for scores, at least; more while all of them cost less than ...
+SCORED_MACS = 5e11
 CLOSE = 0.03  # a latency budget is met within this share of it
 TRIES = 6
 CONFIRMING = 3 * ROUNDS  # of timing, where the result is settled
@@ -166,8 +165,6 @@ class _Run:
         if name != "latency" and share < least:
             raise _too_small(share, name, least)
         self.left, self.multiple = 1.0, options.multiple
-        large = census(base.program).macs * len(decks.fit) > LARGE_MACS
-        self.step = LARGE_STEP if large else STEP
         self.steps: list[Step] = []
         self.fitted: list[Fitted] = []
         self.residual: Conversion | None = None  # the result in this form, once it is known
@@ -193,7 +190,7 @@ class _Run:
         if name == "latency":
             self._down_to_latency(share)
             return
-        rounds = max(1, round(math.log(share) / math.log(self.step)))
+        rounds = max(1, round(math.log(share) / math.log(STEP)))
         for i in range(self._resumed(), rounds):
             self.tell("prune", i, rounds)
             self._cut(share ** ((i + 1) / rounds))
@@ -251,7 +248,7 @@ class _Run:
 
     def _scored(self) -> Iterator[tuple[Tensor, ...]]:
         """The samples that scores are measured on: fewer for large networks, spread over all that there are."""
-        most = max(SCORED, int(LARGE_MACS / max(1, census(self.base.program).macs)))
+        most = max(SCORED, int(SCORED_MACS / max(1, census(self.base.program).macs)))
         every = max(1, math.ceil(len(self.decks.fit) / most))
         return (inputs for i, inputs in enumerate(self._inputs()) if i % every == 0)
 
@@ -271,7 +268,7 @@ class _Run:
         while True:
             self.tell("prune", len(self.steps), len(self.steps) + 1)
             order, masks, before = self._order(), self.gated.masks(), self.left
-            self._cut_along(order, before * self.step)
+            self._cut_along(order, before * STEP)
             took = self._latency()
             if took <= share * (1 + CLOSE):
                 self._settle(order, masks, before, took, share)
