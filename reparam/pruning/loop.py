@@ -33,7 +33,7 @@ from .running import batch_within
 from .score import scores
 from .timing import ROUNDS, Time, times
 
-STEP = 0.72  # of the cost is left by one round, about; 0.85 was no better where it was measured, and takes twice as long
+STEP = 0.72  # of the cost is left by one round, about; 0.85 was measured to be no better, and takes twice as long
 MEMORY = 512 << 20  # bytes of the values of one batch
 BATCH = 64
 SCORED = 128  # samples for scores, at least; more while all of them cost less than ...
