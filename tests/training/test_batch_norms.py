@@ -122,7 +122,8 @@ def test_every_kind_of_layer_becomes_a_layer_and_a_norm(
     assert written.norms == ("bn0",) and kind in written.model.read_text()
     model = import_file(written.model).load()
     torch.testing.assert_close(model(x), net(x), rtol=1e-4, atol=1e-5)
-    assert not torch.equal(model.train()(x), net(x))
+    other = 3 * torch.randn(9, *shape)  # on x itself the batch has the statistics that were measured
+    assert not torch.allclose(model.train()(other), net(other), atol=1e-2)
 
 
 def test_heads_that_are_pooled_resized_or_joined_get_none() -> None:
