@@ -270,9 +270,7 @@ class Driver:
             neighbours[n] = None
             neighbours.update(dict.fromkeys(n.users))
         if _VERIFIES.get():
-            changed = dict.fromkeys((*created, *rewrite.replace.values()))
-            changed |= {user: None for n in tuple(changed) for user in n.users}
-            self.program.verify(changed | {n: None for n in region.inputs if not self.program.erased(n)})
+            self.program.verify(neighbours)
         return [n for n in neighbours if n.op == "call_function"]
 
     def _erase_unused(self, nodes: Iterable[fx.Node]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -134,7 +134,6 @@ def test_a_leaky_relu_keeps_its_slopes() -> None:
     assert max_rel(original, program, [doubles(2, 4, 7, 7)]) <= EXACT
 
 
-@settings(max_examples=12)
 @given(
     c=st.integers(1, 5),
     wide=st.integers(1, 6),
