@@ -4,8 +4,8 @@ Turns dropout, no-op casts, reshapes, slices, pads; clamps proven to do nothing 
 
 Fires on dropout and its kin, contiguous, clone, detach, casts to the same dtype, reshapes, expands, slices, permutes,
 rolls and pads that change nothing, products by one and sums with zero, pools over windows of one, a concatenation of
-one value, and on ReLU and clamps whose input is proven to lie inside their range. A permute that undoes the permute
-before it goes with it.
+one value, and on ReLU and clamps whose input is proven to lie inside their range. Leaky ReLU and its kin go where their
+slope is one or their input is never negative. A permute that undoes the permute before it goes with it.
 
 Refuses nothing: whatever is not provably the identity is left alone in silence, since it was never meant to be one.
 
@@ -75,19 +75,33 @@ _CLAMPS = frozenset(
         aten.clamp_max.default,
     }
 )
+_RECTIFIERS = frozenset(
+    {
+        aten.leaky_relu.default,
+        aten.prelu.default,
+        aten.threshold.default,
+        aten.elu.default,
+        aten.celu.default,
+    }
+)
+_COPIES = frozenset({aten.copy.default})
 _POOLS = AVG_POOLS | MAX_POOLS
 _TENSOR_SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
-_ALL = (DROPOUTS | IDENTITIES | CASTS | MOVEMENTS | PADS | MULS | DIVS | ADDS | SUBS | CATS | _POOLS | _CLAMPS) | {
-    aten.abs.default
-}
+_ARITHMETIC = ADDS | SUBS | MULS | DIVS
+_ALL = (
+    (DROPOUTS | IDENTITIES | CASTS | MOVEMENTS | PADS | CATS | _ARITHMETIC | _POOLS | _CLAMPS)
+    | (_RECTIFIERS | _COPIES)
+    | {aten.abs.default, aten.rrelu.default}
+)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The call and the value that it equals."""
+    """The call, the value that it equals, and values that it reads and that do not matter to it."""
 
     node: fx.Node
     same: fx.Node
+    unread: tuple[fx.Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,11 +116,12 @@ class DropIdentity:
         same = equal_value(program, match.root)
         if same is None or not _same_type(same, match.root):
             return None
-        return Plan(match.root, same)
+        unread = match.root.args[:1] if is_call(match.root, _COPIES) and match.root.args[0] is not same else ()
+        return Plan(match.root, same, unread)  # type: ignore[arg-type]
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """Nothing new: the operand takes the call's place."""
-        return Rewrite({plan.node: plan.same}, f"{op_name(plan.node)} does nothing here")
+        return Rewrite({plan.node: plan.same}, f"{op_name(plan.node)} does nothing here", unread=plan.unread)
 
 
 def _same_type(a: fx.Node, b: fx.Node) -> bool:
@@ -129,12 +144,14 @@ def equal_value(program: Program, node: fx.Node) -> fx.Node | None:
         return None
     if is_call(node, CATS):
         return first[0] if isinstance(first, (list, tuple)) and len(first) == 1 else None  # type: ignore[return-value]
-    if is_call(node, MULS | DIVS | ADDS | SUBS):
+    if is_call(node, _ARITHMETIC):
         affine = read_affine(program, node)
         return affine.x if isinstance(affine, Affine) and _neutral(affine) else _beside_zero(node)
     if not is_tensor(first):
         return None
     assert isinstance(first, fx.Node)
+    if is_call(node, _COPIES):
+        return arguments(node)["src"]  # type: ignore[no-any-return]
     if is_call(node, DROPOUTS):
         return None if node.args[2:] and node.args[2] else first
     if is_call(node, IDENTITIES | CASTS | _RESHAPES):
@@ -232,16 +249,41 @@ def _inside_range(program: Program, node: fx.Node, x: fx.Node) -> bool:
     return low >= (-math.inf if floor is None else floor) and high <= (math.inf if ceiling is None else ceiling)
 
 
+def _is_straight(program: Program, node: fx.Node, x: fx.Node) -> bool:
+    """Rectifiers whose two pieces are the identity, or of which only the piece that is comes to be used."""
+    args = arguments(node)
+    low = ranges_of(program).of(x)[0]
+    if node.target is aten.threshold.default:
+        return bool(args["threshold"] == -math.inf or low > args["threshold"])
+    if node.target is aten.elu.default and (args["scale"] != 1 or low < 0):
+        return False
+    return low >= 0 or _has_slope_one(program, node, args)
+
+
+def _has_slope_one(program: Program, node: fx.Node, args: dict[str, Any]) -> bool:
+    if node.target is aten.leaky_relu.default:
+        return bool(args["negative_slope"] == 1)
+    slopes = program.tensor(args["weight"]) if node.target is aten.prelu.default else None
+    return slopes is not None and bool((slopes == 1).all())
+
+
+def _rrelu_is_straight(program: Program, node: fx.Node, x: fx.Node) -> bool:
+    args = arguments(node)
+    return not args["training"] and bool(args["lower"] + args["upper"] == 2 or ranges_of(program).nonnegative(x))
+
+
 Check = Callable[[Program, fx.Node, fx.Node], bool]
 _CHECKS: dict[Any, Check] = {
     aten.roll.default: _roll_is_zero,
     aten.repeat.default: _repeat_is_one,
     aten.abs.default: _inside_range,
+    aten.rrelu.default: _rrelu_is_straight,
 }
 _GROUP_CHECKS: tuple[tuple[frozenset[Any], Check], ...] = (
     (PADS, _pad_is_empty),
     (_POOLS, _pool_is_one),
     (_CLAMPS, _inside_range),
+    (_RECTIFIERS, _is_straight),
 )
 
 

@@ -69,9 +69,12 @@ def whole_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node])
     return Region(tuple(sorted(inputs)), tuple(before), tuple(after), tuple(replace.items()))
 
 
-def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) -> Region:
+def find_region(
+    replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node], unread: Sequence[fx.Node] = ()
+) -> Region:
     """The region of a rewrite: from the old values that the new nodes read to the replaced ones.
 
+    unread: more inputs, which the old nodes read and which are said to change nothing; the check draws them as well.
     Raises RuleError when the old values depend on something that the new ones do not read.
     """
     made = set(created)
@@ -80,7 +83,7 @@ def find_region(replace: Mapping[fx.Node, fx.Node], created: Sequence[fx.Node]) 
         for operand in node.all_input_nodes:
             if operand not in made and operand.op != "get_attr":
                 inputs[operand] = None
-    for new in replace.values():
+    for new in (*replace.values(), *unread):
         if new not in made and new.op != "get_attr":
             inputs[new] = None
     stop = set(inputs)
@@ -146,6 +149,11 @@ def _reads_a_map(node: fx.Node) -> bool:
     return any(math.prod(shape_of(i)[2:]) > 1 for i in node.all_input_nodes if i.op == "get_attr")
 
 
+def _joins_batches(node: fx.Node) -> bool:
+    """Whether a concatenation is along the batch, so that samples do not stand alone."""
+    return is_call(node, CATS) and arguments(node)["dim"] % len(shape_of(node)) == 0
+
+
 @dataclass(frozen=True)
 class RegionShapes:
     """Input shapes to check a region on. `free` regions may use any batch, and any map size unless `parity`."""
@@ -161,7 +169,7 @@ def small_shapes(region: Region) -> RegionShapes:
     if not all(isinstance(n.meta["val"], Tensor) and n.meta["val"].is_floating_point() for n in region.inputs):
         return fixed
     calls = [n for n in (*region.old, *region.new) if n.op == "call_function"]
-    if not all(is_call(n, _SIZE_FREE) and not _reads_a_map(n) for n in calls):
+    if not all(is_call(n, _SIZE_FREE) and not _reads_a_map(n) and not _joins_batches(n) for n in calls):
         return fixed
     ranks = {len(h) for h in hints}
     has_linear = any(is_call(n, LINEARS) for n in calls)

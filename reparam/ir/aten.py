@@ -61,6 +61,11 @@ SUBS = frozenset({aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar, aten.rsub.
 MULS = frozenset({aten.mul.Tensor, aten.mul.Scalar})
 DIVS = frozenset({aten.div.Tensor, aten.div.Scalar})
 CATS = frozenset({aten.cat.default})
+STACKS = frozenset({aten.stack.default})
+SLICES = frozenset({aten.slice.Tensor, aten.narrow.default})
+SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default})
+SUMS = frozenset({aten.sum.dim_IntList})
+MEANS = frozenset({aten.mean.dim})
 AVG_POOLS = frozenset({aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default})
 MAX_POOLS = frozenset({aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default})
 PADS = frozenset({aten.pad.default, aten.constant_pad_nd.default})
@@ -196,6 +201,17 @@ FRESH_PREFIXES = (
     "addmm",
     "cat",
     "stack",
+    "index",
+    "gather",
+    "scatter",
+    "where",
+    "masked_fill",
+    "cumsum",
+    "amax",
+    "amin",
+    "argmax",
+    "argmin",
+    "topk",
     "mean",
     "sum",
     "max_pool",

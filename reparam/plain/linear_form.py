@@ -14,7 +14,16 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra import Window, compose_over, compose_windows, dirac, expand_groups, identity_window, is_padded
+from reparam.algebra import (
+    Window,
+    compose_over,
+    compose_windows,
+    dirac,
+    expand_groups,
+    identity_window,
+    is_aligned,
+    is_padded,
+)
 from reparam.ir import FOLD_DTYPE, Refusal
 
 from .activation import LINEAR, Activation
@@ -41,7 +50,7 @@ class Map:
     def plain(self) -> bool:
         """One tap, no stride, no padding: it only mixes channels."""
         w = self.window
-        return all(n == 1 and s == 1 for n, s in zip(w.size, w.stride, strict=True)) and not is_padded(w)
+        return all(n == 1 and s == 1 for n, s in zip(w.size, w.stride, strict=True)) and is_aligned(w)
 
     @property
     def diagonal(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,8 @@ from reparam.ir import (
     CATS,
     MAX_POOLS,
     PADS,
+    SLICES,
+    SPLITS,
     SUBS,
     ZEROS,
     Program,
@@ -65,7 +67,7 @@ from .linear_form import (
     unit,
 )
 from .max_pool_as_relu import spell_max_pool
-from .register_value import SLICES, SPLITS, Refused, SpanValues, ValueBuilder, first_blocking_call, why_not
+from .register_value import Refused, SpanValues, ValueBuilder, first_blocking_call, why_not
 from .span import Span, carries_data
 from .squeeze_excite import Gate, find_gates
 
@@ -143,6 +145,7 @@ class _Reader(ValueBuilder):
             (frozenset({operator.getitem}), self.item),
             (SLICES, self.slice),
             (frozenset({aten.index_select.default}), self.pick),
+            (frozenset({aten.channel_shuffle.default}), self.shuffle),
             (ADDS | SUBS, self.sum),
             (ZEROS, lambda node: Form(shape_of(node)[self.axis], ())),
         )
@@ -284,7 +287,15 @@ class _Reader(ValueBuilder):
         index = self.program.tensor(args["index"])
         if index is None or int(args["dim"]) % self.rank != self.axis:
             raise Refused(node, "it picks along another axis than the channels, or what it picks depends on the input")
-        form, ids = self.of(args["self"]), index.tolist()
+        return self.picked(self.of(args["self"]), index.tolist())
+
+    def shuffle(self, node: fx.Node) -> Form:
+        """Channel i*g + j of the result is channel j*C/g + i."""
+        args = arguments(node)
+        order = torch.arange(shape_of(node)[1]).view(args["groups"], -1).t().reshape(-1)
+        return self.picked(self.of(args["self"]), order.tolist())
+
+    def picked(self, form: Form, ids: Sequence[int]) -> Form:
         starts = [i for i, c in enumerate(ids) if not i or c != ids[i - 1] + 1]
         runs = zip(starts, [*starts[1:], len(ids)], strict=True)
         return cat_forms([slice_form(form, ids[a], b - a) for a, b in runs])

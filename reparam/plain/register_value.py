@@ -16,6 +16,8 @@ from reparam.ir import (
     MATMULS,
     MOVEMENTS,
     NORMS,
+    SLICES,
+    SPLITS,
     Program,
     Refusal,
     arguments,
@@ -33,8 +35,6 @@ from .linear_form import Form, Value, cat_forms, reference, slice_form
 from .span import Span, carries_data
 
 _ACROSS = (NORMS - BATCH_NORMS) | MATMULS | {aten.softmax.int}
-SLICES = frozenset({aten.slice.Tensor, aten.narrow.default})
-SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default})
 
 
 class Refused(Exception):

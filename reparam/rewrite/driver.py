@@ -166,8 +166,10 @@ class Driver:
         return self._judge(rule, node, rewrite, created)
 
     def _judge(self, rule: Rule[Any], node: fx.Node, rewrite: Rewrite, created: list[fx.Node]) -> list[fx.Node] | None:
-        find = whole_region if rewrite.claims else find_region
-        region = find(rewrite.replace, created)
+        if rewrite.claims:
+            region = whole_region(rewrite.replace, created)
+        else:
+            region = find_region(rewrite.replace, created, rewrite.unread)
         dying = _dying(region)
         macs, params = self._price(dying, created)
         if macs > 0 and not self._pays:

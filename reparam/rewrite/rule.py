@@ -71,6 +71,7 @@ class Rewrite:
     layers: sentences on single layers, for remarks at their places.
     notes: what the rule has to remember if the rewrite is accepted; the driver then puts them among the program's
     notes. claims: for a rewrite of the whole network, what has to hold of each call; empty to check the region at once.
+    unread: values that the replaced nodes read and that do not matter to them, which the check puts to the test.
     """
 
     replace: Mapping[fx.Node, fx.Node]
@@ -80,6 +81,7 @@ class Rewrite:
     layers: Mapping[fx.Node, str] = field(default_factory=dict)
     notes: tuple[object, ...] = ()
     claims: tuple[Claim, ...] = ()
+    unread: tuple[fx.Node, ...] = ()
 
 
 class Rule(Protocol[P]):

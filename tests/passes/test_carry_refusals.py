@@ -67,7 +67,7 @@ MOVES = "changes the shape or the order of the axes, and a register keeps its ch
         (skip(lambda m, y: torch.softmax(y, 1)), {}, f"softmax at '2' {AT_ONCE}"),
         (skip(lambda m, y: y.flip(2)), {}, f"flip at '2' {MOVES}"),
         (
-            skip(lambda m, y: F.relu(y).unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)),
+            skip(lambda m, y: F.relu(y).unflatten(1, (2, 2)).flip(1).flatten(1, 2)),
             {},
             f"unflatten at '2' {MOVES}",
         ),
@@ -120,7 +120,7 @@ MOVES = "changes the shape or the order of the axes, and a register keeps its ch
         "instance norm",
         "softmax",
         "flip",
-        "shuffle",
+        "flip of halves",
         "max-pool",
         "padded average",
         "reflection",

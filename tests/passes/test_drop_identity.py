@@ -285,3 +285,48 @@ def test_a_scale_of_nearly_one_in_a_weight_stays() -> None:
     model = Lambda(lambda m, x: torch.tanh(x * m.scale), scale=scale)
     fused = apply_exactly(model, doubles(2, 4), rules=RULES, bound=0.0)
     assert fused.text == "tanh(mul(x, w))"
+
+
+STRAIGHT = {
+    "leaky slope one": lambda x: F.leaky_relu(x, 1.0),
+    "threshold without end": lambda x: F.threshold(x, -math.inf, 0.0),
+    "rrelu about one": lambda x: F.rrelu(x, 0.5, 1.5),
+    "clamp without ends": lambda x: x.clamp(max=math.inf),
+}
+BEHIND_RELU = {
+    "leaky": F.leaky_relu,
+    "elu": F.elu,
+    "celu": F.celu,
+    "rrelu": F.rrelu,
+    "threshold": lambda x: F.threshold(x, -1.0, 3.0),
+    "abs": torch.abs,
+}
+
+
+@pytest.mark.parametrize("function", STRAIGHT.values(), ids=STRAIGHT)
+def test_rectifiers_that_are_straight_lines_go(function: Any) -> None:
+    done = apply_exactly(Lambda(lambda _, x: function(x.sin()).cos()), doubles(2, 3, 4), rules=RULES, bound=0.0)
+    assert done.text == "cos(sin(x))"
+
+
+@pytest.mark.parametrize("function", BEHIND_RELU.values(), ids=BEHIND_RELU)
+def test_rectifiers_of_what_is_never_negative_go(function: Any) -> None:
+    done = apply_exactly(Lambda(lambda _, x: function(x.relu()).cos()), doubles(2, 3, 4), rules=RULES, bound=0.0)
+    assert done.text == "cos(relu(x))"
+
+
+@pytest.mark.parametrize("function", BEHIND_RELU.values(), ids=BEHIND_RELU)
+def test_rectifiers_of_what_may_be_negative_stay(function: Any) -> None:
+    done = apply_exactly(Lambda(lambda _, x: function(x.sin()).cos()), doubles(2, 3, 4) * 3, rules=RULES, bound=0.0)
+    assert done.text != "cos(sin(x))"
+
+
+def test_prelu_of_ones_goes_and_another_stays() -> None:
+    for slope, text in ((1.0, "cos(sin(x))"), (0.5, "cos(prelu(sin(x), w))")):
+        model = Lambda(lambda m, x: m.f(x.sin()).cos(), f=nn.PReLU(3, slope).double())
+        assert apply_exactly(model, doubles(2, 3, 4), rules=RULES, bound=0.0).text == text
+
+
+def test_selu_of_what_is_never_negative_stays() -> None:
+    done = apply_exactly(Lambda(lambda _, x: F.selu(x.relu())), doubles(2, 3, 4), rules=RULES, bound=0.0)
+    assert "elu" in done.text.replace("relu", "")

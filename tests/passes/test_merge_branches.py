@@ -23,6 +23,7 @@ from support.helpers import (
     assert_verification_bites,
     conv_bn,
     doubles,
+    fuse_exactly,
     graph_text,
     healthy,
     program_of,
@@ -314,3 +315,73 @@ def test_a_weight_that_is_off_by_a_millionth_is_noticed() -> None:
     fused = apply_exactly(model, x, rules=RULES, bound=EXACT)
     assert_verification_bites(fused, [x], bound=EXACT)
     assert_evidence_bites(fused.original, MergeBranches())
+
+
+# ---- parts of the source: some of its channels, a crop of its map, its border filled otherwise ----------------------
+
+
+PARTS = {
+    "slice": lambda x: x[:, 2:],
+    "steps": lambda x: x[:, ::2][:, :3],
+    "index": lambda x: x[:, [4, 0, 2]],
+    "split": lambda x: torch.split(x, [2, 3], 1)[1],
+}
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_identity_on_some_channels_is_part_of_the_kernel(part: Any, norm: bool) -> None:
+    model = Lambda(
+        lambda m, x: (m.c(x) + (m.n(part(x)) if norm else part(x))).sin(),
+        c=nn.Conv2d(5, 3, 3, padding=1),
+        n=nn.BatchNorm2d(3),
+    )
+    done = fuse_exactly(healthy(model), doubles(2, 5, 6, 6), bound=1e-13)
+    assert done.text == "sin(conv3x3(x))"
+
+
+CROPS = {
+    "slices": (lambda m, x: m.ver(x[:, :, :, 1:-1]) + m.hor(x[:, :, 1:-1])),
+    "slices behind": (lambda m, x: m.ver(x)[:, :, :, 1:-1] + m.hor(x)[:, :, 1:-1]),
+    "negative pads": (lambda m, x: m.ver(F.pad(x, (-1, -1))) + m.hor(F.pad(x, (0, 0, -1, -1)))),
+}
+
+
+@pytest.mark.parametrize("dynamic", [("batch",), ("batch", "height", "width")], ids=["fixed", "free"])
+@pytest.mark.parametrize("rest", CROPS.values(), ids=CROPS)
+def test_cropped_branches_become_one_kernel(rest: Any, dynamic: tuple[str, ...]) -> None:
+    model = Lambda(
+        lambda m, x: (m.square(x) + rest(m, x)).relu(),
+        square=nn.Conv2d(3, 4, 3),
+        ver=nn.Conv2d(3, 4, (3, 1)),
+        hor=nn.Conv2d(3, 4, (1, 3)),
+    )
+    done = fuse_exactly(model.double(), doubles(2, 3, 8, 9), bound=1e-13, dynamic=dynamic)
+    assert done.text == "relu(conv3x3(x))"
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_branches_that_fill_the_border_alike_share_the_widest_pad(mode: str) -> None:
+    model = Lambda(
+        lambda m, x: (m.square(x) + m.ver(x) + m.hor(x) + m.point(x) + x).relu(),
+        square=nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode),
+        ver=nn.Conv2d(4, 4, (3, 1), padding=(1, 0), padding_mode=mode),
+        hor=nn.Conv2d(4, 4, (1, 3), padding=(0, 1), padding_mode=mode),
+        point=nn.Conv2d(4, 4, 1),
+    )
+    done = fuse_exactly(model.double(), doubles(2, 4, 7, 6), bound=1e-13)
+    assert done.text.startswith("relu(conv3x3(pad(x, [1, 1, 1, 1]")
+
+
+def test_different_fillings_do_not_share() -> None:
+    model = Lambda(
+        lambda m, x: m.a(x) + m.b(x),
+        a=nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        b=nn.Conv2d(4, 4, 3, padding=1, padding_mode="replicate"),
+    )
+    assert fuse_exactly(model.double(), doubles(2, 4, 7, 6), bound=1e-13).text.count("conv3x3") == 2
+
+
+def test_parts_that_are_only_added_say_nothing() -> None:
+    done = fuse_exactly(Lambda(lambda m, x: x[:, :2] + x[:, 2:4]), doubles(2, 4, 5, 5), bound=0.0)
+    assert done.missed("merge-branches") == []

@@ -1,0 +1,51 @@
+"""sum-of-stack: a sum or mean over the axis that a stack made is a sum of what was stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from reparam.passes.sum_of_stack import SumOfStack
+from support.helpers import Lambda, apply_exactly, doubles, fuse_exactly, graph_text, healthy, program_of, run_rules
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(1, 4), axis=st.integers(-4, 3), mean=st.booleans())
+def test_property(count: int, axis: int, mean: bool) -> None:
+    def forward(_: nn.Module, x: Tensor) -> Tensor:
+        stacked = torch.stack([x.sin() * k for k in range(1, count + 1)], axis)
+        return stacked.mean(axis) if mean else stacked.sum(axis)
+
+    done = apply_exactly(Lambda(forward), doubles(2, 3, 4), rules=[SumOfStack()], bound=1e-14)
+    assert "stack" not in done.text
+
+
+def test_stacked_branches_of_one_source_become_one_convolution() -> None:
+    model = Lambda(
+        lambda m, x: torch.stack([m.bn(m.a(x)), m.b(x)], 1).sum(1).relu(),
+        a=nn.Conv2d(3, 4, 3, padding=1),
+        bn=nn.BatchNorm2d(4),
+        b=nn.Conv2d(3, 4, 1),
+    )
+    assert fuse_exactly(healthy(model), doubles(2, 3, 6, 6), bound=1e-13).text == "relu(conv3x3(x))"
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda s: s.sum(2),
+        lambda s: s.sum(1, keepdim=True),
+        lambda s: s.amax(1),
+        lambda s: s.sum((1, 2)),
+        lambda s: s.sum(1) + s[:, 0],
+    ],
+    ids=["another axis", "axis kept", "maximum", "two axes", "read twice"],
+)
+def test_what_is_no_sum_of_the_parts_stays(join: Callable[[Tensor], Tensor]) -> None:
+    program = program_of(Lambda(lambda _, x: join(torch.stack([x, x.tanh()], 1))), doubles(2, 3, 4))
+    assert "stack" in graph_text(run_rules(program, SumOfStack()).program)
