@@ -33,7 +33,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra import HOMOGENEOUS, Layer, Pair, Route, execute, forward, read_layer, weights, write_layer
+from reparam.algebra import HOMOGENEOUS, Layer, Pair, Route, execute, forward_all, read_layer, weights, write_layer
 from reparam.ir import CATS, CONVS, LINEARS, TRANSPOSED_CONVS, Program, Refusal, evaluate, is_call, op_name
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
@@ -72,7 +72,8 @@ class Equalize:
         rows = self._ranges(program, layer)
         if rows is None:
             return None
-        route = forward(program, match.root, Pair(_shaped(torch.full_like(rows, 2.0), layer)))
+        twice = Pair(_shaped(torch.full_like(rows, 2.0), layer))
+        route = forward_all(program, {match.root: twice}, swapping=False)
         if isinstance(route, Refusal):
             return Refusal(f"its ranges stay: {route.reason}", match.root)
         columns = _column_ranges(program, route, len(rows))
@@ -81,7 +82,7 @@ class Equalize:
         scale = _powers(rows, columns)
         if bool((scale == 1).all()):
             return None
-        final = forward(program, match.root, Pair(_shaped(scale, layer)))
+        final = forward_all(program, {match.root: Pair(_shaped(scale, layer))}, swapping=False)
         return None if isinstance(final, Refusal) else Plan(layer, scale, final)
 
     def _ranges(self, program: Program, layer: Layer) -> Tensor | None:

@@ -24,7 +24,7 @@ from typing import ClassVar
 from torch import fx
 
 from reparam.algebra import Affine, Pair, Route, backward, execute, forward, read_affine, write_affine
-from reparam.ir import ADDS, BATCH_NORMS, Program, Refusal, is_call, place_of
+from reparam.ir import ADDS, BATCH_NORMS, Program, Refusal, aten, is_call, place_of
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 
@@ -61,7 +61,8 @@ class LeaveShift:
             )
         ahead = forward(program, affine.node, Pair(scale))
         if isinstance(ahead, Refusal):
-            return Refusal(f"not even its scale folds: {back.located}; {ahead.located}", match.root)
+            told = f"not even its scale folds: {back.located}; {ahead.located}"
+            return Refusal(told, match.root, _other_form(ahead))
         return Plan(affine, ahead, Pair(shift=shift / scale))
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
@@ -77,6 +78,13 @@ class LeaveShift:
         moved = write_affine(program, x, plan.shift, origin, like=node)
         made = execute(program, plan.route, {node: moved})
         return Rewrite({s: made[s] for s in plan.route.sinks}, message)
+
+
+def _other_form(ahead: Refusal) -> str:
+    """What a ReLU that stands in the way alone could become, and why it does not."""
+    if ahead.node is None or ahead.node.target is not aten.relu.default or "negative" not in ahead.reason:
+        return ""
+    return "a clamp with bounds for each channel lets it through, but takes longer than the batch norm that it saves"
 
 
 def _arithmetic(program: Program, root: fx.Node) -> Plan | None:

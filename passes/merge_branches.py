@@ -6,8 +6,9 @@ heads into one layer.
 Fires on a sum (or difference) whose operands, each a chain of convolutions, channel affines and average pools, start at
 the same value and give the same output positions: kernels of unequal size are centred by their padding, dilation is
 written out as zeros, groups are expanded to their common form, a skip connection is a dirac kernel, an average pool a
-constant depthwise one. Linear layers likewise. Branches merge pairwise, as long as no merge costs more
-multiply-accumulates than the layers that it replaces.
+constant depthwise one, a part of the channels a dirac kernel with rows left out, a crop a window that starts later.
+Branches that pad alike in all but width read the widest pad. Linear layers likewise. Branches merge pairwise, as long
+as no merge costs more multiply-accumulates than the layers that it replaces.
 
 Refuses branches of one source whose union would cost more, with the numbers; whose strides or output sizes
 differ; whose bias or second window would see a zero-padded border; where the pool's divisor changes at the border.
@@ -20,7 +21,7 @@ Source: linearity; Ding et al. 2021 (RepVGG, Diverse Branch Block) for the branc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -37,12 +38,14 @@ from reparam.algebra import (
     build_term,
     column,
     expand_groups,
+    share_padding,
     unite,
     write_affine,
     write_layer,
 )
 from reparam.ir import (
     ADDS,
+    PADS,
     SUBS,
     Program,
     Refusal,
@@ -118,13 +121,22 @@ def flatten(root: fx.Node) -> list[Operand]:
 
 
 def _common_sources(program: Program, operands: Sequence[Operand]) -> list[tuple[fx.Node, dict[int, Branch]]]:
-    """Values from which at least two operands come linearly, the nearest first, with the operands' chains."""
+    """Values from which at least two operands come linearly, the nearest first, with the operands' chains.
+
+    Last come pads that stand for others beside them.
+    """
     found: dict[fx.Node, dict[int, Branch]] = {}
     for i, operand in enumerate(operands):
         for chain in branches_to(program, operand.value, operand.reader):
             found.setdefault(chain.source, {}).setdefault(i, chain)
-    shared = [(s, c) for s, c in found.items() if len(c) > 1 and any(chain.links for chain in c.values())]
-    return sorted(shared, key=lambda item: sum(len(c.links) for c in item[1].values()) / len(item[1]))
+    shared = [(s, c) for s, c in found.items() if len(c) > 1 and _worth_a_try(c.values())]
+    shared.sort(key=lambda item: sum(len(c.links) for c in item[1].values()) / len(item[1]))
+    return shared + [(s, c) for s, c in share_padding(found) if len(c) > 1 and _worth_a_try(c.values())]
+
+
+def _worth_a_try(chains: Collection[Branch]) -> bool:
+    """Something is linear between them and the source, and where channels are only picked and added, a layer is by."""
+    return any(c.links for c in chains) and (any(c.layers for c in chains) or not any(c.picks for c in chains))
 
 
 def _macs(program: Program, chain: Branch) -> int:
@@ -163,10 +175,13 @@ class MergeBranches:
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """One layer for each merged branch, and the sum of what is left."""
+        source = plan.source
+        if is_call(source, PADS):  # of which the operands may have read others like it
+            source = program.clone(source, {}, like=plan.root)
         inside = {i for b in plan.merged for i in b.members}
         values = [(o.value, o.sign) for i, o in enumerate(plan.operands) if i not in inside]
         for branch in plan.merged:
-            values.insert(0, (_write(program, plan, branch), 1.0))
+            values.insert(0, (_write(program, plan.root, source, branch), 1.0))
         total = _write_sum(program, values, plan.root)
         count = sum(len(b.members) for b in plan.merged)
         return Rewrite(
@@ -236,23 +251,22 @@ def _join(
     return MergedBranch(a.members + b.members, add_terms(a.term, b.term, joint), a.layers + b.layers, a.macs + b.macs)
 
 
-def _write(program: Program, plan: Plan, branch: MergedBranch) -> fx.Node:
+def _write(program: Program, root: fx.Node, source: fx.Node, branch: MergedBranch) -> fx.Node:
     term = branch.term
-    root = plan.root
     ndim = len(term.window.size)
     if term.diagonal and not branch.layers:
         rank = len(shape_of(root))
         axis = 1 if ndim else rank - 1
         scale = column(term.weight.reshape(-1), rank, axis)
         shift = None if term.bias is None else column(term.bias, rank, axis)
-        return write_affine(program, plan.source, Pair(scale, shift), place_of(root), like=root)
+        return write_affine(program, source, Pair(scale, shift), place_of(root), like=root)
     in_order = sorted(branch.layers, key=lambda layer: layer.node)
     host = max(in_order, key=lambda layer: math.prod((1, *layer.kernel)))
     if not ndim:
         weight = expand_groups(term.weight, term.groups, 1)
-        return write_layer(program, host, weight, term.bias, x=plan.source, like=root)
+        return write_layer(program, host, weight, term.bias, x=source, like=root)
     geometry = term.window.geometry(term.groups)
-    return write_layer(program, host, term.weight, term.bias, x=plan.source, geometry=geometry, like=root)
+    return write_layer(program, host, term.weight, term.bias, x=source, geometry=geometry, like=root)
 
 
 def _write_sum(program: Program, values: list[tuple[fx.Node, float]], like: fx.Node) -> fx.Node:

@@ -3,22 +3,25 @@ and added. It works on one program at a time and knows nothing of rules.
 """
 
 from .branch_term import Branch, Link, Term, add_terms, branches_to, build_term, fit
-from .channel_affine import Affine, Pair, along, compress, read_affine, write_affine
+from .channel_affine import Affine, Pair, along, compress, read_affine, same, trim, write_affine
 from .fold_affine import AffinePlan, build_fold, plan_fold
 from .kernels import average_kernel, batch_norm_affine, column, dirac, expand_groups, scale_outputs
 from .layer import Layer, conv_call, read_layer, weights, write_layer
 from .propagate_backward import backward
 from .propagate_forward import forward, forward_all
 from .route import HOMOGENEOUS, Route, execute
+from .shared_padding import share_padding
 from .window import (
     Window,
     compose_over,
     compose_windows,
     identity_window,
+    is_aligned,
     is_padded,
     layer_window,
     pad_window,
     pool_window,
+    spatial_padding,
     uncropped,
     unite,
     zero_padding,
@@ -55,6 +58,7 @@ __all__ = [
     "forward",
     "forward_all",
     "identity_window",
+    "is_aligned",
     "is_padded",
     "layer_window",
     "pad_window",
@@ -62,7 +66,11 @@ __all__ = [
     "pool_window",
     "read_affine",
     "read_layer",
+    "same",
     "scale_outputs",
+    "share_padding",
+    "spatial_padding",
+    "trim",
     "uncropped",
     "unite",
     "weights",

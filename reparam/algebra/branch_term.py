@@ -7,11 +7,26 @@ touched. Tap i of an axis reads the input at position stride*p + first + i*step 
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, fx
 
-from reparam.ir import AVG_POOLS, PADS, Program, Refusal, arguments, is_call, shape_of
+from reparam.ir import (
+    AVG_POOLS,
+    PADS,
+    SLICES,
+    SPLITS,
+    Program,
+    Refusal,
+    arguments,
+    aten,
+    fixed_size,
+    is_call,
+    shape_of,
+    static_shape,
+)
 
 from .channel_affine import Affine, Pair, along, read_affine
 from .kernels import average_kernel, dirac, embed, expand_groups, scale_inputs, scale_outputs
@@ -20,11 +35,14 @@ from .window import (
     Window,
     compose_over,
     compose_windows,
+    cut_window,
     identity_window,
+    is_aligned,
     is_padded,
     layer_window,
     pad_window,
     pool_window,
+    spatial_padding,
     spread_over,
     zero_padding,
 )
@@ -32,12 +50,17 @@ from .window import (
 
 @dataclass(frozen=True)
 class Link:
-    """One linear operator of a chain. pool: the window of an average pool or of a zero pad (one tap)."""
+    """One linear operator of a chain.
+
+    pool: the window of an average pool, of a zero pad or of a cut (one tap). picks: the axis along which it takes
+    positions, and which.
+    """
 
     node: fx.Node
     layer: Layer | None = None
     pool: Window | None = None
     affine: Affine | None = None
+    picks: tuple[int, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,11 @@ class Branch:
     @property
     def layers(self) -> list[Layer]:
         return [link.layer for link in self.links if link.layer is not None]
+
+    @property
+    def picks(self) -> bool:
+        """Whether it takes some of the channels."""
+        return any(link.picks is not None for link in self.links)
 
 
 @dataclass(frozen=True)
@@ -64,7 +92,7 @@ class Term:
     @property
     def diagonal(self) -> bool:
         """True when it only scales and shifts each channel."""
-        plain = all(s == 1 for s in (*self.window.stride, *self.window.size)) and not is_padded(self.window)
+        plain = all(s == 1 for s in (*self.window.stride, *self.window.size)) and is_aligned(self.window)
         return plain and self.groups == self.weight.shape[0] and self.weight.shape[1] == 1
 
 
@@ -77,12 +105,69 @@ def read_link(program: Program, node: fx.Node) -> tuple[Link, fx.Node] | None:
         window = pool_window(node)
         return (Link(node, pool=window), arguments(node)["self"]) if window is not None else None
     if is_call(node, PADS):
-        padding = zero_padding(node)
+        padding = zero_padding(node) or _cropping(node)
         return (Link(node, pool=pad_window(padding)), arguments(node)["self"]) if padding is not None else None
+    taken = read_taken(program, node)
+    if taken is not None:
+        return taken
     affine = read_affine(program, node)
     if isinstance(affine, Affine):
         return Link(node, affine=affine), affine.x
     return None
+
+
+def read_taken(program: Program, node: fx.Node) -> tuple[Link, fx.Node] | None:
+    """A slice, split or selection as a link: positions along one axis, or a window for a cut along a spatial one."""
+    if node.target is operator.getitem:
+        split, which = node.args
+        if not is_call(split, SPLITS) or not isinstance(which, int):
+            return None
+        args = arguments(split)  # type: ignore[arg-type]
+        axis = args["dim"] % len(shape_of(node))
+        sizes = [fixed_size(part.shape[axis]) for part in split.meta["val"]]  # type: ignore[union-attr]
+        if any(s is None for s in sizes):
+            return None
+        start = sum(sizes[:which])  # type: ignore[arg-type]
+        return Link(node, picks=(axis, tuple(range(start, start + sizes[which])))), args["self"]  # type: ignore[operator]
+    args = arguments(node)
+    if node.target is aten.index_select.default:
+        index = program.tensor(args["index"])
+        axis = args["dim"] % len(shape_of(node))
+        return None if index is None else (Link(node, picks=(axis, tuple(index.tolist()))), args["self"])
+    if node.target is aten.channel_shuffle.default:
+        channels = static_shape(node)[1]
+        order = None if channels is None else torch.arange(channels).view(args["groups"], -1).t().reshape(-1)
+        return None if order is None else (Link(node, picks=(1, tuple(order.tolist()))), args["self"])
+    return _read_slice(node) if is_call(node, SLICES) else None
+
+
+def _read_slice(node: fx.Node) -> tuple[Link, fx.Node] | None:
+    args = arguments(node)
+    x, rank = args["self"], len(shape_of(node))
+    axis, size = args["dim"] % rank, static_shape(args["self"])[args["dim"] % rank]
+    start = args["start"] or 0
+    end = start + args["length"] if "length" in args and isinstance(start, int) else args.get("end")
+    step = args.get("step", 1)
+    if not all(isinstance(v, int) for v in (start, step, 0 if end is None else end)):
+        return None
+    if size is not None:
+        where = range(*slice(start, end, step).indices(size))
+        behind = size - where.stop
+        start = where.start
+    else:
+        where = range(0)
+        behind = 0 if end is None or end >= 2**62 else -end
+        if start < 0 or behind < 0:
+            return None
+    if axis <= 1 or rank < 4:
+        return (Link(node, picks=(axis, tuple(where))), x) if size is not None else None
+    return Link(node, pool=cut_window(rank - 2, axis - 2, start, behind, step)), x
+
+
+def _cropping(node: fx.Node) -> tuple[tuple[int, int], ...] | None:
+    """The spatial padding of a pad that only takes away, whatever its mode."""
+    padding = spatial_padding(node)
+    return padding if padding is not None and all(p <= 0 for ends in padding for p in ends) else None
 
 
 def branches_to(program: Program, value: fx.Node, user: fx.Node, depth: int = 6) -> list[Branch]:
@@ -125,6 +210,10 @@ def build_term(program: Program, chain: Branch, ndim: int, axis: int, sign: floa
 def _extend(program: Program, term: Term, link: Link, ndim: int, axis: int) -> Term | Refusal:
     if link.affine is not None:
         return _after_affine(term, link.affine.pair, axis, link.node)
+    if link.picks is not None:
+        return _after_picks(term, link, axis)
+    if link.pool is not None and not ndim:
+        return Refusal("a cut along the map and a linear layer do not combine")
     if link.pool is not None:
         channels = term.weight.shape[0]
         kernel = average_kernel(channels, link.pool.size, arguments(link.node).get("divisor_override"))  # 1 for a pad
@@ -145,6 +234,17 @@ def _after_affine(term: Term, own: Pair, axis: int, node: fx.Node) -> Term | Ref
     parts = (v if v is None else v.expand(c) for v in (scale, shift))
     weight, bias = scale_outputs("conv", term.weight, term.bias, term.groups, *parts)
     return replace(term, weight=weight, bias=bias)
+
+
+def _after_picks(term: Term, link: Link, axis: int) -> Term | Refusal:
+    assert link.picks is not None
+    along_axis, positions = link.picks
+    if along_axis != axis:
+        return Refusal(f"'{link.node.name}' takes a part along another axis than the channels", link.node)
+    index = torch.tensor(positions, device=term.weight.device)
+    dense = expand_groups(term.weight, term.groups, 1)
+    bias = None if term.bias is None else term.bias[index]
+    return replace(term, groups=1, weight=dense[index], bias=bias)
 
 
 def after_window(term: Term, window: Window, groups: int, weight: Tensor, bias: Tensor | None) -> Term | Refusal:

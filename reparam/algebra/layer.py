@@ -20,13 +20,17 @@ _TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input,
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a sliding window moves. padding: one (low, high) pair for each spatial axis."""
+    """How a sliding window moves.
+
+    padding: one (low, high) pair for each spatial axis. output_padding: of a transposed convolution, where a node
+    computes it from a free size.
+    """
 
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
-    output_padding: tuple[int, ...] = ()
+    output_padding: tuple[int | fx.Node, ...] = ()
 
     @property
     def padded(self) -> bool:
@@ -106,10 +110,15 @@ def read_layer(program: Program, node: Any) -> Layer | None:
     else:
         padding = tuple((p, p) for p in pair(args["padding"], n))
     transposed = is_call(node, TRANSPOSED_CONVS)
-    extra = pair(args["output_padding"], n) if transposed else ()
+    extra = _output_padding(args["output_padding"], n) if transposed else ()
     geometry = Geometry(pair(args["stride"], n), padding, dilation, int(args["groups"]), extra)
     kind: Kind = "transposed" if transposed else "conv"
     return Layer(node, kind, args["input"], args["weight"], args["bias"], geometry)
+
+
+def _output_padding(value: Any, n: int) -> tuple[int | fx.Node, ...]:
+    sizes = list(value) if isinstance(value, (list, tuple)) else [value]
+    return tuple(v if isinstance(v, fx.Node) else int(v) for v in (sizes * n if len(sizes) == 1 else sizes))
 
 
 def _read_linear(program: Program, node: fx.Node) -> Layer | None:

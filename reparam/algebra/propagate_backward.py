@@ -42,6 +42,7 @@ from .route import (
     _pool,
     _positive_only,
 )
+from .scaled_activation import Swap, scale_behind, takes_scale
 
 _AFFINE_NORMS = frozenset({aten.layer_norm.default, aten.group_norm.default})
 _PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default})
@@ -83,7 +84,10 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
         if isinstance(step, Refusal):
             return step
         action, own, operands = step
-        steps.append(Step(node, action, own))
+        swap: Swap | None = None
+        if isinstance(own, Swap):
+            swap, own = own, Pair()
+        steps.append(Step(node, action, own, swap))
         for operand, demand in operands:
             if operand in demands and not _agree(demands[operand], demand):
                 return Refusal("its users ask for different affines", operand)
@@ -119,7 +123,7 @@ def _join(a: Any, b: Any) -> Any:
     return {**a, **b} if isinstance(a, dict) and isinstance(b, dict) else b
 
 
-BackwardStep = tuple[Action, Pair, Sequence[tuple[fx.Node, Any]]]
+BackwardStep = tuple[Action, Pair | Swap, Sequence[tuple[fx.Node, Any]]]
 
 
 def _backward_step(program: Program, node: fx.Node, wanted: Any) -> BackwardStep | Refusal:
@@ -247,6 +251,9 @@ def _backward_unary(program: Program, node: fx.Node, wanted: Pair) -> BackwardSt
         return moved if isinstance(moved, Refusal) else ("clone", wanted, [(x, moved)])
     if is_call(node, HOMOGENEOUS):
         return _positive_only(node, wanted) or ("clone", wanted, [(x, wanted)])
+    if takes_scale(program, node) and wanted.shift is None and wanted.scale is not None:
+        swapped = scale_behind(program, node, wanted.scale)
+        return swapped if isinstance(swapped, Refusal) else ("clone", swapped[1], [(x, Pair(swapped[0]))])
     if is_call(node, AVG_POOLS | MAX_POOLS | GLOBAL_POOLS | INTERPOLATIONS):
         return _pool(node, wanted) or ("clone", wanted, [(x, wanted)])
     if is_call(node, MEANS):

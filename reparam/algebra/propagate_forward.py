@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, fx
 from reparam.ir import (
     ADDS,
     AVG_POOLS,
+    BATCH_NORMS,
     CATS,
     MAX_POOLS,
     MULS,
@@ -47,6 +49,16 @@ from .route import (
     _pool,
     _positive_only,
 )
+from .scaled_activation import Swap, scale_before, takes_scale
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """What comes out of an activation that another takes the place of."""
+
+    pair: Pair
+    swap: Swap
+
 
 # ---- forward -----------------------------------------------------------------------------------------------------
 
@@ -55,15 +67,29 @@ def forward(program: Program, start: fx.Node, carried: Pair) -> Route | Refusal:
     """Pushes `carried`, the affine that `start` applies, into all layers that use `start`.
 
     In the rewritten graph `start` is replaced by its un-affined value. Every path must end in a layer that absorbs
-    the affine exactly; otherwise Refusal names the first node that does not.
+    the affine exactly, or, where some do not, in another affine that takes it. Otherwise Refusal names the first node
+    on the way to the layers that does not.
     """
-    return forward_all(program, {start: carried})
+    through = forward_all(program, {start: carried})
+    if isinstance(through, Route):
+        return through
+    joined = forward_all(program, {start: carried}, joining=True)
+    return joined if isinstance(joined, Route) else through
 
 
-def forward_all(program: Program, starts: Mapping[fx.Node, Pair], *, leaving: fx.Node | None = None) -> Route | Refusal:
+def forward_all(
+    program: Program,
+    starts: Mapping[fx.Node, Pair],
+    *,
+    leaving: fx.Node | None = None,
+    joining: bool = False,
+    swapping: bool = True,
+) -> Route | Refusal:
     """`forward` for several values at once, each replaced by its own un-affined value.
 
     leaving: one user of the starts that is taken care of elsewhere, and must not be reached on another way.
+    joining: an affine on the way takes what is carried, if it can, instead of adding to it. swapping: an activation may
+    become another of its kind, with slopes or bounds for each channel.
     """
     known: dict[fx.Node, Any] = dict(starts)
     steps: list[Step] = []
@@ -72,11 +98,16 @@ def forward_all(program: Program, starts: Mapping[fx.Node, Pair], *, leaving: fx
     queued = set(heap)
     while heap:
         node = heapq.heappop(heap)
-        step = _forward_step(program, node, known)
+        step = (_forward_join(program, node, known) if joining else None) or _forward_step(program, node, known)
         if isinstance(step, Refusal):
             return step
         action, value = step
-        steps.append(Step(node, action, value if isinstance(value, Pair) else Pair()))
+        swap: Swap | None = None
+        if isinstance(value, Swapped):
+            if not swapping:
+                return _blocked(node)
+            swap, value = value.swap, value.pair
+        steps.append(Step(node, action, value if isinstance(value, Pair) else Pair(), swap))
         if action == "sink":
             continue
         known[node] = value
@@ -113,6 +144,24 @@ def _forward_step(program: Program, node: fx.Node, known: dict[fx.Node, Any]) ->
     if isinstance(carried, list):
         return ("clone", carried[int(node.args[1])]) if op_name(node) == "getitem" else _blocked(node)  # type: ignore[arg-type]
     return _forward_unary(program, node, first, carried)  # type: ignore[arg-type]
+
+
+def _forward_join(program: Program, node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Any] | None:
+    """An affine of the same kind as what is carried: a batch norm takes both, a product a scale, a sum a shift."""
+    affine = read_affine(program, node)
+    if not isinstance(affine, ChannelAffine) or not isinstance(carried := known.get(affine.x), Pair):
+        return None
+    if is_call(node, BATCH_NORMS):
+        try:
+            scale, shift = along(carried.scale, 1), along(carried.shift, 1)
+        except ValueError:
+            return None
+        width = shape_of(node)[1]
+        reversible = scale is None or not bool((scale == 0).any())
+        return ("sink", Pair(_widen(scale, width), _widen(shift, width))) if reversible else None
+    scales = carried.shift is None and affine.pair.shift is None
+    shifts = carried.scale is None and affine.pair.scale is None
+    return ("sink", carried) if scales or shifts else None
 
 
 def _blocked(node: fx.Node) -> Refusal:
@@ -194,6 +243,9 @@ def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -
         return "clone", _moved(program, node, x, carried)
     if is_call(node, HOMOGENEOUS):
         return _positive_only(node, carried) or ("clone", carried)
+    if takes_scale(program, node) and carried.shift is None and carried.scale is not None:
+        swapped = scale_before(program, node, carried.scale)
+        return swapped if isinstance(swapped, Refusal) else ("clone", Swapped(Pair(swapped[0]), swapped[1]))
     if is_call(node, AVG_POOLS | MAX_POOLS | GLOBAL_POOLS | INTERPOLATIONS):
         return _pool(node, carried) or ("clone", carried)
     if is_call(node, MEANS):

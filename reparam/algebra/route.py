@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from reparam.ir import (
     AVG_POOLS,
+    BATCH_NORMS,
     CASTS,
     IDENTITIES,
     MAX_POOLS,
@@ -25,9 +26,10 @@ from reparam.ir import (
 )
 
 from .channel_affine import Affine as ChannelAffine
-from .channel_affine import Pair, read_affine
+from .channel_affine import Pair, read_affine, write_affine
 from .kernels import scale_inputs, scale_outputs
 from .layer import read_layer, weights, write_layer
+from .scaled_activation import Swap, emit_swap
 
 HOMOGENEOUS = frozenset({aten.relu.default, aten.leaky_relu.default})
 
@@ -51,11 +53,15 @@ Action = Literal["clone", "skip", "sink"]
 
 @dataclass(frozen=True)
 class Step:
-    """What becomes of one old node: cloned on new operands, skipped (it was an affine), or re-weighted (a sink)."""
+    """What becomes of one old node: cloned on new operands, skipped (it was an affine), or re-weighted (a sink).
+
+    swap: the activation that a clone becomes.
+    """
 
     node: fx.Node
     action: Action
     pair: Pair = field(default_factory=Pair)
+    swap: Swap | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ def execute(program: Program, route: Route, substitution: dict[fx.Node, fx.Node]
             affine = read_affine(program, node)
             assert isinstance(affine, ChannelAffine)
             substitution[node] = substitution[affine.x]
+        elif step.swap is not None:
+            substitution[node] = emit_swap(program, step.swap, substitution[node.args[0]], node)  # type: ignore[index]
         elif step.action == "clone":
             substitution[node] = program.clone(node, substitution)
         else:
@@ -128,12 +136,36 @@ def execute(program: Program, route: Route, substitution: dict[fx.Node, fx.Node]
 
 def _write_sink(program: Program, step: Step, direction: str, substitution: dict[fx.Node, fx.Node]) -> fx.Node:
     layer = read_layer(program, step.node)
+    affine = read_affine(program, step.node) if layer is None else None
+    if isinstance(affine, ChannelAffine):
+        return _write_affine(program, step, affine, substitution[affine.x])
     if layer is None:
         return _write_norm(program, step)
     weight, bias = weights(program, layer)
     fold: Callable[..., tuple[Tensor, Tensor | None]] = scale_inputs if direction == "forward" else scale_outputs
     weight, bias = fold(layer.kind, weight, bias, layer.geometry.groups, step.pair.scale, step.pair.shift)
     return write_layer(program, layer, weight, bias, x=substitution.get(layer.x, layer.x))
+
+
+def _write_affine(program: Program, step: Step, own: ChannelAffine, x: fx.Node) -> fx.Node:
+    """An affine that takes the pair on its input: g*((s*x + t) - mu) + b = (g*s)*(x - (mu - t)/s) + b."""
+    node = step.node
+    origin = place_of(node)
+    if not is_call(node, BATCH_NORMS):
+        return write_affine(program, x, step.pair.then(own.pair.scale, own.pair.shift), origin, like=node)
+    args = dict(arguments(node))
+    channels = step.pair.scale if step.pair.scale is not None else step.pair.shift
+    assert channels is not None
+    scale = torch.ones_like(channels) if step.pair.scale is None else step.pair.scale
+    shift = torch.zeros_like(channels) if step.pair.shift is None else step.pair.shift
+    gamma, mean = program.tensor(args["weight"]), program.tensor(args["running_mean"])
+    assert mean is not None
+    args["weight"] = scale if gamma is None else gamma * scale
+    args["running_mean"] = (mean - shift) / scale
+    for name in ("weight", "running_mean"):
+        args[name] = program.weight(args[name], f"{origin}.{name}", trainable=name == "weight", like=node)
+    args["input"] = x
+    return program.call(node.target, tuple(args.values()), like=node)
 
 
 def _write_norm(program: Program, step: Step) -> fx.Node:

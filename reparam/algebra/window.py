@@ -57,10 +57,16 @@ def layer_window(layer: Layer) -> Window:
 def zero_padding(node: fx.Node) -> tuple[tuple[int, int], ...] | None:
     """(low, high) of each spatial axis of a zero pad; None for another mode or value, or a pad of other axes."""
     args = arguments(node)
-    flat, rank = list(args["pad"]), len(shape_of(node))
     if args.get("mode", "constant") != "constant" or args.get("value"):
         return None
-    if rank < 3 or len(flat) > 2 * (rank - 2) or not all(isinstance(p, int) and p >= 0 for p in flat):
+    padding = spatial_padding(node)
+    return padding if padding is not None and all(p >= 0 for ends in padding for p in ends) else None
+
+
+def spatial_padding(node: fx.Node) -> tuple[tuple[int, int], ...] | None:
+    """(low, high) of each spatial axis of a pad, negative where it crops; None for a pad of other axes."""
+    flat, rank = list(arguments(node)["pad"]), len(shape_of(node))
+    if rank < 3 or len(flat) > 2 * (rank - 2) or not all(isinstance(p, int) for p in flat):
         return None
     flat += [0] * (2 * (rank - 2) - len(flat))
     return tuple((flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2))
@@ -92,8 +98,28 @@ def pool_window(node: fx.Node) -> Window | None:
 
 def is_padded(window: Window) -> bool:
     """True when the window reads beyond either end of the input."""
-    high = [c + 1 + last for c, last in zip(window.slack, window.last, strict=True)]
-    return any(window.first) or any(high)
+    return any(f < 0 for f in window.first) or any(h > 0 for h in _beyond(window))
+
+
+def is_aligned(window: Window) -> bool:
+    """True when the window starts and ends with the input: it neither pads nor crops."""
+    return not any(window.first) and not any(_beyond(window))
+
+
+def _beyond(window: Window) -> list[int]:
+    """How far the window reads behind the end of the input; negative where it stops before that."""
+    return [c + 1 + last for c, last in zip(window.slack, window.last, strict=True)]
+
+
+def cut_window(ndim: int, axis: int, start: int, behind: int, step: int) -> Window:
+    """Every step-th position along spatial axis `axis`, from `start` on and without the last `behind`."""
+    flat = identity_window(ndim)
+    return replace(
+        flat,
+        stride=tuple(step if a == axis else 1 for a in range(ndim)),
+        first=tuple(start if a == axis else 0 for a in range(ndim)),
+        slack=tuple(-start - behind - 1 if a == axis else -1 for a in range(ndim)),
+    )
 
 
 def compose_windows(a: Window, b: Window) -> Window | Refusal:
@@ -101,7 +127,7 @@ def compose_windows(a: Window, b: Window) -> Window | Refusal:
 
     The sizes compose since floor((floor((H + c_a)/s_a) + 1 + c_b)/s_b) = floor((H + c_a + s_a(1 + c_b))/(s_a s_b)).
     """
-    pointwise = all(n == 1 for n in a.size) and not is_padded(a)
+    pointwise = all(n == 1 for n in a.size) and is_aligned(a)
     if is_padded(b) and not pointwise:
         return Refusal("a padded window after another window sees the wrong border")
     spread = [s * d for s, d in zip(a.stride, b.step, strict=True)]
@@ -143,7 +169,7 @@ def unite(a: Window, b: Window, sizes: Sequence[int | None]) -> Window | Refusal
                 else "the outputs agree in size only for some inputs"
             )
         slack.append(fitted)
-    return Window(a.stride, tuple(size), tuple(step), tuple(first), tuple(slack))
+    return uncropped(Window(a.stride, tuple(size), tuple(step), tuple(first), tuple(slack)))
 
 
 def _fit_slack(a: int, b: int, stride: int, size: int | None, low: int, high: int) -> int | None:
