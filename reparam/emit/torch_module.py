@@ -11,11 +11,14 @@ from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch._export.serde.serialize import SerializeError
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError
 from reparam.ir import Constant, Program, attribute_names, shape_of
-from reparam.utils import refuse_existing, unused_name, write_atomically
+from reparam.utils import first_line, refuse_existing, unused_name, write_atomically
+
+from .whole_sizes import spell_whole_sizes
 
 
 def to_module(program: Program) -> nn.Module:
@@ -121,6 +124,9 @@ def _attach(root: nn.Module, name: str, constant: Constant) -> None:
 def export_program(program: Program) -> torch.export.ExportedProgram:
     """The program as an ExportedProgram with the same dynamic axes."""
     module = to_module(program)
+    assert isinstance(module, fx.GraphModule)
+    spell_whole_sizes(module.graph)
+    module.recompile()
     env = {s: 2 for spec in program.inputs for s in spec.shape[:1] if isinstance(s, str)}
     args: list[Any] = []
     shapes: list[Any] = []
@@ -178,7 +184,10 @@ def save_pt2(program: Program, path: Path, *, force: bool = False) -> None:
         sink = _Sink(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.export.save(exported, cast(IO[bytes], sink))
+            try:
+                torch.export.save(exported, cast(IO[bytes], sink))
+            except SerializeError as error:
+                raise InputError(f"torch cannot write this network to a .pt2: {first_line(error)}") from error
         if sink.error is not None:
             raise sink.error
 

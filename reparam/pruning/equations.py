@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.algebra import Layer
+from reparam.ir import shape_of
 
 RIDGE = 1e-4  # of the mean square of the columns
 
@@ -72,11 +73,16 @@ def _with_gaps(x: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def _borders(layer: Layer) -> tuple[tuple[int, int], ...]:
-    """What a transposed convolution has before and behind its input along each spatial axis; negative is cut off."""
+    """What a transposed convolution has before and behind its input along each spatial axis; negative is cut off.
+
+    What the output is longer than its input makes it, at the traced size, is its output padding.
+    """
     g = layer.geometry
-    extra = g.output_padding or (0,) * len(layer.kernel)
-    sizes = zip(layer.kernel, g.dilation, g.padding, extra, strict=True)
-    return tuple((d * (k - 1) - low, d * (k - 1) - high + more) for k, d, (low, high), more in sizes)
+    ends = []
+    for axis, (k, d, s, (low, high)) in enumerate(zip(layer.kernel, g.dilation, g.stride, g.padding, strict=True), 2):
+        inner = (shape_of(layer.x)[axis] - 1) * s + d * (k - 1) + 1 - low - high
+        ends.append((d * (k - 1) - low, d * (k - 1) - high + shape_of(layer.node)[axis] - inner))
+    return tuple(ends)
 
 
 def as_rows(layer: Layer, weight: Tensor) -> Tensor:

@@ -30,9 +30,11 @@ def model_of(program: Program) -> onnx.ModelProto:
     import onnx_ir as ir
 
     from .cleanup import simplified, strip
+    from .free_sizes import for_free_sizes
     from .naming import name_nodes, name_outputs, name_sizes
     from .values import untyped
 
+    program = for_free_sizes(program)
     exported = export_program(program)
     opset = BFLOAT16_OPSET if program.dtype == torch.bfloat16 else OPSET
     _note_layers(program, exported)

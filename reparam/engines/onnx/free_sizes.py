@@ -1,0 +1,103 @@
+"""Operators that ONNX has for fixed sizes alone, where sizes are free: another exact form, or a refusal by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from reparam.errors import InputError
+from reparam.ir import TRANSPOSED_CONVS, Program, arguments, aten, fixed_size, is_call, op_name, place_of
+
+_AVERAGES = frozenset(
+    {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
+)
+_LARGEST = frozenset(
+    {aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default}
+)
+
+
+def for_free_sizes(program: Program) -> Program:
+    """The program with adaptive average pools of free sizes as matrix products; itself where there are none.
+
+    Raises InputError naming the call and its layer where ONNX has no form for a size that is free.
+    """
+    for node in program.calls():
+        _refuse(node)
+    if not any(_needs_matrices(n) for n in program.calls()):
+        return program
+    made = program.copy()
+    for node in list(made.calls()):
+        if _needs_matrices(node):
+            node.replace_all_uses_with(_averaged(made, node))
+            made.erase([node])
+    return made
+
+
+def _refuse(node: fx.Node) -> None:
+    args = arguments(node) if is_call(node, TRANSPOSED_CONVS | _LARGEST) else {}
+    extra = args.get("output_padding")
+    if any(isinstance(v, fx.Node) for v in (extra if isinstance(extra, (list, tuple)) else [extra])):
+        raise InputError(
+            f"ONNX has no form of the {op_name(node)} of '{place_of(node)}', whose output_padding depends on a free "
+            "size; fix the sizes (--dynamic batch)"
+        )
+    if is_call(node, _LARGEST) and _is_free(node) and any(n != 1 for n in _target(args["output_size"])):
+        sizes = "x".join(str(n) for n in _target(args["output_size"]))
+        raise InputError(
+            f"ONNX has no form of the {op_name(node)} to {sizes} of '{place_of(node)}' for free sizes; fix the sizes "
+            "(--dynamic batch)"
+        )
+
+
+def _target(sizes: Any) -> list[Any]:
+    return list(sizes) if isinstance(sizes, (list, tuple)) else [sizes]
+
+
+def _is_free(node: fx.Node) -> bool:
+    shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+    return any(fixed_size(s) is None for s in shape[len(shape) - len(_target(arguments(node)["output_size"])) :])
+
+
+def _needs_matrices(node: fx.Node) -> bool:
+    if not is_call(node, _AVERAGES) or not _is_free(node):
+        return False
+    targets = _target(arguments(node)["output_size"])
+    sizes = node.args[0].meta["val"].shape[-len(targets) :]  # type: ignore[union-attr]
+    kept = [isinstance(n, int) or str(n.meta["val"]) == str(s) for n, s in zip(targets, sizes, strict=True)]
+    return all(kept) and any(n != 1 for n in targets)
+
+
+def _averaged(program: Program, node: fx.Node) -> fx.Node:
+    """Each axis by itself: y = x A^T, with a row of A for each window, 1/length inside it and 0 outside."""
+    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    rank = x.meta["val"].dim()
+    targets = _target(arguments(node)["output_size"])
+    value = x
+    for axis, target in zip(range(rank - len(targets), rank), targets, strict=True):
+        if isinstance(target, fx.Node):  # the size of the input
+            continue
+        matrix = _windows(program, node, x, axis, target)
+        turned = value if axis == rank - 1 else program.call(aten.transpose.int, (value, axis, rank - 1), like=node)
+        product = program.call(aten.matmul.default, (turned, matrix), like=node)
+        value = product if axis == rank - 1 else program.call(aten.transpose.int, (product, axis, rank - 1), like=node)
+    return value
+
+
+def _windows(program: Program, node: fx.Node, x: fx.Node, axis: int, target: int) -> fx.Node:
+    """A^T (size, target): window i reaches from floor(i*size/target) to ceil((i + 1)*size/target)."""
+
+    def call(operator: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return program.call(operator, args, kwargs, like=node)
+
+    number = program.weight(torch.arange(target), f"{place_of(node)}.windows", like=node)
+    size = fixed_size(x.meta["val"].shape[axis]) or call(aten.sym_size.int, x, axis)
+    first = call(aten.floor_divide.default, call(aten.mul.Tensor, number, size), target)
+    behind = call(aten.mul.Tensor, call(aten.add.Tensor, number, 1), size)
+    last = call(aten.floor_divide.default, call(aten.add.Tensor, behind, target - 1), target)
+    where = call(aten.unsqueeze.default, call(aten.arange.default, size, device=program.device), 1)
+    inside = call(aten.logical_and.default, call(aten.ge.Tensor, where, first), call(aten.lt.Tensor, where, last))
+    dtype = x.meta["val"].dtype
+    length = call(aten.to.dtype, call(aten.sub.Tensor, last, first), dtype)
+    return call(aten.div.Tensor, call(aten.to.dtype, inside, dtype), length)

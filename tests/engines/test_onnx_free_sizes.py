@@ -1,0 +1,72 @@
+"""What ONNX has for fixed sizes alone: another exact form for free ones, or a refusal that names the layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from reparam.errors import InputError
+
+onnxruntime = pytest.importorskip("onnxruntime")
+FREE = ("batch", "height", "width")
+
+
+class Pooled(nn.Module):
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 4, 3), pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.conv(x))
+
+
+@pytest.mark.parametrize("size", [3, (2, 5), (None, 4)])
+def test_adaptive_average_of_free_sizes(size: object, tmp_path: Path) -> None:
+    model = Pooled(nn.AdaptiveAvgPool2d(size)).eval()  # type: ignore[arg-type]
+    path = tmp_path / "net.onnx"
+    reparam.export(model, torch.rand(2, 3, 12, 11), path=path, dynamic=FREE)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    for shape in ((1, 3, 9, 17), (3, 3, 14, 8)):
+        x = torch.rand(shape)
+        (got,) = session.run(None, {name: x.numpy()})
+        np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 4, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.up(torch.relu(self.down(x)), output_size=x.shape[-2:]))
+
+
+def test_transposed_convolution_to_the_size_of_the_input() -> None:
+    model = Decoder().eval()
+    done = reparam.convert(model, torch.rand(2, 3, 9, 12), dynamic=FREE)
+    assert done.report.after.norms == 0
+    for shape in ((1, 3, 8, 8), (2, 3, 7, 12)):
+        x = torch.rand(shape)
+        torch.testing.assert_close(done.module(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (Decoder(), r"ONNX has no form of the conv_transpose2d of 'up', whose output_padding depends on a free size"),
+        (Pooled(nn.AdaptiveMaxPool2d(3)), r"ONNX has no form of the adaptive_max_pool2d to 3x3 of 'pool' for free"),
+    ],
+    ids=["output size", "adaptive maximum"],
+)
+def test_layer_without_a_form_is_named(model: nn.Module, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    with pytest.raises(InputError, match=told):
+        reparam.export(model.eval(), torch.rand(2, 3, 12, 11), path=path, dynamic=FREE)
+    assert not path.exists()
