@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reparam.capture import Captured, batch_of, capture, from_exported, read_axes
+from reparam.capture import Captured, batch_of, capture, from_exported, read_axes, without_batch
 from reparam.check import (
     Judge,
     LostDigitsError,
@@ -99,7 +99,8 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     model: a module, left untouched, or an exported program. example_inputs: its positional arguments (for a module);
         tensors are (N, ...) where the batch stays free, of any N.
     to: fused, plain, or as-is, which rewrites nothing.
-    dynamic: axes whose size stays free: "batch" (axis 0), "height" and "width" (the last two of four or more).
+    dynamic: axes whose size stays free: "batch" (axis 0), "height" and "width" (the last two of four or more), or any
+        other by its input, its number and a name: "x:1=sequence".
     dtype: of the emitted weights, default their own. seed: of the random inputs of all checks.
     progress: called with a stage, the steps done and their number.
     input_ranges: (low, high) of each tensor input; values are drawn from it and rules may rely on it.
@@ -129,7 +130,7 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     except PathError as error:
         if isinstance(model, torch.export.ExportedProgram) or error.axes != ("batch",):
             raise
-        size, others = batch_of(example_inputs), tuple(a for a in read_axes(dynamic) if a != "batch")
+        size, others = batch_of(example_inputs), without_batch(read_axes(dynamic))
         note = f"the batch is fixed at {size}, that of the example: {error.what}"
         captured = run.take_in(model, example_inputs, others, input_ranges, note)
         captured = replace(captured, program=replace(captured.program, samples=size))

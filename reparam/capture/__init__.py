@@ -2,17 +2,20 @@
 is refused with the line of the model.
 """
 
+from .free_axes import frees_batch, read_axes, without_batch
 from .fresh import fresh_copy, outside_kept
 from .steps import Captured, from_exported
-from .torch_export import batch_of, capture, evaluation_mode, read_axes
+from .torch_export import batch_of, capture, evaluation_mode
 
 __all__ = [
     "Captured",
     "batch_of",
     "capture",
     "evaluation_mode",
+    "frees_batch",
     "fresh_copy",
     "from_exported",
     "outside_kept",
     "read_axes",
+    "without_batch",
 ]

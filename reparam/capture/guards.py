@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]  # it ships no types
@@ -40,27 +41,36 @@ class Axis:
         )
 
 
-def free_axes(exported: torch.export.ExportedProgram) -> dict[str, Axis]:
+Labels = Mapping[tuple[str, int], str]  # what the user calls axes, by their input and number
+
+
+def _named(labels: Labels, name: str, index: int, rank: int) -> Axis:
+    return Axis(name, index, labels.get((name, index), axis_name(index, rank)))
+
+
+def free_axes(exported: torch.export.ExportedProgram, labels: Labels = MappingProxyType({})) -> dict[str, Axis]:
     """The axes of the inputs whose sizes are symbols, by the symbol; of equal ones the first."""
     found: dict[str, Axis] = {}
-    for name, value in _inputs(exported):
+    for name, value in tensor_inputs(exported):
         for i, size in enumerate(value.shape):
             if fixed_size(size) is None:
-                found.setdefault(str(size), Axis(name, i, axis_name(i, value.dim())))
+                found.setdefault(str(size), _named(labels, name, i, value.dim()))
     return found
 
 
-def equal_axis(exported: torch.export.ExportedProgram, name: str) -> Axis | None:
+def equal_axis(exported: torch.export.ExportedProgram, name: str, labels: Labels = MappingProxyType({})) -> Axis | None:
     """A free axis of another name that has the size of the axes called so wherever the captured graph holds."""
-    free = free_axes(exported)
-    for _, value in _inputs(exported):
+    free = free_axes(exported, labels)
+    for input_name, value in tensor_inputs(exported):
         for i, size in enumerate(value.shape):
-            if axis_name(i, value.dim()) == name and (twin := free.get(str(size))) is not None and twin.name != name:
+            called = _named(labels, input_name, i, value.dim()).name
+            if called == name and (twin := free.get(str(size))) is not None and twin.name != name:
                 return twin
     return None
 
 
-def _inputs(exported: torch.export.ExportedProgram) -> Iterator[tuple[str, Tensor]]:
+def tensor_inputs(exported: torch.export.ExportedProgram) -> Iterator[tuple[str, Tensor]]:
+    """The names and values of the inputs that are tensors, in order."""
     names = set(exported.graph_signature.user_inputs)
     for node in exported.graph.nodes:
         if node.op == "placeholder" and node.name in names and isinstance(node.meta.get("val"), Tensor):
@@ -90,10 +100,10 @@ class SizeGuard:
         return any(not self.holds([n] * len(self.axes)) for n in PROBES)
 
 
-def size_guards(exported: torch.export.ExportedProgram) -> list[SizeGuard]:
+def size_guards(exported: torch.export.ExportedProgram, labels: Labels = MappingProxyType({})) -> list[SizeGuard]:
     """The guards on axes that were to be free, also on those that torch fixed because of them."""
     env = _shape_env(exported)
-    axes = _axes_of_symbols(exported, env)
+    axes = _axes_of_symbols(exported, env, labels)
     found: dict[str, SizeGuard] = {}
     for guard in env.guards if env is not None else ():
         symbols = sorted(getattr(guard.expr, "free_symbols", ()), key=str)
@@ -123,17 +133,17 @@ def _read(guard: Any, symbols: Sequence[Any], axes: Sequence[Axis]) -> SizeGuard
     return SizeGuard(tuple(axes), names, _readable(guard.expr, symbols, axes), place, theirs, "assert" in line, holds)
 
 
-def _axes_of_symbols(exported: torch.export.ExportedProgram, env: Any) -> dict[str, Axis]:
+def _axes_of_symbols(exported: torch.export.ExportedProgram, env: Any, labels: Labels) -> dict[str, Axis]:
     """Where each size symbol came from: an axis of an input. Those that torch fixed later have theirs too."""
-    ranks = {name: value.dim() for name, value in _inputs(exported)}
-    found = dict(free_axes(exported))
+    ranks = {name: value.dim() for name, value in tensor_inputs(exported)}
+    found = dict(free_axes(exported, labels))
     for symbol, sources in getattr(env, "var_to_sources", {}).items():
         for source in sources:
             index, base = getattr(source, "idx", None), getattr(source, "base", None)
             if isinstance(index, int) and base is not None:
                 name = _input_name(base)
                 rank = ranks.get(name, max(ranks.values(), default=0))
-                found.setdefault(str(symbol), Axis(name, index, axis_name(index, rank)))
+                found.setdefault(str(symbol), _named(labels, name, index, rank))
     return found
 
 
@@ -180,7 +190,7 @@ def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[
 def _traced(exported: torch.export.ExportedProgram) -> dict[str, int]:
     """The free sizes as they were traced."""
     found: dict[str, int] = {}
-    for _, value in _inputs(exported):
+    for _, value in tensor_inputs(exported):
         for size in value.shape:
             if not isinstance(size, int) and fixed_size(size) is None and size.node.hint is not None:
                 found.setdefault(str(size), int(size.node.hint))

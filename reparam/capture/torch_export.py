@@ -18,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from reparam.errors import CaptureError, EndedError, InputError, MachineError
-from reparam.utils import AXES, describe_type, foreign_code, memory_told
+from reparam.errors import CaptureError, EndedError, MachineError
+from reparam.utils import foreign_code, memory_told
 
 from .explain import explain
+from .free_axes import bound_axes, dynamic_shapes, frees_batch, read_axes, wanted_axes, widened, without_batch
 from .fresh import fresh_copy, outside_kept
-from .guards import equal_axis, free_axes, size_guards
 from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
@@ -47,7 +47,8 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
 
     example_inputs: the positional arguments; tensors are (N, ...) when "batch" is dynamic.
     dynamic: axes whose size stays free: "batch" (axis 0), "height" and "width" (the last two of tensors with four or
-    more axes). A batch that the model does not leave free is fixed at that of the examples, with a note.
+    more axes), or any other by its input, its number and a name of its own: "x:1=sequence". A batch that the model
+    does not leave free is fixed at that of the examples, with a note.
 
     Raises CaptureError when the model cannot become one graph, or does not leave another of these axes free, with the
     line that asks for its size; InputError for an unknown axis name.
@@ -64,17 +65,6 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
             with evaluation_mode(module):
                 refuse_misfit(module, example_inputs, lambda: module(*_copies(tuple(example_inputs))))
             raise
-
-
-def read_axes(dynamic: Any) -> tuple[str, ...]:
-    """The names of free axes; one text may hold several, as on the command line. Raises InputError."""
-    names = dynamic.split(",") if isinstance(dynamic, str) else dynamic
-    if not isinstance(names, Sequence):
-        raise InputError(f"dynamic is {describe_type(dynamic)}; give the names of free axes, such as ('batch',), or ()")
-    unknown = [a for a in names if a not in AXES]
-    if unknown:
-        raise InputError(f"unknown dynamic axis '{unknown[0]}'; choose from {', '.join(AXES)}")
-    return tuple(dict.fromkeys(names))
 
 
 def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[str, ...]) -> Captured:
@@ -110,26 +100,6 @@ def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(pytree.tree_map(own, tuple(args)))
 
 
-def _widen(value: Any) -> Any:
-    """A batch of one becomes a batch of two, since a traced size of one would be taken as fixed."""
-    if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == 1:
-        return torch.cat([value, value])
-    return value
-
-
-def _dynamic_shapes(args: tuple[Any, ...], dynamic: tuple[str, ...]) -> tuple[Any, ...]:
-    def spec(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dim() == 0:
-            return None
-        axes = {0: torch.export.Dim.AUTO} if "batch" in dynamic else {}
-        if value.dim() >= 4:
-            axes |= {value.dim() - 2: torch.export.Dim.AUTO} if "height" in dynamic else {}
-            axes |= {value.dim() - 1: torch.export.Dim.AUTO} if "width" in dynamic else {}
-        return axes or None
-
-    return tuple(pytree.tree_map(spec, args))
-
-
 def _by_parameter(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
     """One entry for each parameter of forward, as torch.export wants it: a `*args` takes the rest as a tuple."""
     kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
@@ -147,17 +117,18 @@ def _export(
     """
     if not dynamic:
         return _export_once(module, args, None), 1
-    wide = pytree.tree_map(_widen, args) if "batch" in dynamic else args
+    wide = widened(module, args, dynamic)
+    wanted = wanted_axes(module, wide, dynamic)
     try:
-        exported = _export_once(module, wide, _by_parameter(module, _dynamic_shapes(wide, dynamic)))
+        exported = _export_once(module, wide, _by_parameter(module, dynamic_shapes(wide, wanted)))
     except CaptureError as error:
-        if dynamic != ("batch",):
+        if without_batch(dynamic):
             _export_once(module, args, None)  # what no choice of axes helps is told as it is
             raise CaptureError(f"{error}; leave out what need not be free of {', '.join(dynamic)}") from error
         fixed = _export_once(module, args, None)
         notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {error}")
-        return fixed, batch_of(args) if "batch" in dynamic else 1
-    bound = _bound_axes(exported, dynamic)
+        return fixed, batch_of(args) if frees_batch(dynamic) else 1
+    bound = bound_axes(exported, wanted)
     asked = {name: why for name, why in bound.items() if name != "batch"}
     if asked:
         name, why = next(iter(asked.items()))
@@ -166,36 +137,12 @@ def _export(
         return exported, 1
     size = batch_of(args)
     notes.append(f"the batch is fixed at {size}, that of the example: {bound['batch']}")
-    return _export(module, args, tuple(d for d in dynamic if d != "batch"), notes)[0], size
+    return _export(module, args, without_batch(dynamic), notes)[0], size
 
 
 def batch_of(args: Sequence[Any]) -> int:
     """The samples of example inputs: the first size of the first tensor, or 1 where none has a size."""
     return next((int(v.shape[0]) for v in pytree.tree_leaves(tuple(args)) if isinstance(v, Tensor) and v.dim()), 1)
-
-
-def _bound_axes(exported: torch.export.ExportedProgram, dynamic: Sequence[str]) -> dict[str, str]:
-    """The axes that the model does not leave free, by name, with the reason."""
-    found: dict[str, str] = {}
-    for guard in size_guards(exported):
-        if guard.of_model and not guard.asserted and guard.binds:
-            for axis in guard.axes:
-                found.setdefault(axis.name, f"the model asks whether {guard.text} at {guard.place}")
-    free = {axis.name for axis in free_axes(exported).values()}
-    for name in dynamic:
-        if name not in free and name not in found and _has(exported, name):
-            twin = equal_axis(exported, name)
-            alone = "the model works with one size of it alone"
-            found[name] = alone if twin is None else f"what is captured holds where it is equal to {twin} alone"
-    return {name: why for name, why in found.items() if name in dynamic}
-
-
-def _has(exported: torch.export.ExportedProgram, name: str) -> bool:
-    """Whether some input has an axis of that name."""
-    values = [n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder"]
-    inputs = values[-len(exported.graph_signature.user_inputs) :]
-    ranks = [v.dim() for v in inputs if isinstance(v, Tensor)]
-    return any(r >= (1 if name == "batch" else 4) for r in ranks)
 
 
 def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:

@@ -288,10 +288,11 @@ class _Check:
         if captured is None:
             self._refuse_float64(found.values)
         shape = _shape_of(found.values)
-        how = "does not run" if captured is None else "computes something else"
+        if captured is None:
+            return _captured_stops(self.original, shape, plan.sizes)
         return self._path_error(
             f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured "
-            f"graph {how} there",
+            "graph computes something else there",
             plan.sizes,
         )
 
@@ -319,10 +320,24 @@ class _Check:
         )
 
     def _path_error(self, message: str, sizes: Mapping[str, int]) -> PathError:
-        specs = self.original.inputs
-        axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in sizes]
-        names = [n for n in dict.fromkeys(axes) if n != "batch"] or list(dict.fromkeys(axes))
-        return PathError(message, names)
+        return _path_error(self.original, message, sizes)
+
+
+def _path_error(original: Program, message: str, sizes: Mapping[str, int]) -> PathError:
+    specs = original.inputs
+    axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in sizes]
+    names = [n for n in dict.fromkeys(axes) if n != "batch"] or list(dict.fromkeys(axes))
+    return PathError(message, names)
+
+
+def _captured_stops(original: Program, shape: str, sizes: Mapping[str, int]) -> PathError:
+    """What to raise where the captured graph does not run at a size at which the model does."""
+    return _path_error(
+        original,
+        f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured graph "
+        "does not run there",
+        sizes,
+    )
 
 
 def _shape_of(values: Feed) -> str:
@@ -344,7 +359,8 @@ def check_emitted(
 
     dtype: the dtype that both run in when it differs from the original's own, else None. In float64, where the truth is
     the original's own result, the bar is that of the check before. Raises LostDigitsError when the converted model is
-    less exact than the original, InputError when this machine cannot compute in that dtype, or the original overflows.
+    less exact than the original, PathError when the captured original does not run at sizes that are said to be free,
+    InputError when this machine cannot compute in that dtype, or the original overflows.
     """
     name = dtype_name(dtype or original.dtype)
     floor = max(4.0 * torch.finfo(dtype or original.dtype).eps, *(r.limit for r in rounds))
@@ -354,6 +370,8 @@ def check_emitted(
             old = evaluate(original, typed(original, r.values, dtype), dtype)
             new = evaluate(emitted, typed(emitted, r.values, dtype), None)
         except RuntimeError as e:
+            if r.plan.sizes and evaluate_where_it_runs(original, r.values) is None:  # a rewrite made it run there
+                raise _captured_stops(original, _shape_of(r.values), r.plan.sizes) from e
             raise InputError(f"this machine cannot run the network in {name}: {first_line(e)}") from e
         add_spreads(outputs, r.truth, old, new, r.inputs)
     worst = max(outputs, key=lambda o: o.ratio(floor), default=None)

@@ -14,7 +14,7 @@ import typer
 
 from reparam.errors import InputError
 from reparam.options import DEFAULTS, MaxPool, Signed
-from reparam.utils import AXES, INTEGERS, Shape, Shapes
+from reparam.utils import AXES, INTEGERS, Shape, Shapes, read_named_axis
 
 if TYPE_CHECKING:
     from reparam.data import Preprocessing
@@ -104,7 +104,8 @@ SignedOption = Annotated[
 ]
 InputShape = Annotated[list[str] | None, _SHAPE]
 Dynamic = Annotated[
-    str, typer.Option("--dynamic", metavar="AXES", help="Axes of free size: batch, batch,height,width or none.")
+    str,
+    typer.Option("--dynamic", metavar="AXES", help="Axes of free size: batch,height,width, x:1=NAME; or none."),
 ]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Of the emitted weights; their own when left out.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and of the checks' inputs.")]
@@ -227,8 +228,11 @@ def read_dynamic(text: str) -> tuple[str, ...]:
     names = [n.strip() for n in text.split(",")]
     if names == ["none"]:
         return ()
-    if unknown := [n for n in names if n not in AXES]:
-        raise InputError(f"--dynamic '{unknown[0]}' is not an axis; choose from {', '.join(AXES)}, or none")
+    if unknown := [n for n in names if n not in AXES and read_named_axis(n) is None]:
+        raise InputError(
+            f"--dynamic '{unknown[0]}' is not an axis; choose from {', '.join(AXES)}, or none, or write "
+            "input:axis=name, such as x:1=sequence"
+        )
     return tuple(dict.fromkeys(names))
 
 

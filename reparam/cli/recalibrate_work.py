@@ -16,7 +16,7 @@ from reparam._version import __version__
 from reparam.data import Preprocessing
 from reparam.errors import InputError
 from reparam.training import recalibrate
-from reparam.utils import Shapes, write_atomically
+from reparam.utils import Shapes, is_batch, write_atomically
 
 from .session import Session
 from .work import Loaded, example_inputs, explained_misfit
@@ -41,7 +41,7 @@ def recalibrate_loaded(
     model = loaded.model
     if model.exported is not None:
         raise InputError(f"{loaded.name} is an exported program, whose norms are fixed; give the checkpoint it is from")
-    rows = 2 if "batch" in options.dynamic else options.batch
+    rows = 2 if any(map(is_batch, options.dynamic)) else options.batch
     inputs = example_inputs(session, model, options.shapes, rows, options.seed)
     with session.working() as tell:
         start = time.perf_counter()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reparam.errors import CaptureError, EndedError, InputError, ReparamError
 from reparam.ir import draw_examples, shape_of_input
 from reparam.options import DEFAULTS, PlainOptions
-from reparam.utils import Shapes, first_line, foreign_code, together
+from reparam.utils import Shapes, first_line, foreign_code, is_batch, together
 
 from .options import Side
 from .outputs import Outputs
@@ -194,7 +194,7 @@ class ConvertOptions:
     @property
     def batch(self) -> int:
         """Two where the batch is free, since a traced size of one would be taken as fixed."""
-        return 2 if "batch" in self.dynamic else 1
+        return 2 if any(map(is_batch, self.dynamic)) else 1
 
 
 def convert_loaded(

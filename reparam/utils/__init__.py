@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .reading import Stamp, opened, parse_json, path_of, size_of, stamp_of
     from .safetensors_header import TensorPlace, check_safetensors, is_safetensors
     from .search_path import leave_current_folder
-    from .shapes import AXES, INTEGERS, Shape, Shapes, axis_name
+    from .shapes import AXES, INTEGERS, NamedAxis, Shape, Shapes, axis_name, is_batch, read_named_axis
     from .staging import Together, together, write_atomically, writing
     from .text import describe_error, describe_type, dtype_name, first_line, one_line, visible_lines
 
@@ -60,9 +60,12 @@ _DOORS = {
     "shapes": (
         "AXES",
         "INTEGERS",
+        "NamedAxis",
         "Shape",
         "Shapes",
         "axis_name",
+        "is_batch",
+        "read_named_axis",
     ),
     "text": (
         "describe_error",
@@ -87,6 +90,7 @@ __all__ = [
     "PACKAGES",
     "SOURCE_FILES",
     "Interrupted",
+    "NamedAxis",
     "PackageState",
     "Shape",
     "Shapes",
@@ -107,6 +111,7 @@ __all__ = [
     "foreign_code",
     "gpus",
     "ignore_exits",
+    "is_batch",
     "is_out_of_memory",
     "is_plain_path",
     "is_safetensors",
@@ -124,6 +129,7 @@ __all__ = [
     "plain_path",
     "plugins",
     "prefixes",
+    "read_named_axis",
     "refuse_existing",
     "refused_exits",
     "size_of",

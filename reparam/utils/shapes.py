@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Self
-
-if TYPE_CHECKING:
-    pass
-
+from typing import NamedTuple, Self
 
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -32,6 +29,29 @@ class Shape(tuple[int, ...]):
 Shapes = tuple[tuple[int, ...], ...]
 
 AXES = ("batch", "height", "width")  # whose sizes may stay free
+
+
+_NAMED = re.compile(r"([A-Za-z_]\w{0,99}):([0-9])=([A-Za-z_]\w{0,29})")
+
+
+class NamedAxis(NamedTuple):
+    """An axis of one input, under a name of the user's: `x:1=sequence`."""
+
+    input: str
+    axis: int
+    name: str
+
+
+def read_named_axis(text: object) -> NamedAxis | None:
+    """`x:1=sequence`; None for a text of another form."""
+    found = _NAMED.fullmatch(text.strip()) if isinstance(text, str) else None
+    return None if found is None else NamedAxis(found[1], int(found[2]), found[3])
+
+
+def is_batch(name: str) -> bool:
+    """Whether a free axis is that of the samples: `batch`, or axis 0 of an input called so."""
+    named = read_named_axis(name)
+    return name == "batch" if named is None else named.axis == 0 and named.name == "batch"
 
 
 def axis_name(index: int, rank: int) -> str:
