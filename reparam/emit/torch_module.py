@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -18,6 +19,7 @@ from reparam.errors import InputError
 from reparam.ir import Constant, Program, attribute_names, shape_of
 from reparam.utils import first_line, refuse_existing, unused_name, write_atomically
 
+from .plain_containers import plain_containers
 from .whole_sizes import spell_whole_sizes
 
 
@@ -122,7 +124,8 @@ def _attach(root: nn.Module, name: str, constant: Constant) -> None:
 
 
 def export_program(program: Program) -> torch.export.ExportedProgram:
-    """The program as an ExportedProgram with the same dynamic axes."""
+    """The program as an ExportedProgram with the same dynamic axes, in containers that torch alone knows."""
+    program = replace(program, in_spec=plain_containers(program.in_spec), out_spec=plain_containers(program.out_spec))
     module = to_module(program)
     assert isinstance(module, fx.GraphModule)
     spell_whole_sizes(module.graph)

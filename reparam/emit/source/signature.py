@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from reparam.emit.plain_containers import keys_of
 from reparam.ir import Program
 
 from .expressions import Expr, Ref, is_name, literal, tuple_text
@@ -104,7 +105,7 @@ def _unique(wanted: str, reserved: set[str]) -> str:
 
 @dataclass
 class Result:
-    """The text of the returned value, its annotation ('' for none), and notes on types that became plain tuples."""
+    """The text of the returned value, its annotation ('' for none), and notes on types that became dicts or tuples."""
 
     text: str
     annotation: str
@@ -153,6 +154,10 @@ def _build(spec: pytree.TreeSpec, flat: Iterator[Any], ref: Ref, result: Result)
         return f"[{', '.join(texts)}]", f"list[{kinds[0]}]" if plain and len(set(kinds)) == 1 else "list"
     if spec.type is not tuple:
         result.comments.append(f"here the original returns {_describe(spec)}")
+        named = keys_of(spec)
+        if named is not None:
+            pairs = [f"{literal(k).text}: {text}" for k, text in zip(named, texts, strict=True)]
+            return f"{{{', '.join(pairs)}}}", f"dict[str, {kinds[0]}]" if plain and len(set(kinds)) == 1 else "dict"
     annotation = f"tuple[{', '.join(kinds)}]" if plain and len(kinds) <= 4 else "tuple"
     return tuple_text(texts) if texts else "()", annotation
 
