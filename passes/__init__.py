@@ -114,7 +114,7 @@ def fused_phases() -> tuple[Phase, ...]:
     return phases_of("fused")
 
 
-def plain_phases(**options: str) -> tuple[Phase, ...]:
+def plain_phases(**options: Any) -> tuple[Phase, ...]:
     """The rules of the target `plain`: those of `fused`, then the register, which pays for what it carries.
 
     options: those of `PlainOptions`.

@@ -14,12 +14,14 @@ dense concatenation, branches of unequal depth, two-stream recurrences. Carried 
 
 Refuses, naming the layer, when something in the span acts on all channels or positions at once (softmax,
 normalisation by statistics of the data, a max-pool that the skip does not take), when resolutions differ and cannot be
-met exactly, or when an activation lets nothing through.
+met exactly, when an activation lets nothing through, or when the chain would cost more than `max_cost` times the
+block, with the price.
 
 Options. carry: auto (fewest multiply-accumulates: grouped layers where carried channels fill whole groups), grouped,
 dense, split=G (partial sums over G slices, see `plain/partial_sums.py`) or measured (auto or dense, whichever is faster
 here). max_pool: keep, or relu to spell max-pools in blocks as max(a, b) = a + relu(b - a). signed: prelu, or relu to
-carry signed channels past ReLUs in pairs, at twice the channels and without PReLU.
+carry signed channels past ReLUs in pairs, at twice the channels and without PReLU. max_cost: of a chain, in
+multiply-accumulates of its block.
 
 Source: Meng et al., "RMNet: Equivalently Removing Residual Connection from Networks" (2021), generalised to liveness.
 
@@ -29,6 +31,7 @@ Source: Meng et al., "RMNet: Equivalently Removing Residual Connection from Netw
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -46,9 +49,11 @@ from reparam.ir import (
     Program,
     Refusal,
     aten,
+    batch_one,
     is_call,
     is_float,
     module_of,
+    node_macs,
     op_name,
     spelled_out,
 )
@@ -121,9 +126,24 @@ class CarryResidual(PlainOptions):
             refused[place] = span_values
             return span_values
         chain = plan_chain(program, span_values, self)
+        chain = self._dear(program, chain) or chain if isinstance(chain, PlainChain) else chain
         if isinstance(chain, Refusal):
             refused[place] = chain
         return chain
+
+    def _dear(self, program: Program, chain: PlainChain) -> Refusal | None:
+        """The price of a chain that costs more than it may."""
+        env = batch_one(program)
+        span = chain.span_values.span
+        before, after = sum(node_macs(n, env) for n in span.nodes), chain.layout.macs
+        if not before or after <= self.max_cost * before:
+            return None
+        times = after / before
+        return Refusal(
+            f"the chain would cost {after:,} multiply-accumulates instead of {before:,}, {times:.0f} times as many; "
+            f"--max-cost {math.ceil(times)} takes it",
+            span.exit,
+        )
 
 
 def _reason_with_place(refusal: Refusal, root: fx.Node) -> str:

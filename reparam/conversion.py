@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reparam.capture import Captured, batch_of, capture, from_exported, read_axes, without_batch
+from reparam.capture import Captured, batch_of, capture, from_exported, keep_outputs, read_axes, without_batch
 from reparam.check import (
     Judge,
     LostDigitsError,
@@ -23,6 +23,7 @@ from reparam.check import (
     check_float64,
     check_runs,
     not_finite_in,
+    refuse_broken_weights,
 )
 from reparam.emit import finalize, save_pt2, to_module
 from reparam.ir import (
@@ -93,6 +94,8 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     carry: str = DEFAULTS.carry,
     max_pool: str = DEFAULTS.max_pool,
     signed: str = DEFAULTS.signed,
+    max_cost: float = DEFAULTS.max_cost,
+    outputs: Sequence[str] | None = None,
 ) -> Conversion:
     """Rewrites `model` into the target form and checks that it is the same function.
 
@@ -108,6 +111,8 @@ def convert(  # noqa: PLR0913  # the keywords are the options
         sums over G slices), or measured (auto or dense, by the clock of this machine).
     max_pool: for `plain`, keep, or relu to spell max-pools beside other values as max(a, b) = a + relu(b - a).
     signed: for `plain`, prelu, or relu to carry signed values past ReLUs as x = relu(x) - relu(-x), without PReLU.
+    max_cost: for `plain`, how many times the multiply-accumulates of a block its chain may cost; a dearer block stays.
+    outputs: results to keep, by keys or numbers ("out", "hidden.1"): one by itself, several as a dict. Default: all.
 
     Raises InputError or CaptureError for a model that cannot be taken in, NotEquivalentError when the result is not
     the same function (naming the first rewrite that diverges).
@@ -123,7 +128,7 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     if dtype is not None and dtype not in DTYPES:
         names = ", ".join(f"torch.{dtype_name(d)}" for d in DTYPES)
         raise InputError(f"weights are not emitted in {str(dtype)[:40]!r}; choose from {names}")
-    run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
+    run = _Run(to, PlainOptions(carry, max_pool, signed, max_cost), seed, progress, outputs)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
     try:
         return run.convert(model, captured, dtype)
@@ -150,6 +155,8 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     carry: str = DEFAULTS.carry,
     max_pool: str = DEFAULTS.max_pool,
     signed: str = DEFAULTS.signed,
+    max_cost: float = DEFAULTS.max_cost,
+    outputs: Sequence[str] | None = None,
 ) -> Report:
     """A dry run: what would be rewritten, what would not and why, and the price. The whole network is not compared.
 
@@ -164,7 +171,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     >>> [remark.rule for remark in report.remarks if remark.kind == "passed"]
     ['fold-batch-norm']
     """
-    run = _Run(to, PlainOptions(carry, max_pool, signed), seed, progress)
+    run = _Run(to, PlainOptions(carry, max_pool, signed, max_cost), seed, progress, outputs)
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
     program, notes = captured.program, _notes(captured)
     check_runs(program, seed)
@@ -189,18 +196,25 @@ def convert_program(
 
     program: left untouched. Raises what `convert` raises.
     """
-    _check_finite(program)
+    refuse_broken_weights(program)
     return _Run(to, DEFAULTS, seed, progress).convert(to_module(program), Captured(program, ()), None)
 
 
 class _Run:
     """One conversion under way: its options and its clock. Every step returns what it made."""
 
-    def __init__(self, to: str, options: PlainOptions, seed: int, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        to: str,
+        options: PlainOptions,
+        seed: int,
+        progress: Progress | None,
+        outputs: Sequence[str] | None = None,
+    ) -> None:
         check_seed(seed)
         check_callable(progress, "progress")
         self.to, self.phases = to, phases_of(to, options)
-        self.seed, self.progress = seed, progress
+        self.seed, self.progress, self.outputs = seed, progress, outputs
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -225,8 +239,9 @@ class _Run:
                 captured = from_exported(model)
             else:
                 captured = capture(model, example_inputs, dynamic=dynamic)
+            captured = keep_outputs(captured, self.outputs)
         self._tell("capture", 1, 1)
-        _check_finite(captured.program)
+        refuse_broken_weights(captured.program)
         notes = (note, *captured.notes) if note else captured.notes
         return replace(captured, program=with_ranges(captured.program, ranges), notes=notes)
 
@@ -383,14 +398,3 @@ def _emit(original: Program, final: Program, rounds: Sequence[Round], dtype: tor
 def _is_floating(value: Any) -> bool:
     """Whether a value is a tensor of floating numbers."""
     return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def _check_finite(program: Program) -> None:
-    for name, constant in program.constants.items():
-        value = constant.value
-        if not value.is_floating_point():
-            continue
-        weight = constant.trainable and value.requires_grad  # anything else may hold infinities, which are data
-        broken = ~torch.isfinite(value) if weight else torch.isnan(value)
-        if bool(broken.any()):
-            raise InputError(f"weight '{name}' holds NaN or infinite values; the checkpoint is damaged or diverged")

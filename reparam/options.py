@@ -34,13 +34,19 @@ class PlainOptions:
         slices), or measured (auto or dense, by the clock of this machine).
     max_pool: keep, or relu to spell max-pools beside other values as max(a, b) = a + relu(b - a).
     signed: prelu, or relu to carry signed values past ReLUs as x = relu(x) - relu(-x), without PReLU.
+    max_cost: how many times the multiply-accumulates of a block its chain may cost; a dearer block stays as it is.
     """
 
     carry: str = "auto"
     max_pool: str = "keep"
     signed: str = "prelu"
+    max_cost: float = 32.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.max_cost, (int, float)) or isinstance(self.max_cost, bool) or not self.max_cost > 0:
+            raise InputError(
+                f"max_cost is {self.max_cost!r:.40}; give a number above 0, such as 32, or inf for no bound"
+            )
         found = _SPLIT.fullmatch(str(self.carry))
         if self.carry not in CARRY and (found is None or int(found[1]) < 2):
             ways = ", ".join(CARRY)

@@ -4,6 +4,7 @@ is refused with the line of the model.
 
 from .free_axes import frees_batch, read_axes, without_batch
 from .fresh import fresh_copy, outside_kept
+from .outputs import keep_outputs
 from .steps import Captured, from_exported
 from .torch_export import batch_of, capture, evaluation_mode
 
@@ -15,6 +16,7 @@ __all__ = [
     "frees_batch",
     "fresh_copy",
     "from_exported",
+    "keep_outputs",
     "outside_kept",
     "read_axes",
     "without_batch",

@@ -18,6 +18,7 @@ from .network_check import (
 from .output_error import ErrorSums, OutputError
 from .region import Region, find_region, whole_region
 from .rewrite_check import Evidence, check_region
+from .values import refuse_broken_weights
 
 __all__ = [
     "Claim",
@@ -39,5 +40,6 @@ __all__ = [
     "depth_limit",
     "find_region",
     "not_finite_in",
+    "refuse_broken_weights",
     "whole_region",
 ]

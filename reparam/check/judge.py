@@ -114,7 +114,8 @@ class Judge:
         with torch.no_grad(), outside_kept(module), foreign_code(doing), _Calls(calls):
             outputs = list(pytree.tree_leaves(module(*args, **kwargs)))
         self.path = tuple(calls)
-        return outputs
+        kept = self._program.kept
+        return outputs if kept is None else [outputs[i] for i in kept]
 
     def _arguments(self, values: Feed) -> tuple[Sequence[Any], Mapping[str, Any]]:
         spec = self._program.in_spec

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reparam.errors import InputError
+from reparam.ir import Program
+
 
 def is_number(value: Any) -> bool:
     """Whether a value is a floating or complex tensor, of which a difference tells something."""
@@ -47,3 +50,15 @@ def _difference(a: Any, b: Any) -> float:
     p, q = widened(a), widened(b)
     gap = torch.where(p == q, 0.0, (p - q).abs()).max().item() / max(p.abs().max().item(), 1e-300)
     return gap if math.isfinite(gap) else math.inf
+
+
+def refuse_broken_weights(program: Program) -> None:
+    """Raises InputError for a weight that is not finite. Constants may hold infinities: a mask does."""
+    for name, constant in program.constants.items():
+        value = constant.value
+        if not value.is_floating_point():
+            continue
+        weight = constant.trainable and value.requires_grad  # anything else may hold infinities, which are data
+        broken = ~torch.isfinite(value) if weight else torch.isnan(value)
+        if bool(broken.any()):
+            raise InputError(f"weight '{name}' holds NaN or infinite values; the checkpoint is damaged or diverged")

@@ -109,6 +109,8 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     carry: opt.CarryOption = DEFAULTS.carry,
     max_pool: opt.MaxPoolOption = opt.MAX_POOL,
     signed: opt.SignedOption = opt.SIGNED,
+    max_cost: opt.MaxCostOption = DEFAULTS.max_cost,
+    outputs: opt.OutputsOption = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT.pt2", help="Default: MODEL-TARGET.pt2 beside MODEL.")
     ] = None,
@@ -133,18 +135,18 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     """
     session = begin(ctx, quiet=quiet, debug=debug)
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
-    plain = PlainOptions(carry, max_pool.value, signed.value)
+    plain = PlainOptions(carry, max_pool.value, signed.value, max_cost)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
-    outputs = plan_outputs(model, arch, output, source, to.value, force=force)
-    check_report(json, [outputs.model, source, Path(model) if model else None], force=force)
+    planned = plan_outputs(model, arch, output, source, to.value, force=force)
+    check_report(json, [planned.model, source, Path(model) if model else None], force=force)
 
     from . import render
     from . import work as cli_work
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
+    options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain, opt.read_outputs(outputs))
     with delivering(session, json) as deliver:
-        found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, outputs, force=force)
+        found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, planned, force=force)
         report = found.as_dict()
         kept = [r for r in report["remarks"] if choice.keeps(r)]
         deliver(report | {"remarks": kept})
@@ -164,6 +166,8 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     carry: opt.CarryOption = DEFAULTS.carry,
     max_pool: opt.MaxPoolOption = opt.MAX_POOL,
     signed: opt.SignedOption = opt.SIGNED,
+    max_cost: opt.MaxCostOption = DEFAULTS.max_cost,
+    outputs: opt.OutputsOption = None,
     input_shape: opt.InputShape = None,
     dynamic: opt.Dynamic = "batch",
     seed: opt.Seed = 0,
@@ -181,7 +185,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     """Dry run: what would be rewritten, what not and why, the price."""
     session = begin(ctx, quiet=quiet, debug=debug)
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
-    plain = PlainOptions(carry, max_pool.value, signed.value)
+    plain = PlainOptions(carry, max_pool.value, signed.value, max_cost)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     check_report(json, [Path(model) if model else None], force=force)
 
@@ -189,7 +193,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     from . import work as cli_work
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
+    options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain, opt.read_outputs(outputs))
     report = cli_work.explain_loaded(session, loaded, options, graphs=graph).as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
     if not quiet and json != STANDARD_OUTPUT:

@@ -61,6 +61,8 @@ def export(  # noqa: PLR0913  # the parameters are the options
     carry: opt.CarryOption = DEFAULTS.carry,
     max_pool: opt.MaxPoolOption = opt.MAX_POOL,
     signed: opt.SignedOption = opt.SIGNED,
+    max_cost: opt.MaxCostOption = DEFAULTS.max_cost,
+    outputs: opt.OutputsOption = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT", help="Default: MODEL-TARGET.SUFFIX beside MODEL.")
     ] = None,
@@ -81,7 +83,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     """
     session = begin(ctx, quiet=quiet, debug=debug)
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
-    plain = PlainOptions(carry, max_pool.value, signed.value)
+    plain = PlainOptions(carry, max_pool.value, signed.value, max_cost)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     kind = find_format(format)
     label = to.value if precision is opt.Precision.fp32 else f"{to.value}-{precision.value}"
@@ -93,7 +95,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     from . import work as cli_work
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
-    options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain)
+    options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain, opt.read_outputs(outputs))
     given = {"runtime": runtime, "gpu": gpu, "profile": profile, "device": device}
     settings = {name: text for name, text in given.items() if text is not None}
     wanted = cli_engine_work.Wanted(

@@ -76,6 +76,7 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
             dynamic=options.dynamic,
             seed=options.seed,
             progress=tell,
+            outputs=options.outputs,
             **asdict(options.plain),
         )
     if not exported.check.ran:

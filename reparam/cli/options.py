@@ -102,6 +102,14 @@ SignedOption = Annotated[
     Signed,
     typer.Option("--signed", help="For --to plain: relu carries signed channels as relu(x) - relu(-x), no PReLU."),
 ]
+MaxCostOption = Annotated[
+    float,
+    typer.Option("--max-cost", metavar="TIMES", help="For --to plain: what a block may cost; dearer ones stay."),
+]
+OutputsOption = Annotated[
+    str | None,
+    typer.Option("--outputs", metavar="NAME,…", help="Results to keep, by key or number; all when left out."),
+]
 InputShape = Annotated[list[str] | None, _SHAPE]
 Dynamic = Annotated[
     str,
@@ -234,6 +242,11 @@ def read_dynamic(text: str) -> tuple[str, ...]:
             "input:axis=name, such as x:1=sequence"
         )
     return tuple(dict.fromkeys(names))
+
+
+def read_outputs(text: str | None) -> tuple[str, ...] | None:
+    """`out,aux` -> those names."""
+    return None if text is None else tuple(n.strip() for n in text.split(","))
 
 
 def read_arguments(text: str | None, option: str = "--arch-args") -> dict[str, Any] | None:

@@ -190,6 +190,7 @@ class ConvertOptions:
     dynamic: tuple[str, ...]
     seed: int
     plain: PlainOptions = DEFAULTS
+    outputs: tuple[str, ...] | None = None
 
     @property
     def batch(self) -> int:
@@ -216,6 +217,7 @@ def convert_loaded(
                 dynamic=options.dynamic,
                 dtype=getattr(torch, dtype) if dtype is not None else None,
                 seed=options.seed,
+                outputs=options.outputs,
                 **asdict(options.plain),
                 progress=tell,
             )
@@ -238,6 +240,7 @@ def explain_loaded(session: Session, loaded: Loaded, options: ConvertOptions, *,
             dynamic=options.dynamic,
             seed=options.seed,
             graphs=graphs,
+            outputs=options.outputs,
             **asdict(options.plain),
             progress=tell,
         )

@@ -96,7 +96,7 @@ def _is_number(value: Any) -> bool:
 
 
 @checked_call
-def export(
+def export(  # noqa: PLR0913  # the keywords are the options
     model: nn.Module | torch.export.ExportedProgram,
     *example_inputs: Any,
     path: str | Path,
@@ -106,7 +106,8 @@ def export(
     seed: int = 0,
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,
-    **plain: str,
+    outputs: Sequence[str] | None = None,
+    **plain: Any,
 ) -> Exported:
     """Converts `model`, writes it in another format, loads that and checks that it is the same function.
 
@@ -143,6 +144,7 @@ def export(
         seed=seed,
         progress=progress,
         input_ranges=input_ranges,
+        outputs=outputs,
         **plain,
     )
     return export_conversion(conversion, path, format, options, seed=seed, progress=progress)

@@ -40,6 +40,7 @@ from .aten import (
     pair,
 )
 from .attributes import attribute_names, unlift, with_attribute_names
+from .containers import keys_of, parts_of
 from .cost import Census, batch_one, census, is_chain, node_macs, spelled_out
 from .feeds import EVEN_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
 from .inputs import Range, check_shapes, draw_examples, exported_shapes, shape_of_input, with_ranges
@@ -141,6 +142,7 @@ __all__ = [
     "is_tensor",
     "is_uninitialised",
     "jumps",
+    "keys_of",
     "last_uses",
     "may_alias",
     "module_of",
@@ -148,6 +150,7 @@ __all__ = [
     "odd_kind",
     "op_name",
     "pair",
+    "parts_of",
     "place_of",
     "random_input",
     "ranges_of",

@@ -68,6 +68,7 @@ class Program:
     in_spec, out_spec: pytrees that the original model's arguments and results have.
     probes: values of free sizes at which something that torch took for granted does not hold.
     samples: how many samples one input holds, where the model fixes its batch.
+    kept: which of the model's flat results are the outputs; None for all.
     """
 
     graph: fx.Graph
@@ -79,6 +80,7 @@ class Program:
     dtype: torch.dtype
     probes: tuple[Mapping[str, int], ...] = ()
     samples: int = 1
+    kept: tuple[int, ...] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     notes: Scratchpad = field(default_factory=Scratchpad, repr=False)
     _gone: set[fx.Node] = field(default_factory=set, repr=False)

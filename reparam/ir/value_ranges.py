@@ -193,6 +193,18 @@ class Ranges:
             low, high = min(low, float(ceiling)), min(high, float(ceiling))
         return (low, high)
 
+    def _clamp_between(self, node: fx.Node) -> Interval:
+        """min(max(x, l), h) with weights l <= h for each channel."""
+        low, high = self.of(node.args[0])
+        ends = [self._program.tensor(v) if isinstance(v, fx.Node) else None for v in (*node.args[1:3], None)[:2]]
+        lower, upper = ends
+        if lower is None or upper is None or not lower.numel() or not upper.numel() or bool((lower > upper).any()):
+            return ALL
+        return (
+            max(float(lower.min()), min(low, float(upper.min()))),
+            min(float(upper.max()), max(high, float(lower.max()))),
+        )
+
     def _elu(self, node: fx.Node) -> Interval:
         args = arguments(node)
         low, high = self.of(args["self"])
@@ -204,6 +216,7 @@ _HANDLERS: dict[Any, Callable[[Ranges, fx.Node], Interval]] = {
     **dict.fromkeys(ADDS, Ranges._add),
     **dict.fromkeys(MULS, Ranges._mul),
     aten.clamp.default: Ranges._clamp,
+    aten.clamp.Tensor: Ranges._clamp_between,
     aten.clamp_min.default: Ranges._clamp,
     aten.clamp_max.default: Ranges._clamp,
     aten.hardtanh.default: Ranges._clamp,

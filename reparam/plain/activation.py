@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from reparam.ir import FOLD_DTYPE, Program, Refusal, arguments, aten, is_call, module_of, op_name, place_of
+from reparam.ir import FOLD_DTYPE, Program, Refusal, arguments, aten, is_call, module_of, op_name, place_of, shape_of
 
 Family = Literal["linear", "slopes", "bounds", "gates", "fixed"]
 
@@ -47,7 +47,8 @@ class Activation:
     """What is applied to the channels of one value.
 
     family: how other channels can pass beside it. kind: the function. node: a call of it, for its arguments.
-    slope: one number or (C,) for `slopes`. low, high: for `bounds`.
+    slope: one number or (C,) for `slopes`. low, high: for `bounds`. ends: weights for `bounds`, where they are not
+    numbers.
     """
 
     family: Family
@@ -57,6 +58,12 @@ class Activation:
     slopes: fx.Node | None = None
     low: float = -math.inf
     high: float = math.inf
+    ends: tuple[fx.Node, fx.Node] | None = None
+
+    @property
+    def alike(self) -> bool:
+        """Whether it does the same to every channel."""
+        return self.slopes is None and self.ends is None
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -79,6 +86,8 @@ def read_activation(program: Program, node: fx.Node) -> Activation | None:
         return Activation("slopes", "prelu", node, slopes=args["weight"])
     if node.target is aten.relu6.default:
         return Activation("bounds", "clamp", node, low=0.0, high=6.0)
+    if node.target is aten.clamp.Tensor:
+        return _read_bounds(program, node)
     if node.target is aten.hardtanh.default:
         return Activation("bounds", "clamp", node, low=float(args["min_val"]), high=float(args["max_val"]))
     if is_call(node, frozenset({aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default})):
@@ -88,6 +97,22 @@ def read_activation(program: Program, node: fx.Node) -> Activation | None:
         low, high = (float(e) if e is not None else d for e, d in zip(ends, (-math.inf, math.inf), strict=True))
         return Activation("bounds", "clamp", node, low=low, high=high)
     return _read_gated(node) or (Activation("fixed", str(node.target), node) if node.target in _FIXED else None)
+
+
+def _read_bounds(program: Program, node: fx.Node) -> Activation | None:
+    """A clamp between weights that have one value for each channel."""
+    rank, channels = node.meta["val"].dim(), shape_of(node)[1] if node.meta["val"].dim() > 1 else 0
+    for end in node.args[1:3]:
+        value = program.tensor(end)
+        if value is None or value.numel() not in (1, channels):
+            return None
+        if value.numel() > 1 and (1,) * (rank - value.dim()) + tuple(value.shape) != (1, channels, *[1] * (rank - 2)):
+            return None
+    if len(node.args) < 3 or rank < 3:
+        return None
+    low, high = node.args[1:3]
+    assert isinstance(low, fx.Node) and isinstance(high, fx.Node)
+    return Activation("bounds", "clamp", node, ends=(low, high))
 
 
 def _read_gated(node: fx.Node) -> Activation | None:
@@ -131,8 +156,8 @@ def fit_activation(slots: Sequence[ChannelRun]) -> Joint | Refusal:
     if not active:
         return Joint("linear", "linear", None, tuple(slots))
     first = active[0].act
-    if all(s.act.signature == first.signature and s.act.slopes is first.slopes for s in active):
-        if not passing and first.slopes is None:
+    if all(s.act.signature == first.signature and _same_weights(s.act, first) for s in active):
+        if not passing and first.alike:
             return Joint(first.family, first.kind, first.node, tuple(slots))
         if all(s.low >= 0.0 for s in passing) and _keeps_positive(first):
             return Joint(first.family, first.kind, first.node, tuple(slots))
@@ -146,6 +171,10 @@ def fit_activation(slots: Sequence[ChannelRun]) -> Joint | Refusal:
     if len({s.act.signature for s in active}) > 1:
         return Refusal(f"{' and '.join(sorted({_named(s.act) for s in active}))} share no activation that also carries")
     return Refusal(f"{_named(first)} changes every value, so that nothing can be carried past it")
+
+
+def _same_weights(a: Activation, b: Activation) -> bool:
+    return a.slopes is b.slopes and a.ends == b.ends
 
 
 def _named(act: Activation) -> str:
@@ -186,7 +215,9 @@ def emit_activation(program: Program, joint: Joint, x: fx.Node, order: Tensor, a
         return program.call(aten.prelu.default, (x, weight(_slopes(program, joint), "slopes", flat=True)), like=like)
     if joint.family == "bounds":
         # infinite bounds are no damaged weights: they are buffers
-        low, high = (weight(v, n, trainable=False) for v, n in zip(_bounds(joint), ("low", "high"), strict=True))
+        low, high = (
+            weight(v, n, trainable=False) for v, n in zip(_bounds(program, joint), ("low", "high"), strict=True)
+        )
         return program.call(aten.clamp.Tensor, (x, low, high), like=like)
     scale, shift = _gates(joint)
     inner = program.call(aten.mul.Tensor, (x, weight(scale, "gate_scale")), like=like)
@@ -228,10 +259,15 @@ def _slopes(program: Program, joint: Joint) -> Tensor:
     return torch.cat(parts)
 
 
-def _bounds(joint: Joint) -> tuple[Tensor, Tensor]:
+def _bounds(program: Program, joint: Joint) -> tuple[Tensor, Tensor]:
     ends = []
-    for pick in ("low", "high"):
-        parts = [torch.full((s.count,), getattr(s.act, pick), dtype=FOLD_DTYPE) for s in joint.slots]
+    for i, pick in enumerate(("low", "high")):
+        parts = []
+        for slot in joint.slots:
+            own = program.tensor(slot.act.ends[i]) if slot.act.ends is not None else None
+            if own is None:
+                own = torch.tensor([getattr(slot.act, pick)], dtype=FOLD_DTYPE)
+            parts.append(own.reshape(-1).expand(slot.count))
         ends.append(torch.cat(parts))
     return ends[0], ends[1]
 

@@ -69,7 +69,7 @@ class SpanValues:
             shifts = tuple((s.rows, s.n) for s in form.shifts) if form is not None else ()
             own = (v.kind, v.channels, v.space, v.positions, v.low >= 0.0, v.optional, v.gate_width)
             call = str(v.node.args[1:]) if v.kind == "pool" else ""
-            rows.append((own, v.act.signature, v.act.slopes is not None, maps, shifts, call))
+            rows.append((own, v.act.signature, not v.act.alike, maps, shifts, call))
         return tuple(rows)
 
     @property
@@ -158,7 +158,7 @@ class ValueBuilder:
 
     def activated(self, node: fx.Node, form: Form, act: Activation) -> Form:
         """One value; or one for each piece that it is cut into, since some may be needed longer than others."""
-        cuts = self.cuts(node) if act.slopes is None else []
+        cuts = self.cuts(node) if act.alike else []
         if not cuts:
             return reference(self.new(node, "layer", form, act=act))
         parts = []

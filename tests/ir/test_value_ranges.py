@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from reparam.ir import Interval, Program, Scratchpad, evaluate, ranges_of
 from reparam.ir.value_ranges import ALL
@@ -194,3 +194,15 @@ def test_a_long_chain_is_followed_without_recursion() -> None:
     program = program_of(Lambda(forward), doubles(2, 3), dynamic=())
     [result] = program.output.args[0]  # type: ignore[misc]
     assert ranges_of(program).of(result) == (depth, math.inf)
+
+
+@given(pair=st.tuples(ends, ends).map(sorted))
+def test_clamp_between_weights(pair: list[float]) -> None:
+    bounds = ([-1, 0, -9, 2], [1, 6, 0, 3])
+    low, high = (nn.Parameter(torch.tensor(v, dtype=torch.float64).view(4, 1, 1)) for v in bounds)
+    program = program_of(Lambda(lambda m, x: torch.clamp(x, m.low, m.high), low=low, high=high), doubles(*SHAPE))
+    program = ranged(program, *pair)
+    x = torch.linspace(*pair, 5, dtype=torch.float64).reshape(5, 1, 1, 1).expand(5, *SHAPE[1:])
+    [value] = evaluate(program, [x])
+    bottom, top = interval(program)
+    assert bottom <= float(value.min()) and float(value.max()) <= top

@@ -320,3 +320,21 @@ def test_bounds_that_are_infinite_are_no_weights_to_train_and_are_taken_in_again
     bounds = {n: b for n, b in made.named_buffers() if n.endswith(("low", "high"))}
     assert len(bounds) == 2 and any(bool(b.isinf().any()) for b in bounds.values())
     assert convert(made, torch.rand(SHAPE), to="as-is").report.equivalent
+
+
+def test_bounds_of_each_channel_are_carried_past() -> None:
+    """A batch norm with scales of both signs before a ReLU6 leaves such bounds in the fused network."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.bn, self.b = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return y + self.b(F.relu6(self.bn(y)))
+
+    model = healthy(nn.Sequential(nn.Conv2d(3, 6, 1), Block(), nn.Conv2d(6, 2, 1)))
+    found = plain(model, doubles(*SHAPE))
+    assert counts(found)[1].merges == 0 and "batch_norm" not in found.text and "clamp" in found.text
+    assert module_rel(model, found.program, [doubles(*SHAPE)]) <= EXACT

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam import convert
+from reparam.errors import InputError
 from reparam.ir import census
 from reparam.models.scaled_resnet import ScaledResNet
 from reparam.passes import plain_phases
@@ -59,3 +64,33 @@ def test_a_deep_sum_is_as_exact_in_float32_as_the_blocks_were() -> None:
     evidence = convert(ScaledResNet(layers=200), torch.randn(2, 64), to="plain").report.evidence
     assert evidence is not None
     assert evidence.error <= 1.5 * evidence.original_error
+
+
+def test_a_chain_that_is_too_dear_stays_with_its_price() -> None:
+    """Parallel dilations of one value need one kernel that holds all of them."""
+
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reduce = nn.Conv2d(8, 4, 1)
+            self.branches = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=d, dilation=d) for d in (1, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.reduce(x)
+            return torch.relu(x + torch.cat([torch.relu(b(y)) for b in self.branches], 1))
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Pyramid(), nn.Conv2d(8, 3, 1)).eval()
+    x = torch.rand(2, 3, 16, 16)
+    free = convert(model, x, to="plain", max_cost=math.inf)
+    ratio = max(r.block["macs_after"] / r.block["macs_before"] for r in free.report.remarks if r.block)
+    assert free.report.plain and ratio > 1.5
+    kept = convert(model, x, to="plain", max_cost=1.2)
+    told = [r.message for r in kept.report.remarks if r.kind == "missed" and "--max-cost" in r.message]
+    assert not kept.report.plain and any(f"--max-cost {math.ceil(ratio)} takes it" in t for t in told)
+    torch.testing.assert_close(kept.module(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cost", [0, -1, math.nan, "32", True])
+def test_a_bound_that_is_none(cost: Any) -> None:
+    with pytest.raises(InputError, match="max_cost is"):
+        convert(nn.Conv2d(3, 4, 1), torch.rand(1, 3, 4, 4), to="plain", max_cost=cost)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from reparam.emit.plain_containers import keys_of
-from reparam.ir import Program
+from reparam.ir import Program, keys_of
 
 from .expressions import Expr, Ref, is_name, literal, tuple_text
 
@@ -154,7 +153,7 @@ def _build(spec: pytree.TreeSpec, flat: Iterator[Any], ref: Ref, result: Result)
         return f"[{', '.join(texts)}]", f"list[{kinds[0]}]" if plain and len(set(kinds)) == 1 else "list"
     if spec.type is not tuple:
         result.comments.append(f"here the original returns {_describe(spec)}")
-        named = keys_of(spec)
+        named = None if spec.type is namedtuple else keys_of(spec)
         if named is not None:
             pairs = [f"{literal(k).text}: {text}" for k, text in zip(named, texts, strict=True)]
             return f"{{{', '.join(pairs)}}}", f"dict[str, {kinds[0]}]" if plain and len(set(kinds)) == 1 else "dict"

@@ -1,0 +1,92 @@
+"""Outputs that are not wanted go, with the calls and weights that only they need; the rest is verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from reparam import convert, explain
+from reparam.cli.app import app
+from reparam.errors import InputError
+
+
+class Heads(nn.Module):
+    """A trunk with a head, an auxiliary head, and features."""
+
+    def __init__(self, kind: str = "dict") -> None:
+        super().__init__()
+        self.kind = kind
+        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Conv2d(8, 4, 1)
+        self.aux = nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.trunk(x)
+        found = {"out": self.head(y), "aux": self.aux(y), "features": [y, y.mean((2, 3))]}
+        return found if self.kind == "dict" else tuple(found.values())
+
+
+X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("to", ["fused", "plain"])
+def test_one_output_comes_by_itself(to: str) -> None:
+    model = Heads().eval()
+    done = convert(model, X, to=to, outputs=("out",))
+    torch.testing.assert_close(done.module(X), model(X)["out"], rtol=1e-4, atol=1e-5)
+    assert done.report.before.convs == 2 and not any("aux" in name for name, _ in done.module.named_parameters())
+    assert any("kept the outputs out; 3 of 4 results go" in r.message for r in done.report.remarks)
+
+
+def test_several_come_as_a_dict_and_parts_by_their_paths() -> None:
+    model = Heads().eval()
+    done = convert(model, X, outputs=("features.1", "out"))
+    found = done.module(X)
+    assert list(found) == ["features.1", "out"]
+    torch.testing.assert_close(found["features.1"], model(X)["features"][1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["out"], model(X)["out"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_whole_part_and_numbers() -> None:
+    model = Heads("tuple").eval()
+    found = convert(model, X, outputs=["2"]).module(X)
+    assert isinstance(found, list) and len(found) == 2
+    torch.testing.assert_close(found[0], model(X)[2][0], rtol=1e-4, atol=1e-5)
+    assert explain(model, X, outputs="0").after.convs == 2
+
+
+def test_an_exported_program_too() -> None:
+    exported = torch.export.export(Heads().eval(), (X,))
+    done = convert(exported, outputs=("aux",))
+    assert done.report.before.convs == 3 and not any("head" in name for name, _ in done.module.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "told"),
+    [
+        (
+            Heads(),
+            ("logits",),
+            "no output is called 'logits'; the network's outputs are out, aux, features, features.0",
+        ),
+        (nn.Conv2d(3, 4, 1), ("0",), "no output is called '0'; the network's outputs are one alone"),
+        (Heads(), (), "outputs is"),
+    ],
+)
+def test_name_that_no_output_has(model: nn.Module, names: tuple[str, ...], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        convert(model.eval(), X, outputs=names)
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "fcn.pt2"
+    arguments = ["convert", "--arch", "torchvision/fcn_resnet50", "--arch-args", '{"aux_loss": true}']
+    told = CliRunner().invoke(app, [*arguments, "--input-shape", "3,32,32", "--outputs", "out", "-o", str(path), "-q"])
+    assert told.exit_code == 0, told.output
+    result = torch.export.load(path).module()(torch.rand(1, 3, 32, 32))
+    assert isinstance(result, Tensor) and not any("aux" in n for n in torch.export.load(path).state_dict)
