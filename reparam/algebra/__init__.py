@@ -7,6 +7,7 @@ from .channel_affine import Affine, Pair, along, compress, read_affine, same, tr
 from .fold_affine import AffinePlan, build_fold, plan_fold
 from .kernels import average_kernel, batch_norm_affine, column, dirac, expand_groups, scale_outputs
 from .layer import Layer, conv_call, read_layer, weights, write_layer
+from .picks import broadcast_channels, read_picks
 from .propagate_backward import backward
 from .propagate_forward import forward, forward_all
 from .route import HOMOGENEOUS, Route, execute
@@ -44,6 +45,7 @@ __all__ = [
     "backward",
     "batch_norm_affine",
     "branches_to",
+    "broadcast_channels",
     "build_fold",
     "build_term",
     "column",
@@ -66,6 +68,7 @@ __all__ = [
     "pool_window",
     "read_affine",
     "read_layer",
+    "read_picks",
     "same",
     "scale_outputs",
     "share_padding",

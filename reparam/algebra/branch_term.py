@@ -7,7 +7,6 @@ touched. Tap i of an axis reads the input at position stride*p + first + i*step 
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,26 +15,21 @@ from torch import Tensor, fx
 from reparam.ir import (
     AVG_POOLS,
     PADS,
-    SLICES,
-    SPLITS,
     Program,
     Refusal,
     arguments,
-    aten,
-    fixed_size,
     is_call,
     shape_of,
-    static_shape,
 )
 
 from .channel_affine import Affine, Pair, along, read_affine
 from .kernels import average_kernel, dirac, embed, expand_groups, scale_inputs, scale_outputs
 from .layer import Layer, read_layer, weights
+from .picks import read_cut, read_picks
 from .window import (
     Window,
     compose_over,
     compose_windows,
-    cut_window,
     identity_window,
     is_aligned,
     is_padded,
@@ -107,61 +101,16 @@ def read_link(program: Program, node: fx.Node) -> tuple[Link, fx.Node] | None:
     if is_call(node, PADS):
         padding = zero_padding(node) or _cropping(node)
         return (Link(node, pool=pad_window(padding)), arguments(node)["self"]) if padding is not None else None
-    taken = read_taken(program, node)
-    if taken is not None:
-        return taken
+    found = read_picks(program, node)
+    if found is not None:
+        return Link(node, picks=(found.axis, found.positions)), found.x
+    cut = read_cut(node)
+    if cut is not None:
+        return Link(node, pool=cut), node.args[0]  # type: ignore[return-value]
     affine = read_affine(program, node)
     if isinstance(affine, Affine):
         return Link(node, affine=affine), affine.x
     return None
-
-
-def read_taken(program: Program, node: fx.Node) -> tuple[Link, fx.Node] | None:
-    """A slice, split or selection as a link: positions along one axis, or a window for a cut along a spatial one."""
-    if node.target is operator.getitem:
-        split, which = node.args
-        if not is_call(split, SPLITS) or not isinstance(which, int):
-            return None
-        args = arguments(split)  # type: ignore[arg-type]
-        axis = args["dim"] % len(shape_of(node))
-        sizes = [fixed_size(part.shape[axis]) for part in split.meta["val"]]  # type: ignore[union-attr]
-        if any(s is None for s in sizes):
-            return None
-        start = sum(sizes[:which])  # type: ignore[arg-type]
-        return Link(node, picks=(axis, tuple(range(start, start + sizes[which])))), args["self"]  # type: ignore[operator]
-    args = arguments(node)
-    if node.target is aten.index_select.default:
-        index = program.tensor(args["index"])
-        axis = args["dim"] % len(shape_of(node))
-        return None if index is None else (Link(node, picks=(axis, tuple(index.tolist()))), args["self"])
-    if node.target is aten.channel_shuffle.default:
-        channels = static_shape(node)[1]
-        order = None if channels is None else torch.arange(channels).view(args["groups"], -1).t().reshape(-1)
-        return None if order is None else (Link(node, picks=(1, tuple(order.tolist()))), args["self"])
-    return _read_slice(node) if is_call(node, SLICES) else None
-
-
-def _read_slice(node: fx.Node) -> tuple[Link, fx.Node] | None:
-    args = arguments(node)
-    x, rank = args["self"], len(shape_of(node))
-    axis, size = args["dim"] % rank, static_shape(args["self"])[args["dim"] % rank]
-    start = args["start"] or 0
-    end = start + args["length"] if "length" in args and isinstance(start, int) else args.get("end")
-    step = args.get("step", 1)
-    if not all(isinstance(v, int) for v in (start, step, 0 if end is None else end)):
-        return None
-    if size is not None:
-        where = range(*slice(start, end, step).indices(size))
-        behind = size - where.stop
-        start = where.start
-    else:
-        where = range(0)
-        behind = 0 if end is None or end >= 2**62 else -end
-        if start < 0 or behind < 0:
-            return None
-    if axis <= 1 or rank < 4:
-        return (Link(node, picks=(axis, tuple(where))), x) if size is not None else None
-    return Link(node, pool=cut_window(rank - 2, axis - 2, start, behind, step)), x
 
 
 def _cropping(node: fx.Node) -> tuple[tuple[int, int], ...] | None:

@@ -22,12 +22,14 @@ from reparam.algebra import (
     Window,
     along,
     average_kernel,
+    broadcast_channels,
     identity_window,
     layer_window,
     pad_window,
     pool_window,
     read_affine,
     read_layer,
+    read_picks,
     weights,
     zero_padding,
 )
@@ -84,6 +86,15 @@ def read_span(program: Program, span: Span, max_pool: str = "keep") -> SpanValue
         return e.refusal if wall is None else Refusal(why_not(wall), wall)
 
 
+_PICKS = frozenset(
+    {
+        aten.index_select.default,
+        aten.channel_shuffle.default,
+        aten.repeat.default,
+        aten.repeat_interleave.self_int,
+        aten.expand.default,
+    }
+)
 _OPEN_END = (None, 2**63 - 1)
 
 
@@ -144,8 +155,7 @@ class _Reader(ValueBuilder):
             (SPLITS, self.split),
             (frozenset({operator.getitem}), self.item),
             (SLICES, self.slice),
-            (frozenset({aten.index_select.default}), self.pick),
-            (frozenset({aten.channel_shuffle.default}), self.shuffle),
+            (_PICKS, self.pick),
             (ADDS | SUBS, self.sum),
             (ZEROS, lambda node: Form(shape_of(node)[self.axis], ())),
         )
@@ -283,17 +293,12 @@ class _Reader(ValueBuilder):
 
     def pick(self, node: fx.Node) -> Form:
         """Channels by their numbers, as a slice for each run of them."""
-        args = arguments(node)
-        index = self.program.tensor(args["index"])
-        if index is None or int(args["dim"]) % self.rank != self.axis:
+        found = read_picks(self.program, node)
+        if found is None:
+            raise Refused(node, why_not(node))
+        if found.axis != self.axis:
             raise Refused(node, "it picks along another axis than the channels, or what it picks depends on the input")
-        return self.picked(self.of(args["self"]), index.tolist())
-
-    def shuffle(self, node: fx.Node) -> Form:
-        """Channel i*g + j of the result is channel j*C/g + i."""
-        args = arguments(node)
-        order = torch.arange(shape_of(node)[1]).view(args["groups"], -1).t().reshape(-1)
-        return self.picked(self.of(args["self"]), order.tolist())
+        return self.picked(self.of(found.x), found.positions)
 
     def picked(self, form: Form, ids: Sequence[int]) -> Form:
         starts = [i for i, c in enumerate(ids) if not i or c != ids[i - 1] + 1]
@@ -318,16 +323,22 @@ class _Reader(ValueBuilder):
             if isinstance(affine, Affine):
                 return self.affine(affine)
             raise Refused(node, "it adds a constant that varies along other axes than the channels")
-        if shape_of(left) != shape_of(right):
+        wide = max(shape_of(left), shape_of(right), key=lambda s: s[self.axis])[self.axis] if self.ndim else 0
+        sizes = [s.meta["val"].shape for s in (left, right)]
+        if shape_of(left) != shape_of(right) and not (wide and broadcast_channels(sizes, self.axis)):
             raise Refused(node, "its operands have different shapes and are broadcast")
         alpha = args.get("alpha")
         if not isinstance(alpha, (int, float, type(None))):
             raise Refused(node, "its factor alpha is not a number")
         second = float(1 if alpha is None else alpha) * (-1.0 if is_call(node, SUBS) else 1.0)
-        a, b = self.of(left), self.of(right)
+        a, b = (self.widened(self.of(side), wide) for side in (left, right))
         if is_call(node, frozenset({aten.rsub.Tensor, aten.rsub.Scalar})):
             a, b = b, a
         return add_forms(a, b if second == 1.0 else self.scaled(b, second))
+
+    def widened(self, form: Form, width: int) -> Form:
+        """One channel as many copies of it, beside a value of `width` channels."""
+        return self.picked(form, [0] * width) if form.channels == 1 < width else form
 
     def scaled(self, form: Form, factor: float) -> Form:
         return scale_form(form, torch.tensor([factor], dtype=torch.float64), None, self.ndim)

@@ -94,3 +94,28 @@ def test_a_chain_that_is_too_dear_stays_with_its_price() -> None:
 def test_a_bound_that_is_none(cost: Any) -> None:
     with pytest.raises(InputError, match="max_cost is"):
         convert(nn.Conv2d(3, 4, 1), torch.rand(1, 3, 4, 4), to="plain", max_cost=cost)
+
+
+COPIES = {
+    "broadcast": lambda x: x,
+    "expand": lambda x: x.expand(-1, 4, -1, -1),
+    "repeat": lambda x: x.repeat(1, 4, 1, 1),
+    "repeat_interleave": lambda x: x.repeat_interleave(4, 1),
+    "cat": lambda x: torch.cat([x] * 4, 1),
+}
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["one layer", "two layers"])
+@pytest.mark.parametrize("copies", COPIES.values(), ids=COPIES)
+def test_one_channel_added_to_many_is_carried(copies: Any, deep: bool) -> None:
+    """Super-resolution of one channel: the image itself is added before the shuffle to a larger one."""
+    model = Lambda(
+        lambda m, x: F.pixel_shuffle((m.b(F.relu(m.a(x))) if deep else m.c(x)) + copies(x), 2),
+        a=nn.Conv2d(1, 6, 3, padding=1),
+        b=nn.Conv2d(6, 4, 3, padding=1),
+        c=nn.Conv2d(1, 4, 3, padding=1),
+    ).eval()
+    x = torch.rand(2, 1, 6, 6)
+    done = convert(model, x, to="plain", input_ranges=[(0, 1)])
+    assert done.report.after.merges == 0
+    torch.testing.assert_close(done.module(x), model(x), rtol=1e-4, atol=1e-5)

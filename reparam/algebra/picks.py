@@ -1,0 +1,130 @@
+"""Calls that take positions along one axis of a value: slices, splits, selections, shuffles and copies."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from reparam.ir import SLICES, SPLITS, Program, arguments, aten, fixed_size, is_call, shape_of, static_shape
+
+from .window import Window, cut_window
+
+_REPEATS = frozenset({aten.repeat.default, aten.expand.default})
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Along `axis` of `x`, which position each position of the result is a copy of."""
+
+    x: fx.Node
+    axis: int
+    positions: tuple[int, ...]
+
+
+def read_picks(program: Program, node: fx.Node) -> Picks | None:
+    """The call as positions along one axis of its operand, whose size is fixed; None for anything else."""
+    if node.target is operator.getitem:
+        return _piece(node)
+    args = arguments(node)
+    if node.target is aten.index_select.default:
+        index = program.tensor(args["index"])
+        return None if index is None else Picks(args["self"], args["dim"] % len(shape_of(node)), tuple(index.tolist()))
+    if node.target is aten.channel_shuffle.default:
+        channels = static_shape(node)[1]
+        if channels is None:
+            return None
+        return Picks(args["self"], 1, tuple(torch.arange(channels).view(args["groups"], -1).t().reshape(-1).tolist()))
+    if node.target is aten.repeat_interleave.self_int:
+        return _interleaved(node)
+    if is_call(node, _REPEATS):
+        return _copies(node)
+    found = _range(node) if is_call(node, SLICES) else None
+    if found is None or found[1] is None:
+        return None
+    axis, size = args["dim"] % len(shape_of(node)), static_shape(args["self"])[args["dim"] % len(shape_of(node))]
+    if size is None or (axis > 1 and len(shape_of(node)) >= 4):
+        return None
+    return Picks(args["self"], axis, tuple(range(*found[1].indices(size))))
+
+
+def read_cut(node: fx.Node) -> Window | None:
+    """A slice along a spatial axis, of a fixed or a free size, as a window; None for anything else."""
+    found = _range(node) if is_call(node, SLICES) else None
+    rank = len(shape_of(node)) if found is not None else 0
+    if found is None or rank < 4 or arguments(node)["dim"] % rank <= 1:
+        return None
+    (start, behind, step), _ = found
+    if start is None or behind is None:
+        return None
+    return cut_window(rank - 2, arguments(node)["dim"] % rank - 2, start, behind, step)
+
+
+def _piece(node: fx.Node) -> Picks | None:
+    split, which = node.args
+    if not is_call(split, SPLITS) or not isinstance(which, int):
+        return None
+    assert isinstance(split, fx.Node)
+    args = arguments(split)
+    axis = args["dim"] % len(shape_of(node))
+    sizes = [fixed_size(part.shape[axis]) for part in split.meta["val"]]
+    whole = [s for s in sizes if s is not None]
+    if len(whole) < len(sizes):
+        return None
+    start = sum(whole[:which])
+    return Picks(args["self"], axis, tuple(range(start, start + whole[which])))
+
+
+def _range(node: fx.Node) -> tuple[tuple[int | None, int | None, int], slice | None] | None:
+    """Of a slice: where it starts, what it leaves out behind, its step; and as a slice, where the size is fixed.
+
+    Start and rest are None where they depend on a free size.
+    """
+    args = arguments(node)
+    size = static_shape(args["self"])[args["dim"] % len(shape_of(node))]
+    start = args["start"] or 0
+    end = start + args["length"] if "length" in args and isinstance(start, int) else args.get("end")
+    step = args.get("step", 1)
+    if not all(isinstance(v, int) for v in (start, step, 0 if end is None else end)):
+        return None
+    if size is not None:
+        where = range(*slice(start, end, step).indices(size))
+        return (where.start, size - where.stop, step), slice(start, end, step)
+    behind = 0 if end is None or end >= 2**62 else -end
+    return (start if start >= 0 else None, behind if behind >= 0 else None, step), None
+
+
+def _interleaved(node: fx.Node) -> Picks | None:
+    args = arguments(node)
+    times, axis = args["repeats"], args["dim"]
+    size = None if axis is None else static_shape(args["self"])[axis]
+    if size is None or not isinstance(times, int):
+        return None
+    return Picks(args["self"], axis % len(shape_of(node)), tuple(i for i in range(size) for _ in range(times)))
+
+
+def _copies(node: fx.Node) -> Picks | None:
+    """An expand or a repeat along one axis alone."""
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    before, after = x.meta["val"].shape, node.meta["val"].shape
+    if len(before) != len(after):
+        return None
+    axes = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if str(a) != str(b)]
+    if len(axes) != 1:
+        return None
+    old, new = fixed_size(before[axes[0]]), fixed_size(after[axes[0]])
+    if not old or new is None or new % old:
+        return None
+    return Picks(x, axes[0], tuple(range(old)) * (new // old))
+
+
+def broadcast_channels(shapes: Sequence[Sequence[object]], axis: int) -> bool:
+    """Whether two values differ in that one of them has one channel, along `axis`, where the other has several."""
+    left, right = ([str(s) for s in shape] for shape in shapes)
+    if len(left) != len(right) or left[axis] == right[axis] or "1" not in (left[axis], right[axis]):
+        return False
+    return all(a == b for i, (a, b) in enumerate(zip(left, right, strict=True)) if i != axis)
