@@ -1,0 +1,70 @@
+"""norm-by-parts: a batch norm of concatenated channels folds into the parts that take it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from support.helpers import doubles, fuse_exactly, healthy
+
+
+class Down(nn.Module):
+    """A strided convolution beside a pooled copy, under one norm, as in ENet and ERFNet."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(c_in, c_out - c_in, 3, 2, 1), nn.BatchNorm2d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(torch.cat([self.conv(x), F.max_pool2d(x, 2)], 1)))
+
+
+def test_the_convolution_takes_its_share_and_the_pooled_part_keeps_its_own() -> None:
+    done = fuse_exactly(healthy(Down(3, 8)), doubles(2, 3, 8, 8), bound=1e-13)
+    assert done.passed("norm-by-parts") == ["folded into 1 of 2 concatenated parts"]
+    norms = [n for n in done.program.calls() if "batch_norm" in str(n.target)]
+    assert [tuple(n.meta["val"].shape[1:2]) for n in norms] == [(3,)]
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_two_layers_take_it_and_one_pool_does_not(width: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = nn.Conv2d(4, 3, 1), nn.Conv2d(4, width, 3, padding=1), nn.BatchNorm2d(7 + width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.norm(torch.cat([self.a(x), F.avg_pool2d(x, 3, 1, 1), self.b(x)], 1)))
+
+    done = fuse_exactly(healthy(Net()), doubles(2, 4, 6, 6), bound=1e-13)
+    assert done.passed("norm-by-parts") == ["folded into 2 of 3 concatenated parts"]
+
+
+def test_what_folds_whole_is_left_to_the_other_rule() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.norm(torch.cat([self.a(x), self.b(x)], 1)))
+
+    done = fuse_exactly(healthy(Net()), doubles(2, 4, 6, 6), bound=1e-13)
+    assert not done.passed("norm-by-parts") and "batch_norm" not in done.text
+
+
+def test_nothing_where_no_part_takes_it_or_the_concatenation_is_read_elsewhere() -> None:
+    class Net(nn.Module):
+        def __init__(self, twice: bool) -> None:
+            super().__init__()
+            self.twice, self.a, self.norm = twice, nn.Conv2d(4, 3, 1), nn.BatchNorm2d(7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.cat([self.a(x) if self.twice else self.a(x).sin(), F.max_pool2d(x, 3, 1, 1)], 1)
+            return torch.tanh(self.norm(y)) + (y.cos() if self.twice else 0.0)
+
+    for twice in (True, False):
+        done = fuse_exactly(healthy(Net(twice)), doubles(2, 4, 6, 6), bound=1e-13)
+        assert not done.passed("norm-by-parts") and "batch_norm" in done.text
