@@ -11,6 +11,7 @@ from .picks import broadcast_channels, read_picks
 from .propagate_backward import backward
 from .propagate_forward import forward, forward_all
 from .route import HOMOGENEOUS, Route, execute
+from .sample_maps import SUMS_OF_AXES, SampleMap, data_operand, keeps_samples, map_of, matrix_of, moved
 from .shared_padding import share_padding
 from .window import (
     Window,
@@ -30,6 +31,7 @@ from .window import (
 
 __all__ = [
     "HOMOGENEOUS",
+    "SUMS_OF_AXES",
     "Affine",
     "AffinePlan",
     "Branch",
@@ -37,6 +39,7 @@ __all__ = [
     "Link",
     "Pair",
     "Route",
+    "SampleMap",
     "Term",
     "Window",
     "add_terms",
@@ -53,6 +56,7 @@ __all__ = [
     "compose_windows",
     "compress",
     "conv_call",
+    "data_operand",
     "dirac",
     "execute",
     "expand_groups",
@@ -62,7 +66,11 @@ __all__ = [
     "identity_window",
     "is_aligned",
     "is_padded",
+    "keeps_samples",
     "layer_window",
+    "map_of",
+    "matrix_of",
+    "moved",
     "pad_window",
     "plan_fold",
     "pool_window",
