@@ -1,4 +1,4 @@
-"""dense-beside-conv: a convolution beside a dense layer over one patch becomes part of that layer, when that is cheaper."""
+"""dense-beside-conv: a convolution beside a dense layer over one patch becomes part of it, when that is cheaper."""
 
 from __future__ import annotations
 
