@@ -34,7 +34,6 @@ from reparam.ir import (
     evaluate,
     is_chain,
     jumps,
-    text_of,
     typed,
     unlift,
     with_ranges,
@@ -160,7 +159,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
 ) -> Report:
     """A dry run: what would be rewritten, what would not and why, and the price. The whole network is not compared.
 
-    graphs: whether the report holds the graph as text, before and after. All other arguments are those of `convert`:
+    graphs: whether the report holds the graph before and after. All other arguments are those of `convert`:
     tensors are (N, ...), multiply-accumulates in the report are for one sample.
 
     Raises InputError or CaptureError like `convert`.
@@ -175,17 +174,17 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     captured = run.take_in(model, example_inputs, dynamic, input_ranges)
     program, notes = captured.program, _notes(captured)
     check_runs(program, seed)
-    before, text = census(program), text_of(program) if graphs else ""
+    before = program.copy()
     outcome = run.rewrite(program)
     return Report(
         target=to,
-        before=before,
+        before=census(before),
         after=census(program),
         plain=is_chain(program),
         remarks=(*notes, *outcome.remarks),
         kinds=outcome.kinds,
         seconds=run.seconds,
-        graphs={"before": text, "after": text_of(program)} if graphs else None,
+        graphs={"before": before, "after": program} if graphs else None,
     )
 
 

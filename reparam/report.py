@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from reparam.check import NetworkEvidence
-from reparam.ir import Census
+from reparam.ir import Census, Program, text_of
 
 from ._version import __version__
 
@@ -22,7 +22,7 @@ class Report:
         for what was quantised, which is another function, and was measured.
     seconds: by phase: load, capture, rewrite, verify (all checks), emit.
     engine: further keys for an export: its format and precision, and what was measured on it.
-    graphs: the graph as text, `before` and `after`, where it was asked for.
+    graphs: the programs `before` and `after`, where they were asked for; in JSON they are text.
     """
 
     target: str
@@ -39,7 +39,7 @@ class Report:
     arch_inferred: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     engine: Mapping[str, Any] | None = None
-    graphs: Mapping[str, str] | None = None
+    graphs: Mapping[str, Program] | None = None
 
     def with_(self, *, seconds: Mapping[str, float] | None = None, **facts: Any) -> Report:
         """The report with further facts, which only the caller knows, in place of those that it has.
@@ -76,7 +76,7 @@ class Report:
             "remarks": [r.as_dict() for r in self.remarks],
             "seconds": {p: round(self.seconds.get(p, 0.0), 3) for p in phases},
             **(self.engine or {}),
-            **({"graph": dict(self.graphs)} if self.graphs is not None else {}),
+            **({"graph": {k: text_of(p) for k, p in self.graphs.items()}} if self.graphs is not None else {}),
         }
 
     def _evidence(self) -> dict[str, Any]:
@@ -97,7 +97,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Remark:
-    """One line of the report. `max_abs` is the measured float64 error of a passed rewrite, `block` its own figures."""
+    """One line of the report.
+
+    Of a passed rewrite: max_abs: its measured float64 error, and bound: the most that was allowed. block: its own
+    figures. links: which calls became which, by the names of their nodes before and after.
+    """
 
     kind: Literal["passed", "missed", "analysis"]
     rule: str
@@ -109,6 +113,8 @@ class Remark:
     macs: int = 0
     params: int = 0
     block: Mapping[str, Any] | None = None
+    bound: float | None = None
+    links: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The remark as the report's JSON has it; keys without a value are left out."""
@@ -120,5 +126,6 @@ class Remark:
             "message": self.message,
         }
         if self.kind == "passed":
-            row |= {"max_abs": self.max_abs, "evidence": self.evidence, "macs": self.macs, "params": self.params}
+            row |= {"max_abs": self.max_abs, "bound": self.bound, "evidence": self.evidence}
+            row |= {"macs": self.macs, "params": self.params}
         return row

@@ -20,7 +20,7 @@ from reparam.utils import ignore_exits
 from . import export_run_bench as cli_engines
 from . import options as opt
 from . import recalibrate as cli_training
-from .outputs import STANDARD_OUTPUT, check_report, deliver_json, delivering, plan_outputs
+from .outputs import STANDARD_OUTPUT, check_page, check_report, deliver_json, delivering, plan_outputs
 from .prune import prune
 from .session import begin, open_session, run_guarded
 
@@ -123,6 +123,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    html: opt.Html = None,
     remarks: opt.Remarks = None,
     remarks_filter: opt.RemarksFilter = None,
     force: opt.Force = False,
@@ -138,7 +139,9 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     plain = PlainOptions(carry, max_pool.value, signed.value, max_cost)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     planned = plan_outputs(model, arch, output, source, to.value, force=force)
-    check_report(json, [planned.model, source, Path(model) if model else None], force=force)
+    others = [planned.model, source, Path(model) if model else None]
+    check_report(json, others, force=force)
+    check_page(html, json, others, force=force)
 
     from . import render
     from . import work as cli_work
@@ -147,8 +150,10 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain, opt.read_outputs(outputs))
     with delivering(session, json) as deliver:
         found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, planned, force=force)
-        report = found.as_dict()
+        report = found.report.as_dict()
         kept = [r for r in report["remarks"] if choice.keeps(r)]
+        if html is not None:
+            cli_work.write_conversion(html, found, report, loaded, force=force)
         deliver(report | {"remarks": kept})
     if not quiet and json != STANDARD_OUTPUT:
         listed = kept if choice.kinds else []
@@ -176,6 +181,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     ] = False,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    html: opt.Html = None,
     remarks: opt.Remarks = None,
     remarks_filter: opt.RemarksFilter = None,
     force: opt.Force = False,
@@ -188,20 +194,25 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     plain = PlainOptions(carry, max_pool.value, signed.value, max_cost)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     check_report(json, [Path(model) if model else None], force=force)
+    check_page(html, json, [Path(model) if model else None], force=force)
 
     from . import render
     from . import work as cli_work
 
     loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
     options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain, opt.read_outputs(outputs))
-    report = cli_work.explain_loaded(session, loaded, options, graphs=graph).as_dict()
+    found = cli_work.explain_loaded(session, loaded, options, graphs=graph or html is not None)
+    report = (found if graph else found.with_(graphs=None)).as_dict()
     kept = [r for r in report["remarks"] if choice.keeps(r)]
     if not quiet and json != STANDARD_OUTPUT:
         missed = [r for r in kept if r["kind"] == "missed"]
         listed = kept if choice.kinds else []
         arch_text = cli_work.describe_arch(loaded.model)
         session.show(*render.render_explanation(report, arch_text, listed=listed, missed=[] if listed else missed))
-    deliver_json(session, report | {"remarks": kept}, json)
+    with delivering(session, json) as deliver:
+        if html is not None:
+            cli_work.write_explanation(html, found, loaded, force=force)
+        deliver(report | {"remarks": kept})
 
 
 @app.command()
@@ -222,6 +233,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    html: opt.Html = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -234,6 +246,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     shapes = opt.read_shapes(input_shape)
     sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
     check_report(json, [Path(a), Path(b)], force=force)
+    check_page(html, json, [Path(a), Path(b)], force=force)
 
     from . import render
     from . import work as cli_work
@@ -257,7 +270,11 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     if shown:
         session.show(*map(render.line, [f"{first.name} and {second.name}:", *verdict.sentences()]))
     report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **verdict.as_dict()}
-    deliver_json(session, report | {"seconds": {k: round(v, 3) for k, v in seconds.items()}}, json)
+    report["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
+    with delivering(session, json) as deliver:
+        if html is not None:
+            cli_work.write_verdict(session, html, report, (first, second), shapes, force=force)
+        deliver(report)
     if verdict.reason:
         reason = "" if shown else f": {verdict.reason}"
         raise NotEquivalentError(f"{first.name} and {second.name} are not the same function{reason}")
@@ -278,6 +295,7 @@ def diff(  # noqa: PLR0913  # the parameters are the options
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    html: opt.Html = None,
     force: opt.Force = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -289,17 +307,21 @@ def diff(  # noqa: PLR0913  # the parameters are the options
     shapes = opt.read_shapes(input_shape)
     sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
     check_report(json, [Path(a), Path(b)], force=force)
+    check_page(html, json, [Path(a), Path(b)], force=force)
 
     from . import render
     from . import work as cli_work
 
     first, second = (cli_work.load_side(session, s, trust=trust, seed=seed) for s in sides)
-    found = cli_work.diff_loaded(session, first, second, shapes)
+    found, graphs = cli_work.diff_loaded(session, first, second, shapes)
     if json != STANDARD_OUTPUT:
         header = render.line(f"{first.name} and {second.name}:")
         session.show(header, found.text(session.width, full=full), render.line(found.summary()))
     report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **found.as_dict()}
-    deliver_json(session, report, json)
+    with delivering(session, json) as deliver:
+        if html is not None:
+            cli_work.write_diff(html, report, found, graphs, force=force)
+        deliver(report)
 
 
 app.command()(cli_engines.export)

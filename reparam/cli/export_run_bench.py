@@ -11,7 +11,7 @@ from reparam.engines.formats import all_formats, find_format
 from reparam.options import DEFAULTS, PlainOptions
 
 from . import options as opt
-from .outputs import STANDARD_OUTPUT, check_file, check_report, deliver_json, delivering, plan_export
+from .outputs import STANDARD_OUTPUT, check_file, check_page, check_report, deliver_json, delivering, plan_export
 from .session import begin
 
 
@@ -71,6 +71,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    html: opt.Html = None,
     remarks: opt.Remarks = None,
     remarks_filter: opt.RemarksFilter = None,
     force: opt.Force = False,
@@ -89,6 +90,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     label = to.value if precision is opt.Precision.fp32 else f"{to.value}-{precision.value}"
     path = plan_export(model, arch, output, label, kind.suffix, force=force)
     check_report(json, [path, Path(model) if model else None], force=force)
+    check_page(html, json, [path, Path(model) if model else None, calibrate], force=force)
 
     from . import export_work as cli_engine_work
     from . import render
@@ -102,8 +104,11 @@ def export(  # noqa: PLR0913  # the parameters are the options
         format, precision.value, io_precision.value, calibrate, min_sqnr, equalize, settings, force
     )
     with delivering(session, json) as deliver:
-        report = cli_engine_work.export_loaded(session, loaded, options, wanted, path).as_dict()
+        found = cli_engine_work.export_loaded(session, loaded, options, wanted, path)
+        report = found.report.as_dict()
         kept = [r for r in report["remarks"] if choice.keeps(r)]
+        if html is not None:
+            cli_work.write_conversion(html, found, report, loaded, force=force, verb="export")
         deliver(report | {"remarks": kept})
     if not quiet and json != STANDARD_OUTPUT:
         listed = kept if choice.kinds else []

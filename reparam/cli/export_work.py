@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reparam._version import __version__
 from reparam.compare import open_model, run_loaded
+from reparam.conversion import Conversion
 from reparam.data import load_array
 from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, read_calibration, save_arrays
 from reparam.engines.formats import recognise
@@ -21,7 +22,6 @@ from reparam.errors import InputError
 from reparam.ir import Program
 from reparam.load import LoadedModel
 from reparam.measure import Where, bench
-from reparam.report import Report
 from reparam.utils import Shapes, write_atomically
 
 from .session import Session
@@ -42,8 +42,8 @@ class Wanted:
     force: bool = False
 
 
-def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wanted: Wanted, path: Path) -> Report:
-    """Converts, builds, checks and writes; returns the whole report."""
+def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wanted: Wanted, path: Path) -> Conversion:
+    """Converts, builds, checks and writes; returns what was built from, with the whole report of the export."""
     model = loaded.model
     card = card_of(model)
 
@@ -81,7 +81,8 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
         )
     if not exported.check.ran:
         session.warn(f"{path} was built, not run: {exported.check.why}")
-    return completed(exported.report, loaded, [str(p) for p in exported.outputs])
+    report = completed(exported.report, loaded, [str(p) for p in exported.outputs])
+    return replace(exported.conversion, report=report)
 
 
 def run_model(

@@ -121,6 +121,9 @@ Trust = Annotated[bool, typer.Option("--trust", help="Load files that can run co
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - for standard output.")
 ]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Also write the report as one page of HTML, with graphs.")
+]
 Remarks = Annotated[
     str | None, typer.Option("--remarks", metavar="KINDS", help="List the remarks: passed,missed,analysis.")
 ]

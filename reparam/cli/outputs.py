@@ -19,6 +19,7 @@ from .session import Session
 
 STANDARD_OUTPUT = "-"
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
+PAGES = (".html", ".htm")
 _SUFFIXES = frozenset({".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".tar"})
 
 
@@ -108,6 +109,18 @@ def check_report(target: str | None, others: Iterable[Path | None], *, force: bo
     check_file(path, force=force)
     if clash := next((o for o in others if o is not None and _same(path, o)), None):
         raise InputError(f"--json {path} would overwrite {clash}; name another file")
+
+
+def check_page(page: Path | None, report: str | None, others: Iterable[Path | None], *, force: bool) -> None:
+    """`--html FILE` is checked like `--json FILE`, and is not the same file."""
+    if page is None:
+        return
+    if page.suffix.lower() not in PAGES:
+        raise InputError(f"--html {page} is a web page; name it {page.stem or 'report'}.html")
+    check_file(page, force=force)
+    written = Path(report) if report is not None and report != STANDARD_OUTPUT else None
+    if clash := next((o for o in (written, *others) if o is not None and _same(page, o)), None):
+        raise InputError(f"--html {page} would overwrite {clash}; name another file")
 
 
 def check_file(path: Path, *, force: bool) -> None:

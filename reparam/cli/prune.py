@@ -11,7 +11,7 @@ import typer
 from reparam.errors import InputError
 
 from . import options as opt
-from .outputs import STANDARD_OUTPUT, check_report, delivering, plan_outputs
+from .outputs import STANDARD_OUTPUT, check_page, check_report, delivering, plan_outputs
 from .session import begin
 
 
@@ -135,6 +135,7 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    html: opt.Html = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -147,7 +148,9 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
     arguments = opt.read_arguments(arch_args)
     outputs = plan_outputs(model, arch, output, source, "pruned", force=force)
-    check_report(json, [outputs.model, source, calibrate, config, Path(model) if model else None], force=force)
+    others = [outputs.model, source, calibrate, config, Path(model) if model else None]
+    check_report(json, others, force=force)
+    check_page(html, json, others, force=force)
     if train_form is TrainForm.bn and source is None:
         raise InputError("--train-form is of the source; name its folder with --source")
     if labels is not None and labels != "folders" and not Path(labels).suffix:
@@ -183,6 +186,8 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     with delivering(session, json) as deliver:
         norms = data if train_form is TrainForm.bn else None
         report = prune_work.save_pruned(session, pruned, loaded, outputs, norms=norms, force=force)
+        if html is not None:
+            prune_work.write_pruning(html, report, pruned, cli_work.describe_arch(loaded.model), force=force)
         deliver(report)
     if not quiet and json != STANDARD_OUTPUT:
         session.show(*prune_work.render_pruning(report, cli_work.describe_arch(loaded.model)))

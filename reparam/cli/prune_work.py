@@ -81,6 +81,13 @@ def save_pruned(
     return pruned.report.as_dict() | facts
 
 
+def write_pruning(path: Path, report: Row, pruned: Pruned, arch: str, *, force: bool) -> None:
+    """The page of a pruning. report: as its JSON has it."""
+    from reparam.page import prune_page, write_page
+
+    write_page(prune_page(report, pruned.conversion, arch=arch), path, force=force)
+
+
 # ---- for people --------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reparam.errors import CaptureError, EndedError, InputError, ReparamError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from reparam.conversion import Conversion
     from reparam.engines import ListedCall, Runnable
     from reparam.load import LoadedModel
+    from reparam.page import Shown
     from reparam.report import Report
 
 RANDOM_WEIGHTS = "-"  # in place of A or B
@@ -200,8 +202,8 @@ class ConvertOptions:
 
 def convert_loaded(
     session: Session, loaded: Loaded, options: ConvertOptions, dtype: str | None, outputs: Outputs, *, force: bool
-) -> Report:
-    """Converts and stages or writes the outputs; returns the whole report."""
+) -> Conversion:
+    """Converts and stages or writes the outputs; returns the conversion with the whole report."""
     import torch
 
     from reparam import convert
@@ -223,11 +225,11 @@ def convert_loaded(
             )
         start = time.perf_counter()
         _write(conversion, outputs, tell, force=force)
-    return completed(conversion.report, loaded, outputs.names, time.perf_counter() - start)
+    return replace(conversion, report=completed(conversion.report, loaded, outputs.names, time.perf_counter() - start))
 
 
 def explain_loaded(session: Session, loaded: Loaded, options: ConvertOptions, *, graphs: bool = False) -> Report:
-    """The dry run's report. graphs: with the graph as text."""
+    """The dry run's report. graphs: whether it holds the graphs."""
     from reparam import explain
     from reparam.rewrite import verifying
 
@@ -272,27 +274,91 @@ def _write(conversion: Conversion, outputs: Outputs, tell: Tell, *, force: bool)
 # ---- diff --------------------------------------------------------------------------------------------------------
 
 
-def diff_loaded(session: Session, a: LoadedSide, b: LoadedSide, given: Shapes | None) -> ProgramDiff:
-    """Captures both models on the same shapes and aligns their graphs. Raises InputError for a sealed engine."""
+def diff_loaded(
+    session: Session, a: LoadedSide, b: LoadedSide, given: Shapes | None
+) -> tuple[ProgramDiff, tuple[Shown, Shown]]:
+    """Captures both models on the same shapes and aligns their graphs, which are returned too.
+
+    Raises InputError for a sealed engine.
+    """
+    from reparam.compare import diff_calls
+
+    first, second = _graphs(session, (a, b), given)
+    for side, graph in ((a, first), (b, second)):
+        if graph is None:
+            raise InputError(f"{side.name} does not show its graph; diff takes checkpoints, .pt2, source and ONNX")
+    assert first is not None and second is not None
+    with session.working():
+        return diff_calls(_listed(first), _listed(second)), (first, second)
+
+
+def _graphs(session: Session, sides: Sequence[LoadedSide], given: Shapes | None) -> list[Shown | None]:
+    """The program of each model on the same shapes, or the calls that an engine lists; None for one that lists none."""
+    found: list[Shown | None] = []
     with session.working() as tell:
-        from reparam.compare import diff_calls
+        from reparam.compare import program_of
+        from reparam.engines import Runnable
 
-        shapes = shapes_for([a.model, b.model], given)
-        tell("capture", 0, 2)
-        first = _calls(a, shapes)
-        tell("capture", 1, 2)
-        second = _calls(b, shapes)
-        tell("capture", 2, 2)
-        return diff_calls(first, second)
+        shapes = shapes_for([s.model for s in sides], given)
+        for i, side in enumerate(sides):
+            tell("capture", i, len(sides))
+            model = side.model
+            found.append(model.calls() if isinstance(model, Runnable) else program_of(model, shapes))
+        tell("capture", len(sides), len(sides))
+    return found
 
 
-def _calls(side: LoadedSide, shapes: Shapes | None) -> list[ListedCall]:
-    from reparam.compare import program_of, read_calls
-    from reparam.engines import Runnable
+def _listed(shown: Shown) -> Sequence[ListedCall]:
+    from reparam.compare import read_calls
+    from reparam.ir import Program
 
-    if not isinstance(side.model, Runnable):
-        return read_calls(program_of(side.model, shapes))
-    calls = side.model.calls()
-    if calls is None:
-        raise InputError(f"{side.name} does not show its graph; diff takes checkpoints, .pt2, source and ONNX")
-    return calls
+    return read_calls(shown) if isinstance(shown, Program) else shown
+
+
+# ---- pages -------------------------------------------------------------------------------------------------------
+
+
+def write_conversion(
+    path: Path, conversion: Conversion, report: Mapping[str, Any], loaded: Loaded, *, force: bool, verb: str = "convert"
+) -> None:
+    """The page of a conversion or an export. report: as its JSON has it."""
+    from reparam.page import conversion_page, write_page
+
+    graphs, arch = (conversion.original, conversion.program), describe_arch(loaded.model)
+    page = conversion_page(report, conversion.report.remarks, *graphs, arch=arch, verb=verb)
+    write_page(page, path, force=force)
+
+
+def write_explanation(path: Path, report: Report, loaded: Loaded, *, force: bool) -> None:
+    """The page of a dry run, whose report holds the graphs."""
+    from reparam.page import conversion_page, write_page
+
+    assert report.graphs is not None
+    graphs, arch = (report.graphs["before"], report.graphs["after"]), describe_arch(loaded.model)
+    page = conversion_page(report.with_(graphs=None).as_dict(), report.remarks, *graphs, arch=arch, verb="explain")
+    write_page(page, path, force=force)
+
+
+def write_diff(
+    path: Path, report: Mapping[str, Any], found: ProgramDiff, graphs: tuple[Shown, Shown], *, force: bool
+) -> None:
+    """The page of `diff`."""
+    from reparam.page import diff_page, write_page
+
+    write_page(diff_page(report, found, *graphs), path, force=force)
+
+
+def write_verdict(
+    session: Session,
+    path: Path,
+    report: Mapping[str, Any],
+    sides: tuple[LoadedSide, LoadedSide],
+    given: Shapes | None,
+    *,
+    force: bool,
+) -> None:
+    """The page of `verify`, which captures both models once more for their graphs."""
+    from reparam.page import verify_page, write_page
+
+    first, second = _graphs(session, sides, given)
+    write_page(verify_page(report, first, second), path, force=force)

@@ -117,6 +117,8 @@ def _read_call(program: Program, node: fx.Node, batch: set[str]) -> ListedCall:
         shape=_shape(node, batch),
         anchor=one_line(f"{name} {names[0]}") if names else "",
         weights=tuple(program.constants[str(n.target)].value for n in weights),
+        results=(node.name,),
+        operands=tuple(n.name for n in node.all_input_nodes if n.op != "get_attr"),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,17 @@ Calibration = Callable[[Program], Sequence[Sequence[torch.Tensor]]]
 
 @dataclass(frozen=True)
 class Exported:
-    """A verified export. path: the file. outputs: all files, the manifest last. check: what was measured on it."""
+    """A verified export.
+
+    path: the file. outputs: all files, the manifest last. check: what was measured on it. conversion: what it was built
+    from.
+    """
 
     path: Path
     outputs: tuple[Path, ...]
     check: EngineCheck
     report: Report
+    conversion: Conversion = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,7 @@ def export_conversion(
         outputs=texts,
         seconds=seconds,
     )
-    return Exported(path, names, check, report)
+    return Exported(path, names, check, report, conversion)
 
 
 def _equalised(program: Program, data: Sequence[Sequence[torch.Tensor]]) -> tuple[Program, tuple[Remark, ...]]:

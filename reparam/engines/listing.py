@@ -14,6 +14,7 @@ class ListedCall:
     """One call of a graph. module: its path, or its weights' owner. anchor: its first weight's name, if any.
 
     op: the operator with what its result depends on beside the operands (sizes of weights, strides, …).
+    results: the names of what it gives. operands: those of the values that it reads, weights left out.
     """
 
     module: str
@@ -21,6 +22,8 @@ class ListedCall:
     shape: str
     anchor: str = ""
     weights: tuple[torch.Tensor, ...] = ()
+    results: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
 
     def text(self, width: int) -> str:
         """`module | op | shape` in `width` columns: of a long line the module's beginning goes first."""

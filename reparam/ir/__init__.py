@@ -41,7 +41,7 @@ from .aten import (
 )
 from .attributes import attribute_names, unlift, with_attribute_names
 from .containers import keys_of, parts_of
-from .cost import Census, batch_one, census, is_chain, node_macs, spelled_out
+from .cost import Census, batch_one, census, is_chain, joins, node_macs, spelled_out
 from .feeds import EVEN_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
 from .inputs import Range, check_shapes, draw_examples, exported_shapes, shape_of_input, with_ranges
 from .interpreter import (
@@ -141,6 +141,7 @@ __all__ = [
     "is_inplace",
     "is_tensor",
     "is_uninitialised",
+    "joins",
     "jumps",
     "keys_of",
     "last_uses",

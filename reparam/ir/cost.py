@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from torch import fx
@@ -140,23 +141,28 @@ def spelled_out(program: Program) -> dict[fx.Node, fx.Node]:
     return inside
 
 
+def joins(program: Program) -> dict[fx.Node, Literal["merge", "gate"]]:
+    """The calls that join several values that depend on the inputs, and whether each is a merge or a gate."""
+    inside = spelled_out(program)
+    found: dict[fx.Node, Literal["merge", "gate"]] = {}
+    for node in program.calls():
+        operands = _data(node)
+        if len(operands) > 1 and node not in inside:
+            found[node] = "gate" if _is_gate(node, operands) else "merge"
+    return found
+
+
 def census(program: Program) -> Census:
     """Counts nodes, merges, gates, convolutions, norms, parameters and MACs of `program`."""
     env = batch_one(program)
-    inside = spelled_out(program)
-    merges = gates = convs = norms = macs = nodes = 0
+    joined = list(joins(program).values())
+    convs = norms = macs = nodes = 0
     for node in program.calls():
         nodes += 1
         macs += node_macs(node, env)
         convs += is_call(node, CONVS | TRANSPOSED_CONVS)
         norms += is_call(node, NORMS) and node.meta["data"]
-        operands = _data(node)
-        if len(operands) < 2 or node in inside:
-            continue
-        if _is_gate(node, operands):
-            gates += 1
-        else:
-            merges += 1
+    merges, gates = joined.count("merge"), joined.count("gate")
     return Census(nodes, merges, gates, convs, norms, program.parameters(), macs // program.samples)
 
 

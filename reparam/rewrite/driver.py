@@ -27,6 +27,7 @@ from .rule import Match, Rewrite, Rule
 MAX_ROUNDS = 50
 _VERIFIES = ContextVar("_VERIFIES", default=False)
 Progress = Callable[[str, int, int], None]
+Links = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]  # names of calls before and after, see `Remark`
 
 
 @contextmanager
@@ -186,7 +187,7 @@ class Driver:
             )
             self._miss(rule, node, Refusal(reason, node, "the values leave no room for exact folding"))
             return None
-        self._accept(rule, node, rewrite, evidence, macs, params)
+        self._accept(rule, node, rewrite, evidence, (macs, params), _links(rewrite, dying, created))
         return self._commit(rewrite, region, created)
 
     def _check(self, region: Region, claims: Sequence[Claim], created: Sequence[fx.Node]) -> Evidence:
@@ -216,7 +217,13 @@ class Driver:
         return macs, params
 
     def _accept(
-        self, rule: Rule[Any], node: fx.Node, rewrite: Rewrite, evidence: Evidence, macs: int, params: int
+        self,
+        rule: Rule[Any],
+        node: fx.Node,
+        rewrite: Rewrite,
+        evidence: Evidence,
+        price: tuple[int, int],
+        links: Links,
     ) -> None:
         self.outcome.kinds[evidence.kind] += 1
         module = module_of(node)
@@ -233,9 +240,11 @@ class Driver:
                 message=rewrite.message,
                 max_abs=evidence.max_abs,
                 evidence=evidence.kind,
-                macs=macs,
-                params=params,
+                macs=price[0],
+                params=price[1],
                 block=rewrite.block,
+                bound=evidence.bound,
+                links=links,
             )
         )
 
@@ -292,3 +301,15 @@ def _dying(region: Region) -> list[fx.Node]:
         if node not in gone and node.users and all(u in gone for u in node.users):
             gone.add(node)
     return [n for n in region.old if n in gone]
+
+
+def _links(rewrite: Rewrite, dying: Sequence[fx.Node], created: Sequence[fx.Node]) -> Links:
+    """Which calls a rewrite made of which; of a rewrite of the whole network, call by call."""
+    if rewrite.claims:
+        return tuple((_names(c.old), _names(c.new)) for c in rewrite.claims)
+    made = created or list(rewrite.replace.values())  # a call that is dropped is found in what it was given
+    return ((_names(dying), _names(made)),)
+
+
+def _names(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+    return tuple(n.name for n in nodes if n.op == "call_function")

@@ -68,6 +68,8 @@ def _call(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], shapes:
         shape=one_line(shapes.get(node.output[0], "?")),
         anchor=one_line(f"{name} {names[0]}") if names and layer else "",
         weights=tuple(arrays) if layer else (),
+        results=tuple(node.output),
+        operands=tuple(n for n in node.input if n and n not in weights),
     )
 
 

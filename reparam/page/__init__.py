@@ -1,0 +1,24 @@
+"""The report as one page of HTML that fetches nothing: graphs side by side, errors, remarks, curves.
+It reads what the rooms below it have found and measured, and works nothing out about networks itself.
+"""
+
+from .benchmarks import bench_page, bench_section
+from .comparisons import Shown, diff_page, verify_page
+from .conversions import conversion_page
+from .parts import Page, Section
+from .prunings import prune_page
+from .render import render, write_page
+
+__all__ = [
+    "Page",
+    "Section",
+    "Shown",
+    "bench_page",
+    "bench_section",
+    "conversion_page",
+    "diff_page",
+    "prune_page",
+    "render",
+    "verify_page",
+    "write_page",
+]

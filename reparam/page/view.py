@@ -1,0 +1,129 @@
+"""One or two graphs as the script of the page reads them: places, texts and links as numbers in arrays.
+
+The order of a call's fields, of the kinds and of the statuses is that of `assets/page.js`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from markupsafe import Markup
+
+from .graph import Call, Graph, Weight
+from .layout import lay_out
+from .links import Links
+from .stages import Module, figures, tree_of
+
+KINDS = ("input", "output", "layer", "norm", "activation", "pool", "merge", "gate", "other")
+STATUSES = ("same", "weights", "changed", "gone", "new")
+REWRITTEN = (("gone", "replaced"), ("new", "made"))
+DIFFERENT = (("weights", "other weights"), ("changed", "changed"), ("gone", "only in A"), ("new", "only in B"))
+_COLOURS = (
+    ("layer", "layer"),
+    ("norm", "norm"),
+    ("activation", "activation"),
+    ("pool", "pool"),
+    ("merge", "merge, gate"),
+)
+LONGEST = 300  # characters of a text in the graphs; of a longer one the rest is left out
+
+
+@dataclass(frozen=True)
+class Side:
+    """One graph. tag: Before, After, A or B. name: the file. told: its size in words."""
+
+    tag: str
+    name: str
+    graph: Graph
+    told: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """The graphs of a page. data: JSON for the script. legend: classes of the style sheet and what they stand for."""
+
+    told: str
+    sides: tuple[Side, ...]
+    data: Markup
+    legend: tuple[tuple[str, str], ...] = ()
+    tree: Module | None = field(default=None, compare=False)
+
+
+def view_of(sides: Sequence[Side], links: Links | None, told: str, words: Sequence[tuple[str, str]]) -> View:
+    """Lays the graphs out. words: what the statuses are called, those that are in the legend."""
+    before, after = sides[0].graph, sides[-1].graph
+    tree = tree_of(before, after)
+    numbers = [links.before, links.after] if links else [{}, {}]
+    statuses = [links.status_before, links.status_after] if links else [{}, {}]
+    named = {"same": "unchanged" if links else "", **dict(words)}
+    data: dict[str, Any] = {
+        "sides": [_side(s, n, st, named) for s, n, st in zip(sides, numbers, statuses, strict=False)],
+        "regions": links.regions if links else 0,
+        "tree": _branch(tree),
+    }
+    named_sides: list[Side] = []
+    for side, row in zip(sides, data["sides"], strict=True):
+        row["told"] = f"{figures(list(side.graph.calls)).calls:,} calls in {row['layers']:,} layers"
+        named_sides.append(replace(side, told=row["told"]))
+    return View(told, tuple(named_sides), to_script(data), (*words, *_COLOURS), tree)
+
+
+def _side(
+    side: Side, links: Mapping[str, int], statuses: Mapping[str, str], words: Mapping[str, str]
+) -> dict[str, Any]:
+    edges = side.graph.edges
+    placed = lay_out(len(side.graph.calls), edges)
+    calls = [
+        _call(c, links.get(c.name, -1), statuses.get(c.name, "same"), x, y)
+        for c, x, y in zip(side.graph.calls, placed.x, placed.y, strict=True)
+    ]
+    return {
+        "tag": side.tag,
+        "words": [words.get(s, "") for s in STATUSES],
+        "width": placed.width,
+        "height": placed.height,
+        "layers": placed.layers,
+        "calls": calls,
+        "edges": [list(e) for e in edges],
+        "segments": [n for segment in placed.segments for n in segment],
+    }
+
+
+def _call(c: Call, link: int, status: str, x: int, y: int) -> list[Any]:
+    texts = [_short(t) for t in (c.name, c.op, c.settings, c.module, c.shape, c.dtype)]
+    numbers = [KINDS.index(c.kind), STATUSES.index(status), link, x, y, c.macs, c.params]
+    return [*texts, *numbers, [_weight(w) for w in c.weights]]
+
+
+def _weight(w: Weight) -> list[str | None]:
+    low, high = (None if v is None else f"{v:.4g}" for v in (w.low, w.high))
+    return [_short(w.name), w.shape, w.dtype, low, high]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _branch(module: Module) -> list[Any]:
+    """Nested arrays, made without recursion: a path may have any number of parts."""
+    made: dict[str, list[Any]] = {}
+    stack = [module]
+    order: list[Module] = []
+    while stack:
+        top = stack.pop()
+        order.append(top)
+        stack.extend(top.children)
+    for m in reversed(order):
+        made[m.path] = [_short(m.path), m.before.calls, m.after.calls, [made[c.path] for c in m.children]]
+    return made[""]
+
+
+def to_script(value: Any) -> Markup:
+    """JSON that can stand in a script element whatever texts are in it: no markup, and nothing but ASCII."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # safe: see the line above
