@@ -40,7 +40,7 @@ from reparam.ir import (
 )
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
-from reparam.utils import as_path, check_callable, check_seed, checked_call, dtype_name
+from reparam.utils import Reported, as_path, check_callable, check_seed, checked_call, dtype_name
 
 from .errors import InputError, NotEquivalentError, ReparamError
 from .options import DEFAULTS, PlainOptions
@@ -51,8 +51,8 @@ MOST_LEFT_OUT = 6  # rewrites that lose digits and are left out before the whole
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that weights are emitted in
 
 
-@dataclass(frozen=True)
-class Conversion:
+@dataclass(frozen=True, repr=False)
+class Conversion(Reported):
     """A verified conversion.
 
     module: runs like the original. program: what it computes, as it is emitted. original: the captured original.

@@ -8,14 +8,15 @@ from typing import Any, Literal
 
 from reparam.check import NetworkEvidence
 from reparam.ir import Census, Program, text_of
+from reparam.utils import Facts, Shown, counts_told
 
 from ._version import __version__
 
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """Everything that is known about one conversion.
 
     equivalent: True when the evidence was complete; None for a dry run, which does not compare whole networks; False
@@ -78,6 +79,18 @@ class Report:
             **(self.engine or {}),
             **({"graph": {k: text_of(p) for k, p in self.graphs.items()}} if self.graphs is not None else {}),
         }
+
+    def summary(self) -> tuple[str, Facts]:
+        """The target and the verdict; the counts and the errors."""
+        verdicts = {True: "equivalent", False: "quantised", None: "a dry run"}
+        facts = counts_told(self.before, self.after)
+        if self.evidence is not None:
+            facts.append(("float64 difference", f"{self.evidence.float64_max_rel:.2g}"))
+            error = f"{self.evidence.error:.3g} (the original's own: {self.evidence.original_error:.3g})"
+            facts.append((f"{self.evidence.dtype} error", error))
+        kinds = [r.kind for r in self.remarks]
+        facts.append(("rewrites", str(kinds.count("passed"))))
+        return f"{self.target}, {verdicts[self.equivalent]}", [*facts, ("not done", str(kinds.count("missed")))]
 
     def _evidence(self) -> dict[str, Any]:
         e = self.evidence

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reparam.check import OutputError
+from reparam.utils import Facts, Shown
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Shown):
     """What `verify` found.
 
     first_divergence: the first layer of the first model behind which the second has other values.
@@ -44,6 +45,19 @@ class Verdict:
         row["shapes"] = [list(s) for s in self.shapes]
         row["verdict"] = self.verdict
         return row
+
+    def summary(self) -> tuple[str, Facts]:
+        """The verdict with its reason; the errors of each output against what is allowed."""
+        head = f"different, {self.reason}" if self.reason else self.verdict
+        facts = [
+            (f"output {o.index}", f"errors {o.error_a:.3g} and {o.error_b:.3g} (RMS), at most {o.bar:.3g} is allowed")
+            for o in self.outputs
+        ]
+        if self.adversarial:
+            facts.append(("adversarial search", f"at most {self.adversarial['worst']:.3g} of what is allowed"))
+        if self.first_divergence:
+            facts.append(("they part at", self.first_divergence))
+        return head, [*facts, ("random inputs", str(self.trials))]
 
     def sentences(self) -> list[str]:
         """The result in plain lines."""

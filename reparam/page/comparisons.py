@@ -86,9 +86,9 @@ def verify_page(report: Mapping[str, Any], a: Shown | None, b: Shown | None) -> 
 
 
 def _show(page: Page, view: View) -> None:
-    page.view = view
+    page.view, page.named = view, ("A", "B")
     assert view.tree is not None
-    page.stages = stage_rows(view.tree)
+    page.stages = stage_rows(view.tree, (view.sides[0].graph.costs, view.sides[1].graph.costs))
 
 
 def _view(report: Mapping[str, Any], diff: ProgramDiff, a: Shown, b: Shown) -> View:

@@ -125,8 +125,8 @@ _WAYS = {"basis": "unit impulses", "sampled": "random inputs"}
 # ---- stages, chains, rules, remarks ------------------------------------------------------------------------------
 
 
-def stage_rows(tree: Module) -> list[StageRow]:
-    """The table of stages and blocks."""
+def stage_rows(tree: Module, known: tuple[bool, bool] = (True, True)) -> list[StageRow]:
+    """The table of stages and blocks. known: whether multiply-accumulates are, of the one graph and the other."""
     most = max((f.macs for m in tree.children for f in (m.before, m.after)), default=0) or 1
     rows = []
     for m in stages_of(tree):
@@ -137,7 +137,7 @@ def stage_rows(tree: Module) -> list[StageRow]:
                 path=m.path if m.depth <= 1 else f".{m.name}",
                 depth=m.depth,
                 counts=tuple((count(p), count(q)) if p or q else ("", "") for p, q in pairs),
-                macs=(count(a.macs), count(b.macs)),
+                macs=(count(a.macs) if known[0] else "", count(b.macs) if known[1] else ""),
                 shares=(round(BAR * a.macs / most, 1), round(BAR * b.macs / most, 1)),
                 params=(count(a.params), count(b.params)),
             )

@@ -140,7 +140,7 @@ class _Reader:
         fixed = fixed_size(size)
         if fixed is not None:
             return str(fixed)
-        return "N" if str(size.node.expr) in self.batch else one_line(str(size)).replace(" ", "")
+        return re.sub(r"\w+", lambda m: "N" if m[0] in self.batch else m[0], one_line(str(size)).replace(" ", ""))
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -185,6 +185,9 @@ def read_listed(calls: Sequence[ListedCall]) -> Graph:
     found: list[Call] = []
     for i, call in enumerate(calls):
         name, (op, settings) = listed_name(i), _split(call.op)
+        weights = tuple(_weight(f"{call.anchor.rpartition(' ')[2]} {k}", w) for k, w in enumerate(call.weights))
+        if weights and settings.partition(",")[0] == weights[0].shape:  # the box shows it with the weight
+            settings = settings.partition(",")[2].strip()
         reads = dict.fromkeys(_maker(makers, o, found) for o in call.operands)
         makers.update(dict.fromkeys(call.results, name))
         found.append(
@@ -197,7 +200,7 @@ def read_listed(calls: Sequence[ListedCall]) -> Graph:
                 dtype="",
                 kind="merge" if len(reads) > 1 else kind_of(op),
                 params=sum(w.numel() for w in call.weights),
-                weights=tuple(_weight(f"{call.anchor.rpartition(' ')[2]} {k}", w) for k, w in enumerate(call.weights)),
+                weights=weights,
                 reads=tuple(reads),
             )
         )

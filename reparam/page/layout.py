@@ -1,11 +1,13 @@
 """A graph laid out in layers: every call below what it reads, branches side by side, long edges straight.
 
-1. A call's layer is one more than the deepest of those that it reads (longest path); inputs move down to their readers.
+1. A call's layer is one more than the deepest of those that it reads (longest path). What depends on no input lies as
+   low as its readers allow.
 2. An edge that passes layers has a waypoint in each; edges of one source share them, so that a value that is read often
    is one line with branches.
 3. Within layers, each item goes to the mean position of its neighbours, layer by layer, down and up (barycentres).
 4. Across, each layer takes the places nearest to its neighbours' that keep a distance: least squares under order
    constraints, which pooling of adjacent violators solves exactly. What lies on the longest paths goes first.
+5. Waypoints of one source then go onto one line, as far down as there is room for it.
 
 The work grows with the calls and the waypoints; of the latter there are only so many, and edges beyond have none.
 The same graph gives the same places.
@@ -13,7 +15,8 @@ The same graph gives the same places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -56,30 +59,36 @@ class _Item:
         return WIDTH + GAP if self.real else LANE
 
 
-def lay_out(count: int, edges: Sequence[tuple[int, int]]) -> Layout:
-    """Places `count` calls, which are numbered in execution order. edges: (read, reader); others are left out."""
+def lay_out(count: int, edges: Sequence[tuple[int, int]], inputs: Collection[int] = ()) -> Layout:
+    """Places `count` calls, which are numbered in execution order.
+
+    edges: (read, reader), of which the second comes later; others are left out. inputs: calls that others depend on.
+    """
     wanted = sorted({(u, v) for u, v in edges if 0 <= u < v < count})
     readers: list[list[int]] = [[] for _ in range(count)]
     reads: list[list[int]] = [[] for _ in range(count)]
     for u, v in wanted:
         readers[u].append(v)
         reads[v].append(u)
-    layer = _layers(reads, readers)
+    layer = _layers(reads, readers, inputs)
     items, trunks = _items(layer, reads, readers)
     rows: list[list[_Item]] = [[] for _ in range(max(layer, default=-1) + 1)]
     for item in [*items, *(w for trunk in trunks for w in trunk)]:
         rows[item.layer].append(item)
     _order(rows)
     _place(rows)
+    _straighten(trunks, rows)
     return _drawn(items, trunks, readers, rows)
 
 
-def _layers(reads: Sequence[Sequence[int]], readers: Sequence[Sequence[int]]) -> list[int]:
+def _layers(reads: Sequence[Sequence[int]], readers: Sequence[Sequence[int]], inputs: Collection[int]) -> list[int]:
     layer: list[int] = []
-    for operands in reads:
+    fixed: list[bool] = []  # whether a call depends on an input
+    for i, operands in enumerate(reads):
         layer.append(1 + max((layer[u] for u in operands), default=-1))
-    for u, operands in enumerate(reads):
-        if not operands and readers[u]:
+        fixed.append(i in inputs or any(fixed[u] for u in operands))
+    for u in reversed(range(len(layer))):
+        if readers[u] and not fixed[u]:
             layer[u] = min(layer[v] for v in readers[u]) - 1
     return layer
 
@@ -196,6 +205,30 @@ def _apart(row: Sequence[_Item], wanted: Sequence[tuple[float, float]]) -> list[
         pools.append((mean, weight, count))
     means = [mean for mean, _, count in pools for _ in range(count)]
     return [m + o for m, o in zip(means, offsets, strict=True)]
+
+
+def _straighten(trunks: Sequence[Sequence[_Item]], rows: Sequence[Sequence[_Item]]) -> None:
+    """Gives waypoints of a trunk that follow each other one x, where their neighbours leave room for one."""
+    place = {id(item): k for row in rows for k, item in enumerate(row)}
+    for trunk in trunks:
+        run: list[_Item] = []
+        low, high = -math.inf, math.inf
+        for item in trunk:
+            row, k = rows[item.layer], place[id(item)]
+            left = row[k - 1].x + (row[k - 1].room + item.room) / 2 if k else -math.inf
+            right = row[k + 1].x - (row[k + 1].room + item.room) / 2 if k + 1 < len(row) else math.inf
+            if run and max(low, left) > min(high, right):
+                _align(run, low, high)
+                run, low, high = [], -math.inf, math.inf
+            run.append(item)
+            low, high = max(low, left), min(high, right)
+        _align(run, low, high)
+
+
+def _align(run: Sequence[_Item], low: float, high: float) -> None:
+    wanted = sorted(i.x for i in run)[len(run) // 2] if run else 0.0
+    for item in run:
+        item.x = max(low, min(wanted, high))
 
 
 def _drawn(

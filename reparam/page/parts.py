@@ -76,7 +76,7 @@ class Section:
 @dataclass
 class Page:
     """A whole page. verb: what made it. into: what became of `title`, or stands beside it; between: the sign for that,
-    relation: the word. tone: good, warn, bad or plain.
+    relation: the word. tone: good, warn, bad or plain. named: the two sides of its tables.
     """
 
     title: str
@@ -87,6 +87,7 @@ class Page:
     into: str = ""
     between: str = "\N{RIGHTWARDS ARROW}"
     relation: str = "became"
+    named: tuple[str, str] = ("before", "after")
     lead: str = ""
     stats: list[Stat] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)

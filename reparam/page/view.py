@@ -75,7 +75,8 @@ def _side(
     side: Side, links: Mapping[str, int], statuses: Mapping[str, str], words: Mapping[str, str]
 ) -> dict[str, Any]:
     edges = side.graph.edges
-    placed = lay_out(len(side.graph.calls), edges)
+    inputs = {i for i, c in enumerate(side.graph.calls) if c.kind == "input"}
+    placed = lay_out(len(side.graph.calls), edges, inputs)
     calls = [
         _call(c, links.get(c.name, -1), statuses.get(c.name, "same"), x, y)
         for c, x, y in zip(side.graph.calls, placed.x, placed.y, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from reparam.errors import InputError, NotEquivalentError, ReparamError
 from reparam.ir import Program, census
 from reparam.measure import check_runtimes
 from reparam.rewrite import Progress
-from reparam.utils import as_path, check_callable, checked_call, describe_type, first_line
+from reparam.utils import Reported, as_path, check_callable, checked_call, describe_type, first_line
 
 from .choosing import Candidate, at_floor, candidates, cheapest, cut, give_back
 from .gated import with_gates
@@ -43,8 +43,8 @@ TRIES = 6
 CONFIRMING = 3 * ROUNDS  # of timing, where the result is settled
 
 
-@dataclass(frozen=True)
-class Pruned:
+@dataclass(frozen=True, repr=False)
+class Pruned(Reported):
     """A pruned network.
 
     module: runs like the original, with fewer channels. program: what it computes, as it is emitted. masked: the
@@ -56,7 +56,7 @@ class Pruned:
     program: Program
     masked: Program
     report: PruneReport
-    conversion: Conversion = field(repr=False)
+    conversion: Conversion
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Writes a `.pt2` archive, as `Conversion.save` does, and raises the same."""

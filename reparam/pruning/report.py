@@ -11,6 +11,7 @@ from reparam.algebra import read_layer
 from reparam.channels import ChannelPlan
 from reparam.ir import WEIGHTED, Census, is_call, place_of
 from reparam.report import SCHEMA, Report
+from reparam.utils import Facts, Shown, counts_told
 
 from .options import PruneOptions
 from .quality import Quality
@@ -44,8 +45,8 @@ class Form:
     refused: str = ""
 
 
-@dataclass(frozen=True)
-class PruneReport:
+@dataclass(frozen=True, repr=False)
+class PruneReport(Shown):
     """Everything that was measured while a network was pruned. Qualities are of held-out samples.
 
     budget: its name and share. form: of the result, out of `forms`. before: the original, fused; after: the result.
@@ -97,6 +98,18 @@ class PruneReport:
             "remarks": own["remarks"],
             "seconds": {"total": round(self.seconds, 3)},
         }
+
+    def summary(self) -> tuple[str, Facts]:
+        """The budget; the counts, and how close the result is to the original."""
+        name, share = next(iter(self.budget.items()))
+        facts = counts_told(self.before, self.after)
+        facts.append(("difference of the outputs", f"{100 * self.final.error:.2f} % (RMS)"))
+        if self.final.agreement is not None:
+            facts.append(("agreement", f"{100 * self.final.agreement:.2f} %"))
+        if self.final.accuracy is not None and self.original.accuracy is not None:
+            before, after = 100 * self.original.accuracy, 100 * self.final.accuracy
+            facts.append(("accuracy", f"{before:.2f} % -> {after:.2f} %"))
+        return f"{self.form}, {100 * share:g} % of the {name}", [*facts, ("held-out samples", str(self.final.samples))]
 
 
 def _form(form: Form) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .safetensors_header import TensorPlace, check_safetensors, is_safetensors
     from .search_path import leave_current_folder
     from .shapes import AXES, INTEGERS, NamedAxis, Shape, Shapes, axis_name, is_batch, read_named_axis
+    from .shown import Facts, Reported, Shown, counts_told
     from .staging import Together, together, write_atomically, writing
     from .text import describe_error, describe_type, dtype_name, first_line, one_line, visible_lines
 
@@ -67,6 +68,12 @@ _DOORS = {
         "is_batch",
         "read_named_axis",
     ),
+    "shown": (
+        "Facts",
+        "Reported",
+        "Shown",
+        "counts_told",
+    ),
     "text": (
         "describe_error",
         "describe_type",
@@ -89,11 +96,14 @@ __all__ = [
     "INTEGERS",
     "PACKAGES",
     "SOURCE_FILES",
+    "Facts",
     "Interrupted",
     "NamedAxis",
     "PackageState",
+    "Reported",
     "Shape",
     "Shapes",
+    "Shown",
     "Stamp",
     "TensorPlace",
     "Together",
@@ -104,6 +114,7 @@ __all__ = [
     "check_safetensors",
     "check_seed",
     "checked_call",
+    "counts_told",
     "describe_error",
     "describe_type",
     "dtype_name",

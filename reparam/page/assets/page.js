@@ -5,11 +5,12 @@
 class Graphs {
   constructor(data) {
     this.data = data;
+    const widest = Math.max(...data.sides.map((s) => s.width));
     this.panes = [...document.querySelectorAll("#bench canvas")].map((canvas, s) => new Pane(canvas, data.sides[s], {
       hover: (pane, i) => this.hover(pane, i),
       select: (pane, i) => this.select(pane, i),
       keys: (pane, event) => this.keys(pane, event),
-    }));
+    }, widest));
     this.active = this.panes[0];
     this.links = data.sides.map((side) => groupBy(side.calls, (c) => c[LINK]));
     this.names = data.sides.map((side) => new Map(side.calls.map((c, i) => [c[NAME], i])));

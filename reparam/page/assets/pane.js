@@ -5,11 +5,12 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 class Pane {
   // side: what the data says of one graph. events: {hover, select, keys}, called with the pane.
-  constructor(canvas, side, events) {
+  constructor(canvas, side, events, widest) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
     this.side = side;
     this.events = events;
+    this.widest = widest; // of both graphs, so that they begin at one scale
     this.calls = side.calls;
     this.x = 0; this.y = -MARGIN; this.scale = 1; // of the graph's point in the upper left corner
     this.hovered = -1; this.selected = -1;
@@ -62,7 +63,7 @@ class Pane {
   get room() { return this.width - STRIP; }
 
   start() {
-    this.scale = Math.min(1, Math.max(0.5, this.room / (this.side.width + 2 * MARGIN)));
+    this.scale = Math.min(1, Math.max(0.8, this.room / (this.widest + 2 * MARGIN)));
     this.x = this.side.width / 2 - this.room / this.scale / 2;
     this.y = -MARGIN / 2;
     const first = this.calls.length ? this.calls[0] : null;
