@@ -238,7 +238,10 @@ def test_every_passed_remark_has_its_measured_error() -> None:
         assert remark.max_abs is not None and 0.0 <= remark.max_abs < 1e-13
         assert remark.evidence in ("basis", "sampled")
         row = remark.as_dict()
-        assert set(row) == {"kind", "rule", "module", "node", "message", "max_abs", "evidence", "macs", "params"}
+        assert set(row) == {
+            "kind", "rule", "module", "node", "message", "max_abs", "bound", "evidence", "macs", "params",
+        }  # fmt: skip
+        assert remark.bound is not None and remark.max_abs <= remark.bound
     missed = fuse(healthy(nn.Sequential(nn.Tanh(), nn.BatchNorm2d(4))), doubles(2, 4, 3, 3)).outcome.remarks[0]
     assert set(missed.as_dict()) == {"kind", "rule", "module", "node", "message"}
 
