@@ -7,7 +7,7 @@ from .comparisons import Shown, diff_page, verify_page
 from .conversions import conversion_page
 from .parts import Page, Section
 from .prunings import prune_page
-from .render import render, write_page
+from .rendering import render, write_page
 
 __all__ = [
     "Page",

@@ -82,7 +82,7 @@ class Graph:
 def prefixes(module: str) -> list[str]:
     """`a.b.c` -> `a`, `a.b`, `a.b.c`; nothing for the whole network. Of a very long path the first parts."""
     parts = module.split(".")[:DEEPEST] if module else []
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return [path for i in range(len(parts)) if (path := ".".join(parts[: i + 1]))]
 
 
 # ---- of a program ------------------------------------------------------------------------------------------------
