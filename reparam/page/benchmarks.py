@@ -1,94 +1,94 @@
-"""The page of `bench`: models against each other, accuracy against latency where accuracy is known."""
+"""The page of `bench`: models side by side, how good they are against how long they take."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from reparam.utils import one_line
 
 from .charts import Scattered, scatter_chart
 from .parts import Page, Section, Table
-from .words import count, figure, footer_of, share
+from .words import bytes_told, figure, footer_of, shapes_told, share
 
 Row = Mapping[str, Any]
-MEASURES = (  # what the height of a point may be, the first that all rows have
-    ("accuracy", "accuracy"),
-    ("top1", "top-1 accuracy"),
-    ("miou", "mean IoU"),
-    ("agreement", "agreement with the first model"),
-)
-COLUMNS = (  # keys of a row, what they are called, and how they are written
-    ("batch", "batch", "whole"),
-    ("median_ms", "median ms", "figure"),
-    ("low_ms", "from", "figure"),
-    ("high_ms", "to", "figure"),
-    ("host_ms", "host ms", "figure"),
-    ("device_ms", "device ms", "figure"),
-    ("throughput", "samples/s", "figure"),
-    ("speed", "speed", "figure"),
-    ("accuracy", "accuracy", "share"),
-    ("top1", "top-1", "share"),
-    ("top5", "top-5", "share"),
-    ("miou", "mean IoU", "share"),
-    ("metric", "metric", "figure"),
-    ("agreement", "agreement", "share"),
-    ("worst", "worst input", "figure"),
-    ("size", "bytes", "count"),
-    ("memory", "peak bytes", "count"),
-)
 
 
-def bench_page(report: Mapping[str, Any]) -> Page:
+def bench_page(report: Row) -> Page:
     """The page of a benchmark. report: as its JSON has it.
 
-    Needed are the keys `reparam` and `rows`, and of each row `model` and `median_ms`. Of a row every key of COLUMNS
-    that it has is shown; accuracies and agreements are shares, sizes bytes. `chosen`: the name of the model that was
-    picked, `reason`: why. `machine` and `rounds` are told where they are there.
+    `rows` has the times: a row for each model and batch, with `model`, `runtime`, `by`, `batch`, `median_ms` and the
+    other keys of `measure.Timing`. `models`, where it is there, has what does not depend on the batch: `model`,
+    `precision`, `bytes`, `peak_bytes`, `drop`, `score` (its `name` and `value`, `more` shares by their names, `own` for
+    a metric in units of its own) and `agreement` with the first model (`share`, `error`, `worst`: its `input` and
+    `error`). `choice` has the `model` that was picked and `why`; `data` the `source` and the number of `samples`.
     """
-    rows: Sequence[Row] = report["rows"]
-    chosen, machine = report.get("chosen"), report.get("machine") or {}
-    facts = [(str(k).capitalize(), one_line(str(v))) for k, v in machine.items() if v is not None]
+    choice, machine, data = report.get("choice"), report.get("machine") or {}, report.get("data")
+    chosen = choice and choice.get("model")
+    facts = [(str(key).capitalize(), one_line(str(v))) for key, v in machine.items() if v is not None]
+    if report.get("shapes"):
+        facts.append(("Inputs", shapes_told(report["shapes"])))
     if report.get("rounds"):
-        facts.append(("Rounds", f"{report['rounds']}, interleaved; figures are medians"))
+        facts.append(("Rounds", f"{report['rounds']}, interleaved; times are medians"))
+    if data:
+        facts.insert(0, ("Samples", f"{data['samples']:,} of {one_line(str(data['source']))}"))
+    names = list(dict.fromkeys(str(r["model"]) for r in report["rows"]))
     page = Page(
-        title=f"{len({r['model'] for r in rows})} models side by side",
+        title=f"{len(names)} models side by side" if len(names) > 1 else one_line(names[0]),
         verb="bench",
-        verdict=f"{one_line(str(chosen))} was picked." if chosen else "Measured on this machine.",
-        tone="good" if chosen else "plain",
-        lead=one_line(str(report.get("reason") or "")),
+        verdict=f"{one_line(str(chosen))} was picked." if chosen else "None was picked." if choice else "Measured.",
+        tone="good" if chosen else "warn" if choice else "plain",
+        lead=one_line(str(choice["why"])) if choice else "On the machine that is described below.",
         facts=facts,
         footer=footer_of(report),
     )
-    page.sections.append(bench_section(rows, chosen=chosen))
+    page.sections.append(bench_section(report))
     return page
 
 
-def bench_section(rows: Sequence[Row], *, chosen: str | None = None) -> Section:
-    """The picture and the table of a benchmark's rows; see `bench_page` for their keys."""
-    measure = next(((k, name) for k, name in MEASURES if rows and all(_known(r.get(k)) for r in rows)), None)
-    timed = [r for r in rows if _known(r.get("median_ms")) and r["median_ms"] > 0]
-    key, what = measure or ("", "")
+def bench_section(report: Row) -> Section:
+    """The picture and the table of a benchmark; see `bench_page` for what is read."""
+    facts = {f["model"]: f for f in report.get("models") or ()}
+    rows = [(facts.get(r["model"], {}), r) for r in report["rows"]]
+    measure, chosen = _measure(rows), (report.get("choice") or {}).get("model")
+    texts = ["No accuracy was measured, so there is nothing to set the times against."]
+    if measure is not None:
+        texts = [f"Up is better, left is faster.{' The model with a ring was picked.' if chosen else ''}"]
     points = [
-        Scattered(_name(r, rows), float(r["median_ms"]), float(r[key]), r["model"] == chosen)
-        for r in (timed if measure else ())
+        Scattered(_name(timing, report["rows"]), timing["median_ms"], value, timing["model"] == chosen)
+        for row, timing in rows
+        if measure is not None and (value := measure.of(row)) is not None and timing["median_ms"] > 0
     ]
-    texts = [] if measure else ["No accuracy was measured, so there is nothing to set the latencies against."]
-    shown = [c for c in COLUMNS if any(r.get(c[0]) is not None for r in rows)]
-    runtime = any(r.get("runtime") for r in rows)
-    head = ("model", *(("run by",) if runtime else ()), *(name for _, name, _ in shown))
-    body = [
-        (
-            one_line(str(r["model"])),
-            *((one_line(str(r.get("runtime") or "")),) if runtime else ()),
-            *(_written(r.get(key), how) for key, _, how in shown),
-        )
-        for r in rows
-    ]
-    table = Table("All that was measured", head, body, frozenset(range(1 + runtime, len(head))))
-    chart = scatter_chart(points, what)
-    return Section("benchmark", "Benchmark", texts, chart=chart, tables=[table])
+    chart = None if measure is None else scatter_chart(points, measure.name, percent=measure.percent)
+    named = [_cells(row, timing) for row, timing in rows]
+    head = tuple(n for n in dict.fromkeys(name for row in named for name in row) if any(row.get(n) for row in named))
+    body = [tuple(row.get(n, "") for n in head) for row in named]
+    numbers = frozenset(i for i, n in enumerate(head) if n not in ("model", "run by", "precision", "worst input"))
+    return Section("benchmark", "Benchmark", texts, chart=chart, tables=[Table("Figures", head, body, numbers)])
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """What the height of a point is. percent: whether it is a share."""
+
+    name: str
+    percent: bool
+    agreement: bool = False
+
+    def of(self, row: Row) -> float | None:
+        found = (row.get("agreement") or {}).get("share") if self.agreement else (row.get("score") or {}).get("value")
+        return float(found) if found is not None and _known(found) else None
+
+
+def _measure(rows: Sequence[tuple[Row, Row]]) -> _Measure | None:
+    """The score where there is one, else the share of decisions that are those of the first model."""
+    score = next((row["score"] for row, _ in rows if row.get("score")), None)
+    if score is not None:
+        return _Measure(one_line(str(score["name"])), not score.get("own", False))
+    found = _Measure("decisions equal to the first model's", percent=True, agreement=True)
+    return found if any(found.of(row) is not None for row, _ in rows) else None
 
 
 def _known(value: Any) -> bool:
@@ -96,17 +96,44 @@ def _known(value: Any) -> bool:
 
 
 def _name(row: Row, rows: Sequence[Row]) -> str:
-    """The model, with its runtime and batch where they differ among the rows."""
+    """The model, with its runtime and its batch where one model has several."""
+    own = [r for r in rows if r["model"] == row["model"]]
     parts = [str(row["model"])]
     for key, form in (("by", "{}"), ("batch", "batch {}")):
-        if len({r.get(key) for r in rows}) > 1:
+        if len({r.get(key) for r in own}) > 1:
             parts.append(form.format(row.get(key)))
     return one_line(", ".join(parts))
 
 
-def _written(value: Any, how: str) -> str:
-    if not _known(value):
-        return "" if value is None else one_line(str(value))
-    if how == "share":
-        return share(float(value))
-    return figure(float(value)) if how == "figure" else count(int(value))
+def _cells(row: Row, timing: Row) -> dict[str, str]:
+    """The texts of one row by the names of their columns; empty ones for what was not measured."""
+    score, agreement = row.get("score") or {}, row.get("agreement") or {}
+    worst = agreement.get("worst") or {}
+    value = score.get("value")
+    return {
+        "model": one_line(str(timing["model"])),
+        "run by": one_line(str(timing.get("runtime") or "")),
+        "precision": one_line(str(row.get("precision") or "")),
+        one_line(str(score.get("name", "score"))): figure(value) if score.get("own") else share(value),
+        **{one_line(str(name)): share(more) for name, more in (score.get("more") or {}).items()},
+        "drop": figure(row.get("drop")),
+        "equal": share(agreement.get("share")),
+        "error": share(agreement.get("error")),
+        "worst input": one_line(str(worst.get("input", ""))),
+        "its error": share(worst.get("error")),
+        "batch": str(timing.get("batch", "")),
+        **{name: figure(timing.get(key)) for key, name in TIMES},
+        "size": bytes_told(row.get("bytes")),
+        "memory": bytes_told(row.get("peak_bytes")),
+    }
+
+
+TIMES = (
+    ("median_ms", "median ms"),
+    ("low_ms", "from"),
+    ("high_ms", "to"),
+    ("host_ms", "host ms"),
+    ("device_ms", "device ms"),
+    ("throughput", "samples/s"),
+    ("speed", "speed"),
+)

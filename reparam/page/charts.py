@@ -138,33 +138,35 @@ def curve_chart(
 
 @dataclass(frozen=True)
 class Scattered:
-    """One model of a benchmark. chosen: whether it is the one that was picked."""
+    """One model of a benchmark. latency: in milliseconds. value: how good. chosen: whether it is the one picked."""
 
     name: str
     latency: float
-    accuracy: float
+    value: float
     chosen: bool = False
 
 
-def scatter_chart(points: Sequence[Scattered], what: str) -> Chart | None:
-    """Accuracy (or what stands for it, a share) against latency in milliseconds, on a log axis where it is wide."""
+def scatter_chart(points: Sequence[Scattered], what: str, *, percent: bool = True) -> Chart | None:
+    """How good models are against their latency, which has a log axis where it is wide. percent: of shares."""
+    points = [p for p in points if math.isfinite(p.value) and 0 < p.latency < math.inf]
     if not points:
         return None
-    chart = Chart(f"The {what} of each model against its latency", "latency, ms", f"{what}, %", 380)
+    factor, unit = (100.0, ", %") if percent else (1.0, "")
+    chart = Chart(f"The {what} of each model against its latency", "latency, ms", f"{what}{unit}", 380)
     wide = max(p.latency for p in points) > 8 * min(p.latency for p in points)
-    ys = _span([100 * p.accuracy for p in points])
+    ys = _span([factor * p.value for p in points], least=1.0 if percent else 1e-3)
     xs = _span([math.log10(p.latency) if wide else p.latency for p in points], least=0.1)
-    to_x, y = _scale(xs, chart.left + 20, chart.right - 20), _scale(ys, chart.bottom, chart.top)
-    decades = [m * 10.0**e for e in range(-4, 7) for m in (1, 2, 5)]
+    to_x, y = _scale(xs, chart.left, chart.right), _scale(ys, chart.bottom, chart.top)
+    decades = [m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5)]
     ticks = [t for t in decades if xs[0] <= math.log10(t) <= xs[1]] if wide else _ticks(*xs)
     chart.x_ticks = [Tick(to_x(math.log10(t) if wide else t), f"{t:g}") for t in ticks]
     chart.y_ticks = [Tick(y(t), f"{t:g}") for t in _ticks(*ys)]
     for p in points:
         at = to_x(math.log10(p.latency) if wide else p.latency)
-        told = f"{p.name}: {100 * p.accuracy:.2f} %, {p.latency:.3g} ms"
+        told = f"{p.name}: {factor * p.value:.4g}{' %' if percent else ''}, {p.latency:.3g} ms"
         side = "end" if at > (chart.left + chart.right) / 2 else "start"
-        label = p.name if len(p.name) <= LABELS else f"{p.name[: LABELS - 1]}…"
-        chart.marks.append(Mark(at, y(100 * p.accuracy), "chosen" if p.chosen else "after", told, label, side))
+        label = p.name if len(p.name) <= LABELS else f"…{p.name[1 - LABELS :]}"
+        chart.marks.append(Mark(at, y(factor * p.value), "chosen" if p.chosen else "after", told, label, side))
     return chart
 
 

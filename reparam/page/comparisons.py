@@ -15,7 +15,7 @@ from .graph import Graph, read_listed, read_program
 from .links import links_of_diff, listed_names
 from .parts import Page, Section, Table
 from .view import DIFFERENT, Side, View, view_of
-from .words import figure, footer_of, shapes_told
+from .words import figure, footer_of, shapes_told, share
 
 Shown = Program | Sequence[ListedCall]  # a graph: a program, or the calls that an engine lists
 VIEW = (
@@ -79,6 +79,8 @@ def verify_page(report: Mapping[str, Any], a: Shown | None, b: Shown | None) -> 
     )
     if report["outputs"]:
         page.sections.append(_outputs(report["outputs"]))
+    if report.get("data"):
+        page.sections.append(_on_samples(report["data"]))
     if a is not None and b is not None:
         diff = diff_calls(_listed(a), _listed(b))
         _show(page, _view(report, diff, a, b))
@@ -109,6 +111,20 @@ def _names(shown: Shown) -> list[str]:
     if isinstance(shown, Program):
         return [c.results[0] for c in read_calls(shown)]
     return listed_names(len(shown))
+
+
+def _on_samples(found: Mapping[str, Any]) -> Section:
+    """The samples of the user on which they differ. found: `samples`, `error`, `share`, `changed`, `differing`."""
+    equal = "" if found["share"] is None else f" {share(found['share'])} of the decisions are equal."
+    text = f"{found['samples']:,} samples: the outputs differ by {share(found['error'])} (RMS).{equal}"
+    classes = any(d["first"] is not None for d in found["differing"])
+    head = ("sample", "error", *(("class by A", "class by B") if classes else ()))
+    rows = [
+        (one_line(d["input"]), share(d["error"]), *((str(d["first"]), str(d["second"])) if classes else ()))
+        for d in found["differing"]
+    ]
+    tables = [Table("Samples that differ most", head, rows, frozenset(range(1, len(head))), True)] if rows else []
+    return Section("samples", "Samples", [text], tables=tables)
 
 
 def _outputs(outputs: Sequence[Mapping[str, Any]]) -> Section:

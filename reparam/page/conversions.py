@@ -16,7 +16,7 @@ from .links import Links, links_of_remarks
 from .parts import Page, RemarkRow, StageRow, Table
 from .stages import Module, stages_of
 from .view import REWRITTEN, Side, View, view_of
-from .words import change, count, figure, footer_of, shapes_told, stats_of
+from .words import change, count, figure, footer_of, shapes_told, share, stats_of
 
 VIEW = (
     "The network before and after. Point at a call to see what became of it, or what it was made of; click it for its "
@@ -116,7 +116,20 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         found.insert(1, ("Signal to noise", "infinite" if engine["sqnr"] is None else f"{engine['sqnr']:.1f} dB"))
         if engine["top1"] is not None:
             found.insert(2, ("Top-1 agreement", f"{100 * engine['top1']:.4g} % of {engine['samples']} inputs"))
-    return found
+    return [*_on_samples(report["data"]), *found] if report.get("data") else found
+
+
+def _on_samples(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a file lost on samples of the user's that were held out."""
+    agreement, name = data["agreement"], f"On {data['samples']:,} samples of {one_line(str(data['source']))}"
+    parts = [f"error {share(agreement['error'])} (RMS)"]
+    if agreement["share"] is not None:
+        parts.insert(0, f"{share(agreement['share'])} of decisions equal")
+    if data["before"] is not None:
+        parts.insert(
+            0, f"{data['figure']} {share(data['before']['value'])} before, {share(data['after']['value'])} after"
+        )
+    return [(name, one_line("; ".join(parts)))]
 
 
 _WAYS = {"basis": "unit impulses", "sampled": "random inputs"}

@@ -61,6 +61,14 @@ def figure(value: float | None) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "infinite"
 
 
+def bytes_told(value: int | None) -> str:
+    """`44.7 MiB`; nothing for None and for nothing."""
+    if not value:
+        return ""
+    power = min(int(math.log2(value)) // 10, 4)
+    return f"{value / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
 def shapes_told(shapes: Sequence[Sequence[int]]) -> str:
     """`1x3x224x224, 7 of 1x3x65x65`."""
     counted: dict[str, int] = {}

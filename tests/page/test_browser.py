@@ -17,7 +17,7 @@ import reparam
 from reparam.compare import diff_calls, read_calls
 from reparam.load import build_architecture
 from reparam.page import Page, bench_page, diff_page, render, write_page
-from support.pages import big_page, browser, conversion, page_of, with_texts
+from support.pages import benchmark, big_page, browser, conversion, page_of, with_texts
 
 Open = Callable[..., Any]
 LEAST_FPS = 30
@@ -292,8 +292,7 @@ def test_other_pages_open_without_a_word(show: Open) -> None:
     tab = show(diff_page(report, rows, found.original, found.program))
     point(tab, 0, 2)
     assert tab.locator(".hint").first.inner_text() == "stage.0.conv1"
-    models = [{"model": f"m{i}", "median_ms": 2.0**i, "accuracy": 0.5 + i / 20, "batch": 1} for i in range(4)]
-    tab = show(bench_page({"reparam": "0", "rows": models, "chosen": "m1", "reason": "it is the fastest"}))
+    tab = show(bench_page(benchmark(*(f"m{i}" for i in range(4)))))
     assert tab.locator("svg circle").count() == 4 and tab.locator("canvas").count() == 0
 
 

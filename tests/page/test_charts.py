@@ -7,7 +7,7 @@ import math
 import pytest
 
 from reparam.page.charts import ErrorPoint, Scattered, curve_chart, errors_chart, scatter_chart, width_bars
-from reparam.page.words import change, count, figure, shapes_told, share
+from reparam.page.words import bytes_told, change, count, figure, shapes_told, share
 
 
 def test_errors_lie_below_their_bounds_on_a_log_axis() -> None:
@@ -52,8 +52,10 @@ def test_a_scatter_has_each_model_where_it_belongs() -> None:
     slow, fast, bad = chart.marks
     assert fast.x < bad.x < slow.x and slow.y < fast.y < bad.y
     assert (fast.form, slow.form, fast.anchor, slow.anchor) == ("chosen", "after", "start", "end")
-    alone = scatter_chart(points[:1], "accuracy")
-    assert alone is not None and math.isfinite(alone.marks[0].x)
+    assert fast.title == "fast: 70 %, 2 ms"
+    alone = scatter_chart([Scattered("a", 3.0, 0.123), Scattered("b", math.inf, 1.0)], "loss", percent=False)
+    assert alone is not None and [m.title for m in alone.marks] == ["a: 0.123, 3 ms"]
+    assert math.isfinite(alone.marks[0].x) and scatter_chart([], "accuracy") is None
 
 
 def test_bars_are_shares_of_the_widest() -> None:
@@ -68,4 +70,5 @@ def test_figures_as_texts() -> None:
     ]  # fmt: skip
     assert [figure(None), figure(0.0), figure(math.inf), figure(1.23456e-15)] == ["", "0", "infinite", "1.23e-15"]
     assert share(0.12345) == "12.35 %" or share(0.12345) == "12.34 %"
+    assert [bytes_told(n) for n in (None, 0, 100, 46_742_631)] == ["", "", "100 B", "44.6 MiB"]
     assert shapes_told([[1, 3, 8, 8], [2, 3, 5, 5], [2, 3, 5, 5]]) == "1×3×8×8, 2 of 2×3×5×5"

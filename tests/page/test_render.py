@@ -14,7 +14,7 @@ import pytest
 from reparam.compare import diff_calls, read_calls
 from reparam.page import Page, Section, bench_page, diff_page, prune_page, render, verify_page
 from reparam.page.view import to_script
-from support.pages import Structure, big_page, conversion, page_of, with_texts
+from support.pages import Structure, benchmark, big_page, conversion, page_of, with_texts
 from support.payloads import PAYLOADS
 
 MARKUP = (
@@ -72,10 +72,7 @@ def test_the_pages_of_other_verbs_escape_too() -> None:
     pages = {
         "diff": lambda t: diff_page({**report, **rows.as_dict(), "a": t, "b": t}, rows, found.original, found.program),
         "verify": lambda t: verify_page(verdict(t), None, None),
-        "bench": lambda t: bench_page(
-            {"reparam": "0", "machine": {"cpu": t}, "chosen": t, "reason": t,
-             "rows": [{"model": t, "runtime": t, "median_ms": 1.0, "accuracy": 0.5}]}
-        ),
+        "bench": lambda t: bench_page(benchmark(t, f"{t}2")),
         "prune": lambda t: prune_page(pruning(t), found, arch=t),
         "section": lambda t: Page(t, t, t, sections=[Section("s", t, [t])], footer=t, facts=[(t, t)]),
     }  # fmt: skip
@@ -89,6 +86,8 @@ def verdict(text: str) -> dict[str, Any]:
         "reparam": "0", "a": text, "b": text, "verdict": "different", "reason": text, "first_divergence": text,
         "adversarial": {"worst": 2.0, "inputs": 3.0}, "shapes": [[1, 3, 8, 8]], "trials": 8, "seed": 0,
         "runtimes": [text, text], "outputs": [{"index": 0, "ok": False, **output}],
+        "data": {"samples": 9, "share": 0.9, "error": 0.1, "changed": 1,
+                 "differing": [{"input": text, "error": 0.2, "first": 1, "second": 2}]},
     }  # fmt: skip
 
 

@@ -111,6 +111,32 @@ def big_page(count: int) -> Page:
     return Page("big", "convert", "Made up.", view=view, footer="a test")
 
 
+def benchmark(*names: str) -> dict[str, Any]:
+    """The report of a benchmark of models of those names, of which the second is picked."""
+    first = {"runtime": f"runs {names[0]}", "by": "torch", "batch": 1, "throughput": 9.0, "speed": 1.0}
+    return {
+        "reparam": "0",
+        "machine": {"cpu": names[0], "cores": 2},
+        "shapes": [[3, 8, 8]],
+        "rounds": 5,
+        "rows": [{"model": n, "median_ms": 2.0**i, **first} for i, n in enumerate(names)],
+        "models": [
+            {
+                "model": name,
+                "precision": "fp32",
+                "bytes": 46_742_631,
+                "peak_bytes": None,
+                "score": {"name": "top-1", "value": 0.5 + i / 20, "more": {"top-5": 0.9}, "own": False},
+                "agreement": {"share": 0.9, "error": 0.01, "worst": {"input": name, "error": 0.2}},
+                "drop": 0.4,
+            }
+            for i, name in enumerate(names)
+        ],
+        "data": {"source": names[0], "samples": 100},
+        "choice": {"model": names[1], "why": f"{names[1]} is the fastest"},
+    }
+
+
 class Structure(HTMLParser):
     """The elements of a page in order, each with the names of its attributes; and the texts of some."""
 

@@ -169,8 +169,10 @@ class Graphs {
   }
 
   goToRegion(region) {
-    const found = this.panes.map((p, s) => (this.links[s].get(region) || [])[0]);
-    const s = found.findIndex((i) => i !== undefined);
+    const first = (pane, calls) => calls.find((i) => STATUSES[pane.calls[i][STATUS]] !== "same") ?? calls[0];
+    const found = this.panes.map((p, s) => first(p, this.links[s].get(region) || []));
+    const changed = (i, s) => i !== undefined && STATUSES[this.panes[s].calls[i][STATUS]] !== "same";
+    const s = found.some(changed) ? found.findIndex(changed) : found.findIndex((i) => i !== undefined);
     if (s < 0) return;
     this.region = region;
     this.select(this.panes[s], found[s]);
