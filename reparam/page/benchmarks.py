@@ -14,6 +14,16 @@ from .parts import Page, Section, Table
 from .words import bytes_told, figure, footer_of, shapes_told, share
 
 Row = Mapping[str, Any]
+TEXTS = ("model", "run by", "precision", "worst input")  # columns that hold no numbers
+TIMES = (
+    ("median_ms", "median ms"),
+    ("low_ms", "from"),
+    ("high_ms", "to"),
+    ("host_ms", "host ms"),
+    ("device_ms", "device ms"),
+    ("throughput", "samples/s"),
+    ("speed", "speed"),
+)
 
 
 def bench_page(report: Row) -> Page:
@@ -27,7 +37,7 @@ def bench_page(report: Row) -> Page:
     """
     choice, machine, data = report.get("choice"), report.get("machine") or {}, report.get("data")
     chosen = choice and choice.get("model")
-    facts = [(str(key).capitalize(), one_line(str(v))) for key, v in machine.items() if v is not None]
+    facts = [(_titled(one_line(str(key))), one_line(str(v))) for key, v in machine.items() if v is not None]
     if report.get("shapes"):
         facts.append(("Inputs", shapes_told(report["shapes"])))
     if report.get("rounds"):
@@ -40,7 +50,7 @@ def bench_page(report: Row) -> Page:
         verb="bench",
         verdict=f"{one_line(str(chosen))} was picked." if chosen else "None was picked." if choice else "Measured.",
         tone="good" if chosen else "warn" if choice else "plain",
-        lead=one_line(str(choice["why"])) if choice else "On the machine that is described below.",
+        lead=f"{_titled(one_line(str(choice['why'])))}." if choice else "On the machine that is described below.",
         facts=facts,
         footer=footer_of(report),
     )
@@ -62,11 +72,24 @@ def bench_section(report: Row) -> Section:
         if measure is not None and (value := measure.of(row)) is not None and timing["median_ms"] > 0
     ]
     chart = None if measure is None else scatter_chart(points, measure.name, percent=measure.percent)
-    named = [_cells(row, timing) for row, timing in rows]
-    head = tuple(n for n in dict.fromkeys(name for row in named for name in row) if any(row.get(n) for row in named))
-    body = [tuple(row.get(n, "") for n in head) for row in named]
-    numbers = frozenset(i for i, n in enumerate(head) if n not in ("model", "run by", "precision", "worst input"))
-    return Section("benchmark", "Benchmark", texts, chart=chart, tables=[Table("Figures", head, body, numbers)])
+    first = {timing["model"]: (row, timing) for row, timing in reversed(rows)}  # one row of each model
+    tables = [
+        _table("How good they are", [_quality(*first[name]) for name in dict.fromkeys(t["model"] for _, t in rows)]),
+        _table("How fast they are", [_speed(row, timing) for row, timing in rows]),
+    ]
+    return Section("benchmark", "Benchmark", texts, chart=chart, tables=[t for t in tables if len(t.head) > 1])
+
+
+def _table(caption: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    """Columns that nobody fills are left out."""
+    head = tuple(n for n in dict.fromkeys(name for row in rows for name in row) if any(row.get(n) for row in rows))
+    body = [tuple(row.get(n, "") for n in head) for row in rows]
+    numbers = frozenset(i for i, n in enumerate(head) if n not in TEXTS)
+    return Table(caption, head, body, numbers, shown_caption=True)
+
+
+def _titled(text: str) -> str:
+    return text.upper() if text in ("cpu", "gpu", "cuda") else f"{text[:1].upper()}{text[1:]}"
 
 
 @dataclass(frozen=True)
@@ -105,14 +128,13 @@ def _name(row: Row, rows: Sequence[Row]) -> str:
     return one_line(", ".join(parts))
 
 
-def _cells(row: Row, timing: Row) -> dict[str, str]:
-    """The texts of one row by the names of their columns; empty ones for what was not measured."""
+def _quality(row: Row, timing: Row) -> dict[str, str]:
+    """The texts of a model's figures that no batch changes, by the names of their columns."""
     score, agreement = row.get("score") or {}, row.get("agreement") or {}
     worst = agreement.get("worst") or {}
     value = score.get("value")
     return {
         "model": one_line(str(timing["model"])),
-        "run by": one_line(str(timing.get("runtime") or "")),
         "precision": one_line(str(row.get("precision") or "")),
         one_line(str(score.get("name", "score"))): figure(value) if score.get("own") else share(value),
         **{one_line(str(name)): share(more) for name, more in (score.get("more") or {}).items()},
@@ -121,19 +143,16 @@ def _cells(row: Row, timing: Row) -> dict[str, str]:
         "error": share(agreement.get("error")),
         "worst input": one_line(str(worst.get("input", ""))),
         "its error": share(worst.get("error")),
+    }
+
+
+def _speed(row: Row, timing: Row) -> dict[str, str]:
+    """The texts of one row of times."""
+    return {
+        "model": one_line(str(timing["model"])),
+        "run by": one_line(str(timing.get("runtime") or "")),
         "batch": str(timing.get("batch", "")),
         **{name: figure(timing.get(key)) for key, name in TIMES},
         "size": bytes_told(row.get("bytes")),
         "memory": bytes_told(row.get("peak_bytes")),
     }
-
-
-TIMES = (
-    ("median_ms", "median ms"),
-    ("low_ms", "from"),
-    ("high_ms", "to"),
-    ("host_ms", "host ms"),
-    ("device_ms", "device ms"),
-    ("throughput", "samples/s"),
-    ("speed", "speed"),
-)

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 920, 64, 20, 14, 44
-LABELS = 44  # characters of a label beside a bar
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1120, 64, 20, 16, 44
+LABELS = 44  # characters of a label
+LETTER = 7.2  # pixels that one takes, about
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One point. form: a class of the style sheet. title: what is said when it is pointed at. link: of a row."""
+    """One point. form: a class of the style sheet. title: what is said when it is pointed at. label: beside it."""
 
     x: float
     y: float
     form: str
     title: str
-    label: str = ""
-    anchor: str = "start"
+    label: Label | None = None
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text beside a point. anchor: which end of it is at x, as SVG calls it."""
+
+    text: str
+    x: float
+    y: float
+    anchor: str
 
 
 @dataclass(frozen=True)
@@ -164,10 +175,36 @@ def scatter_chart(points: Sequence[Scattered], what: str, *, percent: bool = Tru
     for p in points:
         at = to_x(math.log10(p.latency) if wide else p.latency)
         told = f"{p.name}: {factor * p.value:.4g}{' %' if percent else ''}, {p.latency:.3g} ms"
-        side = "end" if at > (chart.left + chart.right) / 2 else "start"
-        label = p.name if len(p.name) <= LABELS else f"…{p.name[1 - LABELS :]}"
-        chart.marks.append(Mark(at, y(factor * p.value), "chosen" if p.chosen else "after", told, label, side))
+        chart.marks.append(Mark(at, y(factor * p.value), "chosen" if p.chosen else "after", told))
+    _label(chart, [p.name for p in points])
     return chart
+
+
+def _label(chart: Chart, names: Sequence[str]) -> None:
+    """Names the points; each label goes to the first place about its point where it covers nothing."""
+    taken = [(m.x - 6, m.y - 6, m.x + 6, m.y + 6) for m in chart.marks]
+    for i, (mark, name) in enumerate(zip(chart.marks, names, strict=True)):
+        text = name if len(name) <= LABELS else f"…{name[1 - LABELS :]}"
+        length = LETTER * len(text)
+        others = taken[:i] + taken[i + 1 :]
+        for down in (0, -16, 16, -32, 32, -48, 48):
+            sides = [("start", mark.x + 10, mark.x + 10 + length), ("end", mark.x - 10 - length, mark.x - 10)]
+            boxes = [(a, left, right) for a, left, right in sides if left >= 0 and right <= chart.width]
+            free = [
+                (anchor, (left, mark.y + down - 7, right, mark.y + down + 7))
+                for anchor, left, right in boxes
+                if not any(_overlap((left, mark.y + down - 7, right, mark.y + down + 7), o) for o in others)
+            ]
+            if free:
+                anchor, box = free[0]
+                taken.append(box)
+                at = box[0] if anchor == "start" else box[2]
+                chart.marks[i] = replace(mark, label=Label(text, round(at, 1), round(mark.y + down + 4, 1), anchor))
+                break
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 @dataclass(frozen=True)
