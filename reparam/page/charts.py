@@ -135,7 +135,7 @@ def curve_chart(
     xs, ys = _span([100.0, *(100 * c for c in costs)]), _span([100 * v for v in values])
     x, y = _scale(xs, chart.right, chart.left), _scale(ys, chart.bottom, chart.top)
     chart.x_ticks = [Tick(x(t), f"{t:g}") for t in _ticks(*xs)]
-    chart.y_ticks = [Tick(y(t), f"{t:g}") for t in _ticks(*ys)]
+    chart.y_ticks = [Tick(y(t), f"{t:g}") for t in _ticks(*ys) if 0 <= t <= 100]
     for form, name, found in (("before", "after the cut", cut), ("after", "after the refit", refitted)):
         pairs = [(c, v) for c, v in zip(costs, found, strict=True) if v is not None and math.isfinite(v)]
         chart.lines.append(Line(" ".join(f"{x(100 * c)},{y(100 * v)}" for c, v in pairs), form))
@@ -171,7 +171,7 @@ def scatter_chart(points: Sequence[Scattered], what: str, *, percent: bool = Tru
     decades = [m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5)]
     ticks = [t for t in decades if xs[0] <= math.log10(t) <= xs[1]] if wide else _ticks(*xs)
     chart.x_ticks = [Tick(to_x(math.log10(t) if wide else t), f"{t:g}") for t in ticks]
-    chart.y_ticks = [Tick(y(t), f"{t:g}") for t in _ticks(*ys)]
+    chart.y_ticks = [Tick(y(t), f"{t:g}") for t in _ticks(*ys) if not percent or t <= 100]
     for p in points:
         at = to_x(math.log10(p.latency) if wide else p.latency)
         told = f"{p.name}: {factor * p.value:.4g}{' %' if percent else ''}, {p.latency:.3g} ms"

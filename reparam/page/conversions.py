@@ -35,7 +35,8 @@ def conversion_page(
     report: as its JSON has it. remarks: those of the report, which know what they replaced. before, after: programs
     whose nodes are called as the remarks call them. arch: what the command line says of the architecture.
     """
-    links, view = linked_view(before, after, remarks)
+    names = ("as it was captured", "as it would be" if verb == "explain" else "as it is emitted")
+    links, view = linked_view(before, after, remarks, names)
     quantised = report.get("verdict") == "quantised"
     verdict, tone, lead = _verdict(report, quantised=quantised)
     kind = f"{report['format']}, {report['precision']}, from " if "format" in report else ""
@@ -55,11 +56,13 @@ def conversion_page(
     return page
 
 
-def linked_view(before: Program, after: Program, remarks: Sequence[Remark]) -> tuple[Links, View]:
-    """Both graphs, linked by what the remarks say."""
+def linked_view(
+    before: Program, after: Program, remarks: Sequence[Remark], names: tuple[str, str]
+) -> tuple[Links, View]:
+    """Both graphs under their names, linked by what the remarks say."""
     left, right = read_program(before), read_program(after)
     links = links_of_remarks(left, right, remarks)
-    sides = (Side("Before", "as it was captured", left), Side("After", "as it is emitted", right))
+    sides = (Side("Before", names[0], left), Side("After", names[1], right))
     return links, view_of(sides, links, VIEW, REWRITTEN)
 
 

@@ -108,8 +108,8 @@ class Page:
             ("stages", "Stages", self.stages or self.chains),
             ("errors", "Errors", self.errors),
         )
-        found = [("summary", "Summary"), *((i, text) for i, text, there in known if there)]
-        found += [(s.id, s.title) for s in self.sections]
+        found = [("summary", "Summary"), *((s.id, s.title) for s in self.sections)]
+        found += [(i, text) for i, text, there in known if there]
         return [*found, ("remarks", "Remarks")] if self.remarks else found
 
     @property

@@ -14,6 +14,7 @@ from .parts import Page, Section, Table
 from .words import count, figure, footer_of, share, stats_of
 
 Report = Mapping[str, Any]
+COSTS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 
 
 def prune_page(report: Report, conversion: Conversion, *, arch: str = "") -> Page:
@@ -30,13 +31,17 @@ def prune_page(report: Report, conversion: Conversion, *, arch: str = "") -> Pag
         lead=f"On {samples['held_out']} held-out samples its outputs differ from the original's by "
         f"{share(quality['error'])} (RMS). It is the same function as the network with these channels switched off "
         f"(float64 difference {exact}).",
-        kicker=one_line(" · ".join(t for t in (f"{share(budget)} of the {name}, form {report['target']}", arch) if t)),
+        kicker=one_line(
+            " · ".join(t for t in (f"{100 * budget:g} % of the {COSTS[name]}, form {report['target']}", arch) if t)
+        ),
         stats=stats_of(report["before"], report["after"]),
         facts=_facts(report),
         footer=footer_of(report),
     )
-    links, view = linked_view(conversion.original, conversion.program, conversion.report.remarks)
-    add_rewrites(page, report, conversion.report.remarks, links, view)
+    remarks = conversion.report.remarks
+    names = ("with channels switched off", "the smaller network")
+    links, view = linked_view(conversion.original, conversion.program, remarks, names)
+    add_rewrites(page, report, remarks, links, view)
     page.sections = [_curve(report), _widths(report)]
     return page
 
@@ -57,8 +62,9 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 
 
 def _curve(report: Report) -> Section:
-    what = "agreement" if report["quality"]["pruned"]["agreement"] is not None else "error"
     steps: Sequence[Mapping[str, Any]] = report["curve"]
+    agreements = [s[k]["agreement"] for s in steps for k in ("cut", "refitted")]
+    what = "error" if None in agreements or min(agreements, default=1.0) == 1.0 else "agreement"
     costs = [s["cost"] for s in steps]
     cut, refitted = ([s[k][what] for s in steps] for k in ("cut", "refitted"))
     head = ("round", "cost left", f"{what} after the cut", "after the refit", "KL after the refit")
@@ -77,7 +83,9 @@ def _curve(report: Report) -> Section:
 
 def _forms(report: Report) -> Table:
     """What the original and both forms of the result cost."""
-    rows = [("original, fused", count(report["before"]["macs"]), count(report["before"]["params"]), "")]
+    rows: list[tuple[str, ...]] = [
+        ("original, fused", count(report["before"]["macs"]), count(report["before"]["params"]), "")
+    ]
     for name, form in report["forms"].items():
         chosen = f"{name}, written" if name == report["target"] else name
         if "refused" in form:
@@ -86,7 +94,9 @@ def _forms(report: Report) -> Table:
         time = form["time"]
         told = "" if time is None else f"{figure(time['ms'])} ms ({time['share']:.2f} of the original's)"
         rows.append((chosen, count(form["macs"]), count(form["params"]), told))
-    head = ("form", "multiply-accumulates", "parameters", "time")
+    head: tuple[str, ...] = ("form", "multiply-accumulates", "parameters", "time")
+    if not any(row[3] for row in rows):
+        head, rows = head[:3], [row[:3] for row in rows]
     return Table("Forms of the result", head, rows, frozenset({1, 2}), True)
 
 
