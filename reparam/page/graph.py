@@ -117,6 +117,7 @@ class _Reader:
         names = list(dict.fromkeys(str(n.target) for n in node.all_input_nodes if n.op == "get_attr"))
         fresh = [n for n in names if n not in self.counted]
         self.counted.update(fresh)
+        constants = [program.constants[n] for n in names]
         tensors = [program.constants[n].value for n in fresh]
         name = op_name(node)
         return Call(
@@ -129,7 +130,7 @@ class _Reader:
             kind=self.joins.get(node) or kind_of(name),
             macs=node_macs(node, self.env) // program.samples,
             params=sum(t.numel() for t in tensors if t.is_floating_point()),
-            weights=tuple(_weight(program.constants[n].origin, program.constants[n].value) for n in names),
+            weights=tuple(_weight(c.origin, c.value, dtype_name(c.dtype)) for c in constants),
             reads=tuple(dict.fromkeys(n.name for n in node.all_input_nodes if n.op != "get_attr")),
         )
 
@@ -156,10 +157,11 @@ def _owner(program: Program, weights: Sequence[str]) -> str:
     return program.constants[weights[0]].origin.rpartition(".")[0] if weights else ""
 
 
-def _weight(name: str, value: Tensor) -> Weight:
+def _weight(name: str, value: Tensor, dtype: str = "") -> Weight:
+    """dtype: what it is emitted as, where that is not what it is kept in."""
     low, high = _range(value)
     shape = "x".join(map(str, value.shape)) or "scalar"
-    return Weight(one_line(name), shape, dtype_name(value.dtype), low, high)
+    return Weight(one_line(name), shape, dtype or dtype_name(value.dtype), low, high)
 
 
 def _range(value: Tensor) -> tuple[float | None, float | None]:

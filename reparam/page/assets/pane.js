@@ -1,6 +1,7 @@
 // One graph on a canvas: drawn where it is seen, panned, zoomed, pointed at. Places come from the page's data.
 const WIDE = 216, HIGH = 42, MARGIN = 48, STRIP = 12;
-const NEAREST = 2.5, TEXT_FROM = 0.42, ROUND_FROM = 0.25;
+const NEAREST = 2.5, FARTHEST = 0.03, TEXT_FROM = 0.5, NAME_FROM = 0.27, ROUND_FROM = 0.25; // scales: what is drawn from which on
+const SHADES = [["same", "rule-strong"], ["changed", "focus"], ["weights", "focus"], ["gone", "was"], ["new", "is"]];
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 class Pane {
@@ -15,7 +16,7 @@ class Pane {
     this.x = 0; this.y = -MARGIN; this.scale = 1; // of the graph's point in the upper left corner
     this.hovered = -1; this.selected = -1;
     this.marked = new Set(); this.found = new Set();
-    this.labels = new Map();
+    this.labels = new Map(); this.names = new Map(); // texts cut to their boxes; widths of operators
     this.pointers = new Map();
     this.colours = {};
     this.outgoing = this.sortSegments();
@@ -42,7 +43,7 @@ class Pane {
       this.colours[name] = style.getPropertyValue(`--${name}`).trim();
     }
     this.sans = getComputedStyle(document.body).fontFamily;
-    this.labels.clear();
+    this.labels.clear(); this.names.clear(); this.strip = null;
     this.redraw();
   }
 
@@ -56,6 +57,7 @@ class Pane {
     this.width = box.width; this.height = box.height;
     this.canvas.width = Math.round(box.width * this.ratio);
     this.canvas.height = Math.round(box.height * this.ratio);
+    this.strip = null;
     if (first) this.start(); else this.clamp();
     this.draw();
   }
@@ -73,7 +75,7 @@ class Pane {
 
   fit() {
     const k = Math.min((this.room - 24) / (this.side.width || 1), (this.height - 24) / (this.side.height || 1));
-    this.scale = Math.min(1, Math.max(k, 0.004));
+    this.scale = Math.min(1, Math.max(k, FARTHEST));
     this.x = this.side.width / 2 - this.room / this.scale / 2;
     this.y = this.side.height / 2 - this.height / this.scale / 2;
     this.clamp();
@@ -98,8 +100,7 @@ class Pane {
   }
 
   zoom(factor, px = this.room / 2, py = this.height / 2) {
-    const least = Math.min(0.5, 24 / Math.max(this.side.height, this.side.width, 1) * 10);
-    const k = Math.min(NEAREST, Math.max(least, this.scale * factor));
+    const k = Math.min(NEAREST, Math.max(FARTHEST, this.scale * factor));
     this.x += px / this.scale - px / k;
     this.y += py / this.scale - py / k;
     this.scale = k;
@@ -156,11 +157,12 @@ class Pane {
     this.edges(g, null, c["rule-strong"], Math.max(1.1, 0.7 / k), view);
     const own = this.hovered >= 0 ? this.hovered : this.selected;
     if (own >= 0) this.edges(g, this.outgoing.get(own) || [], c.ink, Math.max(1.6, 1 / k), view);
+    const seen = [];
     for (let i = 0; i < this.calls.length; i++) {
       const n = this.calls[i];
-      if (n[AT_Y] > view[3] || n[AT_Y] + HIGH < view[1] || n[AT_X] > view[2] || n[AT_X] + WIDE < view[0]) continue;
-      this.box(g, i, n, k);
+      if (n[AT_Y] <= view[3] && n[AT_Y] + HIGH >= view[1] && n[AT_X] <= view[2] && n[AT_X] + WIDE >= view[0]) seen.push(i);
     }
+    if (k < ROUND_FROM) this.specks(g, seen, k); else for (const i of seen) this.box(g, i, this.calls[i], k);
     g.restore();
     this.overview(g);
   }
@@ -182,27 +184,48 @@ class Pane {
     g.stroke();
   }
 
+  // From far away: all calls of one status in one go.
+  specks(g, seen, k) {
+    const of = (status) => seen.filter((i) => STATUSES[this.calls[i][STATUS]] === status);
+    const paths = [...SHADES.map(([status, colour]) => [of(status), colour]),
+      [seen.filter((i) => this.marked.has(i) || this.found.has(i) || i === this.selected || i === this.hovered), "ink"]];
+    for (const [calls, colour] of paths) {
+      g.beginPath();
+      for (const i of calls) g.rect(this.calls[i][AT_X], this.calls[i][AT_Y], WIDE, HIGH);
+      g.fillStyle = g.strokeStyle = this.colours[colour];
+      g.lineWidth = 1.2 / k;
+      if (colour === "ink") g.stroke(); else g.fill();
+    }
+  }
+
   box(g, i, n, k) {
     const c = this.colours, status = STATUSES[n[STATUS]], end = n[KIND] <= LAST_END;
-    const tint = status === "gone" ? "was" : status === "new" ? "is" : "";
-    const plain = k < ROUND_FROM, x = n[AT_X], y = n[AT_Y];
+    const tint = status === "gone" ? "was" : status === "new" ? "is" : "", x = n[AT_X], y = n[AT_Y];
     g.beginPath();
-    if (plain || !g.roundRect) g.rect(x, y, WIDE, HIGH); else g.roundRect(x, y, WIDE, HIGH, end ? 21 : 6);
-    g.fillStyle = plain ? (tint ? c[tint] : c["rule-strong"]) : this.found.has(i) ? c.mark : tint ? c[`${tint}-wash`] : c.surface;
+    if (g.roundRect) g.roundRect(x, y, WIDE, HIGH, end ? 21 : 6); else g.rect(x, y, WIDE, HIGH);
+    g.fillStyle = this.found.has(i) ? c.mark : tint ? c[`${tint}-wash`] : c.surface;
     g.fill();
     const marked = this.marked.has(i), chosen = i === this.selected || i === this.hovered;
-    if (!plain || marked || chosen || this.found.has(i)) {
-      const changed = status === "changed" || status === "weights";
-      g.strokeStyle = chosen || marked ? c.ink : tint ? c[tint] : changed ? c.focus : c["rule-strong"];
-      g.lineWidth = (chosen ? 2.4 : marked ? 1.9 : 1) * Math.max(1, 0.7 / k);
-      if (plain && this.found.has(i)) { g.strokeStyle = c.ink; g.lineWidth = 1.4 / k; }
-      if (status === "weights") g.setLineDash([4, 3]);
-      g.stroke();
-      g.setLineDash([]);
-    }
-    if (plain) return;
+    const changed = status === "changed" || status === "weights";
+    g.strokeStyle = chosen || marked ? c.ink : tint ? c[tint] : changed ? c.focus : c["rule-strong"];
+    g.lineWidth = (chosen ? 2.4 : marked ? 1.9 : 1) * Math.max(1, 0.7 / k);
+    if (status === "weights") g.setLineDash([4, 3]);
+    g.stroke();
+    g.setLineDash([]);
     if (!end) { g.fillStyle = c[KINDS[n[KIND]]]; g.fillRect(x + 6, y + 9, 3, HIGH - 18); }
-    if (k >= TEXT_FROM) this.text(g, i, n, x, y, end);
+    if (k >= TEXT_FROM) this.text(g, i, n, x, y, end); else if (k >= NAME_FROM) this.name(g, i, n, x, y, k);
+  }
+
+  // From further away: the operator alone, in letters that can still be read.
+  name(g, i, n, x, y, k) {
+    let label = this.names.get(i);
+    if (label === undefined) { g.font = `600 12px ${this.sans}`; label = g.measureText(n[OP].slice(0, 60)).width; this.names.set(i, label); }
+    const size = 10 / k, room = WIDE - 26, width = label * size / 12;
+    const text = width <= room ? n[OP] : `${n[OP].slice(0, Math.max(1, Math.floor(n[OP].length * room / width) - 1))}…`;
+    g.font = `600 ${size}px ${this.sans}`;
+    g.textBaseline = "middle";
+    g.fillStyle = this.colours.ink;
+    g.fillText(text, x + 18, y + HIGH / 2);
   }
 
   text(g, i, n, x, y, end) {
@@ -233,18 +256,28 @@ class Pane {
   }
 
   overview(g) {
-    const c = this.colours, left = this.room, k = this.height / (this.side.height || 1);
-    g.fillStyle = c.paper; g.fillRect(left, 0, STRIP, this.height);
-    const thick = Math.max(1, HIGH * k);
-    for (const [status, colour] of [["same", "rule-strong"], ["changed", "focus"], ["weights", "focus"], ["gone", "was"], ["new", "is"]]) {
-      g.fillStyle = c[colour];
-      for (const n of this.calls) if (STATUSES[n[STATUS]] === status) g.fillRect(left + 3, n[AT_Y] * k, STRIP - 6, thick);
-    }
+    const c = this.colours, left = this.room, k = this.height / (this.side.height || 1), thick = Math.max(1, HIGH * k);
+    this.strip ??= this.drawStrip(k, thick);
+    g.drawImage(this.strip, left, 0, STRIP, this.height);
     g.fillStyle = c.ink;
     for (const i of [...this.marked, ...this.found]) g.fillRect(left + 1, this.calls[i][AT_Y] * k, STRIP - 2, Math.max(2, thick));
     g.globalAlpha = 0.14;
     g.fillRect(left, Math.max(0, this.y * k), STRIP, Math.min(this.height, Math.max(6, this.height / this.scale * k)));
     g.globalAlpha = 1;
+  }
+
+  // The whole graph in a strip, which stays as it is while the graph moves.
+  drawStrip(k, thick) {
+    const strip = document.createElement("canvas");
+    strip.width = STRIP * this.ratio; strip.height = this.height * this.ratio;
+    const g = strip.getContext("2d");
+    g.scale(this.ratio, this.ratio);
+    g.fillStyle = this.colours.paper; g.fillRect(0, 0, STRIP, this.height);
+    for (const [status, colour] of SHADES) {
+      g.fillStyle = this.colours[colour];
+      for (const n of this.calls) if (STATUSES[n[STATUS]] === status) g.fillRect(3, n[AT_Y] * k, STRIP - 6, thick);
+    }
+    return strip;
   }
 
   // ---- pointing ----
