@@ -14,7 +14,8 @@ class ListedCall:
     """One call of a graph. module: its path, or its weights' owner. anchor: its first weight's name, if any.
 
     op: the operator with what its result depends on beside the operands (sizes of weights, strides, …).
-    results: the names of what it gives. operands: those of the values that it reads, weights left out.
+    results: the names of what it gives. operands: those of the values that it reads, without
+    weights and what is computed of them alone.
     """
 
     module: str

@@ -42,7 +42,7 @@ def conversion_page(
     kind = f"{report['format']}, {report['precision']}, from " if "format" in report else ""
     page = Page(
         title=one_line(report["input"] or "A network"),
-        into=one_line(", ".join(report["outputs"])),
+        into=one_line(next(iter(report["outputs"]), "")),
         verb=verb,
         verdict=verdict,
         tone=tone,
@@ -91,8 +91,8 @@ def _verdict(report: Report, *, quantised: bool) -> tuple[str, str, str]:
     if "float64_max_rel" not in evidence:
         return "Dry run.", "plain", "Each rewrite was checked alone in float64; convert also checks the whole network."
     whole = (
-        f"The whole network was compared in float64 on {evidence['trials']} random inputs: the largest relative "
-        f"difference is {figure(evidence['float64_max_rel'])}."
+        f"{'Before that, the' if quantised else 'The'} whole network was compared in float64 on {evidence['trials']} "
+        f"random inputs: the largest relative difference is {figure(evidence['float64_max_rel'])}."
     )
     if engine is not None and not engine["ran"]:
         return "Built, not run.", "warn", f"The file could not be run here: {one_line(str(engine['why']))}. {whole}"
@@ -119,6 +119,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         found.insert(1, ("Signal to noise", "infinite" if engine["sqnr"] is None else f"{engine['sqnr']:.1f} dB"))
         if engine["top1"] is not None:
             found.insert(2, ("Top-1 agreement", f"{100 * engine['top1']:.4g} % of {engine['samples']} inputs"))
+    if len(report["outputs"]) > 1:
+        found.append(("Also written", one_line(", ".join(report["outputs"][1:]))))
     return [*_on_samples(report["data"]), *found] if report.get("data") else found
 
 

@@ -16,7 +16,7 @@ from reparam.utils import dtype_name, one_line
 
 # What an operator is for, by its name: the first pattern that is found decides.
 KINDS = (
-    ("layer", r"conv|linear|matmul|gemm|mm$|bmm|einsum|attention|embedding"),
+    ("layer", r"conv|^linear|matmul|gemm|mm$|bmm|einsum|attention|embedding"),
     ("norm", r"norm"),
     ("activation", r"relu|sigmoid|silu|gelu|swish|hardtanh|clamp|clip|tanh|softmax|mish|elu|softplus|erf"),
     ("pool", r"pool|^mean|reduce"),

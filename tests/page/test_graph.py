@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -175,3 +176,24 @@ def test_odd_paths_have_their_place_in_the_tree(path: str) -> None:
     graph = Graph((Call("c", "relu", "", path, "N", "float32", "activation"),))
     root = tree_of(graph, graph)
     assert root.before.calls == 1 and root.children
+
+
+def test_what_an_onnx_file_computes_of_weights_alone_is_no_input() -> None:
+    onnx = pytest.importorskip("onnx")
+    from reparam.engines.onnx.listing import onnx_calls
+
+    make = onnx.helper
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3, 1, 1), np.int8), "w")
+    scale = onnx.numpy_helper.from_array(np.array(0.5, np.float32), "s")
+    nodes = [
+        make.make_node("DequantizeLinear", ["w", "s"], ["wide"]),
+        make.make_node("Conv", ["x", "wide"], ["y"]),
+        make.make_node("Add", ["y", "y"], ["z"]),
+    ]
+    ports = [
+        make.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["batch", c, 5, 5]) for n, c in (("x", 3), ("z", 4))
+    ]
+    model = make.make_model(make.make_graph(nodes, "g", ports[:1], ports[1:], [weight, scale]))
+    graph = read_listed(onnx_calls(model))
+    assert [(c.op, c.kind) for c in graph.calls] == [("x", "input"), ("conv2d", "layer"), ("add", "other")]
+    assert graph.edges == [(0, 1), (1, 2)]

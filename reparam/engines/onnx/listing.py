@@ -35,14 +35,20 @@ def onnx_calls(model: onnx.ModelProto) -> list[ListedCall]:
     data = {v.name for v in model.graph.input} - set(weights)
     calls: list[ListedCall] = []
     for node in model.graph.node:
-        if not data.intersection(node.input):
+        operands = tuple(n for n in node.input if n in data)
+        if not operands:
             continue
         data.update(node.output)
-        calls.append(_call(node, weights, shapes))
+        calls.append(_call(node, weights, shapes, operands))
     return calls
 
 
-def _call(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], shapes: Mapping[str, str]) -> ListedCall:
+def _call(
+    node: onnx.NodeProto,
+    weights: Mapping[str, onnx.TensorProto],
+    shapes: Mapping[str, str],
+    operands: tuple[str, ...],
+) -> ListedCall:
     import onnx
 
     names = [n for n in node.input if n in weights]
@@ -69,7 +75,7 @@ def _call(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], shapes:
         anchor=one_line(f"{name} {names[0]}") if names and layer else "",
         weights=tuple(arrays) if layer else (),
         results=tuple(node.output),
-        operands=tuple(n for n in node.input if n and n not in weights),
+        operands=operands,
     )
 
 

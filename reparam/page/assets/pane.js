@@ -77,7 +77,7 @@ class Pane {
     const k = Math.min((this.room - 24) / (this.side.width || 1), (this.height - 24) / (this.side.height || 1));
     this.scale = Math.min(1, Math.max(k, FARTHEST));
     this.x = this.side.width / 2 - this.room / this.scale / 2;
-    this.y = this.side.height / 2 - this.height / this.scale / 2;
+    this.y = Math.min(this.y, this.side.height / 2 - this.height / this.scale / 2); // of a long graph, from where it was
     this.clamp();
     this.redraw();
   }
