@@ -89,7 +89,6 @@ def verify_page(report: Mapping[str, Any], a: Shown | None, b: Shown | None) -> 
 
 def _show(page: Page, view: View) -> None:
     page.view, page.named = view, ("A", "B")
-    assert view.tree is not None
     page.stages = stage_rows(view.tree, (view.sides[0].graph.costs, view.sides[1].graph.costs))
 
 

@@ -69,7 +69,6 @@ def linked_view(
 def add_rewrites(page: Page, report: Report, remarks: Sequence[Remark], links: Links, view: View) -> None:
     """The graphs, stages, errors and remarks of a conversion."""
     page.view = view
-    assert view.tree is not None
     page.stages = stage_rows(view.tree)
     page.chains = _chains(report.get("blocks") or [])
     passed = [r for r in remarks if r.kind == "passed"]

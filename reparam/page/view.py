@@ -1,13 +1,13 @@
-"""One or two graphs as the script of the page reads them: places, texts and links as numbers in arrays.
+"""Two graphs as the script of the page reads them: places, texts and links as numbers in arrays.
 
-The order of a call's fields, of the kinds and of the statuses is that of `assets/page.js`.
+The order of a call's fields, of the kinds and of the statuses is that of `assets/names.js`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -43,32 +43,29 @@ class Side:
 
 @dataclass(frozen=True)
 class View:
-    """The graphs of a page. data: JSON for the script. legend: classes of the style sheet and what they stand for."""
+    """The graphs of a page. told: how to read them. tree: of their modules. data: JSON for the script.
+
+    legend: classes of the style sheet and what they stand for.
+    """
 
     told: str
-    sides: tuple[Side, ...]
+    sides: tuple[Side, Side]
+    tree: Module
     data: Markup
-    legend: tuple[tuple[str, str], ...] = ()
-    tree: Module | None = field(default=None, compare=False)
+    legend: tuple[tuple[str, str], ...]
 
 
-def view_of(sides: Sequence[Side], links: Links | None, told: str, words: Sequence[tuple[str, str]]) -> View:
+def view_of(sides: tuple[Side, Side], links: Links, told: str, words: Sequence[tuple[str, str]]) -> View:
     """Lays the graphs out. words: what the statuses are called, those that are in the legend."""
-    before, after = sides[0].graph, sides[-1].graph
-    tree = tree_of(before, after)
-    numbers = [links.before, links.after] if links else [{}, {}]
-    statuses = [links.status_before, links.status_after] if links else [{}, {}]
-    named = {"same": "unchanged" if links else "", **dict(words)}
-    data: dict[str, Any] = {
-        "sides": [_side(s, n, st, named) for s, n, st in zip(sides, numbers, statuses, strict=False)],
-        "regions": links.regions if links else 0,
-        "tree": _branch(tree),
-    }
-    named_sides: list[Side] = []
-    for side, row in zip(sides, data["sides"], strict=True):
-        row["told"] = f"{figures(list(side.graph.calls)).calls:,} calls in {row['layers']:,} layers"
-        named_sides.append(replace(side, told=row["told"]))
-    return View(told, tuple(named_sides), to_script(data), (*words, *_COLOURS), tree)
+    tree = tree_of(sides[0].graph, sides[1].graph)
+    named = {"same": "unchanged", **dict(words)}
+    rows = (
+        _side(sides[0], links.before, links.status_before, named),
+        _side(sides[1], links.after, links.status_after, named),
+    )
+    data = to_script({"sides": rows, "regions": links.regions, "tree": _branch(tree)})
+    first, second = (replace(side, told=row["told"]) for side, row in zip(sides, rows, strict=True))
+    return View(told, (first, second), tree, data, (*words, *_COLOURS))
 
 
 def _side(
@@ -83,10 +80,10 @@ def _side(
     ]
     return {
         "tag": side.tag,
+        "told": f"{figures(list(side.graph.calls)).calls:,} calls in {placed.layers:,} layers",
         "words": [words.get(s, "") for s in STATUSES],
         "width": placed.width,
         "height": placed.height,
-        "layers": placed.layers,
         "calls": calls,
         "edges": [list(e) for e in edges],
         "segments": [n for segment in placed.segments for n in segment],

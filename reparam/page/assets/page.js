@@ -25,8 +25,8 @@ class Graphs {
 
   // The calls of the other graph that belong to a call of this one: its region's, its own twin, else its module's.
   counterparts(pane, i) {
+    if (i < 0) return [];
     const other = this.other(pane);
-    if (!other || i < 0) return [];
     const call = pane.calls[i], linked = this.links[this.index(other)].get(call[LINK]) || [];
     if (call[LINK] >= 0 && linked.length) return linked;
     for (let path = call[MODULE]; path; path = path.slice(0, Math.max(0, path.lastIndexOf(".")))) {
@@ -57,12 +57,10 @@ class Graphs {
   mark(pane, i, glides) {
     const other = this.other(pane);
     pane.marked = new Set(i >= 0 ? this.family(pane, i) : []);
-    if (other) {
-      other.marked = new Set(this.counterparts(pane, i));
-      other.hovered = -1;
-      if (glides && byId("follow").checked && other.marked.size) this.bring(pane, i, other);
-      other.redraw();
-    }
+    other.marked = new Set(this.counterparts(pane, i));
+    other.hovered = -1;
+    if (glides && byId("follow").checked && other.marked.size) this.bring(pane, i, other);
+    other.redraw();
     this.hint(pane, i);
     pane.redraw();
   }
@@ -130,7 +128,7 @@ class Graphs {
       return item;
     }));
     const other = this.other(pane), linked = this.counterparts(pane, i);
-    if (other && linked.length) this.group(box, `In ${other.side.tag.toLowerCase()}`, this.buttons(other, linked));
+    if (linked.length) this.group(box, `In ${other.side.tag.toLowerCase()}`, this.buttons(other, linked));
     const near = (from, to) => [...new Set(pane.side.edges.filter((e) => e[from] === i).map((e) => e[to]))];
     const reads = near(1, 0), readers = near(0, 1);
     if (reads.length) this.group(box, "Reads", this.buttons(pane, reads));
