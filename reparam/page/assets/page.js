@@ -48,7 +48,7 @@ class Graphs {
   }
 
   hover(pane, i) {
-    if (pane.hovered === i && this.active === pane) return;
+    if (pane.hovered === i) return;
     pane.hovered = i;
     this.mark(pane, i >= 0 ? i : pane.selected, i >= 0);
   }
