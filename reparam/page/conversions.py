@@ -39,7 +39,7 @@ def conversion_page(
     links, view = linked_view(before, after, remarks, names)
     quantised = report.get("verdict") == "quantised"
     verdict, tone, lead = _verdict(report, quantised=quantised)
-    kind = f"{report['format']}, {report['precision']}, from " if "format" in report else ""
+    kind = f"{report['format']}, {report['precision']} · " if "format" in report else ""
     page = Page(
         title=one_line(report["input"] or "A network"),
         into=one_line(next(iter(report["outputs"]), "")),
@@ -47,7 +47,7 @@ def conversion_page(
         verdict=verdict,
         tone=tone,
         lead=lead,
-        kicker=one_line(" · ".join(t for t in (f"{kind}the target {report['target']}", arch) if t)),
+        kicker=one_line(" · ".join(t for t in (f"{kind}target: {report['target']}", arch) if t)),
         stats=stats_of(report["before"], report["after"]),
         facts=_facts(report),
         footer=footer_of(report),
