@@ -37,10 +37,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--bogus"], "No such option: --bogus; see reparam --help"),
+        (["--zzz"], "No such option: --zzz; see reparam --help"),
         (["conver"], "No such command 'conver'"),
         (["init", "x.pt"], "No such command 'init'"),
-        (["convert", "--bogus"], "No such option: --bogus; see reparam convert --help"),
+        (["convert", "--zzz"], "No such option: --zzz; see reparam convert --help"),
         (["convert"], "nothing to convert"),
         (["convert", *TINY, "--to", "plainest"], "'plainest' is not"),
         (["convert", *TINY, "--dtype", "int8"], "'int8' is not"),
