@@ -16,13 +16,11 @@ from reparam._version import __version__
 from reparam.compare import open_model, run_loaded
 from reparam.data import load_array
 from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, read_calibration, save_arrays
-from reparam.engines.formats import recognise
 from reparam.errors import InputError
 from reparam.ir import Program
 from reparam.load import LoadedModel
-from reparam.measure import Where, bench
 from reparam.report import Report
-from reparam.utils import Shapes, write_atomically
+from reparam.utils import write_atomically
 
 from .session import Session
 from .work import ConvertOptions, Loaded, completed, describe_load, example_inputs, explained_misfit
@@ -138,59 +136,3 @@ def describe_run(report: Mapping[str, Any]) -> list[str]:
     """What `run` prints."""
     rows = [f"{v['name']}: {v['dtype']} {'x'.join(map(str, v['shape'])) or 'a number'}" for v in report["values"]]
     return [f"{report['input']} -> {', '.join(report['outputs'])}", *rows, f"run by {report['runtime']}"]
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What `bench` is asked for beside the models."""
-
-    arch: str | None
-    arch_args: Mapping[str, Any] | None
-    shapes: Shapes | None
-    batches: Sequence[int]
-    rounds: int
-    threads: int | None
-    where: Where
-    seed: int
-    trust: bool
-
-
-def bench_models(session: Session, models: Sequence[str], options: BenchOptions) -> dict[str, Any]:
-    """Opens and times the models; returns the report."""
-    if len(set(models)) != len(models):
-        raise InputError("a model is named twice; each is timed once")
-    opened: dict[str, LoadedModel | Runnable] = {}
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(options.threads or before)
-        for name in models:
-            arch = options.arch if recognise(Path(name)) is None and not is_program(name) else None
-            with session.working():
-                model = open_model(
-                    name,
-                    arch=arch,
-                    arch_args=options.arch_args if arch else None,
-                    trust=options.trust,
-                    seed=options.seed,
-                )
-            if isinstance(model, LoadedModel):
-                describe_load(session, model, name, "--arch")
-            opened[name] = model
-        with session.working() as tell:
-            found = bench(
-                opened,
-                input_shapes=options.shapes,
-                batches=options.batches,
-                rounds=options.rounds,
-                where=options.where,
-                seed=options.seed,
-                progress=tell,
-            )
-    finally:
-        torch.set_num_threads(before)
-    return found.as_dict()
-
-
-def is_program(name: str) -> bool:
-    """Whether a name is that of a .pt2 or of a folder of source, which hold their architecture."""
-    return name.endswith(".pt2") or Path(name).is_dir()

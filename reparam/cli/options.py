@@ -147,6 +147,31 @@ Calibrate = Annotated[
         help="Samples: .npy, .npz, .safetensors, .tar; a folder of those or of images.",
     ),
 ]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Samples to judge on: .npy, .npz, .safetensors, .tar; a folder of those or of images.",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="y.npy",
+        help="Of DATA: a .npy of classes or of label maps, a folder of label maps, or `folders`: one folder a class.",
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        metavar="POINTS",
+        min=0,
+        help="That a model may lose: hundredths of the accuracy, without labels of equal classes.",
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(

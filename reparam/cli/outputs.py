@@ -110,6 +110,13 @@ def check_report(target: str | None, others: Iterable[Path | None], *, force: bo
         raise InputError(f"--json {path} would overwrite {clash}; name another file")
 
 
+def check_apart(path: Path, others: Iterable[Path | None], *, force: bool) -> None:
+    """Raises unless `path` can be written as a file (see `check_file`) and is none of the files that are read."""
+    check_file(path, force=force)
+    if clash := next((o for o in others if o is not None and _same(path, o)), None):
+        raise InputError(f"{path} would overwrite {clash}; name another file")
+
+
 def check_file(path: Path, *, force: bool) -> None:
     """Raises unless `path` can be written as a new file, or overwritten with `force`."""
     if path.is_dir():

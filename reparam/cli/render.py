@@ -146,27 +146,6 @@ def engine_lines(report: Row) -> list[str]:
     ]
 
 
-def render_bench(report: Row) -> list[RenderableType]:
-    """What `bench` prints: a row for each model and batch, and what it was measured on."""
-    gpu = any(r["device_ms"] is not None for r in report["rows"])
-    apart = ("host ms", "device ms") if gpu else ()
-    numeric = ("batch", "median ms", "middle half", *apart, "samples/s", "speed")
-    made = table("model", "run by", *numeric, right=numeric)
-    for r in report["rows"]:
-        spread = f"{r['low_ms']:.3g} - {r['high_ms']:.3g}"
-        shares = tuple("" if v is None else f"{v:.3g}" for v in (r["host_ms"], r["device_ms"])) if gpu else ()
-        figures = (f"{r['median_ms']:.3g}", spread, *shares, f"{r['throughput']:.4g}", f"{r['speed']:.2f}")
-        made.add_row(one_line(r["model"]), one_line(r["runtime"]), str(r["batch"]), *figures)
-    m = report["machine"]
-    shapes = ", ".join("x".join(map(str, s)) for s in report["shapes"])
-    return [
-        made,
-        line(f"inputs {shapes}, medians of {report['rounds']} interleaved rounds"),
-        *([line(f"{m['gpu']}, CUDA {m['cuda']}")] if gpu else []),
-        line(f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['platform']}, torch {m['torch']}"),
-    ]
-
-
 def seconds_line(report: Row) -> str:
     """`seconds: load 0.1, capture 3.2, …`"""
     return "seconds: " + ", ".join(f"{phase} {value:.2f}" for phase, value in report["seconds"].items())

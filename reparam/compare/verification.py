@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from reparam.check import depth_limit
-from reparam.conversion import Conversion
-from reparam.emit import to_module
 from reparam.engines import Runnable
 from reparam.errors import InputError
-from reparam.ir import Program, check_shapes, exported_shapes, shape_of_input, unlift
+from reparam.ir import Program, check_shapes
 from reparam.load import LoadedModel
 from reparam.rewrite import Progress
-from reparam.utils import Shapes, as_path, check_callable, check_seed, checked_call, describe_type
+from reparam.utils import Shapes, check_callable, check_seed, checked_call
 
 from .engines import verify_engines
-from .opening import open_model
+from .opening import Comparable, opened_alike, runnable
 from .programs import program_of, verify_programs
 from .sizes import difference_at_sizes
 from .verdict import Verdict
-
-Comparable = nn.Module | torch.export.ExportedProgram | Conversion | Program | LoadedModel | Runnable | str | Path
 
 
 @checked_call
@@ -68,11 +63,11 @@ def verify(
         raise InputError(f"{str(trials)[:40]} random inputs prove nothing; ask for at least one")
     if input_shapes is not None:
         check_shapes(input_shapes)
-    first, second = _opened(a, "a"), _opened(b, "b")
+    first, second = opened_alike(a, "a"), opened_alike(b, "b")
     told = input_shapes or [tuple(x.shape[1:]) for x in example_inputs if isinstance(x, Tensor)] or None
     if isinstance(first, Runnable) or isinstance(second, Runnable):
         return verify_engines(
-            _model(first), _model(second), input_shapes=told, trials=trials, seed=seed, adversarial=adversarial,
+            runnable(first), runnable(second), input_shapes=told, trials=trials, seed=seed, adversarial=adversarial,
             progress=progress,
         )  # fmt: skip
     known = input_shapes or _shapes(second) or _shapes(first)
@@ -91,29 +86,6 @@ def verify(
 _Opened = LoadedModel | Runnable | Program
 
 
-def _opened(model: Any, name: str) -> _Opened:
-    if isinstance(model, Conversion):
-        return LoadedModel(model.module, exported=None, input_shapes=_traced_shapes(model.module))
-    if isinstance(model, torch.export.ExportedProgram):
-        return LoadedModel(unlift(model), exported=model, input_shapes=exported_shapes(model))
-    if isinstance(model, nn.Module):
-        return LoadedModel(model, input_shapes=_traced_shapes(model))
-    if isinstance(model, str | Path):
-        return open_model(as_path(model, f"the file {name}"))
-    if isinstance(model, LoadedModel | Runnable | Program):
-        return model
-    raise InputError(f"{name} is {describe_type(model)}; give a module, a program, a conversion or a file")
-
-
-def _traced_shapes(module: nn.Module) -> Shapes | None:
-    """The shapes of the inputs of a converted network, which its graph still tells; None for any other module."""
-    if not isinstance(module, fx.GraphModule):
-        return None
-    values = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
-    tensors = [v for v in values if isinstance(v, Tensor) and v.dim()]
-    return tuple(shape_of_input(v) for v in tensors) if tensors and len(tensors) == len(values) else None
-
-
 def _shapes(model: _Opened) -> Shapes | None:
     return model.input_shapes if isinstance(model, LoadedModel) else None
 
@@ -127,9 +99,3 @@ def _program(model: _Opened, shapes: Sequence[Sequence[int]] | None, examples: S
         return model
     assert isinstance(model, LoadedModel)
     return program_of(model, shapes, examples)
-
-
-def _model(model: _Opened) -> LoadedModel | Runnable:
-    if isinstance(model, Program):
-        return LoadedModel(to_module(model), input_shapes=_traced_shapes(to_module(model)))
-    return model

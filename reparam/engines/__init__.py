@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .format import BuildOptions, Built, Format, Port, Probe, Runnable
     from .listing import ListedCall
     from .manifest import check_manifest, checked_file, manifest_path
-    from .model_card import card_of, fitted
+    from .model_card import card_of, fitted, known_preprocessing
+    from .on_samples import BATCH, OnSamples, Runner, Task, input_specs, judge_on_samples
     from .openvino import OpenVinoRunnable, convert_onnx
     from .ports import output_names
     from .precision import DTYPES
@@ -53,6 +54,15 @@ _DOORS = {
     "model_card": (
         "card_of",
         "fitted",
+        "known_preprocessing",
+    ),
+    "on_samples": (
+        "BATCH",
+        "OnSamples",
+        "Runner",
+        "Task",
+        "input_specs",
+        "judge_on_samples",
     ),
     "openvino": (
         "OpenVinoRunnable",
@@ -64,6 +74,7 @@ _DOORS = {
 __getattr__ = lazy_doors(__name__, _DOORS)
 
 __all__ = [
+    "BATCH",
     "DTYPES",
     "BuildOptions",
     "Built",
@@ -73,10 +84,13 @@ __all__ = [
     "Exported",
     "Format",
     "ListedCall",
+    "OnSamples",
     "OpenVinoRunnable",
     "Port",
     "Probe",
     "Runnable",
+    "Runner",
+    "Task",
     "card_of",
     "check_engine",
     "check_manifest",
@@ -86,6 +100,9 @@ __all__ = [
     "export_conversion",
     "fitted",
     "floats",
+    "input_specs",
+    "judge_on_samples",
+    "known_preprocessing",
     "manifest_path",
     "output_names",
     "read_calibration",

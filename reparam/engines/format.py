@@ -173,6 +173,10 @@ class Format(ABC):
         The trust in native code was checked before.
         """
 
+    def side_files(self, path: Path) -> list[Path]:
+        """The files that belong to the file and hold weights of it. Raises InputError for a damaged file."""
+        return []
+
     def stamp(self, path: Path, facts: Mapping[str, Any]) -> bool:
         """Writes the manifest's `facts` into the file itself; False where the format has no place for them."""
         return False

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .quantise import quantised
     from .runtime import OnnxRunnable
     from .source import check_source, write_source
-    from .storage import is_onnx, read_model, stamp_model, write_model
+    from .storage import external_files, is_onnx, read_model, stamp_model, write_model
 
 _DOORS = {
     "graph": (
@@ -27,6 +27,7 @@ _DOORS = {
         "write_source",
     ),
     "storage": (
+        "external_files",
         "is_onnx",
         "read_model",
         "stamp_model",
@@ -39,6 +40,7 @@ __all__ = [
     "OnnxRunnable",
     "build_model",
     "check_source",
+    "external_files",
     "is_onnx",
     "model_of",
     "quantised",
