@@ -1,4 +1,4 @@
-"""Models of any kind on the user's samples: their scores against labels, and how close they are to the first of them."""
+"""Models of any kind on the user's samples: their scores against labels, and how close they are to the first one."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class Runner:
         if isinstance(self.model, LoadedModel):
             return fixed_batch(self.model) or count
         fixed = next((p.shape[0] for p in self.model.inputs if p.shape and isinstance(p.shape[0], int)), None)
-        if fixed is not None:
-            return int(fixed)
-        sizes = (count, *range(min(count, LARGEST), 0, -1), *range(count + 1, LARGEST + 1))
+        if isinstance(fixed, int):
+            return fixed
+        sizes = [count, *range(min(count, LARGEST), 0, -1), *range(count + 1, LARGEST + 1)]
         found = next((n for n in sizes if self.model.takes([(n, *s[1:]) for s in shapes])), None)
         if found is None:
             raise InputError(f"{self.name} takes samples of {_texts(shapes)} in no batch of up to {LARGEST}")
@@ -97,7 +97,7 @@ class Runner:
         odd = next((v for v in found if not v.dim() or v.shape[0] != size), None)
         if odd is not None:
             raise InputError(
-                f"{self.name} gives an output of shape {list(odd.shape)} for {size} samples, so that it has none for each"
+                f"{self.name} gives an output of shape {list(odd.shape)} for {size} samples, which is not one for each"
             )
         return [v[:count] for v in found]
 

@@ -49,8 +49,9 @@ def choose(
     first = next(iter(drops))
     if not fastest:
         told = ", ".join(f"{n} drops by {d:.4g}" for n, d in out.items())
-        held = f"no model drops by more than {max_drop:g} points of {figure}"
-        return Choice(None, f"{figure} may drop by {max_drop:g} points: {told}" if told else held, max_drop, out)
+        held = f"no model drops by more than {points(max_drop or 0.0)} of {figure}"
+        why = f"{figure} may drop by {points(max_drop or 0.0)}: {told}" if told else held
+        return Choice(None, why, max_drop, out)
     left = [r for r in rows if r.model not in out]
     best = min(left, key=lambda r: r.median_ms)
     return Choice(best.model, _why(best, left, drops, figure, first, max_drop, out), max_drop, out)
@@ -65,7 +66,7 @@ def _why(
     max_drop: float | None,
     out: Mapping[str, float],
 ) -> str:
-    among = "of all" if max_drop is None else f"of those whose {figure} drops by at most {max_drop:g} points"
+    among = "of all" if max_drop is None else f"of those whose {figure} drops by at most {points(max_drop)}"
     parts = [f"the fastest {among}: {best.median_ms:.3g} ms at batch {best.batch}"]
     if best.model != first:
         drop = drops[best.model]
@@ -76,11 +77,16 @@ def _why(
     if close:
         parts.append(f"within the spread {', '.join(close)} may be as fast")
     if out:
-        parts.append("out: " + ", ".join(f"{n} (drops by {d:.4g} points)" for n, d in out.items()))
+        parts.append("out: " + ", ".join(f"{n} (drops by {points(d)})" for n, d in out.items()))
     return "; ".join(parts)
 
 
 def _told(drop: float) -> str:
     if abs(drop) <= SLACK:
         return "no drop"
-    return f"a drop of {drop:.4g} points" if drop > 0 else f"a gain of {-drop:.4g} points"
+    return f"a drop of {points(drop)}" if drop > 0 else f"a gain of {points(-drop)}"
+
+
+def points(count: float) -> str:
+    """`1 point`, `0.5 points`."""
+    return f"{count:.4g} point{'' if count == 1 else 's'}"

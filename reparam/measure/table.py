@@ -160,21 +160,22 @@ def _cells(facts: Row, timing: Row, *, again: bool) -> dict[str, str]:
     """again: whether what does not depend on the batch stands in a row above already."""
     score, agreement = facts["score"] or {}, facts["agreement"] or {}
     worst = agreement.get("worst")
-    shown = "" if worst is None else f"{_short(worst['input'])}: {_share(worst['error'])}"
+    input, apart = ("", "") if worst is None else (_short(worst["input"]), f"{100 * worst['error']:.3g}")
     own = score.get("own", False)
-    top5 = score.get("more", {})
+    name = f"{score.get('name', 'score')}{'' if own else ' %'}"
     quality = {
         "precision": facts["precision"],
-        score.get("name", "score"): "" if not score else f"{score['value']:.4g}" if own else _share(score["value"]),
-        **{name: _share(value) for name, value in top5.items()},
-        "drop": "" if facts["drop"] is None else f"{facts['drop']:.4g}",
-        "agreement": "" if agreement.get("share") is None else _share(agreement["share"]),
-        "error": "" if not agreement else _share(agreement["error"]),
-        "worst input": shown,
+        name: "" if not score else f"{score['value']:.4g}" if own else _percent(score["value"]),
+        **{f"{n} %": _percent(value) for n, value in score.get("more", {}).items()},
+        "drop": "" if facts["drop"] is None else f"{facts['drop']:.3g}",
+        "equal %": "" if agreement.get("share") is None else _percent(agreement["share"]),
+        "error %": "" if not agreement else f"{100 * agreement['error']:.3g}",
+        "worst input": input,
+        "its %": apart,
     }
     size = {
         "size": _bytes(facts["bytes"]) if facts["bytes"] else "",
-        "peak memory": "" if facts["peak_bytes"] is None else _bytes(facts["peak_bytes"]),
+        "memory": "" if facts["peak_bytes"] is None else _bytes(facts["peak_bytes"]),
     }
     hidden = dict.fromkeys((*quality, *size), "") if again else {}
     parts = timing["host_ms"], timing["device_ms"]
@@ -185,10 +186,10 @@ def _cells(facts: Row, timing: Row, *, again: bool) -> dict[str, str]:
         **{k: hidden.get(k, v) for k, v in quality.items()},
         "batch": str(timing["batch"]),
         "median ms": f"{timing['median_ms']:.3g}",
-        "middle half": f"{timing['low_ms']:.3g} - {timing['high_ms']:.3g}",
+        "middle half": f"{timing['low_ms']:.3g}-{timing['high_ms']:.3g}",
         "host ms": host,
         "device ms": device,
-        "samples/s": f"{timing['throughput']:.4g}",
+        "samples/s": _rate(timing["throughput"]),
         "speed": f"{timing['speed']:.2f}",
         **{k: hidden.get(k, v) for k, v in size.items()},
     }
@@ -200,8 +201,9 @@ def sentences(report: Row) -> list[str]:
     if report["data"] is not None:
         data = report["data"]
         labels = f", labels: {data['labels']}" if data["labels"] else ", without labels"
-        found.append(f"{data['samples']} samples of {one_line(data['source'])}{labels}; agreement, errors and drops")
-        found[-1] += f" are against {one_line(report['models'][0]['model'])}"
+        first = one_line(report["models"][0]["model"])
+        found.append(f"{data['samples']} samples of {one_line(data['source'])}{labels}")
+        found.append(f"drops (in points), equal decisions and errors (RMS) are against {first}")
         if data["note"]:
             found.append(f"note: {data['note']}")
     shapes = ", ".join("x".join(map(str, s)) for s in report["shapes"])
@@ -221,8 +223,12 @@ def right_columns(columns: Sequence[str]) -> list[str]:
     return [c for c in columns if c not in ("model", "run by", "precision", "worst input")]
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f} %" if value == 0 or value >= 1e-4 else f"{value:.1e}"
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
 
 
 def _short(name: str) -> str:
