@@ -82,7 +82,7 @@ class Runner:
         if isinstance(fixed, int):
             return fixed
         sizes = [count, *range(min(count, LARGEST), 0, -1), *range(count + 1, LARGEST + 1)]
-        found = next((n for n in sizes if self.model.takes([(n, *s[1:]) for s in shapes])), None)
+        found: int | None = next((n for n in sizes if self.model.takes([(n, *s[1:]) for s in shapes])), None)
         if found is None:
             raise InputError(f"{self.name} takes samples of {_texts(shapes)} in no batch of up to {LARGEST}")
         return found
