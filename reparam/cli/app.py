@@ -219,6 +219,12 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     adversarial: Annotated[
         bool, typer.Option("--adversarial/--no-adversarial", help="Also search for inputs on which they differ.")
     ] = True,
+    data: opt.Data = None,
+    config: opt.Config = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    interpolation: opt.Interpolation = None,
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
@@ -228,17 +234,21 @@ def verify(  # noqa: PLR0913  # the parameters are the options
 ) -> None:
     """Test whether A and B are the same function.
 
-    They may be of any two formats. Exit code 0: the same function; 1: not the same.
+    They may be of any two formats. With --data, the samples that they differ on are named. Exit code 0: the same
+    function; 1: not the same.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
     shapes = opt.read_shapes(input_shape)
     sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
-    check_report(json, [Path(a), Path(b)], force=force)
+    check_report(json, [Path(a), Path(b), *(Path(p) for p in (data, config) if p is not None)], force=force)
 
     from . import render
     from . import work as cli_work
 
     first, second = (cli_work.load_side(session, s, trust=trust, seed=seed) for s in sides)
+    images = (config, mean, std, size, interpolation)
+    opened = {s.name: s.model for s in (first, second)}
+    how = cli_work.preprocessing_for(opened, images) if data is not None else None
     start = time.perf_counter()
     with session.working() as tell:
         from reparam import verify as compare
@@ -250,6 +260,8 @@ def verify(  # noqa: PLR0913  # the parameters are the options
             trials=trials,
             seed=seed,
             adversarial=adversarial,
+            data=data,
+            preprocessing=how,
             progress=tell,
         )
     seconds = {"load": first.seconds + second.seconds, "verify": time.perf_counter() - start}

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import RenderableType
 
 from reparam.compare import open_model
-from reparam.engines import known_preprocessing
 from reparam.engines.formats import recognise
 from reparam.errors import InputError
 from reparam.load import LoadedModel
@@ -27,10 +26,10 @@ from reparam.measure import (
 )
 from reparam.utils import write_atomically
 
-from .options import read_preprocessing
+from .options import ImageOptions
 from .render import line, table
 from .session import Session
-from .work import describe_load
+from .work import describe_load, preprocessing_for
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Opening:
     arch_args: Mapping[str, Any] | None
     trust: bool
     seed: int
-    images: tuple[Path | None, str | None, str | None, str | None, str | None] = (None, None, None, None, None)
+    images: ImageOptions = (None, None, None, None, None)
 
 
 def bench_models(
@@ -73,9 +72,7 @@ def _preprocessing(entries: Sequence[Entry], opening: Opening) -> Any:
     """How images go in: as the options say, with the rest from the first card or manifest that says anything."""
     if not any(value is not None for value in opening.images):
         return preprocessing_of(entries)
-    told = (known_preprocessing(e.model, e.path) for e in entries)
-    known = next((how for how in told if how is not None), None)
-    return read_preprocessing({} if known is None else {"preprocessing": known}, *opening.images)
+    return preprocessing_for({e.name: e.model for e in entries}, opening.images)
 
 
 def is_program(name: str) -> bool:

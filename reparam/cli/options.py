@@ -192,6 +192,9 @@ Interpolation = Annotated[
     typer.Option("--interpolation", metavar="NAME", help="Of images: bilinear, bicubic, nearest or lanczos."),
 ]
 
+# The texts of --config, --mean, --std, --size and --interpolation, in that order.
+ImageOptions = tuple[Path | None, str | None, str | None, str | None, str | None]
+
 
 @dataclass(frozen=True)
 class RemarkChoice:

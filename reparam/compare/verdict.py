@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reparam.check import OutputError
+from reparam.scoring import Agreement, Difference
+from reparam.utils import one_line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """What `verify` found.
 
@@ -16,7 +19,7 @@ class Verdict:
     adversarial: `worst` difference found, as a share of what is allowed, and the number of `inputs` tried.
     runtimes: what ran each of them, where one is an engine; the errors of both are then against the float64 truth.
     quantised: whether one of them is; such a file is never called equivalent, and `reason` alone tells whether it lost
-    more than float32 does.
+    more than float32 does. data: how they agree on the user's samples, where some were given.
     """
 
     equivalent: bool
@@ -29,6 +32,7 @@ class Verdict:
     seed: int = 0
     runtimes: tuple[str, ...] = ()
     quantised: bool = False
+    data: Agreement | None = None
 
     @property
     def verdict(self) -> str:
@@ -43,7 +47,19 @@ class Verdict:
         row["outputs"] = [asdict(o) | {"ok": o.ok} for o in self.outputs]
         row["shapes"] = [list(s) for s in self.shapes]
         row["verdict"] = self.verdict
+        row["data"] = None if self.data is None else self.data.as_dict()
         return row
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as `as_dict`."""
+        return self.as_dict()
+
+    def __repr__(self) -> str:
+        return "\n".join(self.sentences())
+
+    def _repr_html_(self) -> str:
+        first, *rest = self.sentences()
+        return f"<p><b>{html.escape(first)}</b></p><ul>{''.join(f'<li>{html.escape(r)}</li>' for r in rest)}</ul>"
 
     def sentences(self) -> list[str]:
         """The result in plain lines."""
@@ -64,4 +80,18 @@ class Verdict:
         lines.append(f"{self.trials} random inputs, shapes {shapes}, seed {self.seed}")
         if self.runtimes:
             lines.append(f"run by {' and '.join(self.runtimes)}")
-        return lines
+        return lines if self.data is None else [*lines, *_on_samples(self.data)]
+
+
+def _on_samples(found: Agreement) -> list[str]:
+    """How they agree on samples, and those that differ: changed classes first, then the largest errors."""
+    equal = "" if found.share is None else f", {100 * found.share:.2f} % of decisions are equal"
+    lines = [f"{found.samples} samples: error {found.error:.3g} of the size of the outputs (RMS){equal}"]
+    if found.changed:
+        lines.append(f"{found.changed} of them get another class")
+    return [*lines, *map(_named, found.differing)]
+
+
+def _named(one: Difference) -> str:
+    changed = f"class {one.first} becomes {one.second}, " if one.changed else ""
+    return f"{one_line(one.input)}: {changed}error {one.error:.3g}"
