@@ -38,6 +38,14 @@ def export(  # noqa: PLR0913  # the parameters are the options
             help="Samples for int8: .npy, .npz, .safetensors, .tar; a folder of those or of images.",
         ),
     ] = None,
+    data: opt.Data = None,
+    labels: opt.Labels = None,
+    max_drop: opt.MaxDrop = None,
+    config: opt.Config = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    interpolation: opt.Interpolation = None,
     min_sqnr: Annotated[
         float | None, typer.Option("--min-sqnr", metavar="DB", help="Refuse less than this signal-to-noise ratio.")
     ] = None,
@@ -80,7 +88,9 @@ def export(  # noqa: PLR0913  # the parameters are the options
 ) -> None:
     """Rewrite MODEL, write it in another format, run that and check that it is still the same function.
 
-    Beside the file, a manifest says what it is, what it was made of and how it was verified.
+    Beside the file, a manifest says what it is, what it was made of and how it was verified. With --max-drop, an int8
+    file gets its worst layers back in float32 until it loses no more on --data; where that does not help, nothing is
+    written (exit code 1).
     """
     session = begin(ctx, quiet=quiet, debug=debug)
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
@@ -89,7 +99,8 @@ def export(  # noqa: PLR0913  # the parameters are the options
     kind = find_format(format)
     label = to.value if precision is opt.Precision.fp32 else f"{to.value}-{precision.value}"
     path = plan_export(model, arch, output, label, kind.suffix, force=force)
-    check_report(json, [path, Path(model) if model else None], force=force)
+    read = [*(Path(p) for p in (model, data) if p is not None), calibrate, config]
+    check_report(json, [path, *read], force=force)
 
     from . import export_work as cli_engine_work
     from . import render
@@ -99,8 +110,9 @@ def export(  # noqa: PLR0913  # the parameters are the options
     options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain, opt.read_outputs(outputs))
     given = {"runtime": runtime, "gpu": gpu, "profile": profile, "device": device}
     settings = {name: text for name, text in given.items() if text is not None}
+    judging = cli_engine_work.JudgeOptions(data, labels, max_drop, (config, mean, std, size, interpolation))
     wanted = cli_engine_work.Wanted(
-        format, precision.value, io_precision.value, calibrate, min_sqnr, equalize, settings, force
+        format, precision.value, io_precision.value, calibrate, min_sqnr, equalize, settings, judging, force
     )
     with delivering(session, json) as deliver:
         report = cli_engine_work.export_loaded(session, loaded, options, wanted, path).as_dict()

@@ -22,8 +22,19 @@ from reparam.load import LoadedModel
 from reparam.report import Report
 from reparam.utils import write_atomically
 
+from .options import ImageOptions, read_preprocessing
 from .session import Session
 from .work import ConvertOptions, Loaded, completed, describe_load, example_inputs, explained_misfit
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Samples that the file is judged on, and how images go in, for the calibration too."""
+
+    data: str | None = None
+    labels: str | None = None
+    max_drop: float | None = None
+    images: ImageOptions = (None, None, None, None, None)
 
 
 @dataclass(frozen=True)
@@ -37,13 +48,14 @@ class Wanted:
     min_sqnr: float | None
     equalize: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
+    judging: JudgeOptions = field(default_factory=JudgeOptions)
     force: bool = False
 
 
 def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wanted: Wanted, path: Path) -> Report:
     """Converts, builds, checks and writes; returns the whole report."""
     model = loaded.model
-    card = card_of(model)
+    card = _card(model, wanted.judging.images)
 
     def calibration(program: Program) -> Sequence[Sequence[Tensor]]:
         assert wanted.calibrate is not None
@@ -56,6 +68,9 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
         calibration=calibration if wanted.calibrate is not None else None,
         min_sqnr=wanted.min_sqnr,
         equalize=wanted.equalize,
+        data=wanted.judging.data,
+        labels=wanted.judging.labels,
+        max_drop=wanted.judging.max_drop,
         settings=wanted.settings,
         card=card,
         source=model.source,
@@ -80,6 +95,16 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
     if not exported.check.ran:
         session.warn(f"{path} was built, not run: {exported.check.why}")
     return completed(exported.report, loaded, [str(p) for p in exported.outputs])
+
+
+def _card(model: LoadedModel, images: ImageOptions) -> dict[str, Any]:
+    """What is known of the model, with how images go in as the options say; the manifest tells it on."""
+    card = card_of(model)
+    how = read_preprocessing(card, *images) if any(text is not None for text in images) else None
+    if how is None:
+        return card
+    told = asdict(how) | {"resize": how.resize or min(how.size), "of": "the command line"}
+    return card | {"preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}}
 
 
 def run_model(

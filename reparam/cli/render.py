@@ -143,7 +143,26 @@ def engine_lines(report: Row) -> list[str]:
     return [
         f"{head}, run by {engine['runtime']}: error against the float64 truth {engine['error']:.3g}{beside} (RMS)",
         f"signal to noise {ratio}{share}, {engine['samples']} {engine['data']} inputs, shapes {shapes}",
+        *data_lines(report.get("data")),
     ]
+
+
+def data_lines(data: Row | None) -> list[str]:
+    """What an exported file lost on samples; nothing without any."""
+    if data is None:
+        return []
+    agreement, parts = data["agreement"], []
+    if data["before"] is not None:
+        before, after = (100 * data[k]["value"] for k in ("before", "after"))
+        parts.append(f"{data['figure']} {before:.2f} % before, {after:.2f} % after")
+    if agreement["share"] is not None:
+        parts.append(f"{100 * agreement['share']:.2f} % of decisions are equal")
+    parts.append(f"error {agreement['error']:.3g} (RMS, relative)")
+    worst = agreement["worst"]
+    lines = [f"on {data['samples']} samples of {data['source']}: {', '.join(parts)}"]
+    if worst is not None:
+        lines.append(f"worst: {worst['input']}, error {worst['error']:.3g}")
+    return [*lines, *([f"note: {data['note']}"] if data["note"] else [])]
 
 
 def seconds_line(report: Row) -> str:

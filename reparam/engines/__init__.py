@@ -11,13 +11,14 @@ from reparam.utils import lazy_doors
 if TYPE_CHECKING:
     from .arrays import save_arrays
     from .calibration import read_calibration
+    from .data_check import DataCheck, HeldOut, check_points, drop_of, judge
     from .engine_check import EngineCheck, EngineOutputs, check_engine, floats
     from .exporting import Exported, ExportOptions, export, export_conversion
     from .format import BuildOptions, Built, Format, Port, Probe, Runnable
     from .listing import ListedCall
     from .manifest import check_manifest, checked_file, manifest_path
     from .model_card import card_of, fitted, known_preprocessing
-    from .on_samples import BATCH, OnSamples, Runner, Task, input_specs, judge_on_samples
+    from .on_samples import BATCH, Judged, OnSamples, Runner, Task, input_specs, judge_on_samples
     from .openvino import OpenVinoRunnable, convert_onnx
     from .ports import output_names
     from .precision import DTYPES
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 _DOORS = {
     "arrays": ("save_arrays",),
     "calibration": ("read_calibration",),
+    "data_check": (
+        "DataCheck",
+        "HeldOut",
+        "check_points",
+        "drop_of",
+        "judge",
+    ),
     "engine_check": (
         "EngineCheck",
         "EngineOutputs",
@@ -58,6 +66,7 @@ _DOORS = {
     ),
     "on_samples": (
         "BATCH",
+        "Judged",
         "OnSamples",
         "Runner",
         "Task",
@@ -78,11 +87,14 @@ __all__ = [
     "DTYPES",
     "BuildOptions",
     "Built",
+    "DataCheck",
     "EngineCheck",
     "EngineOutputs",
     "ExportOptions",
     "Exported",
     "Format",
+    "HeldOut",
+    "Judged",
     "ListedCall",
     "OnSamples",
     "OpenVinoRunnable",
@@ -94,13 +106,16 @@ __all__ = [
     "card_of",
     "check_engine",
     "check_manifest",
+    "check_points",
     "checked_file",
     "convert_onnx",
+    "drop_of",
     "export",
     "export_conversion",
     "fitted",
     "floats",
     "input_specs",
+    "judge",
     "judge_on_samples",
     "known_preprocessing",
     "manifest_path",

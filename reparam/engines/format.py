@@ -100,13 +100,15 @@ class BuildOptions:
 
     precision: one of PRECISIONS; the program's weights have that dtype already, except for int8, where they are fp32.
     calibration: for int8, what the values inside are measured on: one entry for each batch, a tensor for each input.
-    held_out: further samples, which the result is measured on.
+    held_out: further samples, which the result is measured on. floats: for int8, nodes of the ONNX form that stay in
+    float32.
     settings: the format's own, as texts, out of `Format.settings`.
     """
 
     precision: str = "fp32"
     calibration: Sequence[Sequence[Tensor]] = ()
     held_out: Sequence[Sequence[Tensor]] = ()
+    floats: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
 
 

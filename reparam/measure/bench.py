@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from typing import Any
 import torch
 
 from reparam.compare import Comparable, opened_alike, runnable
-from reparam.data import FOLDERS, Preprocessing, class_folders, open_samples
-from reparam.engines import OnSamples, Task, input_specs, judge_on_samples, known_preprocessing
+from reparam.data import FOLDERS, Preprocessing, class_folders
+from reparam.engines import HeldOut, OnSamples, Task, check_points, drop_of, input_specs, judge, known_preprocessing
 from reparam.errors import InputError
 from reparam.ir import check_shapes
 from reparam.load import LoadedModel, find_function
@@ -78,11 +77,7 @@ class Judging:
             raise InputError("--max-drop is judged on samples; give some with --data")
         if self.data is not None and options.where.runtimes:
             raise InputError("--runtime is for times alone; without it each model is run by what it is for")
-        drop = self.max_drop
-        if drop is not None and (
-            isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop < math.inf
-        ):
-            raise InputError(f"max_drop is {str(drop)[:40]}; give points of 0 and more, such as 0.5")
+        check_points(self.max_drop, "max_drop")
         if self.metric is not None and not isinstance(self.metric, str) and not callable(self.metric):
             raise InputError(f"the metric is {describe_type(self.metric)}; give a function, or package.module:name")
 
@@ -205,22 +200,16 @@ def _name(model: Any, index: int) -> str:
 def _judged(entries: Sequence[Entry], judging: Judging, options: BenchOptions, tell: Progress) -> OnSamples:
     models = {e.name: e.model for e in entries}
     specs = input_specs(list(models.values()), options.input_shapes)
-    how = options.preprocessing or preprocessing_of(entries)
-    labels, folders = judging.labels, None
-    if labels is None and isinstance(judging.data, str | os.PathLike):
-        folders = class_folders(as_path(judging.data, "the data"))
-        labels = FOLDERS if folders is not None else None
-    samples = open_samples(judging.data, specs, preprocessing=how, labels=labels, maps=True)
-    samples = samples if options.samples is None else samples.drawn(options.samples)
-    total = samples.count() if samples.chosen is None else len(samples.chosen)
-    return judge_on_samples(models, samples, task_of(judging.metric, folders), total=total, tell=tell)
+    data = HeldOut(judging.data, judging.labels, options.preprocessing or preprocessing_of(entries))
+    found, _ = judge(models, specs, data, task=task_of(judging.metric), most=options.samples, tell=tell)
+    return found
 
 
-def task_of(metric: Any, folders: int | None) -> Task:
+def task_of(metric: Any) -> Task:
     """What is scored. metric: None, a function, or its name. Raises InputError for one that is not there."""
     if isinstance(metric, str):
-        return Task(find_function(metric, "metric"), metric, folders)
-    return Task(metric, getattr(metric, "__name__", "metric"), folders)
+        return Task(find_function(metric, "metric"), metric)
+    return Task(metric, getattr(metric, "__name__", "metric"))
 
 
 def preprocessing_of(entries: Sequence[Entry]) -> Preprocessing | None:
@@ -280,11 +269,7 @@ def _facts(entries: Sequence[Entry], judged: OnSamples | None, peaks: Sequence[i
     first = None if judged is None else judged.models[entries[0].name]
     for entry, peak in zip(entries, peaks, strict=True):
         one = None if judged is None else judged.models[entry.name]
-        drop = None
-        if one is not None and first is not None and one.score is not None and first.score is not None:
-            drop = first.score.points - one.score.points
-        elif one is not None and one.agreement.share is not None:
-            drop = 100.0 * (1.0 - one.agreement.share)
+        drop = None if one is None or first is None else drop_of(first, one)[1]
         score, agreement = (None, None) if one is None else (one.score, one.agreement)
         size = size_of_model(entry)
         found.append(ModelFacts(entry.name, precision_of(entry.model), size, peak, score, agreement, drop))

@@ -10,6 +10,7 @@ from reparam.utils import lazy_doors
 
 if TYPE_CHECKING:
     from .graph import build_model, model_of
+    from .own_errors import own_errors
     from .quantise import quantised
     from .runtime import OnnxRunnable
     from .source import check_source, write_source
@@ -20,6 +21,7 @@ _DOORS = {
         "build_model",
         "model_of",
     ),
+    "own_errors": ("own_errors",),
     "quantise": ("quantised",),
     "runtime": ("OnnxRunnable",),
     "source": (
@@ -43,6 +45,7 @@ __all__ = [
     "external_files",
     "is_onnx",
     "model_of",
+    "own_errors",
     "quantised",
     "read_model",
     "stamp_model",
