@@ -70,6 +70,19 @@ class DataCheck:
         }
         return asdict(self) | scores | {"agreement": self.agreement.as_dict()}
 
+    def facts(self) -> dict[str, Any]:
+        """The figures for the manifest, which goes where the file goes: no path and no name of a sample."""
+        return {
+            "samples": self.samples,
+            "figure": self.figure,
+            "before": None if self.before is None else self.before.value,
+            "after": None if self.after is None else self.after.value,
+            "drop": self.drop,
+            "max_drop": self.max_drop,
+            "agreement": self.agreement.share,
+            "error": self.agreement.error if math.isfinite(self.agreement.error) else None,
+        }
+
 
 def check_on_data(network: LoadedModel, engine: Runnable, data: HeldOut, tell: Tell) -> DataCheck:
     """Runs both on the samples. Raises what opening and reading the samples raises."""

@@ -208,7 +208,7 @@ def export_conversion(
         seconds["verify"] = time.perf_counter() - start
         _gate(check, options.min_sqnr)
         facts = _facts(conversion, options, format, program, engine, check, built.facts)
-        facts |= _data_facts(judged, mixed)
+        facts |= _data_facts(judged, mixed, in_report=False)
         format.stamp(staged, facts)
         files = [staged, *built.side, write_manifest(staged, built.side, facts)]
         for file in files[1:]:
@@ -219,7 +219,7 @@ def export_conversion(
     remarks = conversion.report.remarks + equalised + notes
     texts = tuple(str(p) for p in names)
     report = conversion.report.with_(
-        engine=_keys(options, check) | _data_facts(judged, mixed),
+        engine=_keys(options, check) | _data_facts(judged, mixed, in_report=True),
         equivalent=not check.quantised,
         remarks=remarks,
         outputs=texts,
@@ -266,11 +266,12 @@ def _judged(conversion: Conversion, options: ExportOptions, tell: Progress, engi
     return check_on_data(LoadedModel(to_module(conversion.original)), engine, data, tell)
 
 
-def _data_facts(judged: DataCheck | None, mixed: Mixed | None) -> dict[str, Any]:
-    """What samples add to the manifest and to the report."""
+def _data_facts(judged: DataCheck | None, mixed: Mixed | None, *, in_report: bool) -> dict[str, Any]:
+    """What samples add to the report, or to the manifest."""
     if judged is None:
         return {}
-    return {"data": judged.as_dict(), "kept_in_float": [] if mixed is None else list(mixed.floats)}
+    data = judged.as_dict() if in_report else judged.facts()
+    return {"data": data, "kept_in_float": [] if mixed is None else [layer.name for layer in mixed.kept]}
 
 
 def _gate(check: EngineCheck, least: float | None) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reparam.errors import NotEquivalentError
 from reparam.ir import Program
@@ -13,25 +14,32 @@ from reparam.ir import Program
 from .data_check import DataCheck
 from .format import BuildOptions, Format, Runnable, Tell
 
+if TYPE_CHECKING:
+    from .onnx import Layer
+
 Judge = Callable[[Runnable], DataCheck]
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """What was put back. floats: the names of the nodes, the worst first. errors: their own, relative to the outputs.
+    """What was put back. kept: the layers, the worst first. layers: how many were quantised at first.
 
-    layers: how many were quantised at first. trials: how many networks were built and judged on the way.
+    trials: how many networks were built and judged on the way.
     """
 
-    floats: tuple[str, ...]
-    errors: Mapping[str, float]
+    kept: tuple[Layer, ...]
     layers: int
     trials: int
 
+    @property
+    def floats(self) -> tuple[str, ...]:
+        """The nodes of those layers."""
+        return tuple(name for layer in self.kept for name in layer.nodes)
+
     def describe(self) -> str:
         """In a sentence."""
-        told = ", ".join(f"{name} ({self.errors[name]:.2g})" for name in self.floats)
-        return f"{len(self.floats)} of {self.layers} quantised nodes are float32 again, the worst first: {told}"
+        told = ", ".join(f"{layer.name} ({layer.error:.2g})" for layer in self.kept)
+        return f"{len(self.kept)} of {self.layers} quantised layers are float32 again, by their own errors: {told}"
 
 
 def search(program: Program, format: Format, build: BuildOptions, judge: Judge, first: DataCheck, tell: Tell) -> Mixed:
@@ -40,33 +48,32 @@ def search(program: Program, format: Format, build: BuildOptions, judge: Judge, 
     Layers are ordered by the error of the outputs when each alone is quantised. Their number is doubled until the gate
     holds, and then halved between the last that missed it and the first that held it, so that one fewer misses it.
 
-    first: what the wholly quantised network gave. Raises NotEquivalentError where the gate does not hold until nothing
-    with weights is quantised.
+    first: what the wholly quantised network gave. Raises NotEquivalentError where the gate holds only when nothing is
+    quantised any more.
     """
-    from .onnx import model_of, own_errors, quantised
+    from .onnx import model_of, own_errors
 
     tell("layers", 0, 1)
-    model = model_of(program)
-    errors = own_errors(model, quantised(model, build.calibration), build.calibration)
+    order = own_errors(model_of(program), build.calibration)
     tell("layers", 1, 1)
-    order, trials = list(errors), 0
-    missed, held, best = 0, len(order), first
+    mixed = [Mixed(tuple(order[:count]), len(order), 0) for count in range(len(order) + 1)]
+    missed, held, trials, last = 0, len(order), 0, first
     count = 1
     while missed + 1 < held:
         count = min(count, held - 1)
-        found = _tried(program, format, replace(build, floats=tuple(order[:count])), judge, tell)
+        found = _tried(program, format, replace(build, floats=mixed[count].floats), judge, tell)
         trials += 1
         if found.holds:
             held = count
         else:
-            missed, best = count, found
+            missed, last = count, found
         count = 2 * count if held == len(order) else (missed + held) // 2
     if held == len(order):
         raise NotEquivalentError(
-            f"{best.complaint} with {missed} of {len(order)} quantised nodes back in float32; calibrate on more "
-            "samples, try --equalize, allow more, or choose fp16"
+            f"{last.complaint} with {missed} of {len(order)} layers back in float32; calibrate on more samples, try "
+            "--equalize, allow more, or choose fp16"
         )
-    return Mixed(tuple(order[:held]), errors, len(order), trials)
+    return replace(mixed[held], trials=trials)
 
 
 def _tried(program: Program, format: Format, build: BuildOptions, judge: Judge, tell: Tell) -> DataCheck:

@@ -10,7 +10,7 @@ from reparam.utils import lazy_doors
 
 if TYPE_CHECKING:
     from .graph import build_model, model_of
-    from .own_errors import own_errors
+    from .layer_errors import Layer, own_errors
     from .quantise import quantised
     from .runtime import OnnxRunnable
     from .source import check_source, write_source
@@ -21,7 +21,10 @@ _DOORS = {
         "build_model",
         "model_of",
     ),
-    "own_errors": ("own_errors",),
+    "layer_errors": (
+        "Layer",
+        "own_errors",
+    ),
     "quantise": ("quantised",),
     "runtime": ("OnnxRunnable",),
     "source": (
@@ -39,6 +42,7 @@ _DOORS = {
 __getattr__ = lazy_doors(__name__, _DOORS)
 
 __all__ = [
+    "Layer",
     "OnnxRunnable",
     "build_model",
     "check_source",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from reparam.errors import InputError
 from reparam.utils import unused_name
 
+from .quantise import quantised
 from .runtime import OnnxRunnable
 
 if TYPE_CHECKING:
@@ -24,58 +26,95 @@ QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 SAMPLES = 16  # that errors are measured on, at most
 
 
-def own_errors(
-    model: onnx.ModelProto, quantised: onnx.ModelProto, samples: Sequence[Sequence[Tensor]]
-) -> dict[str, float]:
-    """Node -> the RMS error of the outputs, relative to their size, when it alone is quantised; the worst first.
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a quantised network.
 
-    model: in float32. quantised: made of it by `quantised`, with the same names. samples: batches of inputs.
-    Raises InputError for samples on which the network does not run.
+    name: of its first node. nodes: it, and those behind it that only pass its result on, such as activations and
+    reshapes. error: the RMS error of the network's outputs, relative to their size, when this layer alone is quantised.
     """
-    feeds = list(_limited(samples, SAMPLES))
+
+    name: str
+    nodes: tuple[str, ...]
+    error: float
+
+
+def own_errors(model: onnx.ModelProto, calibration: Sequence[Sequence[Tensor]]) -> list[Layer]:
+    """The layers that `quantised` would quantise, the worst first.
+
+    model: in float32. calibration: as for `quantised`; errors are measured on the first of it. Raises InputError like
+    `quantised`.
+    """
+    whole = quantised(_copy(model), calibration)  # which changes the model that it gets
+    feeds = list(_limited(calibration, SAMPLES))
     where = Path("model.onnx")
     truth = [_floats(OnnxRunnable(where, model), feed) for feed in feeds]
     size = _norm([v for row in truth for v in row])
-    errors = {}
-    for name in quantised_nodes(quantised):
-        engine = OnnxRunnable(where, alone(model, quantised, name))
-        apart = [
-            a - b
-            for feed, row in zip(feeds, truth, strict=True)
-            for a, b in zip(_floats(engine, feed), row, strict=True)
-        ]
-        errors[name] = _norm(apart) / size if size else _norm(apart)
-    return dict(sorted(errors.items(), key=lambda item: -item[1]))
+    found = []
+    for nodes in quantised_layers(whole):
+        engine = OnnxRunnable(where, alone(model, whole, nodes))
+        given = [_floats(engine, feed) for feed in feeds]
+        pairs = (p for rows in zip(given, truth, strict=True) for p in zip(*rows, strict=True))
+        error = _norm([a - b for a, b in pairs])
+        found.append(Layer(nodes[0], nodes, error / size if size else error))
+    return sorted(found, key=lambda layer: -layer.error)
 
 
-def quantised_nodes(quantised: onnx.ModelProto) -> list[str]:
-    """The nodes that read quantised values, in the order of the graph."""
-    made = {out for n in quantised.graph.node if n.op_type == DEQUANTISE for out in n.output}
-    nodes = [n for n in quantised.graph.node if n.op_type not in (QUANTISE, DEQUANTISE)]
-    return [n.name for n in nodes if n.name and made & set(n.input)]
+def quantised_layers(whole: onnx.ModelProto) -> list[tuple[str, ...]]:
+    """The nodes that read quantised values, in the order of the graph, layer by layer.
+
+    A node without weights that reads one value belongs to the layer that makes that value.
+    """
+    source = ir.from_proto(whole)
+    layers: dict[str, list[str]] = {}
+    home: dict[str, str] = {}
+    for node in source.graph:
+        read = [p for v in node.inputs if v is not None and (p := v.producer()) is not None and p.op_type == DEQUANTISE]
+        if node.op_type in (QUANTISE, DEQUANTISE) or not read or not node.name:
+            continue
+        maker = _maker_behind(read[0]) if len(read) == 1 else None
+        first = home.get(maker.name or "", node.name) if maker is not None else node.name
+        home[node.name] = first
+        layers.setdefault(first, []).append(node.name)
+    return [tuple(names) for names in layers.values()]
 
 
-def alone(model: onnx.ModelProto, quantised: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """The float32 model with one node as the quantised model has it: its inputs, its weights and its result."""
-    copy, source = ir.from_proto(_copy(model)), ir.from_proto(quantised)
-    node = next(n for n in copy.graph if n.name == name)
-    twin = next(n for n in source.graph if n.name == name)
+def _maker_behind(pair: ir.Node) -> ir.Node | None:
+    """The node whose result a pair rounds; None for a weight and for an input."""
+    stored = pair.inputs[0]
+    down = None if stored is None else stored.producer()
+    value = None if down is None else down.inputs[0]
+    return None if value is None else value.producer()
+
+
+def alone(model: onnx.ModelProto, whole: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The float32 model with some nodes as the quantised model has them: inputs, weights and results.
+
+    whole: the quantised model, with the same names.
+    """
+    copy, source = ir.from_proto(_copy(model)), ir.from_proto(whole)
     taken = {v.name for v in (*copy.graph.initializers.values(), *copy.graph.inputs) if v.name}
     taken |= {v.name for n in copy.graph for v in n.outputs if v.name}
     maker = _Maker(copy.graph, taken)
+    mine, theirs = ({n.name: n for n in m.graph} for m in (copy, source))
+    for name in names:
+        _round_node(maker, mine[name], theirs[name])
+    return ir.to_proto(copy)
+
+
+def _round_node(maker: _Maker, node: ir.Node, twin: ir.Node) -> None:
     for i, value in enumerate(twin.inputs):
         pair = None if value is None else value.producer()
         mine = node.inputs[i]
         if pair is not None and pair.op_type == DEQUANTISE and mine is not None:
             node.replace_input_with(i, maker.rounded(mine, pair, before=node))
-    for mine, value in zip(node.outputs, twin.outputs, strict=True):
+    for result, value in zip(node.outputs, twin.outputs, strict=True):
         pair = _pair_behind(value)
-        if pair is not None and not mine.is_graph_output():
-            users = [(u.node, u.idx) for u in mine.uses()]
-            result = maker.rounded(mine, pair, after=node)
+        if pair is not None and not result.is_graph_output():
+            users = [(u.node, u.idx) for u in result.uses()]
+            rounded = maker.rounded(result, pair, after=node)
             for user, index in users:
-                user.replace_input_with(index, result)
-    return ir.to_proto(copy)
+                user.replace_input_with(index, rounded)
 
 
 class _Maker:
