@@ -20,6 +20,7 @@ from reparam.utils import ignore_exits
 from . import export_run_bench as cli_engines
 from . import options as opt
 from . import recalibrate as cli_training
+from .apply import apply
 from .outputs import STANDARD_OUTPUT, check_report, deliver_json, delivering, plan_outputs
 from .prune import prune
 from .session import begin, open_session, run_guarded
@@ -125,6 +126,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     json: opt.Json = None,
     remarks: opt.Remarks = None,
     remarks_filter: opt.RemarksFilter = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -228,6 +230,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -319,6 +322,7 @@ app.command()(cli_engines.run)
 app.command()(cli_engines.bench)
 app.command()(prune)
 app.command()(cli_training.recalibrate)
+app.command()(apply)
 
 
 @app.command()

@@ -128,6 +128,10 @@ RemarksFilter = Annotated[
     str | None,
     typer.Option("--remarks-filter", metavar="REGEX", help="Only remarks whose rule, module or message matches."),
 ]
+WriteRecipe = Annotated[
+    Path | None,
+    typer.Option("--write-recipe", metavar="FILE", help="Write the recipe that repeats this run; apply runs it."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No results in text, no notes, no progress.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exist.")]
 Debug = Annotated[

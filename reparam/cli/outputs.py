@@ -199,6 +199,8 @@ def delivering(session: Session, target: str | None) -> Iterator[Callable[[Any],
 
     with _written(session):
         yield deliver
+        if session.recipe is not None:
+            session.recipe()
     for text in late:
         _print_report(session, text, str(target))
 
