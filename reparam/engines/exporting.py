@@ -196,13 +196,17 @@ def export_conversion(
         judged, mixed = _on_data(conversion, engine, check, options, tell), None
         if judged is not None and not judged.holds and options.precision == "int8":
             judge = functools.partial(_judged, conversion, options, tell)
-            mixed = search(program, format, build, judge, judged, tell)
-            for file in (staged, *built.side):
-                file.unlink()
-            build = replace(build, floats=mixed.floats)
-            built = format.build(program, staged, build, tell)
-            engine, check = _checked(conversion, program, staged, format, build, seed)
-            judged = _on_data(conversion, engine, check, options, tell)
+            mixed = search(program, build, judge, judged, tell)
+            while mixed is not None:
+                for file in (staged, *built.side):
+                    file.unlink()
+                build = replace(build, floats=mixed.floats)
+                built = format.build(program, staged, build, tell)
+                engine, check = _checked(conversion, program, staged, format, build, seed)
+                judged = _on_data(conversion, engine, check, options, tell)
+                if judged is None or judged.holds:
+                    break
+                mixed = mixed.one_more(judged)
         if judged is not None and not judged.holds:
             raise NotEquivalentError(judged.complaint)
         seconds["verify"] = time.perf_counter() - start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from reparam.errors import NotEquivalentError
 from reparam.ir import Program
 
 from .data_check import DataCheck
-from .format import BuildOptions, Format, Runnable, Tell
+from .format import BuildOptions, Runnable, Tell
 
 if TYPE_CHECKING:
     from .onnx import Layer
@@ -22,14 +21,19 @@ Judge = Callable[[Runnable], DataCheck]
 
 @dataclass(frozen=True)
 class Mixed:
-    """What was put back. kept: the layers, the worst first. layers: how many were quantised at first.
+    """What is put back. order: all layers that were quantised at first, the worst first. count: how many are put back.
 
-    trials: how many networks were built and judged on the way.
+    trials: how many networks were judged on the way.
     """
 
-    kept: tuple[Layer, ...]
-    layers: int
+    order: tuple[Layer, ...]
+    count: int
     trials: int
+
+    @property
+    def kept(self) -> tuple[Layer, ...]:
+        """The layers that are float32."""
+        return self.order[: self.count]
 
     @property
     def floats(self) -> tuple[str, ...]:
@@ -39,11 +43,20 @@ class Mixed:
     def describe(self) -> str:
         """In a sentence."""
         told = ", ".join(f"{layer.name} ({layer.error:.2g})" for layer in self.kept)
-        return f"{len(self.kept)} of {self.layers} quantised layers are float32 again, by their own errors: {told}"
+        return f"{self.count} of {len(self.order)} quantised layers are float32 again, by their own errors: {told}"
+
+    def one_more(self, found: DataCheck) -> Mixed:
+        """With one more layer, where `found` misses the gate. Raises NotEquivalentError for the last one."""
+        if self.count + 1 >= len(self.order):
+            raise NotEquivalentError(
+                f"{found.complaint} with {self.count} of {len(self.order)} layers back in float32; calibrate on more "
+                "samples, try --equalize, allow more, or choose fp16"
+            )
+        return replace(self, count=self.count + 1, trials=self.trials + 1)
 
 
-def search(program: Program, format: Format, build: BuildOptions, judge: Judge, first: DataCheck, tell: Tell) -> Mixed:
-    """The fewest of the worst layers whose return to float32 holds the gate.
+def search(program: Program, build: BuildOptions, judge: Judge, first: DataCheck, tell: Tell) -> Mixed:
+    """The fewest of the worst layers whose return to float32 holds the gate, where onnxruntime runs the network.
 
     Layers are ordered by the error of the outputs when each alone is quantised. Their number is doubled until the gate
     holds, and then halved between the last that missed it and the first that held it, so that one fewer misses it.
@@ -51,17 +64,19 @@ def search(program: Program, format: Format, build: BuildOptions, judge: Judge, 
     first: what the wholly quantised network gave. Raises NotEquivalentError where the gate holds only when nothing is
     quantised any more.
     """
-    from .onnx import model_of, own_errors
+    from .onnx import OnnxRunnable, copied, model_of, own_errors, quantised
 
     tell("layers", 0, 1)
-    order = own_errors(model_of(program), build.calibration)
+    model = model_of(program)
+    order = tuple(own_errors(model, build.calibration))
     tell("layers", 1, 1)
-    mixed = [Mixed(tuple(order[:count]), len(order), 0) for count in range(len(order) + 1)]
     missed, held, trials, last = 0, len(order), 0, first
     count = 1
     while missed + 1 < held:
         count = min(count, held - 1)
-        found = _tried(program, format, replace(build, floats=mixed[count].floats), judge, tell)
+        tell("trials", trials, trials + 1)
+        mixed = quantised(copied(model), build.calibration, floats=Mixed(order, count, 0).floats)
+        found = judge(OnnxRunnable(Path("trial.onnx"), mixed))
         trials += 1
         if found.holds:
             held = count
@@ -69,15 +84,5 @@ def search(program: Program, format: Format, build: BuildOptions, judge: Judge, 
             missed, last = count, found
         count = 2 * count if held == len(order) else (missed + held) // 2
     if held == len(order):
-        raise NotEquivalentError(
-            f"{last.complaint} with {missed} of {len(order)} layers back in float32; calibrate on more samples, try "
-            "--equalize, allow more, or choose fp16"
-        )
-    return replace(mixed[held], trials=trials)
-
-
-def _tried(program: Program, format: Format, build: BuildOptions, judge: Judge, tell: Tell) -> DataCheck:
-    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
-        path = Path(folder) / f"network{format.suffix}"
-        format.build(program, path, build, tell)
-        return judge(format.load(path))
+        return Mixed(order, missed, trials).one_more(last)
+    return Mixed(order, held, trials)

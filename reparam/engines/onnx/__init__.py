@@ -10,7 +10,7 @@ from reparam.utils import lazy_doors
 
 if TYPE_CHECKING:
     from .graph import build_model, model_of
-    from .layer_errors import Layer, own_errors
+    from .layer_errors import Layer, copied, own_errors
     from .quantise import quantised
     from .runtime import OnnxRunnable
     from .source import check_source, write_source
@@ -23,6 +23,7 @@ _DOORS = {
     ),
     "layer_errors": (
         "Layer",
+        "copied",
         "own_errors",
     ),
     "quantise": ("quantised",),
@@ -46,6 +47,7 @@ __all__ = [
     "OnnxRunnable",
     "build_model",
     "check_source",
+    "copied",
     "external_files",
     "is_onnx",
     "model_of",

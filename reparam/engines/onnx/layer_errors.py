@@ -45,7 +45,7 @@ def own_errors(model: onnx.ModelProto, calibration: Sequence[Sequence[Tensor]]) 
     model: in float32. calibration: as for `quantised`; errors are measured on the first of it. Raises InputError like
     `quantised`.
     """
-    whole = quantised(_copy(model), calibration)  # which changes the model that it gets
+    whole = quantised(copied(model), calibration)  # which changes the model that it gets
     feeds = list(_limited(calibration, SAMPLES))
     where = Path("model.onnx")
     truth = [_floats(OnnxRunnable(where, model), feed) for feed in feeds]
@@ -92,7 +92,7 @@ def alone(model: onnx.ModelProto, whole: onnx.ModelProto, names: Sequence[str]) 
 
     whole: the quantised model, with the same names.
     """
-    copy, source = ir.from_proto(_copy(model)), ir.from_proto(whole)
+    copy, source = ir.from_proto(copied(model)), ir.from_proto(whole)
     taken = {v.name for v in (*copy.graph.initializers.values(), *copy.graph.inputs) if v.name}
     taken |= {v.name for n in copy.graph for v in n.outputs if v.name}
     maker = _Maker(copy.graph, taken)
@@ -183,7 +183,8 @@ def _scaled(numbers: np.ndarray[Any, Any], pair: ir.Node) -> np.ndarray[Any, Any
     return found
 
 
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy, for what changes the model that it gets."""
     made = type(model)()
     made.CopyFrom(model)
     return made
