@@ -51,7 +51,7 @@ steps:
 
 
 def test_a_run_is_repeated_to_the_same_bytes(folder: Path) -> None:
-    words = ("--precision", "int8", "--calibrate", "x.npy", "-o", "q.onnx", "--write-recipe", "r.yaml")
+    words = ("--precision", "fp16", "--min-sqnr", "30", "-o", "q.onnx", "--write-recipe", "r.yaml")
     succeed("export", *TINY, "--format", "onnx", *words)
     found = yaml.safe_load(Path("r.yaml").read_text())
     assert found == {
@@ -59,8 +59,8 @@ def test_a_run_is_repeated_to_the_same_bytes(folder: Path) -> None:
         "steps": [
             {
                 "export": {
-                    "model": "tiny.pt", "arch": "cli_nets:tiny", "format": "onnx", "precision": "int8",
-                    "calibrate": "x.npy", "output": "q.onnx",
+                    "model": "tiny.pt", "arch": "cli_nets:tiny", "format": "onnx", "precision": "fp16",
+                    "min-sqnr": 30.0, "output": "q.onnx",
                 }
             }
         ],
@@ -117,10 +117,13 @@ def test_steps_follow_each_other_and_the_report_lists_them() -> None:
 
 
 def test_a_gate_ends_the_recipe_with_its_step_and_line() -> None:
-    recipe(CONVERT.replace("    output: a.onnx\n", "    output: a.onnx\n    precision: fp16\n    min-sqnr: 200\n"))
+    verify = "- verify:\n    a: '-'\n    arch-a: cli_nets:tiny\n    b: a.pt2\n    adversarial: false\n"
+    recipe(CONVERT[: CONVERT.index("- export")] + verify)
     result = run("apply", "r.yaml", "--trust", "--quiet")
-    assert result.exit_code == 1 and {"a.pt2"} == {f for f in files(Path()) if f.startswith("a.")}
-    assert "\nreparam: r.yaml, line 7, export: the signal-to-noise ratio is " in f"\n{result.stderr}"
+    assert result.exit_code == 1 and (Path() / "a.pt2").exists()
+    assert (
+        "\nreparam: r.yaml, line 7, verify: cli_nets:tiny (random weights, seed 0) and a.pt2 are not" in result.stderr
+    )
     assert result.stderr.endswith("; a.pt2 was written before\n")
 
 

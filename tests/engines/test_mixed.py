@@ -131,32 +131,17 @@ def test_where_every_layer_would_have_to_go_back_it_is_refused(tmp_path: Path) -
 def hard() -> list[tuple[Tensor, Tensor]]:
     """Samples whose two best classes nearly tie, so that any rounding tells them otherwise."""
     with torch.no_grad():
-        x = torch.rand(2000, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        x = torch.rand(500, 3, 8, 8, generator=torch.Generator().manual_seed(1))
         top = net()(x).topk(2, 1).values
-        x = x[(top[:, 0] - top[:, 1]).argsort()[:40]]
+        x = x[(top[:, 0] - top[:, 1]).argsort()[:20]]
         return [(x, net()(x).argmax(1))]
 
 
 def test_other_precisions_are_judged_and_not_mixed(tmp_path: Path) -> None:
-    path = tmp_path / "h.onnx"
-    half = options(precision="fp16", calibration=None, max_drop=5.0)
-    found = export(net(), X[:2], path=path, options=half)
-    assert found.data is not None and found.data.holds and kept(path) == []
-    with pytest.raises(NotEquivalentError, match=r"agreement drops by|top-1 drops by"):
-        bad = options(precision="fp16", calibration=None, data=hard_halves(), max_drop=0.0)
-        export(net(), X[:2], path=tmp_path / "b.onnx", options=bad)
+    given = {"precision": "bf16", "calibration": None}
+    with pytest.raises(NotEquivalentError, match=r"top-1 drops by .* points on a list, where 0 is allowed$"):
+        export(net(), X[:2], path=tmp_path / "b.onnx", options=options(**given, data=hard(), max_drop=0.0))
     assert not (tmp_path / "b.onnx").exists()
-
-
-def hard_halves() -> list[tuple[Tensor, Tensor]]:
-    """Samples that the fp16 form of the network tells otherwise; their labels are what float32 tells."""
-    x = torch.rand(20000, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        wide = torch.cat([net()(part).argmax(1) for part in x.split(2000)])
-        narrow = torch.cat([net().half()(part.half()).argmax(1) for part in x.split(2000)])
-    chosen = wide != narrow
-    assert int(chosen.sum()) >= 3
-    return [(x[chosen], wide[chosen])]
 
 
 @pytest.mark.parametrize(
