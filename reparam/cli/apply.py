@@ -16,7 +16,7 @@ from reparam.errors import ReparamError
 from . import options as opt
 from .outputs import STANDARD_OUTPUT, check_report, deliver_json
 from .recipe import NOT_STEPS, read_recipe
-from .session import Session, begin
+from .session import begin
 
 
 def apply(  # the parameters are the options
@@ -44,12 +44,14 @@ def apply(  # the parameters are the options
 
     found = read_recipe(recipe, _verbs(ctx), trust=trust)
     rows: list[dict[str, Any]] = []
+    shown = not quiet and json != STANDARD_OUTPUT
     for i, step in enumerate(found.steps):
-        if not quiet and json != STANDARD_OUTPUT:
+        if shown:
             session.show(line(f"step {i + 1} of {len(found.steps)}, line {step.line}: {step.describe()}", "bold"))
         start = time.perf_counter()
         if not check:
-            _run(ctx, session, step.call, dict(step.values), f"{recipe}, line {step.line}, {step.verb}", force=force)
+            shared = {"force": force, "quiet": not shown, "debug": debug}
+            _run(ctx, step.call, dict(step.values), shared, f"{recipe}, line {step.line}, {step.verb}")
         rows.append({"verb": step.verb, "line": step.line, "seconds": round(time.perf_counter() - start, 3)})
     report = {"schema": 1, "reparam": __version__, "recipe": str(recipe), "ran": not check, "steps": rows}
     deliver_json(session, report, json)
@@ -62,13 +64,12 @@ def _verbs(ctx: typer.Context) -> Mapping[str, Callable[..., Any]]:
 
 
 def _run(
-    ctx: typer.Context, session: Session, verb: Callable[..., Any], values: dict[str, Any], where: str, *, force: bool
+    ctx: typer.Context, verb: Callable[..., Any], values: dict[str, Any], shared: dict[str, bool], where: str
 ) -> None:
-    """Runs one step; an error of it says where it stands."""
-    wanted = {"force": force, "quiet": session.quiet, "debug": session.debug}
+    """Runs one step; an error of it says where it stands. shared: options of all steps, for those that have them."""
     taken = inspect.signature(verb).parameters
     try:
-        verb(ctx, **values, **{n: v for n, v in wanted.items() if n in taken})
+        verb(ctx, **values, **{n: v for n, v in shared.items() if n in taken})
     except ReparamError as error:
         error.args = (f"{where}: {error}",)
         raise

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reparam.data import Preprocessing, open_samples
-from reparam.engines import Runnable, input_specs, judge_on_samples, known_preprocessing
+from reparam.engines import Runnable, Task, input_specs, judge_on_samples, known_preprocessing
 from reparam.load import LoadedModel
 from reparam.rewrite import Progress
 from reparam.scoring import Agreement
@@ -35,9 +35,9 @@ def agree_on(
     """
     told = (known_preprocessing(m, p) for m, p in zip(models, paths, strict=True))
     how = preprocessing or next((known for known in told if known is not None), None)
-    samples = open_samples(data, input_specs(models, input_shapes), preprocessing=how)
-    first, second = models
-    found = judge_on_samples({"A": first, "B": second}, samples, total=samples.count(), tell=progress)
+    samples = open_samples(data, input_specs(models, input_shapes), preprocessing=how, maps=True)
+    named, task = dict(zip("AB", models, strict=True)), Task(scored=False)
+    found = judge_on_samples(named, samples, task, total=samples.count(), tell=progress)
     return found.models["B"].agreement
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from reparam.data import FOLDERS, Preprocessing, Samples, class_folders, open_samples
@@ -124,7 +124,7 @@ def judge(
     samples = samples if most is None else samples.drawn(most)
     total = samples.count() if samples.chosen is None else len(samples.chosen)
     task = task or Task()
-    found = judge_on_samples(models, samples, Task(task.metric, task.name, folders), total=total, tell=tell)
+    found = judge_on_samples(models, samples, replace(task, folders=folders), total=total, tell=tell)
     return found, samples
 
 

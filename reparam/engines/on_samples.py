@@ -26,7 +26,7 @@ LARGEST = 64  # batches up to this are tried with an engine that takes some
 
 @dataclass(frozen=True)
 class Task:
-    """What is scored. metric: of the user's own, called `name`.
+    """What is scored. metric: of the user's own, called `name`. scored: whether labels are looked at.
 
     folders: where labels are the folders of images that nobody named as labels: how many there are. They are taken only
     where the first model gives as many classes.
@@ -34,6 +34,7 @@ class Task:
 
     metric: Metric | None = None
     name: str = ""
+    scored: bool = True
     folders: int | None = None
 
 
@@ -144,7 +145,7 @@ def judge_on_samples(
         outputs = [r.outputs(group.inputs) for r in runners]
         if not done:
             note = _not_classes(outputs[0], group.labels, task)
-            labelled = not note
+            labelled = task.scored and not note
             given = group.labels if labelled else None
             scorers = [scorer_for(o, given, task.metric, task.name) for o in outputs]
         for found, scorer, comparison in zip(outputs, scorers, comparisons, strict=True):

@@ -110,9 +110,8 @@ def test_steps_follow_each_other_and_the_report_lists_them() -> None:
     before = files(Path())
     shown = succeed("apply", "r.yaml", "--check", "--trust").stdout
     assert files(Path()) == before and "step 2 of 2, line 7: export (model: a.pt2, format: onnx" in shown
-    succeed("apply", "r.yaml", "--trust", "--json", "apply.json")
-    assert {"a.pt2", "a.onnx", "a.onnx.json", "apply.json"} <= files(Path())
-    found = json.loads(Path("apply.json").read_text())
+    found = json.loads(succeed("apply", "r.yaml", "--trust", "--json", "-").stdout)
+    assert {"a.pt2", "a.onnx", "a.onnx.json"} <= files(Path())
     assert [(s["verb"], s["line"]) for s in found["steps"]] == [("convert", 3), ("export", 7)] and found["ran"] is True
 
 

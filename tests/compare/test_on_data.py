@@ -45,6 +45,9 @@ def test_a_conversion_agrees_on_samples_of_any_source() -> None:
     assert "40 samples: error" in repr(found) and "100.00 % of decisions are equal" in repr(found)
     assert found.to_dict()["data"]["samples"] == 40
     assert reparam.verify(net, converted, X, trials=1, adversarial=False).to_dict()["data"] is None
+    labelled = [(data, torch.full((40,), 77))]  # labels that are none of its classes are not looked at
+    again = reparam.verify(net, converted, X, trials=1, adversarial=False, data=labelled)
+    assert again.data is not None and again.data.samples == 40
 
 
 def test_what_random_inputs_do_not_show_the_samples_do_and_they_are_named() -> None:
