@@ -66,11 +66,22 @@ class Runner:
         """The floating outputs (n, ...), in float32 at least. inputs: (n, ...) each.
 
         A model that takes batches of one size alone gets such batches; the last is filled up with copies of its last
-        sample, whose outputs are dropped. Raises InputError for inputs that the model does not take.
+        sample, whose outputs are dropped. An engine that refuses a batch gets halves of it: not all say what they take.
+        Raises InputError for inputs that the model does not take.
         """
         count = len(inputs[0])
-        size = self.sizes.get(count) or self.sizes.setdefault(count, self._size([tuple(v.shape) for v in inputs]))
-        parts = [self._part([v[i : i + size] for v in inputs], size) for i in range(0, count, size)]
+        size = self.sizes.get(count) or self._size([tuple(v.shape) for v in inputs])
+        first: InputError | None = None
+        while True:
+            try:
+                parts = [self._part([v[i : i + size] for v in inputs], size) for i in range(0, count, size)]
+                break
+            except InputError as error:
+                first = first or error
+                if size == 1 or isinstance(self.model, LoadedModel) or self._fixed() is not None:
+                    raise first from None
+                size //= 2
+        self.sizes[count] = size
         found = [torch.cat(values) if len(values) > 1 else values[0] for values in zip(*parts, strict=True)]
         return [v.float() if v.dtype.itemsize < 4 else v for v in found]
 
@@ -79,14 +90,19 @@ class Runner:
         count = shapes[0][0]
         if isinstance(self.model, LoadedModel):
             return fixed_batch(self.model) or count
-        fixed = next((p.shape[0] for p in self.model.inputs if p.shape and isinstance(p.shape[0], int)), None)
-        if isinstance(fixed, int):
+        fixed = self._fixed()
+        if fixed is not None:
             return fixed
         sizes = [count, *range(min(count, LARGEST), 0, -1), *range(count + 1, LARGEST + 1)]
         found: int | None = next((n for n in sizes if self.model.takes([(n, *s[1:]) for s in shapes])), None)
         if found is None:
             raise InputError(f"{self.name} takes samples of {_texts(shapes)} in no batch of up to {LARGEST}")
         return found
+
+    def _fixed(self) -> int | None:
+        """The batch that an engine was built for, where it takes no other."""
+        ports = self.model.inputs if isinstance(self.model, Runnable) else ()
+        return next((p.shape[0] for p in ports if p.shape and isinstance(p.shape[0], int)), None)
 
     def _part(self, inputs: Sequence[Tensor], size: int) -> list[Tensor]:
         count = len(inputs[0])

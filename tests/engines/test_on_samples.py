@@ -55,6 +55,22 @@ def test_an_engine_gets_batches_that_it_takes_and_every_sample_its_own_output(en
     assert engine.log == batches
 
 
+class Small(Fake):
+    """Takes up to 15 samples, and does not say so."""
+
+    def run(self, values: Sequence[Tensor]) -> list[Tensor]:
+        if len(values[0]) > 15:
+            raise InputError("too many")
+        return super().run(values)
+
+
+def test_an_engine_that_refuses_a_batch_gets_halves_of_it() -> None:
+    engine = Small()
+    runner = Runner("small", engine)
+    found = torch.cat([runner.outputs([ROWS[i : i + BATCH]])[0] for i in range(0, len(ROWS), BATCH)])
+    assert torch.equal(found, ROWS) and engine.log == [8] * 8 + [6]
+
+
 def test_values_go_in_as_the_model_takes_them_and_come_out_in_float32() -> None:
     assert Runner("half", Fake(dtype="float16")).outputs([ROWS])[0].dtype is torch.float32
     net = LoadedModel(nn.Linear(3, 2).bfloat16())
