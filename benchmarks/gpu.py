@@ -33,7 +33,7 @@ from reparam.engines import Runnable
 from reparam.engines.formats import find_format
 from reparam.errors import ReparamError
 from reparam.load import LoadedModel
-from reparam.measure import Where, bench
+from reparam.measure import Where, time_models
 from reparam.measure.runtimes import CompiledModel, in_runtime
 from reparam.measure.timing import call_of
 from reparam.utils import write_atomically
@@ -180,7 +180,7 @@ def _failure(process: subprocess.Popen[str], seconds: float | None) -> str:
 def timed(group: Group, models: dict[str, LoadedModel | Runnable], batch: int, *, graphs: bool) -> list[dict[str, Any]]:
     """The figures of every model at one batch. What cannot be captured leaves no figures at all."""
     where = Where((), group.device, cuda_graphs=graphs)
-    return [asdict(r) for r in bench(models, batches=(batch,), rounds=group.rounds, where=where).rows]
+    return [asdict(r) for r in time_models(models, batches=(batch,), rounds=group.rounds, where=where).rows]
 
 
 def work(group: Group) -> None:

@@ -22,6 +22,7 @@ from .errors import CaptureError, InputError, MachineError, NotEquivalentError, 
 if TYPE_CHECKING:
     from reparam.compare import Verdict, verify
     from reparam.engines import Exported, ExportOptions, export
+    from reparam.measure import BenchOptions, BenchTable, bench
     from reparam.pruning import Pruned, PruneOptions, prune, refit
     from reparam.training import Recalibrated, recalibrate
 
@@ -31,12 +32,15 @@ _DOORS = {
     "compare": ("Verdict", "verify"),
     "conversion": ("Conversion", "convert", "explain"),
     "engines": ("ExportOptions", "Exported", "export"),
+    "measure": ("BenchOptions", "BenchTable", "bench"),
     "pruning": ("PruneOptions", "Pruned", "prune", "refit"),
     "training": ("Recalibrated", "recalibrate"),
 }
 __getattr__ = lazy_doors(__name__, _DOORS)  # torch is imported on first use, so that `import reparam` stays quick
 
 __all__ = [
+    "BenchOptions",
+    "BenchTable",
     "CaptureError",
     "Conversion",
     "ExportOptions",
@@ -51,6 +55,7 @@ __all__ = [
     "UnsafeFileError",
     "Verdict",
     "__version__",
+    "bench",
     "convert",
     "explain",
     "export",

@@ -20,6 +20,7 @@ from reparam.utils import ignore_exits
 from . import export_run_bench as cli_engines
 from . import options as opt
 from . import recalibrate as cli_training
+from .apply import apply
 from .outputs import STANDARD_OUTPUT, check_page, check_report, deliver_json, delivering, plan_outputs
 from .prune import prune
 from .session import begin, open_session, run_guarded
@@ -126,6 +127,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     html: opt.Html = None,
     remarks: opt.Remarks = None,
     remarks_filter: opt.RemarksFilter = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -230,28 +232,40 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     adversarial: Annotated[
         bool, typer.Option("--adversarial/--no-adversarial", help="Also search for inputs on which they differ.")
     ] = True,
+    data: opt.Data = None,
+    config: opt.Config = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    interpolation: opt.Interpolation = None,
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
     html: opt.Html = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
     """Test whether A and B are the same function.
 
-    They may be of any two formats. Exit code 0: the same function; 1: not the same.
+    They may be of any two formats. With --data, the samples that they differ on are named. Exit code 0: the same
+    function; 1: not the same.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
     shapes = opt.read_shapes(input_shape)
     sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
-    check_report(json, [Path(a), Path(b)], force=force)
-    check_page(html, json, [Path(a), Path(b)], force=force)
+    read = [Path(a), Path(b), *(Path(p) for p in (data, config) if p is not None)]
+    check_report(json, read, force=force)
+    check_page(html, json, read, force=force)
 
     from . import render
     from . import work as cli_work
 
     first, second = (cli_work.load_side(session, s, trust=trust, seed=seed) for s in sides)
+    images = (config, mean, std, size, interpolation)
+    opened = {s.name: s.model for s in (first, second)}
+    how = cli_work.preprocessing_for(opened, images) if data is not None else None
     start = time.perf_counter()
     with session.working() as tell:
         from reparam import verify as compare
@@ -263,6 +277,8 @@ def verify(  # noqa: PLR0913  # the parameters are the options
             trials=trials,
             seed=seed,
             adversarial=adversarial,
+            data=data,
+            preprocessing=how,
             progress=tell,
         )
     seconds = {"load": first.seconds + second.seconds, "verify": time.perf_counter() - start}
@@ -329,6 +345,7 @@ app.command()(cli_engines.run)
 app.command()(cli_engines.bench)
 app.command()(prune)
 app.command()(cli_training.recalibrate)
+app.command()(apply)
 
 
 @app.command()

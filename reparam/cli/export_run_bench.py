@@ -1,4 +1,4 @@
-"""The verbs that deal with files of other formats: `export` and `run`."""
+"""The verbs that deal with files of other formats: `export`, `run` and `bench`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from reparam.engines.formats import all_formats, find_format
+from reparam.errors import NotEquivalentError
 from reparam.options import DEFAULTS, PlainOptions
 
 from . import options as opt
-from .outputs import STANDARD_OUTPUT, check_file, check_page, check_report, deliver_json, delivering, plan_export
+from .outputs import STANDARD_OUTPUT, check_apart, check_file, check_page, check_report, delivering, plan_export
 from .session import begin
 
 
@@ -37,6 +38,14 @@ def export(  # noqa: PLR0913  # the parameters are the options
             help="Samples for int8: .npy, .npz, .safetensors, .tar; a folder of those or of images.",
         ),
     ] = None,
+    data: opt.Data = None,
+    labels: opt.Labels = None,
+    max_drop: opt.MaxDrop = None,
+    config: opt.Config = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    interpolation: opt.Interpolation = None,
     min_sqnr: Annotated[
         float | None, typer.Option("--min-sqnr", metavar="DB", help="Refuse less than this signal-to-noise ratio.")
     ] = None,
@@ -74,13 +83,16 @@ def export(  # noqa: PLR0913  # the parameters are the options
     html: opt.Html = None,
     remarks: opt.Remarks = None,
     remarks_filter: opt.RemarksFilter = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
     """Rewrite MODEL, write it in another format, run that and check that it is still the same function.
 
-    Beside the file, a manifest says what it is, what it was made of and how it was verified.
+    Beside the file, a manifest says what it is, what it was made of and how it was verified. With --max-drop, an int8
+    file gets its worst layers back in float32 until it loses no more on --data; where that does not help, nothing is
+    written (exit code 1).
     """
     session = begin(ctx, quiet=quiet, debug=debug)
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
@@ -89,8 +101,9 @@ def export(  # noqa: PLR0913  # the parameters are the options
     kind = find_format(format)
     label = to.value if precision is opt.Precision.fp32 else f"{to.value}-{precision.value}"
     path = plan_export(model, arch, output, label, kind.suffix, force=force)
-    check_report(json, [path, Path(model) if model else None], force=force)
-    check_page(html, json, [path, Path(model) if model else None, calibrate], force=force)
+    read = [*(Path(p) for p in (model, data) if p is not None), calibrate, config]
+    check_report(json, [path, *read], force=force)
+    check_page(html, json, [path, *read], force=force)
 
     from . import export_work as cli_engine_work
     from . import render
@@ -100,8 +113,9 @@ def export(  # noqa: PLR0913  # the parameters are the options
     options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain, opt.read_outputs(outputs))
     given = {"runtime": runtime, "gpu": gpu, "profile": profile, "device": device}
     settings = {name: text for name, text in given.items() if text is not None}
+    judging = cli_engine_work.JudgeOptions(data, labels, max_drop, (config, mean, std, size, interpolation))
     wanted = cli_engine_work.Wanted(
-        format, precision.value, io_precision.value, calibrate, min_sqnr, equalize, settings, force
+        format, precision.value, io_precision.value, calibrate, min_sqnr, equalize, settings, judging, force
     )
     with delivering(session, json) as deliver:
         found = cli_engine_work.export_loaded(session, loaded, options, wanted, path)
@@ -174,36 +188,76 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     cuda_graphs: Annotated[
         bool, typer.Option("--cuda-graphs", help="Capture what runs on a GPU once, and time replays.")
     ] = False,
+    data: opt.Data = None,
+    labels: opt.Labels = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", metavar="MODULE:FUNCTION", help="Of your own, in place of top-1 and mIoU."),
+    ] = None,
+    max_drop: opt.MaxDrop = None,
+    fastest: Annotated[
+        bool, typer.Option("--fastest", help="Choose the fastest, of those that --max-drop lets pass.")
+    ] = False,
+    samples: Annotated[
+        int | None, typer.Option("--samples", metavar="N", min=1, help="Of DATA, at most; drawn evenly.")
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Measure the peak, in a process for each model.")
+    ] = True,
+    config: opt.Config = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    interpolation: opt.Interpolation = None,
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
     input_shape: opt.InputShape = None,
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV.")] = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Time models side by side, in interleaved rounds, with the spread.
+    """Measure models side by side: time, size and memory; with --data also accuracy and agreement with A.
 
-    --arch is that of the checkpoints among them. With --runtime, networks are exported as they are, and checked, first.
+    --arch is that of the checkpoints among them. Times are taken in interleaved rounds, with the spread. With
+    --runtime, networks are exported as they are, and checked, first. Exit code 1: a model misses --max-drop, and
+    --fastest was not asked to choose another.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
     shapes, batches, arguments = opt.read_shapes(input_shape), opt.read_batches(batch), opt.read_arguments(arch_args)
     names = [n.strip() for n in runtime.split(",")] if runtime is not None else []
-    check_report(json, [Path(m) for m in models], force=force)
+    read = [*map(Path, models), *(Path(p) for p in (data, config) if p is not None)]
+    check_report(json, [*read, csv], force=force)
+    if csv is not None:
+        check_apart(csv, read, force=force)
 
-    from reparam.measure import Where
+    from reparam.measure import BenchOptions, Judging, Where
 
-    from . import export_work as cli_engine_work
-    from . import render
+    from . import bench_work
 
-    where = Where(names, device, cuda_graphs)
-    found = cli_engine_work.bench_models(
-        session,
-        models,
-        cli_engine_work.BenchOptions(arch, arguments, shapes, batches, rounds, threads, where, seed, trust),
+    opening = bench_work.Opening(arch, arguments, trust, seed, (config, mean, std, size, interpolation))
+    options = BenchOptions(
+        input_shapes=shapes,
+        batches=batches,
+        rounds=rounds,
+        threads=threads,
+        where=Where(names, device, cuda_graphs),
+        samples=samples,
+        memory=memory,
+        seed=seed,
     )
+    judging = Judging(data, labels, metric, max_drop, fastest)
+    found = bench_work.bench_models(session, models, opening, judging, options)
+    report = found.to_dict()
     if not quiet and json != STANDARD_OUTPUT:
-        session.show(*render.render_bench(found))
-    deliver_json(session, found, json)
+        session.show(*bench_work.render_bench(report))
+    with delivering(session, json) as deliver:
+        if csv is not None:
+            bench_work.save_csv(found, csv)
+        deliver(report)
+    if found.choice is not None and found.choice.model is None and found.choice.out:
+        raise NotEquivalentError(found.choice.why)

@@ -17,15 +17,24 @@ from reparam.compare import open_model, run_loaded
 from reparam.conversion import Conversion
 from reparam.data import load_array
 from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, read_calibration, save_arrays
-from reparam.engines.formats import recognise
 from reparam.errors import InputError
 from reparam.ir import Program
 from reparam.load import LoadedModel
-from reparam.measure import Where, bench
-from reparam.utils import Shapes, write_atomically
+from reparam.utils import write_atomically
 
+from .options import ImageOptions, read_preprocessing
 from .session import Session
 from .work import ConvertOptions, Loaded, completed, describe_load, example_inputs, explained_misfit
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Samples that the file is judged on, and how images go in, for the calibration too."""
+
+    data: str | None = None
+    labels: str | None = None
+    max_drop: float | None = None
+    images: ImageOptions = (None, None, None, None, None)
 
 
 @dataclass(frozen=True)
@@ -39,13 +48,14 @@ class Wanted:
     min_sqnr: float | None
     equalize: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
+    judging: JudgeOptions = field(default_factory=JudgeOptions)
     force: bool = False
 
 
 def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wanted: Wanted, path: Path) -> Conversion:
     """Converts, builds, checks and writes; returns what was built from, with the whole report of the export."""
     model = loaded.model
-    card = card_of(model)
+    card = _card(model, wanted.judging.images)
 
     def calibration(program: Program) -> Sequence[Sequence[Tensor]]:
         assert wanted.calibrate is not None
@@ -58,6 +68,9 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
         calibration=calibration if wanted.calibrate is not None else None,
         min_sqnr=wanted.min_sqnr,
         equalize=wanted.equalize,
+        data=wanted.judging.data,
+        labels=wanted.judging.labels,
+        max_drop=wanted.judging.max_drop,
         settings=wanted.settings,
         card=card,
         source=model.source,
@@ -83,6 +96,16 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
         session.warn(f"{path} was built, not run: {exported.check.why}")
     report = completed(exported.report, loaded, [str(p) for p in exported.outputs])
     return replace(exported.conversion, report=report)
+
+
+def _card(model: LoadedModel, images: ImageOptions) -> dict[str, Any]:
+    """What is known of the model, with how images go in as the options say; the manifest tells it on."""
+    card = card_of(model)
+    how = read_preprocessing(card, *images) if any(text is not None for text in images) else None
+    if how is None:
+        return card
+    told = asdict(how) | {"resize": how.resize or min(how.size), "of": "the command line"}
+    return card | {"preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}}
 
 
 def run_model(
@@ -139,59 +162,3 @@ def describe_run(report: Mapping[str, Any]) -> list[str]:
     """What `run` prints."""
     rows = [f"{v['name']}: {v['dtype']} {'x'.join(map(str, v['shape'])) or 'a number'}" for v in report["values"]]
     return [f"{report['input']} -> {', '.join(report['outputs'])}", *rows, f"run by {report['runtime']}"]
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What `bench` is asked for beside the models."""
-
-    arch: str | None
-    arch_args: Mapping[str, Any] | None
-    shapes: Shapes | None
-    batches: Sequence[int]
-    rounds: int
-    threads: int | None
-    where: Where
-    seed: int
-    trust: bool
-
-
-def bench_models(session: Session, models: Sequence[str], options: BenchOptions) -> dict[str, Any]:
-    """Opens and times the models; returns the report."""
-    if len(set(models)) != len(models):
-        raise InputError("a model is named twice; each is timed once")
-    opened: dict[str, LoadedModel | Runnable] = {}
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(options.threads or before)
-        for name in models:
-            arch = options.arch if recognise(Path(name)) is None and not is_program(name) else None
-            with session.working():
-                model = open_model(
-                    name,
-                    arch=arch,
-                    arch_args=options.arch_args if arch else None,
-                    trust=options.trust,
-                    seed=options.seed,
-                )
-            if isinstance(model, LoadedModel):
-                describe_load(session, model, name, "--arch")
-            opened[name] = model
-        with session.working() as tell:
-            found = bench(
-                opened,
-                input_shapes=options.shapes,
-                batches=options.batches,
-                rounds=options.rounds,
-                where=options.where,
-                seed=options.seed,
-                progress=tell,
-            )
-    finally:
-        torch.set_num_threads(before)
-    return found.as_dict()
-
-
-def is_program(name: str) -> bool:
-    """Whether a name is that of a .pt2 or of a folder of source, which hold their architecture."""
-    return name.endswith(".pt2") or Path(name).is_dir()

@@ -131,6 +131,10 @@ RemarksFilter = Annotated[
     str | None,
     typer.Option("--remarks-filter", metavar="REGEX", help="Only remarks whose rule, module or message matches."),
 ]
+WriteRecipe = Annotated[
+    Path | None,
+    typer.Option("--write-recipe", metavar="FILE", help="Write the recipe that repeats this run; apply runs it."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No results in text, no notes, no progress.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exist.")]
 Debug = Annotated[
@@ -148,6 +152,31 @@ Calibrate = Annotated[
         "--calibrate",
         metavar="DATA",
         help="Samples: .npy, .npz, .safetensors, .tar; a folder of those or of images.",
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Samples to judge on: .npy, .npz, .safetensors, .tar; a folder of those or of images.",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="y.npy",
+        help="Of DATA: a .npy of classes or of label maps, a folder of label maps, or `folders`: one folder a class.",
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        metavar="POINTS",
+        min=0,
+        help="That a model may lose: hundredths of the accuracy, without labels of equal classes.",
     ),
 ]
 Config = Annotated[
@@ -169,6 +198,9 @@ Interpolation = Annotated[
     str | None,
     typer.Option("--interpolation", metavar="NAME", help="Of images: bilinear, bicubic, nearest or lanczos."),
 ]
+
+# The texts of --config, --mean, --std, --size and --interpolation, in that order.
+ImageOptions = tuple[Path | None, str | None, str | None, str | None, str | None]
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,13 @@ def check_report(target: str | None, others: Iterable[Path | None], *, force: bo
         raise InputError(f"--json {path} would overwrite {clash}; name another file")
 
 
+def check_apart(path: Path, others: Iterable[Path | None], *, force: bool) -> None:
+    """Raises unless `path` can be written as a file (see `check_file`) and is none of the files that are read."""
+    check_file(path, force=force)
+    if clash := next((o for o in others if o is not None and _same(path, o)), None):
+        raise InputError(f"{path} would overwrite {clash}; name another file")
+
+
 def check_page(page: Path | None, report: str | None, others: Iterable[Path | None], *, force: bool) -> None:
     """`--html FILE` is checked like `--json FILE`, and is not the same file."""
     if page is None:
@@ -205,6 +212,8 @@ def delivering(session: Session, target: str | None) -> Iterator[Callable[[Any],
 
     with _written(session):
         yield deliver
+        if session.recipe is not None:
+            session.recipe()
     for text in late:
         _print_report(session, text, str(target))
 

@@ -38,6 +38,7 @@ def recalibrate(  # noqa: PLR0913  # the parameters are the options
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,

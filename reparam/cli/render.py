@@ -143,28 +143,26 @@ def engine_lines(report: Row) -> list[str]:
     return [
         f"{head}, run by {engine['runtime']}: error against the float64 truth {engine['error']:.3g}{beside} (RMS)",
         f"signal to noise {ratio}{share}, {engine['samples']} {engine['data']} inputs, shapes {shapes}",
+        *data_lines(report.get("data")),
     ]
 
 
-def render_bench(report: Row) -> list[RenderableType]:
-    """What `bench` prints: a row for each model and batch, and what it was measured on."""
-    gpu = any(r["device_ms"] is not None for r in report["rows"])
-    apart = ("host ms", "device ms") if gpu else ()
-    numeric = ("batch", "median ms", "middle half", *apart, "samples/s", "speed")
-    made = table("model", "run by", *numeric, right=numeric)
-    for r in report["rows"]:
-        spread = f"{r['low_ms']:.3g} - {r['high_ms']:.3g}"
-        shares = tuple("" if v is None else f"{v:.3g}" for v in (r["host_ms"], r["device_ms"])) if gpu else ()
-        figures = (f"{r['median_ms']:.3g}", spread, *shares, f"{r['throughput']:.4g}", f"{r['speed']:.2f}")
-        made.add_row(one_line(r["model"]), one_line(r["runtime"]), str(r["batch"]), *figures)
-    m = report["machine"]
-    shapes = ", ".join("x".join(map(str, s)) for s in report["shapes"])
-    return [
-        made,
-        line(f"inputs {shapes}, medians of {report['rounds']} interleaved rounds"),
-        *([line(f"{m['gpu']}, CUDA {m['cuda']}")] if gpu else []),
-        line(f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['platform']}, torch {m['torch']}"),
-    ]
+def data_lines(data: Row | None) -> list[str]:
+    """What an exported file lost on samples; nothing without any."""
+    if data is None:
+        return []
+    agreement, parts = data["agreement"], []
+    if data["before"] is not None:
+        before, after = (100 * data[k]["value"] for k in ("before", "after"))
+        parts.append(f"{data['figure']} {before:.2f} % before, {after:.2f} % after")
+    if agreement["share"] is not None:
+        parts.append(f"{100 * agreement['share']:.2f} % of decisions are equal")
+    parts.append(f"error {agreement['error']:.3g} (RMS, relative)")
+    worst = agreement["worst"]
+    lines = [f"on {data['samples']} samples of {data['source']}: {', '.join(parts)}"]
+    if worst is not None:
+        lines.append(f"worst: {worst['input']}, error {worst['error']:.3g}")
+    return [*lines, *([f"note: {data['note']}"] if data["note"] else [])]
 
 
 def seconds_line(report: Row) -> str:

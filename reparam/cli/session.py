@@ -37,6 +37,8 @@ from reparam.utils import (
     visible_lines,
 )
 
+from .recipe import check_target, write_recipe
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -58,6 +60,7 @@ class Session:
     """The streams and the state of one run. out, err: the true standard streams, also while others are redirected.
 
     begun: whether the words were read and the work has begun; from then on, nothing but the end of the work is success.
+    recipe: writes the recipe that was asked for, with the outputs.
     """
 
     out: TextIO
@@ -65,6 +68,7 @@ class Session:
     quiet: bool = False
     debug: bool = False
     begun: bool = False
+    recipe: Callable[[], None] | None = None
     written: list[Path] = field(default_factory=list)
 
     # ---- printing ------------------------------------------------------------------------------------------
@@ -304,6 +308,8 @@ def begin(context: typer.Context, *, quiet: bool = False, debug: bool) -> Sessio
     session = context.obj
     assert isinstance(session, Session)
     session.quiet, session.debug, session.begun = quiet, debug, True
+    path = check_target(context)
+    session.recipe = None if path is None else lambda: write_recipe(context, path)
     return session
 
 

@@ -14,7 +14,7 @@ from reparam.ir import draw_examples, shape_of_input
 from reparam.options import DEFAULTS, PlainOptions
 from reparam.utils import Shapes, first_line, foreign_code, is_batch, together
 
-from .options import Side
+from .options import ImageOptions, Side, read_preprocessing
 from .outputs import Outputs
 from .session import Session, Tell
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from reparam.compare import ProgramDiff
     from reparam.conversion import Conversion
+    from reparam.data import Preprocessing
     from reparam.engines import ListedCall, Runnable
     from reparam.load import LoadedModel
     from reparam.page import Shown
@@ -110,6 +111,18 @@ def load_side(session: Session, side: Side, *, trust: bool, seed: int) -> Loaded
         return LoadedSide(model, side.path, seconds)
     describe_load(session, model, file, option)
     return LoadedSide(model, _name(model, file), seconds)
+
+
+def preprocessing_for(models: Mapping[str, LoadedModel | Runnable], images: ImageOptions) -> Preprocessing | None:
+    """How images go in: as the options say, with the rest from the first card or manifest that says anything.
+
+    models: by their files.
+    """
+    from reparam.engines import known_preprocessing
+
+    told = (known_preprocessing(model, Path(name)) for name, model in models.items())
+    known = next((how for how in told if how is not None), None)
+    return read_preprocessing({} if known is None else {"preprocessing": known}, *images)
 
 
 def _name(model: LoadedModel, path: str | None) -> str:

@@ -6,10 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reparam.engines import Runnable, checked_file
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.conversion import Conversion
+from reparam.emit import to_module
+from reparam.engines import Exported, Runnable, checked_file
 from reparam.engines.formats import recognise
 from reparam.errors import InputError
+from reparam.ir import Program, exported_shapes, shape_of_input, unlift
 from reparam.load import LoadedModel, load_model
+from reparam.utils import Shapes, as_path, describe_type
+
+Comparable = (
+    nn.Module | torch.export.ExportedProgram | Conversion | Exported | Program | LoadedModel | Runnable | str | Path
+)
 
 
 def open_model(
@@ -40,3 +51,40 @@ def open_engine(path: Path, *, trust: bool = False) -> Runnable | None:
         return None
     with checked_file(path, format, trust=trust) as file:
         return format.load(file)
+
+
+def opened_alike(model: Any, name: str) -> LoadedModel | Runnable | Program:
+    """Anything that can be run: a module, a program, a result of `convert`, `export` or `prune`, a file.
+
+    name: of it, for messages. Raises InputError for anything else, and what opening a file raises.
+    """
+    if isinstance(model, Exported):
+        return open_model(model.path)
+    if isinstance(model, torch.export.ExportedProgram):
+        return LoadedModel(unlift(model), exported=model, input_shapes=exported_shapes(model))
+    if isinstance(model, nn.Module):
+        return LoadedModel(model, input_shapes=_traced_shapes(model))
+    if isinstance(model, str | Path):
+        return open_model(as_path(model, f"the file {name}"))
+    if isinstance(model, LoadedModel | Runnable | Program):
+        return model
+    if isinstance(getattr(model, "module", None), nn.Module):  # of `convert`, and of what is made with it
+        return LoadedModel(model.module, exported=None, input_shapes=_traced_shapes(model.module))
+    raise InputError(f"{name} is {describe_type(model)}; give a module, a program, a conversion or a file")
+
+
+def runnable(model: LoadedModel | Runnable | Program) -> LoadedModel | Runnable:
+    """What can be run as it is: a program as its module."""
+    if isinstance(model, Program):
+        module = to_module(model)
+        return LoadedModel(module, input_shapes=_traced_shapes(module))
+    return model
+
+
+def _traced_shapes(module: nn.Module) -> Shapes | None:
+    """The shapes of the inputs of a converted network, which its graph still tells; None for any other module."""
+    if not isinstance(module, fx.GraphModule):
+        return None
+    values = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
+    tensors = [v for v in values if isinstance(v, Tensor) and v.dim()]
+    return tuple(shape_of_input(v) for v in tensors) if tensors and len(tensors) == len(values) else None

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reparam.check import OutputError
-from reparam.utils import Facts, Shown
+from reparam.scoring import Agreement, Difference
+from reparam.utils import Facts, Shown, one_line
 
 
 @dataclass(frozen=True, repr=False)
@@ -17,7 +18,7 @@ class Verdict(Shown):
     adversarial: `worst` difference found, as a share of what is allowed, and the number of `inputs` tried.
     runtimes: what ran each of them, where one is an engine; the errors of both are then against the float64 truth.
     quantised: whether one of them is; such a file is never called equivalent, and `reason` alone tells whether it lost
-    more than float32 does.
+    more than float32 does. data: how they agree on the user's samples, where some were given.
     """
 
     equivalent: bool
@@ -30,6 +31,7 @@ class Verdict(Shown):
     seed: int = 0
     runtimes: tuple[str, ...] = ()
     quantised: bool = False
+    data: Agreement | None = None
 
     @property
     def verdict(self) -> str:
@@ -44,6 +46,7 @@ class Verdict(Shown):
         row["outputs"] = [asdict(o) | {"ok": o.ok} for o in self.outputs]
         row["shapes"] = [list(s) for s in self.shapes]
         row["verdict"] = self.verdict
+        row["data"] = None if self.data is None else self.data.as_dict()
         return row
 
     def summary(self) -> tuple[str, Facts]:
@@ -78,4 +81,18 @@ class Verdict(Shown):
         lines.append(f"{self.trials} random inputs, shapes {shapes}, seed {self.seed}")
         if self.runtimes:
             lines.append(f"run by {' and '.join(self.runtimes)}")
-        return lines
+        return lines if self.data is None else [*lines, *_on_samples(self.data)]
+
+
+def _on_samples(found: Agreement) -> list[str]:
+    """How they agree on samples, and those that differ: changed classes first, then the largest errors."""
+    equal = "" if found.share is None else f", {100 * found.share:.2f} % of decisions are equal"
+    lines = [f"{found.samples} samples: error {found.error:.3g} of the size of the outputs (RMS){equal}"]
+    if found.changed:
+        lines.append(f"{found.changed} of them get another class")
+    return [*lines, *map(_named, found.differing)]
+
+
+def _named(one: Difference) -> str:
+    changed = f"class {one.first} becomes {one.second}, " if one.changed else ""
+    return f"{one_line(one.input)}: {changed}error {one.error:.3g}"

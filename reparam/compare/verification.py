@@ -8,29 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from reparam.check import depth_limit
-from reparam.conversion import Conversion
-from reparam.emit import to_module
 from reparam.engines import Runnable
 from reparam.errors import InputError
-from reparam.ir import Program, check_shapes, exported_shapes, shape_of_input, unlift
+from reparam.ir import Program, check_shapes, shape_of_input
 from reparam.load import LoadedModel
 from reparam.rewrite import Progress
-from reparam.utils import Shapes, as_path, check_callable, check_seed, checked_call, describe_type
+from reparam.utils import Shapes, check_callable, check_seed, checked_call
 
 from .engines import verify_engines
-from .opening import open_model
+from .on_data import How, agree_on, with_data
+from .opening import Comparable, opened_alike, runnable
 from .programs import program_of, verify_programs
 from .sizes import difference_at_sizes
 from .verdict import Verdict
 
-Comparable = nn.Module | torch.export.ExportedProgram | Conversion | Program | LoadedModel | Runnable | str | Path
+_Opened = LoadedModel | Runnable | Program
 
 
 @checked_call
-def verify(
+def verify(  # noqa: PLR0913  # each is asked for on its own
     a: Comparable,
     b: Comparable,
     *example_inputs: Any,
@@ -38,6 +37,8 @@ def verify(
     trials: int = 8,
     seed: int = 0,
     adversarial: bool = True,
+    data: Any = None,
+    preprocessing: How = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Compares two models on random inputs of several sizes, in float64 and in their own dtypes.
@@ -45,11 +46,13 @@ def verify(
     Modules are run at other sizes too, even those that a captured graph does not hold for: where both run, they have to
     agree.
 
-    a, b: modules, exported programs, conversions, files, or what `reparam.load` and `reparam.compare` open: loaded
-        models and engines.
+    a, b: modules, exported programs, files, results of `convert`, `export` and `prune`, or what `reparam.load` and
+        `reparam.compare` open: loaded models and engines.
     example_inputs: positional arguments of a module; tensors are (N, ...) where the batch is free.
     input_shapes: in place of examples, the shape of each input without the batch. Not needed where a model tells it.
     trials: random inputs. seed: of them. adversarial: whether inputs on which the models differ are searched for too.
+    data: samples on which they are compared too, as `reparam.data.open_samples` takes them; `Verdict.data` names those
+        that differ. preprocessing: of images, where no card and no manifest of a model tells.
 
     Errors in the verdict are root mean squares over all elements, in the units of the outputs.
 
@@ -68,11 +71,53 @@ def verify(
         raise InputError(f"{str(trials)[:40]} random inputs prove nothing; ask for at least one")
     if input_shapes is not None:
         check_shapes(input_shapes)
-    first, second = _opened(a, "a"), _opened(b, "b")
+    first, second = opened_alike(a, "a"), opened_alike(b, "b")
+    verdict = _compared(
+        first,
+        second,
+        example_inputs,
+        input_shapes,
+        trials=trials,
+        seed=seed,
+        adversarial=adversarial,
+        progress=progress,
+    )
+    if data is None:
+        return verdict
+    sizes = input_shapes or [shape_of_input(x) for x in example_inputs if isinstance(x, Tensor)] or None
+    models = [runnable(first), runnable(second)]
+    known = any(isinstance(m, Runnable) or m.input_shapes is not None for m in models)
+    shapes = input_shapes if known else sizes
+    found = agree_on(
+        models, data, preprocessing=preprocessing, paths=[_path(a), _path(b)], input_shapes=shapes, progress=progress
+    )
+    return with_data(verdict, found)
+
+
+def _path(model: Any) -> Path | None:
+    """The file that a model was opened from."""
+    if isinstance(model, str | Path):
+        return Path(model)
+    path = getattr(model, "path", None)
+    return path if isinstance(path, Path) else None
+
+
+def _compared(
+    first: _Opened,
+    second: _Opened,
+    example_inputs: Sequence[Any],
+    input_shapes: Sequence[Sequence[int]] | None,
+    *,
+    trials: int,
+    seed: int,
+    adversarial: bool,
+    progress: Progress | None,
+) -> Verdict:
+    """The verdict on random inputs."""
     told = input_shapes or [tuple(x.shape[1:]) for x in example_inputs if isinstance(x, Tensor)] or None
     if isinstance(first, Runnable) or isinstance(second, Runnable):
         return verify_engines(
-            _model(first), _model(second), input_shapes=told, trials=trials, seed=seed, adversarial=adversarial,
+            runnable(first), runnable(second), input_shapes=told, trials=trials, seed=seed, adversarial=adversarial,
             progress=progress,
         )  # fmt: skip
     known = input_shapes or _shapes(second) or _shapes(first)
@@ -88,32 +133,6 @@ def verify(
     return dataclasses.replace(verdict, equivalent=not reason, reason=reason)
 
 
-_Opened = LoadedModel | Runnable | Program
-
-
-def _opened(model: Any, name: str) -> _Opened:
-    if isinstance(model, Conversion):
-        return LoadedModel(model.module, exported=None, input_shapes=_traced_shapes(model.module))
-    if isinstance(model, torch.export.ExportedProgram):
-        return LoadedModel(unlift(model), exported=model, input_shapes=exported_shapes(model))
-    if isinstance(model, nn.Module):
-        return LoadedModel(model, input_shapes=_traced_shapes(model))
-    if isinstance(model, str | Path):
-        return open_model(as_path(model, f"the file {name}"))
-    if isinstance(model, LoadedModel | Runnable | Program):
-        return model
-    raise InputError(f"{name} is {describe_type(model)}; give a module, a program, a conversion or a file")
-
-
-def _traced_shapes(module: nn.Module) -> Shapes | None:
-    """The shapes of the inputs of a converted network, which its graph still tells; None for any other module."""
-    if not isinstance(module, fx.GraphModule):
-        return None
-    values = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
-    tensors = [v for v in values if isinstance(v, Tensor) and v.dim()]
-    return tuple(shape_of_input(v) for v in tensors) if tensors and len(tensors) == len(values) else None
-
-
 def _shapes(model: _Opened) -> Shapes | None:
     return model.input_shapes if isinstance(model, LoadedModel) else None
 
@@ -127,9 +146,3 @@ def _program(model: _Opened, shapes: Sequence[Sequence[int]] | None, examples: S
         return model
     assert isinstance(model, LoadedModel)
     return program_of(model, shapes, examples)
-
-
-def _model(model: _Opened) -> LoadedModel | Runnable:
-    if isinstance(model, Program):
-        return LoadedModel(to_module(model), input_shapes=_traced_shapes(to_module(model)))
-    return model

@@ -3,16 +3,23 @@ They are split by hash into samples that choices are made on and held-out ones t
 """
 
 from .arrays import load_array
+from .files import FOLDERS, class_folders
+from .grouping import Group, grouped
 from .preprocessing import Preprocessing, read_config
-from .samples import EVERY, Samples, held_out, open_samples
+from .samples import EVERY, Sample, Samples, held_out, open_samples
 from .spool import Deck, Spooled, spool
 
 __all__ = [
     "EVERY",
+    "FOLDERS",
     "Deck",
+    "Group",
     "Preprocessing",
+    "Sample",
     "Samples",
     "Spooled",
+    "class_folders",
+    "grouped",
     "held_out",
     "load_array",
     "open_samples",

@@ -57,7 +57,7 @@ def _block(batch: Any, inputs: Inputs, where: str) -> Block:
         if len(names) != 1:
             raise InputError(f"{where} is {describe_type(batch)}, but the network takes {len(names)} inputs")
     columns = tuple(HeldColumn(_tensor(value, where)) for value in values)
-    return Block(where, columns, None if labels is None else as_labels(labels, where))
+    return Block(where, columns, None if labels is None else as_labels(labels, where, maps=inputs.maps))
 
 
 def _tensor(value: Any, where: str) -> Tensor:

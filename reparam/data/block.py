@@ -49,7 +49,10 @@ class HeldColumn:
 
 @dataclass(frozen=True)
 class Block:
-    """Samples that follow each other. where: they come from, for messages. labels: (N,) int64, where there are some."""
+    """Samples that follow each other.
+
+    where: they come from, for messages. labels: (N,) int64, or maps (N, H, W), where there are some.
+    """
 
     where: str
     columns: tuple[Column, ...]
@@ -57,6 +60,10 @@ class Block:
 
     def __len__(self) -> int:
         return self.columns[0].shape[0]
+
+    def name(self, row: int) -> str:
+        """What a sample is called: its file, and its row where the file holds several."""
+        return self.where if len(self) == 1 else f"{self.where}[{row}]"
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,11 @@ class Source:
     empty: str = "give one at least"
 
 
-def as_labels(value: Any, where: str) -> Tensor:
+def as_labels(value: Any, where: str, *, maps: bool = False) -> Tensor:
     """Labels (N,) int64 of a tensor, an array or a sequence (N,) or (N, 1).
 
-    Raises InputError for values that are no whole numbers of 0 and more.
+    maps: whether they may also be label maps (N, H, W), of which negative values are of no class. Raises InputError for
+    values that are no whole numbers of 0 and more.
     """
     try:
         found = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(value)
@@ -85,6 +93,8 @@ def as_labels(value: Any, where: str) -> Tensor:
     whole = not (found.is_floating_point() or found.is_complex() or found.dtype is torch.bool)
     if found.dim() == 2 and found.shape[1] == 1:
         found = found[:, 0]
+    if maps and whole and found.dim() >= 3:
+        return found.to(torch.int64)
     if not whole or found.dim() != 1:
         raise InputError(
             f"the labels of {where} are {dtype_name(found.dtype)} of shape {list(found.shape)}, not one whole number "

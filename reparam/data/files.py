@@ -49,17 +49,9 @@ def open_files(
         )
     return Source(
         name,
-        lambda: (block for file in shards for block in read_shard(file, inputs, _fitted(how, inputs))),
+        lambda: (block for file in shards for block in read_shard(file, inputs, fitted_to(how, inputs))),
         lambda: None,
     )
-
-
-def read_labels(path: Path) -> Tensor:
-    """The labels (N,) of a .npy file. Raises InputError."""
-    with open_arrays(path) as found:
-        if list(found) != [""]:
-            raise InputError(f"{path} holds several arrays; give the labels as one .npy")
-        return as_labels(found[""].tensor(), str(path))
 
 
 def _arrays(path: Path, inputs: Inputs) -> Iterator[Block]:
@@ -68,7 +60,7 @@ def _arrays(path: Path, inputs: Inputs) -> Iterator[Block]:
         yield Block(
             str(path),
             _columns(path, found, inputs),
-            None if labels is None else as_labels(labels.tensor(), str(path)),
+            None if labels is None else as_labels(labels.tensor(), str(path), maps=inputs.maps),
         )
 
 
@@ -97,14 +89,33 @@ def _count(files: Sequence[Path], inputs: Inputs) -> int:
     return total
 
 
+def images_in(path: Path) -> list[Path]:
+    """The images of a folder at any depth, in the order of their paths."""
+    return [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGES]
+
+
+def class_folders(path: Path) -> int | None:
+    """How many folders hold the images of a folder, where each lies in one of its own; None where they do not.
+
+    Files of arrays and shards come before images, so that a folder with those has no such folders.
+    """
+    if not path.is_dir() or any(f.suffix in (*ARRAYS, SHARD) for f in path.iterdir()):
+        return None
+    files = images_in(path)
+    if not files or any(f.parent == path for f in files):
+        return None
+    return sum(f.is_dir() for f in path.iterdir())
+
+
 def _images(path: Path, inputs: Inputs, how: Preprocessing | None, folders: bool) -> Source:
-    files = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGES]
+    files = images_in(path)
     if not files:
         raise InputError(f"{path} holds no samples; give .npy files of samples, or images")
-    how = _fitted(how, inputs)
+    how = fitted_to(how, inputs)
     if how is None or inputs.image is None:
         raise InputError(
-            f"{path} holds images, but how this network wants them is not known; give .npy files of samples"
+            f"{path} holds images, but how this network wants them is not known; say it (mean, std and size), or give "
+            ".npy files of samples"
         )
     channels, fitted = inputs.image[0], how
     label_of: Callable[[Path], Tensor | None] = _classes(path) if folders else lambda file: None
@@ -129,7 +140,7 @@ def _classes(path: Path) -> Callable[[Path], Tensor]:
     return label
 
 
-def _fitted(how: Preprocessing | None, inputs: Inputs) -> Preprocessing | None:
+def fitted_to(how: Preprocessing | None, inputs: Inputs) -> Preprocessing | None:
     """The preprocessing for the size that the network takes, where it takes one size alone."""
     if how is None or inputs.image is None:
         return how

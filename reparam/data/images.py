@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -54,6 +55,11 @@ class StoredImage:
 
 
 def _decoded(file: IO[bytes], name: str, channels: int) -> Image:
+    return _opened(file, name, lambda image: _with_bytes(image).convert("L" if channels == 1 else "RGB"))
+
+
+def _opened(file: IO[bytes], name: str, converted: Callable[[Image], Image]) -> Image:
+    """What `converted` makes of the image, decoded. Raises InputError."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -64,7 +70,7 @@ def _decoded(file: IO[bytes], name: str, channels: int) -> Image:
             with Image.open(file, formats=_DECODERS) as found:
                 if found.width * found.height > MOST_PIXELS:
                     raise ValueError(f"it has {found.width} x {found.height} pixels; scale it down")
-                return _with_bytes(found).convert("L" if channels == 1 else "RGB")
+                return converted(found)
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
         raise InputError(f"{name} is not an image that can be read: {one_line(str(error))[:200]}") from error
 
@@ -78,18 +84,41 @@ def _with_bytes(image: Image) -> Image:
     return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
 
 
+def read_map(file: Path, how: Preprocessing) -> Tensor:
+    """The label map (H, W) int64 of an image: its grey values, or the numbers of its palette, are classes.
+
+    It is scaled and cropped like the images of `how`, by nearest neighbours. Raises InputError for an image of colours.
+    """
+    with opened(file) as content:
+        image = _opened(content, str(file), _as_map)
+    cropped = _cropped(image, str(file), how, "nearest")
+    return torch.from_numpy(np.asarray(cropped).astype(np.int64))
+
+
+def _as_map(image: Image) -> Image:
+    if image.mode not in ("P", "L", "1", "I", "I;16"):
+        raise ValueError(f"it holds {image.mode}, where a label map has one number for each pixel")
+    return image.copy() if image.mode in ("P", "L") else image.convert("I")
+
+
 def _prepared(image: Image, name: str, how: Preprocessing, channels: int) -> Tensor:
     """The image as (1, channels, H, W): its shorter side scaled, its centre cropped, normalised."""
+    height, width = how.size
+    pixels = np.asarray(_cropped(image, name, how, how.interpolation), dtype=np.float32) / 255.0
+    normal = (pixels.reshape(height, width, channels) - _of(how.mean, channels)) / _of(how.std, channels)
+    return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)[None]))
+
+
+def _cropped(image: Image, name: str, how: Preprocessing, interpolation: str) -> Image:
+    """The image with its shorter side scaled and its centre cropped."""
     height, width = how.size
     scale = (how.resize or min(how.size)) / min(image.size)
     sides = (max(round(image.width * scale), width), max(round(image.height * scale), height))
     if sides[0] * sides[1] > MOST_PIXELS:
         raise InputError(f"{name} is {image.width} x {image.height} pixels, too long for its width; crop it")
-    image = image.resize(sides, INTERPOLATIONS.index(how.interpolation))
+    image = image.resize(sides, INTERPOLATIONS.index(interpolation))
     left, top = (image.width - width) // 2, (image.height - height) // 2
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255.0
-    normal = (pixels.reshape(height, width, channels) - _of(how.mean, channels)) / _of(how.std, channels)
-    return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)[None]))
+    return image.crop((left, top, left + width, top + height))
 
 
 def _of(values: tuple[float, ...], channels: int) -> np.ndarray[Any, Any]:

@@ -20,23 +20,26 @@ class Inputs:
     """What a sample consists of.
 
     specs: of the inputs. rows: how many consecutive rows are one sample: 1, or the batch where the program fixes it.
+    maps: whether labels may be maps.
     """
 
     specs: tuple[InputSpec, ...]
     rows: int
+    maps: bool = False
 
     @classmethod
-    def of(cls, program: Program) -> Inputs:
+    def of(cls, program: Program | Sequence[InputSpec], *, maps: bool = False) -> Inputs:
         """Raises InputError for a program whose inputs have no axis, or no common one, that counts samples."""
-        if not program.inputs:
+        specs = tuple(program.inputs if isinstance(program, Program) else program)
+        if not specs:
             raise InputError("the network takes no inputs, so that there are no samples of them")
-        bare = [s.name for s in program.inputs if not s.shape]
+        bare = [s.name for s in specs if not s.shape]
         if bare:
             raise InputError(f"the input '{bare[0]}' is a single number, without an axis that counts samples")
-        fixed = sorted({s.shape[0] for s in program.inputs if isinstance(s.shape[0], int)})
+        fixed = sorted({s.shape[0] for s in specs if isinstance(s.shape[0], int)})
         if len(fixed) > 1:
             raise InputError(f"the inputs have first axes of {fixed}, so that no axis counts samples for all of them")
-        return cls(program.inputs, fixed[0] if fixed else 1)
+        return cls(specs, fixed[0] if fixed else 1, maps)
 
     @property
     def names(self) -> list[str]:

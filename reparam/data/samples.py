@@ -15,24 +15,30 @@ import torch
 from torch import Tensor
 
 from reparam.errors import InputError
-from reparam.ir import Program
+from reparam.ir import InputSpec, Program
 from reparam.utils import as_path
 
 from .batches import open_batches
-from .block import Block, Source, as_labels
-from .files import FOLDERS, open_files, read_labels
+from .block import Block, Source
+from .files import FOLDERS, fitted_to, images_in, open_files
 from .inputs import Inputs
+from .labels import Apart, folder_of_maps, held_labels, read_labels
 from .preprocessing import Preprocessing
 
 EVERY = 5  # of so many samples, one is held out on average
 
 
 class Sample(NamedTuple):
-    """One sample: its inputs, each (1, *shape) or (B, *shape), its label or labels (B,), and the side it falls on."""
+    """One sample: its inputs, each (1, *shape) or (B, *shape), its label or labels (B,), and the side it falls on.
+
+    A label map is (H, W), or (B, H, W). name: of the file that it is from, with the row where that holds several; of B
+    rows, the first.
+    """
 
     inputs: tuple[Tensor, ...]
     label: int | Tensor | None
     held_out: bool
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,13 @@ class Samples:
     """Samples of a source, read while they are iterated over, and never all in memory.
 
     Where the batch of the program is fixed at B, a sample is B consecutive rows; rows that fill no batch are left out.
-    source: it. labels: (rows,) int64 where they were given apart. chosen: the numbers of the samples that are read,
+    source: it. labels: those that were given apart. chosen: the numbers of the samples that are read,
     None for all.
     """
 
     inputs: Inputs
     source: Source
-    labels: Tensor | None = None
+    labels: Apart | None = None
     chosen: frozenset[int] | None = None
 
     def count(self) -> int | None:
@@ -69,46 +75,51 @@ class Samples:
         """Each sample in order. Raises InputError for one that does not fit, and where there is none."""
         rows, seen, given, labelled = self.inputs.rows, 0, 0, False
         parts: list[tuple[Tensor, ...]] = []
-        labels: list[int] = []
+        labels: list[int | Tensor] = []
+        apart, name = None if self.labels is None else self.labels.rows(), ""
         for block in self.source.blocks():
             self.inputs.check(block)
             for i in range(len(block)):
                 index, seen = seen, seen + 1
+                given_label = None if apart is None else next(apart, None)
+                if apart is not None and given_label is None:
+                    raise _unequal(self.source, index, None)
                 if self.chosen is not None and index // rows not in self.chosen:
                     continue
-                label = self._label(block, i, index)
+                label = given_label() if given_label is not None else _label_of(block, i)
                 if (label is not None) != labelled and (given or parts):
                     one, other = ("no label", "one") if label is None else ("a label", "none")
                     raise InputError(f"{block.where} has {one}, where the samples before it have {other}")
                 labelled = label is not None
+                name = name if parts else block.name(i)
                 parts.append(self.inputs.typed([c.row(i) for c in block.columns], block.where))
                 labels += [] if label is None else [label]
                 if len(parts) == rows:
                     given += 1
-                    yield _sample(parts, labels)
+                    yield _sample(parts, labels, name)
                     parts, labels = [], []
-        if self.labels is not None and seen != len(self.labels):
-            raise _unequal(self.source, len(self.labels), seen)
+        if self.labels is not None and seen != self.labels.count:
+            raise _unequal(self.source, self.labels.count, seen)
         if not given:
             what = f"but one run of the network takes {rows}" if seen else self.source.empty
             raise InputError(f"{self.source.name} holds {seen} samples{',' if seen else ';'} {what}")
 
-    def _label(self, block: Block, row: int, index: int) -> int | None:
-        if self.labels is not None:
-            if index >= len(self.labels):
-                raise _unequal(self.source, len(self.labels), None)
-            return int(self.labels[index])
-        return None if block.labels is None else int(block.labels[row])
+
+def _label_of(block: Block, row: int) -> int | Tensor | None:
+    if block.labels is None:
+        return None
+    return int(block.labels[row]) if block.labels.dim() == 1 else block.labels[row]
 
 
 def open_samples(
     source: Any,
-    program: Program,
+    program: Program | Sequence[InputSpec],
     *,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     labels: Any = None,
+    maps: bool = False,
 ) -> Samples:
-    """The samples of a source, for the inputs of `program`.
+    """The samples of a source, for the inputs of `program`, or for inputs as they are specified.
 
     source: a path, or batches from Python. A path is a `.npy` (N, *shape); a `.npz` or `.safetensors` with such an
     array for each input under its name, and perhaps `labels` (N,); a webdataset `.tar`; a folder of those in the order
@@ -116,13 +127,14 @@ def open_samples(
     (N, *shape), of tuples with one for each input and perhaps labels (N,), or of mappings by name.
     preprocessing: of images; a mapping has the names of the fields of `Preprocessing`. It is fitted to the size that
     the network takes. labels: N whole numbers, or a `.npy` of them, in place of those in the source; "folders" takes
-    the folders of images in the order of their names, as ImageFolder does.
+    the folders of images in the order of their names, as ImageFolder does. maps: whether labels may be label maps too:
+    (N, H, W), or a folder with an image of each map under the name that the image of the sample has in its own folder.
 
     Raises InputError, here or while the samples are read, for what does not fit the inputs (kind of dtype, shape,
     values that are not finite), for labels that are no whole numbers from 0 or not as many as the samples, and for an
     empty source.
     """
-    inputs = Inputs.of(program)
+    inputs = Inputs.of(program, maps=maps)
     how = preprocessing if preprocessing is None or isinstance(preprocessing, Preprocessing) else None
     if how is None and preprocessing is not None:
         if not isinstance(preprocessing, Mapping):
@@ -136,17 +148,23 @@ def open_samples(
         raise InputError('labels="folders" is for a folder of images; give the labels in the batches, or apart')
     else:
         found = open_batches(source, inputs)
-    return Samples(inputs, found, _given_labels(labels, apart, found, folders=folders))
+    given = None
+    if apart is not None and maps and apart.is_dir():
+        given = folder_of_maps(apart, *_image_folder(source, fitted_to(how, inputs)))
+    elif labels is not None and not folders:
+        given = read_labels(apart, maps=maps) if apart is not None else held_labels(labels, found.name, maps=maps)
+    count = found.count()
+    if given is not None and count is not None and count != given.count:
+        raise _unequal(found, given.count, count)
+    return Samples(inputs, found, given)
 
 
-def _given_labels(labels: Any, apart: Path | None, source: Source, *, folders: bool) -> Tensor | None:
-    if labels is None or folders:
-        return None
-    found = read_labels(apart) if apart is not None else as_labels(labels, source.name)
-    count = source.count()
-    if count is not None and count != len(found):
-        raise _unequal(source, len(found), count)
-    return found
+def _image_folder(source: Any, how: Preprocessing | None) -> tuple[Path, Preprocessing]:
+    """The folder of images that a folder of label maps is for."""
+    folder = as_path(source, "the source of samples") if isinstance(source, str | os.PathLike) else None
+    if folder is None or how is None or not (folder.is_dir() and images_in(folder)):
+        raise InputError("a folder of label maps is for a folder of images; give the maps as a .npy (N, H, W)")
+    return folder, how
 
 
 def _unequal(source: Source, labels: int, samples: int | None) -> InputError:
@@ -154,11 +172,12 @@ def _unequal(source: Source, labels: int, samples: int | None) -> InputError:
     return InputError(f"there are {labels} labels, but {source.name} holds {held}; give one label for each sample")
 
 
-def _sample(parts: Sequence[tuple[Tensor, ...]], labels: Sequence[int]) -> Sample:
+def _sample(parts: Sequence[tuple[Tensor, ...]], labels: Sequence[int | Tensor], name: str) -> Sample:
     if len(parts) == 1:
-        return Sample(parts[0], labels[0] if labels else None, held_out(parts[0]))
+        return Sample(parts[0], labels[0] if labels else None, held_out(parts[0]), name)
     inputs = tuple(torch.cat(values) for values in zip(*parts, strict=True))
-    return Sample(inputs, torch.tensor(labels) if labels else None, held_out(inputs))
+    stacked = torch.stack([torch.as_tensor(label) for label in labels]) if labels else None
+    return Sample(inputs, stacked, held_out(inputs), name)
 
 
 def held_out(inputs: Sequence[Tensor]) -> bool:

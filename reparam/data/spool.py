@@ -111,7 +111,7 @@ def _enough(limit: int) -> int:
 
 def _fill(samples: Samples, fit: _Side, held: _Side) -> None:
     first: tuple[torch.Size, ...] | None = None
-    for inputs, label, out in samples:
+    for inputs, label, out, _ in samples:
         shapes = tuple(value.shape for value in inputs)
         if first is not None and shapes != first:
             one, other = next((list(a), list(b)) for a, b in zip(first, shapes, strict=True) if a != b)

@@ -11,12 +11,14 @@ from reparam.utils import lazy_doors
 if TYPE_CHECKING:
     from .arrays import save_arrays
     from .calibration import read_calibration
+    from .data_check import DataCheck, HeldOut, check_points, drop_of, judge
     from .engine_check import EngineCheck, EngineOutputs, check_engine, floats
     from .exporting import Exported, ExportOptions, export, export_conversion
     from .format import BuildOptions, Built, Format, Port, Probe, Runnable
     from .listing import ListedCall
     from .manifest import check_manifest, checked_file, manifest_path
-    from .model_card import card_of, fitted
+    from .model_card import card_of, fitted, known_preprocessing
+    from .on_samples import BATCH, Judged, OnSamples, Runner, Task, input_specs, judge_on_samples
     from .openvino import OpenVinoRunnable, convert_onnx
     from .ports import output_names
     from .precision import DTYPES
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 _DOORS = {
     "arrays": ("save_arrays",),
     "calibration": ("read_calibration",),
+    "data_check": (
+        "DataCheck",
+        "HeldOut",
+        "check_points",
+        "drop_of",
+        "judge",
+    ),
     "engine_check": (
         "EngineCheck",
         "EngineOutputs",
@@ -53,6 +62,16 @@ _DOORS = {
     "model_card": (
         "card_of",
         "fitted",
+        "known_preprocessing",
+    ),
+    "on_samples": (
+        "BATCH",
+        "Judged",
+        "OnSamples",
+        "Runner",
+        "Task",
+        "input_specs",
+        "judge_on_samples",
     ),
     "openvino": (
         "OpenVinoRunnable",
@@ -64,28 +83,41 @@ _DOORS = {
 __getattr__ = lazy_doors(__name__, _DOORS)
 
 __all__ = [
+    "BATCH",
     "DTYPES",
     "BuildOptions",
     "Built",
+    "DataCheck",
     "EngineCheck",
     "EngineOutputs",
     "ExportOptions",
     "Exported",
     "Format",
+    "HeldOut",
+    "Judged",
     "ListedCall",
+    "OnSamples",
     "OpenVinoRunnable",
     "Port",
     "Probe",
     "Runnable",
+    "Runner",
+    "Task",
     "card_of",
     "check_engine",
     "check_manifest",
+    "check_points",
     "checked_file",
     "convert_onnx",
+    "drop_of",
     "export",
     "export_conversion",
     "fitted",
     "floats",
+    "input_specs",
+    "judge",
+    "judge_on_samples",
+    "known_preprocessing",
     "manifest_path",
     "output_names",
     "read_calibration",

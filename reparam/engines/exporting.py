@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from reparam.conversion import Conversion, convert
 from reparam.emit import finalize, to_module
 from reparam.errors import InputError, MachineError, NotEquivalentError
 from reparam.ir import Program, Range, filled
+from reparam.load import LoadedModel
 from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
 from reparam.report import Remark, Report
@@ -24,10 +26,12 @@ from reparam.rewrite import Driver, Progress
 from reparam.utils import Stamp, as_path, checked_call, describe_type, refuse_existing, together, writing
 
 from .calibration import hold_out
+from .data_check import DataCheck, HeldOut, check_on_data, check_points
 from .engine_check import EngineCheck, check_engine
 from .format import BuildOptions, Format, Runnable
 from .formats import find_format
 from .manifest import manifest_path, sha256_of, sha256_of_state, write_manifest
+from .mixed import Mixed, search
 from .model_card import fitted
 from .ports import ports_of
 from .precision import DTYPES, with_wide_ports
@@ -41,7 +45,7 @@ class Exported:
     """A verified export.
 
     path: the file. outputs: all files, the manifest last. check: what was measured on it. conversion: what it was built
-    from.
+    from. data: what was found on the samples of `ExportOptions.data`.
     """
 
     path: Path
@@ -49,6 +53,7 @@ class Exported:
     check: EngineCheck
     report: Report
     conversion: Conversion = field(repr=False)
+    data: DataCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,12 @@ class ExportOptions:
     calibration: for int8, batches of tensors for the inputs, or what reads them for a program. Every fifth sample is
     held out, and the file is measured on those.
     min_sqnr: dB; less is refused. equalize: for int8, whether powers of two are moved between layers first, so that
-    the ranges of their channels become alike (see `passes/equalize.py`). settings: the format's own options. card: what
-    is known of inputs and outputs (`model_card.card_of`). source, stamp: the file that the network came from, as
-    it was read. force: whether files are overwritten.
+    the ranges of their channels become alike (see `passes/equalize.py`).
+    data: samples that the file is judged on, with their labels, as `reparam.data.open_samples` takes them. max_drop: of
+    those, the points that may be lost: hundredths of top-1 or of mIoU, of equal decisions without labels. An int8 file
+    that misses it gets its worst layers back in float32, as many as it takes.
+    settings: the format's own options. card: what is known of inputs and outputs (`model_card.card_of`). source, stamp:
+    the file that the network came from, as it was read. force: whether files are overwritten.
     """
 
     format: str = "onnx"
@@ -70,6 +78,9 @@ class ExportOptions:
     calibration: Calibration | Sequence[Sequence[torch.Tensor]] | None = None
     min_sqnr: float | None = None
     equalize: bool = False
+    data: Any = None
+    labels: Any = None
+    max_drop: float | None = None
     settings: Mapping[str, str] | None = None
     card: Mapping[str, Any] | None = None
     source: Path | None = None
@@ -92,6 +103,9 @@ class ExportOptions:
             raise InputError(f"equalising is for int8; {self.precision} gains nothing from it")
         if self.precision != "int8" and self.calibration is not None:
             raise InputError(f"calibration data is for int8; {self.precision} needs none")
+        check_points(self.max_drop, "max_drop")
+        if self.data is None and (self.labels is not None or self.max_drop is not None):
+            raise InputError("--labels and --max-drop are of samples to judge on; give some with --data")
         format.require()
         return format
 
@@ -171,7 +185,7 @@ def export_conversion(
     data = options.calibration if options.calibration is not None else ()
     calibration, held_out = hold_out(program, data(program) if callable(data) else data)
     program, equalised = _equalised(program, calibration) if options.equalize else (program, ())
-    build = BuildOptions(options.precision, calibration, held_out, options.settings or {})
+    build = BuildOptions(options.precision, calibration, held_out, settings=options.settings or {})
     with together() as outputs, writing(path):
         start = time.perf_counter()
         staged = outputs.stage(path, force=options.force)
@@ -181,25 +195,43 @@ def export_conversion(
         tell("check", 0, 1)
         engine, check = _checked(conversion, program, staged, format, build, seed)
         tell("check", 1, 1)
+        judged, mixed = _on_data(conversion, engine, check, options, tell), None
+        if judged is not None and not judged.holds and options.precision == "int8":
+            judge = functools.partial(_judged, conversion, options, tell)
+            mixed = search(program, build, judge, judged, tell)
+            while mixed is not None:
+                for file in (staged, *built.side):
+                    file.unlink()
+                build = replace(build, floats=mixed.floats)
+                built = format.build(program, staged, build, tell)
+                engine, check = _checked(conversion, program, staged, format, build, seed)
+                judged = _on_data(conversion, engine, check, options, tell)
+                if judged is None or judged.holds:
+                    break
+                mixed = mixed.one_more(judged)
+        if judged is not None and not judged.holds:
+            raise NotEquivalentError(judged.complaint)
         seconds["verify"] = time.perf_counter() - start
         _gate(check, options.min_sqnr)
         facts = _facts(conversion, options, format, program, engine, check, built.facts)
+        facts |= _data_facts(judged, mixed, in_report=False)
         format.stamp(staged, facts)
         files = [staged, *built.side, write_manifest(staged, built.side, facts)]
         for file in files[1:]:
             outputs.stage(path.with_name(file.name), force=options.force)
-    notes = tuple(Remark("analysis", format.name, "", "", note) for note in built.remarks)
+    told = (*built.remarks, *([mixed.describe()] if mixed is not None else ()))
+    notes = tuple(Remark("analysis", format.name, "", "", note) for note in told)
     names = tuple(path.with_name(f.name) for f in files)
     remarks = conversion.report.remarks + equalised + notes
     texts = tuple(str(p) for p in names)
     report = conversion.report.with_(
-        engine=_keys(options, check),
+        engine=_keys(options, check) | _data_facts(judged, mixed, in_report=True),
         equivalent=not check.quantised,
         remarks=remarks,
         outputs=texts,
         seconds=seconds,
     )
-    return Exported(path, names, check, report, conversion)
+    return Exported(path, names, check, report, conversion, judged)
 
 
 def _equalised(program: Program, data: Sequence[Sequence[torch.Tensor]]) -> tuple[Program, tuple[Remark, ...]]:
@@ -221,6 +253,31 @@ def _checked(
         return None, EngineCheck(False, why=str(error), seed=seed, quantised=quantised)
     check = check_engine(conversion.original, program, engine, seed=seed, quantised=quantised, data=build.held_out)
     return engine, check
+
+
+def _on_data(
+    conversion: Conversion, engine: Runnable | None, check: EngineCheck, options: ExportOptions, tell: Progress
+) -> DataCheck | None:
+    """What the file is worth on the samples; None without any. Raises MachineError where it cannot be run here."""
+    if options.data is None:
+        return None
+    if engine is None:
+        raise MachineError(f"the file cannot be judged on --data: {check.why}")
+    return _judged(conversion, options, tell, engine)
+
+
+def _judged(conversion: Conversion, options: ExportOptions, tell: Progress, engine: Runnable) -> DataCheck:
+    how = fitted(options.card or {}, conversion.program).get("preprocessing")
+    data = HeldOut(options.data, options.labels, how, options.max_drop)
+    return check_on_data(LoadedModel(to_module(conversion.original)), engine, data, tell)
+
+
+def _data_facts(judged: DataCheck | None, mixed: Mixed | None, *, in_report: bool) -> dict[str, Any]:
+    """What samples add to the report, or to the manifest."""
+    if judged is None:
+        return {}
+    data = judged.as_dict() if in_report else judged.facts()
+    return {"data": data, "kept_in_float": [] if mixed is None else [layer.name for layer in mixed.kept]}
 
 
 def _gate(check: EngineCheck, least: float | None) -> None:

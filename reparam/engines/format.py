@@ -100,13 +100,15 @@ class BuildOptions:
 
     precision: one of PRECISIONS; the program's weights have that dtype already, except for int8, where they are fp32.
     calibration: for int8, what the values inside are measured on: one entry for each batch, a tensor for each input.
-    held_out: further samples, which the result is measured on.
+    held_out: further samples, which the result is measured on. floats: for int8, nodes of the ONNX form that stay in
+    float32.
     settings: the format's own, as texts, out of `Format.settings`.
     """
 
     precision: str = "fp32"
     calibration: Sequence[Sequence[Tensor]] = ()
     held_out: Sequence[Sequence[Tensor]] = ()
+    floats: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -172,6 +174,10 @@ class Format(ABC):
 
         The trust in native code was checked before.
         """
+
+    def side_files(self, path: Path) -> list[Path]:
+        """The files that belong to the file and hold weights of it. Raises InputError for a damaged file."""
+        return []
 
     def stamp(self, path: Path, facts: Mapping[str, Any]) -> bool:
         """Writes the manifest's `facts` into the file itself; False where the format has no place for them."""

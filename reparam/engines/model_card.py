@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .format import Runnable
+from .manifest import read_manifest
 
 if TYPE_CHECKING:
     from reparam.ir import Program
@@ -32,6 +36,18 @@ def card_of(model: LoadedModel) -> dict[str, Any]:
     except (ImportError, ValueError):  # a name that the zoo of this machine does not know
         return {}
     return {}
+
+
+def known_preprocessing(model: LoadedModel | Runnable, path: Path | None) -> Mapping[str, Any] | None:
+    """How images go into a model: as its card says, or the manifest beside the file `path`; None where neither does.
+
+    Raises InputError for a damaged manifest.
+    """
+    if not isinstance(model, Runnable):
+        return card_of(model).get("preprocessing")
+    manifest = None if path is None else read_manifest(path)
+    found = (manifest or {}).get("preprocessing")
+    return found if isinstance(found, Mapping) else None
 
 
 def fitted(card: Mapping[str, Any], program: Program) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from .model import LoadedModel, load_model
 from .random_statistics import randomize_statistics
-from .zoo import Architecture, build_architecture
+from .zoo import Architecture, build_architecture, find_function
 
 __all__ = [
     "Architecture",
     "LoadedModel",
     "build_architecture",
+    "find_function",
     "load_model",
     "randomize_statistics",
 ]

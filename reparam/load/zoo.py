@@ -37,6 +37,7 @@ __all__ = [
     "available",
     "build_architecture",
     "build_without_init",
+    "find_function",
     "meta_state",
     "shapes_of_network",
 ]
@@ -180,7 +181,7 @@ def _resolve(spec: str) -> _Factory:
     if slash and source == "reparam":
         return _own_factory(spec, name)
     if _is_user_factory(spec):
-        return _user_factory(spec, spec)
+        return _user_factory(spec)
     near = [f"{s}/{spec}" for s in SOURCES if _is_installed(s) and spec in available(s)]
     hint = f"did you mean {' or '.join(near)}?" if near else _FORMS
     raise InputError(f"'{spec}' is not an architecture; {hint}")
@@ -283,20 +284,35 @@ def _own_factory(spec: str, name: str) -> _Factory:
     )
 
 
-def _user_factory(path: str, spec: str) -> _Factory:
-    module_name, _, name = path.partition(":")
+def _user_factory(spec: str) -> _Factory:
+    return _Factory(
+        spec, _user_callable(spec, "factory", f"'{spec}' is not an architecture; {_FORMS}"), {}, _declared_shapes
+    )
+
+
+def find_function(spec: str, what: str) -> Callable[..., Any]:
+    """The function or class `package.module:name` of the user's, looked for like an architecture's factory.
+
+    what: it is, for messages, such as "metric". Raises InputError for what is not there or cannot be imported.
+    """
+    with working_directory_on_path(), foreign_code(f"importing {spec}"):
+        return _user_callable(spec, what, f"'{spec}' is not a {what}; write package.module:name")
+
+
+def _user_callable(spec: str, what: str, complaint: str) -> Callable[..., Any]:
+    module_name, colon, name = spec.partition(":")
+    if not colon or not name or not all(part.isidentifier() for part in module_name.split(".")):
+        raise InputError(complaint)
     module = _user_module(spec, module_name)
-    factory = getattr(module, name, None)
-    if callable(factory):
-        return _Factory(spec, factory, {}, _declared_shapes)
+    found = getattr(module, name, None)
+    if callable(found):
+        return found  # type: ignore[no-any-return]
     names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
     near = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))
-    raise InputError(f"module '{module_name}' has no factory '{name}'; the nearest are {near or 'none'}")
+    raise InputError(f"module '{module_name}' has no {what} '{name}'; the nearest are {near or 'none'}")
 
 
 def _user_module(spec: str, name: str) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise InputError(f"'{spec}' is not an architecture; {_FORMS}")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

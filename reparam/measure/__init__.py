@@ -1,13 +1,26 @@
-"""How fast models are: by every runtime, in interleaved rounds, with the spread.
-Nothing is measured that was not run on this machine.
+"""How good and how fast models are: by accuracy on the user's samples, by every runtime, in interleaved rounds.
+Nothing is told that was not measured on this machine.
 """
 
-from .latency import BenchResult, Where, bench
+from .bench import BenchOptions, Judging, bench, bench_entries, preprocessing_of
+from .entry import Entry
+from .latency import BenchResult, Where, time_models
 from .runtimes import check_runtimes
+from .table import BenchTable, cells, right_columns, sentences
 
 __all__ = [
+    "BenchOptions",
     "BenchResult",
+    "BenchTable",
+    "Entry",
+    "Judging",
     "Where",
     "bench",
+    "bench_entries",
+    "cells",
     "check_runtimes",
+    "preprocessing_of",
+    "right_columns",
+    "sentences",
+    "time_models",
 ]

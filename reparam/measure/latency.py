@@ -114,7 +114,7 @@ class Where:
     cuda_graphs: bool = False
 
 
-def bench(
+def time_models(
     models: Mapping[str, LoadedModel | Runnable],
     *,
     input_shapes: Shapes | None = None,

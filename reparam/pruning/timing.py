@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from reparam.emit import to_module
 from reparam.ir import Program, batch_one, shape_of
 from reparam.load import LoadedModel
-from reparam.measure import Where, bench
+from reparam.measure import Where, time_models
 
 ROUNDS = 15
 
@@ -32,6 +32,6 @@ def times(programs: Mapping[str, Program], engine: str, *, rounds: int = ROUNDS,
         for name, program in programs.items()
     }
     where = Where() if engine == "torch" else Where(runtimes=(engine,))
-    result = bench(models, input_shapes=shapes, where=where, rounds=rounds, seed=seed)
+    result = time_models(models, input_shapes=shapes, where=where, rounds=rounds, seed=seed)
     base = result.rows[0].median_ms
     return {row.model: Time(row.median_ms, row.median_ms / base if base else math.nan) for row in result.rows}

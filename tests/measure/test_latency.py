@@ -17,7 +17,7 @@ from reparam.compare import open_engine
 from reparam.engines import Port, Runnable, export
 from reparam.errors import InputError, MachineError
 from reparam.load import LoadedModel
-from reparam.measure import Where, bench, timing
+from reparam.measure import Where, time_models, timing
 from reparam.measure.runtimes import in_runtime, name_of, text_of
 from reparam.measure.timing import Call
 from support.cli_helpers import TINY, prepare_folder, refuse, succeed
@@ -60,7 +60,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_medians_ratios_and_throughput(clock: Clock) -> None:
     log: list[str] = []
     models = {n: Slow(clock, [s], log, n, "batch") for n, s in (("a", 0.2), ("b", 0.1))}
-    found = bench(models, batches=(1, 4), rounds=4)
+    found = time_models(models, batches=(1, 4), rounds=4)
     rows = [(r.model, r.batch, round(r.median_ms, 6), round(r.throughput, 6), round(r.speed, 6)) for r in found.rows]
     assert rows == [("a", 1, 200, 5, 1), ("b", 1, 100, 10, 2), ("a", 4, 800, 5, 1), ("b", 4, 400, 10, 2)]
     assert found.shapes == ((3,),)
@@ -69,19 +69,19 @@ def test_medians_ratios_and_throughput(clock: Clock) -> None:
 def test_rounds_are_interleaved_and_their_order_turns(clock: Clock) -> None:
     log: list[str] = []
     models = {n: Slow(clock, [0.2], log, n, "batch") for n in "abc"}
-    bench(models, rounds=3)
+    time_models(models, rounds=3)
     assert log[-9:] == list("abcbcacab")
 
 
 def test_fast_models_run_many_times_a_round(clock: Clock) -> None:
     log: list[str] = []
-    bench({"a": Slow(clock, [0.001], log, "a", "batch"), "b": Slow(clock, [0.2], log, "b", "batch")}, rounds=3)
+    time_models({"a": Slow(clock, [0.001], log, "a", "batch"), "b": Slow(clock, [0.2], log, "b", "batch")}, rounds=3)
     assert (log[-153:].count("a"), log[-153:].count("b")) == (150, 3)
 
 
 def test_the_spread_is_that_of_the_middle_half(clock: Clock) -> None:
     engine = Slow(clock, [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5], [], "a", "batch")
-    (row,) = bench({"a": engine}, rounds=5).rows
+    (row,) = time_models({"a": engine}, rounds=5).rows
     assert row.low_ms <= row.median_ms <= row.high_ms
     assert (row.low_ms, row.high_ms) != (row.median_ms, row.median_ms)
 
@@ -89,22 +89,22 @@ def test_the_spread_is_that_of_the_middle_half(clock: Clock) -> None:
 def test_what_cannot_be_timed(clock: Clock) -> None:
     one = Slow(clock, [0.1], [], "one", 1)
     with pytest.raises(InputError, match=r"one takes inputs of \(1, 3\), not \(2, 3\); see --batch"):
-        bench({"one": one}, batches=(2,))
+        time_models({"one": one}, batches=(2,))
     with pytest.raises(InputError, match=r"not \(1, 4\)"):
-        bench({"one": one}, input_shapes=[[4]])
+        time_models({"one": one}, input_shapes=[[4]])
     with pytest.raises(InputError, match="three rounds"):
-        bench({"one": one}, rounds=2)
+        time_models({"one": one}, rounds=2)
     with pytest.raises(InputError, match="the input's shape is not known"):
-        bench({"net": LoadedModel(small())})
+        time_models({"net": LoadedModel(small())})
     with pytest.raises(InputError, match="net does not run on these inputs"):
-        bench({"net": LoadedModel(small())}, input_shapes=[[4, 16, 16]])
+        time_models({"net": LoadedModel(small())}, input_shapes=[[4, 16, 16]])
 
 
 def test_a_real_module_is_timed_without_gradients() -> None:
     net = small()
     seen: list[bool] = []
     net.register_forward_pre_hook(lambda module, args: seen.append(torch.is_grad_enabled()))
-    (row,) = bench({"net": LoadedModel(net, input_shapes=((3, 16, 16),))}, rounds=3).rows
+    (row,) = time_models({"net": LoadedModel(net, input_shapes=((3, 16, 16),))}, rounds=3).rows
     assert row.median_ms > 0.0
     assert row.runtime == f"torch {torch.__version__}"
     assert not any(seen)
@@ -152,12 +152,12 @@ def test_an_onnx_file_is_run_by_two_runtimes_and_other_engines_by_one(tmp_path: 
     engine = open_engine(path)
     assert engine is not None
     options = Where(("onnxruntime", "openvino"))
-    rows = bench({"net.onnx": engine}, input_shapes=[SHAPE[1:]], rounds=3, where=options).rows
+    rows = time_models({"net.onnx": engine}, input_shapes=[SHAPE[1:]], rounds=3, where=options).rows
     assert [r.by for r in rows] == ["onnxruntime", "openvino"]
     with pytest.raises(InputError, match=r"net\.onnx is run by onnxruntime or openvino, not by aoti"):
-        bench({"net.onnx": engine}, input_shapes=[SHAPE[1:]], where=Where(("aoti",)))
+        time_models({"net.onnx": engine}, input_shapes=[SHAPE[1:]], where=Where(("aoti",)))
     with pytest.raises(InputError, match="a is run by engine, not by openvino"):
-        bench({"a": Slow(Clock(), [0.1], [], "a", "batch")}, where=Where(("openvino",)))
+        time_models({"a": Slow(Clock(), [0.1], [], "a", "batch")}, where=Where(("openvino",)))
 
 
 def test_a_compiled_network_computes_the_same() -> None:
@@ -197,7 +197,7 @@ def test_choices_that_do_not_exist(
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MachineError, match="nothing can be timed on a GPU here"):
-        bench({"net": LoadedModel(small(), input_shapes=(SHAPE[1:],))}, where=Where(device="cuda"))
+        time_models({"net": LoadedModel(small(), input_shapes=(SHAPE[1:],))}, where=Where(device="cuda"))
 
 
 # ---- on a GPU, against a stand-in ------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def test_what_cannot_be_captured_is_one_sentence(gpu: Gpu) -> None:
 @pytest.mark.gpu
 def test_a_network_on_the_gpu() -> None:
     loaded = LoadedModel(small(), input_shapes=(SHAPE[1:],))
-    (row,) = bench({"net": loaded}, rounds=3, where=Where(device="cuda", cuda_graphs=True)).rows
+    (row,) = time_models({"net": loaded}, rounds=3, where=Where(device="cuda", cuda_graphs=True)).rows
     assert row.host_ms is not None and row.device_ms is not None
     assert 0.0 < row.device_ms <= row.median_ms
     assert not any(p.is_cuda for p in loaded.module.parameters())

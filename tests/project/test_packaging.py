@@ -128,7 +128,15 @@ def test_metadata_states_the_version_the_licence_and_ranges(wheel: Path) -> None
     assert metadata["Version"] == version()
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"zoo", "onnx", "rtx", "tensorrt", "openvino", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "zoo",
+        "onnx",
+        "rtx",
+        "tensorrt",
+        "openvino",
+        "recipe",
+        "dev",
+    }
     requirements = metadata.get_all("Requires-Dist", [])
     runtime = {requirement for requirement in requirements if ";" not in requirement}
     assert "torch>=2.11" in runtime

@@ -42,6 +42,12 @@ class Onnx(Format):
 
         return OnnxRunnable(path)
 
+    def side_files(self, path: Path) -> list[Path]:
+        """See `Format.side_files`."""
+        from reparam.engines.onnx import external_files
+
+        return external_files(path)
+
     def stamp(self, path: Path, facts: Mapping[str, Any]) -> bool:
         """The facts as metadata of the model, each under a key of its own."""
         from reparam.engines.onnx import stamp_model

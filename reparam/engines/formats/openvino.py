@@ -38,6 +38,10 @@ class OpenVino(Format):
 
         return OpenVinoRunnable(path)
 
+    def side_files(self, path: Path) -> list[Path]:
+        """See `Format.side_files`."""
+        return [path.with_suffix(".bin")]
+
     def stamp(self, path: Path, facts: Mapping[str, Any]) -> bool:
         """The facts as runtime information of the model, each under a key of its own."""
         from reparam.engines.openvino import stamp_openvino

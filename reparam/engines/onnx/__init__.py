@@ -10,15 +10,21 @@ from reparam.utils import lazy_doors
 
 if TYPE_CHECKING:
     from .graph import build_model, model_of
+    from .layer_errors import Layer, copied, own_errors
     from .quantise import quantised
     from .runtime import OnnxRunnable
     from .source import check_source, write_source
-    from .storage import is_onnx, read_model, stamp_model, write_model
+    from .storage import external_files, is_onnx, read_model, stamp_model, write_model
 
 _DOORS = {
     "graph": (
         "build_model",
         "model_of",
+    ),
+    "layer_errors": (
+        "Layer",
+        "copied",
+        "own_errors",
     ),
     "quantise": ("quantised",),
     "runtime": ("OnnxRunnable",),
@@ -27,6 +33,7 @@ _DOORS = {
         "write_source",
     ),
     "storage": (
+        "external_files",
         "is_onnx",
         "read_model",
         "stamp_model",
@@ -36,11 +43,15 @@ _DOORS = {
 __getattr__ = lazy_doors(__name__, _DOORS)
 
 __all__ = [
+    "Layer",
     "OnnxRunnable",
     "build_model",
     "check_source",
+    "copied",
+    "external_files",
     "is_onnx",
     "model_of",
+    "own_errors",
     "quantised",
     "read_model",
     "stamp_model",

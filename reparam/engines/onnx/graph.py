@@ -59,7 +59,7 @@ def build_model(program: Program, options: BuildOptions, tell: Tell) -> onnx.Mod
     if options.precision == "int8":
         from .quantise import quantised
 
-        model = quantised(model, options.calibration)
+        model = quantised(model, options.calibration, floats=options.floats)
     tell("build", 1, 1)
     return model
 

@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 
 
 def quantised(
-    model: onnx.ModelProto, calibration: Sequence[Sequence[Tensor]], *, per_channel: bool = True
+    model: onnx.ModelProto,
+    calibration: Sequence[Sequence[Tensor]],
+    *,
+    per_channel: bool = True,
+    floats: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """The int8 form of a float32 model.
 
     calibration: one entry for each batch, a tensor for each input of the model. per_channel: whether each output
-    channel has a scale of its own, or each layer one. Raises InputError without any data, and for data on which the
-    model does not run.
+    channel has a scale of its own, or each layer one. floats: nodes that stay in float32. Raises InputError without any
+    data, and for data on which the model does not run.
     """
     if not calibration:
         raise InputError("int8 needs calibration data; give some with --calibrate DIR or --calibrate x.npy")
@@ -55,6 +59,7 @@ def quantised(
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 per_channel=per_channel,
+                nodes_to_exclude=sorted(floats),
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
                 extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},

@@ -130,6 +130,12 @@ def side_files(model: onnx.ModelProto) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def external_files(path: Path) -> list[Path]:
+    """The files beside it that an ONNX file takes weights from. Raises InputError for a damaged file."""
+    model, _ = read_file(path, weights=False)
+    return [path.parent / place for place in side_files(model)]
+
+
 def external_size(model: onnx.ModelProto, path: Path) -> int:
     """The bytes of the files beside it that a model takes weights from."""
     return sum((path.parent / place).stat().st_size for place in side_files(model))

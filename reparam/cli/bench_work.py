@@ -1,0 +1,99 @@
+"""What the verb `bench` does, once its options are read, and how it shows what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from reparam.compare import open_model
+from reparam.engines.formats import recognise
+from reparam.errors import InputError
+from reparam.load import LoadedModel
+from reparam.measure import (
+    BenchOptions,
+    BenchTable,
+    Entry,
+    Judging,
+    bench_entries,
+    cells,
+    preprocessing_of,
+    right_columns,
+    sentences,
+)
+from reparam.utils import write_atomically
+
+from .options import ImageOptions
+from .render import line, table
+from .session import Session
+from .work import describe_load, preprocessing_for
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How the models are opened. images: the options that say how images go in, as texts: `read_preprocessing`."""
+
+    arch: str | None
+    arch_args: Mapping[str, Any] | None
+    trust: bool
+    seed: int
+    images: ImageOptions = (None, None, None, None, None)
+
+
+def bench_models(
+    session: Session, models: Sequence[str], opening: Opening, judging: Judging, options: BenchOptions
+) -> BenchTable:
+    """Opens and measures the models."""
+    if len(set(models)) != len(models):
+        raise InputError("a model is named twice; each is timed once")
+    judging.check(options)
+    entries = [_open(session, name, opening) for name in models]
+    if judging.data is not None:
+        options = replace(options, preprocessing=_preprocessing(entries, opening))
+    with session.working() as tell:
+        return bench_entries(entries, judging, options, progress=tell)
+
+
+def _open(session: Session, name: str, opening: Opening) -> Entry:
+    arch = opening.arch if recognise(Path(name)) is None and not is_program(name) else None
+    args = opening.arch_args if arch else None
+    with session.working():
+        model = open_model(name, arch=arch, arch_args=args, trust=opening.trust, seed=opening.seed)
+    if not isinstance(model, LoadedModel):
+        return Entry(name, model, Path(name), trust=opening.trust)
+    describe_load(session, model, name, "--arch")
+    return Entry(name, model, Path(name), model.spec, model.arch_args, opening.trust)
+
+
+def _preprocessing(entries: Sequence[Entry], opening: Opening) -> Any:
+    """How images go in: as the options say, with the rest from the first card or manifest that says anything."""
+    if not any(value is not None for value in opening.images):
+        return preprocessing_of(entries)
+    return preprocessing_for({e.name: e.model for e in entries}, opening.images)
+
+
+def is_program(name: str) -> bool:
+    """Whether a name is that of a .pt2 or of a folder of source, which hold their architecture."""
+    return name.endswith(".pt2") or Path(name).is_dir()
+
+
+def save_csv(found: BenchTable, path: Path) -> None:
+    """Stages or writes the table as CSV; whether it may be overwritten was asked before."""
+    content = found.to_csv().encode()
+    write_atomically(path, lambda file: file.write(content), force=True)
+
+
+def render_bench(report: Mapping[str, Any]) -> list[RenderableType]:
+    """What `bench` prints: a row for each model and batch, and what it was measured on."""
+    columns, rows = cells(report)
+    made = table(*columns, right=right_columns(columns))
+    for row in rows:
+        made.add_row(*row)
+    told = sentences(report)
+    parts: list[RenderableType] = [made, *(line(text) for text in told)]
+    if report["choice"] is not None:
+        parts[-1] = line(told[-1], "bold")
+    return parts

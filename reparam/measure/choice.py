@@ -1,0 +1,92 @@
+"""Which of several models to ship: the fastest that is good enough, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from reparam.errors import InputError
+
+from .latency import Timing
+
+SLACK = 1e-9  # points by which sums of rounded numbers may miss
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was asked for, and what came of it.
+
+    model: the one to ship, None where only the gate was asked for. why: in a sentence. max_drop: in points. out: models
+    that drop by more, each with its drop.
+    """
+
+    model: str | None
+    why: str
+    max_drop: float | None
+    out: Mapping[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {"model": self.model, "why": self.why, "max_drop": self.max_drop, "out": dict(self.out)}
+
+
+def choose(
+    drops: Mapping[str, float | None], rows: Sequence[Timing], figure: str, *, max_drop: float | None, fastest: bool
+) -> Choice | None:
+    """The choice among the models of `drops`, whose first is the one that the others are compared with.
+
+    drops: by how many points each is worse in `figure` than the first. rows: the times at one batch. Raises InputError
+    for a gate on what was not measured.
+    """
+    if max_drop is None and not fastest:
+        return None
+    out: dict[str, float] = {}
+    if max_drop is not None:
+        if any(drop is None for drop in drops.values()):
+            raise InputError("--max-drop is of an accuracy, a --metric or equal classes, and none of them was measured")
+        out = {n: d for n, d in drops.items() if d is not None and d > max_drop + SLACK}
+    first = next(iter(drops))
+    if not fastest:
+        told = ", ".join(f"{n} drops by {d:.4g}" for n, d in out.items())
+        held = f"no model drops by more than {points(max_drop or 0.0)} of {figure}"
+        why = f"{figure} may drop by {points(max_drop or 0.0)}: {told}" if told else held
+        return Choice(None, why, max_drop, out)
+    left = [r for r in rows if r.model not in out]
+    best = min(left, key=lambda r: r.median_ms)
+    return Choice(best.model, _why(best, left, drops, figure, first, max_drop, out), max_drop, out)
+
+
+def _why(
+    best: Timing,
+    left: Sequence[Timing],
+    drops: Mapping[str, float | None],
+    figure: str,
+    first: str,
+    max_drop: float | None,
+    out: Mapping[str, float],
+) -> str:
+    among = "of all" if max_drop is None else f"of those whose {figure} drops by at most {points(max_drop)}"
+    parts = [f"the fastest {among}: {best.median_ms:.3g} ms at batch {best.batch}"]
+    if best.model != first:
+        drop = drops[best.model]
+        parts[0] += f", {best.speed:.2f} times as fast as {first}"
+        if drop is not None:
+            parts[0] += f", with {_told(drop)} of {figure}"
+    close = [r.model for r in left if r.model != best.model and r.low_ms <= best.high_ms]
+    if close:
+        parts.append(f"within the spread {', '.join(close)} may be as fast")
+    if out:
+        parts.append("out: " + ", ".join(f"{n} (drops by {points(d)})" for n, d in out.items()))
+    return "; ".join(parts)
+
+
+def _told(drop: float) -> str:
+    if abs(drop) <= SLACK:
+        return "no drop"
+    return f"a drop of {points(drop)}" if drop > 0 else f"a gain of {points(-drop)}"
+
+
+def points(count: float) -> str:
+    """`1 point`, `0.5 points`."""
+    return f"{count:.4g} point{'' if count == 1 else 's'}"

@@ -1,0 +1,141 @@
+"""Outputs against those of another model on the same samples: equal decisions, errors, and the samples that differ."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reparam.errors import InputError
+
+from .score import is_scores
+
+NAMED = 10  # samples that are named, of those whose class changed and of those with the largest errors
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One sample on which two models differ.
+
+    input: its name. error: the RMS of the difference of its outputs, relative to the RMS of the first model's outputs
+    on all samples. first, second: the classes that they give it; None where they give none, or one for each pixel.
+    """
+
+    input: str
+    error: float
+    first: int | None = None
+    second: int | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether it gets another class."""
+        return self.first != self.second
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close outputs are to those of another model.
+
+    share: of equal decisions (of samples, or of pixels), None where outputs decide nothing. error: the RMS of the
+    difference, relative to the RMS of the other's outputs. changed: how many samples get another class. differing:
+    up to `NAMED` of those, the largest errors first, and behind them up to `NAMED` others with the largest errors.
+    """
+
+    samples: int
+    share: float | None
+    error: float
+    changed: int
+    differing: tuple[Difference, ...]
+
+    @property
+    def worst(self) -> Difference | None:
+        """The sample with the largest error; None where there is no error."""
+        found = max(self.differing, key=lambda d: d.error, default=None)
+        return found if found is not None and found.error > 0.0 else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        worst = self.worst
+        return asdict(self) | {
+            "differing": [asdict(d) | {"changed": d.changed} for d in self.differing],
+            "worst": None if worst is None else asdict(worst),
+        }
+
+
+class Comparison:
+    """Adds up how far outputs are from those of another model. name: of the model, for messages."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.samples = self.equal = self.decided = self.changed = 0
+        self.wrong = self.size = 0.0
+        self.numbers = 0
+        self.flipped: list[tuple[float, int, Difference]] = []
+        self.others: list[tuple[float, int, Difference]] = []
+
+    def add(self, names: Sequence[str], wanted: Sequence[Tensor], got: Sequence[Tensor]) -> None:
+        """One batch. wanted, got: floating outputs (N, ...). Raises InputError for outputs of other shapes."""
+        if [v.shape for v in wanted] != [v.shape for v in got] or not wanted:
+            shapes = [" ".join("x".join(map(str, v.shape)) for v in values) or "none" for values in (got, wanted)]
+            raise InputError(
+                f"{self.name} gives floating outputs of {shapes[0]}, where the first model gives {shapes[1]}"
+            )
+        count = len(names)
+        squares = torch.zeros(count, dtype=torch.float64)
+        numbers = sum(v[0].numel() for v in wanted)
+        for a, b in zip(wanted, got, strict=True):
+            apart = (a.double() - b.double()).reshape(count, -1)
+            same = a.reshape(count, -1) == b.reshape(count, -1)  # equal infinities have no distance
+            squares += torch.where(same, 0.0, apart).square().sum(1)
+            self.size += float(a.double().square().sum())
+        squares = torch.nan_to_num(squares, nan=math.inf)
+        self.wrong += float(squares.sum())
+        self.numbers += count * numbers
+        first, second = self._decided(wanted, got)
+        for i, name in enumerate(names):
+            pair = (None, None) if first is None or second is None else (int(first[i]), int(second[i]))
+            found = Difference(name, math.sqrt(float(squares[i]) / numbers), *pair)
+            self.changed += found.changed
+            _keep(self.flipped if found.changed else self.others, found, self.samples + i)
+        self.samples += count
+
+    def _decided(self, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Counts equal decisions; the classes of the samples where there is one for each."""
+        if not is_scores(wanted):
+            return None, None
+        a, b = wanted[0].argmax(1), got[0].argmax(1)
+        self.equal, self.decided = self.equal + int((a == b).sum()), self.decided + a.numel()
+        return (a, b) if a.dim() == 1 else (None, None)
+
+    def result(self) -> Agreement:
+        """What was added up."""
+        rms = math.sqrt(self.size / self.numbers) if self.numbers else 0.0
+        named = [d for kept in (self.flipped, self.others) for *_, d in sorted(kept, reverse=True)]
+        differing = tuple(
+            Difference(d.input, _ratio(d.error, rms), d.first, d.second) for d in named if d.changed or d.error > 0.0
+        )
+        return Agreement(
+            self.samples,
+            self.equal / self.decided if self.decided else None,
+            _ratio(math.sqrt(self.wrong / self.numbers) if self.numbers else 0.0, rms),
+            self.changed,
+            differing,
+        )
+
+
+def _keep(kept: list[tuple[float, int, Difference]], found: Difference, index: int) -> None:
+    """Keeps those with the largest errors; of equal ones those that come first."""
+    entry = (found.error, -index, found)
+    if len(kept) < NAMED:
+        heapq.heappush(kept, entry)
+    else:
+        heapq.heappushpop(kept, entry)
+
+
+def _ratio(error: float, size: float) -> float:
+    return error / size if size else (0.0 if error == 0.0 else math.inf)
