@@ -86,6 +86,13 @@ def save_csv(found: BenchTable, path: Path) -> None:
     write_atomically(path, lambda file: file.write(content), force=True)
 
 
+def save_page(report: Mapping[str, Any], path: Path, *, force: bool) -> None:
+    """Stages or writes the report as a page."""
+    from reparam.page import bench_page, write_page
+
+    write_page(bench_page(dict(report)), path, force=force)
+
+
 def render_bench(report: Mapping[str, Any]) -> list[RenderableType]:
     """What `bench` prints: a row for each model and batch, and what it was measured on."""
     columns, rows = cells(report)

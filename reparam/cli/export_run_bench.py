@@ -215,6 +215,7 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    html: opt.Html = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV.")] = None,
     write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
@@ -234,6 +235,7 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     check_report(json, [*read, csv], force=force)
     if csv is not None:
         check_apart(csv, read, force=force)
+    check_page(html, json, [*read, csv], force=force)
 
     from reparam.measure import BenchOptions, Judging, Where
 
@@ -258,6 +260,8 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     with delivering(session, json) as deliver:
         if csv is not None:
             bench_work.save_csv(found, csv)
+        if html is not None:
+            bench_work.save_page(report, html, force=force)
         deliver(report)
     if found.choice is not None and found.choice.model is None and found.choice.out:
         raise NotEquivalentError(found.choice.why)
