@@ -22,6 +22,7 @@ from .errors import CaptureError, InputError, MachineError, NotEquivalentError, 
 if TYPE_CHECKING:
     from reparam.compare import Verdict, verify
     from reparam.engines import Exported, ExportOptions, export
+    from reparam.initial import Initialised, InitOptions, init
     from reparam.pruning import Pruned, PruneOptions, prune, refit
     from reparam.training import Recalibrated, recalibrate
 
@@ -31,6 +32,7 @@ _DOORS = {
     "compare": ("Verdict", "verify"),
     "conversion": ("Conversion", "convert", "explain"),
     "engines": ("ExportOptions", "Exported", "export"),
+    "initial": ("InitOptions", "Initialised", "init"),
     "pruning": ("PruneOptions", "Pruned", "prune", "refit"),
     "training": ("Recalibrated", "recalibrate"),
 }
@@ -41,6 +43,8 @@ __all__ = [
     "Conversion",
     "ExportOptions",
     "Exported",
+    "InitOptions",
+    "Initialised",
     "InputError",
     "MachineError",
     "NotEquivalentError",
@@ -54,6 +58,7 @@ __all__ = [
     "convert",
     "explain",
     "export",
+    "init",
     "prune",
     "recalibrate",
     "refit",
