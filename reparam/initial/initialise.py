@@ -81,9 +81,9 @@ def init(  # the keywords are the options
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {describe_type(model)}; weights are those of an nn.Module")
     if method in WITH_DATA and data is None:
-        raise InputError(f"the method {method} looks at samples; pass data=")
+        raise InputError(f"the method {method} looks at samples; give data, on the command line --calibrate")
     if method not in WITH_DATA and data is not None:
-        raise InputError(f"the method {method} looks at no samples; leave data= out")
+        raise InputError(f"the method {method} looks at no samples; leave data (--calibrate) out")
     with foreign_code("copying the model", errors=True):
         module = copy.deepcopy(model).eval()
     captured = capture(module, example_inputs, dynamic=dynamic)
@@ -147,7 +147,7 @@ class _Labelled:
         held: list[Any] = []
         for sample in self.samples:
             if sample.label is None:
-                raise InputError("the method gradinit needs labels; give them in the batches, or with labels=")
+                raise InputError("the method gradinit needs labels; give them in the data, or apart as labels")
             held.append(sample)
             if len(held) == self.size:
                 yield self._joined(held)

@@ -40,14 +40,15 @@ def residual_scale(weights: Weights, options: InitOptions) -> Outcome:
     batch normalization", arXiv 2112.12299.
     """
     program = weights.program
+    found = _found(program, "residual-scale")
+    for part in list(weights.first_parts()):
+        set_he(weights, part, InitOptions(distribution=options.distribution))
     inserted: list[str] = []
-    for block in _found(program, "residual-scale"):
+    for block in found:
         if options.scale == "shortcut" and block.identity:
             added = _shortcut(weights, block)
             inserted.append(f"a layer in the skip of '{place_of(block.add)}'" if added else _unfit(block))
         inserted.append(_scaled(weights, block.add, options))
-    for part in weights.first_parts():
-        set_he(weights, part, InitOptions(distribution=options.distribution))
     return Outcome(inserted=tuple(inserted))
 
 

@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir import arguments, aten, is_call
+from reparam.ir import DROPOUTS, IDENTITIES, arguments, aten, is_call
 
+from .functions import is_pointwise
+from .gaussian import at_points
 from .power import Roles, drawn, measured
 from .roles import broadcast, usual
 from .values import Value
 from .walk import Walk
+
+MOST_KEPT = 4_000_000  # numbers of a tensor of random softmax weights
 
 
 def values_read(walk: Walk, node: fx.Node) -> list[tuple[fx.Node, Value]]:
@@ -41,23 +45,72 @@ def by_drawing(walk: Walk, node: fx.Node) -> Value | list[Value]:
     nothing = unknown(walk, node)
     if isinstance(nothing, list):
         return nothing
-    made = {n: drawn(v.known, v.roles, v.shape, walk.generator) for n, v in values_read(walk, node)}
-
-    def pick(a: Any) -> Any:
-        if isinstance(a, fx.Node):
-            return made.get(a, walk.values[a])
-        return torch.float64 if isinstance(a, torch.dtype) and a.is_floating_point else a
+    made = _operands(walk, node)
 
     try:
-        assert callable(node.target)
-        result = node.target(*fx.node.map_aggregate(node.args, pick), **fx.node.map_aggregate(node.kwargs, pick))
+        result = _run(walk, node, made)
     except Exception:
         return nothing
     if not isinstance(result, Tensor) or not result.is_floating_point() or result.dim() < 1:
         return nothing
     walk.drawn.add(node)
+    walk.samples.clear()
+    if is_call(node, {aten.softmax.int, aten.matmul.default, aten.bmm.default}) and result.numel() <= MOST_KEPT:
+        walk.samples[node] = result
     roles = _attended(walk, node) or _reduced(walk, node, tuple(result.shape)) or nothing.roles
     return Value(tuple(result.shape), roles, measured(result, roles))
+
+
+def _operands(walk: Walk, node: fx.Node) -> dict[fx.Node, Tensor]:
+    """Random tensors for the operands. Functions of one value are given the same one."""
+    made: dict[fx.Node, Tensor] = {}
+    roots: dict[fx.Node, Tensor] = {}
+    for operand, value in values_read(walk, node):
+        kept = _sample(walk, operand)
+        if kept is not None and tuple(kept.shape) == value.shape:
+            made[operand] = kept
+            continue
+        law = value.law_at(operand)
+        root = walk.values[law.root]
+        if law.root not in roots:
+            roots[law.root] = drawn(root.known, value.roles, value.shape, walk.generator)
+        x = roots[law.root]
+        if tuple(x.shape) != value.shape:
+            x = drawn(root.known, value.roles, value.shape, walk.generator)
+        made[operand] = x if law.root is operand else at_points(law.values, root.known, x)
+    return made
+
+
+def _sample(walk: Walk, node: fx.Node) -> Tensor | None:
+    """The random tensor that stands for a value already: it knows of rows that sum to one, which no moments tell."""
+    if node in walk.samples:
+        return walk.samples[node]
+    held = values_read(walk, node) if node.op == "call_function" else []
+    if len(held) != 1:
+        return None
+    if is_call(node, DROPOUTS | IDENTITIES):
+        return _sample(walk, held[0][0])
+    if not is_pointwise(node) or (inner := _sample(walk, held[0][0])) is None:
+        return None
+    try:
+        found = _run(walk, node, {held[0][0]: inner})
+    except Exception:
+        return None
+    return found if isinstance(found, Tensor) and found.is_floating_point() else None
+
+
+def _run(walk: Walk, node: fx.Node, made: dict[fx.Node, Tensor]) -> Any:
+    """The operator on random tensors."""
+
+    def pick(a: Any) -> Any:
+        if isinstance(a, fx.Node):
+            return made[a] if a in made else walk.values[a]
+        return torch.float64 if isinstance(a, torch.dtype) and a.is_floating_point else a
+
+    args: Any = fx.node.map_aggregate(node.args, pick)
+    kwargs: Any = fx.node.map_aggregate(node.kwargs, pick)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def _attended(walk: Walk, node: fx.Node) -> Roles | None:

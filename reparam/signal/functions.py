@@ -11,14 +11,17 @@ from torch import Tensor, fx
 
 from reparam.ir import (
     ACTIVATIONS,
+    ADDS,
     AVG_POOLS,
     BATCH_NORMS,
     CASTS,
+    DIVS,
     DROPOUTS,
     IDENTITIES,
     MAX_POOLS,
     MOVEMENTS,
     MULS,
+    SUBS,
     WEIGHTED,
     Program,
     aten,
@@ -125,22 +128,33 @@ def activations(program: Program) -> Iterator[Function]:
     for node in program.calls():
         if node.meta["data"] and (is_call(node, WEIGHTED) or any(n in made for n in node.all_input_nodes)):
             made.add(node)
-        if not _goes_on(node) or node not in made:
+        if not _goes_on(node) or node not in made or _is_scaling(node):
             continue
         found = function_at(program, node)
-        if found is None or _continued(program, found) or _is_gate(node) or found.linear:
+        if found is None or _continued(program, node, found.root) or _is_gate(node) or found.linear:
             continue
         yield found
 
 
-def _continued(program: Program, function: Function) -> bool:
-    """Whether some user computes more of the same function."""
-    for user in function.result.users:
-        if _goes_on(user):
-            longer = function_at(program, user)
-            if longer is not None and longer.root is function.root:
+def _continued(program: Program, node: fx.Node, root: fx.Node) -> bool:
+    """Whether some user computes more of the same function of `root`, other than by scaling and shifting the whole."""
+    for user in node.users:
+        if not _goes_on(user):
+            continue
+        if _is_scaling(user):
+            if _continued(program, user, root):
                 return True
+            continue
+        longer = function_at(program, user)
+        if longer is not None and longer.root is root:
+            return True
     return False
+
+
+def _is_scaling(node: fx.Node) -> bool:
+    """Whether a call only scales or shifts one value."""
+    alone = sum(bool(n.meta.get("data")) for n in node.all_input_nodes) == 1
+    return is_call(node, ADDS | SUBS | MULS | DIVS) and len(node.all_input_nodes) >= 1 and alone
 
 
 def _is_gate(node: fx.Node) -> bool:

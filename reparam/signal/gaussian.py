@@ -65,3 +65,17 @@ def power_of(values: Tensor) -> Power:
         float((same_sample - same_channel).mean()),
         float((variance - same_sample).mean()),
     )
+
+
+def at_points(values: Tensor, power: Power, x: Tensor) -> Tensor:
+    """f at x, of any shape, from f at the points of X, whose power is given; between points, along straight lines.
+
+    Of K rows, the mean is taken.
+    """
+    one = values.reshape(-1, FINE + 2 * COARSE**2)[:, :FINE].mean(0)
+    deviation = math.sqrt(max(power.variance, 1e-300))
+    at = ((x - power.mean) / deviation + LIMIT) * ((FINE - 1) / (2 * LIMIT))
+    at = at.clamp(0, FINE - 1.001)
+    low = at.floor()
+    found: Tensor = torch.lerp(one[low.long()], one[low.long() + 1], at - low)
+    return found

@@ -34,7 +34,7 @@ from .drawing import by_drawing, first_read, unknown, values_read
 from .functions import is_pointwise
 from .power import Power, Roles, measured, mixed
 from .roles import broadcast, moved, usual
-from .values import Law, Value, by_groups, of_constant, of_law
+from .values import Law, Value, affine, by_groups, of_constant, of_law
 from .walk import Walk, weigh
 
 PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
@@ -95,31 +95,34 @@ def _embedding(walk: Walk, node: fx.Node) -> Value:
 
 def _norm(walk: Walk, node: fx.Node) -> Value | list[Value]:
     args = walk.given(arguments(node))
-    x = args["input"]
+    x, weight, bias = args["input"], args.get("weight"), args.get("bias")
     if not isinstance(x, Value):
         return unknown(walk, node)
-    made = _normalised(walk, node, args, x)
+    if is_call(node, {aten.batch_norm.default}) and not walk.training:
+        return Value(x.shape, x.roles, _with_statistics(args, x.power))
+    made = _normalised(node, args, x)
     if made is None:
         return Value(x.shape, x.roles, None)
-    axes = x.roles
-    if not is_call(node, {aten.layer_norm.default, aten.rms_norm.default}):
-        axes = tuple(frozenset("c") if i == 1 else frozenset() for i in range(2))
-    weight, bias = args.get("weight"), args.get("bias")
-    made = made.times(of_constant(weight, axes)) if isinstance(weight, Tensor) else made
-    made = made.plus(of_constant(bias, axes)) if isinstance(bias, Tensor) else made
-    return Value(x.shape, x.roles, made)
+    one = torch.ones(1, dtype=torch.float64)
+    scale = weight if isinstance(weight, Tensor) else one
+    shift = bias if isinstance(bias, Tensor) else torch.zeros_like(scale)
+    return Value(x.shape, x.roles, affine(made, scale, shift))
 
 
-def _normalised(walk: Walk, node: fx.Node, args: dict[str, Any], x: Value) -> Power | None:
-    """Without the affine behind it. Of an unknown value: variance one, which only training mode gives."""
+def _with_statistics(args: dict[str, Any], power: Power | None) -> Power | None:
+    """A batch norm in evaluation mode."""
+    mean, variance = args["running_mean"], args["running_var"]
+    if power is None or not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+        return None
+    factor = (variance + float(args["eps"])).rsqrt()
+    factor = factor if args["weight"] is None else factor * args["weight"]
+    shift = -mean * factor
+    return affine(power, factor, shift if args["bias"] is None else shift + args["bias"])
+
+
+def _normalised(node: fx.Node, args: dict[str, Any], x: Value) -> Power | None:
+    """Without the affine behind it. Of an unknown value, all that is known is a variance of one."""
     eps = float(args.get("eps") or 0.0)
-    if is_call(node, {aten.batch_norm.default}) and not walk.training:
-        mean, variance = args["running_mean"], args["running_var"]
-        if x.power is None or not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
-            return None
-        factor = (variance + eps).rsqrt()
-        axes = (frozenset("c"),)
-        return x.power.times(of_constant(factor, axes)).plus(of_constant(-mean * factor, axes))
     if x.power is None:
         return Power(place=1.0)
     p = x.power

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 Roles = tuple[frozenset[str], ...]  # of each axis: whether it counts samples ("n"), channels ("c"), places ("p")
+MANY = 16
 SAMPLE, CHANNEL, PLACE = frozenset("n"), frozenset("c"), frozenset("p")
 
 
@@ -101,7 +102,7 @@ def mixed(parts: Sequence[tuple[float, Power]], *, channels: bool) -> Power:
 
 
 def measured(value: Tensor, roles: Roles) -> Power:
-    """The power of a tensor, by the analysis of variance: what finite numbers of samples and places add is taken off.
+    """The power of a tensor: E y^2, and its parts by the analysis of variance, without what finite numbers add to them.
 
     roles: one for each axis; an axis of channels and places counts as channels.
     """
@@ -119,14 +120,20 @@ def measured(value: Tensor, roles: Roles) -> Power:
     sample = max(0.0, sample)
     channel = float(by_channel.var(correction=0)) if channels > 1 else 0.0
     channel = max(0.0, channel - (sample + place / places) / samples)
-    return Power(float(y.mean()), channel, sample, place)
+    mean, parts = float(y.mean()), channel + sample + place
+    known = max(0.0, float(y.square().mean()) - mean**2)
+    share = known / parts if parts > 0 else 0.0  # places whose sum is fixed, as behind a softmax, vary together
+    return Power(mean, channel * share, sample * share, place * share)
 
 
 def drawn(power: Power, roles: Roles, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """A Gaussian tensor of that power, in float64."""
+    """A Gaussian tensor of that power, in float64. Each part that has many entries has its variance exactly."""
     result = torch.full(tuple(shape), power.mean, dtype=torch.float64)
     for variance, wanted in ((power.channel, {"c"}), (power.sample, {"n", "c"}), (power.place, {"n", "c", "p"})):
         if variance > 0:
             sizes = [s if r & wanted or (not r and "p" in wanted) else 1 for s, r in zip(shape, roles, strict=True)]
-            result = result + math.sqrt(variance) * torch.randn(sizes, generator=generator, dtype=torch.float64)
+            part = torch.randn(sizes, generator=generator, dtype=torch.float64)
+            if part.numel() >= MANY:
+                part = (part - part.mean()) / part.std(correction=0)
+            result = result + math.sqrt(variance) * part
     return result

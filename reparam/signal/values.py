@@ -65,6 +65,15 @@ def of_constant(value: Tensor, roles: Roles) -> Power:
     return Power(found.mean, found.channel, 0.0, found.place)
 
 
+def affine(power: Power, scale: Tensor, shift: Tensor) -> Power:
+    """Of scale*y + shift, with a number of each for every channel: (C,)."""
+    a, t = scale.flatten().to(torch.float64), shift.flatten().to(torch.float64)
+    square = float(a.square().mean())
+    mean = power.mean * float(a.mean()) + float(t.mean())
+    of_means = float((power.mean * a + t).square().mean()) + power.channel * square
+    return Power(mean, max(0.0, of_means - mean**2), power.sample * square, power.place * square)
+
+
 def by_groups(value: Tensor) -> Tensor | float:
     """A constant beside points: a number, or (GROUPS, 1) numbers that are spread as its entries are."""
     flat = value.detach().to(torch.float64).flatten()

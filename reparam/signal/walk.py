@@ -52,6 +52,7 @@ class Walk:
     sizes: dict[Any, int]
     values: dict[fx.Node, Any] = field(default_factory=dict)
     drawn: set[fx.Node] = field(default_factory=set)
+    samples: dict[fx.Node, Tensor] = field(default_factory=dict)
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         return tuple(size_hint(s, self.sizes) for s in node.meta["val"].shape)

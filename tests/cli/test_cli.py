@@ -19,7 +19,20 @@ from reparam.cli.work import describe_twins
 from reparam.errors import InputError
 from support.cli_helpers import TINY, prepare_folder, succeed, tiny
 
-VERBS = ("convert", "explain", "verify", "diff", "export", "run", "bench", "prune", "recalibrate", "passes", "doctor")
+VERBS = (
+    "convert",
+    "explain",
+    "verify",
+    "diff",
+    "export",
+    "run",
+    "bench",
+    "prune",
+    "recalibrate",
+    "init",
+    "passes",
+    "doctor",
+)
 REPORT_KEYS = {
     "schema", "reparam", "input", "outputs", "arch", "arch_inferred", "target", "equivalent", "plain", "before",
     "after", "blocks", "evidence", "remarks", "seconds",

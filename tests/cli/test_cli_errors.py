@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["--bogus"], "No such option: --bogus; see reparam --help"),
         (["conver"], "No such command 'conver'"),
-        (["init", "x.pt"], "No such command 'init'"),
+        (["view", "x.pt"], "No such command 'view'"),
         (["convert", "--bogus"], "No such option: --bogus; see reparam convert --help"),
         (["convert"], "nothing to convert"),
         (["convert", *TINY, "--to", "plainest"], "'plainest' is not"),
