@@ -10,8 +10,9 @@ from torch import Tensor
 
 from reparam.ir import place_of
 from reparam.signal import (
-    Power,
+    Scale,
     Weighed,
+    as_it_is,
     blocks,
     function_behind,
     function_read,
@@ -61,11 +62,10 @@ def autoinit(weights: Weights, options: InitOptions) -> Outcome:
     squares: dict[str, float] = {}
     distribution = options.drawn_from("truncated")
 
-    def policy(layer: Weighed) -> tuple[float, Power]:
+    def policy(layer: Weighed) -> Scale:
         part = parts.get(layer.node)
         if part is None:
-            bias = Power() if layer.bias is None else Power(float(layer.bias.mean()))
-            return float(layer.weight.square().mean()), bias
+            return as_it_is(layer)
         if part.weight not in squares:
             second = layer.power.second
             square = options.variance / (layer.fan * second) if second > 0 else 1 / part.fan_in
@@ -73,7 +73,7 @@ def autoinit(weights: Weights, options: InitOptions) -> Outcome:
             value = weights.draw(part, square, distribution)
             weights.put(part.weight, value, f"variance {square:.4g}: fan in {layer.fan:.4g}, E x² {second:.4g}")
             weights.clear_bias(part)
-        return squares[part.weight], Power()
+        return Scale(squares[part.weight])
 
     found = predict(weights.program, policy=policy, training=True, seed=options.seed)
     for part in weights.first_parts():

@@ -44,12 +44,12 @@ def residual_scale(weights: Weights, options: InitOptions) -> Outcome:
     for part in list(weights.first_parts()):
         set_he(weights, part, InitOptions(distribution=options.distribution))
     inserted: list[str] = []
-    for block in found:
+    for block in reversed(found):  # what is put behind a sum then reaches the skips that read it
         if options.scale == "shortcut" and block.identity:
             added = _shortcut(weights, block)
             inserted.append(f"a layer in the skip of '{place_of(block.add)}'" if added else _unfit(block))
         inserted.append(_scaled(weights, block.add, options))
-    return Outcome(inserted=tuple(inserted))
+    return Outcome(inserted=tuple(reversed(inserted)))
 
 
 def _scaled(weights: Weights, add: fx.Node, options: InitOptions) -> str:

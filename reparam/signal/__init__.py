@@ -7,7 +7,7 @@ from .functions import Function, activations, function_behind, function_read, ga
 from .gaussian import points_of, power_of
 from .moments import Predicted, predict
 from .power import Power, measured
-from .walk import Policy, Weighed, as_it_is
+from .walk import Policy, Scale, Weighed, as_it_is
 
 __all__ = [
     "Block",
@@ -15,6 +15,7 @@ __all__ = [
     "Policy",
     "Power",
     "Predicted",
+    "Scale",
     "Weighed",
     "activations",
     "as_it_is",

@@ -64,9 +64,9 @@ def predict(
 ) -> Predicted:
     """Carries moments through `program`.
 
-    policy: gives E w^2 and the power of the bias of each weighted call, in execution order; weights are taken as
-    independent of mean zero. training: batch norms take the statistics of the batch, dropouts drop. inputs: the power
-    of an input by its name, that of N(0, 1) where none is given. seed: of what is run on random tensors.
+    policy: gives the scale of the weights of each weighted call, in execution order. training: batch norms take the
+    statistics of the batch, dropouts drop. inputs: the power of an input by its name, that of N(0, 1) where none is
+    given. seed: of what is run on random tensors.
     """
     sizes = {s.shape[0]: SAMPLES for s in program.inputs if s.shape and isinstance(s.shape[0], str)}
     generator = torch.Generator().manual_seed(seed)

@@ -221,6 +221,8 @@ def _linear_pair(walk: Walk, node: fx.Node) -> Value | None:
         return _pointwise(walk, node)
     shape = walk.shape(node)
     held = [v for v in operands if isinstance(v, Value)]
+    if is_call(node, ADDS) and (other := _beside_zero(walk, node, shape)) is not None:
+        return other
     roles = broadcast([v.roles for v in held], [v.shape for v in held])
     powers = [_power(v, roles, reciprocal=is_call(node, DIVS) and i == 1) for i, v in enumerate(operands)]
     if powers[0] is None or powers[1] is None:
@@ -231,6 +233,18 @@ def _linear_pair(walk: Walk, node: fx.Node) -> Value | None:
     reverse = node.target in (aten.rsub.Scalar, aten.rsub.Tensor)
     factors = (-alpha, 1.0) if reverse else (1.0, -alpha if is_call(node, SUBS) else alpha)
     return Value(shape, roles, powers[0].scaled(factors[0]).plus(powers[1].scaled(factors[1])))
+
+
+def _beside_zero(walk: Walk, node: fx.Node, shape: tuple[int, ...]) -> Value | None:
+    """x + 0 is x, with its law: as behind a branch that starts at zero."""
+    held = values_read(walk, node)
+    if len(held) != 2 or float(arguments(node).get("alpha") or 1) != 1:
+        return None
+    (a, x), (b, y) = held
+    for source, value, other in ((a, x, y), (b, y, x)):
+        if other.known.second == 0 and value.shape == shape:
+            return Value(shape, value.roles, value.power, value.law_at(source))
+    return None
 
 
 def _power(value: Any, roles: Roles, *, reciprocal: bool) -> Power | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,15 +30,30 @@ class Weighed:
     power: Power
 
 
-Policy = Callable[[Weighed], tuple[float, Power]]
+@dataclass(frozen=True)
+class Scale:
+    """Of the weights of a call: square is E w^2; sums and sums_square are E s and E s^2, s the sum of all weights of a
+    result, None where weights are independent of mean zero. bias: its power."""
+
+    square: float
+    sums: float = 0.0
+    sums_square: float | None = None
+    bias: Power = field(default_factory=Power)
 
 
-def as_it_is(layer: Weighed) -> tuple[float, Power]:
-    """E w^2 and the power of the bias that the program has."""
+Policy = Callable[[Weighed], Scale]
+
+
+def as_it_is(layer: Weighed) -> Scale:
+    """The weights and the bias that the program has."""
     bias = Power()
     if layer.bias is not None:
         bias = Power(float(layer.bias.mean()), float(layer.bias.var(correction=0)))
-    return float(layer.weight.square().mean()), bias
+    w = layer.weight
+    if is_call(layer.node, TRANSPOSED_CONVS):
+        return Scale(float(w.square().mean()), bias=bias)
+    sums = w.flatten(1).sum(1)
+    return Scale(float(w.square().mean()), float(sums.mean()), float(sums.square().mean()), bias)
 
 
 @dataclass
@@ -109,11 +124,16 @@ def weigh(walk: Walk, node: fx.Node, x: Value, weight: Tensor, bias: Tensor | No
     read = x.roles[axis]
     power = x.power.without_places() if linear and read >= frozenset("cp") else x.power
     layer = Weighed(node, weight, bias, fan_of(node, weight, x.shape), power)
-    square, constant = walk.policy(layer)
-    made = power.weighed(layer.fan * square)
+    scale = walk.policy(layer)
+    made = power.weighed(layer.fan * scale.square)
+    if scale.sums_square is not None:
+        inside = layer.fan / (weight[0].numel() or 1)  # the share of taps that do not lie on padding
+        mean = power.mean * scale.sums * inside
+        of_mean = max(0.0, scale.sums_square * inside * power.mean**2 - mean**2)
+        made = replace(made, mean=mean, channel=of_mean + layer.fan * scale.square * power.channel)
     if linear and read == frozenset("p"):  # over places: each result has weights of its own
-        made = Power(place=made.variance)
-    return Value(shape, roles, made.plus(constant))
+        made = Power(place=made.second)
+    return Value(shape, roles, made.plus(scale.bias))
 
 
 def _behind(roles: Roles, axis: int, *, linear: bool) -> Roles:

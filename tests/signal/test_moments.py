@@ -175,6 +175,21 @@ def test_what_has_no_moments_is_unknown_until_a_norm() -> None:
     assert power is not None and power.second == pytest.approx(1)
 
 
+def test_a_branch_at_zero_leaves_the_law_of_the_skip() -> None:
+    """relu(relu(x) + 0) is relu(x), which two normal values in its place would not be."""
+    zero = nn.Linear(IMAGE[1], IMAGE[1])
+    nn.init.zeros_(zero.weight)
+    nn.init.zeros_(zero.bias)
+
+    def twice(layer: nn.Module, x: Tensor) -> Tensor:
+        y = torch.relu(x.mean((2, 3)))
+        for _ in range(5):
+            y = torch.relu(y + layer(y))
+        return y
+
+    agreed(Of(twice, zero).double(), image(0))
+
+
 def test_a_network_whose_channels_have_means() -> None:
     """Average pools leave the means of channels: a mean and a variance alone would not tell how large the result is."""
     ratios = []
