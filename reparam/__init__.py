@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from reparam.engines import Exported, ExportOptions, export
     from reparam.initial import Initialised, InitOptions, init
     from reparam.pruning import Pruned, PruneOptions, prune, refit
+    from reparam.signal import Analysis, analyze
     from reparam.training import Recalibrated, recalibrate
 
     from .conversion import Conversion, convert, explain
@@ -34,11 +35,13 @@ _DOORS = {
     "engines": ("ExportOptions", "Exported", "export"),
     "initial": ("InitOptions", "Initialised", "init"),
     "pruning": ("PruneOptions", "Pruned", "prune", "refit"),
+    "signal": ("Analysis", "analyze"),
     "training": ("Recalibrated", "recalibrate"),
 }
 __getattr__ = lazy_doors(__name__, _DOORS)  # torch is imported on first use, so that `import reparam` stays quick
 
 __all__ = [
+    "Analysis",
     "CaptureError",
     "Conversion",
     "ExportOptions",
@@ -55,6 +58,7 @@ __all__ = [
     "UnsafeFileError",
     "Verdict",
     "__version__",
+    "analyze",
     "convert",
     "explain",
     "export",

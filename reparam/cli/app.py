@@ -20,6 +20,7 @@ from reparam.utils import ignore_exits
 from . import export_run_bench as cli_engines
 from . import options as opt
 from . import recalibrate as cli_training
+from .analyze import analyze
 from .initial import init
 from .outputs import STANDARD_OUTPUT, check_report, deliver_json, delivering, plan_outputs
 from .prune import prune
@@ -305,6 +306,7 @@ app.command()(cli_engines.bench)
 app.command()(prune)
 app.command()(cli_training.recalibrate)
 app.command()(init)
+app.command()(analyze)
 
 
 @app.command()

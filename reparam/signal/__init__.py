@@ -2,24 +2,32 @@
 Nothing here changes a network.
 """
 
+from .analysis import KINDS, analyze
 from .branches import Block, blocks
 from .functions import Function, activations, function_behind, function_read, gain_of
 from .gaussian import points_of, power_of
 from .moments import Predicted, predict
+from .pictures import draw_pictures
 from .power import Power, measured
+from .table import Analysis, Table
 from .walk import Policy, Scale, Weighed, as_it_is
 
 __all__ = [
+    "KINDS",
+    "Analysis",
     "Block",
     "Function",
     "Policy",
     "Power",
     "Predicted",
     "Scale",
+    "Table",
     "Weighed",
     "activations",
+    "analyze",
     "as_it_is",
     "blocks",
+    "draw_pictures",
     "function_behind",
     "function_read",
     "gain_of",

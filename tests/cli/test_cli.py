@@ -30,6 +30,7 @@ VERBS = (
     "prune",
     "recalibrate",
     "init",
+    "analyze",
     "passes",
     "doctor",
 )
