@@ -68,12 +68,12 @@ def init(  # the keywords are the options
     and for a network in which it finds nothing to set.
 
     >>> import torch, reparam
-    >>> net = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.ReLU(), torch.nn.Linear(512, 10))
-    >>> made = reparam.init(net, torch.randn(2, 64), method="he")
+    >>> net = torch.nn.Sequential(torch.nn.Linear(100, 512), torch.nn.ReLU(), torch.nn.Linear(512, 10))
+    >>> made = reparam.init(net, torch.randn(2, 100), method="he")
     >>> [(w.name, round(w.deviation, 2)) for w in made.weights if w.name.endswith("weight")]
-    [('0.weight', 0.12), ('2.weight', 0.06)]
+    [('0.weight', 0.1), ('2.weight', 0.06)]
     >>> made.module[0].weight.shape
-    torch.Size([512, 64])
+    torch.Size([512, 100])
     """
     check_callable(progress, "progress")
     check_callable(loss, "loss")
