@@ -152,7 +152,7 @@ def _gives_output(part: Part) -> bool:
         (user,) = node.users
         if user.op == "output":
             return True
-        if len([n for n in user.all_input_nodes if n.meta["data"]]) != 1:
+        if sum(bool(n.meta["data"]) for n in user.all_input_nodes) != 1:
             return False
         node = user
     return False

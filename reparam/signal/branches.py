@@ -23,6 +23,8 @@ from reparam.ir import (
     is_float,
 )
 
+from .functions import depending
+
 _LINEAR = MOVEMENTS | IDENTITIES | DROPOUTS | CASTS | BATCH_NORMS
 
 
@@ -48,7 +50,7 @@ def blocks(program: Program) -> Iterator[Block]:
     through more layers than the other, which passed through one at most."""
     order = {node: i for i, node in enumerate(program.graph.nodes)}
     for node in program.calls():
-        held = [n for n in node.all_input_nodes if n.meta.get("data")]
+        held = depending(node)
         if not is_call(node, ADDS) or len(held) != 2 or not all(is_float(n) for n in held):
             continue
         if held[0].meta["val"].shape != held[1].meta["val"].shape:
@@ -79,9 +81,8 @@ def _block(add: fx.Node, operands: list[fx.Node], order: dict[fx.Node, int]) -> 
             break
         if sides[node] != 3 and is_call(node, WEIGHTED):
             own[sides[node] - 1].append(node)
-        for operand in node.all_input_nodes:
-            if operand.meta.get("data"):
-                push(operand, sides[node])
+        for operand in depending(node):
+            push(operand, sides[node])
     at = 0 if len(own[0]) > len(own[1]) else 1
     if not own[at] or len(own[1 - at]) > 1 or len(own[0]) == len(own[1]):
         return None
@@ -95,7 +96,7 @@ def ends_of(node: fx.Node) -> tuple[fx.Node, ...]:
     while True:
         if is_call(node, WEIGHTED):
             return (node,)
-        held = [n for n in node.all_input_nodes if n.meta.get("data")]
+        held = depending(node)
         if len(held) == 1 and is_call(node, _LINEAR | MULS | DIVS):
             node = held[0]
             continue

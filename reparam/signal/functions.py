@@ -28,6 +28,7 @@ from reparam.ir import (
     evaluate_region,
     is_call,
     is_float,
+    is_tensor,
     upstream,
 )
 
@@ -50,6 +51,13 @@ def is_pointwise(node: fx.Node) -> bool:
     return node.op == "call_function" and (
         torch.Tag.pointwise in tags or is_call(node, ACTIVATIONS) or is_call(node, _UNTAGGED)
     )
+
+
+def depending(node: fx.Node) -> list[fx.Node]:
+    """The tensors among the operands of a call that depend on the inputs."""
+    return [
+        n for n in node.all_input_nodes if n.meta.get("data") and isinstance(n.meta.get("val"), Tensor | tuple | list)
+    ]
 
 
 @dataclass(frozen=True)
@@ -105,9 +113,9 @@ def function_at(program: Program, node: fx.Node) -> Function | None:
     roots: dict[fx.Node, fx.Node] = {}
     calls = [n for n in upstream([node], stop=lambda n: not _goes_on(n))]
     for call in calls:
-        held = [n for n in call.all_input_nodes if n.meta.get("data")]
+        held = depending(call)
         above = {roots.get(n, n) for n in held}
-        alike = all(n.meta["val"].shape == call.meta["val"].shape for n in held)
+        alike = all(is_tensor(n) and n.meta["val"].shape == call.meta["val"].shape for n in held)
         if len(above) == 1 and alike:
             roots[call] = above.pop()
     if node not in roots:
@@ -153,7 +161,7 @@ def _continued(program: Program, node: fx.Node, root: fx.Node) -> bool:
 
 def _is_scaling(node: fx.Node) -> bool:
     """Whether a call only scales or shifts one value."""
-    alone = sum(bool(n.meta.get("data")) for n in node.all_input_nodes) == 1
+    alone = len(depending(node)) == 1
     return is_call(node, ADDS | SUBS | MULS | DIVS) and len(node.all_input_nodes) >= 1 and alone
 
 
@@ -163,7 +171,7 @@ def _is_gate(node: fx.Node) -> bool:
     def multiplies(user: fx.Node) -> bool:
         if is_call(user, PASSIVE):
             return _is_gate(user)
-        return is_call(user, MULS) and sum(bool(n.meta.get("data")) for n in user.all_input_nodes) > 1
+        return is_call(user, MULS) and len(depending(user)) > 1
 
     return bool(node.users) and all(multiplies(user) for user in node.users)
 
@@ -175,7 +183,7 @@ def function_read(program: Program, node: fx.Node) -> Function | None:
             return found
         if not is_call(node, PASSIVE | POOLS | {aten.mean.dim}):
             return None
-        held = [n for n in node.all_input_nodes if n.meta.get("data") and n.meta.get("val") is not None]
+        held = depending(node)
         if len(held) != 1:
             return None
         node = held[0]

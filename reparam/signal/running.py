@@ -122,7 +122,8 @@ def _run(
                 leaves.append(value)
             elif node.op == "get_attr":
                 value = weight_value(program, node, torch.float64)
-                value = value.clone().requires_grad_() if tracked and weights and _floats(value) else value
+                trained = program.constants[str(node.target)].trainable
+                value = value.clone().requires_grad_() if tracked and weights and trained else value
             else:
                 value = _call(node, env, training)
                 if tracked and node in keep and _floats(value) and not value.requires_grad:

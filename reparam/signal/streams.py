@@ -13,6 +13,7 @@ from reparam.ir import WEIGHTED, Program, arguments, aten, is_call, is_float, pl
 
 from .branches import Block, blocks, ends_of
 from .by_layer import names_of
+from .functions import depending
 from .running import Sampled, differentiable
 from .table import Table, ratio
 
@@ -124,11 +125,11 @@ def _attentions(program: Program) -> Any:
         elif is_call(node, {aten.softmax.int}):
             product = node
             while not is_call(product, _PRODUCTS):
-                held = [n for n in product.all_input_nodes if n.meta.get("data")]
+                held = depending(product)
                 if len(held) != 1 or is_call(product, WEIGHTED):
                     break
                 product = held[0]
-            held = [n for n in product.all_input_nodes if n.meta.get("data")]
+            held = depending(product)
             if is_call(product, _PRODUCTS) and len(held) == 2 and all(is_float(n) for n in held):
                 yield node, held[0], held[1]
 
