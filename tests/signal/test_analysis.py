@@ -89,7 +89,7 @@ def uniform(depth: int, scale: float, dim: int = 128) -> nn.Sequential:
     ("depth", "scale", "wanted", "seeds"),
     [
         (10, 1.0, 0.992, 1),
-        (10, 10**-0.5, 0.166, 4),
+        pytest.param(10, 10**-0.5, 0.166, 4, marks=pytest.mark.sweep),
         pytest.param(50, 50**-0.5, 0.1745, 8, marks=pytest.mark.sweep),
     ],
 )
@@ -154,7 +154,12 @@ def proxied(proxy: bool | None) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("proxy", "wanted"), [(False, (0.001, 0.639, 0.793, 0.905)), (True, (0.001,) * 4), (None, (0.0,) * 4)]
+    ("proxy", "wanted"),
+    [
+        pytest.param(False, (0.001, 0.639, 0.793, 0.905), marks=pytest.mark.sweep),
+        pytest.param(True, (0.001,) * 4, marks=pytest.mark.sweep),
+        (None, (0.0,) * 4),
+    ],
 )
 def test_layer_norms_let_channel_means_grow(proxy: bool | None, wanted: tuple[float, ...]) -> None:
     shares = []
