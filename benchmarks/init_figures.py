@@ -145,7 +145,7 @@ def channel_means(proxy: bool) -> list[float]:
 
 def distance(width: int, gaussian: bool) -> float:
     """Of pre-activations of networks of that width side by side, all weights random, from a normal distribution."""
-    count = 40_000 // width
+    count = 20_000
     first = nn.Conv1d(width * count, width * count, 1, groups=count, bias=False)
     net = nn.Sequential(first, nn.ReLU(), nn.Conv1d(width * count, count, 1, groups=count, bias=False), nn.ReLU())
     x = torch.ones(1, width * count, 1).repeat(2, 1, 1)
