@@ -244,7 +244,7 @@ FIGURES = (
     ),
     Figure(4, "change of the field by conversion to plain", 0, 1e-12, lambda: moved(2)),
     Figure(5, "cosine of tokens, L = 10, α = 1", 0.992, 0.01, lambda: alike(10, 1.0, 4)),
-    Figure(5, "cosine of tokens, L = 50, α = 1/√L", 0.1745, 0.2, lambda: alike(50, 50**-0.5, 8)),
+    Figure(5, "cosine of tokens, L = 50, α = 1/√L", 0.1745, 0.25, lambda: alike(50, 50**-0.5, 20)),
     *(
         Figure(5, f"cosine behind attention alone, layer {n + 1}", v, w, lambda n=n: collapsed()[0][n])
         for n, v, w in ((0, 0.624, 0.15), (1, 0.994, 0.01), (2, 1.0, 1e-3))

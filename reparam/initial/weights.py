@@ -24,6 +24,7 @@ from reparam.ir import (
 
 from .report import LeftWeight, SetWeight
 
+NOT_SET = "it is no weight that the method sets"
 TRUNCATED_AT = 2.0  # standard deviations, of the truncated normal distribution
 _PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
 
@@ -183,7 +184,7 @@ class Weights:
         found = []
         for name, constant in self.program.constants.items():
             if name not in self.changed and constant.trainable:
-                found.append(LeftWeight(constant.origin, self.why.get(name, "it is no weight that the method sets")))
+                found.append(LeftWeight(constant.origin, self.why.get(name, NOT_SET)))
         return tuple(found)
 
 
@@ -232,6 +233,6 @@ def draw(
 def refuse_unset(weights: Weights, method: str) -> None:
     """Raises InputError where a method found nothing to set."""
     if not weights.changed:
-        reasons = sorted({left.why for left in weights.left_weights()})
-        why = f" ({reasons[0]})" if reasons else ""
+        reasons = sorted({left.why for left in weights.left_weights()} - {NOT_SET})
+        why = f": {reasons[0]}" if reasons else ""
         raise InputError(f"the method {method} finds no weight to set in this network{why}")
