@@ -7,7 +7,7 @@ from .branches import Block, blocks
 from .functions import Function, activations, function_behind, function_read, gain_of
 from .gaussian import points_of, power_of
 from .moments import Predicted, predict
-from .pictures import draw_pictures
+from .pictures import draw_pictures, line_picture
 from .power import Power, measured
 from .table import Analysis, Table
 from .walk import Policy, Scale, Weighed, as_it_is
@@ -31,6 +31,7 @@ __all__ = [
     "function_behind",
     "function_read",
     "gain_of",
+    "line_picture",
     "measured",
     "points_of",
     "power_of",

@@ -10,7 +10,7 @@ from .table import Table
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 45
-COLOURS = ("#1f5fa8", "#c2571a")
+COLOURS = ("#1f5fa8", "#c2571a", "#2f8f4e", "#8a4fa3")
 
 
 def draw_pictures(tables: Mapping[str, Sequence[Table]]) -> Iterator[tuple[str, str]]:
@@ -46,7 +46,7 @@ def _open(title: str) -> list[str]:
 
 
 def line_picture(title: str, lines: Mapping[str, Sequence[float]], *, log: bool = False) -> str:
-    """Numbers by depth, as lines. log: on an axis of powers of ten, where all are positive."""
+    """Numbers by depth, as lines, at most four. log: on an axis of powers of ten, where all are positive."""
     every = [v for values in lines.values() for v in values if math.isfinite(v)]
     log = log and bool(every) and min(every) > 0
     shown = {n: [_at(v, log) for v in values] for n, values in lines.items()}
