@@ -22,8 +22,10 @@ from .errors import CaptureError, InputError, MachineError, NotEquivalentError, 
 if TYPE_CHECKING:
     from reparam.compare import Verdict, verify
     from reparam.engines import Exported, ExportOptions, export
+    from reparam.initial import Initialised, InitOptions, init
     from reparam.measure import BenchOptions, BenchTable, bench
     from reparam.pruning import Pruned, PruneOptions, prune, refit
+    from reparam.signal import Analysis, analyze
     from reparam.training import Recalibrated, recalibrate
 
     from .conversion import Conversion, convert, explain
@@ -32,19 +34,24 @@ _DOORS = {
     "compare": ("Verdict", "verify"),
     "conversion": ("Conversion", "convert", "explain"),
     "engines": ("ExportOptions", "Exported", "export"),
+    "initial": ("InitOptions", "Initialised", "init"),
     "measure": ("BenchOptions", "BenchTable", "bench"),
     "pruning": ("PruneOptions", "Pruned", "prune", "refit"),
+    "signal": ("Analysis", "analyze"),
     "training": ("Recalibrated", "recalibrate"),
 }
 __getattr__ = lazy_doors(__name__, _DOORS)  # torch is imported on first use, so that `import reparam` stays quick
 
 __all__ = [
+    "Analysis",
     "BenchOptions",
     "BenchTable",
     "CaptureError",
     "Conversion",
     "ExportOptions",
     "Exported",
+    "InitOptions",
+    "Initialised",
     "InputError",
     "MachineError",
     "NotEquivalentError",
@@ -55,10 +62,12 @@ __all__ = [
     "UnsafeFileError",
     "Verdict",
     "__version__",
+    "analyze",
     "bench",
     "convert",
     "explain",
     "export",
+    "init",
     "prune",
     "recalibrate",
     "refit",

@@ -20,7 +20,9 @@ from reparam.utils import ignore_exits
 from . import export_run_bench as cli_engines
 from . import options as opt
 from . import recalibrate as cli_training
+from .analyze import analyze
 from .apply import apply
+from .initial import init
 from .outputs import STANDARD_OUTPUT, check_page, check_report, deliver_json, delivering, plan_outputs
 from .prune import prune
 from .session import begin, open_session, run_guarded
@@ -346,6 +348,8 @@ app.command()(cli_engines.bench)
 app.command()(prune)
 app.command()(cli_training.recalibrate)
 app.command()(apply)
+app.command()(init)
+app.command()(analyze)
 
 
 @app.command()

@@ -142,10 +142,15 @@ def check_file(path: Path, *, force: bool) -> None:
 
 def check_folder(path: Path, *, force: bool) -> None:
     """Raises unless the source's files can be written into `path`, which is made when it is missing."""
-    if os.path.lexists(path) and not path.is_dir():
-        raise InputError(f"{path} is a file; --source names a folder")
+    check_writable_folder(path, "--source")
     for name in SOURCE_FILES:
         refuse_existing(path / name, force=force)
+
+
+def check_writable_folder(path: Path, option: str) -> None:
+    """Raises unless files can be written into the folder, which is made when it is missing. option: that names it."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise InputError(f"{path} is a file; {option} names a folder")
     nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     if not nearest.is_dir():
         raise InputError(f"cannot make the folder {path}: {nearest} is not a folder")

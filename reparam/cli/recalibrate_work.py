@@ -56,7 +56,7 @@ def recalibrate_loaded(
                 progress=tell,
             )
         seconds = time.perf_counter() - start
-        _write(found.module, path, force=force)
+        write_checkpoint(found.module, path, force=force)
     return {
         "schema": 1,
         "reparam": __version__,
@@ -69,7 +69,7 @@ def recalibrate_loaded(
     }
 
 
-def _write(module: nn.Module, path: Path, *, force: bool) -> None:
+def write_checkpoint(module: nn.Module, path: Path, *, force: bool) -> None:
     """The state dict as the suffix says. It is made in memory: torch's writer ends the process where a disk is full."""
     state: Mapping[str, Any] = module.state_dict()
 

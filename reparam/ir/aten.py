@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import cache
 from typing import Any
 
@@ -259,7 +259,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return values
 
 
-def is_call(node: Any, targets: frozenset[Any] | Mapping[Any, Any]) -> bool:
+def is_call(node: Any, targets: Container[Any]) -> bool:
     """True when `node` is a graph node that calls one of `targets`."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 

@@ -3,6 +3,7 @@ Training itself is torch's own; `examples/finetune.py` shows it.
 """
 
 from .batch_norms import with_batch_norms
+from .batches import open_batches
 from .recalibration import NormShift, Recalibrated, recalibrate
 from .source import TrainingSource, save_training_source
 
@@ -10,6 +11,7 @@ __all__ = [
     "NormShift",
     "Recalibrated",
     "TrainingSource",
+    "open_batches",
     "recalibrate",
     "save_training_source",
     "with_batch_norms",

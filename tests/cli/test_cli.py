@@ -30,6 +30,8 @@ VERBS = (
     "prune",
     "recalibrate",
     "apply",
+    "init",
+    "analyze",
     "passes",
     "doctor",
 )

@@ -118,7 +118,18 @@ def test_bench_writes_accuracy_against_latency() -> None:
     succeed("convert", *TINY)
     np.save("x.npy", np.random.default_rng(0).normal(size=(24, 3, 16, 16)).astype(np.float32))
     np.save("y.npy", np.random.default_rng(1).integers(0, 4, (24, 7, 7)))
-    words = ("bench", "tiny.pt", "tiny-fused.pt2", "--arch", "cli_nets:tiny", "--data", "x.npy", "--labels", "y.npy", "--no-memory")
+    words = (
+        "bench",
+        "tiny.pt",
+        "tiny-fused.pt2",
+        "--arch",
+        "cli_nets:tiny",
+        "--data",
+        "x.npy",
+        "--labels",
+        "y.npy",
+        "--no-memory",
+    )
     succeed(*words, "--rounds", "3", "--html", "bench.html", "--json", "bench.json")
     text = Path("bench.html").read_text()
     for row in json.loads(Path("bench.json").read_text())["models"]:

@@ -1,0 +1,95 @@
+"""The verb `analyze`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reparam.errors import InputError
+
+from . import options as opt
+from .outputs import STANDARD_OUTPUT, check_report, check_writable_folder, delivering
+from .session import begin
+
+
+def analyze(  # noqa: PLR0913  # the parameters are the options
+    ctx: typer.Context,
+    *,
+    model: opt.Model = None,
+    b: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="Another model, shown side by side; - for random weights.")
+    ] = None,
+    what: Annotated[
+        str,
+        typer.Option(
+            "--what",
+            metavar="NAMES",
+            help="Out of moments,gradients,erf,rank,gaussianity,depth,norm,dead,sensitivity; or all.",
+        ),
+    ] = "moments,gradients",
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", metavar="DATA", help="Samples; random numbers when left out.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples at a time.")] = 8,
+    batches: Annotated[int, typer.Option("--batches", min=1, help="How many times.")] = 1,
+    unit: Annotated[
+        str | None, typer.Option("--unit", metavar="MODULE", help="Of erf: whose value; the last one when left out.")
+    ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Batch norms take the statistics of the batch, as in training.")
+    ] = False,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="DIR", help="Also draw pictures, into this folder.")
+    ] = None,
+    config: opt.Config = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    interpolation: opt.Interpolation = None,
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    arch_b: opt.ArchB = None,
+    arch_args_b: opt.ArchArgsB = None,
+    input_shape: opt.InputShape = None,
+    dynamic: opt.Dynamic = "batch",
+    seed: opt.Seed = 0,
+    trust: opt.Trust = False,
+    json: opt.Json = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Show what values and gradients do in MODEL: their size by depth, receptive fields, dead units.
+
+    Nothing is changed. With B, both are shown side by side: before and after a conversion, or two initialisations.
+    """
+    session = begin(ctx, quiet=quiet, debug=debug)
+    shapes, axes, arguments = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_arguments(arch_args)
+    side = None if b is None else opt.Side("b", b, arch_b, opt.read_arguments(arch_args_b, "--arch-args-b"))
+    if b is None and (arch_b is not None or arch_args_b is not None):
+        raise InputError("--arch-b is for a second model; name one, or - for random weights")
+    if svg is not None:
+        check_writable_folder(svg, "--svg")
+    read = [Path(p) for p in (model, b) if p is not None]
+    check_report(json, [*read, calibrate, config], force=force)
+
+    from reparam.engines import card_of
+
+    from . import analyze_work
+    from . import work as cli_work
+
+    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation)
+    models = [(loaded.name, loaded.model)]
+    if side is not None:
+        models.append(analyze_work.second(cli_work.load_side(session, side, trust=trust, seed=seed)))
+    wanted = analyze_work.AnalyzeOptions(
+        what, calibrate, batch, batches, unit, training, shapes, axes, how, seed, svg, force
+    )
+    with delivering(session, json) as deliver:
+        found = analyze_work.analyze_loaded(session, models, wanted)
+        deliver(found.report)
+    if not quiet and json != STANDARD_OUTPUT:
+        session.show(*analyze_work.describe(found))

@@ -1,0 +1,116 @@
+"""The verb `init`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reparam.errors import InputError
+
+from . import options as opt
+from .outputs import STANDARD_OUTPUT, check_folder, check_report, delivering, plan_checkpoint, plan_outputs
+from .session import begin
+
+
+class Method(StrEnum):
+    """What `init --method` offers."""
+
+    he = "he"
+    autoinit = "autoinit"
+    zero = "zero"
+    residual_scale = "residual-scale"
+    depth_scale = "depth-scale"
+    bn_scale = "bn-scale"
+    normalised_act = "normalised-act"
+    gaussian = "gaussian"
+    point_variance = "point-variance"
+    lsuv = "lsuv"
+    gradinit = "gradinit"
+
+
+REWRITING = (Method.residual_scale, Method.normalised_act, Method.gaussian)
+
+
+def init(  # noqa: PLR0913  # the parameters are the options
+    ctx: typer.Context,
+    *,
+    model: opt.Model = None,
+    method: Annotated[Method, typer.Option("--method", help="How weights are set; see the guide.")],
+    options: Annotated[
+        str | None,
+        typer.Option("--options", metavar="JSON", help="Options of the method, such as '{\"beta\": 1.0}'."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="DATA", help="Samples, for point-variance, lsuv and gradinit."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="y.npy", help="For gradinit: classes, or `folders`: one folder a class."),
+    ] = None,
+    config: opt.Config = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    interpolation: opt.Interpolation = None,
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="A .pt or .safetensors; a .pt2 where the method puts parts in. Default: MODEL-METHOD beside MODEL.",
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", metavar="DIR", help="Where the method puts parts in: also write readable source."),
+    ] = None,
+    input_shape: opt.InputShape = None,
+    dynamic: opt.Dynamic = "batch",
+    seed: opt.Seed = 0,
+    trust: opt.Trust = False,
+    json: opt.Json = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Set initial weights of MODEL by a published method, write a checkpoint.
+
+    With --arch alone, the network is built first. What was set, to which scale, and what was left is told.
+    residual-scale, normalised-act and gaussian put parts in that the architecture does not have: they write a .pt2.
+    """
+    session = begin(ctx, quiet=quiet, debug=debug)
+    shapes, axes, arguments = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_arguments(arch_args)
+    given = opt.read_arguments(options, "--options") or {}
+    if method in REWRITING:
+        path = plan_outputs(model, arch, output, source, method.value, force=force).model
+    else:
+        if source is not None:
+            raise InputError(f"--source is for methods that put parts in; {method.value} writes a checkpoint alone")
+        path = plan_checkpoint(model, arch, output, method.value, (calibrate, config), force=force)
+    if source is not None:
+        check_folder(source, force=force)
+    read = [calibrate, config, Path(model) if model else None]
+    check_report(json, [path, source, *read], force=force)
+
+    from reparam.engines import card_of
+
+    from . import initial_work, render
+    from . import work as cli_work
+
+    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation)
+    wanted = initial_work.InitOptions(method.value, given, calibrate, labels, shapes, axes, how, seed)
+    with delivering(session, json) as deliver:
+        report = initial_work.init_loaded(session, loaded, wanted, path, source, force=force)
+        deliver(report)
+    if not quiet and json != STANDARD_OUTPUT:
+        session.show(*initial_work.describe(report, cli_work.describe_arch(loaded.model)))
+        if report["notes"]:
+            session.show(*(render.line(f"note: {text}") for text in report["notes"]))

@@ -1,0 +1,127 @@
+"""Methods that change activations: normalised-act, gaussian."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from reparam.errors import InputError
+from reparam.ir import Program, aten, place_of
+from reparam.models.gaussian_preact import LIMIT, coefficients
+from reparam.signal import Function, activations, function_read, gain_of
+
+from .options import InitOptions
+from .report import Outcome
+from .weights import Weights
+
+
+def _found(program: Program, method: str) -> list[Function]:
+    found = list(activations(program))
+    if not found:
+        raise InputError(f"the network has no activation for the method {method}: no function of one value but gates")
+    return found
+
+
+# ---- normalised-act ----------------------------------------------------------------------------------------------
+
+
+def normalised_act(weights: Weights, options: InitOptions) -> Outcome:
+    """lambda*f(x) in place of each activation f, and Var(w) = 1/fan_in.
+
+    lambda = E f'(X)^2^(-1/2) keeps the power of gradients (keep="backward"), E f(X)^2^(-1/2) that of values
+    (keep="forward"); X ~ N(0, 1). It is a number that training does not change, and conversion folds it.
+
+    Source: Yuan & Zhu 2022, "ANAct: adaptive normalization for activation functions", arXiv 2208.13315.
+    """
+    program = weights.program
+    backward = options.keep == "backward"
+    inserted, factors = [], []
+    for function in _found(program, "normalised-act"):
+        factor = gain_of(function, backward=backward) ** 0.5
+        _behind(program, function.result, factor)
+        inserted.append(f"the factor {factor:.5g} behind '{place_of(function.result)}'")
+        factors.append(factor)
+    for part in weights.first_parts():
+        fan = part.fan_in
+        weights.put(part.weight, weights.draw(part, 1 / fan, options.drawn_from("normal")), f"variance 1/{fan}")
+        weights.clear_bias(part)
+    return Outcome(inserted=tuple(inserted), figures={"factors": factors})
+
+
+def _behind(program: Program, node: fx.Node, factor: float) -> None:
+    made = program.call(aten.mul.Tensor, (node, factor), like=node.next)
+    made.meta["module"] = node.meta.get("module", "")
+    node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+
+
+# ---- gaussian ----------------------------------------------------------------------------------------------------
+
+
+def gaussian(weights: Weights, options: InitOptions) -> Outcome:
+    """z = W phi(x), W: symmetric Weibull(theta, 1)/sqrt(n), phi in place of each activation, so that z is Gaussian.
+
+    phi = F_Y^-1(Phi(x)) is the function for which the product of a weight and of phi(X) is Gaussian, X ~ N(0, 1): then
+    pre-activations are so at any width n. A layer that reads no activation has normal weights of variance 1/n; what it
+    reads is taken to be of variance 1. Biases are zero.
+
+    Source: Wolinski & Arbel 2025, "Gaussian pre-activations in neural networks: myth or reality?", arXiv 2205.12379.
+    phi is the fit of `reparam.models.gaussian_preact`.
+    """
+    program = weights.program
+    reads = {part.node: function_read(program, part.x) for part in weights.first_parts()}
+    found = _found(program, "gaussian")
+    results = {function.result for function in found}
+    for part in weights.first_parts():
+        function, n = reads[part.node], part.fan_in
+        if function is not None and function.result in results:
+            value = weibull(part.shape, options.theta, weights.generator) / n**0.5
+            weights.put(part.weight, value, f"Weibull({options.theta:g}, 1)/√{n}")
+        else:
+            weights.put(part.weight, weights.draw(part, 1 / n, "normal"), f"variance 1/{n}: it reads no activation")
+        weights.clear_bias(part)
+    inserted = []
+    for function in found:
+        _replace(program, function, options.theta)
+        inserted.append(f"phi of theta = {options.theta:g} in place of '{place_of(function.result)}'")
+    return Outcome(inserted=tuple(inserted))
+
+
+def weibull(shape: tuple[int, ...], theta: float, generator: torch.Generator) -> Tensor:
+    """Symmetric Weibull(theta, 1), P(|W| > t) = exp(-t^theta): a random sign times (-log U)^(1/theta), in float64."""
+    u = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(min=1e-30)
+    sign = torch.rand(shape, generator=generator, dtype=torch.float64) < 0.5
+    size = (-torch.log(u)).pow(1 / theta)
+    return torch.where(sign, -size, size)
+
+
+def _replace(program: Program, function: Function, theta: float) -> None:
+    """phi of the same value: x*P(u), u = 2.5/(1 + x^2/9) - 1.5, x clamped."""
+    old, like = function.result, function.result.next
+
+    def call(target: object, *args: object) -> fx.Node:
+        made = program.call(target, args, like=like)
+        made.meta["module"] = old.meta.get("module", "")
+        return made
+
+    x = call(aten.clamp.default, function.root, -LIMIT, LIMIT)
+    bottom = call(aten.add.Tensor, call(aten.div.Tensor, call(aten.mul.Tensor, x, x), 9.0), 1.0)
+    u = call(aten.sub.Tensor, call(aten.mul.Tensor, call(aten.reciprocal.default, bottom), 2.5), 1.5)
+    *rest, last = coefficients(theta)
+    y = call(aten.add.Tensor, call(aten.mul.Tensor, u, last), rest[-1])
+    for c in reversed(rest[:-1]):
+        y = call(aten.add.Tensor, call(aten.mul.Tensor, y, u), c)
+    made = call(aten.mul.Tensor, y, x)
+    old.replace_all_uses_with(made)
+    _erase(program, old)
+
+
+def _erase(program: Program, node: fx.Node) -> None:
+    """Erases a call that nobody reads, and what only it read."""
+    stack = [node]
+    while stack:
+        dead = stack.pop()
+        if dead.users or dead.op not in ("call_function", "get_attr"):
+            continue
+        operands = list(dead.all_input_nodes)
+        program.erase([dead])
+        stack += operands

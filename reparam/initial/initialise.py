@@ -1,0 +1,190 @@
+"""`init`: a model with new weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.capture import capture
+from reparam.data import Preprocessing, open_samples
+from reparam.emit import finalize, to_module
+from reparam.errors import InputError
+from reparam.ir import Program
+from reparam.rewrite import Progress
+from reparam.training import open_batches
+from reparam.utils import check_callable, checked_call, describe_type, foreign_code
+
+from . import activations, drawn, driven, gradinit, norms, residual
+from .options import REWRITING, WITH_DATA, InitOptions, read_options
+from .report import Initialised, Outcome
+from .weights import Weights, refuse_unset
+
+PLAIN: Mapping[str, Callable[[Weights, InitOptions], Outcome]] = {
+    "he": drawn.he,
+    "autoinit": drawn.autoinit,
+    "zero": drawn.zero,
+    "residual-scale": residual.residual_scale,
+    "depth-scale": residual.depth_scale,
+    "bn-scale": norms.bn_scale,
+    "normalised-act": activations.normalised_act,
+    "gaussian": activations.gaussian,
+}
+DRIVEN = {"lsuv": driven.lsuv, "point-variance": driven.point_variance}
+
+
+@checked_call
+def init(  # the keywords are the options
+    model: nn.Module,
+    *example_inputs: Any,
+    method: str,
+    data: Any = None,
+    labels: Any = None,
+    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    dynamic: Sequence[str] = ("batch",),
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Initialised:
+    """Initial weights for `model` by a published method, found on its captured graph and set in a copy of it.
+
+    model: a module, left untouched. example_inputs: its positional arguments; tensors are (N, ...).
+    method: he, autoinit, zero, residual-scale, depth-scale, bn-scale, normalised-act, gaussian, point-variance, lsuv or
+        gradinit. The last three need samples.
+    data: what `reparam.data.open_samples` takes, such as a file or an iterable of batches (inputs, labels). labels: of
+        gradinit, where they do not come with the data. loss: of gradinit: takes the result of the model and the labels
+        (N,); cross entropy unless told.
+    dynamic: axes whose size stays free, as for `convert`. preprocessing: of images.
+    **options: those of `InitOptions` that the method reads, and seed=.
+
+    Tied weights stay tied, and what is not set is named with the reason. residual-scale, normalised-act and gaussian
+    put in parts that the model does not have: their module is the captured graph, in evaluation mode, with the model's
+    names for its weights.
+
+    Raises InputError or CaptureError for a model that cannot be taken in, for options that the method does not read,
+    and for a network in which it finds nothing to set.
+
+    >>> import torch, reparam
+    >>> net = torch.nn.Sequential(torch.nn.Linear(100, 512), torch.nn.ReLU(), torch.nn.Linear(512, 10))
+    >>> made = reparam.init(net, torch.randn(2, 100), method="he")
+    >>> [(w.name, round(w.deviation, 2)) for w in made.weights if w.name.endswith("weight")]
+    [('0.weight', 0.1), ('2.weight', 0.06)]
+    >>> made.module[0].weight.shape
+    torch.Size([512, 100])
+    """
+    check_callable(progress, "progress")
+    check_callable(loss, "loss")
+    wanted = read_options(method, options)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is {describe_type(model)}; weights are those of an nn.Module")
+    if method in WITH_DATA and data is None:
+        raise InputError(f"the method {method} looks at samples; give data, on the command line --calibrate")
+    if method not in WITH_DATA and data is not None:
+        raise InputError(f"the method {method} looks at no samples; leave data (--calibrate) out")
+    with foreign_code("copying the model", errors=True):
+        module = copy.deepcopy(model).eval()
+    captured = capture(module, example_inputs, dynamic=dynamic)
+    program = captured.program
+    weights = Weights(program, module, torch.Generator().manual_seed(wanted.seed))
+    if method in PLAIN:
+        outcome = PLAIN[method](weights, wanted)
+    elif method in DRIVEN:
+        found = open_batches(data, program, wanted.batch, preprocessing)
+        batches = [inputs for inputs, _ in zip(found, range(wanted.batches), strict=False)]
+        outcome = DRIVEN[method](weights, wanted, batches)
+    else:
+        source = _Labelled(program, data, labels, preprocessing, wanted.batch, tuple(example_inputs))
+        outcome = _learn(weights, wanted, source, loss or nn.functional.cross_entropy, progress)
+    refuse_unset(weights, method)
+    return _result(method, weights, outcome, captured.notes)
+
+
+def _result(method: str, weights: Weights, outcome: Outcome, notes: tuple[str, ...]) -> Initialised:
+    rewritten = method in REWRITING
+    program, module = weights.program, weights.module
+    said = weights.set_weights(), weights.left_weights()
+    if rewritten:
+        program.verify()
+        program = finalize(program.copy())
+        module = to_module(program)
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm | nn.Dropout) for m in weights.module.modules()):
+            notes = (*notes, "batch norms and dropouts of the written graph are as in evaluation mode")
+    return Initialised(
+        method,
+        module,
+        program,
+        rewritten,
+        *said,
+        outcome.inserted,
+        outcome.groups,
+        outcome.frozen,
+        (*notes, *outcome.notes),
+        outcome.figures,
+    )
+
+
+# ---- gradinit ----------------------------------------------------------------------------------------------------
+
+
+class _Labelled:
+    """Batches of samples with their labels, from the start each time."""
+
+    def __init__(
+        self, program: Program, data: Any, labels: Any, preprocessing: Any, size: int, examples: tuple[Any, ...]
+    ) -> None:
+        self.samples = open_samples(data, program, preprocessing=preprocessing, labels=labels)
+        self.dtypes, self.device, self.size, self.examples = (
+            [s.dtype for s in program.inputs],
+            program.device,
+            size,
+            examples,
+        )
+
+    def __call__(self) -> Iterator[gradinit.Batch]:
+        held: list[Any] = []
+        for sample in self.samples:
+            if sample.label is None:
+                raise InputError("the method gradinit needs labels; give them in the data, or apart as labels")
+            held.append(sample)
+            if len(held) == self.size:
+                yield self._joined(held)
+                held = []
+        if held:
+            yield self._joined(held)
+
+    def _joined(self, held: Sequence[Any]) -> gradinit.Batch:
+        columns = zip(*(s.inputs for s in held), strict=True)
+        inputs = iter([torch.cat(c).to(self.device, d) for c, d in zip(columns, self.dtypes, strict=True)])
+        leaves, spec = torch.utils._pytree.tree_flatten(self.examples)
+        filled = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        labels = torch.cat([torch.as_tensor(s.label).reshape(-1) for s in held]).to(self.device)
+        return torch.utils._pytree.tree_unflatten(filled, spec), labels
+
+
+def _learn(
+    weights: Weights, options: InitOptions, source: _Labelled, loss: gradinit.Loss, progress: Progress | None
+) -> Outcome:
+    by_origin = {c.origin: n for n, c in weights.program.constants.items() if c.trainable}
+    module = weights.module
+    names = [n for n, p in module.named_parameters() if n in by_origin and p.requires_grad]
+    how = gradinit.Learning(options.optimizer, options.rate, options.bound, options.steps, options.step_size)
+    module.train()
+    try:
+        made = gradinit.learn(module, names, source, how, loss, progress)
+    finally:
+        module.eval()
+    for name in names:
+        constant, alpha = by_origin[name], float(made.alpha[name])
+        weights.put(constant, weights.value(constant) * alpha, f"times {alpha:.4g}")
+    multipliers = {name: float(made.alpha[name]) for name in names}
+    return Outcome(
+        figures={
+            "multipliers": multipliers,
+            "kinds": made.kinds,
+            "norms": made.norms,
+            "objectives": made.objectives,
+        }
+    )

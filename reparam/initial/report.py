@@ -1,0 +1,90 @@
+"""What an initialisation did: what was set, to which scale, what was left and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from reparam.ir import Program
+
+
+@dataclass(frozen=True)
+class SetWeight:
+    """A weight that was set. name: in the model. deviation, before: the root of the mean square of its entries, after
+    and before. what: what it was set to, in words."""
+
+    name: str
+    shape: tuple[int, ...]
+    deviation: float
+    before: float
+    what: str
+
+
+@dataclass(frozen=True)
+class LeftWeight:
+    """A weight that was left as it is, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method has to say beside the weights that it set; see `Initialised`."""
+
+    inserted: tuple[str, ...] = ()
+    groups: tuple[Mapping[str, Any], ...] = ()
+    frozen: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """A model with new weights.
+
+    module: a copy of the model, in evaluation mode; where the method puts in parts that the model does not have, a
+    module of the captured graph, whose weights keep their names. program: what it computes. rewritten: whether it is
+    such a module. weights, left: what was set and what was not. inserted: in words, what was put in and where.
+    groups: of parameters, by name, with the factors of an optimiser's learning rate and weight decay; empty where all
+    are treated alike. frozen: parameters that are not to be trained. figures: what was measured on the way.
+    """
+
+    method: str
+    module: nn.Module
+    program: Program
+    rewritten: bool
+    weights: tuple[SetWeight, ...]
+    left: tuple[LeftWeight, ...]
+    inserted: tuple[str, ...] = ()
+    groups: tuple[Mapping[str, Any], ...] = ()
+    frozen: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def parameter_groups(self, rate: float, decay: float) -> list[dict[str, Any]]:
+        """Groups for an optimiser of torch with the learning rate `rate` and the weight decay `decay`."""
+        held = dict(self.module.named_parameters())
+        plain: tuple[Mapping[str, Any], ...] = ({"params": list(held), "rate": 1.0, "decay": 1.0},)
+        made = []
+        for group in self.groups or plain:
+            parameters = [held[n] for n in group["params"] if n in held and held[n].requires_grad]
+            made.append({"params": parameters, "lr": rate * group["rate"], "weight_decay": decay * group["decay"]})
+        return made
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report, as the command line writes it."""
+        return {
+            "method": self.method,
+            "rewritten": self.rewritten,
+            "weights": [asdict(w) | {"shape": list(w.shape)} for w in self.weights],
+            "left": [asdict(w) for w in self.left],
+            "inserted": list(self.inserted),
+            "groups": [dict(group) for group in self.groups],
+            "frozen": list(self.frozen),
+            "notes": list(self.notes),
+            "figures": dict(self.figures),
+        }

@@ -1,0 +1,238 @@
+"""The weights of a model under way: read through the captured program, set in the model's own parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.algebra import read_layer
+from reparam.errors import InputError
+from reparam.ir import (
+    MATMULS,
+    WEIGHTED,
+    Program,
+    arguments,
+    aten,
+    is_call,
+    shape_of,
+    upstream,
+)
+
+from .report import LeftWeight, SetWeight
+
+NOT_SET = "it is no weight that the method sets"
+TRUNCATED_AT = 2.0  # standard deviations, of the truncated normal distribution
+_PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
+
+
+@dataclass(frozen=True)
+class Part:
+    """One weighted call with a weight of its own: a convolution, transposed convolution, linear layer or product with a
+    matrix.
+
+    x: what it reads. weight, bias: their names in the program; bias may be None.
+    shape: of the weight. groups: of a convolution. kind: conv, transposed, linear, or matrix, which is (in, out).
+    """
+
+    node: fx.Node
+    x: fx.Node
+    weight: str
+    bias: str | None
+    shape: tuple[int, ...]
+    groups: int
+    kind: str
+
+    @property
+    def taps(self) -> int:
+        """Of the kernel."""
+        return math.prod(self.shape[2:])
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the result, of each group."""
+        return self.shape[1] if self.kind in ("transposed", "matrix") else self.shape[0] // self.groups
+
+    @property
+    def inputs(self) -> int:
+        """Channels that one result reads."""
+        if self.kind == "transposed":
+            return self.shape[0] // self.groups
+        return self.shape[0] if self.kind == "matrix" else self.shape[1]
+
+    @property
+    def fan_in(self) -> int:
+        return self.inputs * self.taps
+
+    @property
+    def fan_out(self) -> int:
+        return self.outputs * self.taps
+
+
+class Weights:
+    """The weights of one model. program: captured from `module`, with which it shares its weights."""
+
+    def __init__(self, program: Program, module: nn.Module, generator: torch.Generator) -> None:
+        self.program, self.module, self.generator = program, module, generator
+        self.before = {n: _size(c.value) for n, c in program.constants.items()}
+        self.changed: dict[str, str] = {}
+        self.why: dict[str, str] = {}
+        self._own = {
+            **dict(module.named_buffers(remove_duplicate=False)),
+            **dict(module.named_parameters(remove_duplicate=False)),
+        }
+
+    # ---- reading -------------------------------------------------------------------------------------------
+
+    def parts(self) -> Iterator[Part]:
+        """The weighted calls that can be set, in execution order. A weight that is read twice comes with each call."""
+        for node in self.program.calls():
+            if not node.meta["data"]:
+                continue
+            part = self._part(node)
+            if part is not None:
+                yield part
+            elif is_call(node, WEIGHTED | MATMULS):
+                self._explain(node)
+
+    def first_parts(self) -> Iterator[Part]:
+        """The same, each weight once, with the first call that reads it."""
+        seen: set[str] = set()
+        for part in self.parts():
+            if part.weight not in seen:
+                seen.add(part.weight)
+                yield part
+
+    def _part(self, node: fx.Node) -> Part | None:
+        layer = read_layer(self.program, node)
+        if layer is not None:
+            bias = None if layer.bias is None else str(layer.bias.target)
+            shape = shape_of(layer.weight)
+            return Part(node, layer.x, str(layer.weight.target), bias, shape, layer.geometry.groups, layer.kind)
+        if not is_call(node, _PRODUCTS):
+            return None
+        held = list(arguments(node).values())
+        bias_node, x, weight = held[:3] if is_call(node, {aten.addmm.default}) else (None, *held[:2])
+        plain = self.program.constant(weight) is not None and (
+            bias_node is None or self.program.constant(bias_node) is not None
+        )
+        if not plain or len(shape_of(weight)) != 2 or not x.meta["data"]:
+            return None
+        bias = None if bias_node is None else str(bias_node.target)
+        return Part(node, x, str(weight.target), bias, shape_of(weight), 1, "matrix")
+
+    def _explain(self, node: fx.Node) -> None:
+        """Why the weights that only compute the weight of this call are left."""
+        for operand in node.all_input_nodes:
+            if operand.meta["data"] or operand.op == "get_attr":
+                continue
+            for above in upstream([operand]):
+                if above.op == "get_attr":
+                    self.leave(str(above.target), "the weight of its layer is computed from it, and others")
+
+    def value(self, name: str) -> Tensor:
+        """A weight in float64."""
+        return self.program.constants[name].value.detach().to(torch.float64)
+
+    def name(self, name: str) -> str:
+        """What the model calls a weight of the program."""
+        return self.program.constants[name].origin
+
+    # ---- setting -------------------------------------------------------------------------------------------
+
+    def put(self, name: str, value: Tensor, what: str) -> None:
+        """Sets a weight, in the model's own parameter. what: in words. Raises InputError where there is none."""
+        constant = self.program.constants[name]
+        own = self._own.get(constant.origin)
+        if own is None or own.shape != constant.value.shape:
+            raise InputError(f"the model has no parameter '{constant.origin}' of the shape that its graph reads")
+        with torch.no_grad():
+            own.copy_(value.to(own.dtype))
+        self.program.constants[name] = replace(constant, value=own.detach())
+        self.changed[name] = what
+        self.why.pop(name, None)
+
+    def clear_bias(self, part: Part) -> None:
+        """Sets the bias of a call to zero, where it has one."""
+        if part.bias is not None:
+            self.put(part.bias, torch.zeros(self.program.constants[part.bias].value.shape), "zero")
+
+    def leave(self, name: str, why: str) -> None:
+        """Notes why a weight stays as it is, unless it is set."""
+        if name not in self.changed:
+            self.why.setdefault(name, why)
+
+    def draw(self, part: Part, variance: float, distribution: str) -> Tensor:
+        """Weights of mean zero with that variance, in the shape of the part."""
+        return draw(part.shape, variance, distribution, self.generator, _matrix_rows(part))
+
+    # ---- telling -------------------------------------------------------------------------------------------
+
+    def set_weights(self) -> tuple[SetWeight, ...]:
+        """What was set, in the order in which it was."""
+        return tuple(
+            SetWeight(self.name(n), tuple(c.value.shape), _size(c.value), self.before.get(n, math.nan), what)
+            for n, what in self.changed.items()
+            if (c := self.program.constants[n]) is not None
+        )
+
+    def left_weights(self) -> tuple[LeftWeight, ...]:
+        """Every other trainable weight that the network reads, with the reason."""
+        found = []
+        for name, constant in self.program.constants.items():
+            if name not in self.changed and constant.trainable:
+                found.append(LeftWeight(constant.origin, self.why.get(name, NOT_SET)))
+        return tuple(found)
+
+
+def _size(value: Tensor) -> float:
+    """The root of the mean square."""
+    if not value.is_floating_point() or not value.numel():
+        return math.nan
+    return float(value.detach().to(torch.float64).square().mean().sqrt())
+
+
+def _matrix_rows(part: Part) -> int:
+    """How many axes of the weight, from the first, count results: where it is an orthogonal matrix's rows."""
+    return 0 if part.kind in ("transposed", "matrix") else 1
+
+
+def draw(
+    shape: tuple[int, ...], variance: float, distribution: str, generator: torch.Generator, rows: int = 1
+) -> Tensor:
+    """Random numbers of mean zero and that variance, in float64.
+
+    distribution: normal, uniform, truncated (normal, cut at two deviations, wider so that the variance is kept), or
+    orthogonal: rows or columns of one matrix are orthogonal and of one length. rows: 0 where the first axis is that of
+    what is read.
+    """
+    deviation = math.sqrt(variance)
+    if distribution == "uniform":
+        return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * math.sqrt(3) * deviation
+    if distribution == "truncated":
+        x = torch.empty(shape, dtype=torch.float64)
+        edge = math.erf(TRUNCATED_AT / math.sqrt(2))
+        x.uniform_(-edge, edge, generator=generator).erfinv_().mul_(math.sqrt(2))
+        density = math.exp(-(TRUNCATED_AT**2) / 2) / math.sqrt(2 * math.pi)
+        return x * (deviation / math.sqrt(1 - 2 * TRUNCATED_AT * density / edge))
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if distribution == "normal" or len(shape) < 2:
+        return x * deviation
+    flat = x.flatten(1) if rows else x.flatten(1).t()
+    tall = flat.shape[0] >= flat.shape[1]
+    q, r = torch.linalg.qr(flat if tall else flat.t())
+    q = q * torch.sign(torch.diagonal(r))
+    q = q if tall else q.t()
+    made: Tensor = (q if rows else q.t()).reshape(shape)
+    return made * (deviation / float(made.square().mean().sqrt()))
+
+
+def refuse_unset(weights: Weights, method: str) -> None:
+    """Raises InputError where a method found nothing to set."""
+    if not weights.changed:
+        reasons = sorted({left.why for left in weights.left_weights()} - {NOT_SET})
+        why = f": {reasons[0]}" if reasons else ""
+        raise InputError(f"the method {method} finds no weight to set in this network{why}")

@@ -1,0 +1,39 @@
+"""What signals do on their way through a network: their moments, predicted and measured, and what becomes of gradients.
+Nothing here changes a network.
+"""
+
+from .analysis import KINDS, analyze
+from .branches import Block, blocks
+from .functions import Function, activations, function_behind, function_read, gain_of
+from .gaussian import points_of, power_of
+from .moments import Predicted, predict
+from .pictures import draw_pictures, line_picture
+from .power import Power, measured
+from .table import Analysis, Table
+from .walk import Policy, Scale, Weighed, as_it_is
+
+__all__ = [
+    "KINDS",
+    "Analysis",
+    "Block",
+    "Function",
+    "Policy",
+    "Power",
+    "Predicted",
+    "Scale",
+    "Table",
+    "Weighed",
+    "activations",
+    "analyze",
+    "as_it_is",
+    "blocks",
+    "draw_pictures",
+    "function_behind",
+    "function_read",
+    "gain_of",
+    "line_picture",
+    "measured",
+    "points_of",
+    "power_of",
+    "predict",
+]

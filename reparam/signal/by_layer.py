@@ -1,0 +1,214 @@
+"""Analyses layer by layer: moments, gradients, gaussianity, norm."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.errors import InputError
+from reparam.ir import ADDS, NORMS, WEIGHTED, Program, aten, is_call, is_float, op_name, place_of
+
+from .functions import activations
+from .moments import predict
+from .power import Power, measured
+from .roles import usual
+from .running import Sampled, differentiable
+from .table import Table, ratio
+from .values import Value
+
+_PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
+
+
+def stations(program: Program) -> list[fx.Node]:
+    """Layers, norms, activations and sums: the calls whose values are worth a row."""
+    functions = {f.result for f in activations(program)}
+    return [
+        n
+        for n in program.calls()
+        if n.meta["data"] and is_float(n) and (is_call(n, WEIGHTED | NORMS | ADDS | _PRODUCTS) or n in functions)
+    ]
+
+
+class Moved:
+    """Moments of a value over batches, as `Power`: the mean of the batches' own."""
+
+    def __init__(self) -> None:
+        self.found: list[Power] = []
+
+    def add(self, value: Tensor, roles: Any) -> None:
+        self.found.append(measured(value, roles))
+
+    @property
+    def power(self) -> Power:
+        n = len(self.found)
+        return Power(*(sum(getattr(p, k) for p in self.found) / n for k in ("mean", "channel", "sample", "place")))
+
+
+def names_of(nodes: list[fx.Node]) -> list[str]:
+    """A name for each node: its module, with the operator where several share it."""
+    places = [place_of(n) for n in nodes]
+    names = [p if places.count(p) == 1 else f"{p}: {op_name(n)}" for n, p in zip(nodes, places, strict=True)]
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if names.count(name) == 1 else f"{name} {seen[name]}")
+    return unique
+
+
+def moments(sampled: Sampled) -> Table:
+    """Mean, variance and share of power in channel means of each value, predicted from the weights and measured."""
+    nodes = stations(sampled.program)
+    if not nodes:
+        raise InputError("the network has no layer whose values could be measured")
+    given = _inputs(sampled)
+    found = predict(sampled.program, training=sampled.training, inputs=given, seed=sampled.seed)
+    seen: dict[fx.Node, Moved] = {n: Moved() for n in nodes}
+
+    def observe(node: fx.Node, value: Any) -> None:
+        if node in seen:
+            seen[node].add(value, _roles(found.values, node, value))
+
+    sampled.run(observe)
+    rows = []
+    for node, name in zip(nodes, names_of(nodes), strict=True):
+        power, told = seen[node].power, found.power(node)
+        guess = (None, None) if told is None else (told.variance, told.share_of_means)
+        rows.append((name, op_name(node), power.mean, power.variance, guess[0], power.share_of_means, guess[1]))
+    variances = tuple(seen[n].power.variance for n in nodes)
+    return Table(
+        "moments",
+        "mean and variance of values, measured and predicted from the weights",
+        ("place", "call", "mean", "variance", "predicted variance", "in channel means", "predicted in channel means"),
+        tuple(rows),
+        {"variance": variances, "in channel means": tuple(seen[n].power.share_of_means for n in nodes)},
+        log=True,
+        facts={"drawn": len(found.drawn), "unknown": sum(found.power(n) is None for n in nodes)},
+    )
+
+
+def _inputs(sampled: Sampled) -> dict[str, Power]:
+    given: dict[str, Power] = {}
+    if sampled.random:
+        return given
+    for i, spec in enumerate(sampled.program.inputs):
+        if spec.dtype.is_floating_point:
+            seen = Moved()
+            for batch in sampled.batches:
+                value = batch[i].to(torch.float64)
+                seen.add(value, usual(value.dim(), channels_last=value.dim() == 3))
+            given[spec.name] = seen.power
+    return given
+
+
+def _roles(known: Any, node: fx.Node, value: Tensor) -> Any:
+    at = known.get(node)
+    fits = isinstance(at, Value) and len(at.roles) == value.dim()
+    return at.roles if fits else usual(value.dim(), channels_last=value.dim() == 3)
+
+
+def gradients(sampled: Sampled) -> Table:
+    """The gradient of a random function of the result, by each value: how it grows or shrinks on its way back."""
+    nodes = [n for n in stations(sampled.program) if not is_call(n, NORMS)]
+    generator = torch.Generator().manual_seed(sampled.seed)
+    sums = dict.fromkeys(nodes, 0.0)
+    squares = dict.fromkeys(nodes, 0.0)
+    outputs = 0.0
+    for batch in sampled.batches:
+        made = differentiable(sampled.program, batch, frozenset(nodes), training=sampled.training)
+        if not made.outputs:
+            raise InputError("no output of the network can be differentiated")
+        known = [n for n in nodes if n in made.values]
+        cotangents = made.cotangents(generator)
+        outputs += sum(float(g.square().sum()) for g in cotangents)
+        for node, g in zip(known, made.gradients([made.values[n] for n in known], cotangents), strict=True):
+            sums[node] += float(g.square().sum())
+            squares[node] += float(g.square().mean())
+    count = len(sampled.batches)
+    rows = []
+    for node, name in zip(nodes, names_of(nodes), strict=True):
+        rows.append((name, op_name(node), squares[node] / count, ratio(sums[node], outputs)))
+    return Table(
+        "gradients",
+        "gradients of a random function of the result, by depth",
+        ("place", "call", "variance", "backward gain"),
+        tuple(rows),
+        {"backward gain": tuple(row[3] for row in rows)},
+        log=True,
+        facts={"gain through the whole": rows[0][3] if rows else None},
+    )
+
+
+def gaussianity(sampled: Sampled) -> Table:
+    """Kolmogorov and Smirnov's distance between the distribution of each layer's pre-activations and the normal one of
+    their mean and deviation."""
+    roots = list(dict.fromkeys(f.root for f in activations(sampled.program)))
+    if not roots:
+        raise InputError("the network has no activation, so that there are no pre-activations")
+    held: dict[fx.Node, list[Tensor]] = {n: [] for n in roots}
+
+    def observe(node: fx.Node, value: Any) -> None:
+        if node in held:
+            held[node].append(value.detach().flatten())
+
+    sampled.run(observe)
+    rows = []
+    for node, name in zip(roots, names_of(roots), strict=True):
+        values = torch.cat(held.pop(node))
+        rows.append((name, normal_distance(values), len(values)))
+    return Table(
+        "gaussianity",
+        "distance of pre-activations from a normal distribution (0: normal, 0.5: two values)",
+        ("place", "distance", "values"),
+        tuple(rows),
+        {"distance": tuple(row[1] for row in rows)},
+    )
+
+
+def normal_distance(values: Tensor, *, most: int = 2_000_000) -> float:
+    """Kolmogorov and Smirnov's distance of values (n,) from N(mean, variance); 1 for values that are all the same."""
+    x = values[:: max(1, len(values) // most)].to(torch.float64)
+    deviation = float(x.std(correction=0))
+    if not deviation > 0:
+        return 1.0
+    z = ((x - x.mean()) / deviation).sort().values
+    below = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    steps = torch.arange(len(z) + 1, dtype=torch.float64) / len(z)
+    return float(torch.maximum((below - steps[:-1]).abs(), (below - steps[1:]).abs()).max())
+
+
+def norms(sampled: Sampled) -> Table:
+    """What norms leave: the share of power that lies in the means of channels, and what tells samples apart."""
+    nodes = [n for n in sampled.program.calls() if is_call(n, NORMS) and n.meta["data"]]
+    if not nodes:
+        raise InputError("the network has no norm")
+    found = predict(sampled.program, training=sampled.training, seed=sampled.seed).values
+    before: dict[fx.Node, Moved] = {n: Moved() for n in nodes}
+    after: dict[fx.Node, Moved] = {n: Moved() for n in nodes}
+    readers: dict[fx.Node, list[fx.Node]] = {}
+    for n in nodes:
+        readers.setdefault(n.all_input_nodes[0], []).append(n)
+
+    def observe(node: fx.Node, value: Any) -> None:
+        for reader in readers.get(node, ()):
+            before[reader].add(value, _roles(found, reader, value))
+        if node in after:
+            after[node].add(value, _roles(found, node, value))
+
+    sampled.run(observe)
+    rows = []
+    for node, name in zip(nodes, names_of(nodes), strict=True):
+        new = after[node].power
+        old = before[node].power if before[node].found else None
+        samples = None if old is None else ratio(old.sample, old.second)
+        rows.append((name, op_name(node), new.share_of_means, samples, ratio(new.sample, new.second)))
+    return Table(
+        "norm",
+        "collapse behind norms: power in the means of channels, and power that tells samples apart",
+        ("place", "norm", "in channel means", "of samples before", "of samples behind"),
+        tuple(rows),
+        {"in channel means": tuple(row[2] for row in rows)},
+    )

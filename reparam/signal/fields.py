@@ -1,0 +1,138 @@
+"""erf: the effective receptive field. The gradient of one unit at the centre of a value, by the input.
+
+    sigma of the map |dy/dx|, as a distribution over places; area: places above 1 - 0.9545 of its largest entry; reach:
+    the side of what is not zero
+
+For n convolutions of kernel k with equal weights sigma = sqrt(n(k^2 - 1)/12), and the reach is n(k - 1) + 1.
+
+Source: Luo et al. 2016, "Understanding the effective receptive field in deep convolutional neural networks",
+arXiv 1701.04128.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, fx
+
+from reparam.errors import InputError
+from reparam.ir import CONVS, Program, arguments, is_call, is_float, place_of, shape_of
+
+from .running import Sampled, differentiable
+from .table import Table
+
+LEVEL = 1 - 0.9545  # of the largest entry
+MOST_POINTS = 128  # of a side of the map that is kept
+DRAWS = 4  # of random directions in the channels of a unit
+
+
+def field(sampled: Sampled, unit: str | None = None) -> Table:
+    """The field of the centre of the value that the module `unit` gives, by default of the last value with places."""
+    program = sampled.program
+    source = _image(program)
+    node = _unit(program, unit)
+    total: Tensor | None = None
+    for index, batch in enumerate(sampled.batches):
+        made = differentiable(program, batch, frozenset({node}), training=sampled.training)
+        value, x = made.values[node], made.leaves[source]
+        for draw in range(DRAWS):
+            generator = torch.Generator().manual_seed(sampled.seed + index * DRAWS + draw)
+            (gradient,) = torch.autograd.grad(value, x, _at_centre(value, generator), retain_graph=True)
+            part = gradient.abs().mean((0, 1))
+            total = part if total is None else total + part
+    assert total is not None
+    return _table(total / total.sum().clamp(min=1e-300), place_of(node))
+
+
+def _image(program: Program) -> int:
+    """The placeholder whose values lie in places."""
+    specs = {s.name: s for s in program.inputs}
+    for i, node in enumerate(program.placeholders):
+        spec = specs.get(str(node.target))
+        if spec is not None and spec.dtype.is_floating_point and len(spec.shape) in (3, 4):
+            return i
+    raise InputError("a receptive field needs an input with places, (N, C, L) or (N, C, H, W)")
+
+
+def _unit(program: Program, unit: str | None) -> fx.Node:
+    """The value whose centre is looked at."""
+    known = [n for n in program.calls() if n.meta["data"] and is_float(n) and _has_places(n)]
+    if unit is not None:
+        known = [n for n in known if place_of(n) == unit]
+        if not known:
+            raise InputError(
+                f"no value with places is made by a module '{unit[:60]}'; name one that --what moments lists"
+            )
+    if not known:
+        raise InputError("the network has no value with places, (N, C, H, W), (N, C, L) or (N, tokens, features)")
+    return known[-1]
+
+
+def _has_places(node: fx.Node) -> bool:
+    shape = shape_of(node)
+    if len(shape) == 4:
+        return max(shape[2:]) > 1 or _looks_around(node)
+    return len(shape) == 3 and min(shape[1:]) > 1
+
+
+def _looks_around(node: fx.Node) -> bool:
+    """Whether a call is a convolution with more than one tap, whose single result is a unit too."""
+    return is_call(node, CONVS) and math.prod(shape_of(arguments(node)["weight"])[2:]) > 1
+
+
+def _at_centre(value: Tensor, generator: torch.Generator) -> Tensor:
+    """A random sign for each channel at the central place, zero elsewhere; +1 for a single channel."""
+    cotangent = torch.zeros_like(value)
+    if value.dim() == 4:
+        signs = _signs(value.shape[1], generator)
+        cotangent[:, :, value.shape[2] // 2, value.shape[3] // 2] = signs
+    else:  # tokens in axis 1
+        cotangent[:, value.shape[1] // 2] = _signs(value.shape[2], generator)
+    return cotangent
+
+
+def _signs(count: int, generator: torch.Generator) -> Tensor:
+    if count == 1:
+        return torch.ones(1, dtype=torch.float64)
+    return 2.0 * torch.randint(0, 2, (count,), generator=generator).to(torch.float64) - 1
+
+
+def _table(share: Tensor, name: str) -> Table:
+    flat = share if share.dim() == 2 else share.unsqueeze(0)
+    sigmas = [_deviation(flat.sum(1 - axis)) for axis in range(2) if flat.shape[axis] > 1]
+    sigma = math.sqrt(sum(s * s for s in sigmas) / max(1, len(sigmas)))
+    area = int((share >= LEVEL * share.max()).sum())
+    reached = share > 0
+    sides = [
+        int(reached.any(1 - axis).sum()) if share.dim() == 2 else int(reached.sum()) for axis in range(share.dim())
+    ]
+    reach = max(sides)
+    side = area ** (1 / share.dim())
+    row = (name, sigma, area, side, reach, side / reach if reach else None)
+    return Table(
+        "erf",
+        "effective receptive field of the central unit",
+        ("place", "sigma", "area", "side", "reach", "side/reach"),
+        (row,),
+        {"across": tuple(map(float, _shrunk(flat.sum(0).unsqueeze(0))[0]))},
+        maps={"field": tuple(tuple(map(float, r)) for r in _shrunk(flat))},
+        facts=dict(zip(("sigma", "area", "side", "reach", "side/reach"), row[1:], strict=True)),
+    )
+
+
+def _deviation(profile: Tensor) -> float:
+    at = torch.arange(len(profile), dtype=torch.float64)
+    total = profile.sum().clamp(min=1e-300)
+    mean = (profile * at).sum() / total
+    return float(((profile * (at - mean).square()).sum() / total).sqrt())
+
+
+def _shrunk(values: Tensor) -> Tensor:
+    """At most MOST_POINTS points a side, by sums of neighbours."""
+    rows, columns = (max(1, -(-s // MOST_POINTS)) for s in values.shape)
+    if rows == columns == 1:
+        return values
+    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % columns, 0, -values.shape[0] % rows))
+    summed: Tensor = padded.unflatten(0, (-1, rows)).unflatten(2, (-1, columns)).sum((1, 3))
+    return summed

@@ -1,0 +1,223 @@
+"""Pointwise functions in a program: which calls make up one, from which value, what it does to a normal variable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from reparam.ir import (
+    ACTIVATIONS,
+    ADDS,
+    AVG_POOLS,
+    BATCH_NORMS,
+    CASTS,
+    DIVS,
+    DROPOUTS,
+    IDENTITIES,
+    MAX_POOLS,
+    MOVEMENTS,
+    MULS,
+    SUBS,
+    WEIGHTED,
+    Program,
+    aten,
+    evaluate_region,
+    is_call,
+    is_float,
+    is_tensor,
+    upstream,
+)
+
+from .gaussian import points_of, power_of
+from .power import Power
+from .values import by_groups
+
+_UNTAGGED = frozenset({aten.prelu.default, aten.log_sigmoid.default, aten.softplus.default})
+PASSIVE = MOVEMENTS | IDENTITIES | DROPOUTS | CASTS
+POOLS = (
+    AVG_POOLS
+    | MAX_POOLS
+    | {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
+)
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether each element of the result is a function of the elements at its place alone."""
+    tags = getattr(node.target, "tags", ())
+    return node.op == "call_function" and (
+        torch.Tag.pointwise in tags or is_call(node, ACTIVATIONS) or is_call(node, _UNTAGGED)
+    )
+
+
+def depending(node: fx.Node) -> list[fx.Node]:
+    """The tensors among the operands of a call that depend on the inputs."""
+    return [
+        n for n in node.all_input_nodes if n.meta.get("data") and isinstance(n.meta.get("val"), Tensor | tuple | list)
+    ]
+
+
+@dataclass(frozen=True)
+class Function:
+    """result = f(root), element by element. calls: those that compute it, in order."""
+
+    program: Program
+    root: fx.Node
+    result: fx.Node
+    calls: tuple[fx.Node, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """f at points x (points,): (points,), or (K, points) where channels differ, with a row for each group."""
+        known: dict[fx.Node, Tensor] = {self.root: x}
+        for call in self.calls:
+            for operand in call.all_input_nodes:
+                if operand in known or operand in self.calls:
+                    continue
+                inner = upstream([operand])
+                value = evaluate_region(self.program, [n for n in inner if n.op != "placeholder"], {})[operand]
+                spread = by_groups(value) if isinstance(value, Tensor) else value
+                known[operand] = spread if isinstance(spread, Tensor) else torch.tensor(spread, dtype=torch.float64)
+        for call in self.calls:
+            if is_call(call, {aten.prelu.default}):
+                inside, slope = (known[n] for n in call.all_input_nodes)
+                known[call] = torch.where(inside > 0, inside, slope * inside)
+            else:
+                known |= {call: evaluate_region(self.program, [call], known)[call]}
+        return known[self.result]
+
+    @property
+    def linear(self) -> bool:
+        """Whether f(x) = a*x + b, as far as a few points show."""
+        y = self(torch.tensor([-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0], dtype=torch.float64)).reshape(-1, 7)
+        slopes = torch.stack([(y[:, i] - y[:, 3]) / x for i, x in ((0, -4), (1, -2), (2, -1), (4, 1), (5, 2), (6, 4))])
+        return bool(torch.allclose(slopes, slopes[:1].expand_as(slopes), rtol=1e-9, atol=1e-12))
+
+    def power(self, of: Power | None = None) -> Power:
+        """Of f(X); X ~ N(0, 1) unless told."""
+        return power_of(self(points_of(of or Power(place=1.0))))
+
+    def slope_power(self) -> float:
+        """E f'(X)^2, X ~ N(0, 1)."""
+        x = torch.linspace(-10, 10, 40_000, dtype=torch.float64)
+        step = 1e-6
+        slope = (self(x + step) - self(x - step)).reshape(-1, len(x)) / (2 * step)
+        w = torch.exp(-x.square() / 2)
+        return float((slope.square().mean(0) * w).sum() / w.sum())
+
+
+def function_at(program: Program, node: fx.Node) -> Function | None:
+    """The longest pointwise function of one value whose result `node` is; None where it is none."""
+    roots: dict[fx.Node, fx.Node] = {}
+    calls = [n for n in upstream([node], stop=lambda n: not _goes_on(n))]
+    for call in calls:
+        held = depending(call)
+        above = {roots.get(n, n) for n in held}
+        alike = all(is_tensor(n) and n.meta["val"].shape == call.meta["val"].shape for n in held)
+        if len(above) == 1 and alike:
+            roots[call] = above.pop()
+    if node not in roots:
+        return None
+    root = roots[node]
+    kept = [c for c in upstream([node], stop=lambda n: n is root or not _goes_on(n)) if c in roots]
+    found = Function(program, root, node, tuple(kept))
+    return found if all(roots[c] is root for c in kept) else None
+
+
+def _goes_on(node: fx.Node) -> bool:
+    return is_pointwise(node) and bool(node.meta.get("data")) and is_float(node)
+
+
+def activations(program: Program) -> Iterator[Function]:
+    """The pointwise functions, not linear, of what a layer has made, each as a whole, in order. Gates are left out."""
+    made: set[fx.Node] = set()  # by some layer
+    for node in program.calls():
+        if node.meta["data"] and (is_call(node, WEIGHTED) or any(n in made for n in node.all_input_nodes)):
+            made.add(node)
+        if not _goes_on(node) or node not in made or _is_scaling(node):
+            continue
+        found = function_at(program, node)
+        if found is None or _continued(program, node, found.root) or _is_gate(node) or found.linear:
+            continue
+        yield found
+
+
+def _continued(program: Program, node: fx.Node, root: fx.Node) -> bool:
+    """Whether some user computes more of the same function of `root`, other than by scaling and shifting the whole."""
+    for user in node.users:
+        if not _goes_on(user):
+            continue
+        if _is_scaling(user):
+            if _continued(program, user, root):
+                return True
+            continue
+        longer = function_at(program, user)
+        if longer is not None and longer.root is root:
+            return True
+    return False
+
+
+def _is_scaling(node: fx.Node) -> bool:
+    """Whether a call only scales or shifts one value."""
+    alone = len(depending(node)) == 1
+    return is_call(node, ADDS | SUBS | MULS | DIVS) and len(node.all_input_nodes) >= 1 and alone
+
+
+def _is_gate(node: fx.Node) -> bool:
+    """Whether the result only multiplies other values that depend on the inputs."""
+
+    def multiplies(user: fx.Node) -> bool:
+        if is_call(user, PASSIVE):
+            return _is_gate(user)
+        return is_call(user, MULS) and len(depending(user)) > 1
+
+    return bool(node.users) and all(multiplies(user) for user in node.users)
+
+
+def function_read(program: Program, node: fx.Node) -> Function | None:
+    """The function whose values `node` is, perhaps moved, pooled or dropped from; None where it is something else."""
+    while True:
+        if _goes_on(node) and (found := function_at(program, node)) is not None:
+            return found
+        if not is_call(node, PASSIVE | POOLS | {aten.mean.dim}):
+            return None
+        held = depending(node)
+        if len(held) != 1:
+            return None
+        node = held[0]
+
+
+def function_behind(program: Program, node: fx.Node) -> Function | None:
+    """The function that reads the result of `node`, behind batch norms and movement; None unless all users agree."""
+    while True:
+        users = [u for u in node.users if u.op == "call_function"]
+        if len(users) == 1 and is_call(users[0], PASSIVE | BATCH_NORMS):
+            node = users[0]
+            continue
+        ends = [u for u in node.users if _goes_on(u)]
+        if not ends or len(ends) != len(node.users):
+            return None
+        found: Function | None = None
+        stack = list(ends)
+        seen: set[fx.Node] = set()
+        while stack:
+            user = stack.pop()
+            if user in seen:
+                continue
+            seen.add(user)
+            whole = function_at(program, user)
+            if whole is None or whole.root is not node:
+                continue
+            found = whole if found is None or len(whole.calls) > len(found.calls) else found
+            stack += [u for u in user.users if _goes_on(u)]
+        return found
+
+
+def gain_of(function: Function | None, *, backward: bool = False) -> float:
+    """1/E f(X)^2, or 1/E f'(X)^2, X ~ N(0, 1); 1 without a function."""
+    if function is None:
+        return 1.0
+    power = function.slope_power() if backward else function.power().second
+    return 1 / power if power > 0 and math.isfinite(power) else 1.0

@@ -1,0 +1,139 @@
+"""The size of a value of a network, as four numbers.
+
+    y[n, c, p] = mean + C[c] + S[n, c] + P[n, c, p]
+
+n counts samples, c channels, p places (pixels, tokens). C, S and P are uncorrelated, of mean zero, with the variances
+`channel`, `sample` and `place`. C is the same for every sample: power that lies in the means of channels. An average
+over places leaves C and S as they are, a batch norm removes mean and C, and a layer with independent weights of mean
+zero turns mean^2 + C into C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Roles = tuple[frozenset[str], ...]  # of each axis: whether it counts samples ("n"), channels ("c"), places ("p")
+MANY = 16
+SAMPLE, CHANNEL, PLACE = frozenset("n"), frozenset("c"), frozenset("p")
+
+
+@dataclass(frozen=True)
+class Power:
+    """mean: over everything. channel, sample, place: variances of the three parts, see above."""
+
+    mean: float = 0.0
+    channel: float = 0.0
+    sample: float = 0.0
+    place: float = 0.0
+
+    @property
+    def variance(self) -> float:
+        """Var y, over samples, channels and places."""
+        return self.channel + self.sample + self.place
+
+    @property
+    def second(self) -> float:
+        """E y^2."""
+        return self.mean**2 + self.variance
+
+    @property
+    def share_of_means(self) -> float:
+        """The share of E y^2 that lies in the means of channels."""
+        return (self.mean**2 + self.channel) / self.second if self.second > 0 else 0.0
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.second)
+
+    def scaled(self, factor: float) -> Power:
+        """Of factor*y."""
+        q = factor**2
+        return Power(self.mean * factor, self.channel * q, self.sample * q, self.place * q)
+
+    def plus(self, other: Power) -> Power:
+        """Of x + y, uncorrelated."""
+        return Power(
+            self.mean + other.mean,
+            self.channel + other.channel,
+            self.sample + other.sample,
+            self.place + other.place,
+        )
+
+    def times(self, other: Power) -> Power:
+        """Of x*y, independent."""
+        mean = self.mean * other.mean
+        parts = [
+            (self.mean**2, other.mean**2),
+            (self.mean**2 + self.channel, other.mean**2 + other.channel),
+            (self.second - self.place, other.second - other.place),
+            (self.second, other.second),
+        ]
+        one, two, three, four = (a * b for a, b in parts)
+        return Power(mean, two - one, three - two, four - three)
+
+    def weighed(self, gain: float) -> Power:
+        """Behind a layer of independent weights of mean zero; gain: fan_in*E w^2."""
+        return Power(0.0, gain * (self.mean**2 + self.channel), gain * self.sample, gain * self.place)
+
+    def averaged(self, places: float) -> Power:
+        """The mean over so many places at a time, uncorrelated among themselves."""
+        return replace(self, place=self.place / places)
+
+    def without_places(self) -> Power:
+        """What has one place: what varied over places varies over samples."""
+        return replace(self, sample=self.sample + self.place, place=0.0)
+
+
+def mixed(parts: Sequence[tuple[float, Power]], *, channels: bool) -> Power:
+    """Values side by side, each with its share; along the channels, or along the places."""
+    mean = sum(w * p.mean for w, p in parts)
+    total = sum(w * p.second for w, p in parts)
+    if channels:
+        channel = sum(w * (p.channel + p.mean**2) for w, p in parts) - mean**2
+        return Power(mean, channel, sum(w * p.sample for w, p in parts), sum(w * p.place for w, p in parts))
+    channel = sum(w * w * p.channel for w, p in parts)
+    sample = sum(w * w * p.sample for w, p in parts)
+    return Power(mean, channel, sample, max(0.0, total - mean**2 - channel - sample))
+
+
+def measured(value: Tensor, roles: Roles) -> Power:
+    """The power of a tensor: E y^2, and its parts by the analysis of variance, without what finite numbers add to them.
+
+    roles: one for each axis; an axis of channels and places counts as channels.
+    """
+    kinds = [("c" if "c" in r else "p" if "p" in r else "n") if r else "p" for r in roles]
+    order = sorted(range(value.dim()), key=lambda i: "ncp".index(kinds[i]))
+    sizes = [math.prod(value.shape[i] for i in range(value.dim()) if kinds[i] == k) for k in "ncp"]
+    y = value.detach().to(torch.float64).permute(order).reshape(sizes)
+    samples, channels, places = sizes
+    if not y.numel():
+        return Power()
+    by_sample = y.mean(2)
+    by_channel = by_sample.mean(0)
+    place = float(y.var(2).mean()) if places > 1 else 0.0
+    sample = float(by_sample.var(0).mean()) - place / places if samples > 1 else 0.0
+    sample = max(0.0, sample)
+    channel = float(by_channel.var(correction=0)) if channels > 1 else 0.0
+    channel = max(0.0, channel - (sample + place / places) / samples)
+    mean, parts = float(y.mean()), channel + sample + place
+    known = max(0.0, float(y.square().mean()) - mean**2)
+    share = known / parts if parts > 0 else 0.0  # places whose sum is fixed, as behind a softmax, vary together
+    return Power(mean, channel * share, sample * share, place * share)
+
+
+def drawn(power: Power, roles: Roles, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A Gaussian tensor of that power, in float64. Each part that has many entries has its variance exactly."""
+    result = torch.full(tuple(shape), power.mean, dtype=torch.float64)
+    for variance, wanted in ((power.channel, {"c"}), (power.sample, {"n", "c"}), (power.place, {"n", "c", "p"})):
+        if variance > 0:
+            sizes = [s if r & wanted or (not r and "p" in wanted) else 1 for s, r in zip(shape, roles, strict=True)]
+            part = torch.randn(sizes, generator=generator, dtype=torch.float64)
+            if part.numel() >= MANY:
+                part = (part - part.mean()) / part.std(correction=0)
+            result = result + math.sqrt(variance) * part
+    return result

@@ -1,0 +1,105 @@
+"""sensitivity: which layers lose most in fp16, bf16 and int8.
+
+A layer whose weights and input are rounded gives y + d. To first order the result of the network changes by J d; with
+random cotangents g, E (g . J d)^2 = |J d|^2, so that one pass back tells the signal to noise of every layer:
+
+    10 log10(|result|^2/|J d|^2)    in dB; 6 dB are one bit
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.errors import InputError
+from reparam.ir import WEIGHTED, arguments, is_call
+
+from .by_layer import names_of
+from .running import Sampled, differentiable
+from .table import Table
+
+PRECISIONS = ("fp16", "bf16", "int8")
+DRAWS = 8
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def sensitivity(sampled: Sampled) -> Table:
+    """Signal to noise of the result when one layer alone computes on rounded weights and inputs, to first order."""
+    program = sampled.program
+    nodes = [n for n in program.calls() if is_call(n, WEIGHTED) and n.meta["data"]]
+    if not nodes:
+        raise InputError("the network has no layer")
+    noise = {n: dict.fromkeys(PRECISIONS, 0.0) for n in nodes}
+    signal = 0.0
+    generator = torch.Generator().manual_seed(sampled.seed)
+    for batch in sampled.batches:
+        operands = {o for n in nodes for o in n.all_input_nodes}
+        made = differentiable(program, batch, frozenset(nodes) | operands, training=sampled.training)
+        if not made.outputs:
+            raise InputError("no output of the network can be differentiated")
+        known = [n for n in nodes if n in made.values]
+        with torch.no_grad():
+            errors = {n: {p: _error(n, made.values, p) for p in PRECISIONS} for n in known}
+        signal += sum(float(y.detach().square().sum()) for y in made.outputs)
+        for _ in range(DRAWS):
+            flows = made.gradients([made.values[n] for n in known], made.cotangents(generator))
+            for node, g in zip(known, flows, strict=True):
+                for name, error in errors[node].items():
+                    per_sample = (g * error).flatten(1).sum(1) if g.dim() > 1 else (g * error).sum().reshape(1)
+                    noise[node][name] += float(per_sample.square().sum()) / DRAWS
+    found = [[_decibels(signal, noise[node][p]) for p in PRECISIONS] for node in nodes]
+    names = names_of(nodes)
+    worst = {f"least {p}": min(row[i] for row in found) for i, p in enumerate(PRECISIONS)}
+    order = [name for _, name in sorted(zip((row[-1] for row in found), names, strict=True))]
+    return Table(
+        "sensitivity",
+        "signal to noise of the result when a layer alone is rounded, in dB, to first order",
+        ("place", *PRECISIONS),
+        tuple((name, *row) for name, row in zip(names, found, strict=True)),
+        {p: tuple(min(row[i], 400.0) for row in found) for i, p in enumerate(PRECISIONS)},
+        facts=dict(worst),
+        detail={"most sensitive in int8": order[:10]},
+    )
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise <= 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def _error(node: fx.Node, values: Any, precision: str) -> Tensor:
+    """What the result of a layer changes by when its weight and its input are rounded."""
+    args = arguments(node)
+
+    def given(name: str) -> Any:
+        operand = args[name]
+        return values[operand].detach() if isinstance(operand, fx.Node) else operand
+
+    x, w, bias = given("input"), given("weight"), given("bias")
+    axis = 1 if "transpose" in str(node.target) else 0
+    rounded = args | {"input": _rounded(x, precision, None), "weight": _rounded(w, precision, axis), "bias": bias}
+    assert callable(node.target)
+    made: Tensor = node.target(*rounded.values()) - values[node].detach()
+    return made
+
+
+def _rounded(value: Tensor, precision: str, axis: int | None) -> Tensor:
+    """In floating precisions by their own rounding; int8 with a scale for each output channel of a weight, and with a
+    scale and a zero point for an input."""
+    if precision in _DTYPES:
+        short: Tensor = value.to(_DTYPES[precision]).to(torch.float64)
+        return short
+    if axis is None:
+        low, high = min(0.0, float(value.min())), max(0.0, float(value.max()))
+        step = (high - low) / 255 or 1.0
+        zero = round(-low / step)
+        made: Tensor = ((value / step).round().add(zero).clamp(0, 255) - zero) * step
+        return made
+    others = [i for i in range(value.dim()) if i != axis]
+    step_of = value.abs().amax(others, keepdim=True).clamp(min=1e-300) / 127
+    rounded: Tensor = (value / step_of).round().clamp(-127, 127) * step_of
+    return rounded

@@ -1,0 +1,152 @@
+"""A program run on samples with what analyses look at: values, and gradients of a random function of the result.
+
+Everything is float64. Values that nobody asks for are freed as soon as they have been read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from reparam.ir import (
+    BATCH_NORMS,
+    Program,
+    arguments,
+    call_node,
+    default_dtype,
+    filled,
+    is_call,
+    last_uses,
+    weight_value,
+)
+from reparam.utils import foreign_code
+
+Inputs = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What analyses run on. batches: of inputs. training: whether batch norms take the statistics of the batch.
+
+    random: whether the inputs are random numbers. seed: of what analyses draw.
+    """
+
+    program: Program
+    batches: Sequence[Inputs]
+    training: bool
+    random: bool
+    seed: int
+
+    def run(self, observe: Callable[[fx.Node, Any], None]) -> list[list[Any]]:
+        """Runs all batches; `observe` is called with each call and its value. Returns the outputs of each batch."""
+        with torch.no_grad():
+            return [run(self.program, batch, observe=observe, training=self.training) for batch in self.batches]
+
+
+@dataclass(frozen=True)
+class Differentiable:
+    """A run that can be differentiated. values: of the nodes that were asked for, and of all weights that were.
+
+    leaves: the inputs of the network, in order of the placeholders. outputs: floating ones that depend on the inputs.
+    """
+
+    values: Mapping[fx.Node, Tensor]
+    leaves: Sequence[Any]
+    outputs: Sequence[Tensor]
+
+    def cotangents(self, generator: torch.Generator) -> list[Tensor]:
+        """Random numbers from N(0, 1) for each output."""
+        return [torch.randn(y.shape, generator=generator, dtype=y.dtype) for y in self.outputs]
+
+    def gradients(self, wanted: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:
+        """Of the sum of the outputs, weighted by the cotangents; zero where nothing depends on a value."""
+        pairs = [(y, g) for y, g in zip(self.outputs, cotangents, strict=True) if y.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(w) for w in wanted]
+        ys, gs = zip(*pairs, strict=True)
+        found = torch.autograd.grad(ys, wanted, gs, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
+
+
+def run(
+    program: Program,
+    inputs: Inputs,
+    *,
+    observe: Callable[[fx.Node, Any], None] | None = None,
+    training: bool = False,
+) -> list[Any]:
+    """The outputs of the program on one batch, in float64."""
+    return _run(program, inputs, observe, training, frozenset(), {}, [], weights=False)
+
+
+def differentiable(
+    program: Program, inputs: Inputs, keep: Container[fx.Node], *, training: bool = False, weights: bool = False
+) -> Differentiable:
+    """A run whose values `keep` can be differentiated by; weights: whether weights can be, too."""
+    values: dict[fx.Node, Tensor] = {}
+    leaves: list[Any] = []
+    with torch.enable_grad():
+        outputs = _run(program, inputs, None, training, keep, values, leaves, weights=weights)
+    kept = [y for y in outputs if isinstance(y, Tensor) and y.is_floating_point() and y.requires_grad]
+    return Differentiable(values, leaves, kept)
+
+
+def _run(
+    program: Program,
+    inputs: Inputs,
+    observe: Callable[[fx.Node, Any], None] | None,
+    training: bool,
+    keep: Container[fx.Node],
+    values: dict[fx.Node, Tensor],
+    leaves: list[Any],
+    *,
+    weights: bool,
+) -> list[Any]:
+    env: dict[fx.Node, Any] = {}
+    feed: Iterator[Any] = iter(filled(program, inputs))
+    frees = last_uses(program.graph.nodes)
+    tracked = torch.is_grad_enabled()
+    with default_dtype(torch.float64), foreign_code("running the network"):
+        for node in program.graph.nodes:
+            if node.op == "output":
+                break
+            if node.op == "placeholder":
+                value = next(feed)
+                value = value.to(torch.float64) if _floats(value) else value
+                value = value.detach().requires_grad_() if tracked and _floats(value) else value
+                leaves.append(value)
+            elif node.op == "get_attr":
+                value = weight_value(program, node, torch.float64)
+                trained = program.constants[str(node.target)].trainable
+                value = value.clone().requires_grad_() if tracked and weights and trained else value
+            else:
+                value = _call(node, env, training)
+                if tracked and node in keep and _floats(value) and not value.requires_grad:
+                    value = value.requires_grad_()  # behind a table, whose indices have no gradient
+                if observe is not None:
+                    observe(node, value)
+            env[node] = value
+            if node in keep and isinstance(value, Tensor):
+                values[node] = value
+            for dead in frees.get(node, ()):
+                if dead.op != "output":
+                    env.pop(dead, None)
+        result = fx.node.map_aggregate(program.output.args[0], lambda a: env[a] if isinstance(a, fx.Node) else a)
+    return list(result) if isinstance(result, list | tuple) else [result]
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _call(node: fx.Node, env: Mapping[fx.Node, Any], training: bool) -> Any:
+    if not training or not is_call(node, BATCH_NORMS):
+        return call_node(node, env, torch.float64)
+    args = arguments(node)
+    weight, bias = (None if args[n] is None else env[args[n]] for n in ("weight", "bias"))
+    return F.batch_norm(env[args["input"]], None, None, weight, bias, True, 0.0, float(args["eps"]))

@@ -1,0 +1,79 @@
+"""What an analysis gives: tables with a row for each place in the network, figures by depth, maps, facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One analysis. what: its name. title: one sentence. columns: names; the first column is a place in the network.
+
+    series: numbers by depth, which can be drawn as lines. log: whether their size matters in powers of ten. maps: rows
+    of numbers that can be drawn as pictures. facts: single figures. detail: more of it, for JSON alone. notes: what the
+    reader should know.
+    """
+
+    what: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    series: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    log: bool = False
+    maps: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    facts: Mapping[str, Cell] = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {
+            "title": self.title,
+            "rows": [dict(zip(self.columns, row, strict=True)) for row in self.rows],
+            "series": {name: list(values) for name, values in self.series.items()},
+            "maps": {name: [list(row) for row in rows] for name, rows in self.maps.items()},
+            "facts": dict(self.facts),
+            "detail": dict(self.detail),
+            "notes": list(self.notes),
+        }
+
+    def column(self, name: str) -> list[Any]:
+        """The entries of a column."""
+        at = self.columns.index(name)
+        return [row[at] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `analyze` found. tables: one for each of `what`. refused: analyses that do not fit the network, and why."""
+
+    tables: tuple[Table, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, what: str) -> Table:
+        """The table of one analysis. Raises KeyError for one that was not asked for, or was refused."""
+        for table in self.tables:
+            if table.what == what:
+                return table
+        raise KeyError(what)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {
+            **{table.what: table.as_dict() for table in self.tables},
+            "refused": dict(self.refused),
+            "notes": list(self.notes),
+        }
+
+
+def ratio(a: float, b: float) -> float:
+    """a/b; infinite or NaN where b is zero."""
+    if b:
+        return a / b
+    return math.nan if not a else math.inf

@@ -1,0 +1,99 @@
+"""dead: units that never fire, that are constant, or that are saturated on the samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.errors import InputError
+from reparam.ir import shape_of
+
+from .by_layer import names_of
+from .functions import Function, activations
+from .moments import predict
+from .running import Sampled
+from .table import Table
+
+SATURATED = 0.99  # of the values of a unit lie where the function is flat
+FLAT = 1e-3  # of the steepest slope
+CONSTANT = 1e-12  # deviation, relative to the size
+MOST_LISTED = 4096
+
+
+class _Unit:
+    """What was seen of the channels of one activation."""
+
+    def __init__(self, function: Function, axis: int, channels: int) -> None:
+        self.axis = axis
+        self.low = torch.full((channels,), float("inf"), dtype=torch.float64)
+        self.high = torch.full((channels,), float("-inf"), dtype=torch.float64)
+        self.flat = torch.zeros(channels, dtype=torch.float64)
+        self.count = 0
+        x = torch.linspace(-30, 30, 6001, dtype=torch.float64)
+        y = function(x).reshape(-1, len(x)).mean(0)
+        slope = (y[2:] - y[:-2]).abs() / (x[2:] - x[:-2])
+        self.level = slope <= FLAT * slope.max()
+
+    def see_result(self, value: Tensor) -> None:
+        rows = value.detach().movedim(self.axis, 0).flatten(1)
+        self.low = torch.minimum(self.low, rows.amin(1))
+        self.high = torch.maximum(self.high, rows.amax(1))
+
+    def see_root(self, value: Tensor) -> None:
+        rows = value.detach().movedim(self.axis, 0).flatten(1)
+        at = ((rows + 30) * 100 - 1).round().clamp(0, len(self.level) - 1).long()
+        self.flat += self.level[at].sum(1)
+        self.count += rows.shape[1]
+
+
+def dead(sampled: Sampled) -> Table:
+    """For each activation: channels whose results are zero on all samples, that never change, or that lie where the
+    function is flat for 99 % of the values."""
+    functions = list(activations(sampled.program))
+    if not functions:
+        raise InputError("the network has no activation")
+    found = predict(sampled.program, seed=sampled.seed).values
+    seen: dict[fx.Node, _Unit] = {}
+    roots: dict[fx.Node, list[_Unit]] = {}
+    for f in functions:
+        shape = shape_of(f.result)
+        roles = found[f.result].roles if f.result in found else ()
+        axis = next((i for i, r in enumerate(roles) if "c" in r), min(1, len(shape) - 1))
+        seen[f.result] = unit = _Unit(f, axis, shape[axis])
+        roots.setdefault(f.root, []).append(unit)
+
+    def observe(node: fx.Node, value: Any) -> None:
+        if node in seen:
+            seen[node].see_result(value)
+        for unit in roots.get(node, ()):
+            unit.see_root(value)
+
+    sampled.run(observe)
+    rows: list[tuple[str | int, ...]] = []
+    shares: list[float] = []
+    total = bad = 0
+    listed: dict[str, dict[str, list[int]]] = {}
+    nodes = [f.result for f in functions]
+    for node, name in zip(nodes, names_of(nodes), strict=True):
+        unit = seen[node]
+        silent = (unit.low == 0) & (unit.high == 0)
+        size = torch.maximum(unit.low.abs(), unit.high.abs())
+        constant = ~silent & (unit.high - unit.low <= CONSTANT * size)
+        saturated = ~silent & ~constant & (unit.flat >= SATURATED * max(1, unit.count))
+        kinds = {"never fires": silent, "constant": constant, "saturated": saturated}
+        listed[name] = {k: torch.nonzero(v).flatten().tolist()[:MOST_LISTED] for k, v in kinds.items()}
+        rows.append((name, len(silent), *(int(v.sum()) for v in kinds.values())))
+        shares.append(sum(int(v.sum()) for v in kinds.values()) / len(silent))
+        total, bad = total + len(silent), bad + sum(int(v.sum()) for v in kinds.values())
+    return Table(
+        "dead",
+        "units that never fire, never change, or are saturated",
+        ("place", "units", "never fires", "constant", "saturated"),
+        tuple(rows),
+        {"share": tuple(shares)},
+        facts={"units": total, "dead": bad},
+        detail={"units": listed},
+        notes=("on random inputs: give samples for figures of the network's own data",) if sampled.random else (),
+    )

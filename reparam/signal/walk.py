@@ -1,0 +1,142 @@
+"""A walk through a program: what is known on the way, and what a layer with independent weights makes of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.ir import TRANSPOSED_CONVS, Program, arguments, is_call, pair, size_hint
+
+from .power import Power, Roles
+from .values import Value
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A weighted call on its way. fan: the numbers that are summed in one result, on average over places.
+
+    weight, bias: as they are now. power: of its input.
+    """
+
+    node: fx.Node
+    weight: Tensor
+    bias: Tensor | None
+    fan: float
+    power: Power
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Of the weights of a call: square is E w^2; sums and sums_square are E s and E s^2, s the sum of all weights of a
+    result, None where weights are independent of mean zero. bias: its power."""
+
+    square: float
+    sums: float = 0.0
+    sums_square: float | None = None
+    bias: Power = field(default_factory=Power)
+
+
+Policy = Callable[[Weighed], Scale]
+
+
+def as_it_is(layer: Weighed) -> Scale:
+    """The weights and the bias that the program has."""
+    bias = Power()
+    if layer.bias is not None:
+        bias = Power(float(layer.bias.mean()), float(layer.bias.var(correction=0)))
+    w = layer.weight
+    if is_call(layer.node, TRANSPOSED_CONVS):
+        return Scale(float(w.square().mean()), bias=bias)
+    sums = w.flatten(1).sum(1)
+    return Scale(float(w.square().mean()), float(sums.mean()), float(sums.square().mean()), bias)
+
+
+@dataclass
+class Walk:
+    """One walk through a program. training: whether norms take the statistics of the batch and dropouts drop."""
+
+    program: Program
+    policy: Policy
+    training: bool
+    generator: torch.Generator
+    sizes: dict[Any, int]
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    drawn: set[fx.Node] = field(default_factory=set)
+    samples: dict[fx.Node, Tensor] = field(default_factory=dict)
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        return tuple(size_hint(s, self.sizes) for s in node.meta["val"].shape)
+
+    def given(self, tree: Any) -> Any:
+        """Arguments, with what is known of each node in its place."""
+        return fx.node.map_aggregate(tree, lambda a: self.values[a] if isinstance(a, fx.Node) else a)
+
+
+# ---- layers ------------------------------------------------------------------------------------------------------
+
+
+def fan_of(node: fx.Node, weight: Tensor, shape: Sequence[int]) -> float:
+    """The products that are summed in one result, on average over places: less than fan_in at a zero-padded border.
+
+    shape: of the input.
+    """
+    if weight.dim() == 2:
+        return float(weight.shape[1])
+    args = arguments(node)
+    channels = weight.shape[0] // args["groups"] if is_call(node, TRANSPOSED_CONVS) else weight.shape[1]
+    return float(channels) * _taps(node, tuple(weight.shape[2:]), tuple(shape[2:]))
+
+
+def _taps(node: fx.Node, kernel: tuple[int, ...], places: tuple[int, ...]) -> float:
+    """The taps that lie inside of the input, on average over the results: the axes are independent."""
+    args, rank = arguments(node), len(kernel)
+    stride, dilation = pair(args["stride"], rank), pair(args["dilation"], rank)
+    padding = args["padding"] if isinstance(args["padding"], str) else pair(args["padding"], rank)
+    extra = pair(args.get("output_padding", 0), rank)
+    total = 1.0
+    for i in range(rank):
+        pad: Any = padding if isinstance(padding, str) else padding[i]
+        kind = is_call(node, TRANSPOSED_CONVS)
+        total *= _taps_along(kernel[i], places[i], stride[i], dilation[i], pad, extra[i] if kind else None)
+    return total
+
+
+@functools.cache
+def _taps_along(k: int, size: int, stride: int, dilation: int, padding: Any, extra: int | None) -> float:
+    x, w = torch.ones(1, 1, size, dtype=torch.float64), torch.ones(1, 1, k, dtype=torch.float64)
+    if extra is None:
+        return float(torch.nn.functional.conv1d(x, w, None, stride, padding, dilation).mean())
+    return float(torch.nn.functional.conv_transpose1d(x, w, None, stride, padding, extra, 1, dilation).mean())
+
+
+def weigh(walk: Walk, node: fx.Node, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
+    """The result of a convolution, transposed convolution or linear layer."""
+    shape, linear = walk.shape(node), weight.dim() == 2
+    axis = len(x.shape) - 1 if linear else 1
+    roles = _behind(x.roles, axis, linear=linear)
+    if x.power is None:
+        return Value(shape, roles, None)
+    read = x.roles[axis]
+    power = x.power.without_places() if linear and read >= frozenset("cp") else x.power
+    layer = Weighed(node, weight, bias, fan_of(node, weight, x.shape), power)
+    scale = walk.policy(layer)
+    made = power.weighed(layer.fan * scale.square)
+    if scale.sums_square is not None:
+        inside = layer.fan / (weight[0].numel() or 1)  # the share of taps that do not lie on padding
+        mean = power.mean * scale.sums * inside
+        of_mean = max(0.0, scale.sums_square * inside * power.mean**2 - mean**2)
+        made = replace(made, mean=mean, channel=of_mean + layer.fan * scale.square * power.channel)
+    if linear and read == frozenset("p"):  # over places: each result has weights of its own
+        made = Power(place=made.second)
+    return Value(shape, roles, made.plus(scale.bias))
+
+
+def _behind(roles: Roles, axis: int, *, linear: bool) -> Roles:
+    if linear and roles[axis] == frozenset("p"):
+        return roles
+    return (*roles[:axis], frozenset("c"), *(r - {"c"} for r in roles[axis + 1 :]))

@@ -1,0 +1,129 @@
+"""`init`: what every method does and refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reparam import CaptureError, InputError, init
+from reparam.initial import METHODS, REWRITING, USED, WITH_DATA
+from reparam.initial.weights import draw
+from reparam.load import build_architecture
+from support.initial_nets import plain, second_moment
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+# ---- all methods -----------------------------------------------------------------------------------------------------
+
+
+def images(count: int = 24) -> tuple[Tensor, Tensor]:
+    return torch.randn(count, 3, 16, 16), torch.arange(count) % 5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_leaves_the_model_and_names_every_weight(method: str) -> None:
+    model = build_architecture("reparam/resnet_small", seed=3).module
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    data = {"data": [images()], "batch": 8} if method in WITH_DATA else {}
+    steps = {"steps": 4} if method == "gradinit" else {}
+    made = init(model, torch.randn(2, 3, 16, 16), method=method, seed=1, **data, **steps)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    named = [w.name for w in made.weights] + [w.name for w in made.left]
+    assert sorted(named) == sorted(n for n, _ in model.named_parameters())
+    assert made.rewritten == (method in REWRITING) == bool(made.inserted)
+    assert all(w.why for w in made.left) and all(w.what for w in made.weights)
+    held = dict(made.module.named_parameters())
+    for w in made.weights:
+        assert math.sqrt(second_moment(held[w.name])) == pytest.approx(w.deviation, rel=1e-5, abs=1e-12)
+    x, _ = images()
+    assert torch.isfinite(made.module(x)).all()
+    if method in ("he", "gaussian"):  # the seed decides
+        again = init(model, torch.randn(2, 3, 16, 16), method=method, seed=1)
+        assert torch.equal(again.module(x), made.module(x))
+    assert isinstance(made.as_dict()["weights"], list)
+
+
+@pytest.mark.parametrize("method", ["he", "autoinit", "zero", "lsuv", "gaussian", "gradinit"])
+def test_tied_weights_stay_tied(method: str) -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    net[2].weight = net[0].weight
+    data = {"data": [(torch.randn(16, 6), torch.arange(16) % 6)]} if method in WITH_DATA else {}
+    steps = {"steps": 3} if method == "gradinit" else {}
+    made = init(net, torch.randn(2, 6), method=method, **data, **steps)
+    names = [w.name for w in made.weights if w.name.endswith("weight")]
+    assert len(names) == 2
+    if not made.rewritten:
+        assert isinstance(made.module, nn.Sequential)
+        assert made.module[2].weight is made.module[0].weight and made.module[4].weight is not made.module[0].weight
+
+
+def test_what_cannot_be_done_is_one_sentence() -> None:
+    net, x = plain(2, 4, nn.ReLU), torch.randn(2, 4)
+    for words, options in (
+        ("unknown method 'she'", {"method": "she"}),
+        ("does not read the option 'beta'; it reads mode, distribution, seed", {"method": "he", "beta": 1.0}),
+        ("takes no option 'colour'", {"method": "he", "colour": 1}),
+        ("unknown mode 'fan'", {"method": "he", "mode": "fan"}),
+        ("looks at samples", {"method": "lsuv"}),
+        ("looks at no samples", {"method": "he", "data": [x]}),
+        ("no residual block", {"method": "residual-scale"}),
+        ("no residual block", {"method": "depth-scale"}),
+        ("no batch norm", {"method": "bn-scale"}),
+        ("theta is 1.5", {"method": "gaussian", "theta": 1.5}),
+        ("needs labels", {"method": "gradinit", "data": [x]}),
+        ("zero or not finite", {"method": "lsuv", "data": [torch.zeros(8, 4)]}),
+    ):
+        with pytest.raises(InputError, match=words):
+            init(net, x, **options)
+    with pytest.raises(InputError, match="no weight to set"):
+        init(nn.Sequential(nn.LayerNorm(4), nn.ReLU()), x, method="he")
+    with pytest.raises(InputError, match="no activation"):
+        init(nn.Linear(4, 4), x, method="normalised-act")
+    with pytest.raises(InputError, match="weights are those"):
+        init(torch.relu, x, method="he")  # type: ignore[arg-type]
+    with pytest.raises(CaptureError):
+        init(net, torch.randn(2, 5), method="he")
+    assert set(USED) == set(METHODS)
+
+
+def test_weights_that_are_computed_are_left_with_the_reason() -> None:
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 4))
+    made = init(net, torch.randn(2, 4), method="he")
+    left = {w.name: w.why for w in made.left}
+    assert all("computed" in left[f"0.parametrizations.weight.original{i}"] for i in (0, 1))
+    assert [w.name for w in made.weights if w.name.endswith("weight")] == ["2.weight"]
+
+
+def test_products_with_a_matrix_and_transposed_layers_are_layers_too() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose2d(8, 4, 2, stride=2, groups=2)
+            self.matrix = nn.Parameter(torch.zeros(4, 512))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.up(x)).mean((2, 3)) @ self.matrix
+
+    for method in ("he", "autoinit", "zero"):
+        made = init(Net(), torch.randn(2, 8, 4, 4), method=method)
+        assert [w.name for w in made.weights] == ["up.weight", "up.bias", "matrix"]
+    made = init(Net(), torch.randn(2, 8, 4, 4), method="he")
+    assert made.weights[2].deviation == pytest.approx(math.sqrt(2 / 4), rel=0.1)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform", "truncated", "orthogonal"])
+def test_a_distribution_has_the_variance_that_is_asked_for(distribution: str) -> None:
+    w = draw((200, 400), 0.3, distribution, torch.Generator().manual_seed(0))
+    assert second_moment(w) == pytest.approx(0.3, rel=0.02)
+    assert abs(float(w.mean())) < 0.01
+    if distribution == "truncated":
+        assert float(w.abs().max()) < 2.4 * math.sqrt(0.3)
+    if distribution == "orthogonal":
+        torch.testing.assert_close(w @ w.t(), 0.3 * 400 * torch.eye(200, dtype=torch.float64))

@@ -1,0 +1,208 @@
+"""Predicted moments against those of random tensors: operator by operator, and of whole networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reparam.capture import capture
+from reparam.ir import evaluate, filled
+from reparam.signal import Power, measured, predict
+from reparam.signal.power import drawn
+
+PARTS = Power(0.4, 0.3, 0.5, 0.8)
+IMAGE = (16, 768, 4, 4)
+ROLES = tuple(map(frozenset, ("n", "c", "p", "p")))
+
+
+class Of(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Tensor], *parts: nn.Module) -> None:
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleList(parts)
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return self.function(*self.parts, *xs)
+
+
+def scaled(x: Tensor) -> Tensor:
+    return x * torch.linspace(0.5, 2, IMAGE[1]).view(-1, 1, 1) + 0.3
+
+
+def gated(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x.mean((2, 3), keepdim=True).roll(1, 1))
+
+
+UNARY: dict[str, nn.Module] = {
+    "relu": nn.ReLU(),
+    "gelu": nn.GELU(),
+    "silu, spelled": Of(lambda x: x * torch.sigmoid(x)),
+    "tanh": nn.Tanh(),
+    "elu": nn.ELU(),
+    "leaky": nn.LeakyReLU(0.2),
+    "prelu": nn.PReLU(IMAGE[1]),
+    "hardswish": nn.Hardswish(),
+    "relu6 of twice": Of(lambda x: F.relu6(2 * x - 0.5)),
+    "square": Of(lambda x: x**2),
+    "softplus": nn.Softplus(),
+    "channel scale": Of(scaled),
+    "layer norm": Of(lambda norm, x: norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), nn.LayerNorm(IMAGE[1])),
+    "group norm": nn.GroupNorm(32, IMAGE[1]),
+    "one group": nn.GroupNorm(1, IMAGE[1]),
+    "instance norm": nn.InstanceNorm2d(IMAGE[1]),
+    "global pool": nn.AdaptiveAvgPool2d(1),
+    "average pool": nn.AvgPool2d(2),
+    "max-pool": nn.MaxPool2d(2),
+    "mean": Of(lambda x: x.mean((2, 3))),
+    "sum": Of(lambda x: x.sum((2, 3))),
+    "pad": nn.ZeroPad2d(1),
+    "pad channels": Of(lambda x: F.pad(x, (0, 0, 0, 0, 0, 512))),
+    "flatten": nn.Flatten(),
+    "shuffle": nn.PixelShuffle(2),
+    "split": Of(lambda x: torch.chunk(x, 2, 1)[0]),
+    "upsample": nn.Upsample(scale_factor=2),
+    "bilinear": nn.Upsample(scale_factor=2, mode="bilinear"),
+    "gate": Of(gated),
+    "softmax over places": Of(lambda x: x.flatten(2).softmax(-1)),
+}
+DRAWN = {"max-pool", "bilinear", "softmax over places", "gate", "split"}  # on random tensors; or of half the channels
+BINARY = {
+    "sum": Of(lambda x, y: x + y),
+    "difference": Of(lambda x, y: 2 * x - y),
+    "product": Of(lambda x, y: x * y),
+    "side by side": Of(lambda x, y: torch.cat((x, 2 * y), 1)),
+    "one above the other": Of(lambda x, y: torch.cat((x, 2 * y), 2)),
+    "quotient": Of(lambda x, y: x / (1 + y.abs())),
+}
+
+
+def agreed(model: nn.Module, *inputs: Tensor, within: float = 0.01) -> tuple[Power, Power]:
+    """What is predicted and what is measured, once they are alike."""
+    program = capture(model.eval(), tuple(x[:2] for x in inputs)).program
+    given = {s.name: measured(x, ROLES) for s, x in zip(program.inputs, inputs, strict=True)}
+    found = predict(program, inputs=given)
+    (last,) = program.output.all_input_nodes
+    predicted, roles = found.power(last), found.values[last].roles
+    got: dict[object, Tensor] = {}
+    evaluate(program, filled(program, inputs), observe=lambda n, v: got.update({n: v}))
+    seen = measured(got[last], roles)
+    assert predicted is not None
+    assert predicted.second == pytest.approx(float(got[last].square().mean()), rel=within)
+    assert predicted.mean == pytest.approx(seen.mean, abs=0.03 * seen.second**0.5)  # of few channels
+    return predicted, seen
+
+
+def image(seed: int, power: Power = PARTS) -> Tensor:
+    return drawn(power, ROLES, IMAGE, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", UNARY)
+def test_an_operator_on_one_value(name: str) -> None:
+    predicted, seen = agreed(UNARY[name].double(), image(0), within=0.02 if name in DRAWN else 0.01)
+    if name in ("flatten", "shuffle", "instance norm"):  # no axis counts places alone; places are not independent
+        return
+    for part in ("channel", "sample", "place"):
+        assert getattr(predicted, part) == pytest.approx(getattr(seen, part), abs=0.03 * seen.second), part
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_an_operator_on_two_values(name: str) -> None:
+    agreed(BINARY[name].double(), image(0), image(1), within=0.02 if name == "quotient" else 0.01)
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "padded": lambda: nn.Conv2d(768, 1500, 3, padding=1, bias=False),
+    "strided": lambda: nn.Conv2d(768, 1500, 3, 2, 1),
+    "dilated": lambda: nn.Conv2d(768, 1500, 3, dilation=2, padding=2, groups=4),
+    "transposed": lambda: nn.ConvTranspose2d(768, 1500, 3, 2, 1, output_padding=1),
+    "linear": lambda: Of(lambda layer, x: layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), nn.Linear(768, 4000)),
+    "flat": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(768, 4000)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer(name: str) -> None:
+    torch.manual_seed(1)
+    agreed(LAYERS[name]().double(), image(0), within=0.02)  # the weights are few: 1,500 results of one input
+
+
+def test_batch_norms_and_dropouts_in_training_and_in_evaluation() -> None:
+    norm, drop = nn.BatchNorm2d(IMAGE[1]), nn.Dropout(0.25)
+    with torch.no_grad():
+        norm.running_mean += 0.2
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.uniform_(0.5, 2)
+    model = nn.Sequential(norm, drop).double()
+    agreed(model, image(0))
+    program = capture(model.eval(), (image(0)[:2],)).program
+    found = predict(program, training=True, inputs={s.name: PARTS for s in program.inputs})
+    (last,) = program.output.all_input_nodes
+    power = found.power(last)
+    assert power is not None
+    seen = model.train()(image(0)).square().mean()
+    assert power.second == pytest.approx(float(seen), rel=0.01)
+    assert power.share_of_means == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("spelled", [False, True])
+def test_attention(spelled: bool) -> None:
+    """Softmax attention of normal tokens: what is alike in all tokens passes, the rest is averaged."""
+
+    def attend(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        q, k, v = (t.flatten(2).transpose(1, 2) for t in (x, y, z))
+        if not spelled:
+            return F.scaled_dot_product_attention(q, k, v)
+        return torch.softmax(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5, -1) @ v
+
+    parts = [image(i, Power(0, 0.0, 0.2, 0.8)) for i in range(3)]
+    agreed(Of(attend), *parts, within=0.03)
+
+
+def test_what_has_no_moments_is_unknown_until_a_norm() -> None:
+    def odd(x: Tensor) -> Tensor:
+        return torch.fft.fft(x).real
+
+    model = Of(lambda norm, x: norm(odd(x)), nn.LayerNorm(4)).double()
+    program = capture(model, (image(0)[:2],)).program
+    found = predict(program)
+    (last,) = program.output.all_input_nodes
+    power = found.power(last)
+    assert power is not None and power.second == pytest.approx(1)
+
+
+def test_a_branch_at_zero_leaves_the_law_of_the_skip() -> None:
+    """relu(relu(x) + 0) is relu(x), which two normal values in its place would not be."""
+    zero = nn.Linear(IMAGE[1], IMAGE[1])
+    nn.init.zeros_(zero.weight)
+    nn.init.zeros_(zero.bias)
+
+    def twice(layer: nn.Module, x: Tensor) -> Tensor:
+        y = torch.relu(x.mean((2, 3)))
+        for _ in range(5):
+            y = torch.relu(y + layer(y))
+        return y
+
+    agreed(Of(twice, zero).double(), image(0))
+
+
+def test_a_network_whose_channels_have_means() -> None:
+    """Average pools leave the means of channels: a mean and a variance alone would not tell how large the result is."""
+    ratios = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [nn.Conv2d(3, 256, 3, padding=1, bias=False)]
+        for _ in range(3):
+            layers += [nn.ReLU(), nn.Conv2d(256, 256, 3, padding=1, bias=False)]
+            nn.init.kaiming_normal_(layers[-1].weight)
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        program = capture(model, (torch.randn(2, 3, 16, 16),)).program
+        (last,) = program.output.all_input_nodes
+        power = predict(program).power(last)
+        assert power is not None
+        ratios.append(power.second / float(model(torch.randn(16, 3, 16, 16)).square().mean()))
+    assert sum(ratios) / 4 == pytest.approx(1, rel=0.2)
