@@ -153,15 +153,15 @@ def _slice(node: fx.Node) -> Plan | None:
         if low < high:
             kept.append((part, None if (low, high) == (start, start + size) else (low - start, high - start)))
         start += size
-    if not kept or not _pays(kept, made["tensors"]):
+    if not kept or not _pays(kept, cat):
         return None
     read = {p for p, _ in kept}
     return Plan(node, axis, tuple(kept), unread=tuple(p for p in made["tensors"] if p not in read))
 
 
-def _pays(kept: list[Any], parts: list[fx.Node]) -> bool:
-    """Whether one part is left, or several whole ones and not all."""
-    return len(kept) == 1 or (len(kept) < len(parts) and all(r is None for _, r in kept))
+def _pays(kept: list[Any], cat: fx.Node) -> bool:
+    """Whether one part is left; or, of a concatenation that nothing else reads, several whole ones."""
+    return len(kept) == 1 or (len(cat.users) == 1 and all(r is None for _, r in kept))
 
 
 PASS = ScatterAsCat
