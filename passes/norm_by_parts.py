@@ -1,9 +1,10 @@
 """BN(cat(x, y)) = cat(BN_1(x), BN_2(y)): a batch norm behind a concatenation is one for each part, some of which fold.
 
-Turns a batch norm of concatenated channels into batch norms of those parts alone whose layers do not take it.
+Turns a batch norm of concatenated channels into a batch norm of the one part whose layers do not take it.
 
 Fires on a batch norm that alone reads a concatenation of channels, when nothing takes it as a whole, and the layers
-before at least one part take that part's share: a convolution beside a pooled copy of its input.
+before all parts but one take their share: a convolution beside a pooled copy of its input. Where more parts are left,
+there would be more norms than before.
 
 Refuses nothing: what is in the way of the whole is said by fold-batch-norm.
 
@@ -65,10 +66,10 @@ class NormByParts:
             parts.append((part, start, route if folds and isinstance(route, Route) else None))
             start += width
         folded = sum(route is not None for _, _, route in parts)
-        return Plan(node, cat, tuple(parts)) if 0 < folded < len(parts) else None
+        return Plan(node, cat, tuple(parts)) if 0 < folded == len(parts) - 1 else None
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
-        """The re-weighted layers, a smaller norm for each other part, and the concatenation."""
+        """The re-weighted layers, a smaller norm for the other part, and the concatenation."""
         made: dict[fx.Node, fx.Node] = {}
         for _, _, route in plan.parts:
             if route is not None:

@@ -42,6 +42,20 @@ def test_two_layers_take_it_and_one_pool_does_not(width: int) -> None:
     assert done.passed("norm-by-parts") == ["folded into 2 of 3 concatenated parts"]
 
 
+def test_two_parts_that_do_not_take_it_would_be_two_norms() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm = nn.Conv2d(4, 3, 1), nn.BatchNorm2d(11)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = [self.a(x), F.avg_pool2d(x, 3, 1, 1), F.max_pool2d(x, 3, 1, 1)]
+            return torch.tanh(self.norm(torch.cat(parts, 1)))
+
+    done = fuse_exactly(healthy(Net()), doubles(2, 4, 6, 6), bound=1e-13)
+    assert not done.passed("norm-by-parts") and done.text.count("batch_norm") == 1
+
+
 def test_what_folds_whole_is_left_to_the_other_rule() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
