@@ -190,6 +190,15 @@ def test_a_branch_at_zero_leaves_the_law_of_the_skip() -> None:
     agreed(Of(twice, zero).double(), image(0))
 
 
+def test_a_token_that_is_repeated_for_each_sample_is_a_constant() -> None:
+    token = nn.Linear(IMAGE[1], 1, bias=False)
+
+    def beside(layer: nn.Linear, x: Tensor) -> Tensor:
+        return torch.cat((layer.weight.unsqueeze(-1).expand(x.shape[0], -1, -1, 4).transpose(1, 2), x), 2)
+
+    agreed(Of(beside, token).double(), image(0))
+
+
 def test_a_network_whose_channels_have_means() -> None:
     """Average pools leave the means of channels: a mean and a variance alone would not tell how large the result is."""
     ratios = []
