@@ -103,7 +103,8 @@ def _call(walk: Walk, node: fx.Node) -> Any:
     found = node.meta.get("val")
     if isinstance(found, int | float | bool | torch.SymInt | torch.SymFloat | torch.SymBool):
         return size_hint(found, walk.sizes) if isinstance(found, torch.SymInt) else found
-    if not node.meta.get("data"):
+    held = [walk.values[n] for n in node.all_input_nodes]
+    if not any(isinstance(v, Value | list) for v in held):  # of weights and sizes alone
         return call_node(node, walk.values, torch.float64)
     result = carry(walk, node)
     if isinstance(result, Value):

@@ -26,7 +26,7 @@ def seeded() -> None:
 # ---- 3, 6: he, autoinit ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.25])
+@pytest.mark.parametrize("slope", [pytest.param(0.0, marks=pytest.mark.sweep), 0.25])
 def test_he_keeps_the_power_of_thirty_layers(slope: float) -> None:
     net = plain(30, 256, nn.PReLU, init=slope)
     found = []
@@ -45,7 +45,7 @@ def test_he_backwards_looks_at_what_is_behind_a_layer() -> None:
     assert made["2.weight"].deviation == pytest.approx(1.46741 / math.sqrt(64), rel=0.05)
 
 
-@pytest.mark.parametrize("act", [nn.Tanh, nn.Softsign])
+@pytest.mark.parametrize("act", [nn.Tanh, pytest.param(nn.Softsign, marks=pytest.mark.sweep)])
 def test_autoinit_gives_variance_one_behind_fifty_layers(act: type[nn.Module]) -> None:
     net = plain(50, 256, act)
     made = init(net, torch.randn(2, 256), method="autoinit")
@@ -134,7 +134,7 @@ def test_residual_scale_keeps_the_power_of_ten_blocks() -> None:
     assert growth(math.sqrt(0.5), "shortcut", 5) == pytest.approx(1, rel=0.25)
 
 
-@pytest.mark.parametrize("scale", ["fixed", "learned", "shortcut"])
+@pytest.mark.parametrize("scale", [pytest.param("fixed", marks=pytest.mark.sweep), "learned", "shortcut"])
 def test_the_factors_fold(scale: str) -> None:
     made = init(Residual(8, 3, 8, outer=True), torch.randn(2, 8), method="residual-scale", scale=scale)
     learned = [n for n, p in made.module.named_parameters() if p.dim() == 0]
@@ -203,7 +203,8 @@ def test_bn_scale_gives_the_groups_of_an_optimiser() -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "keep", "depth"), [(nn.ReLU, "backward", 50), (nn.SiLU, "backward", 2), (nn.GELU, "forward", 2)]
+    ("act", "keep", "depth"),
+    [pytest.param(nn.ReLU, "backward", 50, marks=pytest.mark.sweep), (nn.SiLU, "backward", 2), (nn.GELU, "forward", 2)],
 )
 def test_normalised_activations_keep_powers(act: type[nn.Module], keep: str, depth: int) -> None:
     """lambda is for pre-activations from N(0, 1); only those of ReLU keep the power of both, at any depth."""

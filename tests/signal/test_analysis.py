@@ -259,7 +259,13 @@ def test_sensitivity_is_what_rounding_one_layer_costs() -> None:
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["reparam/resnet_small", "reparam/transformer_small", "reparam/capsnet_small"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reparam/transformer_small",
+        *(pytest.param(f"reparam/{n}_small", marks=pytest.mark.sweep) for n in ("resnet", "capsnet")),
+    ],
+)
 def test_every_analysis_runs_or_says_what_it_needs(name: str) -> None:
     built = build_architecture(name)
     assert built.input_shapes is not None
