@@ -69,7 +69,7 @@ class DenseBesideConv:
         if found is None:
             return None
         x, steps = found
-        made = map_of(x, steps)
+        made = map_of(x, steps) if math.prod(shape_of(x)[2:]) > 1 else None
         if made is None or made.axes != (0, 0) or math.prod(made.size) > _MOST_VALUES:
             return None
         env = batch_one(program)

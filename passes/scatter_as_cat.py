@@ -3,10 +3,10 @@
 Turns writes into a slice or into listed channels, and slices of a concatenation into concatenations, and the parts
 themselves.
 
-Fires on a slice_scatter of step one along an axis of fixed size; on an index_put that replaces constant, distinct
+Fires on a slice_scatter of step one along the channels; on an index_put that replaces constant, distinct
 positions along one axis; on a slice of a concatenation that takes whole parts of it.
 
-Refuses nothing: another write is left alone.
+Refuses nothing: another write is left alone, a border that is filled to `lower_border_fill`.
 
 Source: the definitions of slice_scatter, index_put and slice.
 
@@ -104,7 +104,7 @@ def _scatter(node: fx.Node) -> Plan | None:
     shape = [str(s) for s in whole.shape]
     if args["start"] in (None, 0) and args["step"] == 1 and _same_value(v, shape, whole.dtype):
         return Plan(node, axis, ((v, None),), unread=(x,))
-    size = fixed_size(whole.shape[axis])
+    size = fixed_size(whole.shape[axis]) if axis == 1 else None
     where = None if size is None else _range(node, size)
     if where is None or fixed_size(v.meta["val"].shape[axis]) != where[1] - where[0] or where[0] == where[1]:
         return None

@@ -60,7 +60,8 @@ class Verdict(Shown):
             facts.append(("adversarial search", f"at most {self.adversarial['worst']:.3g} of what is allowed"))
         if self.first_divergence:
             facts.append(("they part at", self.first_divergence))
-        return head, [*facts, ("random inputs", str(self.trials))]
+        facts.append(("random inputs", str(self.trials)))
+        return head, facts if self.data is None else [*facts, ("on samples", "; ".join(_on_samples(self.data)))]
 
     def sentences(self) -> list[str]:
         """The result in plain lines."""

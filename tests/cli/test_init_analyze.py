@@ -120,7 +120,8 @@ def test_it_prints_lines_tables_and_figures_and_writes_pictures(folder: Path) ->
     succeed(*words, "again", "--quiet", "--force")
 
 
-def test_two_models_stand_side_by_side(folder: Path) -> None:
+def test_two_models_stand_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # headings are folded where there is less room
     succeed("init", *TINY, "--method", "zero", "--quiet")
     words = ("analyze", "tiny.pt", "tiny-zero.pt", *TINY[1:], "--arch-b", "cli_nets:tiny", "--calibrate", "x.npy")
     result = succeed(*words, "--what", "moments,norm", "--json", "report.json", "--svg", "p")

@@ -60,7 +60,7 @@ def test_what_random_inputs_do_not_show_the_samples_do_and_they_are_named() -> N
     assert len(found.data.differing) == 1
     assert "on the samples they differ by" in found.reason and "batch 0 of the samples[7]" in found.reason
     page = found._repr_html_()
-    assert page.startswith("<p><b>NOT equivalent") and "samples[7]" in page
+    assert page.startswith("<table><caption>Verdict: different") and "samples[7]" in page
 
 
 def test_the_command_names_the_samples_with_the_largest_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
