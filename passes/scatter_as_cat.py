@@ -78,15 +78,16 @@ def _cut(program: Program, value: fx.Node, axis: int, where: tuple[int, int], li
 def _range(node: fx.Node, size: int) -> tuple[int, int] | None:
     """The elements that a slice or slice_scatter of step one means, of `size`."""
     args = arguments(node)
-    if node.target is aten.narrow.default:
-        start, length = args["start"], args["length"]
-        return (start % size, start % size + length) if isinstance(start, int) and isinstance(length, int) else None
-    start, end = args["start"], args["end"]
-    start, end = 0 if start is None else start, size if end is None else end
-    if not isinstance(start, int) or not isinstance(end, int) or args["step"] != 1:
+    start, end = args["start"] or 0, args.get("end")
+    if not isinstance(start, int):
         return None
-    low = min(max(start + size if start < 0 else start, 0), size)
-    return low, max(low, min(end + size if end < 0 else end, size))
+    if node.target is aten.narrow.default:
+        start = start + size if start < 0 else start
+        end = start + args["length"]
+    if not isinstance(end, (int, type(None))) or args.get("step", 1) != 1:
+        return None
+    low, high, _ = slice(start, end).indices(size)
+    return low, max(low, high)
 
 
 def _same_value(a: fx.Node, shape: list[str], dtype: torch.dtype) -> bool:

@@ -190,7 +190,7 @@ def _after_picks(term: Term, link: Link, axis: int) -> Term | Refusal:
     along_axis, positions = link.picks
     if along_axis != axis:
         return Refusal(f"'{link.node.name}' takes a part along another axis than the channels", link.node)
-    index = torch.tensor(positions, device=term.weight.device)
+    index = torch.tensor(positions, dtype=torch.int64, device=term.weight.device)
     dense = expand_groups(term.weight, term.groups, 1)
     bias = None if term.bias is None else term.bias[index]
     return replace(term, groups=1, weight=dense[index], bias=bias)

@@ -72,7 +72,7 @@ def _piece(node: fx.Node) -> Picks | None:
     axis = args["dim"] % len(shape_of(node))
     sizes = [fixed_size(part.shape[axis]) for part in split.meta["val"]]
     whole = [s for s in sizes if s is not None]
-    if len(whole) < len(sizes):
+    if len(whole) < len(sizes) or not whole[which]:
         return None
     start = sum(whole[:which])
     return Picks(args["self"], axis, tuple(range(start, start + whole[which])))
@@ -92,7 +92,7 @@ def _range(node: fx.Node) -> tuple[tuple[int | None, int | None, int], slice | N
         return None
     if size is not None:
         where = range(*slice(start, end, step).indices(size))
-        return (where.start, size - where.stop, step), slice(start, end, step)
+        return ((where.start, size - where.stop, step), slice(start, end, step)) if where else None
     behind = 0 if end is None or end >= 2**62 else -end
     return (start if start >= 0 else None, behind if behind >= 0 else None, step), None
 

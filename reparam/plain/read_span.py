@@ -118,6 +118,8 @@ class _Reader(ValueBuilder):
                 self.pieces[node] = form
                 continue
             if node is self.span.exit:
+                if not form.channels:
+                    raise Refused(node, "it has no channels")
                 self.finish(node, form)
                 break
             readers = [u for u in node.users if u in self.inside and u not in hidden]

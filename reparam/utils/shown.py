@@ -19,11 +19,11 @@ class Shown:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        raise NotImplementedError
+        raise NotImplementedError  # each result writes its own
 
     def summary(self) -> tuple[str, Facts]:
         """What is worth knowing at first sight."""
-        raise NotImplementedError
+        raise NotImplementedError  # each result writes its own
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-ready values, as the command line writes them with `--json`."""

@@ -53,8 +53,8 @@ def test_selection_by_a_weight(index: list[int]) -> None:
 
 @pytest.mark.parametrize(
     "call",
-    [lambda x: x.repeat(1, 2, 2), lambda x: x.flip(1), torch.sin],
-    ids=["two axes", "flip", "arithmetic"],
+    [lambda x: x.repeat(1, 2, 2), lambda x: x.flip(1), torch.sin, lambda x: x[:, 3:3]],
+    ids=["two axes", "flip", "arithmetic", "nothing"],
 )
 def test_other_calls(call: Callable[[Tensor], Tensor]) -> None:
     program = program_of(Lambda(lambda _, v: call(v)), torch.randn(SHAPE, dtype=torch.float64))

@@ -119,3 +119,16 @@ def test_one_channel_added_to_many_is_carried(copies: Any, deep: bool) -> None:
     done = convert(model, x, to="plain", input_ranges=[(0, 1)])
     assert done.report.after.merges == 0
     torch.testing.assert_close(done.module(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["fused", "plain"])
+def test_values_without_channels_change_nothing(to: str) -> None:
+    def forward(m: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        y = m.c(x)
+        whole = torch.cat([y[:, 2:2], y], 1)
+        return m.k(y) + y[:, 1:3] + whole[:, :2], torch.cat([x, x], 1)[:, 6:6], y[:, 4:4] + y[:, :0]
+
+    model = Lambda(forward, c=nn.Conv2d(3, 4, 3, padding=1), k=nn.Conv2d(4, 2, 1)).eval()
+    x = torch.rand(2, 3, 6, 6)
+    for got, wanted in zip(convert(model, x, to=to).module(x), model(x), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
