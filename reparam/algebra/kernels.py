@@ -6,6 +6,7 @@ layers (C_out, C_in). A scale or shift is a vector over channels.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -131,23 +132,20 @@ def compose(first: Tensor, groups_first: int, second: Tensor, groups_second: int
     first: (C_mid, C_in/g1, *k1), dilation written out. second: (C_out, C_mid/g2, *k2), likewise. step: the stride of
     the first, by which the second's taps lie apart. Result: (C_out, C_in/g, *(k1 + step*(k2 - 1))).
 
-    (W2 * W1)[o, i, u] = sum over m, v of W2[o, m, v] * W1[m, i, u - step*v].
+    (W2 * W1)[o, i, u] = sum over m, v of W2[o, m, v] * W1[m, i, u - step*v]: one matrix product over m per tap v.
     """
     groups = math.gcd(groups_first, groups_second)
-    a = expand_groups(first, groups_first, groups)
-    b = expand_groups(second, groups_second, groups)
-    ndim = a.dim() - 2
-    if ndim == 0:
-        return torch.bmm(b.unflatten(0, (groups, -1)), a.unflatten(0, (groups, -1))).flatten(0, 1)
-    taps = dilate(b, step)
-    blocks = []
-    conv = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[ndim]
-    for one, two in zip(a.chunk(groups), taps.chunk(groups), strict=True):
-        spread = one.transpose(0, 1)
-        pad = [k - 1 for k in two.shape[2:]]
-        flipped = two.flip(tuple(range(2, two.dim())))
-        blocks.append(conv(spread, flipped, padding=pad).transpose(0, 1))
-    return torch.cat(blocks)
+    a = expand_groups(first, groups_first, groups).unflatten(0, (groups, -1))
+    b = expand_groups(second, groups_second, groups).unflatten(0, (groups, -1))
+    per_in, window, taps = a.shape[2], a.shape[3:], b.shape[3:]
+    rows = a.flatten(2)  # (g, C_mid/g, C_in/g * taps of the first)
+    size = [k + s * (t - 1) for k, s, t in zip(window, step, taps, strict=True)]
+    total = a.new_zeros(groups, b.shape[1], per_in, *size)
+    for tap in itertools.product(*map(range, taps)):
+        place = tuple(slice(s * v, s * v + k) for s, v, k in zip(step, tap, window, strict=True))
+        product = torch.bmm(b[(..., *tap)], rows)
+        total[(..., *place)] += product.unflatten(2, (per_in, *window))
+    return total.flatten(0, 1)
 
 
 def batch_norm_affine(
