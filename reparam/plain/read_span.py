@@ -186,7 +186,16 @@ class _Reader(ValueBuilder):
                 form = replace(form, shifts=(*form.shifts, Shift(0, c_out, lambda: bias)))
         if any(s > 1 for s in window.stride) and any(read_activation(program, u) is None for u in node.users):
             form = reference(self.hold(node, form))  # a shortcut: its reader may come after others of its resolution
+        elif self.spread_otherwise(layer, window):
+            form = reference(self.hold(node, form))  # one kernel over the taps of both is larger than the two
         return form
+
+    def spread_otherwise(self, layer: Layer, window: Window) -> bool:
+        """Whether another layer reads the same with taps at other distances, before any activation comes."""
+        if all(n == 1 for n in window.size) or all(read_activation(self.program, u) for u in layer.node.users):
+            return False
+        siblings = [read_layer(self.program, u) for u in layer.x.users if u in self.inside and u is not layer.node]
+        return any(layer_window(s).step != window.step for s in siblings if s is not None and not s.pointwise)
 
     def accumulated(self, node: fx.Node, x: Value, own: Map) -> Form:
         """A pointwise layer of a concatenation as partial sums, each of which a register may hold in place of parts."""

@@ -90,6 +90,36 @@ def test_a_chain_that_is_too_dear_stays_with_its_price() -> None:
     torch.testing.assert_close(kept.module(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dilations", [(1, 2, 4), (1, 2, 4, 8, 16)], ids=str)
+def test_parallel_dilations_get_a_level_each(dilations: tuple[int, ...]) -> None:
+    """The block of ESPNet: one kernel over the taps of all of them has 33 x 33, nearly all of it zeros."""
+
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            wide = 4 * len(dilations)
+            self.reduce = nn.Conv2d(16, 4, 1)
+            self.branches = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=d, dilation=d, bias=False) for d in dilations)
+            self.norm, self.act, self.expand = nn.BatchNorm2d(wide), nn.PReLU(wide), nn.Conv2d(wide, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.reduce(x)
+            parts = [branch(y) for branch in self.branches]
+            for i in range(2, len(parts)):
+                parts[i] = parts[i] + parts[i - 1]
+            return x + self.expand(self.act(self.norm(torch.cat(parts, 1))))
+
+    torch.manual_seed(0)
+    model, x = Pyramid().eval(), torch.randn(2, 16, 40, 40)
+    done = convert(model, x, to="plain")
+    assert done.report.after.merges == 0
+    kernels = [p.shape[2:] for p in done.module.parameters() if p.dim() == 4]
+    assert {math.prod(k) for k in kernels} == {1, 9}
+    assert sum(math.prod(k) > 1 for k in kernels) == len(dilations)
+    assert done.report.after.macs < 25 * done.report.before.macs
+    torch.testing.assert_close(done.module(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("cost", [0, -1, math.nan, "32", True])
 def test_a_bound_that_is_none(cost: Any) -> None:
     with pytest.raises(InputError, match="max_cost is"):
