@@ -160,18 +160,20 @@ def _made_of(
     each axis. None where the call cannot be made, or does not keep channels apart."""
     x, axes = moved(node), found.channels.axes
     theirs, shape = known.facts[x], list(shape_of(x))
+    if tuple(kept.shape) == found.channels.sizes and torch.equal(block.flatten(), theirs.everything.flatten()):
+        return found.source, found.place, found.channels.sizes
     for axis, size in zip(theirs.axes, block.shape, strict=True):
         shape[axis] = size
     sizes = _new_sizes(node, found.channels, kept)
     hinted = None if sizes is None else [s if isinstance(s, int) else size_hint(s.meta["val"]) for s in sizes]
-    count = math.prod(s for a, s in enumerate(shape) if a not in theirs.axes)
-    every = numbers(block.flatten(), theirs.axes, shape) * count + places(theirs.axes, shape)
+    bits = math.prod(s for a, s in enumerate(shape) if a not in theirs.axes).bit_length()
+    every = (numbers(block.flatten(), theirs.axes, shape) << bits) | places(theirs.axes, shape)
     new = move(known, node, every, hinted)
-    ids = None if new is None else read_off(new // count, axes)
+    ids = None if new is None else read_off(new >> bits, axes)
     if new is None or ids is None:
         return None
     first = new[tuple(slice(None) if a in axes else 0 for a in range(new.dim()))].flatten()
-    return ids, first % count, tuple(new.shape[a] for a in axes)
+    return ids, first & ((1 << bits) - 1), tuple(new.shape[a] for a in axes)
 
 
 def _in_made_order(known: Known, node: fx.Node, found: _Followed, block: Tensor, kept: Tensor) -> Tensor:

@@ -180,9 +180,11 @@ def structure(ids: Tensor, sizes: Sequence[int]) -> Tensor:
     """
     if len(sizes) == 1:
         return unique(ids)
-    children = _children([int(i) for i in ids.unique()], sizes)
-    counts = [max(len(c) for c in level) for level in children]
-    rows = _filled(sorted({int(i) for i in ids}), sizes, counts)
+    asked = ids.unique().tolist()
+    if len(asked) == math.prod(sizes):
+        return torch.arange(len(asked)).reshape(tuple(sizes))
+    counts = [max(len(c) for c in level) for level in _children(asked, sizes)]
+    rows = _filled(asked, sizes, counts)
     return torch.tensor(rows, dtype=torch.int64).reshape(counts)
 
 
