@@ -140,7 +140,7 @@ def compose(first: Tensor, groups_first: int, second: Tensor, groups_second: int
     per_in, window, taps = a.shape[2], a.shape[3:], b.shape[3:]
     rows = a.flatten(2)  # (g, C_mid/g, C_in/g * taps of the first)
     size = [k + s * (t - 1) for k, s, t in zip(window, step, taps, strict=True)]
-    total = a.new_zeros(groups, b.shape[1], per_in, *size)
+    total: Tensor = a.new_zeros(groups, b.shape[1], per_in, *size)
     for tap in itertools.product(*map(range, taps)):
         place = tuple(slice(s * v, s * v + k) for s, v, k in zip(step, tap, window, strict=True))
         product = torch.bmm(b[(..., *tap)], rows)

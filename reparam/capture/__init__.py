@@ -3,13 +3,14 @@ is refused with the line of the model.
 """
 
 from .free_axes import frees_batch, read_axes, without_batch
-from .fresh import fresh_copy, outside_kept
+from .fresh import Outside, fresh_copy
 from .outputs import keep_outputs
 from .steps import Captured, from_exported
 from .torch_export import batch_of, capture, evaluation_mode
 
 __all__ = [
     "Captured",
+    "Outside",
     "batch_of",
     "capture",
     "evaluation_mode",
@@ -17,7 +18,6 @@ __all__ = [
     "fresh_copy",
     "from_exported",
     "keep_outputs",
-    "outside_kept",
     "read_axes",
     "without_batch",
 ]

@@ -48,22 +48,31 @@ def _can_be_copied(value: Any) -> bool:
     return True
 
 
-@contextmanager
-def outside_kept(module: nn.Module) -> Iterator[None]:
-    """What the code of a model keeps outside of it is afterwards what it was before the block.
+class Outside:
+    """What the code of a model keeps outside of it.
 
     That are caches of functions, containers, numbers and tensors, as names of the modules (and packages) that its
     classes come from, or as attributes of classes there.
     """
-    roots = {type(m).__module__.partition(".")[0] for m in module.modules()} - _NOT_OF_MODELS
-    loaded = _loaded(roots)
-    undo = [step for space in loaded.values() for step in _steps(vars(space), space, roots)]
-    try:
-        yield
-    finally:
-        if _loaded(roots).keys() == loaded.keys():  # what an import has registered is there to stay
-            for step in undo:
-                step()
+
+    def __init__(self, module: nn.Module) -> None:
+        self._roots = {type(m).__module__.partition(".")[0] for m in module.modules()} - _NOT_OF_MODELS
+        self._loaded: dict[str, Any] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """It is after the block what it was before the first such block."""
+        loaded = _loaded(self._roots)
+        if loaded.keys() != self._loaded.keys():
+            self._loaded = loaded
+            self._undo = [step for space in loaded.values() for step in _steps(vars(space), space, self._roots)]
+        try:
+            yield
+        finally:
+            if _loaded(self._roots).keys() == loaded.keys():  # what an import has registered is there to stay
+                for step in self._undo:
+                    step()
 
 
 def _loaded(roots: set[str]) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def _steps(names: Mapping[str, Any], owner: Any, roots: set[str]) -> Iterator[Ca
         if name.startswith("__"):
             continue
         if isinstance(value, functools._lru_cache_wrapper):
-            yield functools.partial(_clear, value, value.cache_info().misses)
+            yield _Cleared(value)
         elif type(value) in _CONTAINERS:
             yield from _contents(value, _DEEPEST)
         elif type(value) in _VALUES or isinstance(value, Tensor):
@@ -85,10 +94,16 @@ def _steps(names: Mapping[str, Any], owner: Any, roots: set[str]) -> Iterator[Ca
             yield from _steps(vars(value), value, roots)
 
 
-def _clear(cached: Any, misses: int) -> None:
-    """Empties the cache of a function that has computed something since."""
-    if cached.cache_info().misses != misses:
-        cached.cache_clear()
+class _Cleared:
+    """Empties the cache of a function that has computed something since the last look at it."""
+
+    def __init__(self, cached: Any) -> None:
+        self._cached, self._misses = cached, cached.cache_info().misses
+
+    def __call__(self) -> None:
+        if self._cached.cache_info().misses != self._misses:
+            self._cached.cache_clear()
+            self._misses = 0
 
 
 def _bind(owner: Any, name: str, value: Any) -> None:

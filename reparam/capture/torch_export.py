@@ -23,7 +23,7 @@ from reparam.utils import foreign_code, memory_told
 
 from .explain import explain
 from .free_axes import bound_axes, dynamic_shapes, frees_batch, read_axes, wanted_axes, widened, without_batch
-from .fresh import fresh_copy, outside_kept
+from .fresh import Outside, fresh_copy
 from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
@@ -57,7 +57,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     with foreign_code(f"capturing {type(module).__name__}"):
         check_model(module, example_inputs)
         try:
-            with outside_kept(module):
+            with Outside(module).kept():
                 return _capture(fresh_copy(module), example_inputs, axes)
         except EndedError:
             raise

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.capture import fresh_copy, outside_kept
+from reparam.capture import Outside, fresh_copy
 from reparam.errors import CaptureError, EndedError, MachineError
 from reparam.ir import Feed, Program, default_dtype, evaluate, typed
 from reparam.utils import foreign_code
@@ -52,6 +52,7 @@ class Judge:
 
     def __init__(self, module: nn.Module, program: Program) -> None:
         self._module, self._program, self._drew = module, program, False
+        self._outside = Outside(module)
         self.path: tuple[str, ...] = ()  # the functions of torch that the last run called, in their order
 
     def truth(self, values: Feed) -> list[Any]:
@@ -111,7 +112,7 @@ class Judge:
         args, kwargs = self._arguments(values)
         calls: list[str] = []
         doing = f"running {type(self._module).__name__}"
-        with torch.no_grad(), outside_kept(module), foreign_code(doing), _Calls(calls):
+        with torch.no_grad(), self._outside.kept(), foreign_code(doing), _Calls(calls):
             outputs = list(pytree.tree_leaves(module(*args, **kwargs)))
         self.path = tuple(calls)
         kept = self._program.kept

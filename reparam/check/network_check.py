@@ -74,12 +74,16 @@ def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) 
 
 @dataclass(frozen=True)
 class Round:
-    """Inputs that were run by a plan, the float64 truth (the original's outputs), and the relative bar that applied."""
+    """Inputs that were run by a plan, the float64 truth (the original's outputs), and the relative bar that applied.
+
+    unclaimed: smaller images than the program is said to hold for, which it need not take.
+    """
 
     values: Feed
     truth: list[Any]
     plan: Plan
     limit: float
+    unclaimed: bool = False
 
     @property
     def inputs(self) -> int:
@@ -106,11 +110,15 @@ class PathError(CaptureError):
 
 @dataclass(frozen=True)
 class _Try:
-    """One feed, the truth, and what the converted program gives; None where one of them does not run."""
+    """One feed, the truth, and what the converted program gives; None where one of them does not run.
+
+    unclaimed: as in `Round`.
+    """
 
     values: Feed
     truth: list[Any] | None
     other: list[Any] | None
+    unclaimed: bool = False
 
     @property
     def gap(self) -> float:
@@ -220,15 +228,14 @@ class _Check:
         values = feed(self.original, plan.sizes, self.generator, small)
         truth = self._truth(values)
         unclaimed = small is not None and self.judge is not None  # there the traced path may be another
-        if truth is not None and unclaimed and evaluate_where_it_runs(self.original, values) is None:
-            return _Try(values, truth, None)
-        found = self._against(values, truth)
+        found = self._against(values, truth, unclaimed)
         if self.judge is not None and self.in_float64 is None:
             return self._settle(self.judge, found)
         return found
 
-    def _against(self, values: Feed, truth: list[Any] | None) -> _Try:
-        return _Try(values, truth, evaluate_where_it_runs(self.converted, values) if truth is not None else None)
+    def _against(self, values: Feed, truth: list[Any] | None, unclaimed: bool = False) -> _Try:
+        other = evaluate_where_it_runs(self.converted, values) if truth is not None else None
+        return _Try(values, truth, other, unclaimed)
 
     def _truth(self, values: Feed) -> list[Any] | None:
         """What the judge gives; of the captured original where there is none."""
@@ -281,7 +288,7 @@ class _Check:
                 f"the converted network differs from the original: float64 error {gap:.3g} exceeds {limit:.3g}"
             )
         self.largest = max(self.largest, gap)
-        self.rounds.append(Round(found.values, found.truth, plan, limit))
+        self.rounds.append(Round(found.values, found.truth, plan, limit, found.unclaimed))
 
     def _other_path(self, plan: Plan, found: _Try, captured: list[Any] | None) -> PathError:
         """Where the captured original is not the model either, no rewrite is to blame."""
@@ -370,7 +377,9 @@ def check_emitted(
             old = evaluate(original, typed(original, r.values, dtype), dtype)
             new = evaluate(emitted, typed(emitted, r.values, dtype), None)
         except RuntimeError as e:
-            if r.plan.sizes and evaluate_where_it_runs(original, r.values) is None:  # a rewrite made it run there
+            if (r.unclaimed or r.plan.sizes) and evaluate_where_it_runs(original, r.values) is None:
+                if r.unclaimed:  # the rewrites made it run there, and nothing is said of that size
+                    continue
                 raise _captured_stops(original, _shape_of(r.values), r.plan.sizes) from e
             raise InputError(f"this machine cannot run the network in {name}: {first_line(e)}") from e
         add_spreads(outputs, r.truth, old, new, r.inputs)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from reparam.capture import fresh_copy, outside_kept
+from reparam.capture import Outside, fresh_copy
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 TABLE: dict[Any, Any] = {}
@@ -130,13 +130,22 @@ def test_each_run_is_the_first_one() -> None:
     torch.testing.assert_close(result.module(X), net.conv(X) * torch.linspace(0, 1, 8) * 2)
 
 
+def test_every_block_ends_with_what_was_there_before_the_first() -> None:
+    outside = Outside(Counts())
+    for _ in range(2):
+        with outside.kept():
+            LIST.append("in the block")
+            COUNTS["runs"] += 1
+        assert (LIST, dict(COUNTS)) == ([], {})
+
+
 def test_what_changes_stays_where_an_import_came_between(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that is loaded while a model runs may have written itself into a list."""
     import sys
     import types
 
     root = __name__.partition(".")[0]
-    with outside_kept(Counts()):
+    with Outside(Counts()).kept():
         LIST.append("registered")
         monkeypatch.setitem(sys.modules, f"{root}.loaded_later", types.ModuleType("loaded_later"))
     assert LIST == ["registered"]
