@@ -138,13 +138,14 @@ def compose(first: Tensor, groups_first: int, second: Tensor, groups_second: int
     a = expand_groups(first, groups_first, groups).unflatten(0, (groups, -1))
     b = expand_groups(second, groups_second, groups).unflatten(0, (groups, -1))
     per_in, window, taps = a.shape[2], a.shape[3:], b.shape[3:]
+    whole = (slice(None),) * 3
     rows = a.flatten(2)  # (g, C_mid/g, C_in/g * taps of the first)
     size = [k + s * (t - 1) for k, s, t in zip(window, step, taps, strict=True)]
     total: Tensor = a.new_zeros(groups, b.shape[1], per_in, *size)
-    for tap in itertools.product(*map(range, taps)):
+    for tap, mix in zip(itertools.product(*map(range, taps)), b.reshape(*b.shape[:3], -1).unbind(3), strict=True):
         place = tuple(slice(s * v, s * v + k) for s, v, k in zip(step, tap, window, strict=True))
-        product = torch.bmm(b[(..., *tap)], rows)
-        total[(..., *place)] += product.unflatten(2, (per_in, *window))
+        product = torch.bmm(mix, rows)
+        total[whole + place] += product.unflatten(2, (per_in, *window))
     return total.flatten(0, 1)
 
 
