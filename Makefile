@@ -47,8 +47,9 @@ bench: $(STAMP) ## measure: conversions, latencies, sizes
 golden: $(STAMP) ## compare what the working tree does with what BASE does (BASE=HEAD), exactly, over 45 networks
 	$(BIN)/python benchmarks/golden.py against $(BASE) $(ARGS)
 
-docs: $(STAMP) ## write what the pages take from the sources: the table of rewrites
+docs: $(STAMP) ## write the table of rewrites into the README, and build the site into site/; a warning is an error
 	$(BIN)/python docs/rewrites.py
+	$(BIN)/python -m sphinx -nWq --keep-going -c docs -d site/.doctrees . site
 
 demo: $(STAMP) ## fuse a ResNet-50, run the result with torch alone, and verify it against the original
 	mkdir -p demo

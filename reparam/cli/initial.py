@@ -38,7 +38,7 @@ def init(  # noqa: PLR0913  # the parameters are the options
     ctx: typer.Context,
     *,
     model: opt.Model = None,
-    method: Annotated[Method, typer.Option("--method", help="How weights are set; see the guide.")],
+    method: Annotated[Method, typer.Option("--method", help="How weights are set; docs/initial-weights.md.")],
     options: Annotated[
         str | None,
         typer.Option("--options", metavar="JSON", help="Options of the method, such as '{\"beta\": 1.0}'."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,27 +197,30 @@ def input_specs(
     Raises InputError where none does.
     """
     if shapes is not None:
-        return _specs(None, shapes)
+        return _specs(models, shapes)
     for model in models:
         if isinstance(model, Runnable):
             return tuple(InputSpec(p.name, ("batch", *p.shape[1:]), getattr(torch, p.dtype)) for p in model.inputs)
         if model.input_shapes is not None:
-            return _specs(model, model.input_shapes)
+            return _specs([model], model.input_shapes)
     raise InputError("the input's shape is not known; pass it with --input-shape, for example 3,224,224")
 
 
-def _specs(model: LoadedModel | None, shapes: Sequence[Sequence[int]]) -> tuple[InputSpec, ...]:
-    names = _names(model, len(shapes))
+def _specs(models: Sequence[LoadedModel | Runnable], shapes: Sequence[Sequence[int]]) -> tuple[InputSpec, ...]:
+    unnamed = ["input"] if len(shapes) == 1 else [f"input_{i}" for i in range(len(shapes))]
+    names = next((n for m in models if len(n := _names(m)[: len(shapes)]) == len(shapes)), unnamed)
     dtypes = [getattr(torch, s.dtype) if isinstance(s, Shape) and s.dtype else torch.float32 for s in shapes]
     return tuple(InputSpec(n, ("batch", *s), d) for n, s, d in zip(names, shapes, dtypes, strict=True))
 
 
-def _names(model: LoadedModel | None, count: int) -> list[str]:
-    if model is not None and model.exported is not None:
-        names = [str(n) for n in model.exported.graph_signature.user_inputs]
-        if len(names) == count:
-            return names
-    return ["input"] if count == 1 else [f"input_{i}" for i in range(count)]
+def _names(model: LoadedModel | Runnable) -> list[str]:
+    """What a model calls its inputs; a module, the arguments of its forward."""
+    if isinstance(model, Runnable):
+        return [p.name for p in model.inputs]
+    if model.exported is not None:
+        return [str(n) for n in model.exported.graph_signature.user_inputs]
+    found = inspect.signature(model.module.forward).parameters.values()
+    return [p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def fixed_batch(model: LoadedModel) -> int | None:

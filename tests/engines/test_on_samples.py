@@ -141,10 +141,19 @@ def test_folders_are_labels_only_where_they_are_as_many_as_the_classes() -> None
     assert judged(labels, a=Fake()).models["a"].score.value == 1.0, "labels that were named are taken as they are"
 
 
+class Pair(nn.Module):
+    """Two inputs, which its forward names."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return left.sum() + right.sum()
+
+
 def test_inputs_are_those_of_the_first_model_that_tells_them() -> None:
     net = LoadedModel(nn.Linear(3, 2), input_shapes=((3,),))
     assert input_specs([LoadedModel(nn.Linear(3, 2)), Fake(4)])[0] == SPECS[0]
     assert input_specs([net, Fake()])[0] == InputSpec("input", ("batch", 3), torch.float32)
     assert input_specs([net], [(5,), (2, 2)])[1] == InputSpec("input_1", ("batch", 2, 2), torch.float32)
+    assert [s.name for s in input_specs([LoadedModel(Pair())], [(5,), (2, 2)])] == ["left", "right"]
+    assert [s.name for s in input_specs([LoadedModel(Pair(), input_shapes=((5,),)), net])] == ["left"]
     with pytest.raises(InputError, match="the input's shape is not known"):
         input_specs([LoadedModel(nn.Linear(3, 2))])

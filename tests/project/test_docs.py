@@ -1,47 +1,123 @@
-"""Every command of the guide, and the Python of the README and of the guide, run as they stand there."""
+"""Every command and every block of the site's pages, and the Python of the README, run as they stand there."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
-import shlex
+import shutil
+import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+import reparam
+from support.site import DOCS, FIRST, PAGES, ROOT, anchors, blocks, commands, prepare, run_page
 from support.warm_process import WarmProcess
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+KINDS = {"python", "console", "text", "toml", "yaml", "sh", "{toctree}"}
+OWN_TEST = {"index", "first-conversion", "writing-a-pass", "pruning", "training", "faq"}  # they are tested below
+RUN = [p for p in PAGES if p.stem not in OWN_TEST and any(b.kind in ("console", "python") for b in blocks(p))]
+LINKED = [*PAGES, *(ROOT / n for n in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))]
 
 
-def commands(page: Path) -> list[tuple[str, int]]:
-    """The `$ ` lines of the page's console blocks, each with the exit code that its comment names (default 0)."""
-    found = []
-    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.S):
-        for line in block.splitlines():
-            match = re.fullmatch(r"\$ (.*?)(?:\s+# exit (\d+))?", line)
-            if match:
-                found.append((match.group(1), int(match.group(2) or 0)))
-    return found
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, warm: WarmProcess) -> Path:
+    """A folder that holds what the pages start from."""
+    folder = tmp_path_factory.mktemp("start")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        prepare(warm)
+    return folder
 
 
-def test_the_guide_has_commands() -> None:
-    assert len(commands(ROOT / "docs" / "guide.md")) >= 8
-
-
-@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.stem)
-def test_commands_of_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: WarmProcess) -> None:
+@pytest.fixture
+def folder(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, which is the current folder."""
+    shutil.copytree(start, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((8, 3, 64, 64), np.float32))
-    np.save(tmp_path / "images.npy", np.random.default_rng(0).standard_normal((100, 3, 32, 32), np.float32))
-    for command, expected in commands(page):
-        words = shlex.split(command)
-        assert words[0] == "reparam", f"the page runs {words[0]}"
-        run = warm.module("reparam", *words[1:])
-        assert run.returncode == expected, f"{command}\n{run.stdout}\n{run.stderr}"
-        assert "Traceback" not in run.stderr
+    return tmp_path
+
+
+def test_every_block_is_of_a_kind_that_is_run_or_read() -> None:
+    assert sum(len(list(commands(b))) for p in PAGES for b in blocks(p) if b.kind == "console") >= 60
+    for page in PAGES:
+        assert {b.kind for b in blocks(page)} <= KINDS, page.name
+        assert page.read_text().count("```") == 2 * len(blocks(page)), page.name
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda p: p.stem)
+def test_blocks_of_a_page(page: Path, folder: Path, warm: WarmProcess) -> None:
+    run_page(page, warm)
+
+
+def test_the_first_conversion_needs_nothing_but_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: WarmProcess
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    accuracy, python = run_page(FIRST, warm)
+    assert float(accuracy) > 0.85
+    assert python.startswith("True ") and float(python.split()[1]) < 1e-12
+
+
+def test_blocks_of_the_pruning_page(folder: Path, warm: WarmProcess) -> None:
+    pruned, masked = run_page(DOCS / "pruning.md", warm)
+    assert float(pruned.split()[0]) <= 0.5
+    before, after = map(int, masked.split())
+    assert after < 0.6 * before
+    assert (folder / "small.pt2").exists() and (folder / "half.pt2").exists()
+
+
+def test_blocks_of_the_training_page(folder: Path, warm: WarmProcess) -> None:
+    (training,) = run_page(DOCS / "training.md", warm)
+    norms, largest = training.split()
+    assert int(norms) >= 15 and float(largest) < 1e-12
+    assert (folder / "resnet18_training" / "model.py").exists()
+
+
+def test_blocks_of_the_questions(folder: Path, warm: WarmProcess) -> None:
+    assert run_page(DOCS / "faq.md", warm) == ["True\n"]
+
+
+def test_the_pass_of_the_page_and_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {b.file: b.text for b in blocks(DOCS / "writing-a-pass.md") if b.kind == "python"}
+    source, test = files["passes/narrow_layer.py"], files["tests/passes/test_narrow_layer.py"]
+    (tmp_path / "narrow_layer.py").write_text(source)
+    name = "reparam.passes.narrow_layer"
+    spec = importlib.util.spec_from_file_location(name, tmp_path / "narrow_layer.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    names: dict[str, object] = {"__name__": "test_narrow_layer"}
+    exec(compile(test, "test_narrow_layer.py", "exec"), names)
+    tests = [v for n, v in names.items() if n.startswith("test_") and isinstance(v, Callable)]
+    assert len(tests) == 5 and (module.PASS.name, module.PHASE) == ("narrow-layer", "fold")
+    for each in tests:
+        each()
+
+
+def test_installing_names_extras_and_targets_that_are_there() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    text = (DOCS / "install.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.M)) == set(extras)
+    named = re.findall(r"(?:\.|reparam)\[([\w,]+)\]", text)
+    assert named and {e for names in named for e in names.split(",")} <= set(extras)
+    targets = re.findall(r"^(\w+):.*##", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"^make (\w+)$", text, re.M)) <= set(targets)
+
+
+def test_configuration_that_pages_show_is_toml() -> None:
+    shown = [tomllib.loads(b.text) for p in PAGES for b in blocks(p) if b.kind == "toml"]
+    groups = {g for s in shown for g in s["project"]["entry-points"]}
+    assert groups == {"reparam.passes", "reparam.formats", "reparam.models"}
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    listed = re.findall(r"^\.\. auto\w+:: (\w+)", (DOCS / "api.rst").read_text(), re.M)
+    assert sorted(listed) == sorted(set(reparam.__all__) - {"__version__"})
 
 
 @pytest.mark.parametrize("side", [64, pytest.param(224, marks=pytest.mark.sweep)])
@@ -57,28 +133,33 @@ def test_python_of_the_readme(side: int, tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "resnet18_fused" / "model.py").exists()
 
 
-def test_python_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: WarmProcess) -> None:
-    monkeypatch.chdir(tmp_path)
-    masked, pruned, training = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
-    run = warm.run(masked)
-    assert run.returncode == 0, run.stderr
-    before, after = map(int, run.stdout.split())
-    assert after < 0.6 * before
-    run = warm.run(pruned)
-    assert run.returncode == 0, run.stderr
-    assert float(run.stdout.split()[0]) <= 0.5
-    assert (tmp_path / "small.pt2").exists() and (tmp_path / "pruned.pt2").exists()
-    run = warm.run(training)
-    assert run.returncode == 0, run.stderr
-    norms, largest = run.stdout.split()
-    assert int(norms) >= 15 and float(largest) < 1e-12
-    assert (tmp_path / "resnet18_training" / "model.py").exists()
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in LINKED:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text()):
+            other = page.parent / target if target else page
+            assert other.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(other), f"{page.name} links to {target}#{anchor}"
 
 
-def test_relative_links_exist() -> None:
-    for page in [ROOT / "README.md", *PAGES]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def test_every_page_is_in_a_list_of_pages_once() -> None:
+    listed = []
+    for page in PAGES:
+        for block in (b for b in blocks(page) if b.kind == "{toctree}"):
+            lines = [re.sub(r"^.* <(.+)>$", r"\1", x) for x in block.text.splitlines() if x and x[0] != ":"]
+            listed += [(page.parent / line).resolve() for line in lines]
+    assert len(listed) == len(set(listed))
+    there = [p.with_suffix("") for p in (*PAGES, DOCS / "api.rst") if p.stem != "index"]
+    assert set(there) <= set(listed)
+
+
+@pytest.mark.sweep
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    words = ["-nWq", "--keep-going", "-c", "docs", "-d", str(tmp_path / "doctrees"), ".", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "sphinx", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "index.html").exists() and (tmp_path / "site" / "docs" / "api.html").exists()
 
 
 def test_the_table_of_rewrites_says_what_the_passes_say() -> None:
