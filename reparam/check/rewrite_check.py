@@ -133,21 +133,25 @@ def _size_ratio(region: Region, shapes: RegionShapes) -> float:
     return math.prod(shapes.sizes[0][1:]) / max(traced, 1)
 
 
+_Values = dict[fx.Node, Any]
+
+
+def _sides(program: Program, region: Region, values: Sequence[Any]) -> tuple[_Values, _Values]:
+    """The values of both sides on these inputs."""
+    known = _on_device(program, region, values)
+    return evaluate_region(program, region.old, known), evaluate_region(program, region.new, known)
+
+
 def _compare(
-    program: Program, region: Region, values: Sequence[Any], envelope: Sequence[Any] | None = None
+    program: Program, region: Region, sides: tuple[_Values, _Values], envelope: tuple[_Values, _Values] | None = None
 ) -> tuple[float, float, bool]:
     """Largest difference, the largest bound, and whether every element meets its bound.
 
-    envelope: one sample that is at least as large as every sample of `values` everywhere; the bound is taken from it,
-    since magnitudes only grow with their inputs. Without it the bound is taken from `values`.
+    envelope: the sides on one sample that is at least as large as every sample of `sides` everywhere; the bound is
+    taken from it, since magnitudes only grow with their inputs. Without it the bound is taken from `sides`.
     """
-    known = _on_device(program, region, values)
-    before = evaluate_region(program, region.old, known)
-    after = evaluate_region(program, region.new, known)
-    base_old, base_new = before, after
-    if envelope is not None:
-        top = _on_device(program, region, envelope)
-        base_old, base_new = evaluate_region(program, region.old, top), evaluate_region(program, region.new, top)
+    before, after = sides
+    base_old, base_new = envelope or sides
     n_eps = EPS * (accumulation_length(region.old) + accumulation_length(region.new))
     scale_old = magnitudes(program, region.old, base_old)
     scale_new = magnitudes(program, region.new, base_new)
@@ -169,7 +173,7 @@ def _compare(
     return worst, limit, ok
 
 
-def _on_device(program: Program, region: Region, values: Sequence[Any]) -> dict[fx.Node, Any]:
+def _on_device(program: Program, region: Region, values: Sequence[Any]) -> _Values:
     pairs = zip(region.inputs, values, strict=True)
     return {n: v.to(program.device) if isinstance(v, Tensor) else v for n, v in pairs}
 
@@ -185,55 +189,56 @@ def check_region(program: Program, region: Region, ranges: Ranges, seed: int) ->
 
     Raises RuleError when the shapes differ.
     """
-    shapes = _runnable(program, region, small_shapes(region))
+    shapes = small_shapes(region)
     if shapes.free and _basis_fits(region, shapes):
         inputs = set(region.inputs)
         if _is_affine(program, region.old, inputs) and _is_affine(program, region.new, inputs):
-            ones = [torch.ones(1, *size[1:], dtype=torch.float64) for size in shapes.sizes]
-            worst, limit, ok = _compare(program, region, _impulses(shapes.sizes), ones)
-            return Evidence("basis", worst, limit, ok)
+            ones = _comparable(
+                program, region, [torch.ones(1, *size[1:], dtype=torch.float64) for size in shapes.sizes]
+            )
+            if ones is not None:
+                found = _compare(program, region, _sides(program, region, _impulses(shapes.sizes)), ones)
+                return Evidence("basis", *found)
     generator = torch.Generator().manual_seed(seed)
-    worst = limit = 0.0
-    ok = True
-    for sizes in _sampled_sizes(program, region, shapes):
-        values = [_sample(n, s, ranges, generator) for n, s in zip(region.inputs, sizes, strict=True)]
-        w, b, fine = _compare(program, region, values)
-        worst, limit, ok = max(worst, w), max(limit, b), ok and fine
+
+    def drawn(sizes: Sequence[tuple[int, ...]]) -> list[Any]:
+        return [_sample(n, s, ranges, generator) for n, s in zip(region.inputs, sizes, strict=True)]
+
+    small = _comparable(program, region, drawn(shapes.sizes)) if shapes.free else None
+    if small is None:  # the network's own computation does not run on smaller maps, or sizes are fixed
+        generator.manual_seed(seed)
+        sides = _sides(program, region, drawn([shape_of(n) for n in region.inputs] if shapes.free else shapes.sizes))
+        return Evidence("sampled", *_compare(program, region, sides))
+    worst, limit, ok = _compare(program, region, small)
+    if not shapes.parity and shapes.sizes and len(shapes.sizes[0]) >= 3:
+        odd = tuple((1, s[1], *(v + 1 if v > 1 else v for v in s[2:])) for s in shapes.sizes)
+        other = _comparable(program, region, drawn(odd))
+        if other is not None:
+            w, b, fine = _compare(program, region, other)
+            worst, limit, ok = max(worst, w), max(limit, b), ok and fine
     return Evidence("sampled", worst, limit, ok)
 
 
-def _sampled_sizes(program: Program, region: Region, shapes: RegionShapes) -> list[tuple[tuple[int, ...], ...]]:
-    if not shapes.free or shapes.parity or not shapes.sizes or len(shapes.sizes[0]) < 3:
-        return [shapes.sizes]
-    odd = tuple((1, s[1], *(v + 1 if v > 1 else v for v in s[2:])) for s in shapes.sizes)
-    return [shapes.sizes, odd] if _runs(program, region, odd) else [shapes.sizes]
-
-
-def _runnable(program: Program, region: Region, shapes: RegionShapes) -> RegionShapes:
-    """`shapes`, or the traced ones where the network's own computation does not run on smaller maps."""
-    if not shapes.free or _runs(program, region, shapes.sizes):
-        return shapes
-    return RegionShapes(tuple(shape_of(n) for n in region.inputs), False)
-
-
-def _runs(program: Program, region: Region, sizes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether both sides can be compared on these sizes.
+def _comparable(program: Program, region: Region, values: Sequence[Any]) -> tuple[_Values, _Values] | None:
+    """Both sides on values of sizes that were not traced, None where they cannot be compared there.
 
     The old side may not run: two branches whose outputs agree at the traced size need not agree at another. Where sizes
     are fixed the new side need not give the old shape either; where they are free it has to, and `_compare` says so.
     """
-    known = _on_device(program, region, [torch.zeros(s, dtype=torch.float64) for s in sizes])
+    free = any(None in static_shape(n)[2:] for n in region.inputs)
+    known = _on_device(program, region, values)
     try:
         before = evaluate_region(program, region.old, known)
     except RuntimeError:
-        return False
-    if any(None in static_shape(n)[2:] for n in region.inputs):
-        return True
+        return None
     try:
         after = evaluate_region(program, region.new, known)
     except RuntimeError:
-        return False
-    return all(before[old].shape == after[new].shape for old, new in region.outputs)
+        if free:
+            raise
+        return None
+    same = all(getattr(before[old], "shape", None) == getattr(after[new], "shape", None) for old, new in region.outputs)
+    return (before, after) if free or same else None
 
 
 def _sample(node: fx.Node, shape: tuple[int, ...], ranges: Ranges, generator: torch.Generator) -> Any:
