@@ -7,7 +7,6 @@ from .exactness import LostDigitsError
 from .judge import Judge
 from .network_check import (
     NetworkEvidence,
-    PathError,
     Round,
     check_emitted,
     check_float64,
@@ -16,6 +15,7 @@ from .network_check import (
     not_finite_in,
 )
 from .output_error import ErrorSums, OutputError
+from .path_error import PathError
 from .region import Region, find_region, whole_region
 from .rewrite_check import Evidence, check_region
 from .values import refuse_broken_weights

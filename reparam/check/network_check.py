@@ -10,7 +10,7 @@ error against it, input by input (`exactness`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,11 +29,12 @@ from reparam.ir import (
     is_call,
     typed,
 )
-from reparam.utils import axis_name, dtype_name, first_line
+from reparam.utils import dtype_name, first_line
 
 from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
 from .input_plan import Plan, plans_of
 from .judge import Judge
+from .path_error import PathError, captured_stops, path_error
 from .values import all_finite, largest_difference
 
 ROUNDINGS = 256
@@ -94,18 +95,6 @@ class Round:
     def shape(self) -> tuple[int, ...]:
         """Of the first tensor among the inputs."""
         return tuple(int(n) for n in next(v.shape for v in self.values if isinstance(v, Tensor)))
-
-
-class PathError(CaptureError):
-    """The captured graph is not the model at some sizes, where the model takes another path.
-
-    what: how it shows. axes: the free ones that are to blame.
-    """
-
-    def __init__(self, what: str, axes: Sequence[str]) -> None:
-        leave = f"; leave {' and '.join(axes)} out of the free axes" if axes else ""
-        super().__init__(what + leave)
-        self.what, self.axes = what, tuple(axes)
 
 
 @dataclass(frozen=True)
@@ -221,7 +210,7 @@ class _Check:
         except Exception as error:
             if plan.sizes:
                 what = f"the model does not run on inputs of shape {_shape_of(values)}: {first_line(error)}"
-                raise self._path_error(what, plan.sizes) from error
+                raise path_error(self.original, what, plan.sizes) from error
             raise _does_not_run(error) from error
 
     def _try(self, plan: Plan, small: int | None) -> _Try:
@@ -296,8 +285,9 @@ class _Check:
             self._refuse_float64(found.values)
         shape = _shape_of(found.values)
         if captured is None:
-            return _captured_stops(self.original, shape, plan.sizes)
-        return self._path_error(
+            return captured_stops(self.original, shape, plan.sizes)
+        return path_error(
+            self.original,
             f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured "
             "graph computes something else there",
             plan.sizes,
@@ -320,31 +310,12 @@ class _Check:
     def _other_calls(self, one: Plan, other: Plan) -> PathError:
         changed = {s: n for s, n in other.sizes.items() if one.sizes.get(s) != n}
         shapes = ["x".join(str(n) for n in r.shape) for r in self.rounds if r.plan is one or r.plan is other]
-        return self._path_error(
+        return path_error(
+            self.original,
             f"the model takes another path for inputs of shape {shapes[-1]} than for {shapes[0]}: it calls other "
             "functions there",
             changed,
         )
-
-    def _path_error(self, message: str, sizes: Mapping[str, int]) -> PathError:
-        return _path_error(self.original, message, sizes)
-
-
-def _path_error(original: Program, message: str, sizes: Mapping[str, int]) -> PathError:
-    specs = original.inputs
-    axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in sizes]
-    names = [n for n in dict.fromkeys(axes) if n != "batch"] or list(dict.fromkeys(axes))
-    return PathError(message, names)
-
-
-def _captured_stops(original: Program, shape: str, sizes: Mapping[str, int]) -> PathError:
-    """What to raise where the captured graph does not run at a size at which the model does."""
-    return _path_error(
-        original,
-        f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured graph "
-        "does not run there",
-        sizes,
-    )
 
 
 def _shape_of(values: Feed) -> str:
@@ -380,7 +351,7 @@ def check_emitted(
             if (r.unclaimed or r.plan.sizes) and evaluate_where_it_runs(original, r.values) is None:
                 if r.unclaimed:  # the rewrites made it run there, and nothing is said of that size
                     continue
-                raise _captured_stops(original, _shape_of(r.values), r.plan.sizes) from e
+                raise captured_stops(original, _shape_of(r.values), r.plan.sizes) from e
             raise InputError(f"this machine cannot run the network in {name}: {first_line(e)}") from e
         add_spreads(outputs, r.truth, old, new, r.inputs)
     worst = max(outputs, key=lambda o: o.ratio(floor), default=None)
