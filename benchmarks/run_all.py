@@ -15,6 +15,7 @@ from reparam.utils import write_atomically
 HERE = Path(__file__).parent
 SCRIPTS = (
     "conversion_time.py",
+    "diverse_branches.py",
     "peak_memory.py",
     "ort_latency.py",
     "engines.py",

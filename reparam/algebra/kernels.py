@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -132,21 +132,49 @@ def compose(first: Tensor, groups_first: int, second: Tensor, groups_second: int
     first: (C_mid, C_in/g1, *k1), dilation written out. second: (C_out, C_mid/g2, *k2), likewise. step: the stride of
     the first, by which the second's taps lie apart. Result: (C_out, C_in/g, *(k1 + step*(k2 - 1))).
 
-    (W2 * W1)[o, i, u] = sum over m, v of W2[o, m, v] * W1[m, i, u - step*v]: one matrix product over m per tap v.
+    (W2 * W1)[o, i, u] = sum over m, v of W2[o, m, v] * W1[m, i, u - step*v]: one matrix product over m per tap v. Where
+    one of the two is depthwise there is one m, and each tap is a product of numbers.
     """
     groups = math.gcd(groups_first, groups_second)
-    a = expand_groups(first, groups_first, groups).unflatten(0, (groups, -1))
-    b = expand_groups(second, groups_second, groups).unflatten(0, (groups, -1))
-    per_in, window, taps = a.shape[2], a.shape[3:], b.shape[3:]
-    whole = (slice(None),) * 3
-    rows = a.flatten(2)  # (g, C_mid/g, C_in/g * taps of the first)
+    window, taps = first.shape[2:], second.shape[2:]
+    if groups_second == second.shape[0] == first.shape[0]:
+        products = _scaled_rows(first, second)
+    elif first.shape[1] == 1 and groups_first == first.shape[0]:
+        products = _scaled_columns(first, second, groups)
+    else:
+        a, b = expand_groups(first, groups_first, groups), expand_groups(second, groups_second, groups)
+        products = _mixed(a, b, groups)
     size = [k + s * (t - 1) for k, s, t in zip(window, step, taps, strict=True)]
-    total: Tensor = a.new_zeros(groups, b.shape[1], per_in, *size)
-    for tap, mix in zip(itertools.product(*map(range, taps)), b.reshape(*b.shape[:3], -1).unbind(3), strict=True):
+    total = None
+    for tap, product in zip(itertools.product(*map(range, taps)), products, strict=True):
         place = tuple(slice(s * v, s * v + k) for s, v, k in zip(step, tap, window, strict=True))
-        product = torch.bmm(mix, rows)
-        total[whole + place] += product.unflatten(2, (per_in, *window))
-    return total.flatten(0, 1)
+        if total is None:
+            total = first.new_zeros(*product.shape[:2], *size)
+        total[(slice(None), slice(None), *place)] += product
+    assert total is not None
+    return total
+
+
+def _mixed(first: Tensor, second: Tensor, groups: int) -> Iterator[Tensor]:
+    """sum over m of W2[o, m, v] * W1[m, i, u] for each tap v, as (C_out, C_in/g, *k1)."""
+    rows = first.unflatten(0, (groups, -1)).flatten(2)
+    mixes = second.unflatten(0, (groups, -1)).reshape(groups, -1, second.shape[1], math.prod(second.shape[2:]))
+    for mix in mixes.unbind(3):
+        yield torch.bmm(mix, rows).reshape(second.shape[0], *first.shape[1:])
+
+
+def _scaled_rows(first: Tensor, second: Tensor) -> Iterator[Tensor]:
+    """W2[o, 0, v] * W1[o, i, u] for each tap v of a depthwise second kernel."""
+    for scale in second.flatten(1).unbind(1):
+        yield first * column(scale, first.dim(), 0)
+
+
+def _scaled_columns(first: Tensor, second: Tensor, groups: int) -> Iterator[Tensor]:
+    """W2[o, i, v] * W1[i, 0, u] for each tap v behind a depthwise first kernel."""
+    ndim = first.dim() - 2
+    columns = first.reshape(groups, 1, -1, *first.shape[2:])
+    for scale in second.reshape(groups, -1, second.shape[1], math.prod(second.shape[2:])).unbind(3):
+        yield (scale.reshape(*scale.shape, *[1] * ndim) * columns).flatten(0, 1)
 
 
 def batch_norm_affine(

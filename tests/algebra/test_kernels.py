@@ -188,12 +188,16 @@ def test_average_kernel_is_average_pooling(kernel: tuple[int, int], stride: int,
     kernels=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=0, max_size=3),
     step=st.integers(1, 3),
     groups=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (2, 4), (4, 4)]),
+    middle=st.sampled_from([4, 8]),
 )
-def test_compose_is_one_layer_after_another(kernels: list[tuple[int, int]], step: int, groups: tuple[int, int]) -> None:
+def test_compose_is_one_layer_after_another(
+    kernels: list[tuple[int, int]], step: int, groups: tuple[int, int], middle: int
+) -> None:
+    """With four channels between them a layer of four groups is depthwise."""
     g1, g2 = groups
     ndim = len(kernels)
     k1, k2 = [k for k, _ in kernels], [k for _, k in kernels]
-    first, second = doubles(8, 4 // g1, *k1), doubles(4, 8 // g2, *k2, seed=1)
+    first, second = doubles(middle, 4 // g1, *k1), doubles(4, middle // g2, *k2, seed=1)
     joint = compose(first, g1, second, g2, [step] * ndim)
     shared = math.gcd(g1, g2)
     assert joint.shape == (4, 4 // shared, *(a + step * (b - 1) for a, b in kernels))
