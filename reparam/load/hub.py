@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reparam.data import Preprocessing, read_config
 from reparam.errors import InputError
@@ -24,7 +23,7 @@ from reparam.utils import Shapes, one_line, opened, parse_json, size_of
 
 from .fit import ShapeMap
 from .shards import find_file
-from .transformers_zoo import TRANSFORMERS, build_transformers, plain_config
+from .transformers_zoo import TRANSFORMERS, load_transformers, meta_transformers, plain_config
 from .zoo import Architecture, meta_module, meta_state, shapes_of_network, timm_config
 
 CONFIG = "config.json"
@@ -73,13 +72,12 @@ class HubConfig:
     def _meta_state(self) -> ShapeMap:
         if not self.spec.startswith(TRANSFORMERS):
             return meta_state(self.spec, self.given)
-        with torch.device("meta"):
-            return shapes_of_network(build_transformers(self.spec, self.given, self.path).module)
+        return shapes_of_network(meta_transformers(self.spec, self.given, self.path))
 
-    def build(self) -> Architecture | None:
-        """The network where no name of a zoo makes it; None for one of timm."""
+    def load(self, state: Mapping[str, Tensor]) -> Architecture | None:
+        """The network with these weights where its own library puts them in; None for one of timm."""
         if self.spec.startswith(TRANSFORMERS):
-            return build_transformers(self.spec, self.given, self.path)
+            return load_transformers(self.spec, self.given, state, self.path)
         return None
 
 

@@ -22,14 +22,14 @@ from reparam.utils import SOURCE_FILES, Shapes, Stamp, describe_error, first_lin
 
 from .adapting import told_arguments
 from .checkpoint import Checkpoint, Want, load_checkpoint
-from .fit import shapes_of
+from .fit import compare, shapes_of
 from .hub import read_hub
 from .infer import Inference, adapted, check_architecture, infer_architecture, same_function
 from .pretrained import build_pretrained
 from .random_statistics import randomize_statistics
 from .shards import is_index, load_folder, load_index
 from .state import check_finite, check_program_finite, load_state
-from .state_parts import likely_parts, network_part, options
+from .state_parts import Part, likely_parts, network_part, options
 from .zoo import Architecture, build_architecture, build_without_init, shapes_of_network
 
 LARGEST = 1e6  # outputs of a network with random weights that are taken as they are
@@ -151,14 +151,22 @@ def _from_folder(path: Path, arch: str | None, arch_args: Mapping[str, Any], *, 
         loaded = _from_checkpoint(checkpoint, arch, arch_args)
         return dataclasses.replace(loaded, stamp=checkpoint.stamp)
     args = {**config.arguments(shapes), **arch_args}
-    loaded = _from_state(checkpoint, config.spec, args, config.build())
+    refuse_odd_tensors(checkpoint.state.items(), checkpoint.path.name)
+    made = config.load(checkpoint.state)
+    loaded = _from_state(checkpoint, config.spec, args) if made is None else _from_made(checkpoint, made)
+    shapes_in, images = config.input_shapes or loaded.input_shapes, config.preprocessing
+    if images is not None and shapes_in is not None and len(shapes_in[0]) == 3:
+        images = images.fitted(*shapes_in[0][1:])
     return dataclasses.replace(
-        loaded,
-        stamp=checkpoint.stamp,
-        input_shapes=config.input_shapes or loaded.input_shapes,
-        preprocessing=config.preprocessing,
-        labels=config.labels,
+        loaded, stamp=checkpoint.stamp, input_shapes=shapes_in, preprocessing=images, labels=config.labels
     )
+
+
+def _from_made(checkpoint: Checkpoint, made: Architecture) -> LoadedModel:
+    """A network that has its weights already."""
+    check_finite(made.module, checkpoint.path)
+    source, notes = checkpoint.source or checkpoint.path, _notes(checkpoint)
+    return LoadedModel(made.module, source, made.spec, input_shapes=made.input_shapes, notes=notes)
 
 
 def _from_checkpoint(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str, Any]) -> LoadedModel:
@@ -222,10 +230,7 @@ def _from_exported(checkpoint: Checkpoint, program: torch.export.ExportedProgram
     return LoadedModel(module, checkpoint.path, input_shapes=exported_shapes(program), exported=program)
 
 
-def _from_state(
-    checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str, Any], built: Architecture | None = None
-) -> LoadedModel:
-    """built: the architecture, where it is built already."""
+def _from_state(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str, Any]) -> LoadedModel:
     inferred = arch is None
     refuse_odd_tensors(checkpoint.state.items(), checkpoint.path.name)
     also: tuple[str, ...] = ()
@@ -233,13 +238,12 @@ def _from_state(
     if arch is None:
         found = _inferred(checkpoint)
         arch, arch_args, also = found.spec, {**found.arch_args, **arch_args}, found.also
-    elif built is None and (extra := adapted(arch, arch_args, likely_parts(checkpoint.state))):
+    built, part = _built_for(checkpoint, arch, arch_args)
+    fits = compare(arch, arch_args, shapes_of_network(built.module), shapes_of(part.state)).fits
+    if not (inferred or fits) and (extra := adapted(arch, arch_args, likely_parts(checkpoint.state))):
         arch_args = {**arch_args, **extra}
         notes.append(f"{arch} is built with {told_arguments(extra)}, as the weights have it")
-    if built is None:
-        built = build_without_init(arch, arch_args)
-    expected = shapes_of_network(built.module, shapes_of(checkpoint.state))
-    part = network_part(checkpoint.state, expected, checkpoint.path.name)
+        built, part = _built_for(checkpoint, arch, arch_args)
     state = part.state
     load_state(built, state, arch_args, checkpoint.path, checkpoint.others)
     check_finite(built.module, checkpoint.path)  # only now: shapes before values, which may be more than there seem
@@ -255,6 +259,13 @@ def _from_state(
         input_shapes=built.input_shapes,
         notes=(*notes, *([part.note] if part.note else [])),
     )
+
+
+def _built_for(checkpoint: Checkpoint, arch: str, arch_args: Mapping[str, Any]) -> tuple[Architecture, Part]:
+    """The architecture, and the part of the checkpoint that is its state."""
+    built = build_without_init(arch, arch_args)
+    expected = shapes_of_network(built.module, shapes_of(checkpoint.state))
+    return built, network_part(checkpoint.state, expected, checkpoint.path.name)
 
 
 def _inferred(checkpoint: Checkpoint) -> Inference:

@@ -287,6 +287,7 @@ def _declared_shapes(module: nn.Module, arch_args: Mapping[str, Any]) -> Shapes 
 
 
 def _registered() -> Mapping[str, Entry]:
+    register_missing_torchvision_ops()  # architectures of other packages may import torchvision
     registry = importlib.import_module("reparam.models.registry")  # only now: architectures import torch, and more
     entries: Mapping[str, Entry] = registry.entries()
     return entries
