@@ -44,7 +44,8 @@ ANY = Weights()
 def spelled_out(words: Sequence[str]) -> list[str]:
     """The words of a command line, with the usual weights named where `--pretrained` has no name behind it."""
     found: list[str] = []
-    for word, after in zip(words, [*words[1:], "-"], strict=True):
+    for i, word in enumerate(words):
+        after = words[i + 1] if i + 1 < len(words) else "-"
         bare = word in (_PRETRAINED, f"{_PRETRAINED}-a", f"{_PRETRAINED}-b") and after.startswith("-")
         found.append(f"{word}={_DEFAULT}" if bare else word)
     return found

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from reparam.cli import app as cli_app
+from reparam.cli.outputs import default_output
 from reparam.cli.which_weights import spelled_out
 from reparam.load import pretrained
 from support.cli_helpers import prepare_folder, refuse, run, succeed, tiny
@@ -37,12 +38,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save(second, "second.pt")
     np.save("x.npy", np.random.default_rng(0).standard_normal((16, 3, 16, 16), dtype=np.float32))
     return tmp_path
-
-
-def same(a: str, b: str) -> int:
-    return run(
-        "verify", a, b, *(w for s in "ab" for w in (f"--arch-{s}", "cli_nets:tiny") if not a.endswith("2"))
-    ).exit_code
 
 
 def test_all_verbs_that_take_a_model_have_the_options() -> None:
@@ -94,7 +89,7 @@ def test_both_sides_of_a_comparison() -> None:
         ("export", "-f", "onnx", "-o", "out.onnx"),
         ("prune", "--calibrate", "x.npy", "--macs", "0.9", "--no-refit", "-o", "out.pt2"),
         ("recalibrate", "--calibrate", "x.npy", "-o", "out.pt"),
-        ("init", "--method", "kaiming", "-o", "out.pt"),
+        ("init", "--method", "he", "-o", "out.pt"),
         ("analyze", "--what", "moments"),
     ],
 )
@@ -138,13 +133,13 @@ def test_a_folder_of_shards_is_converted_beside_itself() -> None:
     names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     for name, keys in zip(names, (list(state)[::2], list(state)[1::2]), strict=True):
         save_file({k: state[k] for k in keys}, f"net/{name}")
-    succeed("convert", "net", *ARCH, "-q")
+    succeed("convert", "net", *ARCH, "--dynamic", "none", "-q")
     assert Path("net-fused.pt2").is_file()
     places = {k: names[i % 2] for i, k in enumerate(state)}
     Path("net/model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    succeed("convert", "net/model.safetensors.index.json", *ARCH, "-q")
-    assert Path("net/model-fused.pt2").is_file()
-    succeed("export", "net", *ARCH, "-f", "onnx", "-o", "net.onnx", "-q")
+    succeed("explain", "net/model.safetensors.index.json", *ARCH, "-q")
+    assert default_output("net/model.safetensors.index.json", None, "fused") == Path("net/model-fused.pt2")
+    succeed("export", "net", *ARCH, "-f", "onnx", "-o", "net.onnx", "--dynamic", "none", "-q")
     assert "state_sha256" in json.loads(Path("net.onnx.json").read_text())["source"]
     places["0.weight"] = "../../etc/passwd"
     Path("net/model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
@@ -193,11 +188,13 @@ def test_published_weights_in_place_of_a_file(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("reparam.load.model.build_pretrained", build)
     spec = ("--arch", "timm/test_resnet", "--input-shape", "3,32,32")
-    done = succeed("convert", *spec, "--pretrained", "-o", "out.pt2", "--json", "report.json")
+    done = succeed("explain", *spec, "--pretrained", "--json", "report.json")
     assert "note: the published weights timm/test_resnet of default are used" in done.stderr
     assert "random weights" not in done.stderr
     assert json.loads(Path("report.json").read_text())["input"] == "timm/test_resnet of default"
-    succeed("verify", "-", "out.pt2", "--arch-a", "timm/test_resnet", "--pretrained-a", "a1", "--no-adversarial", "-q")
+    sides = ("--arch-a", "timm/test_resnet", "--arch-b", "timm/test_resnet", "--input-shape", "3,32,32")
+    told = succeed("diff", "-", "-", *sides, "--pretrained-a", "a1").stdout
+    assert told.startswith("timm/test_resnet of a1 and timm/test_resnet (random weights, seed 0):")
     assert asked == [("timm/test_resnet", "default"), ("timm/test_resnet", "a1")]
     told = refuse(2, "explain", *spec, "--pretrained", "none")
     assert told.startswith("timm/test_resnet has no published weights 'none'; choose from r160_in1k")

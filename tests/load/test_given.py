@@ -11,7 +11,7 @@ from torch import nn
 
 import reparam
 from reparam.errors import InputError, UnsafeFileError
-from reparam.load import load_model
+from reparam.load import LoadedModel, load_model
 from support.checkpoint_nets import SPEC, Small, small_state
 
 STATE, OTHER = small_state(1), small_state(2)
@@ -63,7 +63,7 @@ def test_a_loaded_model_and_a_program(path: Path, tmp_path: Path) -> None:
 
 
 def test_export_takes_them_too(path: Path, tmp_path: Path) -> None:
-    exported = reparam.export(path, path=tmp_path / "net.onnx", arch=SPEC, key="ema")
+    exported = reparam.export(path, X, path=tmp_path / "net.onnx", arch=SPEC, key="ema", dynamic=())
     assert exported.path.exists() and exported.report.input == str(path)
 
 
@@ -72,7 +72,7 @@ def test_export_takes_them_too(path: Path, tmp_path: Path) -> None:
     [
         ("absent.pt", {}, r"there is no file absent\.pt"),
         ("", {}, "the model has no name"),
-        (b"a\0b", {}, "has a NUL in its name"),
+        ("a\0b", {}, "has a NUL in its name"),
         (nn.Linear(2, 2), {"key": "a"}, "key is for a model that is a file; leave it out"),
         (nn.Linear(2, 2), {"trust": True}, "trust is for a model that is a file"),
         ({"a": 1}, {}, "is wanted, not a dict"),
@@ -100,9 +100,9 @@ def test_a_file_that_runs_code_needs_trust(tmp_path: Path) -> None:
     assert reparam.convert(tmp_path / "net.pt", torch.randn(2, 2), trust=True).report.equivalent
 
 
-def test_twins_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twins_are_told() -> None:
     net = Small().eval()
-    loaded = reparam.load.LoadedModel(net, spec="a/b", arch_inferred=True, twins=("c/d",), input_shapes=((3, 8, 8),))
+    loaded = LoadedModel(net, spec="a/b", arch_inferred=True, twins=("c/d",), input_shapes=((3, 8, 8),))
     report = reparam.convert(loaded).report
     notes = [r.message for r in report.remarks if r.rule == "capture"]
     assert notes == ["it is taken as a/b, but its keys and shapes also fit c/d; name the right one with arch"]
