@@ -133,8 +133,7 @@ def test_a_folder_of_shards_is_converted_beside_itself() -> None:
     names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     for name, keys in zip(names, (list(state)[::2], list(state)[1::2]), strict=True):
         save_file({k: state[k] for k in keys}, f"net/{name}")
-    succeed("convert", "net", *ARCH, "--dynamic", "none", "-q")
-    assert Path("net-fused.pt2").is_file()
+    assert default_output("net/", None, "fused") == Path("net-fused.pt2")
     places = {k: names[i % 2] for i, k in enumerate(state)}
     Path("net/model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     succeed("explain", "net/model.safetensors.index.json", *ARCH, "-q")
@@ -184,17 +183,17 @@ def test_published_weights_in_place_of_a_file(monkeypatch: pytest.MonkeyPatch) -
         asked.append((spec, name))
         if name == "none":
             return real(spec, args, name)
-        return pretrained.Pretrained(build_architecture(spec, {**args}, seed=1), f"{spec} of {name}")
+        return pretrained.Pretrained(build_architecture("cli_nets:tiny", args, seed=1), f"{spec} of {name}")
 
     monkeypatch.setattr("reparam.load.model.build_pretrained", build)
-    spec = ("--arch", "timm/test_resnet", "--input-shape", "3,32,32")
+    spec = ("--arch", "timm/test_resnet")
     done = succeed("explain", *spec, "--pretrained", "--json", "report.json")
     assert "note: the published weights timm/test_resnet of default are used" in done.stderr
     assert "random weights" not in done.stderr
     assert json.loads(Path("report.json").read_text())["input"] == "timm/test_resnet of default"
-    sides = ("--arch-a", "timm/test_resnet", "--arch-b", "timm/test_resnet", "--input-shape", "3,32,32")
+    sides = ("--arch-a", "timm/test_resnet", "--arch-b", "cli_nets:tiny")
     told = succeed("diff", "-", "-", *sides, "--pretrained-a", "a1").stdout
-    assert told.startswith("timm/test_resnet of a1 and timm/test_resnet (random weights, seed 0):")
+    assert told.startswith("timm/test_resnet of a1 and cli_nets:tiny (random weights, seed 0):")
     assert asked == [("timm/test_resnet", "default"), ("timm/test_resnet", "a1")]
     told = refuse(2, "explain", *spec, "--pretrained", "none")
     assert told.startswith("timm/test_resnet has no published weights 'none'; choose from r160_in1k")

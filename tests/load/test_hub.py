@@ -179,10 +179,11 @@ def test_a_config_outside_of_the_folder(folder: Path, tmp_path_factory: pytest.T
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_configs_damaged_at_random(folder: Path) -> None:
+@pytest.mark.parametrize("count", [48, pytest.param(2_000, marks=pytest.mark.sweep)])
+def test_configs_damaged_at_random(count: int, folder: Path) -> None:
     """Values, keys and bytes of the config: a network that fits, or a sentence."""
     genuine, outcomes = (folder / "config.json").read_bytes(), {"taken": 0, "refused": 0}
-    for seed in range(48):
+    for seed in range(count):
         rng = random.Random(seed)
         content = (by_json if seed % 4 else by_bytes)(genuine, rng)
         if seed % 4 == 1:
@@ -199,7 +200,8 @@ def test_configs_damaged_at_random(folder: Path) -> None:
         except ReparamError as error:
             assert isinstance(error, InputError) and str(error).isprintable() and "\n" not in str(error)
             outcomes["refused"] += 1
-    assert min(outcomes.values()) > 8
+    print(outcomes)
+    assert min(outcomes.values()) > 0.15 * count
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
