@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from reparam.data import Preprocessing
-from reparam.errors import InputError, UnsafeFileError
+from reparam.errors import InputError, ReparamError, UnsafeFileError
 from reparam.ir import draw_examples, exported_shapes, refuse_odd_tensors, unlift
 from reparam.utils import SOURCE_FILES, Shapes, Stamp, describe_error, first_line, foreign_code
 
@@ -146,14 +146,19 @@ def _from_folder(path: Path, arch: str | None, arch_args: Mapping[str, Any], *, 
     """The network of a folder of weights: of the architecture that its config.json names, where none is given."""
     checkpoint = load_folder(path, trust=trust, want=want)
     shapes = shapes_of(checkpoint.state)
-    config = read_hub(path) if checkpoint.state else None
+    try:
+        config = read_hub(path) if checkpoint.state else None
+        args = {} if config is None else config.arguments(shapes)
+    except ReparamError:
+        if arch is None:
+            raise
+        config, args = None, {}  # a config that is not asked for
     if config is None or (arch is not None and arch != config.spec):
         loaded = _from_checkpoint(checkpoint, arch, arch_args)
         return dataclasses.replace(loaded, stamp=checkpoint.stamp)
-    args = {**config.arguments(shapes), **arch_args}
     refuse_odd_tensors(checkpoint.state.items(), checkpoint.path.name)
     made = config.load(checkpoint.state)
-    loaded = _from_state(checkpoint, config.spec, args) if made is None else _from_made(checkpoint, made)
+    loaded = _from_made(checkpoint, made) if made else _from_state(checkpoint, config.spec, {**args, **arch_args})
     shapes_in, images = config.input_shapes or loaded.input_shapes, config.preprocessing
     if images is not None and shapes_in is not None and len(shapes_in[0]) == 3:
         images = images.fitted(*shapes_in[0][1:])

@@ -86,7 +86,7 @@ def _torchvision(spec: str, model: str, arch_args: dict[str, Any], name: str) ->
     builder = models.get_model_builder(model)
     published = models.get_model_weights(builder)
     known = list(published.__members__)
-    wanted = name if name != DEFAULT else DEFAULT.upper()
+    wanted = name.removeprefix(f"{published.__name__}.") if name != DEFAULT else DEFAULT.upper()
     if wanted not in known:
         raise _unknown(spec, name, list(dict.fromkeys(w.name for w in published)))
     weights = published[wanted]
@@ -144,7 +144,7 @@ def _timm(spec: str, model: str, arch_args: dict[str, Any], name: str) -> Pretra
     timm = import_zoo("timm")
     plain = model.partition(".")[0]
     meta_state(f"timm/{plain}", arch_args)  # as without weights
-    full = model if name == DEFAULT else f"{plain}.{name}"
+    full = model if name == DEFAULT else f"{plain}.{name.removeprefix(f'{plain}.')}"
     known = [m.partition(".")[2] for m in timm.list_pretrained(f"{plain}*") if m.partition(".")[0] == plain]
     tag = full.partition(".")[2]
     if not known or (tag and tag not in known):

@@ -132,7 +132,7 @@ def _build(spec: str, arch_args: Mapping[str, Any]) -> Architecture:
     refused = [a for a in _DOWNLOADS if arch_args.get(a)]
     if refused and _is_zoo(spec):
         raise InputError(
-            f"'{refused[0]}' in the architecture's arguments would fetch weights; give a checkpoint instead"
+            f"'{refused[0]}' in the architecture's arguments would fetch weights; give a checkpoint, or --pretrained"
         )
     with contextlib.ExitStack() as stack:
         if _is_user_factory(spec):

@@ -162,6 +162,13 @@ def test_a_config_of_any_content_is_a_sentence(changes: dict[str, Any], told: st
     assert str(error.value).isprintable() and error.value.exit_code == 2
 
 
+def test_an_architecture_that_is_given_needs_no_config(folder: Path) -> None:
+    for changes in ({"model_args": {"layers": [10**9]}}, {"architecture": "no_such"}, {"architectures": ["A"]}):
+        config_of(folder, **changes)
+        loaded = load_model(folder, arch="timm/test_resnet")
+        assert loaded.arch_args == {"num_classes": 3} and loaded.notes
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe{}", b"[" * 9_000, b'{"a": 1, "a": 2}', b"1" * 6_000])
 def test_a_config_that_is_none(content: bytes, folder: Path) -> None:
     (folder / "config.json").write_bytes(content)

@@ -53,7 +53,7 @@ def bytes_of(value: Any, path: Path, **how: Any) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["default", "IMAGENET1K_V1", "DEFAULT"])
+@pytest.mark.parametrize("name", ["default", "IMAGENET1K_V1", "SqueezeNet1_1_Weights.IMAGENET1K_V1"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_weights_of_torchvision(name: str, zipped: bool, caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = build_architecture(SPEC, seed=5).module
@@ -156,6 +156,7 @@ def in_the_hub(folder: Path, net: nn.Module) -> None:
     [
         (TIMM, {}, "default"),
         (TIMM, {}, "r160_in1k"),
+        (TIMM, {}, "test_resnet.r160_in1k"),
         (f"{TIMM}.r160_in1k", {}, "default"),
         (TIMM, {"num_classes": 0}, "default"),
     ],
