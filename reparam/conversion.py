@@ -24,7 +24,7 @@ from reparam.check import (
     check_runs,
     refuse_broken_weights,
 )
-from reparam.emit import finalize, finalize_or_blame, save_pt2, to_module
+from reparam.emit import finalize, overflow_told, save_pt2, to_module
 from reparam.ir import (
     Program,
     Range,
@@ -278,8 +278,8 @@ class _Run:
                 check_runs(original, self.seed)
                 raise
             evidence, rounds = self.verify(original, final, judge)
-            with self.timed("emit"):
-                emitted = finalize_or_blame(original, final, rounds, dtype)
+            with self.timed("emit"), overflow_told(original, rounds, dtype):
+                emitted = finalize(final, dtype)
             try:
                 with self.timed("verify"):
                     evidence = check_emitted(original, emitted, rounds, evidence, emitted_dtype)

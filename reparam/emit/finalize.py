@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -94,13 +95,14 @@ def _retyped(program: Program, dtype: torch.dtype) -> Program:
     return replace(program, inputs=inputs, dtype=dtype)
 
 
-def finalize_or_blame(original: Program, final: Program, rounds: Sequence[Round], dtype: torch.dtype | None) -> Program:
-    """`finalize`; where a weight does not fit, the original that overflows in that dtype itself is to blame.
+@contextmanager
+def overflow_told(original: Program, rounds: Sequence[Round], dtype: torch.dtype | None) -> Iterator[None]:
+    """Where a weight does not fit in the block, the original that overflows in that dtype itself is to blame.
 
     rounds: of inputs that it was checked on. Raises InputError.
     """
     try:
-        return finalize(final, dtype)
+        yield
     except InputError:
         own = dtype or original.dtype
         for r in rounds:
