@@ -22,22 +22,20 @@ from reparam.check import (
     check_emitted,
     check_float64,
     check_runs,
-    not_finite_in,
     refuse_broken_weights,
 )
-from reparam.emit import finalize, save_pt2, to_module
+from reparam.emit import finalize, overflow_told, save_pt2, to_module
 from reparam.ir import (
     Program,
     Range,
     census,
     describe_jumps,
-    evaluate,
     is_chain,
     jumps,
-    typed,
     unlift,
     with_ranges,
 )
+from reparam.load import FileOrModel, take_given
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
 from reparam.utils import Reported, as_path, check_callable, check_seed, checked_call, dtype_name
@@ -82,7 +80,7 @@ class Conversion(Reported):
 
 @checked_call
 def convert(  # noqa: PLR0913  # the keywords are the options
-    model: nn.Module | torch.export.ExportedProgram,
+    model: FileOrModel,
     *example_inputs: Any,
     to: str = "fused",
     dynamic: Sequence[str] = ("batch",),
@@ -95,11 +93,17 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     signed: str = DEFAULTS.signed,
     max_cost: float = DEFAULTS.max_cost,
     outputs: Sequence[str] | None = None,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
+    trust: bool = False,
 ) -> Conversion:
     """Rewrites `model` into the target form and checks that it is the same function.
 
-    model: a module, left untouched, or an exported program. example_inputs: its positional arguments (for a module);
-        tensors are (N, ...) where the batch stays free, of any N.
+    model: a module, left untouched, an exported program, or a file, as the command line takes it.
+    example_inputs: its positional arguments (for a module); tensors are (N, ...) where the batch stays free, of any N.
+        They may be left out for a file whose architecture has a usual size.
     to: fused, plain, or as-is, which rewrites nothing.
     dynamic: axes whose size stays free: "batch" (axis 0), "height" and "width" (the last two of four or more), or any
         other by its input, its number and a name: "x:1=sequence".
@@ -112,6 +116,7 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     signed: for `plain`, prelu, or relu to carry signed values past ReLUs as x = relu(x) - relu(-x), without PReLU.
     max_cost: for `plain`, how many times the multiply-accumulates of a block its chain may cost; a dearer block stays.
     outputs: results to keep, by keys or numbers ("out", "hidden.1"): one by itself, several as a dict. Default: all.
+    arch, arch_args, key, prefix, trust: of a file, as in `reparam.load.load_model`.
 
     Raises InputError or CaptureError for a model that cannot be taken in, NotEquivalentError when the result is not
     the same function (naming the first rewrite that diverges).
@@ -128,22 +133,25 @@ def convert(  # noqa: PLR0913  # the keywords are the options
         names = ", ".join(f"torch.{dtype_name(d)}" for d in DTYPES)
         raise InputError(f"weights are not emitted in {str(dtype)[:40]!r}; choose from {names}")
     run = _Run(to, PlainOptions(carry, max_pool, signed, max_cost), seed, progress, outputs)
-    captured = run.take_in(model, example_inputs, dynamic, input_ranges)
+    how = {"arch": arch, "arch_args": arch_args, "key": key, "prefix": prefix, "trust": trust}
+    given = take_given(model, example_inputs, how, dynamic=dynamic, seed=seed)
+    captured = run.take_in(given.model, given.inputs, dynamic, input_ranges, *given.notes)
     try:
-        return run.convert(model, captured, dtype)
+        conversion = run.convert(given.model, captured, dtype)
     except PathError as error:
-        if isinstance(model, torch.export.ExportedProgram) or error.axes != ("batch",):
+        if isinstance(given.model, torch.export.ExportedProgram) or error.axes != ("batch",):
             raise
-        size, others = batch_of(example_inputs), without_batch(read_axes(dynamic))
+        size, others = batch_of(given.inputs), without_batch(read_axes(dynamic))
         note = f"the batch is fixed at {size}, that of the example: {error.what}"
-        captured = run.take_in(model, example_inputs, others, input_ranges, note)
+        captured = run.take_in(given.model, given.inputs, others, input_ranges, *given.notes, note)
         captured = replace(captured, program=replace(captured.program, samples=size))
-        return run.convert(model, captured, dtype)
+        conversion = run.convert(given.model, captured, dtype)
+    return replace(conversion, report=conversion.report.with_(**given.facts))
 
 
 @checked_call
 def explain(  # noqa: PLR0913  # the keywords are the options
-    model: nn.Module | torch.export.ExportedProgram,
+    model: FileOrModel,
     *example_inputs: Any,
     to: str = "fused",
     dynamic: Sequence[str] = ("batch",),
@@ -156,6 +164,11 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     signed: str = DEFAULTS.signed,
     max_cost: float = DEFAULTS.max_cost,
     outputs: Sequence[str] | None = None,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
+    trust: bool = False,
 ) -> Report:
     """A dry run: what would be rewritten, what would not and why, and the price. The whole network is not compared.
 
@@ -171,12 +184,14 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     ['fold-batch-norm']
     """
     run = _Run(to, PlainOptions(carry, max_pool, signed, max_cost), seed, progress, outputs)
-    captured = run.take_in(model, example_inputs, dynamic, input_ranges)
+    how = {"arch": arch, "arch_args": arch_args, "key": key, "prefix": prefix, "trust": trust}
+    given = take_given(model, example_inputs, how, dynamic=dynamic, seed=seed)
+    captured = run.take_in(given.model, given.inputs, dynamic, input_ranges, *given.notes)
     program, notes = captured.program, _notes(captured)
     check_runs(program, seed)
     before = program.copy()
     outcome = run.rewrite(program)
-    return Report(
+    report = Report(
         target=to,
         before=census(before),
         after=census(program),
@@ -186,6 +201,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
         seconds=run.seconds,
         graphs={"before": before, "after": program} if graphs else None,
     )
+    return report.with_(**given.facts)
 
 
 def convert_program(
@@ -229,9 +245,9 @@ class _Run:
         example_inputs: Sequence[Any],
         dynamic: Sequence[str],
         ranges: Sequence[Range] | None,
-        note: str = "",
+        *notes: str,
     ) -> Captured:
-        """Captures the model and refuses weights that are not finite. note: what there is to say beforehand."""
+        """Captures the model and refuses weights that are not finite. notes: what there is to say beforehand."""
         self._tell("capture", 0, 1)
         with self.timed("capture"):
             if isinstance(model, torch.export.ExportedProgram):
@@ -241,8 +257,8 @@ class _Run:
             captured = keep_outputs(captured, self.outputs)
         self._tell("capture", 1, 1)
         refuse_broken_weights(captured.program)
-        notes = (note, *captured.notes) if note else captured.notes
-        return replace(captured, program=with_ranges(captured.program, ranges), notes=notes)
+        program = with_ranges(captured.program, ranges)
+        return replace(captured, program=program, notes=(*notes, *captured.notes))
 
     def convert(
         self, model: nn.Module | torch.export.ExportedProgram, captured: Captured, dtype: torch.dtype | None
@@ -262,8 +278,8 @@ class _Run:
                 check_runs(original, self.seed)
                 raise
             evidence, rounds = self.verify(original, final, judge)
-            with self.timed("emit"):
-                emitted = _emit(original, final, rounds, dtype)
+            with self.timed("emit"), overflow_told(original, rounds, dtype):
+                emitted = finalize(final, dtype)
             try:
                 with self.timed("verify"):
                     evidence = check_emitted(original, emitted, rounds, evidence, emitted_dtype)
@@ -379,21 +395,3 @@ def _same(original: Program, other: Program, seed: int) -> bool:
     except NotEquivalentError:
         return False
     return True
-
-
-def _emit(original: Program, final: Program, rounds: Sequence[Round], dtype: torch.dtype | None) -> Program:
-    """`finalize`; where a weight does not fit, the original that overflows in that dtype itself is to blame."""
-    try:
-        return finalize(final, dtype)
-    except InputError:
-        own = dtype or original.dtype
-        for r in rounds:
-            values = evaluate(original, typed(original, r.values, dtype), dtype)
-            if not all(bool(torch.isfinite(v).all()) for v in values if _is_floating(v)):
-                raise not_finite_in(dtype_name(own)) from None
-        raise
-
-
-def _is_floating(value: Any) -> bool:
-    """Whether a value is a tensor of floating numbers."""
-    return isinstance(value, torch.Tensor) and value.is_floating_point()

@@ -10,6 +10,7 @@ import typer
 from reparam.errors import InputError
 
 from . import options as opt
+from . import which_weights as which
 from .outputs import STANDARD_OUTPUT, check_report, check_writable_folder, delivering
 from .session import begin
 
@@ -50,8 +51,14 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
     interpolation: opt.Interpolation = None,
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
+    key: which.Key = None,
+    prefix: which.Prefix = None,
+    pretrained: which.Pretrained = None,
     arch_b: opt.ArchB = None,
     arch_args_b: opt.ArchArgsB = None,
+    key_b: which.KeyB = None,
+    prefix_b: which.PrefixB = None,
+    pretrained_b: which.PretrainedB = None,
     input_shape: opt.InputShape = None,
     dynamic: opt.Dynamic = "batch",
     seed: opt.Seed = 0,
@@ -66,9 +73,14 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
     Nothing is changed. With B, both are shown side by side: before and after a conversion, or two initialisations.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
+    weights = which.Weights(key, prefix, pretrained)
     shapes, axes, arguments = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_arguments(arch_args)
-    side = None if b is None else opt.Side("b", b, arch_b, opt.read_arguments(arch_args_b, "--arch-args-b"))
-    if b is None and (arch_b is not None or arch_args_b is not None):
+    arguments_b, chosen_b = (
+        opt.read_arguments(arch_args_b, "--arch-args-b"),
+        which.Weights(key_b, prefix_b, pretrained_b),
+    )
+    side = None if b is None else opt.Side("b", b, arch_b, arguments_b, chosen_b)
+    if b is None and (arch_b is not None or arch_args_b is not None or chosen_b != which.ANY):
         raise InputError("--arch-b is for a second model; name one, or - for random weights")
     if svg is not None:
         check_writable_folder(svg, "--svg")
@@ -80,7 +92,7 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
     from . import analyze_work
     from . import work as cli_work
 
-    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
     how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation)
     models = [(loaded.name, loaded.model)]
     if side is not None:

@@ -20,10 +20,12 @@ from reparam.utils import ignore_exits
 from . import export_run_bench as cli_engines
 from . import options as opt
 from . import recalibrate as cli_training
+from . import which_weights as which
 from .analyze import analyze
 from .apply import apply
 from .initial import init
-from .outputs import STANDARD_OUTPUT, check_page, check_report, deliver_json, delivering, plan_outputs
+from .listing import doctor, passes
+from .outputs import STANDARD_OUTPUT, check_page, check_report, delivering, plan_outputs
 from .prune import prune
 from .session import begin, open_session, run_guarded
 
@@ -43,7 +45,7 @@ class Commands(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Parses `args` and runs the verb; always ends with SystemExit."""
-        words = list(sys.argv[1:] if args is None else args)
+        words = which.spelled_out(sys.argv[1:] if args is None else args)
         session = open_session()
 
         def body() -> None:
@@ -108,6 +110,9 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     model: opt.Model = None,
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
+    key: which.Key = None,
+    prefix: which.Prefix = None,
+    pretrained: which.Pretrained = None,
     to: opt.To = opt.Target.fused,
     carry: opt.CarryOption = DEFAULTS.carry,
     max_pool: opt.MaxPoolOption = opt.MAX_POOL,
@@ -142,6 +147,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
     plain = PlainOptions(carry, max_pool.value, signed.value, max_cost)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
+    weights = which.Weights(key, prefix, pretrained)
     planned = plan_outputs(model, arch, output, source, to.value, force=force)
     others = [planned.model, source, Path(model) if model else None]
     check_report(json, others, force=force)
@@ -150,7 +156,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
     from . import render
     from . import work as cli_work
 
-    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
     options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain, opt.read_outputs(outputs))
     with delivering(session, json) as deliver:
         found = cli_work.convert_loaded(session, loaded, options, dtype.value if dtype else None, planned, force=force)
@@ -171,6 +177,9 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     model: opt.Model = None,
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
+    key: which.Key = None,
+    prefix: which.Prefix = None,
+    pretrained: which.Pretrained = None,
     to: opt.To = opt.Target.fused,
     carry: opt.CarryOption = DEFAULTS.carry,
     max_pool: opt.MaxPoolOption = opt.MAX_POOL,
@@ -197,13 +206,14 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
     plain = PlainOptions(carry, max_pool.value, signed.value, max_cost)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
+    weights = which.Weights(key, prefix, pretrained)
     check_report(json, [Path(model) if model else None], force=force)
     check_page(html, json, [Path(model) if model else None], force=force)
 
     from . import render
     from . import work as cli_work
 
-    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
     options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain, opt.read_outputs(outputs))
     found = cli_work.explain_loaded(session, loaded, options, graphs=graph or html is not None)
     report = (found if graph else found.with_(graphs=None)).as_dict()
@@ -229,6 +239,12 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     arch_args_a: opt.ArchArgsA = None,
     arch_b: opt.ArchB = None,
     arch_args_b: opt.ArchArgsB = None,
+    key_a: which.KeyA = None,
+    prefix_a: which.PrefixA = None,
+    pretrained_a: which.PretrainedA = None,
+    key_b: which.KeyB = None,
+    prefix_b: which.PrefixB = None,
+    pretrained_b: which.PretrainedB = None,
     input_shape: opt.InputShape = None,
     trials: Annotated[int, typer.Option("--trials", min=2, help="Number of random inputs.")] = 8,
     adversarial: Annotated[
@@ -256,7 +272,8 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     """
     session = begin(ctx, quiet=quiet, debug=debug)
     shapes = opt.read_shapes(input_shape)
-    sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
+    chosen = which.Weights(key_a, prefix_a, pretrained_a), which.Weights(key_b, prefix_b, pretrained_b)
+    sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b), chosen)
     read = [Path(a), Path(b), *(Path(p) for p in (data, config) if p is not None)]
     check_report(json, read, force=force)
     check_page(html, json, read, force=force)
@@ -308,6 +325,12 @@ def diff(  # noqa: PLR0913  # the parameters are the options
     arch_args_a: opt.ArchArgsA = None,
     arch_b: opt.ArchB = None,
     arch_args_b: opt.ArchArgsB = None,
+    key_a: which.KeyA = None,
+    prefix_a: which.PrefixA = None,
+    pretrained_a: which.PretrainedA = None,
+    key_b: which.KeyB = None,
+    prefix_b: which.PrefixB = None,
+    pretrained_b: which.PretrainedB = None,
     input_shape: opt.InputShape = None,
     full: Annotated[bool, typer.Option("--full", help="Show runs of unchanged calls too.")] = False,
     seed: opt.Seed = 0,
@@ -323,7 +346,8 @@ def diff(  # noqa: PLR0913  # the parameters are the options
     """
     session = begin(ctx, debug=debug)
     shapes = opt.read_shapes(input_shape)
-    sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b))
+    chosen = which.Weights(key_a, prefix_a, pretrained_a), which.Weights(key_b, prefix_b, pretrained_b)
+    sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b), chosen)
     check_report(json, [Path(a), Path(b)], force=force)
     check_page(html, json, [Path(a), Path(b)], force=force)
 
@@ -350,40 +374,5 @@ app.command()(cli_training.recalibrate)
 app.command()(apply)
 app.command()(init)
 app.command()(analyze)
-
-
-@app.command()
-def passes(
-    ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="RULE", help="Show all that is said about one rule.")] = None,
-    json: opt.Json = None,
-    force: opt.Force = False,
-    debug: opt.Debug = False,
-) -> None:
-    """List the rules with their equations and options."""
-    session = begin(ctx, debug=debug)
-    check_report(json, [], force=force)
-    with session.working():
-        from .tables import find_rule, list_rules, rules_table
-
-        rules = list_rules()
-    if name is not None:
-        rules = [find_rule(rules, name)]
-    if json != STANDARD_OUTPUT:
-        session.show(rules_table(rules) if name is None else rules[0].doc)
-    deliver_json(session, [r.as_dict() for r in rules], json)
-
-
-@app.command()
-def doctor(ctx: typer.Context, json: opt.Json = None, force: opt.Force = False, debug: opt.Debug = False) -> None:
-    """Report what is installed and what can be done here."""
-    session = begin(ctx, debug=debug)
-    check_report(json, [], force=force)
-    with session.working():
-        from .doctor import diagnose
-        from .tables import diagnosis_parts
-
-        found = diagnose()
-    if json != STANDARD_OUTPUT:
-        session.show(*diagnosis_parts(found))
-    deliver_json(session, found.as_dict(), json)
+app.command()(passes)
+app.command()(doctor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from reparam.measure import (
     right_columns,
     sentences,
 )
-from reparam.utils import write_atomically
+from reparam.utils import SOURCE_FILES, write_atomically
 
 from .options import ImageOptions
 from .render import line, table
 from .session import Session
+from .which_weights import ANY, Weights
 from .work import describe_load, preprocessing_for
 
 
@@ -41,6 +42,7 @@ class Opening:
     trust: bool
     seed: int
     images: ImageOptions = (None, None, None, None, None)
+    weights: Weights = ANY
 
 
 def bench_models(
@@ -58,14 +60,15 @@ def bench_models(
 
 
 def _open(session: Session, name: str, opening: Opening) -> Entry:
-    arch = opening.arch if recognise(Path(name)) is None and not is_program(name) else None
+    checkpoint = recognise(Path(name)) is None and not is_program(name)
+    arch, which = (opening.arch, asdict(opening.weights)) if checkpoint else (None, {})
     args = opening.arch_args if arch else None
     with session.working():
-        model = open_model(name, arch=arch, arch_args=args, trust=opening.trust, seed=opening.seed)
+        model = open_model(name, arch=arch, arch_args=args, trust=opening.trust, seed=opening.seed, **which)
     if not isinstance(model, LoadedModel):
         return Entry(name, model, Path(name), trust=opening.trust)
     describe_load(session, model, name, "--arch")
-    return Entry(name, model, Path(name), model.spec, model.arch_args, opening.trust)
+    return Entry(name, model, Path(name), model.spec, model.arch_args, opening.trust, which)
 
 
 def _preprocessing(entries: Sequence[Entry], opening: Opening) -> Any:
@@ -77,7 +80,7 @@ def _preprocessing(entries: Sequence[Entry], opening: Opening) -> Any:
 
 def is_program(name: str) -> bool:
     """Whether a name is that of a .pt2 or of a folder of source, which hold their architecture."""
-    return name.endswith(".pt2") or Path(name).is_dir()
+    return name.endswith(".pt2") or (Path(name) / SOURCE_FILES[0]).is_file()
 
 
 def save_csv(found: BenchTable, path: Path) -> None:

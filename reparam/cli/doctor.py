@@ -108,4 +108,18 @@ def _abilities(working: set[str]) -> list[str]:
     return [
         "models are converted to .pt2 and verified on the CPU",
         f"architectures by name: {named}",
+        *_mixed_builds("torchvision" in working),
+    ]
+
+
+def _mixed_builds(torchvision: bool) -> list[str]:
+    """What there is to know of a torchvision that was built for another torch. torchvision: whether it works."""
+    from reparam.utils.torchvision_ops import declared_for_torchvision
+
+    if not (torchvision and declared_for_torchvision()):
+        return []
+    return [
+        "torchvision was built for another torch: its library does not load. Its operators nms and qnms are declared "
+        "in its place, for every architecture and file that imports torchvision; networks that call them, such as "
+        "detectors, do not run"
     ]

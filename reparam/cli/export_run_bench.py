@@ -12,6 +12,7 @@ from reparam.errors import NotEquivalentError
 from reparam.options import DEFAULTS, PlainOptions
 
 from . import options as opt
+from . import which_weights as which
 from .outputs import STANDARD_OUTPUT, check_apart, check_file, check_page, check_report, delivering, plan_export
 from .session import begin
 
@@ -25,6 +26,9 @@ def export(  # noqa: PLR0913  # the parameters are the options
     ],
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
+    key: which.Key = None,
+    prefix: which.Prefix = None,
+    pretrained: which.Pretrained = None,
     to: opt.ExportTo = opt.ExportTarget.fused,
     precision: Annotated[opt.Precision, typer.Option("--precision", help="Of the weights.")] = opt.Precision.fp32,
     io_precision: Annotated[
@@ -95,6 +99,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     written (exit code 1).
     """
     session = begin(ctx, quiet=quiet, debug=debug)
+    weights = which.Weights(key, prefix, pretrained)
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
     plain = PlainOptions(carry, max_pool.value, signed.value, max_cost)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
@@ -109,7 +114,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     from . import render
     from . import work as cli_work
 
-    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
     options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain, opt.read_outputs(outputs))
     given = {"runtime": runtime, "gpu": gpu, "profile": profile, "device": device}
     settings = {name: text for name, text in given.items() if text is not None}
@@ -143,6 +148,8 @@ def run(  # noqa: PLR0913  # the parameters are the options
     ],
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
+    key: which.Key = None,
+    prefix: which.Prefix = None,
     trust: opt.Trust = False,
     json: opt.Json = None,
     force: opt.Force = False,
@@ -159,7 +166,8 @@ def run(  # noqa: PLR0913  # the parameters are the options
     from . import render
 
     with delivering(session, json) as deliver:
-        report = cli_engine_work.run_model(session, model, arch, arguments, named, output, trust=trust, force=force)
+        how = {"arch": arch, "arch_args": arguments, "trust": trust, "key": key, "prefix": prefix}
+        report = cli_engine_work.run_model(session, model, how, named, output, force=force)
         deliver(report)
     if not quiet and json != STANDARD_OUTPUT:
         session.show(*map(render.line, cli_engine_work.describe_run(report)))
@@ -211,6 +219,8 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     interpolation: opt.Interpolation = None,
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
+    key: which.Key = None,
+    prefix: which.Prefix = None,
     input_shape: opt.InputShape = None,
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
@@ -229,6 +239,7 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     --fastest was not asked to choose another.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
+    weights = which.Weights(key, prefix)
     shapes, batches, arguments = opt.read_shapes(input_shape), opt.read_batches(batch), opt.read_arguments(arch_args)
     names = [n.strip() for n in runtime.split(",")] if runtime is not None else []
     read = [*map(Path, models), *(Path(p) for p in (data, config) if p is not None)]
@@ -241,7 +252,7 @@ def bench(  # noqa: PLR0913  # the parameters are the options
 
     from . import bench_work
 
-    opening = bench_work.Opening(arch, arguments, trust, seed, (config, mean, std, size, interpolation))
+    opening = bench_work.Opening(arch, arguments, trust, seed, (config, mean, std, size, interpolation), weights)
     options = BenchOptions(
         input_shapes=shapes,
         batches=batches,

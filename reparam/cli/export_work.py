@@ -73,7 +73,7 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
         max_drop=wanted.judging.max_drop,
         settings=wanted.settings,
         card=card,
-        source=model.source,
+        source=model.source if model.stamp is not None else None,  # of several files: the hash of the weights
         stamp=model.stamp,
         force=wanted.force,
     )
@@ -111,15 +111,16 @@ def _card(model: LoadedModel, images: ImageOptions) -> dict[str, Any]:
 def run_model(
     session: Session,
     model: str,
-    arch: str | None,
-    arch_args: Mapping[str, Any] | None,
+    how: Mapping[str, Any],
     named: Sequence[tuple[str | None, Path]],
     output: Path,
     *,
-    trust: bool,
     force: bool,
 ) -> dict[str, Any]:
-    """Runs the model on the arrays of files, writes its outputs; returns the report."""
+    """Runs the model on the arrays of files, writes its outputs; returns the report.
+
+    how: it is opened: the keywords of `open_model`.
+    """
     arrays: list[tuple[str | None, Tensor]] = []
     for name, path in named:
         array = load_array(path)
@@ -127,7 +128,7 @@ def run_model(
             raise InputError(f"{path} holds several arrays; give one .npy for each input")
         arrays.append((name, torch.from_numpy(array)))
     with session.working():
-        opened = open_model(model, arch=arch, arch_args=arch_args, trust=trust)
+        opened = open_model(model, **how)
     if isinstance(opened, LoadedModel):
         describe_load(session, opened, model, "--arch")
     with session.working():

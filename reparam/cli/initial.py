@@ -11,6 +11,7 @@ import typer
 from reparam.errors import InputError
 
 from . import options as opt
+from . import which_weights as which
 from .outputs import STANDARD_OUTPUT, check_folder, check_report, delivering, plan_checkpoint, plan_outputs
 from .session import begin
 
@@ -58,6 +59,9 @@ def init(  # noqa: PLR0913  # the parameters are the options
     interpolation: opt.Interpolation = None,
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
+    key: which.Key = None,
+    prefix: which.Prefix = None,
+    pretrained: which.Pretrained = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -86,6 +90,7 @@ def init(  # noqa: PLR0913  # the parameters are the options
     residual-scale, normalised-act and gaussian put parts in that the architecture does not have: they write a .pt2.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
+    weights = which.Weights(key, prefix, pretrained)
     shapes, axes, arguments = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_arguments(arch_args)
     given = opt.read_arguments(options, "--options") or {}
     if method in REWRITING:
@@ -104,7 +109,7 @@ def init(  # noqa: PLR0913  # the parameters are the options
     from . import initial_work, render
     from . import work as cli_work
 
-    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
     how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation)
     wanted = initial_work.InitOptions(method.value, given, calibrate, labels, shapes, axes, how, seed)
     with delivering(session, json) as deliver:

@@ -16,6 +16,8 @@ from reparam.errors import InputError
 from reparam.options import DEFAULTS, MaxPool, Signed
 from reparam.utils import AXES, INTEGERS, Shape, Shapes, read_named_axis
 
+from .which_weights import ANY, Weights
+
 if TYPE_CHECKING:
     from reparam.data import Preprocessing
 
@@ -75,7 +77,7 @@ _CARRY = (
 )
 
 Model = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth, .safetensors) or a .pt2 program.")
+    str | None, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth, .safetensors), a folder, or a .pt2.")
 ]
 First = Annotated[str, typer.Argument(metavar="A", help="A checkpoint or .pt2; - for random weights of --arch-a.")]
 Second = Annotated[str, typer.Argument(metavar="B", help="A checkpoint or .pt2; - for random weights of --arch-b.")]
@@ -226,6 +228,7 @@ class Side:
     path: str
     arch: str | None
     arch_args: Mapping[str, Any] | None
+    weights: Weights = ANY
 
 
 def read_shapes(texts: Sequence[str] | None) -> Shapes | None:
@@ -298,11 +301,15 @@ def read_arguments(text: str | None, option: str = "--arch-args") -> dict[str, A
     return value
 
 
-def read_sides(a: tuple[str, str | None, str | None], b: tuple[str, str | None, str | None]) -> tuple[Side, Side]:
-    """A and B, each with the texts of its `--arch-x` and `--arch-args-x`."""
+def read_sides(
+    a: tuple[str, str | None, str | None],
+    b: tuple[str, str | None, str | None],
+    weights: tuple[Weights, Weights] = (ANY, ANY),
+) -> tuple[Side, Side]:
+    """A and B, each with the texts of its `--arch-x` and `--arch-args-x`, and which of its weights are meant."""
     first, second = (
-        Side(letter, path, arch, read_arguments(text, f"--arch-args-{letter}"))
-        for letter, (path, arch, text) in zip("ab", (a, b), strict=True)
+        Side(letter, path, arch, read_arguments(text, f"--arch-args-{letter}"), chosen)
+        for letter, (path, arch, text), chosen in zip("ab", (a, b), weights, strict=True)
     )
     return first, second
 

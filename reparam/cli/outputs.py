@@ -45,6 +45,7 @@ def default_output(model: str | None, arch: str | None, label: str, suffix: str 
         stem = path.name
         if stem in ("", ".."):
             raise InputError(f"{model} is a folder; give a checkpoint")
+        stem = stem.removesuffix(".index.json")
         while Path(stem).suffix in _SUFFIXES and Path(stem).stem:
             stem = Path(stem).stem
         return path.with_name(f"{stem}-{label}{suffix}")

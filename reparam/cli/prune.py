@@ -11,6 +11,7 @@ import typer
 from reparam.errors import InputError
 
 from . import options as opt
+from . import which_weights as which
 from .outputs import STANDARD_OUTPUT, check_page, check_report, delivering, plan_outputs
 from .session import begin
 
@@ -121,6 +122,9 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     interpolation: opt.Interpolation = None,
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
+    key: which.Key = None,
+    prefix: which.Prefix = None,
+    pretrained: which.Pretrained = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT.pt2", help="Default: MODEL-pruned.pt2 beside MODEL.")
     ] = None,
@@ -146,6 +150,7 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     Give one budget. The result is another function; how close it is to MODEL is measured on samples held out of DATA.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
+    weights = which.Weights(key, prefix, pretrained)
     shapes, axes = opt.read_shapes(input_shape), opt.read_dynamic(dynamic)
     arguments = opt.read_arguments(arch_args)
     outputs = plan_outputs(model, arch, output, source, "pruned", force=force)
@@ -179,7 +184,7 @@ def prune(  # noqa: PLR0913  # the parameters are the options
         "seed": seed,
     }
     prune_work.check_options(wanted)
-    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
     options = cli_work.ConvertOptions("fused", shapes, axes, seed)
     how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation)
     data = prune_work.Data(calibrate, labels, how)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options as opt
+from . import which_weights as which
 from .outputs import STANDARD_OUTPUT, check_report, delivering, plan_checkpoint
 from .session import begin
 
@@ -21,6 +22,9 @@ def recalibrate(  # noqa: PLR0913  # the parameters are the options
     calibrate: opt.Calibrate,
     arch: opt.Arch = None,
     arch_args: opt.ArchArgs = None,
+    key: which.Key = None,
+    prefix: which.Prefix = None,
+    pretrained: which.Pretrained = None,
     batch: Annotated[int, typer.Option("--batch", min=2, help="Samples that are normalised together.")] = 64,
     config: opt.Config = None,
     mean: opt.Mean = None,
@@ -49,6 +53,7 @@ def recalibrate(  # noqa: PLR0913  # the parameters are the options
     samples than those that it was trained on.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
+    weights = which.Weights(key, prefix, pretrained)
     shapes, axes, arguments = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_arguments(arch_args)
     path = plan_checkpoint(model, arch, output, "recalibrated", (calibrate, config), force=force)
     check_report(json, [path, calibrate, config, Path(model) if model else None], force=force)
@@ -58,7 +63,7 @@ def recalibrate(  # noqa: PLR0913  # the parameters are the options
     from . import recalibrate_work, render
     from . import work as cli_work
 
-    loaded = cli_work.load(session, model, arch, arguments, trust=trust, seed=seed)
+    loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
     how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation)
     options = recalibrate_work.RecalibrateOptions(calibrate, shapes, axes, batch, how, seed)
     with delivering(session, json) as deliver:

@@ -17,6 +17,7 @@ from reparam.utils import Shapes, first_line, foreign_code, is_batch, together
 from .options import ImageOptions, Side, read_preprocessing
 from .outputs import Outputs
 from .session import Session, Tell
+from .which_weights import ANY, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +56,7 @@ def load(
     path: str | None,
     arch: str | None,
     arch_args: Mapping[str, Any] | None,
+    weights: Weights = ANY,
     *,
     trust: bool,
     seed: int,
@@ -65,7 +67,7 @@ def load(
 
         start = time.perf_counter()
         tell("load", 0, 1)
-        model = load_model(path, arch=arch, arch_args=arch_args, trust=trust, seed=seed)
+        model = load_model(path, arch=arch, arch_args=arch_args, trust=trust, seed=seed, **asdict(weights))
         tell("load", 1, 1)
         seconds = time.perf_counter() - start
     describe_load(session, model, path, "--arch")
@@ -104,7 +106,9 @@ def load_side(session: Session, side: Side, *, trust: bool, seed: int) -> Loaded
 
         start = time.perf_counter()
         tell("load", 0, 1)
-        model = open_model(file, arch=side.arch, arch_args=side.arch_args, trust=trust, seed=seed)
+        model = open_model(
+            file, arch=side.arch, arch_args=side.arch_args, trust=trust, seed=seed, **asdict(side.weights)
+        )
         tell("load", 1, 1)
         seconds = time.perf_counter() - start
     if isinstance(model, Runnable):
@@ -126,7 +130,9 @@ def preprocessing_for(models: Mapping[str, LoadedModel | Runnable], images: Imag
 
 
 def _name(model: LoadedModel, path: str | None) -> str:
-    return path if path is not None else f"{model.spec} (random weights, seed {model.random_seed})"
+    if path is not None:
+        return path
+    return model.published or f"{model.spec} (random weights, seed {model.random_seed})"
 
 
 def describe_arch(model: LoadedModel) -> str:

@@ -30,11 +30,17 @@ def open_model(
     arch_args: Mapping[str, Any] | None = None,
     trust: bool = False,
     seed: int = 0,
+    key: str | None = None,
+    prefix: str | None = None,
+    pretrained: str | None = None,
 ) -> LoadedModel | Runnable:
     """`load_model`, or the engine in the file. Raises what `load_model` and `open_engine` raise."""
     engine = open_engine(Path(model), trust=trust) if model is not None else None
     if engine is None:
-        return load_model(model, arch=arch, arch_args=arch_args, trust=trust, seed=seed)
+        which: dict[str, Any] = {"key": key, "prefix": prefix, "pretrained": pretrained}
+        return load_model(model, arch=arch, arch_args=arch_args, trust=trust, seed=seed, **which)
+    if key is not None or prefix is not None or pretrained is not None:
+        raise InputError(f"{Path(str(model)).name} is no checkpoint; leave out --key, --prefix and --pretrained")
     if arch is not None:
         raise InputError(f"{Path(str(model)).name} holds its architecture already; leave out --arch {arch}")
     return engine

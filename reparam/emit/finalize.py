@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
+from reparam.check import Round, not_finite_in
 from reparam.errors import InputError
-from reparam.ir import Constant, Program, Scratchpad, module_of
-from reparam.utils import is_plain_path, plain_path, prefixes
+from reparam.ir import Constant, Program, Scratchpad, evaluate, module_of, typed
+from reparam.utils import dtype_name, is_plain_path, plain_path, prefixes
 
 
 def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
@@ -90,3 +93,25 @@ def _retyped(program: Program, dtype: torch.dtype) -> Program:
         node.kwargs = fx.node.map_aggregate(node.kwargs, swap)
     inputs = tuple(replace(s, dtype=dtype) if s.dtype == old else s for s in program.inputs)
     return replace(program, inputs=inputs, dtype=dtype)
+
+
+@contextmanager
+def overflow_told(original: Program, rounds: Sequence[Round], dtype: torch.dtype | None) -> Iterator[None]:
+    """Where a weight does not fit in the block, the original that overflows in that dtype itself is to blame.
+
+    rounds: of inputs that it was checked on. Raises InputError.
+    """
+    try:
+        yield
+    except InputError:
+        own = dtype or original.dtype
+        for r in rounds:
+            values = evaluate(original, typed(original, r.values, dtype), dtype)
+            if not all(bool(torch.isfinite(v).all()) for v in values if _is_floating(v)):
+                raise not_finite_in(dtype_name(own)) from None
+        raise
+
+
+def _is_floating(value: Any) -> bool:
+    """Whether a value is a tensor of floating numbers."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .format import Runnable
 from .manifest import read_manifest
 
 if TYPE_CHECKING:
+    from reparam.data import Preprocessing
     from reparam.ir import Program
     from reparam.load import LoadedModel
 
@@ -25,6 +27,19 @@ def card_of(model: LoadedModel) -> dict[str, Any]:
     size: (height, width) in pixels of what the network takes. resize: the shorter side before the centre is cropped.
     Values are those of RGB images in [0, 1].
     """
+    card = _of_the_zoo(model)
+    if model.preprocessing is not None:
+        card["preprocessing"] = _told(model.preprocessing, "config.json")
+    return card | _labels(list(model.labels), model)
+
+
+def _told(how: Preprocessing, of: str) -> dict[str, Any]:
+    """What a config file says, in the form of a card."""
+    told = asdict(how) | {"resize": how.resize or min(how.size), "of": of}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
+
+
+def _of_the_zoo(model: LoadedModel) -> dict[str, Any]:
     if model.spec is None:
         return {}
     source, _, name = model.spec.partition("/")

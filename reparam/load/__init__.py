@@ -1,14 +1,18 @@
 """A file or a name as an nn.Module. Nothing in a file runs unless it is trusted."""
 
+from .given import FileOrModel, Given, take_given
 from .model import LoadedModel, load_model
 from .random_statistics import randomize_statistics
 from .zoo import Architecture, build_architecture, find_function
 
 __all__ = [
     "Architecture",
+    "FileOrModel",
+    "Given",
     "LoadedModel",
     "build_architecture",
     "find_function",
     "load_model",
     "randomize_statistics",
+    "take_given",
 ]

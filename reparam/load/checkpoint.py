@@ -29,15 +29,14 @@ from reparam.utils import (
     path_of,
     stamp_of,
 )
+from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
 from .archive import load_program
+from .choosing import clean_keys, find_weights, under_prefix
 from .records import inspect_pickle, inspect_zip
+from .stand_ins import stand_ins
 from .working_directory import working_directory_on_path
 from .zip_entries import ZIP_ERRORS
-
-HOLDERS = ("state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "module", "net", "weights")
-MOST_HOLDERS = 8  # of each other
-PREFIXES = ("module.", "_orig_mod.")
 
 _OTHER_FILES = (  # how files of other kinds begin
     (b"\x89HDF", "an HDF5 file (Keras?)"),
@@ -55,8 +54,9 @@ class Checkpoint:
     """What a file holds: a state dict, a whole pickled module (trusted files only), or an exported program.
 
     found_under: the keys that lead to the state dict, such as "model_ema.module". ignored: other top-level entries.
-    others: what stands in the state dict beside tensors, by its key: "a str".
-    stamp: of the file as it was read.
+    choices: those of them that are weights too, which a key would take. others: what stands in the state dict beside
+    tensors, by its key: "a str". raw: all tensors, by their names in the file. left_out: how many of them a prefix left
+    out. source: the file that was read, where that is not `path`. stamp: of the file as it was read.
     """
 
     path: Path
@@ -65,11 +65,23 @@ class Checkpoint:
     exported: torch.export.ExportedProgram | None = None
     found_under: str = ""
     ignored: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     others: Mapping[str, str] = field(default_factory=dict)
+    raw: Mapping[str, Tensor] = field(default_factory=dict)
+    left_out: int = 0
+    source: Path | None = None
     stamp: Stamp | None = None
 
 
-def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
+@dataclass(frozen=True)
+class Want:
+    """Which weights of a file are wanted. key: names that lead to them. prefix: of their own names."""
+
+    key: str | None = None
+    prefix: str | None = None
+
+
+def load_checkpoint(path: str | Path, *, trust: bool = False, want: Want | None = None) -> Checkpoint:
     """Reads a checkpoint: `.pt`, `.pth`, `.bin`, `.safetensors` or `.pt2`, told apart by content.
 
     The file is opened once: what is inspected is what is loaded.
@@ -80,20 +92,26 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the checkpoint file in it")
     with opened(path, "check the name, or give an architecture with --arch") as file:
-        return replace(_load(file, path, trust), stamp=stamp_of(file))
+        return replace(_load(file, path, trust, want or Want()), stamp=stamp_of(file))
 
 
-def _load(file: IO[bytes], path: Path, trust: bool) -> Checkpoint:
+def refuse_prefix(want: Want, path: Path, what: str) -> None:
+    """Raises InputError for a prefix, where there are no names that it could be of. what: is there."""
+    if want.prefix is not None:
+        raise InputError(f"{path} holds {what}; leave out --prefix, which is for the tensors of a state dict")
+
+
+def _load(file: IO[bytes], path: Path, trust: bool, want: Want) -> Checkpoint:
     head = file.read(512)
     file.seek(0)
     if is_safetensors(head):
-        return _from_object(_read_safetensors(file, path), path)
+        return _from_object(_read_safetensors(file, path), path, want)
     if path.suffix == ".safetensors":
         raise InputError(f"{path} is not a safetensors file: its header is damaged; copy it again")
     if head.startswith(b"PK\x03\x04"):
-        return _load_zip(file, path, trust)
+        return _load_zip(file, path, trust, want)
     if head.startswith(b"\x80"):
-        return _load_pickle(file, path, trust)
+        return _load_pickle(file, path, trust, want)
     if head[257:262] == b"ustar":
         raise InputError(f"{path} is in the tar format of torch 0.1; load it with an old torch and save it again")
     raise InputError(f"{path} is not a checkpoint{_kind(path, head)}; save one with torch.save(model.state_dict(), …)")
@@ -119,7 +137,7 @@ def _read_safetensors(file: IO[bytes], path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is not a whole safetensors file ({error}); copy or save it again") from error
 
 
-def _load_zip(file: IO[bytes], path: Path, trust: bool) -> Checkpoint:
+def _load_zip(file: IO[bytes], path: Path, trust: bool, want: Want) -> Checkpoint:
     try:
         with zipfile.ZipFile(file) as archive:
             _check_kind(archive, path)
@@ -127,17 +145,20 @@ def _load_zip(file: IO[bytes], path: Path, trust: bool) -> Checkpoint:
     except ZIP_ERRORS as error:
         raise InputError(f"{path} is damaged or cut short ({one_line(str(error))}); copy or save it again") from error
     if program:
+        if want.key is not None:
+            raise InputError(f"{path} holds a program; leave out --key, which is for checkpoints")
+        refuse_prefix(want, path, "a program")
         return Checkpoint(path, exported=load_program(file, path, trust=trust))
     if trust:
-        return _from_object(_read_pickle(file, path, trust=True), path)
+        return _from_object(_read_pickle(file, path, trust=True), path, want)
     stored = inspect_zip(file, path.name)
-    return _from_object(_read_pickle(file, path, mmap=stored), path)
+    return _from_object(_read_pickle(file, path, mmap=stored), path, want)
 
 
-def _load_pickle(file: IO[bytes], path: Path, trust: bool) -> Checkpoint:
+def _load_pickle(file: IO[bytes], path: Path, trust: bool, want: Want) -> Checkpoint:
     if not trust:
         inspect_pickle(file, path.name)
-    return _from_object(_read_pickle(file, path, trust=trust), path)
+    return _from_object(_read_pickle(file, path, trust=trust), path, want)
 
 
 def _check_kind(archive: zipfile.ZipFile, path: Path) -> None:
@@ -160,11 +181,13 @@ def _read_pickle(file: IO[bytes], path: Path, *, trust: bool = False, mmap: bool
             warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error below
             file.seek(0)
             if trust:
+                register_missing_torchvision_ops()
                 with working_directory_on_path():  # its classes may be the user's own
                     return torch.load(file, map_location="cpu", weights_only=False)
-            if mmap:
-                return torch.load(path_of(file), map_location="cpu", weights_only=True, mmap=True)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with stand_ins():
+                if mmap:
+                    return torch.load(path_of(file), map_location="cpu", weights_only=True, mmap=True)
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
         if trust and isinstance(error, AttributeError | ImportError):
@@ -174,49 +197,26 @@ def _read_pickle(file: IO[bytes], path: Path, *, trust: bool = False, mmap: bool
         ) from error
 
 
-def _from_object(value: Any, path: Path) -> Checkpoint:
+def _from_object(value: Any, path: Path, want: Want) -> Checkpoint:
     """Finds the state dict (or a pickled module) in what was loaded, and cleans its keys."""
-    under: list[str] = []
-    ignored: list[str] = []
-    while not _is_state(value):
-        if len(under) > MOST_HOLDERS:
-            raise InputError(f"{path} nests its weights deeper than any training script; save the model's state_dict")
-        if isinstance(value, nn.Module):
-            return Checkpoint(path, module=value, found_under=".".join(under), ignored=tuple(ignored))
-        if not isinstance(value, Mapping):
-            raise InputError(f"{path} holds {describe_type(value)}, not weights; save the model's state_dict")
-        holder = next((k for k in HOLDERS if isinstance(value.get(k), Mapping | nn.Module)), None)
-        if holder is None:
-            keys = ", ".join(str(k) for k in list(value)[:5])
-            raise InputError(
-                f"{path} holds no state dict; its entries are {keys or 'none'}; save the model's state_dict"
-            )
-        ignored += [".".join([*under, str(k)]) for k in value if k != holder]
-        under.append(holder)
-        value = value[holder]
-    tensors = {str(k): v for k, v in value.items() if isinstance(v, Tensor)}
+    found = find_weights(value, path, want.key)
+    under = ".".join(found.under)
+    if isinstance(found.value, nn.Module):
+        refuse_prefix(want, path, "a whole module")
+        return Checkpoint(path, module=found.value, found_under=under, ignored=found.ignored, choices=found.choices)
+    tensors = {str(k): v for k, v in found.value.items() if isinstance(v, Tensor)}
+    others = {str(k): describe_type(v) for k, v in found.value.items() if not isinstance(v, Tensor)}
+    checkpoint = from_tensors(tensors, path, want)
+    return replace(checkpoint, found_under=under, ignored=found.ignored, choices=found.choices, others=others)
+
+
+def from_tensors(tensors: Mapping[str, Tensor], path: Path, want: Want) -> Checkpoint:
+    """A checkpoint of these tensors, with cleaned keys; of those with the wanted prefix alone.
+
+    Raises InputError for names that no tensor can have, and where no name has the prefix.
+    """
     for key in tensors:
         if complaint := name_complaint(key):
             raise InputError(f"{path} has a tensor whose name {complaint}: {key[:60]!r}; save it under another name")
-    state = _clean_keys(tensors)
-    others = {str(k): describe_type(v) for k, v in value.items() if not isinstance(v, Tensor)}
-    return Checkpoint(path, state, found_under=".".join(under), ignored=tuple(ignored), others=others)
-
-
-def _is_state(value: Any) -> bool:
-    """A mapping from names to tensors; a few other entries (a version, an empty `_extra_state`) do not matter."""
-    if not isinstance(value, Mapping):
-        return False
-    tensors = sum(isinstance(v, Tensor) for v in value.values())
-    nested = any(isinstance(value.get(k), Mapping | nn.Module) for k in HOLDERS)
-    return tensors > 0 and not nested
-
-
-def _clean_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drops what wrappers put before the keys (`module.`, `_orig_mod.`, in any order) and the average's counter."""
-    if len(state) > 1 and all(k == "n_averaged" or k.startswith("module.") for k in state):
-        state.pop("n_averaged", None)
-    state = {key.replace("._orig_mod.", "."): value for key, value in state.items()}
-    while state and (prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None)):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    state, left = (tensors, 0) if want.prefix is None else under_prefix(tensors, want.prefix, path)
+    return Checkpoint(path, clean_keys(state, path), raw=tensors, left_out=left)

@@ -22,7 +22,9 @@ from reparam.errors import InputError, ReparamError
 from reparam.ir import draw_examples
 from reparam.utils import Shapes
 
-from .zoo import SOURCES, available, meta_state
+from .adapting import ZOOS, arguments_for
+from .fit import Fit, ShapeMap, compare, shapes_of
+from .zoo import SOURCES, available, meta_state, missing_zoos
 
 NAMED = 12  # candidates that the file's name proposes
 RELATED = 12  # candidates looked at for twins of the one that fits
@@ -66,8 +68,6 @@ _VARIANT = re.compile(
     r"tf_|^de(?=it_)|^v(?=it_)|_?aa(?=_|\d)|_?blur|_quickgelu|_jx|_pruned|_enc$|par_|_\d{3}$|window\d+(to\d+)?(_\d+to\d+|_\d+)?"
 )
 
-ShapeMap = Mapping[str, tuple[int, ...]]
-
 
 @dataclass(frozen=True)
 class Inference:
@@ -81,67 +81,18 @@ class Inference:
     arch_args: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How a state dict compares with an architecture; it fits when nothing is missing, unexpected or misshapen.
-
-    misshapen: key, shape of the architecture, shape in the file.
-    """
-
-    spec: str
-    arch_args: Mapping[str, Any]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-
-    @property
-    def fits(self) -> bool:
-        return not (self.missing or self.unexpected or self.misshapen)
-
-    @property
-    def distance(self) -> int:
-        return len(self.missing) + len(self.unexpected) + len(self.misshapen)
-
-    def describe(self, limit: int = 3) -> str:
-        """`missing a.b, c.d and 7 more; unexpected e; wrong shape f (2, 3), the file has (2, 4)`."""
-        wrong = [f"{key} {_shape(want)}, the file has {_shape(have)}" for key, want, have in self.misshapen]
-        parts = [
-            f"{label} {', '.join(items[:limit])}" + (f" and {len(items) - limit} more" if len(items) > limit else "")
-            for label, items in (("missing", self.missing), ("unexpected", self.unexpected), ("wrong shape", wrong))
-            if items
-        ]
-        return "; ".join(parts) or "fits"
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return f"({', '.join(map(str, shape))})"
-
-
-def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a state dict, by key."""
-    return {key: tuple(value.shape) for key, value in state.items()}
-
-
-def compare(spec: str, arch_args: Mapping[str, Any], expected: ShapeMap, found: ShapeMap) -> Fit:
-    """Compares key by key; counters of batches, which old checkpoints lack, may be missing."""
-    missing = tuple(k for k in expected if k not in found and not k.endswith("num_batches_tracked"))
-    unexpected = tuple(k for k in found if k not in expected)
-    wrong = tuple((k, s, found[k]) for k, s in expected.items() if k in found and found[k] != s)
-    return Fit(spec, arch_args, missing, unexpected, wrong)
-
-
 def check_architecture(spec: str, found: ShapeMap, arch_args: Mapping[str, Any] | None = None) -> Fit:
     """Compares `found` with the architecture, built without its weights.
 
-    A zoo network whose classifier alone differs is tried again with the file's number of classes, one that lacks its
-    auxiliary classifiers without them; the arguments that fit are in the result.
+    A zoo network whose first or last layer alone differs is tried again with the file's channels and number of classes,
+    one that lacks its auxiliary classifiers without them; the arguments that fit are in the result.
 
     Raises what `meta_state` raises.
     """
     given = dict(arch_args or {})
     fit = compare(spec, given, meta_state(spec, given), found)
-    extra = {**_other_classes(fit), **_no_auxiliary(fit)}
-    if fit.fits or not extra or any(name in given for name in extra):
+    extra = {} if fit.fits else arguments_for(fit)
+    if not extra or any(name in given for name in extra):
         return fit
     try:
         again = compare(spec, {**given, **extra}, meta_state(spec, {**given, **extra}), found)
@@ -150,18 +101,18 @@ def check_architecture(spec: str, found: ShapeMap, arch_args: Mapping[str, Any] 
     return again if again.fits else fit
 
 
-def _other_classes(fit: Fit) -> dict[str, Any]:
-    """`num_classes` when all that differs is the first axis of some shapes, from one number to another."""
-    changes = {(want[0], have[0]) for _, want, have in fit.misshapen if want and have and want[1:] == have[1:]}
-    regular = all(want and have and want[1:] == have[1:] for _, want, have in fit.misshapen)
-    if not regular or len(changes) != 1 or fit.unexpected or not fit.spec.startswith(("torchvision/", "timm/")):
+def adapted(arch: str, arch_args: Mapping[str, Any], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+    """What has to be added to the arguments for one of the parts of a checkpoint to fit; nothing where none is known.
+
+    Arguments that are given are not changed.
+    """
+    if not arch.startswith(ZOOS):
         return {}
-    return {"num_classes": changes.pop()[1]}
-
-
-def _no_auxiliary(fit: Fit) -> dict[str, Any]:
-    auxiliary = bool(fit.missing) and all(k.lower().startswith("aux") for k in fit.missing)
-    return {"aux_logits": False} if auxiliary and not fit.unexpected else {}
+    for part in parts:
+        fit = check_architecture(arch, without_common_prefix(shapes_of(part)), arch_args)
+        if fit.fits:
+            return {k: v for k, v in fit.arch_args.items() if k not in arch_args}
+    return {}
 
 
 def infer_architecture(state: Mapping[str, Tensor], file_name: str) -> Inference:
@@ -171,7 +122,7 @@ def infer_architecture(state: Mapping[str, Tensor], file_name: str) -> Inference
 
     Raises InputError when nothing fits, listing the nearest three and the first keys of each that do not fit.
     """
-    found = _without_common_prefix(shapes_of(state))
+    found = without_common_prefix(shapes_of(state))
     if not found:
         raise InputError(f"{file_name} holds no tensors; give a checkpoint with weights, or --arch alone")
     names = _names(found)
@@ -201,7 +152,7 @@ def _names(found: ShapeMap) -> list[str]:
     return [n for n in listed if backbone or not _NOT_CLASSIFIERS.search(n)]
 
 
-def _without_common_prefix(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def without_common_prefix(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """`model.conv1.weight`, … as training frameworks save it: drops a first name that all keys share."""
     first = {key.partition(".")[0] for key in shapes}
     if len(first) != 1 or any("." not in key for key in shapes):
@@ -301,11 +252,19 @@ def _first_fit(specs: Iterable[str], found: ShapeMap, tried: dict[str, Fit]) -> 
 
 
 def _nothing_fits(file_name: str, tried: Mapping[str, Fit]) -> str:
+    name, missing = PurePath(file_name).name, missing_zoos()
+    install = "install reparam[zoo] (pip install 'reparam[zoo]')"
+    if len(missing) == len(ZOOS):
+        return (
+            f"the architecture of {name} cannot be found: {' and '.join(missing)} are missing, whose architectures it "
+            f"would be compared with; {install}, or name a function that builds it with --arch package.module:function"
+        )
     nearest = sorted(tried.values(), key=lambda fit: fit.distance)[:3]
     listed = " | ".join(f"{fit.spec}: {fit.describe(2)}" for fit in nearest)
+    left = f"; those of {missing[0]} were not, since it is missing: {install}" if missing else ""
     return (
-        f"the architecture of {PurePath(file_name).name} is not among the {len(tried)} candidates that were compared; "
-        f"give it with --arch. The nearest: {listed or 'none, as neither torchvision nor timm is installed'}"
+        f"the architecture of {name} is not among the {len(tried)} candidates that were compared{left}; "
+        f"give it with --arch. The nearest: {listed or 'none'}"
     )
 
 

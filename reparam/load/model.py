@@ -15,15 +15,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from reparam.errors import InputError, UnsafeFileError
+from reparam.data import Preprocessing
+from reparam.errors import InputError, ReparamError, UnsafeFileError
 from reparam.ir import draw_examples, exported_shapes, refuse_odd_tensors, unlift
 from reparam.utils import SOURCE_FILES, Shapes, Stamp, describe_error, first_line, foreign_code
 
-from .checkpoint import HOLDERS, Checkpoint, load_checkpoint
-from .infer import Inference, check_architecture, infer_architecture, same_function, shapes_of
+from .adapting import told_arguments
+from .checkpoint import Checkpoint, Want, load_checkpoint
+from .fit import compare, shapes_of
+from .hub import read_hub
+from .infer import Inference, adapted, check_architecture, infer_architecture, same_function
+from .pretrained import build_pretrained
 from .random_statistics import randomize_statistics
+from .shards import is_index, load_folder, load_index
 from .state import check_finite, check_program_finite, load_state
-from .state_parts import likely_parts, network_part
+from .state_parts import Part, likely_parts, network_part, options
 from .zoo import Architecture, build_architecture, build_without_init, shapes_of_network
 
 LARGEST = 1e6  # outputs of a network with random weights that are taken as they are
@@ -38,8 +44,9 @@ class LoadedModel:
     twins: architectures whose keys and shapes fit as well but which compute something else.
     equivalents: architectures that fit and compute the same.
     input_shapes: without the batch. exported: the program that `module` was made of.
-    random_seed: of random weights, None for a checkpoint's. notes: what the user should know, in plain sentences.
-    stamp: of the file as it was read.
+    random_seed: of random weights, None for others. published: the name of published weights.
+    notes: what the user should know, in plain sentences. stamp: of the file as it was read.
+    preprocessing, labels: of images and classes, where a config file tells them.
     """
 
     module: nn.Module
@@ -52,8 +59,11 @@ class LoadedModel:
     input_shapes: Shapes | None = None
     exported: torch.export.ExportedProgram | None = None
     random_seed: int | None = None
+    published: str | None = None
     notes: tuple[str, ...] = ()
     stamp: Stamp | None = None
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] = ()
 
 
 def load_model(
@@ -63,35 +73,105 @@ def load_model(
     arch_args: Mapping[str, Any] | None = None,
     trust: bool = False,
     seed: int = 0,
+    key: str | None = None,
+    prefix: str | None = None,
+    pretrained: str | None = None,
 ) -> LoadedModel:
-    """Loads the file `model` (or folder of source), or builds `arch` with random weights from `seed` without one.
+    """Loads the file `model` (or folder), or builds `arch` without one, with random weights from `seed`.
 
-    Without `arch`, the architecture of a state dict is inferred from the file's name, its keys and its shapes. Random
-    weights come with the statistics that a new network has, or, where its values would then grow without bound, with
-    those of a random batch; a note says so.
+    model: a checkpoint or a program; the index of shards; a folder of a hub, of shards or of written source.
+    arch, arch_args: the architecture. Without it that of a state dict is what a hub's config.json says, or is inferred
+        from the file's name, its keys and its shapes.
+    trust: whether the file may run code. key: of the weights in the file ("ema.module"), where it has several.
+    prefix: of the tensors' names; others are left out.
+    pretrained: in place of a file, the published weights of `arch`: their name, or "default".
+
+    Random weights come with the statistics that a new network has, or, where its values would then grow without bound,
+    with those of a random batch; a note says so.
 
     Raises InputError for a file that is missing, damaged or of another kind, weights that are not finite or do not fit
     the architecture; UnsafeFileError for a file that would run code; MachineError when a zoo package is missing.
+
+    >>> import torch
+    >>> from reparam.load import load_model
+    >>> state = torch.nn.Linear(2, 3).state_dict()
+    >>> torch.save({"student": state, "teacher": state}, "pair.pt")
+    >>> loaded = load_model("pair.pt", key="teacher", arch="torch.nn:Linear",
+    ...                     arch_args={"in_features": 2, "out_features": 3})
+    >>> tuple(loaded.module.weight.shape)
+    (3, 2)
     """
     with foreign_code(f"loading {model if model is not None else arch}", errors=True):
-        return _load(model, arch, arch_args, trust=trust, seed=seed)
-
-
-def _load(
-    model: str | Path | None, arch: str | None, arch_args: Mapping[str, Any] | None, *, trust: bool, seed: int
-) -> LoadedModel:
-    if model is None:
+        if model is not None:
+            if pretrained is not None:
+                raise InputError(f"--pretrained takes published weights in place of {model}; leave out one of them")
+            return _load(Path(model), arch, arch_args or {}, trust=trust, want=Want(key, prefix))
         if arch is None:
             raise InputError("there is nothing to load; give a checkpoint, or an architecture with --arch")
-        built = build_architecture(arch, arch_args, seed=seed)
-        args, notes = dict(arch_args or {}), _settled(built, seed)
-        return LoadedModel(
-            built.module, None, arch, args, input_shapes=built.input_shapes, random_seed=seed, notes=notes
-        )
-    if (Path(model) / SOURCE_FILES[0]).is_file():
-        return _from_source(Path(model), arch, trust=trust)
-    checkpoint = load_checkpoint(model, trust=trust)
-    return dataclasses.replace(_from_checkpoint(checkpoint, arch, arch_args or {}), stamp=checkpoint.stamp)
+        if key is not None or prefix is not None:
+            raise InputError("--key and --prefix choose among the weights of a file; give one")
+        if pretrained is not None:
+            return _from_pretrained(arch, arch_args or {}, pretrained)
+        return _from_random(arch, arch_args or {}, seed)
+
+
+def _from_random(arch: str, arch_args: Mapping[str, Any], seed: int) -> LoadedModel:
+    built = build_architecture(arch, arch_args, seed=seed)
+    notes = _settled(built, seed)
+    return LoadedModel(
+        built.module, None, arch, dict(arch_args), input_shapes=built.input_shapes, random_seed=seed, notes=notes
+    )
+
+
+def _from_pretrained(arch: str, arch_args: Mapping[str, Any], name: str) -> LoadedModel:
+    found = build_pretrained(arch, arch_args, name)
+    check_finite(found.built.module, found.label)
+    shapes, note = found.built.input_shapes, f"the published weights {found.label} are used"
+    return LoadedModel(
+        found.built.module, None, arch, dict(arch_args), input_shapes=shapes, published=found.label, notes=(note,)
+    )
+
+
+def _load(path: Path, arch: str | None, arch_args: Mapping[str, Any], *, trust: bool, want: Want) -> LoadedModel:
+    if (path / SOURCE_FILES[0]).is_file():
+        return _from_source(path, arch, trust=trust)
+    if path.is_dir():
+        return _from_folder(path, arch, arch_args, trust=trust, want=want)
+    read = load_index if is_index(path) else load_checkpoint
+    checkpoint = read(path, trust=trust, want=want)
+    return dataclasses.replace(_from_checkpoint(checkpoint, arch, arch_args), stamp=checkpoint.stamp)
+
+
+def _from_folder(path: Path, arch: str | None, arch_args: Mapping[str, Any], *, trust: bool, want: Want) -> LoadedModel:
+    """The network of a folder of weights: of the architecture that its config.json names, where none is given."""
+    checkpoint = load_folder(path, trust=trust, want=want)
+    shapes = shapes_of(checkpoint.state)
+    try:
+        config = read_hub(path) if checkpoint.state else None
+        args = {} if config is None else config.arguments(shapes)
+    except ReparamError:
+        if arch is None:
+            raise
+        config, args = None, {}  # a config that is not asked for
+    if config is None or (arch is not None and arch != config.spec):
+        loaded = _from_checkpoint(checkpoint, arch, arch_args)
+        return dataclasses.replace(loaded, stamp=checkpoint.stamp)
+    refuse_odd_tensors(checkpoint.state.items(), checkpoint.path.name)
+    made = config.load(checkpoint.state)
+    loaded = _from_made(checkpoint, made) if made else _from_state(checkpoint, config.spec, {**args, **arch_args})
+    shapes_in, images = config.input_shapes or loaded.input_shapes, config.preprocessing
+    if images is not None and shapes_in is not None and len(shapes_in[0]) == 3:
+        images = images.fitted(*shapes_in[0][1:])
+    return dataclasses.replace(
+        loaded, stamp=checkpoint.stamp, input_shapes=shapes_in, preprocessing=images, labels=config.labels
+    )
+
+
+def _from_made(checkpoint: Checkpoint, made: Architecture) -> LoadedModel:
+    """A network that has its weights already."""
+    check_finite(made.module, checkpoint.path)
+    source, notes = checkpoint.source or checkpoint.path, _notes(checkpoint)
+    return LoadedModel(made.module, source, made.spec, input_shapes=made.input_shapes, notes=notes)
 
 
 def _from_checkpoint(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str, Any]) -> LoadedModel:
@@ -159,27 +239,38 @@ def _from_state(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str
     inferred = arch is None
     refuse_odd_tensors(checkpoint.state.items(), checkpoint.path.name)
     also: tuple[str, ...] = ()
+    notes = list(_notes(checkpoint))
     if arch is None:
         found = _inferred(checkpoint)
         arch, arch_args, also = found.spec, {**found.arch_args, **arch_args}, found.also
-    built = build_without_init(arch, arch_args)
-    expected = shapes_of_network(built.module, shapes_of(checkpoint.state))
-    part = network_part(checkpoint.state, expected, checkpoint.path.name)
+    built, part = _built_for(checkpoint, arch, arch_args)
+    fits = compare(arch, arch_args, shapes_of_network(built.module), shapes_of(part.state)).fits
+    if not (inferred or fits) and (extra := adapted(arch, arch_args, likely_parts(checkpoint.state))):
+        arch_args = {**arch_args, **extra}
+        notes.append(f"{arch} is built with {told_arguments(extra)}, as the weights have it")
+        built, part = _built_for(checkpoint, arch, arch_args)
     state = part.state
     load_state(built, state, arch_args, checkpoint.path, checkpoint.others)
     check_finite(built.module, checkpoint.path)  # only now: shapes before values, which may be more than there seem
     twins, equivalents = _split_twins(built, state, also, checkpoint.path)
     return LoadedModel(
         module=built.module,
-        source=checkpoint.path,
+        source=checkpoint.source or checkpoint.path,
         spec=arch,
         arch_args=dict(arch_args),
         arch_inferred=inferred,
         twins=twins,
         equivalents=equivalents,
         input_shapes=built.input_shapes,
-        notes=(*_notes(checkpoint), *([part.note] if part.note else [])),
+        notes=(*notes, *([part.note] if part.note else [])),
     )
+
+
+def _built_for(checkpoint: Checkpoint, arch: str, arch_args: Mapping[str, Any]) -> tuple[Architecture, Part]:
+    """The architecture, and the part of the checkpoint that is its state."""
+    built = build_without_init(arch, arch_args)
+    expected = shapes_of_network(built.module, shapes_of(checkpoint.state))
+    return built, network_part(checkpoint.state, expected, checkpoint.path.name)
 
 
 def _inferred(checkpoint: Checkpoint) -> Inference:
@@ -195,11 +286,15 @@ def _inferred(checkpoint: Checkpoint) -> Inference:
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Says which of several state dicts was taken, since an average and the last step differ."""
-    others = [k for k in checkpoint.ignored if k.partition(".")[0] in HOLDERS]
-    if not others:
-        return ()
-    return (f"the weights under '{checkpoint.found_under}' are used; the file also holds {', '.join(others)}",)
+    """Says which of several state dicts was taken, since an average and the last step differ, and what was left out."""
+    notes = []
+    if checkpoint.choices:
+        under, others = checkpoint.found_under, ", ".join(checkpoint.choices)
+        instead = f"take {'it' if len(checkpoint.choices) == 1 else 'one of these'} with {options(checkpoint.choices)}"
+        notes.append(f"the weights under '{under}' are used; the file also holds {others}; {instead}")
+    if checkpoint.left_out:
+        notes.append(f"{checkpoint.left_out} tensors outside of the prefix are not used")
+    return tuple(notes)
 
 
 def _split_twins(

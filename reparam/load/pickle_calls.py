@@ -15,6 +15,7 @@ from reparam.errors import InputError, UnsafeFileError
 from reparam.utils import one_line
 
 from .pickle_machine import PAIRS, Account, Global, Made, Stored, follow, is_key
+from .stand_ins import INERT
 from .zip_entries import ZIP_ERRORS, read_content
 
 SHOWN = 8  # names in a message
@@ -75,14 +76,17 @@ def check_calls(accounts: Iterable[Account], name: str) -> None:
 
 
 def what_runs(accounts: Iterable[Account]) -> tuple[list[str], bool]:
-    """All names that the pickles would import beyond those that make tensors, and whether there may be others."""
-    unsafe: dict[str, None] = {}
+    """All names that the pickles would import beyond those that make tensors, and whether there may be others.
+
+    None where all that they name beyond tensors is inert, for which stand-ins are put.
+    """
+    outside: dict[str, None] = {}
     unclear = False
     for account in _with_nested(accounts):
-        outside = [str(g) for g in account.globals if str(g) not in allowed()]
-        unsafe.update(dict.fromkeys(outside))
-        unclear |= bool(account.computed) or bool(outside and not account.whole)
-    return sorted(unsafe), unclear
+        here = [str(g) for g in account.globals if str(g) not in allowed()]
+        outside.update(dict.fromkeys(here))
+        unclear |= bool(account.computed) or bool(not INERT.issuperset(here) and not account.whole)
+    return ([] if INERT.issuperset(outside) and not unclear else sorted(outside)), unclear
 
 
 def allowed() -> frozenset[str]:
@@ -181,7 +185,8 @@ def _check_plain(account: Account, name: str) -> None:
     """Calls that torch makes for an untrusted file, but that allocate what they are told or make no plain tensor."""
     if not account.keys or not all(map(_hashes, calls_of(account))):
         raise InputError(f"{name} has mappings whose keys are no texts or numbers; save the model's state_dict alone")
-    odd = {id(c): f for c in calls_of(account) if (f := str(c.function)) not in TENSORS | _PLAIN_CALLS and _odd(c)}
+    plain = TENSORS | _PLAIN_CALLS | INERT
+    odd = {id(c): f for c in calls_of(account) if (f := str(c.function)) not in plain and _odd(c)}
     if not odd:
         return
     for label, made in named(account):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from reparam.errors import InputError
 from reparam.ir import category, refuse_odd_tensors
 from reparam.utils import dtype_name, first_line
 
-from .infer import Fit, check_architecture, compare, shapes_of
+from .adapting import NAMES, replaced_head
+from .fit import Fit, compare, shapes_of
+from .infer import check_architecture
 from .zoo import Architecture, shapes_of_network
 
 STATISTICS = ("running_mean", "running_var")
@@ -74,7 +78,7 @@ def _misfit(
         name = next((o for o in others if o == key or o.endswith(f".{key}")), None)
         if name is not None:
             return f"{path.name} has {others[name]} in '{name}', where {built.spec} has a tensor; save its state_dict"
-    return f"{path.name} does not fit {built.spec}: {fit.describe()}{_hint(built.spec, state, arch_args)}"
+    return f"{path.name} does not fit {built.spec}: {fit.describe()}{_hint(fit, state, arch_args)}"
 
 
 def _of_its_kind(key: str, value: Tensor, wanted: Tensor, spec: str, path: Path) -> Tensor:
@@ -98,13 +102,17 @@ def _own(value: Tensor) -> Tensor:
     return value.detach().clone(memory_format=torch.contiguous_format) if repeated else value.detach()
 
 
-def _hint(spec: str, state: Mapping[str, Tensor], arch_args: Mapping[str, Any]) -> str:
-    fit = check_architecture(spec, shapes_of(state), arch_args)
-    extra = {k: v for k, v in fit.arch_args.items() if k not in arch_args}
-    if not fit.fits or not extra:
-        return "; name the right architecture with --arch, or its arguments with --arch-args"
-    text = ", ".join(f'"{k}": {str(v).lower()}' for k, v in extra.items())
-    return f"; it fits with --arch-args '{{{text}}}'"
+def _hint(fit: Fit, state: Mapping[str, Tensor], arch_args: Mapping[str, Any]) -> str:
+    others = {k: v for k, v in arch_args.items() if k not in NAMES}
+    again = check_architecture(fit.spec, shapes_of(state), others)
+    if again.fits and dict(again.arch_args) != dict(arch_args):
+        return f"; it fits with --arch-args {shlex.quote(json.dumps(dict(again.arch_args), default=str))}"
+    if head := replaced_head(fit):
+        return (
+            f"; its '{head}' was replaced by other layers, of which a state dict does not tell all: write a function "
+            "that builds the network, and name it with --arch package.module:function"
+        )
+    return "; name the right architecture with --arch, or its arguments with --arch-args"
 
 
 def _tied(module: nn.Module) -> dict[str, str]:

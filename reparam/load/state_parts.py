@@ -9,14 +9,16 @@ module of (`criterion.weight`, `decode_head.loss_decode.weight`), and those of a
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from reparam.errors import InputError
+from reparam.utils import one_line
 
-from .infer import ShapeMap
+from .fit import ShapeMap
 
 CUSTOMARY = ("model", "net", "network", "module", "_orig_mod")  # what training modules call their network
 _MEASURES = frozenset(
@@ -26,6 +28,7 @@ _MEASURES = frozenset(
     ]
 )  # fmt: skip
 SHOWN = 3
+MOST_OPTIONS = 6  # in a message
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def network_part(state: Mapping[str, Tensor], expected: ShapeMap, path_name: str
     known = [p for name in CUSTOMARY for p in complete if p.split(".")[0] == name]
     if len(complete) > 1 and not known:
         raise InputError(
-            f"{path_name} holds several networks with these keys, under {_listed(complete)}; save the one that is meant"
+            f"{path_name} holds several networks with these keys, under {_listed(complete)}; choose one with "
+            + options([f"{p}." for p in complete], "--prefix")
         )
     prefix = known[0] if known else complete[0]
     copies = {p.split(".")[0] for p in complete} - {prefix.split(".")[0]}
@@ -62,7 +66,7 @@ def network_part(state: Mapping[str, Tensor], expected: ShapeMap, path_name: str
             f"what it computes; save the weights under '{prefix}' alone"
         )
     inner = [f"{prefix}.{k}" for k in _strangers(_under(state, prefix), expected)]
-    return _without(state, prefix, [*beside, *inner])
+    return _without(state, prefix, [*beside, *inner], [p for p in complete if p != prefix])
 
 
 def likely_parts(state: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
@@ -105,18 +109,23 @@ def _is_measure(key: str, modules: Iterable[str]) -> bool:
     """Whether a name in the path of a key is that of a loss or a metric, and no module of the network is there."""
     names = key.split(".")
     return any(
-        _MEASURES & set(re.findall(r"[a-z]+\d*", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
-        and ".".join(names[: i + 1]) not in modules
-        for i, name in enumerate(names[:-1] or names)
+        is_measure_name(name) and ".".join(names[: i + 1]) not in modules for i, name in enumerate(names[:-1] or names)
     )
 
 
-def _without(state: Mapping[str, Tensor], prefix: str, left_out: Sequence[str]) -> Part:
+def is_measure_name(name: str) -> bool:
+    """Whether one name is that of a loss or a metric: `loss_decode`, `valIoU`."""
+    words = re.findall(r"[a-z]+\d*", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return not _MEASURES.isdisjoint(words)
+
+
+def _without(state: Mapping[str, Tensor], prefix: str, left_out: Sequence[str], copies: Sequence[str] = ()) -> Part:
     kept = _under({k: v for k, v in state.items() if k not in set(left_out)}, prefix)
     if not left_out:
         return Part(kept)
     under = f"the weights under '{prefix}' are used" if prefix else "the network's own weights are used"
-    return Part(kept, f"{under}; the file also holds {_listed(left_out)}, which is no part of it")
+    instead = f"; {options([f'{c}.' for c in copies], '--prefix')} takes another copy" if copies else ""
+    return Part(kept, f"{under}; the file also holds {_listed(left_out)}, which is no part of it{instead}")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -133,3 +142,13 @@ def _renamed(state: Mapping[str, Tensor], expected: Iterable[str]) -> Mapping[st
     if len(want) == 1 and not have & want and all("." in key for key in expected):
         return {f"{next(iter(want))}.{key}": value for key, value in state.items()}
     return state
+
+
+def options(keys: Sequence[str], option: str = "--key") -> str:
+    """`--key a, or --key b`: what to type."""
+    return ", or ".join(f"{option} {word(k)}" for k in keys[:MOST_OPTIONS])
+
+
+def word(key: str) -> str:
+    """A key as it is typed in a shell."""
+    return shlex.quote(one_line(key)[:60])

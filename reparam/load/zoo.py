@@ -27,6 +27,7 @@ from reparam.ir import is_uninitialised
 from reparam.utils import Shapes, describe_error, first_line, foreign_code
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
+from .torchvision_zoo import IMAGE_CHANNELS, adaptable, torchvision_shapes
 from .working_directory import working_directory_on_path
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def build_architecture(spec: str, arch_args: Mapping[str, Any] | None = None, *,
 def build_without_init(spec: str, arch_args: Mapping[str, Any] | None = None) -> Architecture:
     """Like `build_architecture`, but parameters of zoo networks hold arbitrary memory: every one must be loaded."""
     if _is_zoo(spec):
-        with torch.random.fork_rng(devices=[]), _NoInit():
+        with torch.random.fork_rng(devices=[]), NoInit():
             return _build(spec, arch_args or {})
     return build_architecture(spec, arch_args)
 
@@ -94,12 +95,16 @@ def meta_state(spec: str, arch_args: Mapping[str, Any] | None = None) -> dict[st
 
     Raises what `build_architecture` raises.
     """
+    return shapes_of_network(meta_module(spec, arch_args))
+
+
+def meta_module(spec: str, arch_args: Mapping[str, Any] | None = None) -> nn.Module:
+    """The network `spec`, of a zoo without its weights where that can be. Raises what `build_architecture` raises."""
     try:
-        with torch.device("meta"), _NoInit():
-            module = _build(spec, arch_args or {}).module
+        with torch.device("meta"), NoInit():
+            return _build(spec, arch_args or {}).module
     except InputError:  # what computes with values while it is built cannot be built on the meta device
-        module = build_without_init(spec, arch_args).module
-    return shapes_of_network(module)
+        return build_without_init(spec, arch_args).module
 
 
 def shapes_of_network(
@@ -113,9 +118,9 @@ def shapes_of_network(
 def available(source: str) -> tuple[str, ...]:
     """The names behind `torchvision/`, `timm/` or `reparam/`. Raises MachineError when the package is not installed."""
     if source == "torchvision":
-        return tuple(_package("torchvision.models").list_models())
+        return tuple(import_zoo("torchvision.models").list_models())
     if source == "timm":
-        return tuple(_package("timm").list_models())
+        return tuple(import_zoo("timm").list_models())
     return tuple(_registered())
 
 
@@ -127,7 +132,7 @@ def _build(spec: str, arch_args: Mapping[str, Any]) -> Architecture:
     refused = [a for a in _DOWNLOADS if arch_args.get(a)]
     if refused and _is_zoo(spec):
         raise InputError(
-            f"'{refused[0]}' in the architecture's arguments would fetch weights; give a checkpoint instead"
+            f"'{refused[0]}' in the architecture's arguments would fetch weights; give a checkpoint, or --pretrained"
         )
     with contextlib.ExitStack() as stack:
         if _is_user_factory(spec):
@@ -194,7 +199,18 @@ def _is_installed(source: str) -> bool:
     return source == "reparam" or importlib.util.find_spec(source) is not None
 
 
-def _package(name: str) -> Any:
+def missing_zoos() -> list[str]:
+    """Those of torchvision and timm that cannot be imported here."""
+    missing = []
+    for name in ("torchvision", "timm"):
+        try:
+            import_zoo(name)
+        except MachineError:
+            missing.append(name)
+    return missing
+
+
+def import_zoo(name: str) -> Any:
     """Imports torchvision or timm, or says how to install them."""
     register_missing_torchvision_ops()
     try:
@@ -217,7 +233,7 @@ def _unknown(spec: str, source: str, name: str) -> InputError:
 
 
 def _torchvision_factory(spec: str, name: str) -> _Factory:
-    models = _package("torchvision.models")
+    models = import_zoo("torchvision.models")
     if name not in available("torchvision"):
         raise _unknown(spec, "torchvision", name)
     builder = models.get_model_builder(name)
@@ -226,34 +242,35 @@ def _torchvision_factory(spec: str, name: str) -> _Factory:
         fixed["weights_backbone"] = None
     if "googlenet" in name or "inception_v3" in name:
         fixed["init_weights"] = False  # a truncated normal by rejection takes half a minute
-    return _Factory(spec, builder, fixed, lambda module, args: _torchvision_shapes(models, builder))
-
-
-def _torchvision_shapes(models: Any, builder: Any) -> Shapes | None:
     kind = builder.__module__.removeprefix("torchvision.models.").partition(".")[0]
-    if kind in ("detection", "optical_flow"):  # lists of images, pairs of images
-        return None
-    try:
-        preset = next(iter(models.get_model_weights(builder))).transforms()
-    except (StopIteration, ValueError):
-        return ((3, 224, 224),)
-    crop = getattr(preset, "crop_size", None) or getattr(preset, "resize_size", None) or [224]
-    height, width = crop[0], crop[-1]
-    return ((3, 16, height, width),) if kind == "video" else ((3, height, width),)
+    return _Factory(
+        spec,
+        adaptable(builder, kind),
+        fixed,
+        lambda module, args: torchvision_shapes(models, builder, int(args.get("in_chans", IMAGE_CHANNELS))),
+    )
 
 
 def _timm_factory(spec: str, name: str) -> _Factory:
-    timm = _package("timm")
+    timm = import_zoo("timm")
     if not timm.is_model(name) or ":" in name:
         raise _unknown(spec, "timm", name.partition(".")[0])
 
     def create(**kwargs: Any) -> Any:
         return timm.create_model(name, pretrained=False, **kwargs)
 
-    return _Factory(spec, create, {}, _timm_shapes)
+    return _Factory(spec, create, {}, timm_shapes)
 
 
-def _timm_shapes(module: nn.Module, arch_args: Mapping[str, Any]) -> Shapes | None:
+def timm_config(name: str) -> dict[str, Any]:
+    """What timm says of an architecture: the size of its images, its classes. Raises InputError for an unknown name."""
+    _timm_factory(f"timm/{name}", name)
+    config = import_zoo("timm.models").get_pretrained_cfg(name)
+    return {} if config is None else dict(config.to_dict())
+
+
+def timm_shapes(module: nn.Module, arch_args: Mapping[str, Any]) -> Shapes | None:
+    """The shapes of the inputs of a network of timm."""
     config = getattr(module, "pretrained_cfg", None) or {}
     size = config.get("input_size")
     if size is None:
@@ -270,6 +287,7 @@ def _declared_shapes(module: nn.Module, arch_args: Mapping[str, Any]) -> Shapes 
 
 
 def _registered() -> Mapping[str, Entry]:
+    register_missing_torchvision_ops()  # architectures of other packages may import torchvision
     registry = importlib.import_module("reparam.models.registry")  # only now: architectures import torch, and more
     entries: Mapping[str, Entry] = registry.entries()
     return entries
@@ -313,6 +331,7 @@ def _user_callable(spec: str, what: str, complaint: str) -> Callable[..., Any]:
 
 
 def _user_module(spec: str, name: str) -> ModuleType:
+    register_missing_torchvision_ops()  # the user's module may import torchvision
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -326,7 +345,7 @@ def _user_module(spec: str, name: str) -> ModuleType:
         raise InputError(f"importing '{name}' for '{spec}' failed ({describe_error(error)})") from error
 
 
-class _NoInit(TorchFunctionMode):
+class NoInit(TorchFunctionMode):
     """Skips whatever fills a parameter in place (`normal_`, `nn.init.zeros_`, …): loading overwrites it anyway."""
 
     def __torch_function__(

@@ -18,7 +18,10 @@ SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "f
 
 @dataclass(frozen=True)
 class Entry:
-    """A model under its name. path, arch, arch_args, trust: how it was opened, where it lies in a file."""
+    """A model under its name.
+
+    path, arch, arch_args, trust: how it was opened, where it lies in a file. which: the key and prefix of its weights.
+    """
 
     name: str
     model: LoadedModel | Runnable
@@ -26,6 +29,7 @@ class Entry:
     arch: str | None = None
     arch_args: Mapping[str, Any] = field(default_factory=dict)
     trust: bool = False
+    which: Mapping[str, Any] = field(default_factory=dict)
 
 
 def size_of_model(entry: Entry) -> int:

@@ -49,6 +49,7 @@ def peak_memory(entry: Entry, inputs: Sequence[InputSpec], shapes: Sequence[Sequ
         "path": str(entry.path.absolute()),
         "arch": entry.arch,
         "arch_args": dict(entry.arch_args),
+        "which": dict(entry.which),
         "trust": entry.trust,
         "inputs": [[s.name, list(shape), dtype_name(s.dtype)] for s, shape in zip(inputs, shapes, strict=True)],
         "threads": threads,
@@ -79,7 +80,8 @@ def child() -> None:
 
     def opened() -> Runner:
         args = job["arch_args"] or None
-        return Runner("the model", open_model(job["path"], arch=job["arch"], arch_args=args, trust=job["trust"]))
+        model = open_model(job["path"], arch=job["arch"], arch_args=args, trust=job["trust"], **job["which"])
+        return Runner("the model", model)
 
     first = [opened()] if job["again"] else []
     for runner in first * RUNS:

@@ -28,3 +28,8 @@ def register_missing_torchvision_ops() -> None:
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _LIBRARIES.append(library)
+
+
+def declared_for_torchvision() -> bool:
+    """Whether the operators had to be declared, since torchvision's library does not load beside this torch."""
+    return bool(_LIBRARIES)

@@ -58,7 +58,7 @@ def no_channels() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], tuple[Any, ...], str]] = {
-    "a file": (lambda: "net.pt", (IMAGE,), r"is wanted, not a text; a file is loaded with reparam\.load"),
+    "a file that is not there": (lambda: "net.pt", (IMAGE,), r"there is no file net\.pt; check the name"),
     "None": (lambda: None, (IMAGE,), "is wanted, not None"),
     "a class": (lambda: nn.Conv2d, (IMAGE,), "is wanted, not the class Conv2d; make an instance"),
     "a function": (lambda: conv, (IMAGE,), "is wanted, not the function conv"),

@@ -16,7 +16,7 @@ from reparam.cli import doctor
 from reparam.cli.app import app
 from reparam.cli.doctor import diagnose
 from reparam.engines.formats import all_formats
-from reparam.utils import PackageState, check_package, packages
+from reparam.utils import PackageState, check_package, packages, torchvision_ops
 from reparam.utils.packages import extras, install_command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -72,6 +72,14 @@ def test_a_machine_where_torch_does_not_import(monkeypatch: pytest.MonkeyPatch) 
     assert found.cuda == "unknown, since torch does not import"
     assert found.abilities == ("nothing can be converted: torch does not import",)
     assert json.loads(json.dumps(found.as_dict()))["packages"][0]["problem"] == "does not import: no libc10"
+
+
+def test_a_torchvision_of_another_build_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for declared, told in ((["a library"], 1), ([], 0)):
+        monkeypatch.setattr(torchvision_ops, "_LIBRARIES", declared)
+        lines = [a for a in doctor._abilities({"torch", "torchvision"}) if "was built for another torch" in a]
+        assert len(lines) == told
+        assert not any("another torch" in a for a in doctor._abilities({"torch"}))
 
 
 class FakeCuda:

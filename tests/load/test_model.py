@@ -82,7 +82,8 @@ def test_which_of_two_state_dicts_is_used_is_said(module, state, tmp_path: Path)
     average = {"module": with_prefix({k: v * 0 for k, v in state.items()}, "module.")}
     torch.save({"model": state, "model_ema": average}, tmp_path / "both.pt")
     loaded = load_model(tmp_path / "both.pt", arch=SPEC)
-    assert loaded.notes == ("the weights under 'model' are used; the file also holds model_ema",)
+    told = "the weights under 'model' are used; the file also holds model_ema; take it with --key model_ema"
+    assert loaded.notes == (told,)
     assert_same(loaded.module, module)
     torch.save({"ema": {"module": state, "decay": 0.9}}, tmp_path / "nested.pt")
     assert load_checkpoint(tmp_path / "nested.pt").found_under == "ema.module"
@@ -165,7 +166,7 @@ def test_another_number_of_classes_is_inferred_or_suggested(tmp_path: Path) -> N
     assert loaded.arch_args == {"num_classes": 10}
     assert_same(loaded.module, small)
     with pytest.raises(InputError) as error:
-        load_model(path, arch=SPEC)
+        load_model(path, arch=SPEC, arch_args={"num_classes": 1000})
     assert "wrong shape fc.weight (1000, 96), the file has (10, 96)" in str(error.value)
     assert """it fits with --arch-args '{"num_classes": 10}'""" in str(error.value)
 

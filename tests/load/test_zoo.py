@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError, MachineError
-from reparam.load import build_architecture, random_statistics, randomize_statistics
+from reparam.load import build_architecture, load_model, random_statistics, randomize_statistics, zoo
 from reparam.load.zoo import available, build_without_init, meta_state
 from reparam.utils import torchvision_ops
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
@@ -157,6 +158,38 @@ def test_a_fresh_process_needs_no_preparation_and_prints_nothing() -> None:
     code = "from reparam.load.zoo import build_architecture as b; b('torchvision/googlenet'); b('timm/test_resnet')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_trusted_pickle_of_torchvision_needs_no_preparation_either(tmp_path: Path) -> None:
+    """Beside a torch of another build, torchvision imports only once its operators are declared."""
+    from torchvision.ops import Permute
+
+    torch.save(Permute([1, 0]), tmp_path / "net.pt")
+    code = "import sys; from reparam.load import load_model as l; print(l(sys.argv[1], trust=True).module)"
+    words = [sys.executable, "-c", code, str(tmp_path / "net.pt")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "Permute()\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda folder: load_model(None, arch="cwd_nets:make"),
+        lambda folder: zoo.find_function("cwd_nets:make", "metric"),
+        lambda folder: zoo.available("reparam"),
+        lambda folder: zoo.available("timm"),
+    ],
+)
+def test_every_loader_declares_the_operators_first(
+    load: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(zoo, "register_missing_torchvision_ops", lambda: called.append("cwd_nets" in sys.modules))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "cwd_nets", raising=False)
+    (tmp_path / "cwd_nets.py").write_text("from torch import nn\ndef make():\n    return nn.ReLU()\n")
+    load(tmp_path)
+    assert called and not called[0]
 
 
 class Norms(nn.Module):

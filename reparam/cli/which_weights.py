@@ -1,0 +1,51 @@
+"""The options that say which weights of a file are meant, or which published ones: of every verb that takes a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+_PRETRAINED = "--pretrained"
+_DEFAULT = "default"
+_KEY = "Of the weights in the file, where it has several: state_dict_ema, teacher, ema.module."
+_PREFIX = "Of the tensors' names, such as model.; others are left out."
+_PUBLISHED = "In place of MODEL: published weights of --arch, by their name; the usual ones when it is left out."
+
+Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help=_KEY)]
+Prefix = Annotated[str | None, typer.Option("--prefix", metavar="NAME.", help=_PREFIX)]
+Pretrained = Annotated[str | None, typer.Option("--pretrained", metavar="[NAME]", help=_PUBLISHED)]
+KeyA = Annotated[str | None, typer.Option("--key-a", metavar="NAME", help=f"Of A: {_KEY}")]
+KeyB = Annotated[str | None, typer.Option("--key-b", metavar="NAME", help=f"Of B: {_KEY}")]
+PrefixA = Annotated[str | None, typer.Option("--prefix-a", metavar="NAME.", help=f"Of A: {_PREFIX}")]
+PrefixB = Annotated[str | None, typer.Option("--prefix-b", metavar="NAME.", help=f"Of B: {_PREFIX}")]
+PretrainedA = Annotated[
+    str | None, typer.Option("--pretrained-a", metavar="[NAME]", help="Where A is -: published weights of --arch-a.")
+]
+PretrainedB = Annotated[
+    str | None, typer.Option("--pretrained-b", metavar="[NAME]", help="Where B is -: published weights of --arch-b.")
+]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights are meant; see `reparam.load.load_model`."""
+
+    key: str | None = None
+    prefix: str | None = None
+    pretrained: str | None = None
+
+
+ANY = Weights()
+
+
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with the usual weights named where `--pretrained` has no name behind it."""
+    found: list[str] = []
+    for i, word in enumerate(words):
+        after = words[i + 1] if i + 1 < len(words) else "-"
+        bare = word in (_PRETRAINED, f"{_PRETRAINED}-a", f"{_PRETRAINED}-b") and after.startswith("-")
+        found.append(f"{word}={_DEFAULT}" if bare else word)
+    return found

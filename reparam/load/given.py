@@ -1,0 +1,75 @@
+"""What a caller of the Python API gives as a model: a module, a program, or a file, opened as the command line does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reparam.errors import InputError
+from reparam.ir import draw_examples
+from reparam.utils import as_path, is_batch
+
+from .model import LoadedModel, load_model
+
+FileOrModel = nn.Module | torch.export.ExportedProgram | LoadedModel | str | Path
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model with its example inputs. name, spec, inferred: of a file and its architecture. notes: what to know."""
+
+    model: Any
+    inputs: tuple[Any, ...]
+    name: str = ""
+    spec: str | None = None
+    inferred: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a report says of a file; nothing for what came from none."""
+        return {"input": self.name, "arch": self.spec, "arch_inferred": self.inferred} if self.name else {}
+
+
+def take_given(model: Any, inputs: Sequence[Any], how: Mapping[str, Any], *, dynamic: Any, seed: int) -> Given:
+    """The module or the program that is meant, with inputs: random ones where a file tells their shapes.
+
+    how: a file is opened, as in `load_model`; for files alone. dynamic: names of axes, as `convert` takes them.
+
+    Raises what `load_model` raises, InputError for `how` beside anything else, and for a file that does not tell its
+    inputs.
+    """
+    name = ""
+    if isinstance(model, str | os.PathLike):
+        name = str(as_path(model, "the model"))
+        model = load_model(Path(name), **how)
+    elif stray := [k for k, v in how.items() if v]:
+        raise InputError(f"{stray[0]} is for a model that is a file; leave it out")
+    if not isinstance(model, LoadedModel):
+        return Given(model, tuple(inputs))
+    notes = list(model.notes)
+    if model.twins and model.arch_inferred:
+        notes.append(
+            f"it is taken as {model.spec}, but its keys and shapes also fit {', '.join(model.twins)}; name the right "
+            "one with arch"
+        )
+    if model.exported is None and not inputs:
+        if model.input_shapes is None:
+            raise InputError(f"the inputs of {name or model.spec or 'the model'} are not known; give examples of them")
+        free = any(isinstance(name, str) and is_batch(name) for name in dynamic)
+        batch = 2 if free else 1  # a traced size of one would be taken as fixed
+        inputs = draw_examples(model.module, model.input_shapes, batch=batch, seed=seed)
+    return Given(
+        model.exported or model.module,
+        tuple(inputs),
+        name or str(model.source or model.spec or ""),
+        model.spec,
+        model.arch_inferred,
+        tuple(notes),
+    )
