@@ -90,7 +90,7 @@ class DataCheck:
 
 def check_on_data(network: LoadedModel, engine: Runnable, data: HeldOut, tell: Tell) -> DataCheck:
     """Runs both on the samples. Raises what opening and reading the samples raises."""
-    models = {"the network": network, "the file": engine}
+    models: Mapping[str, LoadedModel | Runnable] = {"the network": network, "the file": engine}
     found, _ = judge(models, input_specs([engine]), data, task=task_of(data.metric), tell=tell)
     before, after = found.models["the network"], found.models["the file"]
     figure, drop = drop_of(before, after)
