@@ -44,7 +44,7 @@ FORMS: Mapping[str, dict[str, Any]] = {
 RUNTIMES = {"onnxruntime": "onnx", "OpenVINO": "openvino", "AOTInductor": "aoti"}
 COMPILE = "torch.compile"
 BATCHES = (1, 16)
-FEW, MANY = 1, 65  # batches whose peaks are subtracted
+FEW, MANY = 1, 15  # batches whose peaks are subtracted
 ROUNDS, QUICK_ROUNDS = 9, 3
 
 TEXT = """\
@@ -62,7 +62,7 @@ MEMORY = """\
 Peak memory of activations for each sample, in KiB. *torch*: the most bytes that are alive at once while the exported
 program runs eagerly, weights and input left out; every value is freed after its last use. Runtimes: the peak of
 resident memory with a batch of {many}, less that with a batch of {few}, divided by {difference}; each in a process of
-its own.
+its own. —: not measured.
 """
 
 
@@ -143,7 +143,13 @@ def timed(made: Made, batch: int, rounds: int) -> dict[tuple[str, str], Timing]:
     x = made.network.inputs(batch)
     calls: dict[str, Callable[[], object]] = {}
     for (form, runtime), engine in made.engines.items():
-        calls[f"{form}|{runtime}"] = _run(engine, x)
+        call = _run(engine, x)
+        try:
+            call()
+        except ReparamError as error:
+            say(f"  {form}, {runtime}, batch {batch}: {error}")
+        else:
+            calls[f"{form}|{runtime}"] = call
     for form, conversion in made.conversions.items():
         torch._dynamo.reset()
         calls[f"{form}|{COMPILE}"] = _compiled(conversion.module, x)
@@ -186,6 +192,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one network and few rounds: a trial, not a measurement")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), help="default: all")
+    parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES), help="beside torch's")
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     args = parser.parse_args()
     names = args.models or (["resnet20"] if args.quick else list(MODELS))
     rounds = QUICK_ROUNDS if args.quick else ROUNDS
@@ -196,9 +204,9 @@ def main() -> None:
     for name in names:
         say(name)
         with tempfile.TemporaryDirectory() as folder, quiet():
-            made = make(name, Path(folder), RUNTIMES)
+            made = make(name, Path(folder), {r: RUNTIMES[r] for r in args.runtimes})
             base = made.conversions["residual"].report.after
-            for batch in BATCHES:
+            for batch in args.batches:
                 timings = timed(made, batch, rounds)
                 waits += [w / c for t in timings.values() for w, c in zip(t.wall, t.cpu, strict=True)]
                 for form, conversion in made.conversions.items():

@@ -21,7 +21,7 @@ from . import export_run_bench as cli_engines
 from . import options as opt
 from . import recalibrate as cli_training
 from .analyze import analyze
-from .apply import apply
+from .applying import apply
 from .initial import init
 from .outputs import STANDARD_OUTPUT, check_page, check_report, deliver_json, delivering, plan_outputs
 from .prune import prune
@@ -84,6 +84,13 @@ def main() -> None:
         app()
     finally:
         ignore_exits()  # what the code of a model left for the end does not change the exit code
+
+
+def run_verb(*words: str) -> Any:
+    """What a verb returns; errors are raised as they are."""
+    command = typer.main.get_command(app)
+    with command.make_context(PROGRAM, list(words), obj=open_session()) as context:
+        return command.invoke(context)
 
 
 def _show_version(wanted: bool) -> None:
