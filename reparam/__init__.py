@@ -20,6 +20,7 @@ from ._version import __version__
 from .errors import CaptureError, InputError, MachineError, NotEquivalentError, ReparamError, UnsafeFileError
 
 if TYPE_CHECKING:
+    from reparam.cli import apply
     from reparam.compare import Verdict, verify
     from reparam.engines import Exported, ExportOptions, export
     from reparam.initial import Initialised, InitOptions, init
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .conversion import Conversion, convert, explain
 
 _DOORS = {
+    "cli": ("apply",),
     "compare": ("Verdict", "verify"),
     "conversion": ("Conversion", "convert", "explain"),
     "engines": ("ExportOptions", "Exported", "export"),
@@ -63,6 +65,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "analyze",
+    "apply",
     "bench",
     "convert",
     "explain",

@@ -11,7 +11,7 @@ from reparam.errors import InputError
 
 from . import options as opt
 from . import which_weights as which
-from .outputs import STANDARD_OUTPUT, check_report, check_writable_folder, delivering
+from .outputs import STANDARD_OUTPUT, check_page, check_report, check_writable_folder, delivering
 from .session import begin
 
 
@@ -64,6 +64,7 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    html: opt.Html = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -86,6 +87,7 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
         check_writable_folder(svg, "--svg")
     read = [Path(p) for p in (model, b) if p is not None]
     check_report(json, [*read, calibrate, config], force=force)
+    check_page(html, json, [*read, calibrate, config], force=force)
 
     from reparam.engines import card_of
 
@@ -102,6 +104,8 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
     )
     with delivering(session, json) as deliver:
         found = analyze_work.analyze_loaded(session, models, wanted)
+        if html is not None:
+            analyze_work.save_page(found, html, force=force)
         deliver(found.report)
     if not quiet and json != STANDARD_OUTPUT:
         session.show(*analyze_work.describe(found))

@@ -117,6 +117,13 @@ def _put(content: bytes, file: IO[bytes]) -> None:
     file.write(content)
 
 
+def save_page(found: Found, path: Path, *, force: bool) -> None:
+    """Stages or writes the analyses as a page."""
+    from reparam.page import analysis_page, write_page
+
+    write_page(analysis_page(found.report, dict(zip(found.names, found.analyses, strict=True))), path, force=force)
+
+
 # ---- for people --------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from . import options as opt
 from . import recalibrate as cli_training
 from . import which_weights as which
 from .analyze import analyze
-from .apply import apply
+from .applying import apply
 from .initial import init
 from .listing import doctor, passes
 from .outputs import STANDARD_OUTPUT, check_page, check_report, delivering, plan_outputs
@@ -86,6 +86,13 @@ def main() -> None:
         app()
     finally:
         ignore_exits()  # what the code of a model left for the end does not change the exit code
+
+
+def run_verb(*words: str) -> Any:
+    """What a verb returns; errors are raised as they are."""
+    command = typer.main.get_command(app)
+    with command.make_context(PROGRAM, list(words), obj=open_session()) as context:
+        return command.invoke(context)
 
 
 def _show_version(wanted: bool) -> None:

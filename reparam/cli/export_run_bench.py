@@ -44,6 +44,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     ] = None,
     data: opt.Data = None,
     labels: opt.Labels = None,
+    metric: opt.Metric = None,
     max_drop: opt.MaxDrop = None,
     config: opt.Config = None,
     mean: opt.Mean = None,
@@ -118,7 +119,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     options = cli_work.ConvertOptions(to.value, shapes, axes, seed, plain, opt.read_outputs(outputs))
     given = {"runtime": runtime, "gpu": gpu, "profile": profile, "device": device}
     settings = {name: text for name, text in given.items() if text is not None}
-    judging = cli_engine_work.JudgeOptions(data, labels, max_drop, (config, mean, std, size, interpolation))
+    judging = cli_engine_work.JudgeOptions(data, labels, metric, max_drop, (config, mean, std, size, interpolation))
     wanted = cli_engine_work.Wanted(
         format, precision.value, io_precision.value, calibrate, min_sqnr, equalize, settings, judging, force
     )
@@ -198,10 +199,7 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     ] = False,
     data: opt.Data = None,
     labels: opt.Labels = None,
-    metric: Annotated[
-        str | None,
-        typer.Option("--metric", metavar="MODULE:FUNCTION", help="Of your own, in place of top-1 and mIoU."),
-    ] = None,
+    metric: opt.Metric = None,
     max_drop: opt.MaxDrop = None,
     fastest: Annotated[
         bool, typer.Option("--fastest", help="Choose the fastest, of those that --max-drop lets pass.")

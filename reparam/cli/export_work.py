@@ -33,6 +33,7 @@ class JudgeOptions:
 
     data: str | None = None
     labels: str | None = None
+    metric: str | None = None
     max_drop: float | None = None
     images: ImageOptions = (None, None, None, None, None)
 
@@ -70,6 +71,7 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
         equalize=wanted.equalize,
         data=wanted.judging.data,
         labels=wanted.judging.labels,
+        metric=wanted.judging.metric,
         max_drop=wanted.judging.max_drop,
         settings=wanted.settings,
         card=card,

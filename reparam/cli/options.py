@@ -172,6 +172,10 @@ Labels = Annotated[
         help="Of DATA: a .npy of classes or of label maps, a folder of label maps, or `folders`: one folder a class.",
     ),
 ]
+Metric = Annotated[
+    str | None,
+    typer.Option("--metric", metavar="MODULE:FUNCTION", help="Of your own, in place of top-1 and mIoU."),
+]
 MaxDrop = Annotated[
     float | None,
     typer.Option(

@@ -153,8 +153,9 @@ def data_lines(data: Row | None) -> list[str]:
         return []
     agreement, parts = data["agreement"], []
     if data["before"] is not None:
-        before, after = (100 * data[k]["value"] for k in ("before", "after"))
-        parts.append(f"{data['figure']} {before:.2f} % before, {after:.2f} % after")
+        scores = [data[k] for k in ("before", "after")]
+        before, after = (f"{s['value']:.4g}" if s["own"] else f"{100 * s['value']:.2f} %" for s in scores)
+        parts.append(f"{data['figure']} {before} before, {after} after")
     if agreement["share"] is not None:
         parts.append(f"{100 * agreement['share']:.2f} % of decisions are equal")
     parts.append(f"error {agreement['error']:.3g} (RMS, relative)")

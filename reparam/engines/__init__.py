@@ -11,7 +11,7 @@ from reparam.utils import lazy_doors
 if TYPE_CHECKING:
     from .arrays import save_arrays
     from .calibration import read_calibration
-    from .data_check import DataCheck, HeldOut, check_points, drop_of, judge
+    from .data_check import DataCheck, HeldOut, check_metric, check_points, drop_of, judge, task_of
     from .engine_check import EngineCheck, EngineOutputs, check_engine, floats
     from .exporting import Exported, ExportOptions, export, export_conversion
     from .format import BuildOptions, Built, Format, Port, Probe, Runnable
@@ -29,9 +29,11 @@ _DOORS = {
     "data_check": (
         "DataCheck",
         "HeldOut",
+        "check_metric",
         "check_points",
         "drop_of",
         "judge",
+        "task_of",
     ),
     "engine_check": (
         "EngineCheck",
@@ -106,6 +108,7 @@ __all__ = [
     "card_of",
     "check_engine",
     "check_manifest",
+    "check_metric",
     "check_points",
     "checked_file",
     "convert_onnx",
@@ -122,4 +125,5 @@ __all__ = [
     "output_names",
     "read_calibration",
     "save_arrays",
+    "task_of",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 from reparam.data import FOLDERS, Preprocessing, Samples, class_folders, open_samples
 from reparam.errors import InputError
 from reparam.ir import InputSpec
-from reparam.load import LoadedModel
+from reparam.load import LoadedModel, find_function
 from reparam.scoring import Agreement, Score
 from reparam.utils import as_path, describe_type
 
@@ -23,12 +23,16 @@ SLACK = 1e-9  # points by which sums of rounded numbers may miss
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Samples to judge on. source, labels: as `open_samples` takes them. max_drop: points that may be lost."""
+    """Samples to judge on. source, labels: as `open_samples` takes them. max_drop: points that may be lost.
+
+    metric: in place of top-1 and mIoU, a function or its name.
+    """
 
     source: Any
     labels: Any = None
     preprocessing: Preprocessing | Mapping[str, Any] | None = None
     max_drop: float | None = None
+    metric: Any = None
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,27 @@ class DataCheck:
 
 def check_on_data(network: LoadedModel, engine: Runnable, data: HeldOut, tell: Tell) -> DataCheck:
     """Runs both on the samples. Raises what opening and reading the samples raises."""
-    found, _ = judge({"the network": network, "the file": engine}, input_specs([engine]), data, tell=tell)
+    models: Mapping[str, LoadedModel | Runnable] = {"the network": network, "the file": engine}
+    found, _ = judge(models, input_specs([engine]), data, task=task_of(data.metric), tell=tell)
     before, after = found.models["the network"], found.models["the file"]
     figure, drop = drop_of(before, after)
     source = str(data.source) if isinstance(data.source, str | os.PathLike) else describe_type(data.source)
     return DataCheck(
         source, found.samples, figure, before.score, after.score, after.agreement, drop, data.max_drop, found.note
     )
+
+
+def task_of(metric: Any) -> Task:
+    """What is scored. metric: None, a function, or its name. Raises InputError for one that is not there."""
+    if isinstance(metric, str):
+        return Task(find_function(metric, "metric"), metric)
+    return Task(metric, getattr(metric, "__name__", "metric"))
+
+
+def check_metric(metric: Any) -> None:
+    """Raises InputError for what is neither a function nor the name of one."""
+    if metric is not None and not isinstance(metric, str) and not callable(metric):
+        raise InputError(f"the metric is {describe_type(metric)}; give a function, or package.module:name")
 
 
 def drop_of(first: Judged, other: Judged) -> tuple[str, float | None]:

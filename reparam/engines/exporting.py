@@ -26,7 +26,7 @@ from reparam.rewrite import Driver, Progress
 from reparam.utils import Stamp, as_path, checked_call, describe_type, refuse_existing, together, writing
 
 from .calibration import hold_out
-from .data_check import DataCheck, HeldOut, check_on_data, check_points
+from .data_check import DataCheck, HeldOut, check_metric, check_on_data, check_points
 from .engine_check import EngineCheck, check_engine
 from .format import BuildOptions, Format, Runnable
 from .formats import find_format
@@ -65,9 +65,10 @@ class ExportOptions:
     held out, and the file is measured on those.
     min_sqnr: dB; less is refused. equalize: for int8, whether powers of two are moved between layers first, so that
     the ranges of their channels become alike (see `passes/equalize.py`).
-    data: samples that the file is judged on, with their labels, as `reparam.data.open_samples` takes them. max_drop: of
-    those, the points that may be lost: hundredths of top-1 or of mIoU, of equal decisions without labels. An int8 file
-    that misses it gets its worst layers back in float32, as many as it takes.
+    data: samples that the file is judged on, with their labels, as `reparam.data.open_samples` takes them. metric: in
+    place of top-1 and mIoU, as `bench` takes it. max_drop: the points that may be lost: hundredths of top-1 or of mIoU,
+    of equal decisions without labels; of a metric, its own units. An int8 file that misses it gets its worst layers
+    back in float32, as many as it takes.
     settings: the format's own options. card: what is known of inputs and outputs (`model_card.card_of`). source, stamp:
     the file that the network came from, as it was read. force: whether files are overwritten.
     """
@@ -80,6 +81,7 @@ class ExportOptions:
     equalize: bool = False
     data: Any = None
     labels: Any = None
+    metric: Any = None
     max_drop: float | None = None
     settings: Mapping[str, str] | None = None
     card: Mapping[str, Any] | None = None
@@ -104,8 +106,11 @@ class ExportOptions:
         if self.precision != "int8" and self.calibration is not None:
             raise InputError(f"calibration data is for int8; {self.precision} needs none")
         check_points(self.max_drop, "max_drop")
+        check_metric(self.metric)
         if self.data is None and (self.labels is not None or self.max_drop is not None):
             raise InputError("--labels and --max-drop are of samples to judge on; give some with --data")
+        if self.data is None and self.metric is not None:
+            raise InputError("--metric is of samples to judge on; give some with --data")
         format.require()
         return format
 
@@ -268,7 +273,7 @@ def _on_data(
 
 def _judged(conversion: Conversion, options: ExportOptions, tell: Progress, engine: Runnable) -> DataCheck:
     how = fitted(options.card or {}, conversion.program).get("preprocessing")
-    data = HeldOut(options.data, options.labels, how, options.max_drop)
+    data = HeldOut(options.data, options.labels, how, options.max_drop, options.metric)
     return check_on_data(LoadedModel(to_module(conversion.original)), engine, data, tell)
 
 

@@ -13,10 +13,20 @@ import torch
 
 from reparam.compare import Comparable, opened_alike, runnable
 from reparam.data import FOLDERS, Preprocessing, class_folders
-from reparam.engines import HeldOut, OnSamples, Task, check_points, drop_of, input_specs, judge, known_preprocessing
+from reparam.engines import (
+    HeldOut,
+    OnSamples,
+    check_metric,
+    check_points,
+    drop_of,
+    input_specs,
+    judge,
+    known_preprocessing,
+    task_of,
+)
 from reparam.errors import InputError
 from reparam.ir import check_shapes
-from reparam.load import LoadedModel, find_function
+from reparam.load import LoadedModel
 from reparam.rewrite import Progress
 from reparam.utils import as_path, check_callable, check_seed, checked_call, describe_type
 
@@ -78,8 +88,7 @@ class Judging:
         if self.data is not None and options.where.runtimes:
             raise InputError("--runtime is for times alone; without it each model is run by what it is for")
         check_points(self.max_drop, "max_drop")
-        if self.metric is not None and not isinstance(self.metric, str) and not callable(self.metric):
-            raise InputError(f"the metric is {describe_type(self.metric)}; give a function, or package.module:name")
+        check_metric(self.metric)
 
 
 @checked_call
@@ -203,13 +212,6 @@ def _judged(entries: Sequence[Entry], judging: Judging, options: BenchOptions, t
     data = HeldOut(judging.data, judging.labels, options.preprocessing or preprocessing_of(entries))
     found, _ = judge(models, specs, data, task=task_of(judging.metric), most=options.samples, tell=tell)
     return found
-
-
-def task_of(metric: Any) -> Task:
-    """What is scored. metric: None, a function, or its name. Raises InputError for one that is not there."""
-    if isinstance(metric, str):
-        return Task(find_function(metric, "metric"), metric)
-    return Task(metric, getattr(metric, "__name__", "metric"))
 
 
 def preprocessing_of(entries: Sequence[Entry]) -> Preprocessing | None:

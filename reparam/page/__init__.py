@@ -2,6 +2,7 @@
 It reads what the rooms below it have found and measured, and works nothing out about networks itself.
 """
 
+from .analyses import analysis_page
 from .benchmarks import bench_page, bench_section
 from .comparisons import Shown, diff_page, verify_page
 from .conversions import conversion_page
@@ -13,6 +14,7 @@ __all__ = [
     "Page",
     "Section",
     "Shown",
+    "analysis_page",
     "bench_page",
     "bench_section",
     "conversion_page",

@@ -147,6 +147,31 @@ def curve_chart(
     return chart
 
 
+def depth_chart(
+    title: str, what: str, lines: Sequence[tuple[str, Sequence[float], str]], *, log: bool = False
+) -> Chart | None:
+    """Figures by depth. lines: name, values and form of each. log: whether a wide span gets a logarithmic axis."""
+    known = [v for _, values, _ in lines for v in values if v is not None and math.isfinite(v)]
+    if not known:
+        return None
+    scaled = log and min(known) > 0 and max(known) / min(known) > 10
+    chart = Chart(f"{title}, by depth", "places, in their order", what, 260)
+    most = max(len(values) for _, values, _ in lines)
+    place = _scale((0.0, float(max(most - 1, 1))), chart.left + 8, chart.right - 8)
+    heights = [math.log10(v) for v in known] if scaled else known
+    span = _span(heights, 1e-9 + 0.1 * max(abs(h) for h in heights) if not scaled else 0.2)
+    y = _scale(span, chart.bottom, chart.top)
+    chart.y_ticks = [Tick(y(t), f"{10**t:.2g}" if scaled else f"{t:.4g}") for t in _ticks(*span)]
+    chart.x_ticks = [Tick(place(i), str(i + 1)) for i in _whole_ticks(most) if i < most]
+    for name, values, form in lines:
+        points = [(i, v) for i, v in enumerate(values) if v is not None and math.isfinite(v) and (v > 0 or not scaled)]
+        at = [(place(i), y(math.log10(v) if scaled else v), i, v) for i, v in points]
+        chart.lines.append(Line(" ".join(f"{a},{b}" for a, b, _, _ in at), form))
+        chart.marks += [Mark(a, b, form, f"{name}, place {i + 1}: {v:.3g}") for a, b, i, v in at]
+        chart.legend.append((form, name))
+    return chart
+
+
 @dataclass(frozen=True)
 class Scattered:
     """One model of a benchmark. latency: in milliseconds. value: how good. chosen: whether it is the one picked."""

@@ -130,9 +130,9 @@ def _on_samples(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     if agreement["share"] is not None:
         parts.insert(0, f"{share(agreement['share'])} of decisions equal")
     if data["before"] is not None:
-        parts.insert(
-            0, f"{data['figure']} {share(data['before']['value'])} before, {share(data['after']['value'])} after"
-        )
+        told = figure if data["before"]["own"] else share
+        before, after = (told(data[k]["value"]) for k in ("before", "after"))
+        parts.insert(0, f"{data['figure']} {before} before, {after} after")
     return [(name, one_line("; ".join(parts)))]
 
 

@@ -69,6 +69,7 @@ class Section:
     title: str
     texts: list[str] = field(default_factory=list)
     chart: Chart | None = None
+    charts: list[Chart] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
 

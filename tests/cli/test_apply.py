@@ -11,9 +11,10 @@ import pytest
 import typer
 import yaml
 
+import reparam
 from reparam.cli.app import app
 from reparam.cli.recipe import NOT_STEPS, _model_of, read_recipe
-from reparam.errors import InputError
+from reparam.errors import InputError, UnsafeFileError
 from support.cli_helpers import TINY, files, prepare_folder, refuse, run, succeed
 
 COMMAND = typer.main.get_command(app)
@@ -225,3 +226,23 @@ def test_a_recipe_is_not_written_over_something_and_needs_its_packages(monkeypat
     with pytest.raises(InputError):
         monkeypatch.undo()
         read_recipe(Path("missing.yaml"), VERBS)
+
+
+def test_recipes_from_python(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("deploy.yaml").write_text(
+        "recipe: 1\nsteps:\n- convert:\n    model: tiny.pt\n    arch: cli_nets:tiny\n    input-shape: 3,16,16\n"
+        "    output: made.pt2\n- verify:\n    a: made.pt2\n    b: made.pt2\n"
+    )
+    with pytest.raises(UnsafeFileError, match="line 5: the step convert"):
+        reparam.apply("deploy.yaml")
+    assert [s["verb"] for s in reparam.apply("deploy.yaml", check=True, trust=True)["steps"]] == ["convert", "verify"]
+    assert not Path("made.pt2").exists()
+    report = reparam.apply(Path("deploy.yaml"), trust=True)
+    assert report["ran"] and Path("made.pt2").exists() and capfd.readouterr().out == ""
+    with pytest.raises(InputError, match=r"made.pt2.*exists"):
+        reparam.apply("deploy.yaml", trust=True)
+    assert reparam.apply("deploy.yaml", trust=True, force=True)["steps"][0]["line"] == 3
+    with pytest.raises(InputError, match=r"nothing\.yaml"):
+        reparam.apply("nothing.yaml")
+    with pytest.raises(InputError, match="the recipe is an int"):
+        reparam.apply(3)  # type: ignore[arg-type]

@@ -114,6 +114,18 @@ def test_a_run_that_fails_leaves_no_page(folder: Path, monkeypatch: pytest.Monke
     assert files(folder) == before
 
 
+def test_analyze_writes_a_section_for_each_analysis() -> None:
+    succeed("convert", *TINY)
+    words = ("analyze", "tiny.pt", "tiny-fused.pt2", "--arch", "cli_nets:tiny", "--what", "moments,gradients,depth")
+    succeed(*words, "--html", "signal.html", "--json", "signal.json")
+    found = json.loads(Path("signal.json").read_text())
+    kinds = [k for k in ("moments", "gradients", "depth") if k in found["a"] or k in found["b"]]
+    assert sections("signal.html") == {"summary", *(f"analysis-{k}" for k in kinds)} and "moments" in kinds
+    text = Path("signal.html").read_text()
+    assert f"{found['a']['moments']['rows'][0]['variance']:.3g}" in text
+    assert text.count('<svg class="chart"') == sum(len(found["a"][k]["series"]) for k in kinds)
+
+
 def test_bench_writes_accuracy_against_latency() -> None:
     succeed("convert", *TINY)
     np.save("x.npy", np.random.default_rng(0).normal(size=(24, 3, 16, 16)).astype(np.float32))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
+from reparam.cli.render import data_lines
 from reparam.engines import ExportOptions, export
 from reparam.engines.onnx import OnnxRunnable, model_of, quantised
 from reparam.engines.onnx.layer_errors import alone, own_errors, quantised_layers
@@ -144,10 +145,37 @@ def test_other_precisions_are_judged_and_not_mixed(tmp_path: Path) -> None:
     assert not (tmp_path / "b.onnx").exists()
 
 
+def spread(outputs: Tensor, labels: Tensor | None) -> Tensor:
+    """A figure in units of its own: the size of each sample's outputs."""
+    return outputs.abs().amax(1)
+
+
+def test_a_figure_of_the_users_own_is_measured_and_gated(tmp_path: Path) -> None:
+    given = {"precision": "bf16", "calibration": None, "data": [X]}
+    found = export(net(), X[:2], path=tmp_path / "b.onnx", options=options(**given, metric=spread, max_drop=1.0))
+    with torch.no_grad():
+        truth = float(spread(net()(X), None).mean())
+    assert found.data is not None and found.data.before is not None and found.data.after is not None
+    assert found.data.before.own and found.data.before.value == pytest.approx(truth, rel=1e-5)
+    assert found.data.drop == found.data.before.value - found.data.after.value
+    (row,) = [line for line in data_lines(found.report.as_dict()["data"]) if line.startswith("on 64")]
+    assert f"spread {truth:.4g} before" in row and "% before" not in row
+    sign = 1.0 if found.data.drop > 0 else -1.0  # bfloat16 moves the outputs one way or the other
+
+    def falls(outputs: Tensor, labels: Tensor | None) -> Tensor:
+        return sign * spread(outputs, labels)
+
+    with pytest.raises(NotEquivalentError, match="falls drops by"):
+        export(net(), X[:2], path=tmp_path / "c.onnx", options=options(**given, metric=falls, max_drop=0.0))
+    assert not (tmp_path / "c.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"data": None, "max_drop": 1.0}, "give some with --data"),
+        ({"data": None, "metric": spread}, "--metric is of samples to judge on; give some with --data"),
+        ({"metric": 3}, "the metric is an int; give a function, or package.module:name"),
         ({"max_drop": -1.0}, "max_drop is -1.0; give points of 0 and more"),
     ],
 )

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from reparam.page.charts import ErrorPoint, Scattered, curve_chart, errors_chart, scatter_chart, width_bars
+from reparam.page.charts import ErrorPoint, Scattered, curve_chart, depth_chart, errors_chart, scatter_chart, width_bars
 from reparam.page.words import bytes_told, change, count, figure, shapes_told, share
 
 
@@ -34,6 +34,27 @@ def test_no_figure_stops_the_picture(error: float) -> None:
     chart = errors_chart(points)
     assert chart is not None and all(math.isfinite(m.x) and math.isfinite(m.y) for m in chart.marks)
     assert errors_chart([ErrorPoint("a", 0.0, None, True)]) is None and errors_chart([]) is None
+
+
+def test_figures_by_depth_lie_in_their_order_and_on_a_log_axis_where_they_are_wide() -> None:
+    chart = depth_chart("moments", "variance", [("a", (1.0, 10.0, 1000.0), "before"), ("b", (5.0,), "after")], log=True)
+    assert chart is not None
+    first, second, third = (m for m in chart.marks if m.form == "before")
+    assert first.x < second.x < third.x and first.y > second.y > third.y
+    assert third.y - second.y == pytest.approx(2 * (second.y - first.y), abs=0.3)
+    ticks = {t.text: t.at for t in chart.y_ticks}
+    assert second.y == pytest.approx(ticks["10"]) and chart.legend == [("before", "a"), ("after", "b")]
+    linear = depth_chart("m", "v", [("a", (1.0, 2.0, 4.0), "after")], log=True)
+    assert linear is not None and [m.title for m in linear.marks][-1] == "a, place 3: 4"
+    gaps = [b.y - a.y for a, b in zip(linear.marks, linear.marks[1:], strict=False)]
+    assert gaps[1] == pytest.approx(2 * gaps[0], abs=0.3)
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, math.nan, math.inf, 1e300])
+def test_no_figure_stops_a_picture_by_depth(value: float) -> None:
+    chart = depth_chart("m", "v", [("a", (value, 2.0), "after"), ("b", (), "before")], log=True)
+    assert chart is not None and all(math.isfinite(m.x) and math.isfinite(m.y) for m in chart.marks)
+    assert depth_chart("m", "v", [("a", (math.nan,), "after")]) is None
 
 
 def test_the_curve_goes_with_the_cost() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from reparam.compare import diff_calls, read_calls
-from reparam.page import Page, Section, bench_page, diff_page, prune_page, render, verify_page
+from reparam.page import Page, Section, analysis_page, bench_page, diff_page, prune_page, render, verify_page
 from reparam.page.view import to_script
+from reparam.signal import Analysis, Table
 from support.pages import Structure, benchmark, big_page, conversion, page_of, with_texts
 from support.payloads import PAYLOADS
 
@@ -73,11 +74,19 @@ def test_the_pages_of_other_verbs_escape_too() -> None:
         "diff": lambda t: diff_page({**report, **rows.as_dict(), "a": t, "b": t}, rows, found.original, found.program),
         "verify": lambda t: verify_page(verdict(t), None, None),
         "bench": lambda t: bench_page(benchmark(t, f"{t}2")),
+        "analyze": lambda t: analysis_page({"reparam": "0"}, {t: analysed(t), f"{t}2": analysed(t)}),
         "prune": lambda t: prune_page(pruning(t), found, arch=t),
         "section": lambda t: Page(t, t, t, sections=[Section("s", t, [t])], footer=t, facts=[(t, t)]),
     }  # fmt: skip
     for make in pages.values():
         assert Structure(render(make(text))).elements == Structure(render(make("harmless"))).elements
+
+
+def analysed(text: str) -> Analysis:
+    row = (text, "call", 1.0, None)
+    series = {text: (1.0, float("nan"), 30.0), "empty": ()}
+    table = Table("moments", text, ("place", text, "a", "b"), (row,), series, True, facts={text: text}, notes=(text,))
+    return Analysis((table,), {text: text}, (text,))
 
 
 def verdict(text: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def apply(  # the parameters are the options
     force: Annotated[bool, typer.Option("--force", help="Overwrite outputs of the steps that exist.")] = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
-) -> None:
+) -> dict[str, Any]:
     """Run the steps of RECIPE, a deployment as a file; stop at the first that fails.
 
     A step is a verb with its options, without their dashes. All are checked before the first runs; an error names the
@@ -55,6 +55,7 @@ def apply(  # the parameters are the options
         rows.append({"verb": step.verb, "line": step.line, "seconds": round(time.perf_counter() - start, 3)})
     report = {"schema": 1, "reparam": __version__, "recipe": str(recipe), "ran": not check, "steps": rows}
     deliver_json(session, report, json)
+    return report
 
 
 def _verbs(ctx: typer.Context) -> Mapping[str, Callable[..., Any]]:
