@@ -68,6 +68,25 @@ def weight_value(program: Program, node: fx.Node, dtype: torch.dtype | None) -> 
     return value.to(dtype or constant.dtype) if value.is_floating_point() else value
 
 
+class Values(dict[fx.Node, Any]):
+    """Values of nodes. Weights are not kept: each is looked up in the program, and widened, whenever it is read."""
+
+    def __init__(self, program: Program, dtype: torch.dtype | None, known: Mapping[fx.Node, Any] | None = None) -> None:
+        super().__init__(known or {})
+        self.program, self.dtype = program, dtype
+
+    def __missing__(self, node: fx.Node) -> Any:
+        if node.op != "get_attr":
+            raise KeyError(node)
+        return weight_value(self.program, node, self.dtype)
+
+    def call(self, node: fx.Node) -> Any:
+        """The value of a call, whose weights are then given back to the files that they lie in."""
+        value = call_node(node, self, self.dtype)
+        self.program.give_back(node)
+        return value
+
+
 def last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """For each node, the values that nobody needs after it."""
     last: dict[fx.Node, fx.Node] = {}
@@ -113,7 +132,7 @@ def evaluate_where_it_runs(program: Program, inputs: Sequence[Any]) -> list[Any]
 def _evaluate(
     program: Program, inputs: Sequence[Any], dtype: torch.dtype | None, observe: Observer | None
 ) -> list[Any]:
-    env: dict[fx.Node, Any] = {}
+    env = Values(program, dtype)
     feed = iter(inputs)
     frees = last_uses(program.graph.nodes)
     for node in program.graph.nodes:
@@ -121,13 +140,11 @@ def _evaluate(
             value = next(feed)
             moves = isinstance(value, Tensor) and value.dtype != dtype
             env[node] = retype(value, dtype) if moves else value
-        elif node.op == "get_attr":
-            env[node] = weight_value(program, node, dtype)
         elif node.op == "call_function":
-            env[node] = call_node(node, env, dtype)
+            env[node] = env.call(node)
             if observe is not None:
                 observe(node, env[node])
-        else:
+        elif node.op == "output":
             result = _arguments(node.args[0], env, None)
             return list(result) if isinstance(result, (list, tuple)) else [result]
         for dead in frees.get(node, ()):
@@ -143,12 +160,11 @@ def evaluate_region(
     region: Sequence[fx.Node],
     known: Mapping[fx.Node, Any],
     dtype: torch.dtype | None = torch.float64,
-) -> dict[fx.Node, Any]:
+) -> Values:
     """Values of the nodes of `region` (in execution order), given the values that it reads in `known`."""
-    env: dict[fx.Node, Any] = dict(known)
+    env = Values(program, dtype, known)
     with default_dtype(dtype):
         for node in region:
-            if node not in env:
-                reads = node.op == "get_attr"
-                env[node] = weight_value(program, node, dtype) if reads else call_node(node, env, dtype)
+            if node not in env and node.op != "get_attr":
+                env[node] = env.call(node)
     return env
