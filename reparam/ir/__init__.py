@@ -56,7 +56,7 @@ from .interpreter import (
 )
 from .jumps import describe_jumps, jumps
 from .kinds import category, is_uninitialised, odd_kind, refuse_odd_tensors
-from .mapped import give_back, in_file
+from .mapped import Room, give_back
 from .program import (
     FOLD_DTYPE,
     Constant,
@@ -117,6 +117,7 @@ __all__ = [
     "Range",
     "Ranges",
     "Refusal",
+    "Room",
     "Scratchpad",
     "Values",
     "arguments",
@@ -139,7 +140,6 @@ __all__ = [
     "fixed_size",
     "functional_form",
     "give_back",
-    "in_file",
     "is_call",
     "is_chain",
     "is_float",

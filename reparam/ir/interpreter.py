@@ -87,6 +87,37 @@ class Values(dict[fx.Node, Any]):
         return value
 
 
+class _WidenedAgain(Values):
+    """Values through which gradients go. What a call keeps of a weight for them is widened again when it is needed."""
+
+    def call(self, node: fx.Node) -> Any:
+        weights = {n: self[n] for n in node.all_input_nodes if n.op == "get_attr"}
+        places = {v.untyped_storage().data_ptr(): n for n, v in weights.items() if _has_storage(v)}
+
+        def pack(kept: Tensor) -> Any:
+            weight = places.get(kept.untyped_storage().data_ptr()) if _has_storage(kept) else None
+            return kept if weight is None else (weight, kept.size(), kept.stride(), kept.storage_offset())
+
+        self.update(weights)
+        with torch.autograd.graph.saved_tensors_hooks(pack, self._unpacked):
+            value = call_node(node, self, self.dtype)
+        for weight in weights:
+            del self[weight]
+        self.program.give_back(node)
+        return value
+
+    def _unpacked(self, kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        weight, *place = kept
+        value: Tensor = self[weight].as_strided(*place)
+        return value
+
+
+def _has_storage(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.numel() > 0
+
+
 def last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """For each node, the values that nobody needs after it."""
     last: dict[fx.Node, fx.Node] = {}
@@ -116,7 +147,8 @@ def evaluate(
     gradients: whether the outputs can be differentiated with respect to the inputs.
     """
     with torch.set_grad_enabled(gradients), default_dtype(dtype):
-        return _evaluate(program, inputs, dtype, observe)
+        env = _WidenedAgain(program, dtype) if gradients else Values(program, dtype)
+        return _evaluate(program, inputs, env, observe)
 
 
 def evaluate_where_it_runs(program: Program, inputs: Sequence[Any]) -> list[Any] | None:
@@ -129,11 +161,8 @@ def evaluate_where_it_runs(program: Program, inputs: Sequence[Any]) -> list[Any]
         return None
 
 
-def _evaluate(
-    program: Program, inputs: Sequence[Any], dtype: torch.dtype | None, observe: Observer | None
-) -> list[Any]:
-    env = Values(program, dtype)
-    feed = iter(inputs)
+def _evaluate(program: Program, inputs: Sequence[Any], env: Values, observe: Observer | None) -> list[Any]:
+    feed, dtype = iter(inputs), env.dtype
     frees = last_uses(program.graph.nodes)
     for node in program.graph.nodes:
         if node.op == "placeholder":

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 LEAST = 1 << 20  # bytes; the pages of smaller tensors are left alone
+IN_MEMORY = 1 << 28  # bytes of tensors that are made of weights and live long; what goes beyond lies in files
 PART = 1 << 24  # bytes that are copied at a time
 _ENTRY = 8  # bytes that /proc/self/pagemap has for each page
 _PRESENT, _SWAPPED, _OF_FILE = 63, 62, 61  # bits of these
@@ -99,3 +100,18 @@ def in_file(value: Tensor) -> Tensor:
             return value
         made: Tensor = torch.empty(0, dtype=value.dtype).set_(storage, 0, value.shape)  # type: ignore[call-overload]
         return made
+
+
+class Room:
+    """Memory for tensors that live as long as a check; large ones that do not fit in lie in files."""
+
+    def __init__(self) -> None:
+        self.left = IN_MEMORY
+
+    def take(self, value: Tensor) -> Tensor:
+        """The values, where there is room for them."""
+        size = value.numel() * value.element_size()
+        if size > self.left:
+            return in_file(value)
+        self.left -= size
+        return value

@@ -22,12 +22,12 @@ from torch.utils import _pytree as pytree
 
 from reparam.errors import RuleError
 
+from . import mapped
 from .mapped import LEAST, give_back, in_file
 from .scratchpad import Scratchpad
 from .structure import Structure
 
 FOLD_DTYPE = torch.float64
-IN_MEMORY = 1 << 28  # bytes of folded weights; what is folded beyond lies in files until it is cast
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Program:
             return
         held = sum(_size(c.value) for c in self.constants.values() if c.folded and not c.value.is_shared())
         for name in large:
-            if held > IN_MEMORY:
+            if held > mapped.IN_MEMORY:
                 constant = self.constants[name]
                 self.constants[name] = replace(constant, value=in_file(constant.value))
                 held -= _size(constant.value)

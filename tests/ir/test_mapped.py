@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from reparam import convert
-from reparam.ir import Program, evaluate, give_back, in_file, mapped, program
+from reparam.compare.adversarial import twin
+from reparam.ir import Program, Room, evaluate, give_back, mapped
+from reparam.ir.mapped import in_file
 from reparam.load import load_model
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells pages of files from others")
@@ -136,7 +138,7 @@ def test_folded_weights_beyond_the_room_lie_in_files(monkeypatch: pytest.MonkeyP
         settle(self, nodes)  # type: ignore[arg-type]
         held.append(folded_in_memory(self))
 
-    monkeypatch.setattr(program, "IN_MEMORY", 1 << 20)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 1 << 20)
     monkeypatch.setattr(Program, "settle", watched)
     other = convert(wide(), x)
     assert max(held) <= (1 << 20) + (3 << 13)  # and biases
@@ -203,3 +205,37 @@ def test_weights_are_widened_one_layer_after_the_other() -> None:
     with Float64() as counted:
         evaluate(found, [torch.randn(2, 512)])
     assert counted.most == 512 * 512 * 8
+
+
+def test_gradients_widen_weights_again_and_are_the_same() -> None:
+    """No float64 weight outlives its call, neither on the way forth nor back."""
+    found = convert(wide(), torch.randn(2, 512), to="as-is").program
+    x = torch.randn(2, 512, dtype=torch.float64, requires_grad=True)
+    module = wide().double()
+    wanted = torch.autograd.grad(module(x).square().sum(), x)[0]
+    with Float64() as counted:
+        (y,) = evaluate(found, [x], gradients=True)
+        gradient = torch.autograd.grad(y.square().sum(), x)[0]
+    torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-12)
+    assert counted.most <= 2 * 512 * 512 * 8  # one more while the next is made
+
+
+@linux
+def test_the_same_function_off_by_roundings_lies_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = convert(wide(), torch.randn(2, 512), to="as-is").program
+    usual = twin(found, 1e-7)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 3 << 20)
+    other = twin(found, 1e-7)
+    large = [n for n, c in other.constants.items() if c.value.nbytes >= mapped.LEAST]
+    assert len(large) == 3
+    assert sum(other.constants[n].value.is_shared() for n in large) == 2
+    for name, constant in usual.constants.items():
+        assert torch.equal(constant.value, other.constants[name].value)
+
+
+def test_a_room_is_filled_before_files_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "IN_MEMORY", COUNT * 8)
+    room, values = Room(), [torch.full((COUNT,), float(i)) for i in range(3)]
+    taken = [room.take(v) for v in values]
+    assert taken[0] is values[0] and taken[1] is values[1]
+    assert torch.equal(taken[2], values[2])
