@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 LEAST = 1 << 20  # bytes; the pages of smaller tensors are left alone
-IN_MEMORY = 1 << 28  # bytes of tensors that are made of weights and live long; what goes beyond lies in files
+IN_MEMORY = 1 << 27  # bytes of tensors that are made of weights and live long; what goes beyond lies in files
 PART = 1 << 24  # bytes that are copied at a time
 _ENTRY = 8  # bytes that /proc/self/pagemap has for each page
 _PRESENT, _SWAPPED, _OF_FILE = 63, 62, 61  # bits of these

@@ -45,7 +45,7 @@ def simplified(model: ir.Model) -> ir.Model:
     """
     pool_globally(model)
     resize_by_factors(model)
-    simple = _simpler_without_weights(model) if _bytes_of(model) > HEAVY else _simpler(model)
+    simple = _simpler_without_weights(model) if _bytes_of(model) > HEAVY else _simpler_in_memory(model)
     keep_rows(simple)
     split_depthwise(simple)
     return simple
@@ -56,11 +56,16 @@ def _bytes_of(model: ir.Model) -> int:
     return sum(t.nbytes for t in model.graph.initializers.tensors())
 
 
+def _simpler_in_memory(model: ir.Model) -> ir.Model:
+    """`_simpler`; of a model that is too large for one message, itself."""
+    return model if _bytes_of(model) > IN_MEMORY else _simpler(model)
+
+
 def _simpler_without_weights(model: ir.Model) -> ir.Model:
     """`_simpler`, which sees nothing of the large weights but their names, types and shapes.
 
     They are said to lie in a file of zeros. Names of files are taken from the working folder, so that this is done by
-    another process. Where it comes to nothing, heavier models stay as they are.
+    another process. Where it comes to nothing, the weights are seen.
     """
     taken = _set_apart(model)
     try:
@@ -68,7 +73,7 @@ def _simpler_without_weights(model: ir.Model) -> ir.Model:
     finally:
         _put_back(model, taken)
     if simple is None or _heavy(simple) - _heavy(model) or taken.keys() - simple.graph.initializers.keys():
-        return model if _bytes_of(model) > IN_MEMORY else _simpler(model)
+        return _simpler_in_memory(model)
     _put_back(simple, taken)
     return simple
 
@@ -157,7 +162,8 @@ def _simpler(model: ir.Model, skipped: Sequence[str] = ()) -> ir.Model:
     import onnxsim
 
     before = ir.to_proto(untyped(model))
-    simple = _if_alike(before, onnxsim.simplify(before, skipped_optimizers=list(skipped))[0])
+    choice = {"skipped_optimizers": list(skipped)} if skipped else {}
+    simple = _if_alike(before, onnxsim.simplify(before, **choice)[0])
     try:
         import onnxslim
     except ImportError:
