@@ -32,6 +32,7 @@ def facts_of(program: Program, pays: float = PAYS) -> Known:
     for node in program.calls():
         family = family_of(node)
         found = family.channels(known, node) if family is not None else None
+        program.give_back(node)
         if found is not None:
             known.facts[node] = found
     return known

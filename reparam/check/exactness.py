@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from reparam.errors import NotEquivalentError
-from reparam.ir import Feed, Program, evaluate, typed
+from reparam.ir import Feed, Program, Room, evaluate, give_back, typed
 
 from .values import is_number, widened
 
@@ -169,10 +169,12 @@ def _disturbed(
     program: Program, values: Feed, dtype: torch.dtype | None, generator: torch.Generator
 ) -> tuple[Program, Feed]:
     """The program and its inputs, every number off by up to one rounding of the dtype that it is computed in."""
-    constants = {
-        name: dataclasses.replace(c, value=_off(c.value.to(dtype or c.dtype), generator)) if _rounds(c.value) else c
-        for name, c in program.constants.items()
-    }
+    constants, room = dict(program.constants), Room()
+    for name, c in program.constants.items():
+        if _rounds(c.value):
+            value = room.take(_off(c.value.to(dtype or c.dtype), generator))
+            constants[name] = dataclasses.replace(c, value=value)
+            give_back(c.value)
     moved = [_off(v, generator) if isinstance(v, Tensor) and _rounds(v) else v for v in values]
     return dataclasses.replace(program, constants=constants), moved
 

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam.capture import Outside, fresh_copy
 from reparam.errors import CaptureError, EndedError, MachineError
-from reparam.ir import Feed, Program, default_dtype, evaluate, typed
+from reparam.ir import Feed, Program, default_dtype, evaluate, give_back, typed
 from reparam.utils import foreign_code
 
 from .values import largest_difference
@@ -194,5 +194,9 @@ class _InFloat64(TorchDispatchMode):
 
 def _widen(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.to(_WIDE[value.dtype]) if value.dtype in _WIDE else value
+        if value.dtype not in _WIDE:
+            return value
+        wide = value.to(_WIDE[value.dtype])
+        give_back(value)  # to the file of a weight
+        return wide
     return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value

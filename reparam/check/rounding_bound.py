@@ -9,7 +9,7 @@ bounds every sum|w||x| inside, and the bound is n * eps * M with n the accumulat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,18 +27,17 @@ from reparam.ir import (
     SUBS,
     WEIGHTED,
     Program,
+    Values,
     arguments,
     aten,
     is_call,
     is_float,
     op_name,
     shape_of,
-    weight_value,
 )
 
 from .values import is_number
 
-Values = Mapping[fx.Node, Any]
 _OFFSETS = frozenset({aten.sigmoid.default, aten.hardsigmoid.default, aten.softplus.default, aten.softmax.int})
 
 
@@ -225,17 +224,27 @@ _MONOTONE = (
 )
 
 
-def magnitudes(program: Program, region: Sequence[fx.Node], actual: Values) -> dict[fx.Node, Any]:
+class _Magnitudes(Values):
+    """Magnitudes of nodes; those of weights are computed whenever they are read."""
+
+    def __missing__(self, node: fx.Node) -> Any:
+        value = super().__missing__(node)
+        if not is_number(value):
+            return value
+        own = self.program.constants[str(node.target)].value.untyped_storage().data_ptr()
+        shared = value.untyped_storage().data_ptr() == own
+        return value.abs() if shared or value.is_complex() else value.abs_()
+
+
+def magnitudes(program: Program, region: Sequence[fx.Node], actual: Values) -> Values:
     """M for every node of `region` (in execution order); `actual` holds all values, those it reads included."""
-    env: dict[fx.Node, Any] = {}
-    for node, value in actual.items():
-        if node not in region:
-            env[node] = _abs(value)
+    inside = set(region)
+    known = {node: _abs(value) for node, value in actual.items() if node not in inside}
+    env = _Magnitudes(program, torch.float64, known)
     for node in region:
-        if node.op == "get_attr":
-            env[node] = _abs(weight_value(program, node, torch.float64))
-        else:
+        if node.op != "get_attr":
             env[node] = _real(_rule(node)(node, env, actual))
+            program.give_back(node)
     return env
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reparam.errors import InputError
-from reparam.ir import Program
+from reparam.ir import Program, give_back
 
 
 def is_number(value: Any) -> bool:
@@ -60,5 +60,6 @@ def refuse_broken_weights(program: Program) -> None:
             continue
         weight = constant.trainable and value.requires_grad  # anything else may hold infinities, which are data
         broken = ~torch.isfinite(value) if weight else torch.isnan(value)
+        give_back(value)
         if bool(broken.any()):
             raise InputError(f"weight '{name}' holds NaN or infinite values; the checkpoint is damaged or diverged")

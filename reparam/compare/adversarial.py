@@ -16,7 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir import ACTIVATIONS, Feed, Program, aten, census, evaluate, is_call, op_name, shape_of
+from reparam.ir import (
+    ACTIVATIONS,
+    Feed,
+    Program,
+    Room,
+    aten,
+    census,
+    evaluate,
+    give_back,
+    is_call,
+    op_name,
+    shape_of,
+)
 
 # Sizes of the random inputs to begin with: a clip that only large values reach needs large inputs.
 SCALES = (0.25, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
@@ -56,13 +68,14 @@ def rounding(dtype: torch.dtype) -> float:
 def twin(program: Program, eps: float, seed: int = 0) -> Program:
     """A copy whose floating weights are each off by a random relative error of at most `eps`."""
     generator = torch.Generator().manual_seed(seed)
-    copy = program.copy()
+    copy, room = program.copy(), Room()
     for name, constant in copy.constants.items():
         value = constant.value.detach()
         if value.is_floating_point():
-            noise = 2.0 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1.0
-            moved = value.double() * (1.0 + eps * noise.to(value.device))
-            copy.constants[name] = replace(constant, value=moved)
+            noise = torch.rand(value.shape, generator=generator, dtype=torch.float64).mul_(2.0).sub_(1.0)
+            moved = noise.to(value.device).mul_(eps).add_(1.0).mul_(value)
+            give_back(value)
+            copy.constants[name] = replace(constant, value=room.take(moved))
     return copy
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from reparam.check import Round, not_finite_in
 from reparam.errors import InputError
@@ -36,13 +36,18 @@ def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
         constant = program.constants.pop(old)
         wanted = dtype if dtype is not None and constant.dtype == program.dtype else constant.dtype
         value = constant.value.to(wanted)
-        if value.is_floating_point() and bool((~torch.isfinite(value) & torch.isfinite(constant.value)).any()):
+        if value.is_floating_point() and not _fits(value, constant.value):
             raise InputError(f"weight '{constant.origin}' does not fit {str(wanted).removeprefix('torch.')}")
         node.target = names[old]
         origin = constant.origin if is_plain_path(constant.origin) else names[old]
         constants[names[old]] = Constant(value, wanted, origin, constant.trainable)
     final = replace(program, constants=constants, notes=Scratchpad())
     return _retyped(final, dtype) if dtype is not None and dtype != program.dtype else final
+
+
+def _fits(value: Tensor, wide: Tensor) -> bool:
+    """Whether what was finite before a cast is finite after it."""
+    return bool(torch.isfinite(value).all()) or not bool((~torch.isfinite(value) & torch.isfinite(wide)).any())
 
 
 def _share_equal(program: Program) -> None:

@@ -17,7 +17,7 @@ from reparam._version import __version__
 from reparam.conversion import Conversion, convert
 from reparam.emit import finalize, to_module
 from reparam.errors import InputError, MachineError, NotEquivalentError
-from reparam.ir import Program, Range, filled
+from reparam.ir import Program, Range, Room, filled
 from reparam.load import LoadedModel
 from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
@@ -159,19 +159,32 @@ def export(  # noqa: PLR0913  # the keywords are the options
     format = options.check()
     for target in (path, manifest_path(path)):
         refuse_existing(target, force=options.force)
-    conversion = convert(
-        model,
-        *example_inputs,
-        to=to,
-        dynamic=dynamic,
-        dtype=DTYPES[options.precision],
-        seed=seed,
-        progress=progress,
-        input_ranges=input_ranges,
-        outputs=outputs,
-        **plain,
+    conversion = _light(
+        convert(
+            model,
+            *example_inputs,
+            to=to,
+            dynamic=dynamic,
+            dtype=DTYPES[options.precision],
+            seed=seed,
+            progress=progress,
+            input_ranges=input_ranges,
+            outputs=outputs,
+            **plain,
+        )
     )
     return export_conversion(conversion, path, format, options, seed=seed, progress=progress)
+
+
+def _light(conversion: Conversion) -> Conversion:
+    """The conversion with its own large weights in files: an engine needs the memory for its copy of them."""
+    theirs = {c.value.untyped_storage().data_ptr() for c in conversion.original.constants.values()}
+    constants, room = dict(conversion.program.constants), Room()
+    for name, c in constants.items():
+        if c.value.untyped_storage().data_ptr() not in theirs:
+            constants[name] = replace(c, value=room.take(c.value))
+    program = replace(conversion.program, constants=constants)
+    return replace(conversion, module=to_module(program), program=program)
 
 
 def export_conversion(

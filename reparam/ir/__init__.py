@@ -45,6 +45,7 @@ from .cost import Census, batch_one, census, is_chain, joins, node_macs, spelled
 from .feeds import EVEN_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
 from .inputs import Range, check_shapes, draw_examples, exported_shapes, shape_of_input, with_ranges
 from .interpreter import (
+    Values,
     call_node,
     default_dtype,
     evaluate,
@@ -55,6 +56,7 @@ from .interpreter import (
 )
 from .jumps import describe_jumps, jumps
 from .kinds import category, is_uninitialised, odd_kind, refuse_odd_tensors
+from .mapped import Room, give_back
 from .program import (
     FOLD_DTYPE,
     Constant,
@@ -115,7 +117,9 @@ __all__ = [
     "Range",
     "Ranges",
     "Refusal",
+    "Room",
     "Scratchpad",
+    "Values",
     "arguments",
     "aten",
     "attribute_names",
@@ -135,6 +139,7 @@ __all__ = [
     "filled",
     "fixed_size",
     "functional_form",
+    "give_back",
     "is_call",
     "is_chain",
     "is_float",

@@ -68,6 +68,56 @@ def weight_value(program: Program, node: fx.Node, dtype: torch.dtype | None) -> 
     return value.to(dtype or constant.dtype) if value.is_floating_point() else value
 
 
+class Values(dict[fx.Node, Any]):
+    """Values of nodes. Weights are not kept: each is looked up in the program, and widened, whenever it is read."""
+
+    def __init__(self, program: Program, dtype: torch.dtype | None, known: Mapping[fx.Node, Any] | None = None) -> None:
+        super().__init__(known or {})
+        self.program, self.dtype = program, dtype
+
+    def __missing__(self, node: fx.Node) -> Any:
+        if node.op != "get_attr":
+            raise KeyError(node)
+        return weight_value(self.program, node, self.dtype)
+
+    def call(self, node: fx.Node) -> Any:
+        """The value of a call, whose weights are then given back to the files that they lie in."""
+        value = call_node(node, self, self.dtype)
+        self.program.give_back(node)
+        return value
+
+
+class _WidenedAgain(Values):
+    """Values through which gradients go. What a call keeps of a weight for them is widened again when it is needed."""
+
+    def call(self, node: fx.Node) -> Any:
+        weights = {n: self[n] for n in node.all_input_nodes if n.op == "get_attr"}
+        places = {v.untyped_storage().data_ptr(): n for n, v in weights.items() if _has_storage(v)}
+
+        def pack(kept: Tensor) -> Any:
+            weight = places.get(kept.untyped_storage().data_ptr()) if _has_storage(kept) else None
+            return kept if weight is None else (weight, kept.size(), kept.stride(), kept.storage_offset())
+
+        self.update(weights)
+        with torch.autograd.graph.saved_tensors_hooks(pack, self._unpacked):
+            value = call_node(node, self, self.dtype)
+        for weight in weights:
+            del self[weight]
+        self.program.give_back(node)
+        return value
+
+    def _unpacked(self, kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        weight, *place = kept
+        value: Tensor = self[weight].as_strided(*place)
+        return value
+
+
+def _has_storage(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.numel() > 0
+
+
 def last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """For each node, the values that nobody needs after it."""
     last: dict[fx.Node, fx.Node] = {}
@@ -97,7 +147,8 @@ def evaluate(
     gradients: whether the outputs can be differentiated with respect to the inputs.
     """
     with torch.set_grad_enabled(gradients), default_dtype(dtype):
-        return _evaluate(program, inputs, dtype, observe)
+        env = _WidenedAgain(program, dtype) if gradients else Values(program, dtype)
+        return _evaluate(program, inputs, env, observe)
 
 
 def evaluate_where_it_runs(program: Program, inputs: Sequence[Any]) -> list[Any] | None:
@@ -110,24 +161,19 @@ def evaluate_where_it_runs(program: Program, inputs: Sequence[Any]) -> list[Any]
         return None
 
 
-def _evaluate(
-    program: Program, inputs: Sequence[Any], dtype: torch.dtype | None, observe: Observer | None
-) -> list[Any]:
-    env: dict[fx.Node, Any] = {}
-    feed = iter(inputs)
+def _evaluate(program: Program, inputs: Sequence[Any], env: Values, observe: Observer | None) -> list[Any]:
+    feed, dtype = iter(inputs), env.dtype
     frees = last_uses(program.graph.nodes)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             value = next(feed)
             moves = isinstance(value, Tensor) and value.dtype != dtype
             env[node] = retype(value, dtype) if moves else value
-        elif node.op == "get_attr":
-            env[node] = weight_value(program, node, dtype)
         elif node.op == "call_function":
-            env[node] = call_node(node, env, dtype)
+            env[node] = env.call(node)
             if observe is not None:
                 observe(node, env[node])
-        else:
+        elif node.op == "output":
             result = _arguments(node.args[0], env, None)
             return list(result) if isinstance(result, (list, tuple)) else [result]
         for dead in frees.get(node, ()):
@@ -143,12 +189,11 @@ def evaluate_region(
     region: Sequence[fx.Node],
     known: Mapping[fx.Node, Any],
     dtype: torch.dtype | None = torch.float64,
-) -> dict[fx.Node, Any]:
+) -> Values:
     """Values of the nodes of `region` (in execution order), given the values that it reads in `known`."""
-    env: dict[fx.Node, Any] = dict(known)
+    env = Values(program, dtype, known)
     with default_dtype(dtype):
         for node in region:
-            if node not in env:
-                reads = node.op == "get_attr"
-                env[node] = weight_value(program, node, dtype) if reads else call_node(node, env, dtype)
+            if node not in env and node.op != "get_attr":
+                env[node] = env.call(node)
     return env

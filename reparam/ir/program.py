@@ -22,6 +22,8 @@ from torch.utils import _pytree as pytree
 
 from reparam.errors import RuleError
 
+from . import mapped
+from .mapped import LEAST, give_back, in_file
 from .scratchpad import Scratchpad
 from .structure import Structure
 
@@ -125,7 +127,11 @@ class Program:
         if constant is None:
             return None
         value = constant.value.detach()
-        return value.to(FOLD_DTYPE) if value.is_floating_point() else value
+        if not value.is_floating_point():
+            return value
+        wide = value.to(FOLD_DTYPE)
+        give_back(value)
+        return wide
 
     def parameters(self) -> int:
         """Number of scalars in the floating weights that the graph uses, a tied weight counted once."""
@@ -209,6 +215,26 @@ class Program:
         self._track(node)
         return node
 
+    def settle(self, nodes: Iterable[fx.Node]) -> None:
+        """Weights among `nodes` are here to stay: the large ones go into files where folded ones fill the memory."""
+        names = [str(n.target) for n in nodes if n.op == "get_attr"]
+        large = [n for n in names if self.constants[n].folded and _size(self.constants[n].value) >= LEAST]
+        if not large:
+            return
+        held = sum(_size(c.value) for c in self.constants.values() if c.folded and not c.value.is_shared())
+        for name in large:
+            if held > mapped.IN_MEMORY:
+                constant = self.constants[name]
+                self.constants[name] = replace(constant, value=in_file(constant.value))
+                held -= _size(constant.value)
+
+    def give_back(self, node: fx.Node) -> None:
+        """The weights that a call has read are left to the files that they lie in, if they do."""
+        for operand in node.all_input_nodes:
+            constant = self.constant(operand)
+            if constant is not None:
+                give_back(constant.value)
+
     def _track(self, node: fx.Node) -> None:
         if self._created is not None:
             self._created.append(node)
@@ -248,6 +274,10 @@ class Program:
         return replace(
             self, graph=graph, constants=dict(self.constants), notes=Scratchpad(), _gone=set(), _created=None
         )
+
+
+def _size(value: Tensor) -> int:
+    return value.numel() * value.element_size()
 
 
 def size_hint(value: Any, env: Mapping[Any, int] | None = None) -> int:

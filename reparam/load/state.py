@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError
-from reparam.ir import category, refuse_odd_tensors
+from reparam.ir import category, give_back, refuse_odd_tensors
 from reparam.utils import dtype_name, first_line
 
 from .adapting import NAMES, replaced_head
@@ -158,9 +158,15 @@ def check_program_finite(program: torch.export.ExportedProgram, path: Path | str
     _check({k: (v, k in buffers and not k.endswith(STATISTICS)) for k, v in state.items()}, path)
 
 
+def _is_broken(value: Tensor, data: bool) -> bool:
+    broken = bool((torch.isnan(value) if data else ~torch.isfinite(value)).any())
+    give_back(value)
+    return broken
+
+
 def _check(tensors: Mapping[str, tuple[Tensor, bool]], path: Path | str) -> None:
     numbers = {k: (v, data) for k, (v, data) in tensors.items() if v.is_floating_point() or v.is_complex()}
-    bad = [k for k, (v, data) in numbers.items() if bool((torch.isnan(v) if data else ~torch.isfinite(v)).any())]
+    bad = [k for k, (v, data) in numbers.items() if _is_broken(v, data)]
     if bad:
         raise InputError(
             f"{Path(path).name} has NaN or infinite values in '{bad[0]}' ({len(bad)} of {len(numbers)} tensors); "

@@ -266,6 +266,7 @@ class Driver:
             if not n.users:
                 self.program.erase([n])
         self._erase_unused(region.inputs)
+        self.program.settle(n for n in created if not self.program.erased(n))
         for n in created:
             if not n.users:
                 raise RuleError(f"the rewrite made '{n.name}' and did not use it")

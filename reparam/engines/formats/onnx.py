@@ -29,11 +29,14 @@ class Onnx(Format):
 
     def build(self, program: Program, path: Path, options: BuildOptions, tell: Tell) -> Built:
         """See `Format.build`."""
+        self.require()
+        from onnx import ModelProto
+
         from reparam.engines.onnx import build_model, write_model
 
-        self.require()
         model = build_model(program, options, tell)
-        facts = {"opset": int(model.opset_import[0].version), "ir_version": int(model.ir_version)}
+        opset = model.opset_import[0].version if isinstance(model, ModelProto) else model.opset_imports[""]
+        facts = {"opset": int(opset), "ir_version": int(model.ir_version)}
         return Built(facts, write_model(model, path))
 
     def load(self, path: Path) -> Runnable:

@@ -10,6 +10,12 @@ is values of four axes, whose last two the mean leaves as axes of size one; the 
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +30,11 @@ if TYPE_CHECKING:
     import onnx
 
 IN_MEMORY = 1_500_000_000  # bytes; larger models are not simplified, since that takes one message of at most 2 GiB
+HEAVY = 1 << 28  # bytes of weights; above, large ones are left out of that message where nothing can become of them
+LARGE = 1 << 20  # bytes of one weight
+ZEROS = "zeros"  # the name of a file
+_BY_VALUES = ("eliminate_duplicate_initializer",)  # what takes two weights that are not there for the same
+_OF_LAYERS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}  # where a layer reads its weight
 RESIZE_INPUTS = 4  # values, region, scales, sizes
 
 
@@ -34,19 +45,125 @@ def simplified(model: ir.Model) -> ir.Model:
     """
     pool_globally(model)
     resize_by_factors(model)
-    weights = sum(t.nbytes for t in model.graph.initializers.tensors())
-    simple = model if weights > IN_MEMORY else _simpler(model)
+    simple = _simpler_without_weights(model) if _bytes_of(model) > HEAVY else _simpler_in_memory(model)
     keep_rows(simple)
     split_depthwise(simple)
     return simple
 
 
-def _simpler(model: ir.Model) -> ir.Model:
-    """What onnxsim makes of the model, or onnxslim of that. Both take messages: it becomes one, and comes from one."""
+def _bytes_of(model: ir.Model) -> int:
+    """Of its weights."""
+    return sum(t.nbytes for t in model.graph.initializers.tensors())
+
+
+def _simpler_in_memory(model: ir.Model) -> ir.Model:
+    """`_simpler`; of a model that is too large for one message, itself."""
+    return model if _bytes_of(model) > IN_MEMORY else _simpler(model)
+
+
+def _simpler_without_weights(model: ir.Model) -> ir.Model:
+    """`_simpler`, which sees nothing of the large weights but their names, types and shapes.
+
+    They are said to lie in a file of zeros. Names of files are taken from the working folder, so that this is done by
+    another process. Where it comes to nothing, the weights are seen.
+    """
+    taken = _set_apart(model)
+    try:
+        simple = _simpler_elsewhere(model)
+    finally:
+        _put_back(model, taken)
+    if simple is None or _heavy(simple) - _heavy(model) or taken.keys() - simple.graph.initializers.keys():
+        return _simpler_in_memory(model)
+    _put_back(simple, taken)
+    return simple
+
+
+def _heavy(model: ir.Model) -> set[str]:
+    """The names of its large weights."""
+    large = (
+        name
+        for name, v in model.graph.initializers.items()
+        if v.const_value is not None and v.const_value.nbytes >= LARGE
+    )
+    return set(large)
+
+
+def _set_apart(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Puts large weights into the file of zeros, where layers alone read them, and something that depends on inputs.
+
+    Nothing can be computed of such a weight beforehand, but by a batch norm behind the layer, which would be folded.
+    """
+    constants = set(model.graph.initializers.values())
+    for node in model.graph:
+        if all(v is None or v in constants for v in node.inputs):
+            constants.update(node.outputs)
+    taken: dict[str, ir.TensorProtocol] = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < LARGE or value.is_graph_input() or value.is_graph_output():
+            continue
+        if all(_is_weight_of(node, place, constants) for node, place in value.uses()):
+            at = sum(t.nbytes for t in taken.values())
+            shape = ir.Shape(tensor.shape.numpy())
+            value.const_value = ir.ExternalTensor(ZEROS, at, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+            taken[name] = tensor
+    return taken
+
+
+def _put_back(model: ir.Model, taken: Mapping[str, ir.TensorProtocol]) -> None:
+    for name, tensor in taken.items():
+        model.graph.initializers[name].const_value = tensor
+
+
+def _is_weight_of(node: ir.Node, place: int, constants: Set[ir.Value]) -> bool:
+    if _OF_LAYERS.get(node.op_type) != place or any(v in constants for v in node.outputs):
+        return False
+    return not any(n.op_type == "BatchNormalization" for v in node.outputs for n, _ in v.uses())
+
+
+def _simpler_elsewhere(model: ir.Model) -> ir.Model | None:
+    """What another process makes of the model, which is small without its weights; None where that fails."""
+    if not sys.executable:
+        return None
+    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
+        before, after = (Path(folder) / n for n in ("before.onnx", "after.onnx"))
+        before.write_bytes(ir.to_proto(untyped(model)).SerializeToString())
+        with (Path(folder) / ZEROS).open("wb") as zeros:
+            zeros.truncate(sum(t.nbytes for t in model.graph.initializers.tensors()))
+        code = f"from {__name__} import simplify_file; simplify_file({str(before)!r}, {str(after)!r})"
+        paths = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=paths, check=False, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        if done.returncode or not after.is_file():
+            return None
+        return ir.from_proto(_parsed(after))
+
+
+def simplify_file(before: str, after: str) -> None:
+    """What `_simpler` makes of the model in one file, in another."""
+    simple = ir.to_proto(_simpler(ir.from_proto(_parsed(Path(before))), _BY_VALUES))
+    Path(after).write_bytes(simple.SerializeToString())
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    import onnx
+
+    model: onnx.ModelProto = onnx.load_model(str(path), load_external_data=False)
+    return model
+
+
+def _simpler(model: ir.Model, skipped: Sequence[str] = ()) -> ir.Model:
+    """What onnxsim makes of the model, or onnxslim of that. Both take messages: it becomes one, and comes from one.
+
+    skipped: what onnxsim is not to do.
+    """
     import onnxsim
 
     before = ir.to_proto(untyped(model))
-    simple = _if_alike(before, onnxsim.simplify(before)[0])
+    choice = {"skipped_optimizers": list(skipped)} if skipped else {}
+    simple = _if_alike(before, onnxsim.simplify(before, **choice)[0])
     try:
         import onnxslim
     except ImportError:

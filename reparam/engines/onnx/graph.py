@@ -1,7 +1,7 @@
 """A program as an ONNX graph: exported by torch, cleaned of traces of the machine, named as the network's layers are.
 
-The exporter's model is edited as it is; it becomes a message once, at the end, and once on the way for onnxsim. Two
-exports of one program are the same bytes.
+The exporter's model is edited as it is; it becomes a message on the way for onnxsim, then without large weights, which
+are the program's own until they are written. Two exports of one program are the same bytes.
 """
 
 from __future__ import annotations
@@ -26,13 +26,22 @@ BFLOAT16_OPSET = 22  # the first in which Conv takes bfloat16
 
 
 def model_of(program: Program) -> onnx.ModelProto:
-    """The ONNX model of a finalized program. Raises InputError naming the operator that ONNX lacks, and its layer."""
+    """`graph_of` as a message, with its weights."""
     import onnx_ir as ir
 
+    from .values import untyped
+
+    return ir.to_proto(untyped(graph_of(program)))
+
+
+def graph_of(program: Program) -> ir.Model:
+    """The ONNX model of a finalized program, whose weights it shares.
+
+    Raises InputError naming the operator that ONNX lacks, and its layer.
+    """
     from .cleanup import simplified, strip
     from .free_sizes import for_free_sizes
     from .naming import name_nodes, name_outputs, name_sizes
-    from .values import untyped
 
     program = for_free_sizes(program)
     exported = export_program(program)
@@ -49,17 +58,19 @@ def model_of(program: Program) -> onnx.ModelProto:
     strip(model)
     name_sizes(model.graph)
     name_outputs(model.graph, program)
-    return ir.to_proto(untyped(simplified(model)))
+    return simplified(model)
 
 
-def build_model(program: Program, options: BuildOptions, tell: Tell) -> onnx.ModelProto:
-    """The model that an engine is built from: `model_of`, quantised for int8. Raises like `model_of`."""
+def build_model(program: Program, options: BuildOptions, tell: Tell) -> onnx.ModelProto | ir.Model:
+    """The model that an engine is built from: `graph_of`, for int8 the quantised message. Raises like `graph_of`."""
     tell("build", 0, 1)
-    model = model_of(program)
+    model: onnx.ModelProto | ir.Model
     if options.precision == "int8":
         from .quantise import quantised
 
-        model = quantised(model, options.calibration, floats=options.floats)
+        model = quantised(model_of(program), options.calibration, floats=options.floats)
+    else:
+        model = graph_of(program)
     tell("build", 1, 1)
     return model
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reparam.engines.format import Port, Runnable
 from reparam.errors import InputError, MachineError, ReparamError
-from reparam.utils import first_line, memory_told
+from reparam.utils import Stamp, first_line, memory_told, opened, path_of, stamp_of
 
 from .limits import has_loops, tensors_in
 from .storage import ONE_FILE, external_size, read_file, read_model, side_files
@@ -50,8 +50,9 @@ class OnnxRunnable(Runnable):
     def __init__(self, path: Path, model: onnx.ModelProto | None = None) -> None:
         self.path = path
         content: bytes | None = None
+        stamp: Stamp | None = None
         if model is None:
-            stored, content = read_file(path, weights=False)
+            stored, content, stamp = read_file(path, weights=False)
             widened = _has_bfloat16(stored)
             if widened or 0 < external_size(stored, path) < ONE_FILE:  # what was checked runs, not what is there later
                 model = read_model(path)
@@ -62,9 +63,9 @@ class OnnxRunnable(Runnable):
             stored, widened = model, False
         self.precision, self._limited = precision_of(stored), has_loops(stored)
         large = model is None and bool(side_files(stored))
-        self.model = model if widened or content is None else None
+        self.model = model if widened or stamp is None else None
         del stored
-        self.session = _session(path, model, content=None if large else content)
+        self.session = _session(path, model, content=None if large else content, stamp=None if large else stamp)
         note = ", bfloat16 weights, computed in float32" if widened else ""
         self.runtime = f"onnxruntime {_version()} (CPU{note})"
         self.inputs = tuple(_port(v) for v in self.session.get_inputs())
@@ -157,10 +158,18 @@ def _version() -> str:
     return str(onnxruntime.__version__)
 
 
-def _session(path: Path, model: onnx.ModelProto | None, *, fuse: bool = True, content: bytes | None = None) -> Any:
+def _session(
+    path: Path,
+    model: onnx.ModelProto | None,
+    *,
+    fuse: bool = True,
+    content: bytes | None = None,
+    stamp: Stamp | None = None,
+) -> Any:
     """A session on one thread for each of torch's, which then compute the same sums in the same order every time.
 
-    Of the model, where there is one, else of the content of the file; by its path only where weights lie beside it.
+    Of the model, where there is one, else of the content of the file, which a large one is mapped for; by its path only
+    where weights lie beside it. stamp: of the file as it was looked at; another one is refused.
     """
     try:
         import onnxruntime as ort
@@ -172,9 +181,20 @@ def _session(path: Path, model: onnx.ModelProto | None, *, fuse: bool = True, co
     options.log_severity_level = 4  # what is wrong is raised; what is only worth knowing stays away from the terminal
     if not fuse:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    source = model.SerializeToString() if model is not None else content if content is not None else str(path)
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        if model is not None or content is not None:
+            source = model.SerializeToString() if model is not None else content
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        if stamp is None:
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with opened(path) as file:
+            before = stamp_of(file)
+            session = ort.InferenceSession(path_of(file), options, providers=["CPUExecutionProvider"])
+            if not before == stamp == stamp_of(file):
+                raise InputError(f"{path} has changed while it was loaded; load it again")
+        return session
+    except InputError:
+        raise
     except Exception as error:
         text = reason_of(error)
         if "NOT_IMPLEMENTED" in str(error):

@@ -7,17 +7,20 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from reparam.errors import InputError, MachineError, UnsafeFileError
-from reparam.utils import name_complaint, one_line, opened, path_of, size_of
+from reparam.utils import Stamp, name_complaint, one_line, opened, path_of, size_of, stamp_of
 
 from .limits import bits_of, check_limits, tensors_in
+from .wire import add_metadata, outline_of, write_from_where_it_lies
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 ONE_FILE = 1_500_000_000  # bytes of weights; above, they are written into a file of their own
+LARGE_FILE = 1 << 26  # bytes; of a larger one the weights are not read with the graph
 SMALL = 1024  # bytes; weights that are no larger stay in the model's file
 SIDE_SUFFIX = ".data"
 
@@ -27,15 +30,22 @@ def is_onnx(path: Path, head: bytes) -> bool:
     return path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a"))
 
 
-def write_model(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
-    """Writes the model; returns the side files. The bytes depend on the model and on the name of `path` alone."""
+def write_model(model: onnx.ModelProto | ir.Model, path: Path) -> tuple[Path, ...]:
+    """Writes the model; returns the side files. The bytes depend on the model and on the name of `path` alone.
+
+    The weights of an `onnx_ir` model are written from where they lie.
+    """
     import onnx_ir as ir
 
     from .values import untyped
 
-    whole = untyped(ir.from_proto(model))  # the weights are the same memory
+    whole = untyped(model if isinstance(model, ir.Model) else ir.from_proto(model))  # the weights are the same memory
     if sum(t.nbytes for t in whole.graph.initializers.tensors()) < ONE_FILE:
-        path.write_bytes(model.SerializeToString(deterministic=True))
+        if isinstance(model, ir.Model):
+            with path.open("wb") as file:
+                write_from_where_it_lies(model, file)
+        else:
+            path.write_bytes(model.SerializeToString(deterministic=True))
         return ()
     side = path.with_name(path.name + SIDE_SUFFIX)
     ir.save(whole, path, external_data=side.name, size_threshold_bytes=SMALL)
@@ -49,29 +59,46 @@ def read_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     endless time or memory, UnsafeFileError when it names weights outside of its own folder, MachineError when onnx is
     missing.
     """
-    return read_file(path, weights=weights)[0]
+    return read_file(path, weights=weights).model
 
 
-def read_file(path: Path, *, weights: bool = True) -> tuple[onnx.ModelProto, bytes]:
-    """The model, see `read_model`, and the bytes of the very file that it was read from."""
+class StoredModel(NamedTuple):
+    """A model that was read. content: the bytes of its file, None of a large one. stamp: of the file as it was read."""
+
+    model: onnx.ModelProto
+    content: bytes | None
+    stamp: Stamp
+
+
+def read_file(path: Path, *, weights: bool = True) -> StoredModel:
+    """The model, see `read_model`, and the very file that it was read from.
+
+    Without `weights`, the values of large weights of a large file are passed over too; they are marked as external.
+    """
     try:
         import onnx
     except ImportError as error:
         raise MachineError("reading ONNX needs onnx; pip install 'reparam[onnx]'") from error
     damaged = InputError(f"{path} is damaged or no ONNX model; export it again")
     with _opened(path, damaged) as file:
-        content = file.read()
-    try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's own decoding error
-        raise damaged from error
+        stamp = stamp_of(file)
+        content = None if not weights and stamp.size >= LARGE_FILE else file.read()
+        try:
+            if content is None:
+                model = outline_of(file, stamp.size, str(path))
+            else:
+                model = onnx.load_model_from_string(content)
+        except InputError:
+            raise
+        except Exception as error:  # protobuf's own decoding error
+            raise damaged from error
     if not model.graph.node and not model.graph.output:
         raise damaged
     check_limits(model, str(path))
     _check_places(model, path)
     if weights:
         _load_external(model, path)
-    return model, content
+    return StoredModel(model, content, stamp)
 
 
 @contextlib.contextmanager
@@ -132,7 +159,7 @@ def side_files(model: onnx.ModelProto) -> list[str]:
 
 def external_files(path: Path) -> list[Path]:
     """The files beside it that an ONNX file takes weights from. Raises InputError for a damaged file."""
-    model, _ = read_file(path, weights=False)
+    model = read_model(path, weights=False)
     return [path.parent / place for place in side_files(model)]
 
 
@@ -165,7 +192,13 @@ def stamp_model(path: Path, facts: Mapping[str, Any]) -> None:
     """Writes `facts` into the metadata of a model's file: texts as they are, all else as JSON."""
     import onnx
 
-    model = onnx.load_model(str(path), load_external_data=False)
     texts = {f"reparam.{k}": v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in facts.items()}
-    onnx.helper.set_model_props(model, dict(sorted(texts.items())))
+    texts = dict(sorted(texts.items()))
+    size = path.stat().st_size
+    if size >= LARGE_FILE:
+        with path.open("r+b") as file:
+            if add_metadata(file, size, texts):
+                return
+    model = onnx.load_model(str(path), load_external_data=False)
+    onnx.helper.set_model_props(model, texts)
     path.write_bytes(model.SerializeToString(deterministic=True))
