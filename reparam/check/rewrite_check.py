@@ -26,6 +26,7 @@ from reparam.ir import (
     WEIGHTED,
     Program,
     Ranges,
+    Values,
     arguments,
     evaluate_region,
     is_call,
@@ -133,17 +134,14 @@ def _size_ratio(region: Region, shapes: RegionShapes) -> float:
     return math.prod(shapes.sizes[0][1:]) / max(traced, 1)
 
 
-_Values = dict[fx.Node, Any]
-
-
-def _sides(program: Program, region: Region, values: Sequence[Any]) -> tuple[_Values, _Values]:
+def _sides(program: Program, region: Region, values: Sequence[Any]) -> tuple[Values, Values]:
     """The values of both sides on these inputs."""
     known = _on_device(program, region, values)
     return evaluate_region(program, region.old, known), evaluate_region(program, region.new, known)
 
 
 def _compare(
-    program: Program, region: Region, sides: tuple[_Values, _Values], envelope: tuple[_Values, _Values] | None = None
+    program: Program, region: Region, sides: tuple[Values, Values], envelope: tuple[Values, Values] | None = None
 ) -> tuple[float, float, bool]:
     """Largest difference, the largest bound, and whether every element meets its bound.
 
@@ -173,7 +171,7 @@ def _compare(
     return worst, limit, ok
 
 
-def _on_device(program: Program, region: Region, values: Sequence[Any]) -> _Values:
+def _on_device(program: Program, region: Region, values: Sequence[Any]) -> dict[fx.Node, Any]:
     pairs = zip(region.inputs, values, strict=True)
     return {n: v.to(program.device) if isinstance(v, Tensor) else v for n, v in pairs}
 
@@ -219,7 +217,7 @@ def check_region(program: Program, region: Region, ranges: Ranges, seed: int) ->
     return Evidence("sampled", worst, limit, ok)
 
 
-def _comparable(program: Program, region: Region, values: Sequence[Any]) -> tuple[_Values, _Values] | None:
+def _comparable(program: Program, region: Region, values: Sequence[Any]) -> tuple[Values, Values] | None:
     """Both sides on values of sizes that were not traced, None where they cannot be compared there.
 
     The old side may not run: two branches whose outputs agree at the traced size need not agree at another. Where sizes
