@@ -10,7 +10,7 @@ The bound comes from the arithmetic, see `rounding_bound`; inputs are finite (a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ from .values import is_number
 EPS = torch.finfo(torch.float64).eps
 BASIS_MACS = 60_000_000
 BASIS_ELEMENTS = 3_000_000
+Sizes = Sequence[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -199,22 +200,34 @@ def check_region(program: Program, region: Region, ranges: Ranges, seed: int) ->
                 return Evidence("basis", *found)
     generator = torch.Generator().manual_seed(seed)
 
-    def drawn(sizes: Sequence[tuple[int, ...]]) -> list[Any]:
+    def drawn(sizes: Sizes) -> list[Any]:
         return [_sample(n, s, ranges, generator) for n, s in zip(region.inputs, sizes, strict=True)]
 
+    worst, limit, ok = 0.0, 0.0, True
+    for _, sides in _sampled(program, region, shapes, drawn):
+        w, b, fine = _compare(program, region, sides)
+        worst, limit, ok = max(worst, w), max(limit, b), ok and fine
+    return Evidence("sampled", worst, limit, ok)
+
+
+def _sampled(
+    program: Program, region: Region, shapes: RegionShapes, drawn: Callable[[Sizes], list[Any]]
+) -> Iterator[tuple[Sizes, tuple[Values, Values]]]:
+    """Sizes and both sides on samples of them: `shapes` and a second one of the other parity.
+
+    Where the network's own computation does not run on smaller maps, that are the traced sizes.
+    """
     small = _comparable(program, region, drawn(shapes.sizes)) if shapes.free else None
-    if small is None:  # the network's own computation does not run on smaller maps, or sizes are fixed
-        generator.manual_seed(seed)
-        sides = _sides(program, region, drawn([shape_of(n) for n in region.inputs] if shapes.free else shapes.sizes))
-        return Evidence("sampled", *_compare(program, region, sides))
-    worst, limit, ok = _compare(program, region, small)
+    if small is None:
+        sizes = tuple(shape_of(n) for n in region.inputs) if shapes.free else shapes.sizes
+        yield sizes, _sides(program, region, drawn(sizes))
+        return
+    yield shapes.sizes, small
     if not shapes.parity and shapes.sizes and len(shapes.sizes[0]) >= 3:
         odd = tuple((1, s[1], *(v + 1 if v > 1 else v for v in s[2:])) for s in shapes.sizes)
         other = _comparable(program, region, drawn(odd))
         if other is not None:
-            w, b, fine = _compare(program, region, other)
-            worst, limit, ok = max(worst, w), max(limit, b), ok and fine
-    return Evidence("sampled", worst, limit, ok)
+            yield odd, other
 
 
 def _comparable(program: Program, region: Region, values: Sequence[Any]) -> tuple[Values, Values] | None:

@@ -104,8 +104,20 @@ def test_a_region_of_one_size_has_no_basis() -> None:
 
 def sampled(model: nn.Module, *inputs: Any, **options: Any) -> list[tuple[tuple[int, ...], ...]]:
     program, region = region_of(model, *inputs, **options)
-    shapes = subject._runnable(program, region, small_shapes(region))
-    return subject._sampled_sizes(program, region, shapes)
+    return sizes_of(program, region, small_shapes(region))
+
+
+def sizes_of(program: Program, region: Region, shapes: RegionShapes) -> list[tuple[tuple[int, ...], ...]]:
+    """The sizes at which the two sides are compared, each with what was computed there."""
+    found = list(subject._sampled(program, region, shapes, zeros))
+    for sizes, (before, after) in found:
+        assert [tuple(before[n].shape) for n in region.inputs] == list(sizes)
+        assert all(before[old].shape == after[new].shape for old, new in region.outputs)
+    return [tuple(sizes) for sizes, _ in found]
+
+
+def zeros(sizes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    return [torch.zeros(size, dtype=torch.float64) for size in sizes]
 
 
 def test_samples_of_maps_are_drawn_at_a_second_size_of_the_other_parity() -> None:
@@ -141,7 +153,9 @@ def test_a_second_size_on_which_the_network_does_not_run_is_left_out() -> None:
     model = Lambda(lambda m, x: F.relu(m.a(x) + m.b(x)), a=nn.Conv2d(4, 4, 2, stride=2), b=nn.Conv2d(4, 4, 1, stride=2))
     program, region = region_of(model, doubles(3, 4, 20, 20))
     even = RegionShapes(((2, 4, 6, 6),), True)
-    assert subject._sampled_sizes(program, region, even) == [even.sizes]
+    assert sizes_of(program, region, even) == [even.sizes]
+    unaware = dataclasses.replace(even, parity=False)
+    assert sizes_of(program, region, unaware) == [even.sizes]
 
 
 def test_what_differs_at_one_parity_alone_is_seen_in_the_samples() -> None:
@@ -163,11 +177,12 @@ def test_a_network_that_does_not_run_on_the_small_map_is_checked_at_the_traced_s
     model = Lambda(lambda m, x: m.a(x) + m.b(x), a=nn.Conv2d(4, 4, 2, stride=2), b=nn.Conv2d(4, 4, 1, stride=2))
     program, region = region_of(model, doubles(2, 4, 20, 20))
     odd = RegionShapes(((2, 4, 5, 5),), True)
-    assert subject._runnable(program, region, odd) == RegionShapes(((2, 4, 20, 20),), False)
+    assert sizes_of(program, region, odd) == [((2, 4, 20, 20),)]
     even = RegionShapes(((2, 4, 6, 6),), True)
-    assert subject._runnable(program, region, even) is even
+    assert sizes_of(program, region, even) == [even.sizes]
     fixed = dataclasses.replace(odd, free=False)
-    assert subject._runnable(program, region, fixed) is fixed
+    with pytest.raises(RuntimeError):
+        sizes_of(program, region, fixed)
 
 
 def wider(dynamic: tuple[str, ...]) -> tuple[Program, Region]:
@@ -181,8 +196,9 @@ def wider(dynamic: tuple[str, ...]) -> tuple[Program, Region]:
 
 @pytest.mark.parametrize("size, right", [(9, True), (7, True), (8, False)])
 def test_where_sizes_are_fixed_the_new_side_may_fit_at_some_alone(size: int, right: bool) -> None:
-    assert subject._runs(*wider(()), [(2, 4, size, size)]) == right
-    assert subject._runs(*wider(("height", "width")), [(2, 4, size, size)]), "that is for the comparison to say"
+    at = zeros([(2, 4, size, size)])
+    assert (subject._comparable(*wider(()), at) is not None) == right
+    assert subject._comparable(*wider(("height", "width")), at) is not None, "that is for the comparison to say"
 
 
 def test_a_new_side_that_does_not_run_is_no_size_to_compare_at() -> None:
@@ -193,8 +209,8 @@ def test_a_new_side_that_does_not_run_is_no_size_to_compare_at() -> None:
         new = program.call(aten.conv2d.default, (new, program.weight(doubles(4, 4, 5, 5), "w", like=node)), like=node)
         new = program.call(aten.pad.default, (new, [2, 2, 2, 2]), like=node)
     region = find_region({node: new}, created)
-    assert subject._runs(program, region, [(2, 4, 9, 9)])
-    assert not subject._runs(program, region, [(2, 4, 4, 4)])
+    assert subject._comparable(program, region, zeros([(2, 4, 9, 9)])) is not None
+    assert subject._comparable(program, region, zeros([(2, 4, 4, 4)])) is None
 
 
 # ---- samples -----------------------------------------------------------------------------------------------------
@@ -278,7 +294,8 @@ def test_the_draws_of_one_seed_are_the_same_whatever_was_drawn_before() -> None:
 
 
 def compare(program: Program, region: Region, x: Tensor, top: Tensor | None = None) -> tuple[float, float, bool]:
-    return subject._compare(program, region, [x], None if top is None else [top])
+    sides = subject._sides(program, region, [x])
+    return subject._compare(program, region, sides, None if top is None else subject._sides(program, region, [top]))
 
 
 def scaled(by: float) -> tuple[Program, Region]:
