@@ -119,7 +119,7 @@ def _mixed_builds(torchvision: bool) -> list[str]:
     if not (torchvision and declared_for_torchvision()):
         return []
     return [
-        "torchvision was built for another torch: its library does not load. Its operators nms and qnms are declared "
-        "in its place, for every architecture and file that imports torchvision; networks that call them, such as "
+        "this torchvision was built for another torch, and its library does not load: its operators nms and qnms are "
+        "declared in its place, for every architecture and file that imports it; networks that call them, such as "
         "detectors, do not run"
     ]

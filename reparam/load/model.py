@@ -92,12 +92,13 @@ def load_model(
     Raises InputError for a file that is missing, damaged or of another kind, weights that are not finite or do not fit
     the architecture; UnsafeFileError for a file that would run code; MachineError when a zoo package is missing.
 
-    >>> import torch
+    >>> import tempfile, torch
     >>> from reparam.load import load_model
     >>> state = torch.nn.Linear(2, 3).state_dict()
-    >>> torch.save({"student": state, "teacher": state}, "pair.pt")
-    >>> loaded = load_model("pair.pt", key="teacher", arch="torch.nn:Linear",
-    ...                     arch_args={"in_features": 2, "out_features": 3})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"student": state, "teacher": state}, f"{folder}/pair.pt")
+    ...     sizes = {"in_features": 2, "out_features": 3}
+    ...     loaded = load_model(f"{folder}/pair.pt", key="teacher", arch="torch.nn:Linear", arch_args=sizes)
     >>> tuple(loaded.module.weight.shape)
     (3, 2)
     """
