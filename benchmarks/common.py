@@ -34,6 +34,8 @@ GIB = 2**30
 PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxsim", "onnxslim", "onnxruntime")
 STATISTICS_BATCH = 16
 MISSING = "—"
+FIGURES = "REPARAM_FIGURES"  # the variable that names the file to record figures in
+WORSE = 0.1
 
 
 # ---- the machine -------------------------------------------------------------------------------------------------
@@ -274,6 +276,19 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; the first column to the left, the others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def record(figures: Mapping[str, float]) -> None:
+    """Figures of which a larger one is worse, by what they measure, for `run_all`, which keeps and compares them."""
+    if path := os.environ.get(FIGURES):
+        known = json.loads(Path(path).read_text(encoding="utf-8"))
+        Path(path).write_text(json.dumps(known | dict(figures)), encoding="utf-8")
+
+
+def regressions(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """A line for each figure that became worse by more than a tenth."""
+    both = [(name, before[name], after[name]) for name in before if name in after]
+    return [f"{name}: {new:.2f}, was {old:.2f}" for name, old, new in both if new > (1 + WORSE) * old]
 
 
 def say(text: str) -> None:

@@ -67,23 +67,20 @@ def _share_equal(program: Program) -> None:
 def _names(program: Program) -> dict[str, str]:
     """Unique names for the weights: the wanted one for the first that asks for it."""
     taken: set[str] = set()
+    modules: set[str] = set()  # of the names that are taken
     names: dict[str, str] = {}
     used = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
     for name in sorted(used, key=lambda n: n != program.constants[n].origin):
         origin = plain_path(program.constants[name].origin)
         stem = origin.replace(".", "_") if taken.intersection(prefixes(origin)) else origin
         unique, serial = stem, 0
-        while _clashes(unique, taken):
+        while unique in taken or unique in modules or taken.intersection(prefixes(unique)):  # a.b beside a.b.c
             serial += 1
             unique = f"{stem}_{serial}"
         taken.add(unique)
+        modules.update(prefixes(unique))
         names[name] = unique
     return names
-
-
-def _clashes(name: str, taken: set[str]) -> bool:
-    """Taken, or a module where another weight has a tensor (a.b beside a.b.c)."""
-    return name in taken or bool(taken.intersection(prefixes(name))) or any(t.startswith(f"{name}.") for t in taken)
 
 
 def _retyped(program: Program, dtype: torch.dtype) -> Program:

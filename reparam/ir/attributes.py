@@ -40,8 +40,8 @@ def attribute_names(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str
     for parent, parts in siblings.items():
         for part in sorted(parts):
             kept = part not in own and not keyword.iskeyword(part)
-            found[*parent, part] = part if kept else unused_name(f"{part}_", own | siblings[parent])
-            siblings[parent] = siblings[parent] | {found[*parent, part]}
+            found[*parent, part] = part if kept else unused_name(f"{part}_", own | parts)
+            parts.add(found[*parent, part])
     return {name: ".".join(found[path[: i + 1]] for i in range(len(path))) for name, path in paths.items()}
 
 

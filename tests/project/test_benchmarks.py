@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -30,6 +31,20 @@ def test_the_checkpoint_maker_writes_a_state_dict_with_healthy_statistics(tmp_pa
     assert len(state) == 122
     assert all(bool(torch.isfinite(v).all()) for v in state.values() if v.is_floating_point())
     assert float(state["bn1.running_var"].std()) > 0
+
+
+def test_figures_are_recorded_and_those_that_became_worse_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    common = importlib.import_module("common")
+    common.record({"unasked": 1.0})
+    (tmp_path / "figures.json").write_text('{"a": 1.0}')
+    monkeypatch.setenv(common.FIGURES, str(tmp_path / "figures.json"))
+    common.record({"b": 2.0})
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"a": 1.0, "b": 2.0}
+    before, after = {"a": 1.0, "b": 2.0, "gone": 1.0}, {"a": 1.11, "b": 2.19, "new": 9.0}
+    assert common.regressions(before, after) == ["a: 1.11, was 1.00"]
 
 
 @pytest.mark.sweep
