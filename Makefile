@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format sweep mutants bench golden docs demo
+.PHONY: help setup test lint format sweep coverage mutants bench golden docs demo
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(STAMP) ## run the tests, the heavy ones left out (ARGS="-k fold" to choo
 
 sweep: $(STAMP) ## run the heavy tests alone: whole zoos, many random cases
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m sweep --timeout 3600 $(ARGS)
+
+coverage: $(STAMP) ## try every network of timm and torchvision, and write docs/coverage.md; goes on where it was stopped
+	$(BIN)/python benchmarks/coverage.py --jobs $(JOBS) $(ARGS)
 
 mutants: $(STAMP) ## break the sources in small ways, list what no test noticed (ARGS="passes check.region", ARGS=--report)
 	$(BIN)/python tests/mutants.py --jobs $(JOBS) $(ARGS)

@@ -1,0 +1,350 @@
+"""What becomes of every network of timm and torchvision: captured, fused, plain, in ONNX; or the reason why not.
+
+Each network is tried in a process of its own, with random weights and random statistics of its norms. What was found is
+appended to a file of JSON lines as it comes, so that a run that was stopped goes on where it was; docs/coverage.md is
+written from that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import GIB, answer, peak_memory, say, table
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from reparam.conversion import Conversion, convert
+from reparam.engines import export
+from reparam.errors import CaptureError, InputError, MachineError, NotEquivalentError
+from reparam.load import build_architecture, randomize_statistics
+from reparam.load.zoo import register_missing_torchvision_ops
+from reparam.utils import one_line, write_atomically
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "coverage.md"
+FOUND = HERE / "coverage.jsonl"
+SECONDS = 1800  # for one network
+MEMORY = 12 * GIB
+IMAGE = 128  # larger images shrink to this where the network takes other sizes
+LARGE = 150_000_000  # parameters, above which a network is built with fewer blocks
+FEWER: tuple[Mapping[str, Any], ...] = ({"depth": 4}, {"depths": (1, 1, 2, 1)}, {"layers": (1, 1, 2, 1)})
+BATCH = 4
+TOLERANCE = 1e-3
+OWN_SHAPES = {"optical_flow": ((3, 128, 128), (3, 128, 128)), "video": ((3, 8, 112, 112),)}
+LEFT_OUT = ("detection", "quantization")  # torchvision's detectors give boxes, its quantised networks have no weights
+EXPECTED = (InputError, CaptureError, MachineError)
+
+TEXT = """\
+# Coverage
+
+Written by `make coverage` from what was measured network by network: all of timm and torchvision that is listed below,
+with random weights and random statistics of their norms. Images are {image} pixels wide where a network takes that,
+else of its own size. Networks of more than {large} million parameters are built with fewer blocks where their library
+has an argument for it, which is said of them. Each network has {minutes} minutes and {gib} GiB.
+
+*fused* and *plain* are verified: every rewrite, the whole network in float64 against the network itself, and once more
+in float32; what was accepted was then run once more beside the original. *wrong* counts where the two differed there.
+"""
+
+
+# ---- the networks ------------------------------------------------------------------------------------------------
+
+
+def networks() -> list[str]:
+    """The names of all networks that are tried, as `--arch` takes them."""
+    register_missing_torchvision_ops()
+    import timm
+    import torchvision
+
+    theirs = [n for n in torchvision.models.list_models() if _family(f"torchvision/{n}") not in LEFT_OUT]
+    return [*(f"torchvision/{n}" for n in theirs), *(f"timm/{n}" for n in timm.list_models())]
+
+
+def _family(arch: str) -> str:
+    """The module that a network comes from: resnet, segmentation, ...."""
+    library, _, name = arch.partition("/")
+    if library == "timm":
+        import timm
+
+        return str(timm.models.model_entrypoint(name).__module__.rpartition(".")[2])
+    import torchvision
+
+    return str(torchvision.models.get_model_builder(name).__module__.split(".")[2])
+
+
+def built(arch: str) -> tuple[nn.Module, tuple[Tensor, ...], str]:
+    """The network, a batch of inputs for it, and what was changed of its size ("" for nothing)."""
+    made, how = build_architecture(arch), ""
+    if sum(p.numel() for p in made.module.parameters()) > LARGE:
+        for arguments in FEWER:
+            try:
+                made, how = build_architecture(arch, arguments), _told(arguments)
+                break
+            except Exception:  # of the network's own code, which does not take such a depth
+                continue
+    shapes = OWN_SHAPES.get(_family(arch)) or made.input_shapes or ((3, IMAGE, IMAGE),)
+    for small in dict.fromkeys((_shrunk(shapes), shapes)):
+        inputs = tuple(torch.rand(BATCH, *shape) for shape in small)
+        try:
+            module = randomize_statistics(made.module, list(inputs), 0)
+            with torch.no_grad():
+                module(*inputs)
+        except Exception:
+            if small == shapes:
+                raise
+            continue
+        return module, inputs, how
+    raise AssertionError("there is at least one size")
+
+
+def _shrunk(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    return tuple((s[0], IMAGE, IMAGE) if len(s) == 3 and min(s[1:]) > IMAGE else tuple(s) for s in shapes)
+
+
+def _told(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in arguments.items())
+
+
+# ---- one network -------------------------------------------------------------------------------------------------
+
+
+def measure(arch: str) -> Mapping[str, Any]:
+    """What becomes of one network: its size, and for each form its outcome, seconds, and what is left."""
+    torch.set_num_threads(1)
+    register_missing_torchvision_ops()
+    row: dict[str, Any] = {"name": arch, "family": _family(arch)}
+    module, inputs, how = built(arch)
+    row |= {"changed": how, "shapes": [list(x.shape[1:]) for x in inputs]}
+    row["fused"], fused = _outcome(lambda: convert(module, *inputs), module, inputs)
+    if fused is not None and fused.report.after.merges:
+        row["plain"], _ = _outcome(lambda: convert(module, *inputs, to="plain"), module, inputs)
+    if fused is not None:
+        row["onnx"] = _onnx(module, inputs)
+    return row | {"peak": peak_memory()}
+
+
+def _outcome(
+    work: Callable[[], Conversion], module: nn.Module, inputs: Sequence[Tensor]
+) -> tuple[dict[str, Any], Conversion | None]:
+    start = time.perf_counter()
+    try:
+        done = work()
+    except Exception as error:
+        return {**_failure(error), "seconds": time.perf_counter() - start}, None
+    report = done.report
+    row: dict[str, Any] = {"outcome": "verified", "seconds": time.perf_counter() - start}
+    for count in ("merges", "norms", "macs", "convs"):
+        row[count] = [getattr(report.before, count), getattr(report.after, count)]
+    row["left"] = collections.Counter(_plainly(r.message) for r in report.remarks if r.kind == "missed")
+    if not _agree(done.module, module, inputs):
+        row["outcome"] = "wrong"
+    return row, done
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    kind = (
+        "refused" if isinstance(error, EXPECTED) else "rejected" if isinstance(error, NotEquivalentError) else "crashed"
+    )
+    return {"outcome": kind, "why": one_line(f"{type(error).__name__}: {error}")[:400]}
+
+
+def _agree(new: nn.Module, old: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether two modules give about the same on other inputs than those that the checks drew."""
+    generator = torch.Generator().manual_seed(12)
+    drawn = [torch.rand(x.shape, generator=generator) for x in inputs]
+    with torch.no_grad():
+        pairs = zip(_tensors(new(*drawn)), _tensors(old(*drawn)), strict=True)
+        return all(float((a - b).norm()) <= TOLERANCE * float(b.norm()) + 1e-6 for a, b in pairs)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [
+        v.double() for v in torch.utils._pytree.tree_leaves(value) if isinstance(v, Tensor) and v.is_floating_point()
+    ]
+
+
+def _onnx(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    import tempfile
+
+    start = time.perf_counter()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            export(module, *inputs, path=Path(folder) / "network.onnx")
+    except Exception as error:
+        return {**_failure(error), "seconds": time.perf_counter() - start}
+    return {"outcome": "verified", "seconds": time.perf_counter() - start}
+
+
+def _plainly(message: str) -> str:
+    """A reason without its names and numbers, so that equal ones can be counted."""
+    return re.sub(r"\d[\d,.e+-]*", "N", re.sub(r"'[^']*'", "'…'", message))[:160]
+
+
+# ---- all of them -------------------------------------------------------------------------------------------------
+
+
+def run(names: Iterable[str], jobs: int, file: Path) -> None:
+    """Tries those networks that the file does not have yet, `jobs` at a time."""
+    known = {row["name"] for row in rows_of(file)}
+    left = [n for n in names if n not in known]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with file.open("a") as out, Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("networks", total=len(left))
+        with ThreadPoolExecutor(jobs) as pool:
+            for done in as_completed([pool.submit(_alone, name) for name in left]):
+                row = done.result()
+                out.write(json.dumps(row) + "\n")
+                out.flush()
+                bar.update(task, advance=1, description=row["name"])
+
+
+def _alone(name: str) -> dict[str, Any]:
+    """One network in a process of its own, whose end is told as such."""
+    command = [sys.executable, __file__, "--worker", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"name": name, "failed": f"takes longer than {SECONDS // 60} minutes"}
+    lines = done.stdout.splitlines()
+    row = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+    if "fused" in row:
+        return dict(row)
+    return {"name": name, "failed": row.get("error") or f"ends with exit status {done.returncode}"}
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """What was found so far; the last line may be cut."""
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """docs/coverage.md."""
+    tried = [r for r in rows if "fused" in r]
+    parts = [TEXT.format(image=IMAGE, large=LARGE // 1_000_000, minutes=SECONDS // 60, gib=MEMORY // GIB)]
+    parts.append(table(HEADER, [_summary(library, group) for library, group in _by(rows, _library).items()]))
+    parts.append("## Families")
+    parts.append(table(HEADER, [_summary(family, group) for family, group in _by(tried, _of_family).items()]))
+    for title, reasons in (
+        ("What was refused", _counted(tried, lambda o: [o["why"]] if "why" in o else [])),
+        ("What stays, and why", _counted(tried, lambda o: [m for m, n in o.get("left", {}).items() for _ in range(n)])),
+        ("What did not end", collections.Counter(r["failed"] for r in rows if "failed" in r)),
+    ):
+        if reasons:
+            parts.append(f"## {title}")
+            parts.append(table(("times", "reason"), [(n, _cell(reason)) for reason, n in reasons.most_common(30)]))
+    changed = sorted(f"`{r['name']}` ({r['changed']})" for r in tried if r.get("changed"))
+    if changed:
+        parts.append("## Built with fewer blocks\n\n" + ", ".join(changed) + ".")
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+HEADER = (
+    "",
+    "networks",
+    "fused",
+    "plain",
+    "ONNX",
+    "refused",
+    "rejected",
+    "crashed",
+    "wrong",
+    "norms left",
+    "merges left",
+)
+
+
+def _summary(label: str, rows: Sequence[Mapping[str, Any]]) -> list[object]:
+    outcomes = [(form, r[form]) for r in rows for form in ("fused", "plain", "onnx") if form in r]
+    kinds = collections.Counter(o["outcome"] for _, o in outcomes)
+    done = [
+        f"{sum(o['outcome'] == 'verified' for f, o in outcomes if f == form)}" for form in ("fused", "plain", "onnx")
+    ]
+    failed = sum("failed" in r for r in rows)
+    return [
+        label,
+        len(rows),
+        *done,
+        kinds["refused"],
+        kinds["rejected"],
+        kinds["crashed"] + failed,
+        kinds["wrong"],
+        _left(rows, "fused", "norms"),
+        _left(rows, "plain", "merges"),
+    ]
+
+
+def _left(rows: Iterable[Mapping[str, Any]], form: str, count: str) -> str:
+    pairs = [r[form][count] for r in rows if form in r and count in r[form]]
+    return f"{sum(a for _, a in pairs):,} of {sum(b for b, _ in pairs):,}"
+
+
+def _counted(
+    rows: Iterable[Mapping[str, Any]], reasons: Callable[[Mapping[str, Any]], Sequence[str]]
+) -> collections.Counter[str]:
+    outcomes = (r[form] for r in rows for form in ("fused", "plain", "onnx") if form in r)
+    return collections.Counter(_plainly(reason) for o in outcomes for reason in reasons(o))
+
+
+def _by(
+    rows: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], str]
+) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return dict(sorted(groups.items()))
+
+
+def _library(row: Mapping[str, Any]) -> str:
+    return str(row["name"]).partition("/")[0]
+
+
+def _of_family(row: Mapping[str, Any]) -> str:
+    return f"{_library(row)} {row['family']}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="networks, as --arch takes them (default: all)")
+    parser.add_argument("--jobs", type=int, default=2, help="networks at a time")
+    parser.add_argument("--found", type=Path, default=FOUND, help="the file of JSON lines that is gone on with")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page that is written")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        answer(lambda: measure(args.worker))
+        return
+    run(args.names or networks(), args.jobs, args.found)
+    content = page(rows_of(args.found)).encode()
+    write_atomically(args.page, lambda file: file.write(content), force=True)
+    say(f"{args.page} is written")
+
+
+if __name__ == "__main__":
+    main()
