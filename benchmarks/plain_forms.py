@@ -48,7 +48,7 @@ FEW, MANY = 1, 15  # batches whose peaks are subtracted
 ROUNDS, QUICK_ROUNDS = 9, 3
 
 TEXT = """\
-## Plain forms in four runtimes
+# Plain forms in four runtimes
 
 Time of each form over that of the residual one, in the same runtime at the same batch, so that below 1 is faster;
 median of {rounds} interleaved rounds, of the ratio within a round (interquartile range). *residual* is the network as
@@ -83,8 +83,11 @@ class Alive(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self.seen: set[int] = set()
+        self.given: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        keys = {v.untyped_storage()._cdata for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)}
+        self.given |= keys - self.seen  # weights and inputs, which live on
         result = func(*args, **(kwargs or {}))
         for value in pytree.tree_leaves(result):
             if isinstance(value, Tensor):
@@ -93,7 +96,7 @@ class Alive(TorchDispatchMode):
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key in self.seen:
+        if key in self.seen or key in self.given:
             return
         self.seen.add(key)
         size = storage.nbytes()
@@ -180,7 +183,7 @@ def peaks(path: Path, network: Subject) -> float | None:
     """Bytes for each sample: peaks at two batches, subtracted."""
     found = []
     for batch in (FEW, MANY):
-        options = reparam.BenchOptions(input_shapes=network.shapes, batches=(batch,), rounds=1, threads=1)
+        options = reparam.BenchOptions(input_shapes=network.shapes, batches=(batch,), rounds=3, threads=1)
         (fact,) = reparam.bench([path], options=options).models
         if fact.peak is None:
             return None

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,23 @@ def test_capsule_networks_learn_digits_and_keep_every_prediction(network: str) -
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["accuracy"] >= 0.97
     assert result["same"] == {"fused": 1797, "plain": 1797, "onnx": 1797}
+
+
+def test_memory_of_activations_counts_what_is_alive_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    counting = importlib.import_module("plain_forms").Alive
+    x, size = torch.rand(1, 3, 8, 8), 3 * 8 * 8 * 4
+
+    def peak(run: Callable[[], object]) -> int:
+        with torch.inference_mode(), counting() as counted:
+            run()
+        assert counted.now == 0
+        return int(counted.peak)
+
+    def residual() -> None:
+        first = torch.relu(x)
+        first + torch.relu(torch.relu(first))
+
+    assert peak(lambda: torch.relu(torch.relu(torch.relu(x)))) == 2 * size
+    assert peak(residual) == 3 * size
+    assert peak(lambda: x.view(3, 64)) == 0, "a view of the input takes nothing"

@@ -135,6 +135,7 @@ def test_metadata_states_the_version_the_licence_and_ranges(wheel: Path) -> None
         "tensorrt",
         "openvino",
         "recipe",
+        "docs",
         "dev",
     }
     requirements = metadata.get_all("Requires-Dist", [])
