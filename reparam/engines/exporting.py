@@ -17,7 +17,7 @@ from reparam._version import __version__
 from reparam.conversion import Conversion, convert
 from reparam.emit import finalize, to_module
 from reparam.errors import InputError, MachineError, NotEquivalentError
-from reparam.ir import Program, Range, Room, filled
+from reparam.ir import Program, Range, Room, filled, make_room
 from reparam.load import LoadedModel
 from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
@@ -265,6 +265,7 @@ def _checked(
 ) -> tuple[Runnable | None, EngineCheck]:
     """Loads what was built and measures it; a machine that cannot run it is no reason to refuse it."""
     quantised = build.precision == "int8"
+    make_room(c.value for p in (conversion.original, program) for c in p.constants.values())
     try:
         engine = format.load(staged)
     except MachineError as error:

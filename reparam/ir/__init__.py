@@ -56,7 +56,7 @@ from .interpreter import (
 )
 from .jumps import describe_jumps, jumps
 from .kinds import category, is_uninitialised, odd_kind, refuse_odd_tensors
-from .mapped import Room, give_back
+from .mapped import Room, give_back, make_room
 from .program import (
     FOLD_DTYPE,
     Constant,
@@ -150,6 +150,7 @@ __all__ = [
     "jumps",
     "keys_of",
     "last_uses",
+    "make_room",
     "may_alias",
     "module_of",
     "node_macs",

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from reparam.errors import ReparamError
 from reparam.utils import foreign_code
 
+from .mapped import give_back
 from .program import Program
 
 Observer = Callable[[fx.Node, Any], None]
@@ -90,6 +91,8 @@ class Values(dict[fx.Node, Any]):
 class _WidenedAgain(Values):
     """Values through which gradients go. What a call keeps of a weight for them is widened again when it is needed."""
 
+    _lent: Tensor | None = None  # the weight that was widened last
+
     def call(self, node: fx.Node) -> Any:
         weights = {n: self[n] for n in node.all_input_nodes if n.op == "get_attr"}
         places = {v.untyped_storage().data_ptr(): n for n, v in weights.items() if _has_storage(v)}
@@ -110,6 +113,9 @@ class _WidenedAgain(Values):
         if isinstance(kept, Tensor):
             return kept
         weight, *place = kept
+        if self._lent is not None:
+            give_back(self._lent)  # the gradient is past it
+        self._lent = self.program.constants[str(weight.target)].value
         value: Tensor = self[weight].as_strided(*place)
         return value
 

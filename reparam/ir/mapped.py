@@ -9,12 +9,13 @@ Linux alone tells these apart. On other systems nothing is given back, and nothi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,14 @@ def give_back(value: Tensor) -> bool:
     if last <= first or not _all_of_files(first, last - first):
         return False
     return discard(first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE) == 0
+
+
+def make_room(values: Iterable[Tensor]) -> None:
+    """Leaves memory to others: the pages of these tensors, and what was freed and kept for the next allocation."""
+    for value in values:
+        give_back(value)
+    with contextlib.suppress(OSError, AttributeError):  # of other systems than Linux with glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _all_of_files(first: int, count: int) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reparam import convert
 from reparam.compare.adversarial import twin
-from reparam.ir import Program, Room, evaluate, give_back, mapped
+from reparam.ir import Program, Room, evaluate, give_back, make_room, mapped
 from reparam.ir.mapped import in_file
 from reparam.load import load_model
 
@@ -233,9 +233,32 @@ def test_the_same_function_off_by_roundings_lies_in_files(monkeypatch: pytest.Mo
         assert torch.equal(constant.value, other.constants[name].value)
 
 
+@linux
+def test_the_way_back_gives_back_what_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = convert(wide(), torch.randn(2, 512), to="as-is").program
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    other = twin(found, 1e-7)
+    large = [c.value for c in other.constants.values() if c.value.nbytes >= mapped.LEAST]
+    x = torch.randn(2, 512, dtype=torch.float64, requires_grad=True)
+    (y,) = evaluate(other, [x], gradients=True)
+    assert [resident(v) for v in large] == [0, 0, 0]
+    torch.autograd.grad(y.square().sum(), x)
+    assert sum(resident(v) > 0 for v in large) == 1  # the last one
+
+
 def test_a_room_is_filled_before_files_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "IN_MEMORY", COUNT * 8)
     room, values = Room(), [torch.full((COUNT,), float(i)) for i in range(3)]
     taken = [room.take(v) for v in values]
     assert taken[0] is values[0] and taken[1] is values[1]
     assert torch.equal(taken[2], values[2])
+
+
+@linux
+def test_room_is_made_by_giving_back_what_lies_in_files(stored: Tensor) -> None:
+    kept = stored.clone()
+    other = torch.ones(COUNT)
+    make_room([stored, other])
+    assert resident(stored) == 0
+    assert torch.equal(stored, kept)
+    assert bool((other == 1).all())
