@@ -180,9 +180,11 @@ def _light(conversion: Conversion) -> Conversion:
     """The conversion with its own large weights in files: an engine needs the memory for its copy of them."""
     theirs = {c.value.untyped_storage().data_ptr() for c in conversion.original.constants.values()}
     constants, room = dict(conversion.program.constants), Room()
-    for name, c in constants.items():
-        if c.value.untyped_storage().data_ptr() not in theirs:
-            constants[name] = replace(c, value=room.take(c.value))
+    own = {n: c for n, c in constants.items() if c.value.untyped_storage().data_ptr() not in theirs}
+    if sum(c.value.numel() * c.value.element_size() for c in own.values()) > room.left:
+        room.left = 0
+    for name, c in own.items():
+        constants[name] = replace(c, value=room.take(c.value))
     program = replace(conversion.program, constants=constants)
     return replace(conversion, module=to_module(program), program=program)
 
