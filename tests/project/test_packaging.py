@@ -136,6 +136,7 @@ def test_metadata_states_the_version_the_licence_and_ranges(wheel: Path) -> None
         "openvino",
         "recipe",
         "docs",
+        "transformers",
         "dev",
     }
     requirements = metadata.get_all("Requires-Dist", [])
