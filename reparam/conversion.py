@@ -14,12 +14,14 @@ from torch import nn
 
 from reparam.capture import Captured, batch_of, capture, from_exported, keep_outputs, read_axes, without_batch
 from reparam.check import (
+    FileEvidence,
     Judge,
     LostDigitsError,
     NetworkEvidence,
     PathError,
     Round,
     check_emitted,
+    check_file,
     check_float64,
     check_runs,
     refuse_broken_weights,
@@ -36,6 +38,7 @@ from reparam.ir import (
     with_ranges,
 )
 from reparam.load import FileOrModel, take_given
+from reparam.onnx_input import ImportedModel
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
 from reparam.utils import Reported, as_path, check_callable, check_seed, checked_call, dtype_name
@@ -135,13 +138,13 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     run = _Run(to, PlainOptions(carry, max_pool, signed, max_cost), seed, progress, outputs)
     how = {"arch": arch, "arch_args": arch_args, "key": key, "prefix": prefix, "trust": trust}
     given = take_given(model, example_inputs, how, dynamic=dynamic, seed=seed)
-    captured = run.take_in(given.model, given.inputs, dynamic, input_ranges, *given.notes)
+    captured = run.take_in(given.model, given.inputs, given.dynamic, input_ranges, *given.notes)
     try:
         conversion = run.convert(given.model, captured, dtype)
     except PathError as error:
         if isinstance(given.model, torch.export.ExportedProgram) or error.axes != ("batch",):
             raise
-        size, others = batch_of(given.inputs), without_batch(read_axes(dynamic))
+        size, others = batch_of(given.inputs), without_batch(read_axes(given.dynamic))
         note = f"the batch is fixed at {size}, that of the example: {error.what}"
         captured = run.take_in(given.model, given.inputs, others, input_ranges, *given.notes, note)
         captured = replace(captured, program=replace(captured.program, samples=size))
@@ -186,7 +189,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     run = _Run(to, PlainOptions(carry, max_pool, signed, max_cost), seed, progress, outputs)
     how = {"arch": arch, "arch_args": arch_args, "key": key, "prefix": prefix, "trust": trust}
     given = take_given(model, example_inputs, how, dynamic=dynamic, seed=seed)
-    captured = run.take_in(given.model, given.inputs, dynamic, input_ranges, *given.notes)
+    captured = run.take_in(given.model, given.inputs, given.dynamic, input_ranges, *given.notes)
     program, notes = captured.program, _notes(captured)
     check_runs(program, seed)
     before = program.copy()
@@ -254,6 +257,8 @@ class _Run:
                 captured = from_exported(model)
             else:
                 captured = capture(model, example_inputs, dynamic=dynamic)
+            if isinstance(model, ImportedModel):
+                captured = replace(captured, program=_labelled(captured.program, model.labels))
             captured = keep_outputs(captured, self.outputs)
         self._tell("capture", 1, 1)
         refuse_broken_weights(captured.program)
@@ -283,6 +288,8 @@ class _Run:
             try:
                 with self.timed("verify"):
                     evidence = check_emitted(original, emitted, rounds, evidence, emitted_dtype)
+                    if isinstance(model, ImportedModel):
+                        evidence = replace(evidence, file=self.against_file(model, original, rounds))
                 break
             except LostDigitsError as error:
                 culprit = self._loses_digits(original, rounds, dtype, left) if len(left) < MOST_LEFT_OUT else None
@@ -301,6 +308,10 @@ class _Run:
             seconds=self.seconds,
         )
         return Conversion(to_module(emitted), emitted, original, report)
+
+    def against_file(self, model: ImportedModel, program: Program, rounds: Sequence[Round]) -> FileEvidence:
+        """What the file gives that the network was read from. Raises NotEquivalentError where they differ."""
+        return check_file(program, model.original.run, model.original.runtime, rounds, self.seed)
 
     def _loses_digits(
         self,
@@ -378,6 +389,11 @@ class _Run:
     def _tell(self, stage: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(stage, done, total)
+
+
+def _labelled(program: Program, labels: Mapping[str, str]) -> Program:
+    """The program with the names that a file has for its inputs."""
+    return replace(program, inputs=tuple(replace(s, label=labels.get(s.name, "")) for s in program.inputs))
 
 
 def _notes(captured: Captured) -> list[Remark]:

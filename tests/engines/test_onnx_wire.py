@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from reparam import convert
-from reparam.engines.onnx import OnnxRunnable, cleanup, read_model, stamp_model, storage, wire, write_model
+from reparam.engines.onnx import OnnxRunnable, cleanup, stamp_model, storage, write_model
+from reparam.onnx_input import read_file, read_model, reading, wire
 from reparam.engines.onnx.graph import graph_of, model_of
 from reparam.engines.onnx.values import untyped
 from reparam.errors import InputError
@@ -58,7 +59,7 @@ def test_the_bytes_are_those_of_protobuf(model: ir.Model, tmp_path: Path) -> Non
 @pytest.mark.usefixtures("low")
 def test_an_outline_has_all_but_the_values_of_large_weights(model: ir.Model, tmp_path: Path) -> None:
     write_model(model, tmp_path / "a.onnx")
-    found = storage.read_file(tmp_path / "a.onnx", weights=False)
+    found = read_file(tmp_path / "a.onnx", weights=False)
     whole = read_model(tmp_path / "a.onnx")
     assert found.content is None
     assert found.model.graph.node == whole.graph.node
@@ -153,7 +154,7 @@ def test_the_last_of_several_values_is_the_one_that_counts(tmp_path: Path) -> No
     content = one_weight(SQUARE[:1]) + wire._head(wire.GRAPH, len(graph)) + graph
     (tmp_path / "a.onnx").write_bytes(content)
     with pytest.raises(InputError, match="'w' holds 2048 of 4096"):
-        storage.read_file(tmp_path / "a.onnx", weights=False)
+        read_file(tmp_path / "a.onnx", weights=False)
 
 
 @pytest.mark.parametrize("content", [b"\x3b", b"\x38" + b"\xff" * 11, b"\x00\x01", b"\x3a\x05\x00"])
