@@ -14,7 +14,6 @@ from torch import nn
 
 from reparam.capture import Captured, batch_of, capture, from_exported, keep_outputs, read_axes, without_batch
 from reparam.check import (
-    FileEvidence,
     Judge,
     LostDigitsError,
     NetworkEvidence,
@@ -27,16 +26,7 @@ from reparam.check import (
     refuse_broken_weights,
 )
 from reparam.emit import finalize, overflow_told, save_pt2, to_module
-from reparam.ir import (
-    Program,
-    Range,
-    census,
-    describe_jumps,
-    is_chain,
-    jumps,
-    unlift,
-    with_ranges,
-)
+from reparam.ir import Program, Range, census, describe_jumps, is_chain, jumps, unlift, with_labels, with_ranges
 from reparam.load import FileOrModel, take_given
 from reparam.onnx_input import ImportedModel
 from reparam.passes import phases_of
@@ -258,7 +248,7 @@ class _Run:
             else:
                 captured = capture(model, example_inputs, dynamic=dynamic)
             if isinstance(model, ImportedModel):
-                captured = replace(captured, program=_labelled(captured.program, model.labels))
+                captured = replace(captured, program=with_labels(captured.program, model.labels))
             captured = keep_outputs(captured, self.outputs)
         self._tell("capture", 1, 1)
         refuse_broken_weights(captured.program)
@@ -289,7 +279,7 @@ class _Run:
                 with self.timed("verify"):
                     evidence = check_emitted(original, emitted, rounds, evidence, emitted_dtype)
                     if isinstance(model, ImportedModel):
-                        evidence = replace(evidence, file=self.against_file(model, original, rounds))
+                        evidence = replace(evidence, file=check_file(original, model.original, rounds, self.seed))
                 break
             except LostDigitsError as error:
                 culprit = self._loses_digits(original, rounds, dtype, left) if len(left) < MOST_LEFT_OUT else None
@@ -308,10 +298,6 @@ class _Run:
             seconds=self.seconds,
         )
         return Conversion(to_module(emitted), emitted, original, report)
-
-    def against_file(self, model: ImportedModel, program: Program, rounds: Sequence[Round]) -> FileEvidence:
-        """What the file gives that the network was read from. Raises NotEquivalentError where they differ."""
-        return check_file(program, model.original.run, model.original.runtime, rounds, self.seed)
 
     def _loses_digits(
         self,
@@ -389,11 +375,6 @@ class _Run:
     def _tell(self, stage: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(stage, done, total)
-
-
-def _labelled(program: Program, labels: Mapping[str, str]) -> Program:
-    """The program with the names that a file has for its inputs."""
-    return replace(program, inputs=tuple(replace(s, label=labels.get(s.name, "")) for s in program.inputs))
 
 
 def _notes(captured: Captured) -> list[Remark]:

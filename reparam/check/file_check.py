@@ -8,8 +8,8 @@ is compared in float64 elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,11 +23,20 @@ from .output_error import ErrorSums, OutputError
 BATCHES = (1, 2, 5)
 ALONE = 3  # inputs of a network whose sizes are fixed, beside those that were compared before
 
-Run = Callable[[Sequence[Tensor]], Sequence[Tensor] | None]
+
+class File(Protocol):
+    """A file that another runtime runs."""
+
+    @property
+    def runtime(self) -> str:
+        """What runs it, with its version."""
+
+    def run(self, values: Sequence[Tensor]) -> Sequence[Tensor] | None:
+        """Its outputs on one tensor for each input; None for sizes that it does not take."""
 
 
-def check_file(program: Program, run: Run, runtime: str, rounds: Sequence[Round] = (), seed: int = 0) -> FileEvidence:
-    """Compares the captured program of a file with the file. run: the file's outputs; None for sizes it does not take.
+def check_file(program: Program, file: File, rounds: Sequence[Round] = (), seed: int = 0) -> FileEvidence:
+    """Compares the captured program of a file with the file.
 
     rounds: inputs whose truth is known.
 
@@ -37,7 +46,7 @@ def check_file(program: Program, run: Run, runtime: str, rounds: Sequence[Round]
     trials = 0
     for values, truth in (*((r.values, r.truth) for r in rounds), *_more(program, seed)):
         inputs = typed(program, values)
-        found = run(tensors_of(program, inputs))
+        found = file.run(tensors_of(program, inputs))
         if found is None:
             continue
         wanted = evaluate(program, values) if truth is None else truth
@@ -47,14 +56,14 @@ def check_file(program: Program, run: Run, runtime: str, rounds: Sequence[Round]
         first = next(v for v in values if isinstance(v, Tensor))
         trials += int(first.shape[0]) if first.dim() and batch_one(program) else 1
     if not trials:
-        raise NotEquivalentError(f"{runtime} takes the file at none of the sizes that it would be compared at")
+        raise NotEquivalentError(f"{file.runtime} takes the file at none of the sizes that it would be compared at")
     floor = max(4.0 * torch.finfo(program.dtype).eps, depth_limit(program))
     errors = [s.result(i, floor) for i, s in enumerate(sums)]
     bad = next((e for e in errors if not e.ok), None)
     if bad is not None:
-        raise NotEquivalentError(f"what was read from the file is not what {runtime} computes: {bad.complaint}")
+        raise NotEquivalentError(f"what was read from the file is not what {file.runtime} computes: {bad.complaint}")
     worst = max(errors, key=_share, default=None)
-    return FileEvidence(runtime, worst.error_b if worst else 0.0, worst.error_a if worst else 0.0, trials)
+    return FileEvidence(file.runtime, worst.error_b if worst else 0.0, worst.error_a if worst else 0.0, trials)
 
 
 def _share(error: OutputError) -> float:

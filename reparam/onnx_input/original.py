@@ -51,16 +51,15 @@ class Original:
     def _opened(self) -> Any:
         if self._session is None:
             assert self._stored is not None
-            proto, content = self._stored.model, self._stored.content or b""
+            proto, beside = self._stored.model, self._stored.beside
             self._limited = has_loops(proto)
-            weights = sum(len(t.raw_data) for t in tensors_in(proto))
-            beside = weights > len(content)
             whole: onnx.ModelProto | None = None
             if has_bfloat16(proto):
                 whole = widen(_copy(proto))
-            elif beside and weights < LARGEST:
+            elif beside and sum(len(t.raw_data) for t in tensors_in(proto)) < LARGEST:
                 whole = proto
-            self._session = open_session(self.path, whole, content=None if beside else content)
+            content = None if beside else self._stored.content
+            self._session = open_session(self.path, whole, content=content)
             self._stored = None  # the session has its own copy
         return self._session
 

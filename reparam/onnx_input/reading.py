@@ -36,11 +36,16 @@ def read_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
 
 
 class StoredModel(NamedTuple):
-    """A model that was read. content: the bytes of its file, None of a large one. stamp: of the file as it was read."""
+    """A model that was read.
+
+    content: the bytes of its file, None of a large one. stamp: of the file as it was read. beside: whether weights lie
+    in other files.
+    """
 
     model: onnx.ModelProto
     content: bytes | None
     stamp: Stamp
+    beside: bool
 
 
 def read_file(path: Path, *, weights: bool = True) -> StoredModel:
@@ -69,9 +74,10 @@ def read_file(path: Path, *, weights: bool = True) -> StoredModel:
         raise damaged
     check_limits(model, str(path))
     _check_places(model, path)
+    beside = bool(side_files(model))
     if weights:
         _load_external(model, path)
-    return StoredModel(model, content, stamp)
+    return StoredModel(model, content, stamp, beside)
 
 
 @contextlib.contextmanager

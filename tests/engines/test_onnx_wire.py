@@ -16,10 +16,10 @@ from torch import nn
 
 from reparam import convert
 from reparam.engines.onnx import OnnxRunnable, cleanup, stamp_model, storage, write_model
-from reparam.onnx_input import read_file, read_model, reading, wire
 from reparam.engines.onnx.graph import graph_of, model_of
 from reparam.engines.onnx.values import untyped
 from reparam.errors import InputError
+from reparam.onnx_input import read_file, read_model, reading, wire
 
 KIB = 1024
 
@@ -34,6 +34,7 @@ def low(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of one KiB are large, and so is every file."""
     monkeypatch.setattr(wire, "LARGE", KIB)
     monkeypatch.setattr(storage, "LARGE_FILE", 1)
+    monkeypatch.setattr(reading, "LARGE_FILE", 1)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_a_large_file_runs_as_it_does_when_it_is_read_whole(
     write_model(model, tmp_path / "a.onnx")
     x = torch.randn(3, 3, 8, 8)
     mapped = OnnxRunnable(tmp_path / "a.onnx")
-    monkeypatch.setattr(storage, "LARGE_FILE", 1 << 30)
+    monkeypatch.setattr(reading, "LARGE_FILE", 1 << 30)
     whole = OnnxRunnable(tmp_path / "a.onnx")
     assert (mapped.inputs, mapped.outputs, mapped.precision) == (whole.inputs, whole.outputs, whole.precision)
     assert torch.equal(mapped.run([x])[0], whole.run([x])[0])
@@ -170,11 +171,12 @@ def test_metadata_is_put_behind_the_model(model: ir.Model, tmp_path: Path, monke
     for name in ("short", "long"):
         write_model(model, tmp_path / name)
     stamp_model(tmp_path / "short", facts)
-    monkeypatch.setattr(storage, "LARGE_FILE", 1 << 30)
+    monkeypatch.setattr(reading, "LARGE_FILE", 1 << 30)
     stamp_model(tmp_path / "long", facts)
     assert (tmp_path / "short").read_bytes() == (tmp_path / "long").read_bytes()
     assert {p.key for p in onnx.load(tmp_path / "short").metadata_props} == {"reparam.format", "reparam.inputs"}
     monkeypatch.setattr(storage, "LARGE_FILE", 1)
+    monkeypatch.setattr(reading, "LARGE_FILE", 1)
     stamp_model(tmp_path / "short", {"format": "other"})  # where there is metadata already it is replaced
     assert [p.value for p in onnx.load(tmp_path / "short").metadata_props] == ["other"]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reparam.onnx_input import ImportedModel, import_onnx
 
+F32, I64 = np.float32, np.int64
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -85,3 +86,28 @@ def differs(proto: onnx.ModelProto, folder: Path, values: Sequence[Tensor], boun
 def draw(shapes: Sequence[Sequence[int]], seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(tuple(s), generator=generator) for s in shapes]
+
+
+def values(*shape: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(F32)
+
+
+def ints(*numbers: int) -> np.ndarray:
+    return np.array(numbers, dtype=I64)
+
+
+def check(
+    folder: Path,
+    op: str,
+    shape: tuple[int, ...],
+    constants: dict[str, Any] | None = None,
+    *,
+    opset: int = 17,
+    **more: Any,
+) -> None:
+    """One node on one input, `x`, and constants in the order of its other inputs; one called "" is left out."""
+    names = ["x", *(constants or {})]
+    kept = {n: v for n, v in (constants or {}).items() if not n.startswith("_")}
+    names = ["" if n.startswith("_") else n for n in names]
+    proto = model([node(op, names, **more)], {"x": shape}, constants=kept, opset=opset)
+    assert differs(proto, folder, draw([shape])) == "", f"{op} {opset} {more}"

@@ -60,7 +60,7 @@ class OnnxRunnable(Runnable):
         content: bytes | None = None
         stamp: Stamp | None = None
         if model is None:
-            stored, content, stamp = read_file(path, weights=False)
+            stored, content, stamp, _ = read_file(path, weights=False)
             widened = has_bfloat16(stored)
             if widened or 0 < external_size(stored, path) < ONE_FILE:  # what was checked runs, not what is there later
                 model = read_model(path)
