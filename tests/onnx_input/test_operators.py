@@ -230,7 +230,7 @@ def test_products(tmp_path):
     for a, b in (((3, 4), (4, 5)), ((2, 3, 4), (4, 5)), ((2, 1, 3, 4), (3, 4, 5)), ((4,), (4, 5)), ((3, 4), (4,))):
         check(tmp_path, "MatMul", a, {"w": values(*b)})
         assert differs(model([node("MatMul", ["x", "z"])], {"x": a, "z": b}), tmp_path, draw([a, b])) == ""
-    for ta, tb, alpha, beta in itertools.product((0, 1), (0, 1), (1.0, 0.5), (1.0, 2.0)):
+    for ta, tb, (alpha, beta) in itertools.product((0, 1), (0, 1), ((1.0, 1.0), (0.5, 2.0))):
         for bias in ({}, {"c": values(5)}, {"c": values(1, 5)}, {"c": values(3, 1)}, {"c": np.array(0.5, F32)}):
             constants = {"w": values(*((5, 4) if tb else (4, 5))), **bias}
             check(tmp_path, "Gemm", (4, 3) if ta else (3, 4), constants, transA=ta, transB=tb, alpha=alpha, beta=beta)
