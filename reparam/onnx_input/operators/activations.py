@@ -23,7 +23,7 @@ def _clip(call: Call) -> Tensor:
     low, high = bounds
     if low is None and high is None:
         return x
-    if low == 0.0 and x.is_floating_point() and not isinstance(low, Tensor):
+    if not isinstance(low, Tensor) and low == 0.0 and x.is_floating_point():
         if high is None:
             return F.relu(x)
         if not isinstance(high, Tensor) and high == 6.0:
