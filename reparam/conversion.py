@@ -20,22 +20,15 @@ from reparam.check import (
     PathError,
     Round,
     check_emitted,
+    check_file,
     check_float64,
     check_runs,
     refuse_broken_weights,
 )
 from reparam.emit import finalize, overflow_told, save_pt2, to_module
-from reparam.ir import (
-    Program,
-    Range,
-    census,
-    describe_jumps,
-    is_chain,
-    jumps,
-    unlift,
-    with_ranges,
-)
+from reparam.ir import Program, Range, census, describe_jumps, is_chain, jumps, unlift, with_labels, with_ranges
 from reparam.load import FileOrModel, take_given
+from reparam.onnx_input import ImportedModel
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
 from reparam.utils import Reported, as_path, check_callable, check_seed, checked_call, dtype_name
@@ -135,13 +128,13 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     run = _Run(to, PlainOptions(carry, max_pool, signed, max_cost), seed, progress, outputs)
     how = {"arch": arch, "arch_args": arch_args, "key": key, "prefix": prefix, "trust": trust}
     given = take_given(model, example_inputs, how, dynamic=dynamic, seed=seed)
-    captured = run.take_in(given.model, given.inputs, dynamic, input_ranges, *given.notes)
+    captured = run.take_in(given.model, given.inputs, given.dynamic, input_ranges, *given.notes)
     try:
         conversion = run.convert(given.model, captured, dtype)
     except PathError as error:
         if isinstance(given.model, torch.export.ExportedProgram) or error.axes != ("batch",):
             raise
-        size, others = batch_of(given.inputs), without_batch(read_axes(dynamic))
+        size, others = batch_of(given.inputs), without_batch(read_axes(given.dynamic))
         note = f"the batch is fixed at {size}, that of the example: {error.what}"
         captured = run.take_in(given.model, given.inputs, others, input_ranges, *given.notes, note)
         captured = replace(captured, program=replace(captured.program, samples=size))
@@ -186,7 +179,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     run = _Run(to, PlainOptions(carry, max_pool, signed, max_cost), seed, progress, outputs)
     how = {"arch": arch, "arch_args": arch_args, "key": key, "prefix": prefix, "trust": trust}
     given = take_given(model, example_inputs, how, dynamic=dynamic, seed=seed)
-    captured = run.take_in(given.model, given.inputs, dynamic, input_ranges, *given.notes)
+    captured = run.take_in(given.model, given.inputs, given.dynamic, input_ranges, *given.notes)
     program, notes = captured.program, _notes(captured)
     check_runs(program, seed)
     before = program.copy()
@@ -254,6 +247,8 @@ class _Run:
                 captured = from_exported(model)
             else:
                 captured = capture(model, example_inputs, dynamic=dynamic)
+            if isinstance(model, ImportedModel):
+                captured = replace(captured, program=with_labels(captured.program, model.labels))
             captured = keep_outputs(captured, self.outputs)
         self._tell("capture", 1, 1)
         refuse_broken_weights(captured.program)
@@ -283,6 +278,8 @@ class _Run:
             try:
                 with self.timed("verify"):
                     evidence = check_emitted(original, emitted, rounds, evidence, emitted_dtype)
+                    if isinstance(model, ImportedModel):
+                        evidence = replace(evidence, file=check_file(original, model.original, rounds, self.seed))
                 break
             except LostDigitsError as error:
                 culprit = self._loses_digits(original, rounds, dtype, left) if len(left) < MOST_LEFT_OUT else None

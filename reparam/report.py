@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from reparam.check import NetworkEvidence
@@ -105,6 +105,7 @@ class Report(Shown):
             "trials": e.trials,
             "seed": e.seed,
             "shapes": [list(s) for s in e.shapes],
+            **({"file": asdict(e.file)} if e.file is not None else {}),
         }
 
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.errors import CaptureError, EndedError, MachineError
-from reparam.utils import foreign_code, memory_told
+from reparam.utils import foreign_code, memory_told, quiet
 
 from .explain import explain
 from .free_axes import bound_axes, dynamic_shapes, frees_batch, read_axes, wanted_axes, widened, without_batch
@@ -27,6 +27,8 @@ from .fresh import Outside, fresh_copy
 from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
+
+FAKE_TENSORS = "torch._subclasses.fake_tensor"  # a logger
 
 
 @contextmanager
@@ -162,10 +164,11 @@ def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """torch prints the graph of a model that it gives up."""
+    """torch prints the graph of a model that it gives up, and logs what it raises."""
     _trace.print = lambda *words, **options: None  # type: ignore[attr-defined]
     try:
-        yield
+        with quiet(FAKE_TENSORS):
+            yield
     finally:
         del _trace.print  # type: ignore[attr-defined]
 

@@ -4,8 +4,10 @@ Everything is compared in float64 against a bound that comes from the arithmetic
 
 from .claim_check import Claim, Slot, check_claims
 from .exactness import LostDigitsError
+from .file_check import check_file
 from .judge import Judge
 from .network_check import (
+    FileEvidence,
     NetworkEvidence,
     Round,
     check_emitted,
@@ -24,6 +26,7 @@ __all__ = [
     "Claim",
     "ErrorSums",
     "Evidence",
+    "FileEvidence",
     "Judge",
     "LostDigitsError",
     "NetworkEvidence",
@@ -34,6 +37,7 @@ __all__ = [
     "Slot",
     "check_claims",
     "check_emitted",
+    "check_file",
     "check_float64",
     "check_region",
     "check_runs",

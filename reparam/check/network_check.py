@@ -41,8 +41,25 @@ ROUNDINGS = 256
 
 
 @dataclass(frozen=True)
+class FileEvidence:
+    """What was measured on a file. Errors are RMS against the truth, of the worst output.
+
+    runtime: what ran the file. error: of the file. own_error: of what was read from it, in the same dtypes. trials:
+    inputs, samples of one batch counted one by one.
+    """
+
+    runtime: str
+    error: float
+    own_error: float
+    trials: int
+
+
+@dataclass(frozen=True)
 class NetworkEvidence:
-    """What the end-to-end check measured. Errors are RMS over all inputs and elements, of the worst output."""
+    """What the end-to-end check measured. Errors are RMS over all inputs and elements, of the worst output.
+
+    file: of a network that was read from a file, what the file itself gives.
+    """
 
     float64_max_rel: float = 0.0
     error: float = 0.0
@@ -51,6 +68,7 @@ class NetworkEvidence:
     seed: int = 0
     shapes: tuple[tuple[int, ...], ...] = ()
     dtype: str = "float32"
+    file: FileEvidence | None = None
 
 
 def depth_limit(program: Program) -> float:

@@ -77,7 +77,8 @@ _CARRY = (
 )
 
 Model = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth, .safetensors), a folder, or a .pt2.")
+    str | None,
+    typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth, .safetensors), a folder, a .pt2, or an ONNX file."),
 ]
 First = Annotated[str, typer.Argument(metavar="A", help="A checkpoint or .pt2; - for random weights of --arch-a.")]
 Second = Annotated[str, typer.Argument(metavar="B", help="A checkpoint or .pt2; - for random weights of --arch-b.")]

@@ -20,7 +20,7 @@ from .session import Session
 STANDARD_OUTPUT = "-"
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
 PAGES = (".html", ".htm")
-_SUFFIXES = frozenset({".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".tar"})
+_SUFFIXES = frozenset({".onnx", ".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".tar"})
 
 
 @dataclass(frozen=True)

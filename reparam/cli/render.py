@@ -108,6 +108,16 @@ def _signed(value: int) -> str:
     return f"{value:+,}" if value else "="
 
 
+def _file_lines(found: Row | None) -> list[str]:
+    """What the file itself gives, of a network that was read from one."""
+    if found is None:
+        return []
+    return [
+        f"the file itself, run by {found['runtime']} on {found['trials']} inputs: error against the float64 truth "
+        f"{found['error']:.3g}, that of what was read from it: {found['own_error']:.3g} (RMS)"
+    ]
+
+
 def evidence_lines(report: Row) -> list[str]:
     """The verdict and what was measured."""
     evidence = report["evidence"]
@@ -122,6 +132,7 @@ def evidence_lines(report: Row) -> list[str]:
         f"{head}: float64 largest relative difference {evidence['float64_max_rel']:.2g}",
         f"{dtype} error against the float64 truth: {evidence['float32_error_vs_truth']:.3g}, "
         f"the original's own: {evidence['original_float32_error_vs_truth']:.3g} (RMS)",
+        *_file_lines(evidence.get("file")),
         f"{evidence['trials']} random inputs, shapes {shapes}, seed {evidence['seed']}; rewrites checked: {kinds}",
     ]
 

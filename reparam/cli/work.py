@@ -140,8 +140,16 @@ def describe_arch(model: LoadedModel) -> str:
     if model.random_seed is not None:
         return ""
     if model.spec is None:
-        return "exported program" if model.exported is not None else "pickled module"
+        return _kind_of_file(model)
     return f"{model.spec}, inferred" if model.arch_inferred else model.spec
+
+
+def _kind_of_file(model: LoadedModel) -> str:
+    from reparam.onnx_input import ImportedModel
+
+    if isinstance(model.module, ImportedModel):
+        return "ONNX file"
+    return "exported program" if model.exported is not None else "pickled module"
 
 
 # ---- example inputs ----------------------------------------------------------------------------------------------
@@ -164,7 +172,14 @@ def shapes_for(models: Sequence[LoadedModel | Runnable], given: Shapes | None) -
 def example_inputs(
     session: Session, model: LoadedModel, given: Shapes | None, batch: int, seed: int
 ) -> tuple[Tensor, ...]:
-    """Random inputs, as `draw_examples` draws them; none for an exported program, which has its own."""
+    """Random inputs, as `draw_examples` draws them; none for an exported program, which has its own.
+
+    Those of an ONNX file have the shapes of the file.
+    """
+    from reparam.onnx_input import ImportedModel
+
+    if isinstance(model.module, ImportedModel):
+        return model.module.examples(given, batch=batch, seed=seed)
     if model.exported is not None:
         if given is not None:
             session.warn("--input-shape is not used: a .pt2 program has its own shapes")

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from reparam._version import __version__
 from reparam.conversion import Conversion, convert
 from reparam.emit import finalize, to_module
 from reparam.errors import InputError, MachineError, NotEquivalentError
 from reparam.ir import Program, Range, Room, filled, make_room
-from reparam.load import LoadedModel
+from reparam.load import FileOrModel, LoadedModel
 from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
 from reparam.report import Remark, Report
@@ -121,7 +120,7 @@ def _is_number(value: Any) -> bool:
 
 @checked_call
 def export(  # noqa: PLR0913  # the keywords are the options
-    model: nn.Module | torch.export.ExportedProgram,
+    model: FileOrModel,
     *example_inputs: Any,
     path: str | Path,
     options: ExportOptions | None = None,

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from reparam.errors import InputError, MachineError
 from reparam.ir import Program
+from reparam.onnx_input import read_model
 from reparam.utils import memory_told
 
 from .format import BuildOptions, Built, Port, Runnable, Tell
 from .onnx.source import write_source
-from .onnx.storage import read_model
 from .ports import named_axes
 
 NAME = "reparam"  # under which the facts stand in a model's runtime information

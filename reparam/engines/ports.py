@@ -37,7 +37,7 @@ def ports_of(program: Program) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
                 taken = sum(n.rpartition("_")[0] == name or n == name for n in names.values())
                 names[symbol] = f"{name}_{taken}" if taken else name
     inputs = tuple(
-        Port(s.name, tuple(_renamed(n, names) for n in s.shape), dtype_name(s.dtype)) for s in program.inputs
+        Port(s.label or s.name, tuple(_renamed(n, names) for n in s.shape), dtype_name(s.dtype)) for s in program.inputs
     )
     leaves: list[torch.fx.Node] = []
     torch.fx.node.map_arg(program.output.args, leaves.append)

@@ -43,7 +43,7 @@ from .attributes import attribute_names, unlift, with_attribute_names
 from .containers import keys_of, parts_of
 from .cost import Census, batch_one, census, is_chain, joins, node_macs, spelled_out
 from .feeds import EVEN_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
-from .inputs import Range, check_shapes, draw_examples, exported_shapes, shape_of_input, with_ranges
+from .inputs import Range, check_shapes, draw_examples, exported_shapes, shape_of_input, with_labels, with_ranges
 from .interpreter import (
     Values,
     call_node,
@@ -175,5 +175,6 @@ __all__ = [
     "upstream",
     "weight_value",
     "with_attribute_names",
+    "with_labels",
     "with_ranges",
 ]

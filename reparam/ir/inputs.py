@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,11 @@ def exported_shapes(program: torch.export.ExportedProgram) -> Shapes | None:
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(n, int | float) for n in value)
+
+
+def with_labels(program: Program, labels: Mapping[str, str]) -> Program:
+    """The program with the names that a file has for its inputs. labels: by the program's own names."""
+    return replace(program, inputs=tuple(replace(s, label=labels.get(s.name, "")) for s in program.inputs))
 
 
 def with_ranges(program: Program, ranges: Sequence[Range] | None) -> Program:

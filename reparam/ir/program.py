@@ -50,13 +50,17 @@ class Constant:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One tensor input: `shape` has an int for a fixed axis and a name for a dynamic one."""
+    """One tensor input: `shape` has an int for a fixed axis and a name for a dynamic one.
+
+    label: what the file that the network came from calls it, where that is no name of a parameter in Python.
+    """
 
     name: str
     shape: tuple[int | str, ...]
     dtype: torch.dtype
     low: float = -math.inf
     high: float = math.inf
+    label: str = ""
 
 
 @dataclass

@@ -10,12 +10,10 @@ for an ordinary network. Archives written by reparam pass.
 from __future__ import annotations
 
 import io
-import logging
 import math
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +22,7 @@ import torch
 from torch._export.serde import schema, serialize
 
 from reparam.errors import InputError
-from reparam.utils import first_line, one_line, opened, parse_json
+from reparam.utils import first_line, one_line, opened, parse_json, quiet
 
 from .archive_schema import check_json
 from .program_check import check_program
@@ -76,7 +74,7 @@ def load_program(file: IO[bytes], path: Path, *, trust: bool = False) -> torch.e
         if not trust:
             inspect_archive(file, path.name)
         file.seek(0)
-        with _quiet():
+        with quiet("torch.export"):
             program = torch.export.load(file)
         check_program(program, path.name)
         return program
@@ -90,18 +88,6 @@ def load_program(file: IO[bytes], path: Path, *, trust: bool = False) -> torch.e
             f"{path} is not a program that torch {torch.__version__} can load ({one_line(reason[-1])[:300]}); "
             "export it again"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch logs a traceback before it raises, which our one sentence replaces."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def inspect_archive(file: IO[bytes], name: str) -> ArchiveSummary:

@@ -118,8 +118,6 @@ def _load(file: IO[bytes], path: Path, trust: bool, want: Want) -> Checkpoint:
 
 
 def _kind(path: Path, head: bytes) -> str:
-    if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a")):
-        return ": it is an ONNX model, which verify, diff and run take"
     known = next((what for magic, what in _OTHER_FILES if head.startswith(magic)), None)
     if known is None and head.isascii():
         known = "text"

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from reparam.capture import read_axes
 from reparam.errors import InputError
 from reparam.ir import draw_examples
+from reparam.onnx_input import ImportedModel
 from reparam.utils import as_path, is_batch
 
 from .model import LoadedModel, load_model
@@ -22,10 +24,14 @@ FileOrModel = nn.Module | torch.export.ExportedProgram | LoadedModel | str | Pat
 
 @dataclass(frozen=True)
 class Given:
-    """A model with its example inputs. name, spec, inferred: of a file and its architecture. notes: what to know."""
+    """A model with its example inputs. name, spec, inferred: of a file and its architecture. notes: what to know.
+
+    dynamic: the axes that are to stay free, without those that an ONNX file fixes.
+    """
 
     model: Any
     inputs: tuple[Any, ...]
+    dynamic: Any = ()
     name: str = ""
     spec: str | None = None
     inferred: bool = False
@@ -52,14 +58,18 @@ def take_given(model: Any, inputs: Sequence[Any], how: Mapping[str, Any], *, dyn
     elif stray := [k for k, v in how.items() if v]:
         raise InputError(f"{stray[0]} is for a model that is a file; leave it out")
     if not isinstance(model, LoadedModel):
-        return Given(model, tuple(inputs))
+        fitted = _fitted(model, inputs, dynamic, seed)
+        return Given(model, fitted[0], fitted[1], notes=fitted[2])
     notes = list(model.notes)
     if model.twins and model.arch_inferred:
         notes.append(
             f"it is taken as {model.spec}, but its keys and shapes also fit {', '.join(model.twins)}; name the right "
             "one with arch"
         )
-    if model.exported is None and not inputs:
+    if isinstance(model.module, ImportedModel):
+        inputs, dynamic, more = _fitted(model.module, inputs, dynamic, seed)
+        notes += more
+    elif model.exported is None and not inputs:
         if model.input_shapes is None:
             raise InputError(f"the inputs of {name or model.spec or 'the model'} are not known; give examples of them")
         free = any(isinstance(name, str) and is_batch(name) for name in dynamic)
@@ -68,8 +78,19 @@ def take_given(model: Any, inputs: Sequence[Any], how: Mapping[str, Any], *, dyn
     return Given(
         model.exported or model.module,
         tuple(inputs),
+        dynamic,
         name or str(model.source or model.spec or ""),
         model.spec,
         model.arch_inferred,
         tuple(notes),
     )
+
+
+def _fitted(model: Any, inputs: Sequence[Any], dynamic: Any, seed: int) -> tuple[tuple[Any, ...], Any, tuple[str, ...]]:
+    """The inputs and the free axes as an ONNX file has them, and what there is to say; those of others as they are."""
+    if not isinstance(model, ImportedModel):
+        return tuple(inputs), dynamic, ()
+    axes, notes = model.free_axes(read_axes(dynamic))
+    drawn = tuple(inputs) or model.examples(None, batch=2 if any(map(is_batch, axes)) else 1, seed=seed)
+    found, kept, fixed = model.settled(drawn, axes)
+    return found, kept, (*notes, *fixed)

@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 from reparam.data import Preprocessing
 from reparam.errors import InputError, ReparamError, UnsafeFileError
 from reparam.ir import draw_examples, exported_shapes, refuse_odd_tensors, unlift
-from reparam.utils import SOURCE_FILES, Shapes, Stamp, describe_error, first_line, foreign_code
+from reparam.onnx_input import import_onnx, is_onnx
+from reparam.utils import SOURCE_FILES, Shapes, Stamp, describe_error, first_line, foreign_code, opened
 
 from .adapting import told_arguments
 from .checkpoint import Checkpoint, Want, load_checkpoint
@@ -138,6 +139,8 @@ def _load(path: Path, arch: str | None, arch_args: Mapping[str, Any], *, trust: 
         return _from_source(path, arch, trust=trust)
     if path.is_dir():
         return _from_folder(path, arch, arch_args, trust=trust, want=want)
+    if _is_onnx(path):
+        return _from_onnx(path, arch, want)
     read = load_index if is_index(path) else load_checkpoint
     checkpoint = read(path, trust=trust, want=want)
     return dataclasses.replace(_from_checkpoint(checkpoint, arch, arch_args), stamp=checkpoint.stamp)
@@ -221,6 +224,24 @@ def _from_source(folder: Path, arch: str | None, *, trust: bool) -> LoadedModel:
         raise InputError(f"{file} does not load ({describe_error(error)})") from error
     check_finite(module, folder)
     return LoadedModel(module.eval(), folder)
+
+
+def _is_onnx(path: Path) -> bool:
+    """Whether a file is an ONNX model; not for what cannot be read, which its own reader tells."""
+    if not path.is_file():
+        return False
+    with opened(path) as file:
+        return is_onnx(path, file.read(512))
+
+
+def _from_onnx(path: Path, arch: str | None, want: Want) -> LoadedModel:
+    if arch is not None:
+        raise InputError(f"{path.name} holds its architecture already; leave out --arch {arch}")
+    if want != Want():
+        raise InputError(f"{path.name} holds one network; leave out --key and --prefix")
+    module = import_onnx(path)
+    check_finite(module, path)
+    return LoadedModel(module, path, input_shapes=module.input_shapes, stamp=module.original.stamp)
 
 
 def _from_exported(checkpoint: Checkpoint, program: torch.export.ExportedProgram, arch: str | None) -> LoadedModel:

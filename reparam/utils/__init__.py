@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .cuda_driver import gpus
     from .files import SOURCE_FILES, refuse_existing
     from .foreign import Interrupted, foreign_code, ignore_exits, place_of_error, refused_exits
+    from .logs import quiet
     from .memory import is_out_of_memory, memory_size, memory_told
     from .names import is_plain_path, name_complaint, plain_path, prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
@@ -30,6 +31,7 @@ _DOORS = {
     "cuda_driver": ("gpus",),
     "files": ("SOURCE_FILES", "refuse_existing"),
     "foreign": ("Interrupted", "foreign_code", "ignore_exits", "place_of_error", "refused_exits"),
+    "logs": ("quiet",),
     "memory": ("is_out_of_memory", "memory_size", "memory_told"),
     "names": (
         "is_plain_path",
@@ -140,6 +142,7 @@ __all__ = [
     "plain_path",
     "plugins",
     "prefixes",
+    "quiet",
     "read_named_axis",
     "refuse_existing",
     "refused_exits",

@@ -172,7 +172,7 @@ def test_what_the_architecture_knows_travels_with_the_file(folder: Path) -> None
             "cli_nets.py is not an array that numpy.save wrote",
         ),
         (2, ("run", "tiny.pt", "--input", "=c.npy", "-o", "y.npy"), "names no file"),
-        (2, ("convert", "fake.onnx"), "it is an ONNX model, which verify, diff and run take"),
+        (2, ("convert", "fake.onnx"), "is damaged or no ONNX model"),
     ],
 )
 def test_refusals(code: int, words: tuple[str, ...], expected: str, folder: Path) -> None:

@@ -21,16 +21,14 @@ from reparam.engines.onnx import (
     cleanup,
     model_of,
     quantised,
-    read_model,
     stamp_model,
     storage,
     write_model,
 )
-from reparam.engines.onnx.limits import tensors_in
 from reparam.engines.onnx.runtime import precision_of
-from reparam.engines.onnx.storage import side_files
 from reparam.engines.precision import with_wide_ports
 from reparam.errors import InputError, MachineError, UnsafeFileError
+from reparam.onnx_input import read_model, side_files, tensors_in
 from support.engine_nets import SHAPE, every, small
 
 STANDARD = {

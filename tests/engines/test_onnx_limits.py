@@ -15,8 +15,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from reparam.compare import open_engine
-from reparam.engines.onnx import limits, runtime
 from reparam.errors import InputError, UnsafeFileError
+from reparam.onnx_input import limits, session
 from support.payloads import PAYLOADS
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -101,7 +101,7 @@ def test_a_loop_with_a_known_end_runs(tmp_path: Path) -> None:
 
 
 def test_loops_in_loops_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "LONGEST", 1)
+    monkeypatch.setattr(session, "LONGEST", 1)
     path = write(tmp_path / "a.onnx", [loop("n", nested(3))], [whole(10_000, "n")])
     refused(path, r"has a loop that does not end within 1 seconds")
 
@@ -354,7 +354,7 @@ def test_a_file_that_is_exchanged_after_it_was_looked_at_does_not_run(
         check(model, name)
         write(path, [helper.make_node("Neg", ["x"], ["y"])])
 
-    monkeypatch.setattr("reparam.engines.onnx.storage.check_limits", exchange)
+    monkeypatch.setattr("reparam.onnx_input.reading.check_limits", exchange)
     engine = open_engine(path)
     assert engine is not None and engine.run([torch.tensor([-1.0, 2.0])])[0].tolist() == [0.0, 2.0]
 
@@ -372,15 +372,15 @@ def test_weights_that_become_a_link_after_they_were_looked_at_are_not_read(
     graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [X], [Y], [])
     graph.initializer.append(weight)
     (folder / "a.onnx").write_bytes(helper.make_model(graph, opset_imports=OPSETS).SerializeToString())
-    from reparam.engines.onnx import storage
+    from reparam.onnx_input import reading
 
-    check = storage._check_places
+    check = reading._check_places
 
     def exchange(model: onnx.ModelProto, path: Path) -> None:
         check(model, path)
         (folder / "w").unlink()
         (folder / "w").symlink_to(tmp_path / "secret")
 
-    monkeypatch.setattr(storage, "_check_places", exchange)
+    monkeypatch.setattr(reading, "_check_places", exchange)
     with pytest.raises(UnsafeFileError, match="outside of its own folder"):
-        storage.read_model(folder / "a.onnx")
+        reading.read_model(folder / "a.onnx")

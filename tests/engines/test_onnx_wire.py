@@ -15,10 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from reparam import convert
-from reparam.engines.onnx import OnnxRunnable, cleanup, read_model, stamp_model, storage, wire, write_model
+from reparam.engines.onnx import OnnxRunnable, cleanup, stamp_model, storage, write_model
 from reparam.engines.onnx.graph import graph_of, model_of
 from reparam.engines.onnx.values import untyped
 from reparam.errors import InputError
+from reparam.onnx_input import read_file, read_model, reading, wire
 
 KIB = 1024
 
@@ -33,6 +34,7 @@ def low(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of one KiB are large, and so is every file."""
     monkeypatch.setattr(wire, "LARGE", KIB)
     monkeypatch.setattr(storage, "LARGE_FILE", 1)
+    monkeypatch.setattr(reading, "LARGE_FILE", 1)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_the_bytes_are_those_of_protobuf(model: ir.Model, tmp_path: Path) -> Non
 @pytest.mark.usefixtures("low")
 def test_an_outline_has_all_but_the_values_of_large_weights(model: ir.Model, tmp_path: Path) -> None:
     write_model(model, tmp_path / "a.onnx")
-    found = storage.read_file(tmp_path / "a.onnx", weights=False)
+    found = read_file(tmp_path / "a.onnx", weights=False)
     whole = read_model(tmp_path / "a.onnx")
     assert found.content is None
     assert found.model.graph.node == whole.graph.node
@@ -79,7 +81,7 @@ def test_a_large_file_runs_as_it_does_when_it_is_read_whole(
     write_model(model, tmp_path / "a.onnx")
     x = torch.randn(3, 3, 8, 8)
     mapped = OnnxRunnable(tmp_path / "a.onnx")
-    monkeypatch.setattr(storage, "LARGE_FILE", 1 << 30)
+    monkeypatch.setattr(reading, "LARGE_FILE", 1 << 30)
     whole = OnnxRunnable(tmp_path / "a.onnx")
     assert (mapped.inputs, mapped.outputs, mapped.precision) == (whole.inputs, whole.outputs, whole.precision)
     assert torch.equal(mapped.run([x])[0], whole.run([x])[0])
@@ -153,7 +155,7 @@ def test_the_last_of_several_values_is_the_one_that_counts(tmp_path: Path) -> No
     content = one_weight(SQUARE[:1]) + wire._head(wire.GRAPH, len(graph)) + graph
     (tmp_path / "a.onnx").write_bytes(content)
     with pytest.raises(InputError, match="'w' holds 2048 of 4096"):
-        storage.read_file(tmp_path / "a.onnx", weights=False)
+        read_file(tmp_path / "a.onnx", weights=False)
 
 
 @pytest.mark.parametrize("content", [b"\x3b", b"\x38" + b"\xff" * 11, b"\x00\x01", b"\x3a\x05\x00"])
@@ -169,11 +171,12 @@ def test_metadata_is_put_behind_the_model(model: ir.Model, tmp_path: Path, monke
     for name in ("short", "long"):
         write_model(model, tmp_path / name)
     stamp_model(tmp_path / "short", facts)
-    monkeypatch.setattr(storage, "LARGE_FILE", 1 << 30)
+    monkeypatch.setattr(reading, "LARGE_FILE", 1 << 30)
     stamp_model(tmp_path / "long", facts)
     assert (tmp_path / "short").read_bytes() == (tmp_path / "long").read_bytes()
     assert {p.key for p in onnx.load(tmp_path / "short").metadata_props} == {"reparam.format", "reparam.inputs"}
     monkeypatch.setattr(storage, "LARGE_FILE", 1)
+    monkeypatch.setattr(reading, "LARGE_FILE", 1)
     stamp_model(tmp_path / "short", {"format": "other"})  # where there is metadata already it is replaced
     assert [p.value for p in onnx.load(tmp_path / "short").metadata_props] == ["other"]
 

@@ -23,7 +23,7 @@ class Onnx(Format):
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """See `Format.recognises`."""
-        from reparam.engines.onnx import is_onnx
+        from reparam.onnx_input import is_onnx
 
         return is_onnx(path, head)
 
@@ -47,7 +47,7 @@ class Onnx(Format):
 
     def side_files(self, path: Path) -> list[Path]:
         """See `Format.side_files`."""
-        from reparam.engines.onnx import external_files
+        from reparam.onnx_input import external_files
 
         return external_files(path)
 

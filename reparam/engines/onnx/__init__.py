@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .quantise import quantised
     from .runtime import OnnxRunnable
     from .source import check_source, write_source
-    from .storage import external_files, is_onnx, read_model, stamp_model, write_model
+    from .storage import stamp_model, write_model
 
 _DOORS = {
     "graph": (
@@ -33,9 +33,6 @@ _DOORS = {
         "write_source",
     ),
     "storage": (
-        "external_files",
-        "is_onnx",
-        "read_model",
         "stamp_model",
         "write_model",
     ),
@@ -48,12 +45,9 @@ __all__ = [
     "build_model",
     "check_source",
     "copied",
-    "external_files",
-    "is_onnx",
     "model_of",
     "own_errors",
     "quantised",
-    "read_model",
     "stamp_model",
     "write_model",
     "write_source",

@@ -41,7 +41,7 @@ def graph_of(program: Program) -> ir.Model:
     """
     from .cleanup import simplified, strip
     from .free_sizes import for_free_sizes
-    from .naming import name_nodes, name_outputs, name_sizes
+    from .naming import name_inputs, name_nodes, name_outputs, name_sizes
 
     program = for_free_sizes(program)
     exported = export_program(program)
@@ -58,6 +58,7 @@ def graph_of(program: Program) -> ir.Model:
     strip(model)
     name_sizes(model.graph)
     name_outputs(model.graph, program)
+    name_inputs(model.graph, program)
     return simplified(model)
 
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from reparam.engines.ports import names_of_outputs
 from reparam.ir import Program
+from reparam.utils import name_complaint
 
 from .values import Dims, has_branches, sizes_of
 
@@ -61,6 +62,16 @@ def _unused(name: str, taken: Iterable[str]) -> str:
         unique = f"{name}_{serial}"
         serial += 1
     return unique
+
+
+def name_inputs(graph: ir.Graph, program: Program) -> None:
+    """The inputs get the names of the file that the network came from, where it came from one and they are unused."""
+    specs = {s.name: s for s in program.inputs if s.label}
+    taken = set(ir.convenience.create_value_mapping(graph))
+    for value in graph.inputs:
+        spec = specs.get(str(value.name))
+        if spec is not None and spec.label not in taken and name_complaint(spec.label) is None:
+            ir.convenience.rename_values([value], [spec.label])
 
 
 def name_outputs(graph: ir.Graph, program: Program) -> None:

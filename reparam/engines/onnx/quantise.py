@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from reparam.errors import InputError
+from reparam.onnx_input import reason_of
 
 from .cleanup import strip
-from .runtime import reason_of
 from .values import untyped
 
 if TYPE_CHECKING:

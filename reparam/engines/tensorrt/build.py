@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from reparam.engines.engine_check import declared_sizes
 from reparam.engines.format import BuildOptions, Built, Tell
-from reparam.engines.onnx import check_source, read_model, write_source
+from reparam.engines.onnx import check_source, write_source
 from reparam.errors import InputError, MachineError
 from reparam.ir import Program, shape_of
+from reparam.onnx_input import read_model
 
 from .bindings import (
     NAME,

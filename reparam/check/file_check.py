@@ -1,0 +1,98 @@
+"""A network that was read from a file, against the file itself as another runtime runs it.
+
+The truth is the network in float64. The file is run in the dtypes that it was written in, so it can only be near the
+truth: its RMS error may be `output_error.SLACK` times that of the network that was read, in the same dtypes, plus a few
+roundings. What is compared are the file and what was read from it, before any rewrite; that the rewrites change nothing
+is compared in float64 elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from reparam.errors import NotEquivalentError
+from reparam.ir import Feed, Program, batch_one, evaluate, feed, tensors_of, typed
+
+from .network_check import FileEvidence, Round, depth_limit
+from .output_error import ErrorSums, OutputError
+
+BATCHES = (1, 2, 5)
+ALONE = 3  # inputs of a network whose sizes are fixed, beside those that were compared before
+
+
+class File(Protocol):
+    """A file that another runtime runs."""
+
+    @property
+    def runtime(self) -> str:
+        """What runs it, with its version."""
+
+    def run(self, values: Sequence[Tensor]) -> Sequence[Tensor] | None:
+        """Its outputs on one tensor for each input; None for sizes that it does not take."""
+
+
+def check_file(program: Program, file: File, rounds: Sequence[Round] = (), seed: int = 0) -> FileEvidence:
+    """Compares the captured program of a file with the file.
+
+    rounds: inputs whose truth is known.
+
+    Raises NotEquivalentError naming the first output that differs by more than is allowed.
+    """
+    sums: list[ErrorSums] = []
+    trials = 0
+    for values, truth in (*((r.values, r.truth) for r in rounds), *_more(program, seed)):
+        inputs = typed(program, values)
+        found = file.run(tensors_of(program, inputs))
+        if found is None:
+            continue
+        wanted = evaluate(program, values) if truth is None else truth
+        own = evaluate(program, inputs, None)
+        kept = list(found) if program.kept is None else [found[i] for i in program.kept]
+        _add(sums, wanted, own, kept)
+        first = next(v for v in values if isinstance(v, Tensor))
+        trials += int(first.shape[0]) if first.dim() and batch_one(program) else 1
+    if not trials:
+        raise NotEquivalentError(f"{file.runtime} takes the file at none of the sizes that it would be compared at")
+    floor = max(4.0 * torch.finfo(program.dtype).eps, depth_limit(program))
+    errors = [s.result(i, floor) for i, s in enumerate(sums)]
+    bad = next((e for e in errors if not e.ok), None)
+    if bad is not None:
+        raise NotEquivalentError(f"what was read from the file is not what {file.runtime} computes: {bad.complaint}")
+    worst = max(errors, key=_share, default=None)
+    return FileEvidence(file.runtime, worst.error_b if worst else 0.0, worst.error_a if worst else 0.0, trials)
+
+
+def _share(error: OutputError) -> float:
+    return error.error_b / error.bar if error.bar else 0.0
+
+
+def _more(program: Program, seed: int) -> Iterator[tuple[Feed, list[Any] | None]]:
+    """Inputs of the traced size, in several batches where the batch is free."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    batch = list(batch_one(program))
+    plans = [dict.fromkeys(batch, n) for n in BATCHES] if batch else [{} for _ in range(ALONE)]
+    for sizes in plans:
+        yield feed(program, program.traced_sizes | sizes, generator), None
+
+
+def _add(sums: list[ErrorSums], truth: Sequence[Any], own: Sequence[Any], found: Sequence[Tensor]) -> None:
+    if [tuple(t.shape) for t in truth] != [tuple(f.shape) for f in found]:
+        raise NotEquivalentError(f"the file gives {_shapes(found)}, and what was read from it {_shapes(truth)}")
+    floats = [(t, f, o) for t, f, o in zip(truth, found, own, strict=True) if t.is_floating_point()]
+    others = [(t, f, o) for t, f, o in zip(truth, found, own, strict=True) if not t.is_floating_point()]
+    if not all(torch.equal(f.to(t.dtype), t) or torch.equal(f.to(o.dtype), o) for t, f, o in others):
+        raise NotEquivalentError("what was read from the file gives other whole numbers than the file does")
+    while len(sums) < len(floats):
+        sums.append(ErrorSums())
+    for total, (t, f, o) in zip(sums, floats, strict=True):
+        if not bool(torch.isfinite(f).all()):
+            raise NotEquivalentError("the file's outputs are not finite where those of what was read from it are")
+        total.add(t.double(), f.double(), o.double(), f.double())
+
+
+def _shapes(values: Sequence[Tensor]) -> str:
+    return ", ".join("x".join(map(str, v.shape)) or "a number" for v in values)

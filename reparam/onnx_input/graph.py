@@ -1,0 +1,227 @@
+"""An ONNX model as the importer reads it: ports, constants and nodes, with functions written out.
+
+Everything that has no place in a network of tensors is refused here, with the node's name: graphs within nodes,
+sequences, texts, operators of other domains, and versions that the operators were not written for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reparam.errors import InputError, MachineError
+from reparam.utils import one_line
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+OLDEST, NEWEST = 11, 22  # versions of the standard operators (opsets)
+MOST_AXES = 8
+STANDARD = ("", "ai.onnx")
+SCOPES = "pkg.torch.onnx.name_scopes"  # what torch's exporter notes on a node: the modules that it lies in
+
+_DTYPES = {
+    "FLOAT": torch.float32,
+    "DOUBLE": torch.float64,
+    "FLOAT16": torch.float16,
+    "BFLOAT16": torch.bfloat16,
+    "INT64": torch.int64,
+    "INT32": torch.int32,
+    "INT16": torch.int16,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input: its name, its sizes, with a text (or "") for one that is free, and its dtype."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A node: its operator, its name ("" for none), the names of what it reads and gives, attributes, its scope."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    scope: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+        return one_line(self.name or self.outputs[0])[:80]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A whole model. opset: the version of its operators. constants: by name."""
+
+    opset: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, Tensor]
+    nodes: tuple[GraphNode, ...]
+
+
+def read_graph(proto: onnx.ModelProto, path: Path) -> Graph:
+    """The graph of a model whose limits were checked. Raises InputError naming the node that is not read."""
+    try:
+        import onnx_ir as ir
+        from onnx_ir.passes.common import InlinePass
+    except ImportError as error:
+        raise MachineError("importing ONNX needs onnx-ir; pip install 'reparam[onnx]'") from error
+    damaged = f"{path} is damaged or no ONNX model; export it again"
+    if proto.graph.sparse_initializer:
+        raise InputError(f"{path} has sparse weights, which are not read; export it with dense ones")
+    try:
+        model = ir.from_proto(proto)
+        if model.functions:
+            model = InlinePass()(model).model
+    except Exception as error:  # of any kind: the file is not what it should be
+        raise InputError(damaged) from error
+    opset = _opset(model, path)
+    graph = model.graph
+    constants = {str(n): _tensor(v.const_value, str(n), path) for n, v in graph.initializers.items()}
+    inputs = tuple(_port(v, path) for v in graph.inputs if v.name not in constants)
+    nodes: list[GraphNode] = []
+    defined = {*constants, *(p.name for p in inputs)}
+    for node in graph:
+        found = _node(node, path)
+        missing = next((i for i in found.inputs if i and i not in defined), None)
+        if missing is not None:
+            raise InputError(f"{path} is damaged: the node '{found.shown}' reads '{one_line(missing)[:60]}' too early")
+        defined.update(o for o in found.outputs if o)
+        if found.op == "Constant":
+            constants[found.outputs[0]] = _constant(node, found, path)
+        else:
+            nodes.append(found)
+    outputs = tuple(str(v.name) for v in graph.outputs)
+    unknown = next((o for o in outputs if o not in defined), None)
+    if unknown is not None or not outputs:
+        raise InputError(damaged)
+    return Graph(opset, inputs, outputs, constants, tuple(nodes))
+
+
+def _opset(model: ir.Model, path: Path) -> int:
+    imports = model.graph.opset_imports
+    opset = next((int(imports[d]) for d in STANDARD if imports.get(d) is not None), None)
+    if opset is None:
+        raise InputError(f"{path} does not say which version of ONNX's operators it uses; export it again")
+    if not OLDEST <= opset <= NEWEST:
+        raise InputError(
+            f"{path} uses opset {opset}, where {OLDEST} to {NEWEST} are read; convert it with onnx.version_converter"
+        )
+    return opset
+
+
+def dtype_of(number: Any) -> torch.dtype | None:
+    """The dtype that ONNX has a number for; None for one that networks are not computed in."""
+    import onnx_ir as ir
+
+    try:
+        return _DTYPES.get(ir.DataType(number).name)
+    except ValueError:
+        return None
+
+
+def _dtype(kind: Any, what: str, path: Path) -> torch.dtype:
+    label = getattr(kind, "name", None)
+    found = _DTYPES.get(str(label))
+    if found is None:
+        raise InputError(f"{path} is not read: {what} is of the type {str(label).lower()}")
+    return found
+
+
+def _tensor(stored: Any, name: str, path: Path) -> Tensor:
+    """A constant. Its numbers are those of the file, in memory of their own."""
+    what = f"the constant '{one_line(name)[:60]}'"
+    if stored is None:
+        raise InputError(f"{path} is damaged: {what} has no value")
+    dtype = _dtype(stored.dtype, what, path)
+    array = np.array(stored.numpy(), order="C")  # a copy
+    if dtype == torch.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _port(value: ir.Value, path: Path) -> Port:
+    name = str(value.name)
+    what = f"the input '{one_line(name)[:60]}'"
+    if value.shape is None or value.dtype is None:
+        raise InputError(f"{path} is not read: {what} has no shape or is no tensor")
+    if len(value.shape) > MOST_AXES:
+        raise InputError(f"{path} is not read: {what} has more than {MOST_AXES} axes")
+    shape = tuple(int(d) if isinstance(d, int) else str(d.value or "") for d in value.shape)
+    if any(isinstance(d, int) and d < 0 for d in shape):
+        raise InputError(f"{path} is damaged: {what} has a negative size")
+    return Port(name, shape, _dtype(value.dtype, what, path))
+
+
+def _node(node: ir.Node, path: Path) -> GraphNode:
+    if node.op_type == "" or not node.outputs or not any(o.name for o in node.outputs):
+        raise InputError(f"{path} is damaged: a node gives nothing")
+    found = GraphNode(
+        node.op_type,
+        node.name or "",
+        tuple("" if v is None else str(v.name) for v in node.inputs),
+        tuple(str(v.name or "") for v in node.outputs),
+        dict(_attributes(node, path)) if node.op_type != "Constant" else {},
+        str(node.metadata_props.get(SCOPES, "")),
+    )
+    if node.domain not in STANDARD:
+        raise InputError(
+            f"the node '{found.shown}' ({one_line(node.op_type)[:60]}) cannot be read: it is of the domain "
+            f"'{one_line(node.domain)[:60]}'; export the network with standard operators"
+        )
+    return found
+
+
+def _attributes(node: ir.Node, path: Path) -> Iterator[tuple[str, Any]]:
+    import onnx_ir as ir
+
+    shown = one_line(node.name or str(node.outputs[0].name))[:80]
+    for name, attribute in node.attributes.items():
+        kind = attribute.type
+        if attribute.is_ref():
+            raise InputError(f"{path} is damaged: an attribute of '{shown}' refers to nothing")
+        if kind in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            raise InputError(
+                f"the node '{shown}' ({one_line(node.op_type)[:60]}) holds a graph of its own, which is not read: a "
+                "network with branches or loops is no single function of tensors"
+            )
+        if kind == ir.AttributeType.TENSOR:
+            yield name, _tensor(attribute.as_tensor(), f"{shown}.{name}", path)
+        elif kind in (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING):
+            yield name, attribute.value
+        elif kind in (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS):
+            yield name, tuple(attribute.value)
+        else:
+            raise InputError(f"{path} is not read: the attribute {name} of '{shown}' is of a kind that networks lack")
+
+
+def _constant(node: ir.Node, found: GraphNode, path: Path) -> Tensor:
+    """The value of a Constant."""
+    numbers = {"value_float": torch.float32, "value_floats": torch.float32}
+    numbers |= {"value_int": torch.int64, "value_ints": torch.int64}
+    for name, attribute in node.attributes.items():
+        if name == "value":
+            return _tensor(attribute.as_tensor(), found.outputs[0], path)
+        if name in numbers:
+            value = attribute.value
+            return torch.tensor(list(value) if name.endswith("s") else value, dtype=numbers[name])
+    raise InputError(f"{path} is not read: the constant '{found.shown}' is no dense tensor of numbers")

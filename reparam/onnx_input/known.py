@@ -1,0 +1,98 @@
+"""Tensors whose numbers are known while the network is only being looked at: small constants, and sizes.
+
+The sizes of free axes are symbols then. Python computes with them as it does with whole numbers, so that what a file
+computes of shapes stays arithmetic on sizes and never becomes part of the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MOST = 4096  # whole numbers; a larger constant is a tensor alone
+MOST_FLOATS = 16
+
+
+@dataclass(frozen=True)
+class Known:
+    """A small tensor as an array of Python's numbers, some of which may be symbols of sizes.
+
+    values: of dtype object and the tensor's shape. dtype: what the tensor's numbers are. held: the tensor itself, for a
+    constant.
+    """
+
+    values: np.ndarray[Any, Any]
+    dtype: torch.dtype
+    held: Tensor | None = None
+
+    @property
+    def symbolic(self) -> bool:
+        """Whether the size of a free axis is among the numbers."""
+        return any(isinstance(v, torch.SymInt | torch.SymFloat | torch.SymBool) for v in self.values.flat)
+
+    def list(self) -> list[Any]:
+        """The numbers, one after the other."""
+        return list(self.values.reshape(-1))
+
+    def tensor(self) -> Tensor:
+        """The tensor itself."""
+        if self.held is not None:
+            return self.held
+        if not self.symbolic:
+            return torch.tensor(self.values.tolist(), dtype=self.dtype).reshape(self.values.shape)
+        parts = [torch.scalar_tensor(v, dtype=self.dtype) for v in self.values.flat]
+        return torch.stack(parts).reshape(self.values.shape)
+
+
+Value = Tensor | Known
+Results = Value | tuple[Value, ...]
+
+
+def known(numbers: Sequence[Any] | np.ndarray[Any, Any] | Any, dtype: torch.dtype = torch.int64) -> Known:
+    """A list of numbers, or a single one, as a `Known`."""
+    if isinstance(numbers, np.ndarray):
+        return Known(numbers.astype(object), dtype)
+    if not isinstance(numbers, list | tuple):
+        single = np.empty((), dtype=object)
+        single[()] = numbers
+        return Known(single, dtype)
+    array = np.empty(len(numbers), dtype=object)
+    array[:] = list(numbers)
+    return Known(array, dtype)
+
+
+def known_tensor(value: Tensor) -> Known | None:
+    """A constant as a `Known` that holds it; None where it is too large."""
+    if value.numel() > (MOST_FLOATS if value.is_floating_point() else MOST) or value.is_complex():
+        return None
+    array = np.empty(value.numel(), dtype=object)
+    array[:] = value.reshape(-1).tolist()
+    return Known(array.reshape(tuple(value.shape)), value.dtype, value)
+
+
+def truncated(a: Any, b: Any) -> Any:
+    """a / b of whole numbers, rounded towards zero, as ONNX divides them."""
+    if isinstance(a, int) and isinstance(b, int):
+        if b == 0:
+            raise ZeroDivisionError("a size is divided by zero")
+        quotient = abs(a) // abs(b)
+        return quotient if (a >= 0) == (b >= 0) else -quotient
+    return a // b  # sizes of free axes are not negative
+
+
+def as_kind(value: Any, dtype: torch.dtype) -> Any:
+    """A number as one of the kind that a dtype has."""
+    symbolic = isinstance(value, torch.SymInt | torch.SymFloat)
+    if dtype == torch.bool:
+        return value != 0
+    if dtype.is_floating_point:
+        return torch.sym_float(value) if symbolic else float(value)
+    if isinstance(value, torch.SymBool):
+        return torch.sym_ite(value, 1, 0)
+    return torch.sym_int(value) if symbolic else math.trunc(value)

@@ -1,0 +1,76 @@
+"""What an imported network is made of: layers, which are places with weights, and the steps that they take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
+
+from reparam.errors import ReparamError
+from reparam.ir import size_hint
+from reparam.utils import first_line, is_out_of_memory, memory_size
+
+from .call import Call, Node
+from .known import Known, Results, Value
+from .operators import Operator
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node, ready to run. known: of its constants, what Python knows, by their places among the inputs."""
+
+    node: Node
+    operator: Operator
+    known: Mapping[int, Known]
+
+    def __call__(self, values: Sequence[Any]) -> Results:
+        """The results. Raises InputError that names the node where it does not run, or would fill the memory."""
+        inputs = [replace(self.known[i], held=v) if i in self.known else v for i, v in enumerate(values)]
+        try:
+            found = self.operator(Call(self.node, inputs))
+        except (ReparamError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error) or any(is_fake(v) for v in values):  # torch.export tells it in its own words
+                raise
+            raise self.node.broken(first_line(error)) from error
+        for value in found if isinstance(found, tuple) else (found,):
+            self._refuse_huge(value)
+        return found
+
+    def _refuse_huge(self, value: Value) -> None:
+        """Raises InputError for a result that is larger than the memory, which a trace notices before it is made."""
+        if not isinstance(value, Tensor):
+            return
+        size, have = math.prod(size_hint(n) for n in value.shape) * value.element_size(), memory_size()
+        if have is not None and size > have:
+            raise self.node.broken(f"its result would take {size >> 20} MiB, which is more than this machine has")
+
+
+class Layer(nn.Module):
+    """A place in the network: what it computes, and the weights that are called after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+
+    def forward(self, number: int, *values: Value | None) -> Results:
+        """The results of one of its nodes."""
+        return self.steps[number](values)
+
+
+def as_tensor(value: Value) -> Tensor:
+    """A result of the network."""
+    return value.tensor() if isinstance(value, Known) else value
+
+
+def result_of(values: Any, number: int) -> Any:
+    """One of several results; a node that has only one gives it as it is."""
+    if not isinstance(values, tuple):
+        values = (values,)
+    return values[number]

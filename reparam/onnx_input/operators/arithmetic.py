@@ -1,0 +1,257 @@
+"""Elementwise arithmetic, comparisons, logic and casts."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator as py
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reparam.onnx_input.call import Call, number_of
+from reparam.onnx_input.graph import dtype_of
+from reparam.onnx_input.known import Known, Value, as_kind, known, truncated
+
+Fn = Callable[..., Any]
+
+
+def _unary(function: Fn) -> Fn:
+    def compute(call: Call) -> Tensor:
+        result: Tensor = function(call.tensor(0))
+        return result
+
+    return compute
+
+
+def _binary(function: Fn) -> Fn:
+    """A function of two tensors, of which one may be a number that leaves the other's shape as it is."""
+
+    def compute(call: Call) -> Tensor:
+        a, b = _operands(call)
+        result: Tensor = function(a, b)
+        return result
+
+    return compute
+
+
+def _operands(call: Call) -> tuple[Any, Any]:
+    first, second = call.value(0), call.value(1)
+    number = number_of(second)
+    if number is not None and not isinstance(first, Known) and call.rank(1) <= call.rank(0):
+        return first, number
+    number = number_of(first)
+    if number is not None and not isinstance(second, Known) and call.rank(0) <= call.rank(1):
+        return number, second
+    return call.tensor(0), call.tensor(1)
+
+
+def _logical(function: Fn) -> Fn:
+    def compute(call: Call) -> Tensor:
+        result: Tensor = function(call.tensor(0), call.tensor(1))
+        return result
+
+    return compute
+
+
+def _divide(a: Any, b: Any) -> Any:
+    whole = [v for v in (a, b) if isinstance(v, Tensor) and not v.is_floating_point()]
+    return torch.div(a, b, rounding_mode="trunc") if whole else a / b
+
+
+def _power(call: Call) -> Tensor:
+    """a^b in the dtype of a."""
+    a, b = _operands(call)
+    dtype = call.tensor(0).dtype
+    result: Tensor = torch.pow(a, b)
+    return result if result.dtype == dtype else result.to(dtype)
+
+
+def _modulo(call: Call) -> Tensor:
+    a, b = call.tensor(0), call.tensor(1)
+    return torch.fmod(a, b) if call.attribute("fmod", 0) else torch.remainder(a, b)
+
+
+def _extreme(pairwise: Fn, bound: str) -> Fn:
+    """Max and Min of any number of operands."""
+
+    def compute(call: Call) -> Tensor:
+        if len(call.inputs) == 2:
+            a, b = _operands(call)
+            a, b = (b, a) if not isinstance(a, Tensor) else (a, b)
+            if not isinstance(b, Tensor):
+                return torch.clamp(a, **{bound: b})
+        result: Tensor = functools.reduce(pairwise, call.tensors())
+        return result
+
+    return compute
+
+
+def _sum(call: Call) -> Tensor:
+    return functools.reduce(py.add, call.tensors())
+
+
+def _mean(call: Call) -> Tensor:
+    return _sum(call) / len(call.inputs)
+
+
+def _where(call: Call) -> Tensor:
+    return torch.where(call.tensor(0), call.tensor(1), call.tensor(2))
+
+
+def _cast(call: Call) -> Value:
+    if isinstance(call.value(0), Known):  # like a value of the network, of which only the dtype matters
+        return _known_cast(call)
+    return call.tensor(0).to(_target(call))
+
+
+def _target(call: Call) -> torch.dtype:
+    if call.node.op == "CastLike":
+        value = call.value(1)
+        return value.dtype
+    found = dtype_of(call.required("to"))
+    if found is None:
+        raise call.node.refused("it casts to a type that networks are not computed in")
+    return found
+
+
+def _is_infinite(call: Call) -> Tensor:
+    x = call.tensor(0)
+    signs = [(1, x == math.inf)] if call.attribute("detect_positive", 1) else []
+    signs += [(-1, x == -math.inf)] if call.attribute("detect_negative", 1) else []
+    return functools.reduce(py.or_, [found for _, found in signs], torch.zeros_like(x, dtype=torch.bool))
+
+
+_UNARY: dict[str, Fn] = {
+    "Abs": torch.abs,
+    "Neg": torch.neg,
+    "Exp": torch.exp,
+    "Log": torch.log,
+    "Sqrt": torch.sqrt,
+    "Reciprocal": torch.reciprocal,
+    "Sign": torch.sign,
+    "Floor": torch.floor,
+    "Ceil": torch.ceil,
+    "Round": torch.round,
+    "Sin": torch.sin,
+    "Cos": torch.cos,
+    "Tan": torch.tan,
+    "Asin": torch.asin,
+    "Acos": torch.acos,
+    "Atan": torch.atan,
+    "Sinh": torch.sinh,
+    "Cosh": torch.cosh,
+    "Asinh": torch.asinh,
+    "Acosh": torch.acosh,
+    "Atanh": torch.atanh,
+    "Erf": torch.erf,
+    "Not": torch.logical_not,
+    "IsNaN": torch.isnan,
+}
+_BINARY = {
+    "Add": py.add,
+    "Sub": py.sub,
+    "Mul": py.mul,
+    "Div": _divide,
+    "Equal": py.eq,
+    "Greater": py.gt,
+    "GreaterOrEqual": py.ge,
+    "Less": py.lt,
+    "LessOrEqual": py.le,
+}
+_LOGICAL = {"And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logical_xor}
+
+OPERATORS = {
+    **{name: _unary(f) for name, f in _UNARY.items()},
+    **{name: _binary(f) for name, f in _BINARY.items()},
+    **{name: _logical(f) for name, f in _LOGICAL.items()},
+    "Pow": _power,
+    "Mod": _modulo,
+    "Max": _extreme(torch.maximum, "min"),
+    "Min": _extreme(torch.minimum, "max"),
+    "Sum": _sum,
+    "Mean": _mean,
+    "Where": _where,
+    "Cast": _cast,
+    "CastLike": _cast,
+    "IsInf": _is_infinite,
+}
+
+
+# ---- on numbers that are known -----------------------------------------------------------------------------------
+
+
+def _each(function: Fn, dtype: torch.dtype | None = None) -> Fn:
+    """A function of single numbers, on arrays that are broadcast. dtype: of the result, where it is no operand's."""
+
+    def compute(call: Call) -> Known:
+        values = [call.known(i, "operand") for i in range(len(call.inputs))]
+        arrays = np.broadcast_arrays(*(v.values for v in values)) if len(values) > 1 else [values[0].values]
+        found = np.empty(arrays[0].shape, dtype=object)
+        flat = found.reshape(-1)
+        for i, numbers in enumerate(zip(*(a.reshape(-1) for a in arrays), strict=True)):
+            flat[i] = function(*numbers)
+        return Known(flat.reshape(arrays[0].shape), dtype or values[-1].dtype)
+
+    return compute
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    whole = not isinstance(a, float | torch.SymFloat) and not isinstance(b, float | torch.SymFloat)
+    return truncated(a, b) if whole else a / b
+
+
+def _known_cast(call: Call) -> Known:
+    value, dtype = call.known(0, "operand"), _target(call)
+    result: Known = _each(lambda v: as_kind(v, dtype), dtype)(Call(call.node, [value]))
+    return result
+
+
+def _largest(*numbers: Any) -> Any:
+    return functools.reduce(torch.sym_max, numbers)
+
+
+def _smallest(*numbers: Any) -> Any:
+    return functools.reduce(torch.sym_min, numbers)
+
+
+def _known_modulo(call: Call) -> Known:
+    if call.attribute("fmod", 0):
+        raise call.node.refused("the remainder of floats is taken of sizes")
+    result: Known = _each(lambda a, b: a % b)(call)
+    return result
+
+
+def _rounded(function: Fn) -> Fn:
+    return _each(lambda v: v if isinstance(v, int | torch.SymInt) else torch.sym_float(function(v)))
+
+
+KNOWN = {
+    "Add": _each(py.add),
+    "Sub": _each(py.sub),
+    "Mul": _each(py.mul),
+    "Div": _each(_quotient),
+    "Mod": _known_modulo,
+    "Neg": _each(py.neg),
+    "Floor": _rounded(math.floor),
+    "Ceil": _rounded(math.ceil),
+    "Sqrt": _each(lambda v: torch.sym_float(v) ** 0.5),
+    "Max": _each(_largest),
+    "Min": _each(_smallest),
+    "Equal": _each(py.eq, torch.bool),
+    "Greater": _each(py.gt, torch.bool),
+    "GreaterOrEqual": _each(py.ge, torch.bool),
+    "Less": _each(py.lt, torch.bool),
+    "LessOrEqual": _each(py.le, torch.bool),
+    "Not": _each(py.not_, torch.bool),
+    "And": _each(lambda a, b: bool(a) and bool(b), torch.bool),
+    "Or": _each(lambda a, b: bool(a) or bool(b), torch.bool),
+    "Where": _each(lambda c, a, b: a if c else b),
+    "Cast": _known_cast,
+    "CastLike": _known_cast,
+    "Identity": lambda call: call.known(0, "operand"),
+    "Size": lambda call: known(int(call.known(0, "operand").values.size)),
+}

@@ -1,0 +1,74 @@
+"""Normalisations. A batch norm becomes torch's own, with the statistics of the file, so that passes know it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reparam.onnx_input.call import Call
+
+
+def _only_first(call: Call) -> None:
+    if any(call.node.read[1:]):
+        raise call.node.refused("its statistics are read as results, which is not supported")
+
+
+def _batch(call: Call) -> Tensor:
+    if call.attribute("training_mode", 0):
+        raise call.node.refused("it normalises by its batch, as in training; export the network in evaluation mode")
+    _only_first(call)
+    x, scale, shift, mean, variance = (call.tensor(i) for i in range(5))
+    scale, shift, mean, variance = (v.to(x.dtype) for v in (scale, shift, mean, variance))
+    return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, call.attribute("epsilon", 1e-5))
+
+
+def _instance(call: Call) -> Tensor:
+    x = call.tensor(0)
+    return F.instance_norm(x, weight=call.tensor(1), bias=call.tensor(2), eps=call.attribute("epsilon", 1e-5))
+
+
+def _layer(call: Call) -> Tensor:
+    _only_first(call)
+    x, scale, shift = call.tensor(0), call.tensor(1), call.optional(2)
+    shape = x.shape[call.axis(call.attribute("axis", -1), x.dim()) :]
+    eps = call.attribute("epsilon", 1e-5)
+    if list(scale.shape) == list(shape) and (shift is None or list(shift.shape) == list(shape)):
+        return F.layer_norm(x, list(shape), scale, shift, eps)
+    scaled = F.layer_norm(x, list(shape), None, None, eps) * scale
+    return scaled if shift is None else scaled + shift
+
+
+def _group(call: Call) -> Tensor:
+    """Its scale and shift are one number for each group before opset 21, and for each channel from there on."""
+    x, scale, shift, groups = call.tensor(0), call.tensor(1), call.tensor(2), call.required("num_groups")
+    if call.node.version < 21:
+        each = x.shape[1] // groups
+        scale, shift = scale.repeat_interleave(each), shift.repeat_interleave(each)
+    return F.group_norm(x, groups, scale, shift, call.attribute("epsilon", 1e-5))
+
+
+def _local_response(call: Call) -> Tensor:
+    size = call.required("size")
+    if size % 2 == 0:
+        raise call.node.refused("an even number of channels is not supported")
+    numbers = [call.attribute(n, d) for n, d in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))]
+    return F.local_response_norm(call.tensor(0), size, *numbers)
+
+
+def _unit(call: Call) -> Tensor:
+    """x / |x| along an axis, zero where |x| is."""
+    x, order = call.tensor(0), call.attribute("p", 2)
+    axis = call.axis(call.attribute("axis", -1), x.dim())
+    size = torch.linalg.vector_norm(x, order, axis, keepdim=True)
+    return x / torch.where(size == 0, torch.ones_like(size), size)
+
+
+OPERATORS = {
+    "BatchNormalization": _batch,
+    "InstanceNormalization": _instance,
+    "LayerNormalization": _layer,
+    "GroupNormalization": _group,
+    "LRN": _local_response,
+    "LpNormalization": _unit,
+}

@@ -1,0 +1,135 @@
+"""Sessions of onnxruntime on the CPU: a model opened, run once, and given up where it does not end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reparam.errors import InputError, MachineError, ReparamError
+from reparam.utils import Stamp, first_line, memory_told, opened, path_of, stamp_of
+
+from .limits import tensors_in
+
+if TYPE_CHECKING:
+    import onnx
+
+LONGEST = 8  # seconds for one run of a graph with loops
+
+
+def widen(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every bfloat16 of the model becomes float32, in place; the values of the weights stay."""
+    import onnx
+
+    narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    for tensor in tensors_in(model):
+        if tensor.data_type == narrow:
+            value = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type == narrow:
+            value.type.tensor_type.elem_type = wide
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == narrow:
+                attribute.i = wide
+    return model
+
+
+def has_bfloat16(model: onnx.ModelProto) -> bool:
+    """Whether an input, an output or a weight is bfloat16."""
+    import onnx
+
+    narrow = onnx.TensorProto.BFLOAT16
+    ports = (*model.graph.input, *model.graph.output)
+    return any(v.type.tensor_type.elem_type == narrow for v in ports) or any(
+        t.data_type == narrow for t in tensors_in(model)
+    )
+
+
+def runtime_version() -> str:
+    """Of onnxruntime."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def open_session(
+    path: Path,
+    model: onnx.ModelProto | None,
+    *,
+    fuse: bool = True,
+    content: bytes | None = None,
+    stamp: Stamp | None = None,
+) -> Any:
+    """A session on one thread for each of torch's, which then compute the same sums in the same order every time.
+
+    Of the model, where there is one, else of the content of the file, which a large one is mapped for; by its path only
+    where weights lie beside it. stamp: of the file as it was looked at; another one is refused.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MachineError("running ONNX needs onnxruntime; pip install 'reparam[onnx]'") from error
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what is wrong is raised; what is only worth knowing stays away from the terminal
+    if not fuse:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        if model is not None or content is not None:
+            source = model.SerializeToString() if model is not None else content
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        if stamp is None:
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with opened(path) as file:
+            before = stamp_of(file)
+            session = ort.InferenceSession(path_of(file), options, providers=["CPUExecutionProvider"])
+            if not before == stamp == stamp_of(file):
+                raise InputError(f"{path} has changed while it was loaded; load it again")
+        return session
+    except InputError:
+        raise
+    except Exception as error:
+        text = reason_of(error)
+        if "NOT_IMPLEMENTED" in str(error):
+            raise MachineError(f"onnxruntime on this machine cannot run {path.name}: {text}") from error
+        raise InputError(f"onnxruntime does not take {path}: {text}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """onnxruntime's message without its codes."""
+    first = first_line(error)
+    return first.rpartition(" : ")[2] if first.startswith("[ONNXRuntimeError]") else first
+
+
+def run_session(session: Any, values: Mapping[str, Tensor], name: str, *, limited: bool = False) -> list[Tensor]:
+    """The outputs on one tensor for each input. limited: whether the run is given up after LONGEST seconds."""
+    import onnxruntime as ort
+
+    feed = {key: v.detach().cpu().contiguous().numpy() for key, v in values.items()}
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    clock = threading.Timer(LONGEST, setattr, (options, "terminate", True)) if limited else None
+    try:
+        if clock is not None:
+            clock.daemon = True
+            clock.start()
+        with memory_told(f"running {name}"):
+            found = session.run(None, feed, options)
+    except ReparamError:
+        raise
+    except Exception as error:
+        if options.terminate:
+            raise InputError(f"{name} has a loop that does not end within {LONGEST} seconds") from error
+        raise InputError(f"{name} does not run on these inputs: {reason_of(error)}") from error
+    finally:
+        if clock is not None:
+            clock.cancel()
+    return [torch.from_numpy(np.ascontiguousarray(v)) for v in found if isinstance(v, np.ndarray)]

@@ -1,0 +1,160 @@
+"""What is not read is told in one sentence that names the node, and nothing is computed or written on the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+import reparam
+from reparam.errors import InputError, UnsafeFileError
+from reparam.onnx_input import import_onnx
+from support.cli_helpers import refuse
+from support.onnx_graphs import model, node
+
+IMAGE = {"x": ["n", 3, 8, 8]}
+ONES = np.ones(3, np.float32)
+
+
+def write(folder: Path, nodes: Sequence[onnx.NodeProto], inputs: Any = None, **more: Any) -> Path:
+    path = folder / "net.onnx"
+    path.write_bytes(model(nodes, inputs or IMAGE, **more).SerializeToString())
+    return path
+
+
+def branch() -> onnx.NodeProto:
+    value = helper.make_tensor_value_info("b", TensorProto.FLOAT, [1])
+    body = helper.make_graph([node("Constant", [], ["b"], value_floats=[1.0])], "body", [], [value])
+    return node("If", ["c"], ["y"], name="choice", then_branch=body, else_branch=body)
+
+
+REFUSED: list[tuple[list[onnx.NodeProto], dict[str, Any], str]] = [
+    (
+        [node("NonMaxSuppression", ["x", "x"], name="nms")],
+        {},
+        r"the node 'nms' \(NonMaxSuppression\) cannot be read: how",
+    ),
+    ([node("Det", ["x"], name="volume")], {}, r"the node 'volume' \(Det\) cannot be read: this operator is not among"),
+    ([node("Det", ["x"])], {}, r"the node 'y' \(Det\) cannot be read"),
+    (
+        [node("QuantizeLinear", ["x", "s"], name="q")],
+        {"constants": {"s": ONES[0]}},
+        r"'q' .* quantised networks are left",
+    ),
+    ([node("Relu", ["x"], domain="com.shop", name="own")], {}, r"'own' \(Relu\) .* is of the domain 'com.shop'"),
+    ([branch()], {"inputs": {"c": (TensorProto.BOOL, [])}}, r"'choice' \(If\) holds a graph of its own"),
+    ([node("Relu", ["x"])], {"opset": 9}, "uses opset 9, where 11 to 22 are read; convert it"),
+    ([node("Relu", ["x"])], {"opset": 24}, "uses opset 24, where 11 to 22 are read"),
+    ([node("Relu", ["h"]), node("Relu", ["x"], ["h"])], {}, "is damaged: the node 'y' reads 'h' too early"),
+    ([node("Relu", ["x"], ["y"]), node("Abs", ["x"], ["y"])], {}, "is damaged or no ONNX model"),
+    ([node("Relu", ["x"], ["z"])], {}, "is damaged or no ONNX model"),
+    ([node("Cast", ["x"], to=TensorProto.STRING)], {}, "casts to a type that networks are not computed in"),
+    ([node("Relu", ["x"])], {"inputs": {"x": (TensorProto.STRING, [2])}}, "the input 'x' is of the type string"),
+]
+
+
+@pytest.mark.parametrize("nodes, more, message", REFUSED)
+def test_what_is_not_read_is_told(
+    nodes: list[onnx.NodeProto], more: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        reparam.explain(write(tmp_path, nodes, **more))
+
+
+BROKEN: list[tuple[onnx.NodeProto, dict[str, Any], str]] = [
+    (
+        node("Conv", ["x", "w"], name="stem"),
+        {"w": np.ones((4, 5, 3, 3), np.float32)},
+        r"'stem' \(Conv\) does not run: ",
+    ),
+    (node("AveragePool", ["x"], kernel_shape=[2, 2], dilations=[2, 2]), {}, "an average over spaced positions"),
+    (node("Reshape", ["x", "s"], name="shaping"), {"s": np.array([-1, -1])}, "'shaping' .* more than one size open"),
+    (node("Reshape", ["x", "x"], name="shaping"), {}, "'shaping' .* its shape is computed by the network"),
+    (node("Softmax", ["x"], axis=7, name="s"), {}, "'s' .* is about axis 7 of a value with 4 axes"),
+    (node("Softmax", ["x"], axis="one", name="s"), {}, "'s' .* attribute axis is of another kind"),
+    (
+        node("Resize", ["x", "", "s"], antialias=1, mode="linear"),
+        {"s": np.float32([1, 1, 2, 2])},
+        "antialiasing is not",
+    ),
+    (
+        node("BatchNormalization", ["x", *"aaaa"], training_mode=1),
+        {"a": ONES},
+        "normalises by its batch, as in training",
+    ),
+    (
+        node("Expand", ["x", "s"], name="grow"),
+        {"s": np.array([10**9, 2, 3, 8, 8])},
+        "'grow' .* more than this machine",
+    ),
+    (node("Gather", ["x", "i"], name="pick"), {"i": np.array(9)}, "'pick'|index 9"),
+]
+
+
+@pytest.mark.parametrize("operator, constants, message", BROKEN)
+def test_what_does_not_run_is_told(
+    operator: onnx.NodeProto, constants: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, [operator], {"x": [2, 3, 8, 8]}, constants=constants, opset=19)
+    assert re.search(message, refuse(2, "convert", str(path), "-o", str(tmp_path / "out.pt2")))
+    assert not (tmp_path / "out.pt2").exists()
+
+
+@pytest.mark.parametrize("content", [b"", bytes(range(200)), b"\x08\x0a\x12"])
+def test_what_is_no_model_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(content)
+    with pytest.raises(InputError, match=r"is empty|is damaged or no ONNX model"):
+        import_onnx(tmp_path / "net.onnx")
+
+
+def test_a_file_that_is_cut_short_is_told(tmp_path: Path) -> None:
+    weight = {"w": np.ones((8, 3, 3, 3), np.float32)}
+    path = write(tmp_path, [node("Conv", ["x", "w"])], constants=weight)
+    whole = path.read_bytes()
+    for length in range(1, len(whole), 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError):
+            import_onnx(path)
+
+
+def test_weights_are_taken_from_the_folder_of_the_file_alone(tmp_path: Path) -> None:
+    weight = np.ones((4, 3, 1, 1), np.float32)
+    (tmp_path / "inside").mkdir()
+    path = write(tmp_path / "inside", [node("Conv", ["x", "w"])], constants={"w": weight})
+    proto = onnx.load(path)
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for place, error in (("w.bin", None), ("../w.bin", UnsafeFileError), (str(tmp_path / "w.bin"), UnsafeFileError)):
+        del tensor.external_data[:]
+        tensor.external_data.add(key="location", value=place)
+        (tmp_path / "w.bin").write_bytes(weight.tobytes())
+        (tmp_path / "inside" / "w.bin").write_bytes(weight.tobytes())
+        path.write_bytes(proto.SerializeToString())
+        if error is None:
+            found = reparam.convert(path).module(torch.ones(1, 3, 8, 8))
+            assert isinstance(found, dict) and bool((found["y"] == 3.0).all())
+            continue
+        with pytest.raises(error, match="outside of its own folder"):
+            import_onnx(path)
+
+
+def test_names_from_files_become_plain_ones(tmp_path: Path) -> None:
+    constants = {"self.to/forward": np.ones((4, 3, 1, 1), np.float32), "a": ONES, "a.b": ONES, "class": ONES[:2]}
+    nodes = [
+        node("Conv", ["x", "self.to/forward"], ["h"], name="lambda: 0"),
+        node("Slice", ["h", "s", "e", "one"], ["i"]),
+        node("Mul", ["a", "a.b"], ["ab"]),
+        node("BatchNormalization", ["i", "a", "a.b", "ab", "a"], ["y"], name="training"),
+    ]
+    numbers = {"s": np.array([0]), "e": np.array([3]), "one": np.array([1])}
+    net = import_onnx(write(tmp_path, nodes, constants=constants | numbers))
+    assert net(torch.zeros(1, 3, 8, 8))["y"].shape == (1, 3, 8, 8)
+    assert {n for n, _ in (*net.named_parameters(), *net.named_buffers())} >= {"self_.to_forward", "a", "a_.b", "ab"}
