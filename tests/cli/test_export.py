@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -211,16 +212,16 @@ def test_a_failure_while_files_are_moved_leaves_the_old_ones(folder: Path, monke
 def test_an_engine_that_computes_something_else_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     from reparam.engines.onnx import graph
 
-    right = graph.model_of
+    right = graph.graph_of
 
-    def wrong(program: Any) -> onnx.ModelProto:
+    def wrong(program: Any) -> ir.Model:
         model = right(program)
-        tensor = next(t for t in model.graph.initializer if t.name == "4.weight")
-        value = onnx.numpy_helper.to_array(tensor) * np.float32(1.001)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+        weight = model.graph.initializers["4.weight"]
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.001), name="4.weight")
         return model
 
-    monkeypatch.setattr(graph, "model_of", wrong)
+    monkeypatch.setattr(graph, "graph_of", wrong)
     assert "the engine is not the network: output 0 differs by" in refuse(1, *EXPORT)
 
 
