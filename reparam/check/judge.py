@@ -134,7 +134,10 @@ def _random_state() -> tuple[Any, ...]:
 
 
 class _Calls(TorchFunctionMode):
-    """Writes down which functions of torch are called, but for those that only ask for something."""
+    """Writes down which functions of torch are called, but for those that only ask for something.
+
+    Weights that a function has read are given back to the files that they lie in.
+    """
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
@@ -144,9 +147,14 @@ class _Calls(TorchFunctionMode):
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = str(getattr(func, "__name__", ""))
-        if name != "__get__" and name not in _ASKS:
-            self._names.append(name)
-        return func(*args, **(kwargs or {}))
+        if name == "__get__" or name in _ASKS:
+            return func(*args, **(kwargs or {}))
+        self._names.append(name)
+        value = func(*args, **(kwargs or {}))
+        for read in args:
+            if isinstance(read, nn.Parameter):
+                give_back(read)
+        return value
 
 
 class _CallsInFloat64(TorchFunctionMode):

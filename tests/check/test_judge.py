@@ -45,6 +45,17 @@ NARROW = {
 }
 
 
+def test_weights_are_given_back_as_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the model's own dtypes too, where nothing is widened: each would stay in memory with its mapped file."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(2, 3)
+    judge = Judge(model, capture(model, (x,)).program)
+    given: list[int] = []
+    monkeypatch.setattr("reparam.check.judge.give_back", lambda value: given.append(value.data_ptr()))
+    assert judge.own_where_it_runs([x.double()]) is not None
+    assert given == [p.data_ptr() for layer in (model[0], model[2]) for p in (layer.weight, layer.bias)]
+
+
 @pytest.mark.parametrize("way", NARROW)
 def test_every_number_is_float64(way: str) -> None:
     model = Lambda(NARROW[way], fc=nn.Linear(3, 3)).eval()
