@@ -76,12 +76,10 @@ class Preprocessing:
         return replace(self, size=(height, width), resize=resize)
 
 
-def read_config(path: Path) -> Preprocessing:
-    """What a timm `config.json` or a Hugging Face `preprocessor_config.json` says.
+def config_mapping(path: Path, instead: str) -> dict[str, Any]:
+    """The mapping in a config file. instead: what the error for another value tells to do.
 
-    Of timm: `mean`, `std`, `input_size`, `crop_pct` and `interpolation`, in `pretrained_cfg` or at the top. Of Hugging
-    Face: `image_mean`, `image_std`, `size`, `crop_size`, `crop_pct` and `resample`; a `size` of height and width is
-    that of the crop, since images keep their proportions here. Raises InputError for any other file.
+    Raises InputError for a file that is too large, no JSON, or no mapping.
     """
     with opened(path) as file:
         if size_of(file) > _MOST_BYTES:
@@ -91,7 +89,18 @@ def read_config(path: Path) -> Preprocessing:
         except ValueError as error:
             raise InputError(f"{path} is not JSON: {one_line(str(error))[:100]}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds no mapping; give a config.json or a preprocessor_config.json")
+        raise InputError(f"{path} holds no mapping; {instead}")
+    return found
+
+
+def read_config(path: Path) -> Preprocessing:
+    """What a timm `config.json` or a Hugging Face `preprocessor_config.json` says.
+
+    Of timm: `mean`, `std`, `input_size`, `crop_pct` and `interpolation`, in `pretrained_cfg` or at the top. Of Hugging
+    Face: `image_mean`, `image_std`, `size`, `crop_size`, `crop_pct` and `resample`; a `size` of height and width is
+    that of the crop, since images keep their proportions here. Raises InputError for any other file.
+    """
+    found = config_mapping(path, "give a config.json or a preprocessor_config.json")
     inner = found.get("pretrained_cfg", found)
     try:
         if isinstance(inner, dict) and "input_size" in inner:

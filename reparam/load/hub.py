@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reparam.data import Preprocessing, read_config
+from reparam.data import Preprocessing, config_mapping, read_config
 from reparam.errors import InputError
-from reparam.utils import Shapes, one_line, opened, parse_json, size_of
+from reparam.utils import Shapes, one_line
 
 from .fit import ShapeMap
 from .shards import find_file
@@ -28,7 +28,7 @@ from .zoo import Architecture, meta_module, meta_state, shapes_of_network, timm_
 
 CONFIG = "config.json"
 _PREPROCESSOR = "preprocessor_config.json"
-_MOST_BYTES = 1 << 22
+_INSTEAD = "give the folder as the hub has it, or the weights with --arch"
 _MOST = 1024  # of a number that is no axis of a tensor in the file
 _MOST_ITEMS = 256  # of all arguments together
 _MOST_TEXT = 200
@@ -93,26 +93,13 @@ def read_hub(folder: Path) -> HubConfig | None:
     path = folder / CONFIG
     if not (path.exists() or path.is_symlink()):
         return None
-    config = _read(find_file(folder, CONFIG))
+    config = config_mapping(find_file(folder, CONFIG), _INSTEAD)
     images = _preprocessing(folder)
     if "architecture" in config:
         return _of_timm(path, config, images)
     if "architectures" in config or "model_type" in config:
         return _of_transformers(path, config, images)
     return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with opened(path) as file:
-        if size_of(file) > _MOST_BYTES:
-            raise InputError(f"{path} has {size_of(file)} bytes, too many for a config file")
-        try:
-            found = parse_json(file.read())
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON: {one_line(str(error))[:100]}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds no mapping; give the folder as the hub has it, or the weights with --arch")
-    return found
 
 
 def _preprocessing(folder: Path) -> Preprocessing | None:
