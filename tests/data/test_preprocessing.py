@@ -28,7 +28,7 @@ def test_a_mapping_of_a_card_is_taken() -> None:
 
 def test_what_the_zoo_says_of_an_architecture_is_taken() -> None:
     pytest.importorskip("torchvision")
-    model: Any = SimpleNamespace(spec="torchvision/resnet18", module=nn.Linear(1, 1))
+    model: Any = SimpleNamespace(spec="torchvision/resnet18", module=nn.Linear(1, 1), preprocessing=None, labels=())
     found = Preprocessing.of(card_of(model)["preprocessing"])
     assert found.size == (224, 224) and found.resize == 256 and found.mean[0] == pytest.approx(0.485)
 
