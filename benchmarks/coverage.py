@@ -14,6 +14,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -177,8 +178,6 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _onnx(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Any]:
-    import tempfile
-
     start = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -198,17 +197,23 @@ def _plainly(message: str) -> str:
 
 def run(names: Iterable[str], jobs: int, file: Path) -> None:
     """Tries those networks that the file does not have yet, `jobs` at a time."""
-    known = {row["name"] for row in rows_of(file)}
+    rows = rows_of(file)
+    known = {row["name"] for row in rows}
     left = [n for n in names if n not in known]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))  # without a last line that was cut
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with file.open("a") as out, Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("networks", total=len(left))
-        with ThreadPoolExecutor(jobs) as pool:
+        pool = ThreadPoolExecutor(jobs)
+        try:
             for done in as_completed([pool.submit(_alone, name) for name in left]):
                 row = done.result()
                 out.write(json.dumps(row) + "\n")
                 out.flush()
                 bar.update(task, advance=1, description=row["name"])
+        finally:  # when it is stopped, what has not begun does not begin
+            pool.shutdown(cancel_futures=True)
 
 
 def _alone(name: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def _can_be_copied(value: Any) -> bool:
 class Outside:
     """What the code of a model keeps outside of it.
 
-    That are caches of functions, containers, numbers and tensors, as names of the modules (and packages) that its
+    These are caches of functions, containers, numbers and tensors, as names of the modules (and packages) that its
     classes come from, or as attributes of classes there.
     """
 

@@ -22,7 +22,10 @@ class PathError(CaptureError):
 
 
 def path_error(original: Program, message: str, sizes: Mapping[str, int]) -> PathError:
-    """The error for a program that is not the model at these sizes of free axes, by symbol; the batch last blamed."""
+    """The error for a program that is not the model at these sizes of free axes, which are given by their symbols.
+
+    The batch is blamed only where no other axis can be.
+    """
     specs = original.inputs
     axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in sizes]
     names = [n for n in dict.fromkeys(axes) if n != "batch"] or list(dict.fromkeys(axes))

@@ -215,7 +215,7 @@ def _sampled(
 ) -> Iterator[tuple[Sizes, tuple[Values, Values]]]:
     """Sizes and both sides on samples of them: `shapes` and a second one of the other parity.
 
-    Where the network's own computation does not run on smaller maps, that are the traced sizes.
+    The traced sizes alone where the network's own computation does not run on smaller maps.
     """
     small = _comparable(program, region, drawn(shapes.sizes)) if shapes.free else None
     if small is None:
