@@ -88,7 +88,7 @@ def refit_jointly(
             system.put(kept)
             return Joint(done, taken, before, best, f"no derivatives: {str(error).splitlines()[0][:200]}")
         done = step + 1
-        system.put({n: v + change[n] for n, v in system.weights().items()})
+        system.put({n: v + change[n].to(v.dtype) for n, v in system.weights().items()})
         found = judge.quality(gated.program)
         if not math.isfinite(found.error):
             break
@@ -158,9 +158,9 @@ class _System:
         return _Part(layer, alive, equations.free(part.pack(values)), equations)
 
     def weights(self) -> Vector:
-        """The weights as they are."""
+        """The weights as they are, in the dtypes that they are kept in."""
         constants = self.program.constants
-        return {n: constants[n].value.detach().to(DTYPE) for p in self.parts for n in p.names}
+        return {n: constants[n].value.detach() for p in self.parts for n in p.names}
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
         """Sets the weights."""
@@ -171,7 +171,7 @@ class _System:
 
     def step(self, batches: Callable[[], Iterable[Sequence[Tensor]]], iterations: int) -> Vector:
         """The change of all weights."""
-        weights = self.weights()
+        weights = {n: v.to(DTYPE) for n, v in self.weights().items()}
         scales = self._scales(batches())
         blocks, gradient = self._look(weights, batches, scales)
         change = {n: torch.zeros_like(v) for n, v in weights.items()}
