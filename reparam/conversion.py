@@ -205,7 +205,7 @@ def convert_program(
     program: left untouched. Raises what `convert` raises.
     """
     refuse_broken_weights(program)
-    return _Run(to, DEFAULTS, seed, progress).convert(to_module(program), Captured(program, ()), None)
+    return _Run(to, DEFAULTS, seed, progress).convert(to_module(program, program.home), Captured(program, ()), None)
 
 
 class _Run:
@@ -297,7 +297,7 @@ class _Run:
             equivalent=True,
             seconds=self.seconds,
         )
-        return Conversion(to_module(emitted), emitted, original, report)
+        return Conversion(to_module(emitted, original.home), emitted, original, report)
 
     def _loses_digits(
         self,
