@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from reparam.engines import Port, Runnable, output_names
 from reparam.errors import InputError, ReparamError
 from reparam.ir import CPU, on_device
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.utils import dtype_name, first_line, foreign_code, name_complaint
 
 Named = Sequence[tuple[str | None, Tensor]]

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from reparam.data import Sample, grouped
 from reparam.errors import InputError, ReparamError
 from reparam.ir import CPU, InputSpec, on_device
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.scoring import Agreement, Comparison, Metric, Score, Scorer, is_scores, scorer_for
 from reparam.utils import Shape, Shapes, dtype_name, first_line, foreign_code
 

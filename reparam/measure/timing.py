@@ -20,7 +20,7 @@ from reparam.compare import specs_of
 from reparam.engines import Runnable
 from reparam.errors import InputError, MachineError, ReparamError
 from reparam.ir import draw_examples, random_input
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.utils import first_line, foreign_code
 
 CPU, CUDA = "cpu", "cuda"

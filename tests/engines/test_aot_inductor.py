@@ -18,7 +18,7 @@ from reparam.engines.aot_inductor import AotiRunnable, compiler, is_package, met
 from reparam.engines.formats import find_format, recognise
 from reparam.engines.manifest import read_manifest, sha256_of
 from reparam.errors import InputError, MachineError, UnsafeFileError
-from reparam.load.checkpoint import load_checkpoint
+from reparam.loading.checkpoint import load_checkpoint
 from support.engine_nets import SHAPE, every, small
 
 OPTIONS = ExportOptions("aoti", settings={"device": "cpu"})
