@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.errors import CaptureError, EndedError, MachineError
 from reparam.ir import device_of
-from reparam.utils import foreign_code, memory_told, quiet
+from reparam.utils import as_the_user_set, foreign_code, memory_told, quiet
 
 from .explain import explain
 from .free_axes import bound_axes, dynamic_shapes, frees_batch, read_axes, wanted_axes, widened, without_batch
@@ -67,7 +67,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
             raise
         except CaptureError:
             with evaluation_mode(module):
-                refuse_misfit(module, example_inputs, lambda: module(*_copies(tuple(example_inputs))))
+                refuse_misfit(module, example_inputs, lambda: _run(module, example_inputs))
             raise
 
 
@@ -168,14 +168,15 @@ def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch
     doing = f"capturing {type(module).__name__}"
     for _ in range(8):
         try:
-            with _silent(), warnings.catch_warnings(), torch.no_grad(), _ConstantsStayReal(), memory_told(doing):
+            with _silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
                 warnings.simplefilter("ignore")
-                return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
+                with as_the_user_set(), _ConstantsStayReal():
+                    return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except MachineError:
             raise
         except Exception as error:
             if not _register_output_type(module, args, error):
-                raise CaptureError(explain(module, error, lambda: module(*_copies(args)))) from error
+                raise CaptureError(explain(module, error, lambda: _run(module, args))) from error
     raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
 
 
@@ -224,6 +225,11 @@ class _ConstantsStayReal(TorchFunctionMode):
 def _unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same values in new tensors: torch.export marks free sizes on its arguments, and obeys the marks."""
     return tuple(pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, args))
+
+
+def _run(module: nn.Module, args: Sequence[Any]) -> Any:
+    with as_the_user_set():
+        return module(*_copies(tuple(args)))
 
 
 def _copies(args: tuple[Any, ...]) -> tuple[Any, ...]:
