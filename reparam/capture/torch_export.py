@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,11 +25,13 @@ from reparam.utils import as_the_user_set, foreign_code, memory_told, quiet
 from .explain import explain
 from .free_axes import bound_axes, dynamic_shapes, frees_batch, read_axes, wanted_axes, widened, without_batch
 from .fresh import Outside, fresh_copy
+from .known_weights import WeightsAreKnown
 from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
 
 FAKE_TENSORS = "torch._subclasses.fake_tensor"  # a logger
+SYMBOLIC_SHAPES = "torch.fx.experimental.symbolic_shapes"
 
 
 @contextmanager
@@ -166,18 +168,27 @@ def batch_of(args: Sequence[Any]) -> int:
 
 def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:
     doing = f"capturing {type(module).__name__}"
+    values: AbstractContextManager[Any] = nullcontext()
     for _ in range(8):
         try:
             with _silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
                 warnings.simplefilter("ignore")
-                with as_the_user_set(), _ConstantsStayReal():
+                with as_the_user_set(), _ConstantsStayReal(), values:
                     return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except MachineError:
             raise
         except Exception as error:
-            if not _register_output_type(module, args, error):
+            if isinstance(values, nullcontext) and _asks_for_values(error):
+                values = WeightsAreKnown(module)
+            elif not _register_output_type(module, args, error):
                 raise CaptureError(explain(module, error, lambda: _run(module, args))) from error
     raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
+
+
+def _asks_for_values(error: Exception) -> bool:
+    """Whether tracing ended because a tensor was to become a number."""
+    text = str(error)
+    return "data-dependent" in text or "numpy" in text.lower()
 
 
 @contextmanager
@@ -185,7 +196,7 @@ def _silent() -> Iterator[None]:
     """torch prints the graph of a model that it gives up, and logs what it raises."""
     _trace.print = lambda *words, **options: None  # type: ignore[attr-defined]
     try:
-        with quiet(FAKE_TENSORS):
+        with quiet(FAKE_TENSORS, SYMBOLIC_SHAPES):
             yield
     finally:
         del _trace.print  # type: ignore[attr-defined]
