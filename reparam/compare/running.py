@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from reparam.engines import Port, Runnable, output_names
 from reparam.errors import InputError, ReparamError
-from reparam.load import LoadedModel
-from reparam.utils import dtype_name, first_line, foreign_code, name_complaint
+from reparam.ir import CPU, on_device
+from reparam.loading import LoadedModel
+from reparam.utils import as_the_user_set, dtype_name, first_line, foreign_code, name_complaint
 
 Named = Sequence[tuple[str | None, Tensor]]
 
@@ -79,7 +80,7 @@ def _run_module(model: LoadedModel, inputs: Named) -> dict[str, Tensor]:
     if unknown := [n for n in keywords if n not in names]:
         raise InputError(f"the model has no input '{unknown[0]}'; it takes {', '.join(names)}")
     try:
-        with torch.no_grad(), foreign_code("running the model"):
+        with torch.no_grad(), foreign_code("running the model"), as_the_user_set():
             result = model.module(*(cast(v) for n, v in inputs if n is None), **keywords)
     except ReparamError:
         raise
@@ -87,7 +88,7 @@ def _run_module(model: LoadedModel, inputs: Named) -> dict[str, Tensor]:
         reason = first_line(error)
         shapes = " ".join("x".join(map(str, v.shape)) for _, v in inputs)
         raise InputError(f"the model does not run on inputs of shape {shapes}: {reason}") from error
-    return name_outputs(result)
+    return name_outputs(pytree.tree_map(lambda v: on_device(v, CPU), result))
 
 
 def name_outputs(result: Any) -> dict[str, Tensor]:

@@ -17,8 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from reparam.capture import capture
 from reparam.data import Preprocessing
 from reparam.errors import InputError, ReparamError
+from reparam.ir import on_device
 from reparam.rewrite import Progress
-from reparam.utils import check_callable, checked_call, describe_type, first_line, foreign_code
+from reparam.utils import as_the_user_set, check_callable, checked_call, describe_type, first_line, foreign_code
 
 from .batches import open_batches
 
@@ -118,10 +119,10 @@ def recalibrate(
         for inputs in batches:
             counts.samples += len(inputs[0])
             counts.batches += 1
-            _run(module, example_inputs, inputs)
+            _run(module, example_inputs, [on_device(v, program.home) for v in inputs])
             if progress is not None:
                 progress("measure", counts.samples, batches.samples)
-    _combine(module, counts, program.device)
+    _combine(module, counts, program.home)
     for name, norm in _norms(module):
         if not all(bool(torch.isfinite(value).all()) for value in _statistics(norm)):
             raise InputError(f"the batch norm '{name}' meets NaN or infinite values on the samples")
@@ -208,7 +209,7 @@ def _run(module: nn.Module, examples: Sequence[Any], inputs: Sequence[Tensor]) -
     given = iter(inputs)
     filled = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     try:
-        with torch.no_grad(), foreign_code("running the model"):
+        with torch.no_grad(), foreign_code("running the model"), as_the_user_set():
             module(*torch.utils._pytree.tree_unflatten(filled, spec))
     except ReparamError:
         raise
