@@ -15,7 +15,7 @@ from .options import Side
 from .outputs import to_json
 from .render import line
 from .session import Session, Terminated
-from .work import ConvertOptions, Loaded, LoadedSide, explain_loaded, load_side
+from .work import RANDOM_WEIGHTS, ConvertOptions, Loaded, explain_loaded, load, load_side
 
 if TYPE_CHECKING:
     from reparam.page import Exploration
@@ -51,30 +51,29 @@ def _overlay_file(out: Path, overlay: str) -> Path:
 def explore_sides(
     session: Session, sides: Sequence[Side], *, to: str | None, shapes: Shapes | None, seed: int, trust: bool
 ) -> Exploration:
-    """Loads the models and reads their graphs.
-
-    Raises InputError for a sealed engine, and for any engine with `to`.
-    """
+    """Loads the models and reads their graphs. Raises InputError for a sealed engine."""
     from reparam.page import explore, explore_rewrites, explore_two
 
-    loaded = [load_side(session, side, trust=trust, seed=seed) for side in sides]
     if to is not None:
-        report = explain_loaded(session, _model(loaded[0]), ConvertOptions(to, shapes, ("batch",), seed), graphs=True)
+        loaded = _load(session, sides[0], trust=trust, seed=seed)
+        report = explain_loaded(session, loaded, ConvertOptions(to, shapes, ("batch",), seed), graphs=True)
         assert report.graphs is not None
-        return explore_rewrites(loaded[0].name, report.graphs["before"], report.graphs["after"], report.remarks)
-    graphs = shown_graphs(session, loaded, shapes, "view")
+        return explore_rewrites(loaded.name, report.graphs["before"], report.graphs["after"], report.remarks)
+    opened = [load_side(session, side, trust=trust, seed=seed) for side in sides]
+    graphs = shown_graphs(session, opened, shapes, "view")
     with session.working():
-        if len(loaded) == 1:
-            return explore(loaded[0].name, graphs[0])
-        return explore_two((loaded[0].name, loaded[1].name), graphs[0], graphs[1])
+        if len(opened) == 1:
+            return explore(opened[0].name, graphs[0])
+        return explore_two((opened[0].name, opened[1].name), graphs[0], graphs[1])
 
 
-def _model(side: LoadedSide) -> Loaded:
-    from reparam.load import LoadedModel
-
-    if not isinstance(side.model, LoadedModel):
-        raise InputError(f"{side.name} is an engine, which is shown as it is; leave out --to")
-    return Loaded(side.model, side.name, side.seconds)
+def _load(session: Session, side: Side, *, trust: bool, seed: int) -> Loaded:
+    """A model that can be rewritten: ONNX files are imported."""
+    path = None if side.path == RANDOM_WEIGHTS else side.path
+    option = f"--arch-{side.letter}"
+    if path is None and side.arch is None:
+        raise InputError(f"- stands for random weights of an architecture; name it with {option}")
+    return load(session, path, side.arch, side.arch_args, side.weights, trust=trust, seed=seed, option=option)
 
 
 def write(session: Session, found: Exploration, out: Path, *, force: bool) -> None:

@@ -58,8 +58,9 @@ def load(
     *,
     trust: bool,
     seed: int,
+    option: str = "--arch",
 ) -> Loaded:
-    """Loads a model and says on standard error what the user should know about it."""
+    """Loads a model and says on standard error what the user should know about it. option: names its architecture."""
     with session.working() as tell:
         from reparam.load import load_model
 
@@ -68,7 +69,7 @@ def load(
         model = load_model(path, arch=arch, arch_args=arch_args, trust=trust, seed=seed, **asdict(weights))
         tell("load", 1, 1)
         seconds = time.perf_counter() - start
-    describe_load(session, model, path, "--arch")
+    describe_load(session, model, path, option)
     return Loaded(model, _name(model, path), seconds)
 
 

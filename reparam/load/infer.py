@@ -264,7 +264,7 @@ def _nothing_fits(file_name: str, tried: Mapping[str, Fit]) -> str:
     left = f"; those of {missing[0]} were not, since it is missing: {install}" if missing else ""
     return (
         f"the architecture of {name} is not among the {len(tried)} candidates that were compared{left}; "
-        f"give it with --arch. The nearest: {listed or 'none'}"
+        f"give it with --arch, a network of your own as --arch module:name. The nearest: {listed or 'none'}"
     )
 
 

@@ -59,15 +59,14 @@ def test_one_model_alone_and_two_models_side_by_side() -> None:
     assert "only in A" in {r["value"] for r in read("two.change.json")["A: tiny.pt"]["results"].values()}
 
 
-def test_an_onnx_file_is_shown_as_it_is() -> None:
+def test_an_onnx_file_is_shown_as_it_is_and_rewritten_as_it_is_imported() -> None:
     pytest.importorskip("onnxscript")
     assert run("export", "tiny.pt", "--arch", "cli_nets:tiny", "--format", "onnx", "-o", "tiny.onnx").exit_code == 0
     succeed("view", "tiny.onnx", "--out", "net.json")
     labels = [n["label"] for n in read("net.json")["graphs"][0]["nodes"]]
     assert labels.count("conv2d") == 2 and not Path("net.macs.json").exists()
-    assert "tiny.onnx is an engine, which is shown as it is; leave out --to" in refuse(
-        2, "view", "tiny.onnx", "--to", "fused", "--out", "other.json"
-    )
+    succeed("view", "tiny.onnx", "--to", "fused", "--out", "both.json")
+    assert [g["id"] for g in read("both.json")["graphs"]] == ["before", "after"]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +83,13 @@ def test_an_onnx_file_is_shown_as_it_is() -> None:
 def test_what_is_refused_before_any_work(words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view_work, "load_side", None)
     assert expected in refuse(2, "view", *A, *words)
+
+
+def test_random_weights_need_an_architecture() -> None:
+    for words in ((), ("--to", "fused")):
+        assert "name it with --arch-a" in refuse(2, "view", "-", *words, "--out", "net.json")
+    succeed("view", "-", "--arch-a", "cli_nets:tiny", "--to", "fused", "--out", "net.json", "--quiet")
+    assert read("net.json")["label"].startswith("cli_nets:tiny")
 
 
 def test_no_file_is_overwritten_unasked() -> None:
