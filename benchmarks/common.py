@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError
-from reparam.load import build_architecture, randomize_statistics
+from reparam.loading import build_architecture, randomize_statistics
 
 GIB = 2**30
 PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxsim", "onnxslim", "onnxruntime")

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from reparam.conversion import Conversion, convert
 from reparam.engines import export
 from reparam.errors import CaptureError, InputError, MachineError, NotEquivalentError
-from reparam.load import build_architecture, randomize_statistics
-from reparam.load.zoo import register_missing_torchvision_ops
+from reparam.loading import build_architecture, randomize_statistics
+from reparam.loading.zoo import register_missing_torchvision_ops
 from reparam.utils import one_line, write_atomically
 
 HERE = Path(__file__).resolve().parent

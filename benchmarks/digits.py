@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.conversion import convert
-from reparam.load import build_architecture
+from reparam.loading import build_architecture
 from reparam.models.registry import Entry, entries
 
 ONE_INPUT = 1  # architectures of images or features; sets and points take no digits

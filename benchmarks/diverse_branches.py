@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reparam.conversion import convert
-from reparam.load import randomize_statistics
+from reparam.loading import randomize_statistics
 from reparam.models.multi_branch import dbb
 
 REPEATS, QUICK_REPEATS = 3, 1

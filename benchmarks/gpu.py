@@ -32,7 +32,7 @@ from reparam.conversion import convert
 from reparam.engines import Runnable
 from reparam.engines.formats import find_format
 from reparam.errors import ReparamError
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.measure import Where, time_models
 from reparam.measure.runtimes import CompiledModel, in_runtime
 from reparam.measure.timing import call_of

@@ -200,7 +200,7 @@ def moved(count: int) -> float:
 
 
 def reparam_model(name: str) -> nn.Module:
-    from reparam.load import build_architecture
+    from reparam.loading import build_architecture
 
     return build_architecture(name).module.eval()
 

@@ -32,7 +32,7 @@ from common import (
 from torch import nn
 
 from reparam.conversion import convert
-from reparam.load import randomize_statistics
+from reparam.loading import randomize_statistics
 from reparam.models.stochastic_depth_resnet import StochasticDepthResNet
 from reparam.report import Report
 

@@ -26,7 +26,7 @@ import reparam
 from reparam.engines import Runnable
 from reparam.engines.formats import find_format
 from reparam.errors import ReparamError
-from reparam.load import build_architecture, randomize_statistics
+from reparam.loading import build_architecture, randomize_statistics
 
 RESNET_20 = {"block": "basic", "layers": (3, 3, 3), "width": 16, "num_classes": 10, "stem": "small"}
 MODELS: Mapping[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {

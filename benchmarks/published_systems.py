@@ -14,7 +14,7 @@ import torch
 
 from reparam.conversion import convert
 from reparam.ir import Census, draw_examples
-from reparam.load import Architecture, build_architecture, randomize_statistics
+from reparam.loading import Architecture, build_architecture, randomize_statistics
 from reparam.models.registry import SMALL, entries
 
 ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"mocapsnet": {"std": 0.5}}  # its own, 0.01, gives capsules of 1e-11

@@ -28,7 +28,7 @@ from common import (
 from torch import Tensor, nn
 
 from reparam.conversion import convert
-from reparam.load import build_architecture
+from reparam.loading import build_architecture
 from reparam.models.capsules import capsule_loss
 from reparam.models.mocapsnet import CapsNet
 from reparam.models.momentum import saved_bytes

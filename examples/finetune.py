@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from reparam import InputError, ReparamError
 from reparam.capture import capture
 from reparam.data import Deck, Preprocessing, Spooled, open_samples, read_config, spool
-from reparam.load import load_model
+from reparam.loading import load
 
 NOT_COMPARED = {"resume", "stop_after", "save_every", "workers", "scratch", "device", "output"}
 
@@ -111,7 +111,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 def load_network(name: str | Path) -> nn.Module:
     """A folder of source, whose code is run, or a file, of which nothing is run."""
-    return load_model(name, trust=Path(name).is_dir()).module
+    return load(name, trust=Path(name).is_dir()).module
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):

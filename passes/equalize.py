@@ -152,7 +152,7 @@ class _Given:
     turns: Mapping[str, _Turns] = field(default_factory=dict)
 
     def of(self, program: Program, layer: Layer) -> _Turns:
-        ones = torch.ones(layer.out_channels, dtype=torch.float64, device=program.device)
+        ones = torch.ones(layer.out_channels, dtype=torch.float64)
         return self.turns.get(_origin(program, layer), _Turns(ones))
 
     def after(self, program: Program, layer: Layer, scale: Tensor) -> _Given:
@@ -182,7 +182,7 @@ def _column_ranges(program: Program, route: Route, channels: int) -> Tensor | No
     """The largest absolute weight on each channel, over the layers that read it; None when its place is not kept."""
     if any(is_call(s.node, CATS) or op_name(s.node) == "getitem" for s in route.steps if s.action != "sink"):
         return None
-    found = torch.zeros(channels, dtype=torch.float64, device=program.device)
+    found = torch.zeros(channels, dtype=torch.float64)
     for node in route.sinks:
         layer = read_layer(program, node)
         if layer is None or is_call(node, TRANSPOSED_CONVS):

@@ -21,9 +21,10 @@ from .errors import CaptureError, InputError, MachineError, NotEquivalentError, 
 
 if TYPE_CHECKING:
     from reparam.cli import apply
-    from reparam.compare import Verdict, verify
+    from reparam.compare import ProgramDiff, Verdict, diff, verify
     from reparam.engines import Exported, ExportOptions, export
     from reparam.initial import Initialised, InitOptions, init
+    from reparam.loading import LoadedModel, load
     from reparam.measure import BenchOptions, BenchTable, bench
     from reparam.pruning import Pruned, PruneOptions, prune, refit
     from reparam.signal import Analysis, analyze
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 
 _DOORS = {
     "cli": ("apply",),
-    "compare": ("Verdict", "verify"),
+    "compare": ("ProgramDiff", "Verdict", "diff", "verify"),
     "conversion": ("Conversion", "convert", "explain"),
     "engines": ("ExportOptions", "Exported", "export"),
     "initial": ("InitOptions", "Initialised", "init"),
+    "loading": ("LoadedModel", "load"),
     "measure": ("BenchOptions", "BenchTable", "bench"),
     "pruning": ("PruneOptions", "Pruned", "prune", "refit"),
     "signal": ("Analysis", "analyze"),
@@ -55,8 +57,10 @@ __all__ = [
     "InitOptions",
     "Initialised",
     "InputError",
+    "LoadedModel",
     "MachineError",
     "NotEquivalentError",
+    "ProgramDiff",
     "PruneOptions",
     "Pruned",
     "Recalibrated",
@@ -68,9 +72,11 @@ __all__ = [
     "apply",
     "bench",
     "convert",
+    "diff",
     "explain",
     "export",
     "init",
+    "load",
     "prune",
     "recalibrate",
     "refit",

@@ -27,7 +27,7 @@ from reparam.check import (
 )
 from reparam.emit import finalize, overflow_told, save_pt2, to_module
 from reparam.ir import Program, Range, census, describe_jumps, is_chain, jumps, unlift, with_labels, with_ranges
-from reparam.load import FileOrModel, take_given
+from reparam.loading import FileOrModel, take_given
 from reparam.onnx_input import ImportedModel
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
@@ -109,7 +109,7 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     signed: for `plain`, prelu, or relu to carry signed values past ReLUs as x = relu(x) - relu(-x), without PReLU.
     max_cost: for `plain`, how many times the multiply-accumulates of a block its chain may cost; a dearer block stays.
     outputs: results to keep, by keys or numbers ("out", "hidden.1"): one by itself, several as a dict. Default: all.
-    arch, arch_args, key, prefix, trust: of a file, as in `reparam.load.load_model`.
+    arch, arch_args, key, prefix, trust: of a file, as in `reparam.loading.load`.
 
     Raises InputError or CaptureError for a model that cannot be taken in, NotEquivalentError when the result is not
     the same function (naming the first rewrite that diverges).
@@ -205,7 +205,7 @@ def convert_program(
     program: left untouched. Raises what `convert` raises.
     """
     refuse_broken_weights(program)
-    return _Run(to, DEFAULTS, seed, progress).convert(to_module(program), Captured(program, ()), None)
+    return _Run(to, DEFAULTS, seed, progress).convert(to_module(program, program.home), Captured(program, ()), None)
 
 
 class _Run:
@@ -297,7 +297,7 @@ class _Run:
             equivalent=True,
             seconds=self.seconds,
         )
-        return Conversion(to_module(emitted), emitted, original, report)
+        return Conversion(to_module(emitted, original.home), emitted, original, report)
 
     def _loses_digits(
         self,

@@ -21,7 +21,7 @@ from support.warm_process import WarmProcess
 torch.set_num_threads(1)
 
 # A CPU build of torch lacks the operators that a CUDA build of torchvision looks up when it is imported.
-if torch.version.cuda is None and importlib.util.find_spec("reparam.load"):
+if torch.version.cuda is None and importlib.util.find_spec("reparam.loading"):
     from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
     register_missing_torchvision_ops()

@@ -143,7 +143,7 @@ def branches_to(program: Program, value: fx.Node, user: fx.Node, depth: int = 6)
 def build_term(program: Program, chain: Branch, ndim: int, axis: int, sign: float = 1.0) -> Term | Refusal:
     """The chain as one term (ndim 0: linear layers), or the reason why it is none."""
     channels = shape_of(chain.source)[axis]
-    weight = dirac(channels, channels, ndim).to(program.device)
+    weight = dirac(channels, channels, ndim)
     term = Term(identity_window(ndim), channels, weight, None)
     for link in chain.links:
         result = _extend(program, term, link, ndim, axis)

@@ -175,9 +175,8 @@ def _write_norm(program: Program, step: Step) -> fx.Node:
     gamma, beta = program.tensor(args["weight"]), program.tensor(args["bias"])
     own = Pair(gamma, beta).then(step.pair.scale, step.pair.shift)
     origin = place_of(step.node)
-    device = program.device
-    scale = own.scale if own.scale is not None else torch.ones(count, dtype=torch.float64, device=device)
-    shift = own.shift if own.shift is not None else torch.zeros(count, dtype=torch.float64, device=device)
+    scale = own.scale if own.scale is not None else torch.ones(count, dtype=torch.float64)
+    shift = own.shift if own.shift is not None else torch.zeros(count, dtype=torch.float64)
     w = program.weight(scale, f"{origin}.weight", like=step.node)
     b = program.weight(shift, f"{origin}.bias", like=step.node)
     first, second = (args["input"], args.get("normalized_shape", args.get("num_groups")))

@@ -135,7 +135,7 @@ def matrix_of(program: Program, plan: SampleMap) -> tuple[Tensor, Tensor | None]
     bias: Tensor | None = None
     for begin in range(0, n_out, chunk):
         count = min(chunk, n_out - begin)
-        x = torch.zeros(count, n_in, dtype=FOLD_DTYPE, device=program.device, requires_grad=True)
+        x = torch.zeros(count, n_in, dtype=FOLD_DTYPE, requires_grad=True)
         y = _run(program, plan, x, count)
         unit = torch.zeros_like(y)
         unit[torch.arange(count), torch.arange(begin, begin + count)] = 1

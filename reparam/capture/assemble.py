@@ -44,7 +44,6 @@ def assemble(graph: fx.Graph, weights: Mapping[str, Any]) -> Program:
         out_spec=info.out_spec,
         fake_mode=fake_mode,
         dtype=_dtype(constants, plain),
-        device=next((c.value.device for c in constants.values()), torch.device("cpu")),
     )
 
 

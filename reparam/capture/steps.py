@@ -12,7 +12,20 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import CaptureError
-from reparam.ir import DROPOUTS, FILLS, Program, arguments, aten, fixed_size, op_name, with_attribute_names
+from reparam.ir import (
+    CPU,
+    DROPOUTS,
+    FILLS,
+    Program,
+    arguments,
+    aten,
+    device_of,
+    fixed_size,
+    move_graph,
+    on_device,
+    op_name,
+    with_attribute_names,
+)
 from reparam.utils import first_line, name_complaint
 
 from .assemble import assemble, attributes_read
@@ -37,7 +50,7 @@ class Draft:
     """A captured graph on its way to a program.
 
     exported: with names of weights that torch can make a module of. names: the model's own name for each. weights:
-    those that the graph reads, by the model's names. notes: for remarks.
+    those that the graph reads, by the model's names. notes: for remarks. home: the device that the model lies on.
     """
 
     exported: torch.export.ExportedProgram
@@ -45,6 +58,7 @@ class Draft:
     graph: fx.Graph
     weights: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    home: torch.device = CPU
 
 
 def from_exported(exported: torch.export.ExportedProgram) -> Captured:
@@ -57,7 +71,7 @@ def from_exported(exported: torch.export.ExportedProgram) -> Captured:
     draft = Draft(plain, names, *_lift(plain, names))
     for step in STEPS:
         draft = step(draft)
-    program = replace(assemble(draft.graph, draft.weights), probes=probes(exported))
+    program = replace(assemble(draft.graph, draft.weights), probes=probes(exported), home=draft.home)
     return Captured(program, draft.notes)
 
 
@@ -116,6 +130,18 @@ def _without_dropouts(exported: torch.export.ExportedProgram) -> torch.export.Ex
             node.replace_all_uses_with(node.args[0])
             same.graph.erase_node(node)
     return same
+
+
+def come_to_the_cpu(draft: Draft) -> Draft:
+    """What lies on a GPU is computed with on the CPU from here on; the program knows where it came from."""
+    home = device_of([*draft.weights.values(), *(n.meta.get("val") for n in draft.graph.nodes)])
+    if home == CPU:
+        return draft
+    move_graph(draft.graph, CPU)
+    moved: dict[int, Any] = {}
+    for value in draft.weights.values():
+        moved.setdefault(id(value), on_device(value, CPU))
+    return replace(draft, weights={n: moved[id(v)] for n, v in draft.weights.items()}, home=home)
 
 
 def restore_batch_norms(draft: Draft) -> Draft:
@@ -249,6 +275,7 @@ _PICKS = frozenset(
 STEPS: tuple[Callable[[Draft], Draft], ...] = (
     refuse_random,
     resolve_writes,
+    come_to_the_cpu,
     restore_batch_norms,
     drop_asserts,
     keep_places,

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.errors import CaptureError, EndedError, MachineError
+from reparam.ir import device_of
 from reparam.utils import foreign_code, memory_told, quiet
 
 from .explain import explain
@@ -58,6 +59,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     axes = read_axes(dynamic)
     with foreign_code(f"capturing {type(module).__name__}"):
         check_model(module, example_inputs)
+        example_inputs = _beside_the_weights(module, example_inputs)
         try:
             with Outside(module).kept():
                 return _capture(fresh_copy(module), example_inputs, axes)
@@ -86,6 +88,21 @@ def _hook_notes(module: nn.Module) -> Iterator[str]:
     for name, m in module.named_modules():
         if m._forward_hooks or m._forward_pre_hooks:
             yield f"module '{name or 'root'}' has hooks: what they compute is captured, their side effects are not"
+
+
+def _beside_the_weights(module: nn.Module, args: Sequence[Any]) -> tuple[Any, ...]:
+    """The example inputs on the device of the model's weights, where it has some."""
+    weights = [*module.parameters(), *module.buffers()]
+    home = device_of(weights)
+    if not weights:
+        return tuple(args)
+
+    def beside(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.device.type in (home.type, "meta"):
+            return value
+        return value.to(home)
+
+    return tuple(pytree.tree_map(beside, tuple(args)))
 
 
 def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:

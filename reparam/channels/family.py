@@ -102,9 +102,7 @@ class Builder:
             return like
         constant = self.known.program.constant(source) if source is not None else None
         dtype, trainable = (constant.dtype, constant.trainable) if constant is not None else (None, False)
-        return self.known.program.weight(
-            value.to(self.known.program.device), origin, dtype=dtype, trainable=trainable, like=like
-        )
+        return self.known.program.weight(value, origin, dtype=dtype, trainable=trainable, like=like)
 
     def take(self, x: fx.Node, ids: Tensor, *, like: fx.Node, source: Tensor | None = None, bound: float = 0.0) -> Any:
         """The channels `ids` of an operand in this order and shape, for the call `like`.

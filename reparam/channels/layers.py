@@ -157,8 +157,8 @@ class Layers:
             weight = weight[:, columns]
         bias = None
         if read.bias is not None or bool((shift != 0).any()):
-            bias = (shift if read.bias is None else shift + read.bias)[kept].to(builder.known.program.device)
-        weight = weight.to(builder.known.program.device).reshape(*weight.shape[:2], *layer.kernel)
+            bias = (shift if read.bias is None else shift + read.bias)[kept]
+        weight = weight.reshape(*weight.shape[:2], *layer.kernel)
         if layer.kind == "transposed":
             weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
         geometry = replace(layer.geometry, groups=groups)

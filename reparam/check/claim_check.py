@@ -91,12 +91,12 @@ def _check(program: Program, claim: Claim, ranges: Ranges, generator: torch.Gene
     for slot, size in zip(claim.operands, shapes.sizes, strict=True):
         value = _sample(slot.old, size, ranges, generator)
         if isinstance(value, Tensor) and value.is_floating_point():
-            value = slot.impose(value.to(program.device))
+            value = slot.impose(value)
             if slot.new in after:  # two values became one
                 value = slot.put(value, after[slot.new])
             before[slot.old], after[slot.new] = value, slot.cut(value)
         else:
-            before[slot.old] = after[slot.new] = value.to(program.device) if isinstance(value, Tensor) else value
+            before[slot.old] = after[slot.new] = value
     made = [n for c in claim.new for n in c.all_input_nodes if n.op == "get_attr" and n not in claim.new]
     new = (*dict.fromkeys(made), *claim.new)
     before, after = evaluate_region(program, region.old, before), evaluate_region(program, new, after)

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam.capture import Outside, fresh_copy
 from reparam.errors import CaptureError, EndedError, MachineError
-from reparam.ir import Feed, Program, default_dtype, evaluate, give_back, typed
+from reparam.ir import CPU, Feed, Program, default_dtype, evaluate, give_back, on_device, typed
 from reparam.utils import foreign_code
 
 from .values import largest_difference
@@ -113,16 +113,16 @@ class Judge:
         calls: list[str] = []
         doing = f"running {type(self._module).__name__}"
         with torch.no_grad(), self._outside.kept(), foreign_code(doing), _Calls(calls):
-            outputs = list(pytree.tree_leaves(module(*args, **kwargs)))
+            outputs = [on_device(v, CPU) for v in pytree.tree_leaves(module(*args, **kwargs))]
         self.path = tuple(calls)
         kept = self._program.kept
         return outputs if kept is None else [outputs[i] for i in kept]
 
     def _arguments(self, values: Feed) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        spec = self._program.in_spec
+        spec, given = self._program.in_spec, [on_device(v, self._program.home) for v in values]
         if spec is None:
-            return list(values), {}
-        args, kwargs = pytree.tree_unflatten(list(values), spec)
+            return given, {}
+        args, kwargs = pytree.tree_unflatten(given, spec)
         return args, kwargs
 
 

@@ -137,7 +137,7 @@ def _size_ratio(region: Region, shapes: RegionShapes) -> float:
 
 def _sides(program: Program, region: Region, values: Sequence[Any]) -> tuple[Values, Values]:
     """The values of both sides on these inputs."""
-    known = _on_device(program, region, values)
+    known = dict(zip(region.inputs, values, strict=True))
     return evaluate_region(program, region.old, known), evaluate_region(program, region.new, known)
 
 
@@ -170,11 +170,6 @@ def _compare(
         ok = ok and bool((torch.isfinite(gap) & (gap <= bound)).all())
         worst, limit = max(worst, float(gap.max())), max(limit, float(bound.max()))
     return worst, limit, ok
-
-
-def _on_device(program: Program, region: Region, values: Sequence[Any]) -> dict[fx.Node, Any]:
-    pairs = zip(region.inputs, values, strict=True)
-    return {n: v.to(program.device) if isinstance(v, Tensor) else v for n, v in pairs}
 
 
 def _fixed_value(node: fx.Node) -> Any:
@@ -237,7 +232,7 @@ def _comparable(program: Program, region: Region, values: Sequence[Any]) -> tupl
     are fixed the new side need not give the old shape either; where they are free it has to, and `_compare` says so.
     """
     free = any(None in static_shape(n)[2:] for n in region.inputs)
-    known = _on_device(program, region, values)
+    known = dict(zip(region.inputs, values, strict=True))
     try:
         before = evaluate_region(program, region.old, known)
     except RuntimeError:

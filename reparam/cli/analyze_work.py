@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from reparam._version import __version__
 from reparam.data import Preprocessing
 from reparam.errors import InputError
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.signal import KINDS, Analysis, Table, analyze, draw_pictures
 from reparam.utils import Shapes, one_line, refuse_existing, write_atomically
 

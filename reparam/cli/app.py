@@ -368,7 +368,7 @@ def diff(  # noqa: PLR0913  # the parameters are the options
     found, graphs = cli_graphs.diff_loaded(session, first, second, shapes)
     if json != STANDARD_OUTPUT:
         header = render.line(f"{first.name} and {second.name}:")
-        session.show(header, found.text(session.width, full=full), render.line(found.summary()))
+        session.show(header, found.text(session.width, full=full), render.line(found.counted()))
     report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **found.as_dict()}
     with delivering(session, json) as deliver:
         if html is not None:

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from reparam.compare import open_model
 from reparam.engines.formats import recognise
 from reparam.errors import InputError
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.measure import (
     BenchOptions,
     BenchTable,

@@ -19,7 +19,7 @@ from reparam.data import load_array
 from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, read_calibration, save_arrays
 from reparam.errors import InputError
 from reparam.ir import Program
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.utils import write_atomically
 
 from .options import ImageOptions, read_preprocessing

@@ -31,7 +31,7 @@ PretrainedB = Annotated[
 
 @dataclass(frozen=True)
 class Weights:
-    """Which weights are meant; see `reparam.load.load_model`."""
+    """Which weights are meant; see `reparam.loading.load`."""
 
     key: str | None = None
     prefix: str | None = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reparam.conversion import Conversion
     from reparam.data import Preprocessing
     from reparam.engines import Runnable
-    from reparam.load import LoadedModel
+    from reparam.loading import LoadedModel
     from reparam.report import Report
 
 RANDOM_WEIGHTS = "-"  # in place of A or B
@@ -62,11 +62,11 @@ def load(
 ) -> Loaded:
     """Loads a model and says on standard error what the user should know about it. option: names its architecture."""
     with session.working() as tell:
-        from reparam.load import load_model
+        from reparam import loading
 
         start = time.perf_counter()
         tell("load", 0, 1)
-        model = load_model(path, arch=arch, arch_args=arch_args, trust=trust, seed=seed, **asdict(weights))
+        model = loading.load(path, arch=arch, arch_args=arch_args, trust=trust, seed=seed, **asdict(weights))
         tell("load", 1, 1)
         seconds = time.perf_counter() - start
     describe_load(session, model, path, option)
@@ -159,7 +159,7 @@ def shapes_for(models: Sequence[LoadedModel | Runnable], given: Shapes | None) -
 
     None beside an engine, whose ports decide.
     """
-    from reparam.load import LoadedModel
+    from reparam.loading import LoadedModel
 
     loaded = [m for m in models if isinstance(m, LoadedModel)]
     if given is not None or len(loaded) < len(models):

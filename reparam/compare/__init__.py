@@ -2,9 +2,10 @@
 Nothing is rewritten here.
 """
 
-from .diff import ProgramDiff, diff_calls, read_calls
+from .diffing import diff
 from .engines import specs_of
 from .opening import Comparable, open_engine, open_model, opened_alike, runnable
+from .program_diff import ProgramDiff, diff_calls, read_calls
 from .programs import program_of, verify_programs
 from .running import run_loaded
 from .verdict import Verdict
@@ -14,6 +15,7 @@ __all__ = [
     "Comparable",
     "ProgramDiff",
     "Verdict",
+    "diff",
     "diff_calls",
     "open_engine",
     "open_model",

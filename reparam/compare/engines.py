@@ -20,7 +20,7 @@ from reparam.check import ErrorSums, OutputError, depth_limit
 from reparam.engines import EngineOutputs, Port, Runnable, floats
 from reparam.errors import InputError
 from reparam.ir import InputSpec, Program, evaluate, filled, random_input, shape_of, typed
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
 
 from .adversarial import FLOOR, SCALES, first_divergence_among, relative_gap, rounding

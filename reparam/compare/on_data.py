@@ -9,7 +9,7 @@ from typing import Any
 
 from reparam.data import Preprocessing, open_samples
 from reparam.engines import Runnable, Task, input_specs, judge_on_samples, known_preprocessing
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
 from reparam.scoring import Agreement
 

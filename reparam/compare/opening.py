@@ -1,4 +1,4 @@
-"""Opens anything that can be run: what `load` takes, and files of the formats that `export` writes."""
+"""Opens anything that can be run: what `reparam.load` takes, and files of the formats that `export` writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reparam.engines import Exported, Runnable, checked_file
 from reparam.engines.formats import recognise
 from reparam.errors import InputError
 from reparam.ir import Program, exported_shapes, shape_of_input, unlift
-from reparam.load import LoadedModel, load_model
+from reparam.loading import LoadedModel, load
 from reparam.utils import Shapes, as_path, describe_type
 
 Comparable = (
@@ -34,11 +34,11 @@ def open_model(
     prefix: str | None = None,
     pretrained: str | None = None,
 ) -> LoadedModel | Runnable:
-    """`load_model`, or the engine in the file. Raises what `load_model` and `open_engine` raise."""
+    """`load`, or the engine in the file. Raises what `load` and `open_engine` raise."""
     engine = open_engine(Path(model), trust=trust) if model is not None else None
     if engine is None:
         which: dict[str, Any] = {"key": key, "prefix": prefix, "pretrained": pretrained}
-        return load_model(model, arch=arch, arch_args=arch_args, trust=trust, seed=seed, **which)
+        return load(model, arch=arch, arch_args=arch_args, trust=trust, seed=seed, **which)
     if key is not None or prefix is not None or pretrained is not None:
         raise InputError(f"{Path(str(model)).name} is no checkpoint; leave out --key, --prefix and --pretrained")
     if arch is not None:

@@ -27,7 +27,7 @@ from reparam.ir import (
     feed,
     typed,
 )
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
 from reparam.utils import dtype_name, first_line
 

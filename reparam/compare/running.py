@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from reparam.engines import Port, Runnable, output_names
 from reparam.errors import InputError, ReparamError
-from reparam.load import LoadedModel
+from reparam.ir import CPU, on_device
+from reparam.loading import LoadedModel
 from reparam.utils import dtype_name, first_line, foreign_code, name_complaint
 
 Named = Sequence[tuple[str | None, Tensor]]
@@ -87,7 +88,7 @@ def _run_module(model: LoadedModel, inputs: Named) -> dict[str, Tensor]:
         reason = first_line(error)
         shapes = " ".join("x".join(map(str, v.shape)) for _, v in inputs)
         raise InputError(f"the model does not run on inputs of shape {shapes}: {reason}") from error
-    return name_outputs(result)
+    return name_outputs(pytree.tree_map(lambda v: on_device(v, CPU), result))
 
 
 def name_outputs(result: Any) -> dict[str, Tensor]:

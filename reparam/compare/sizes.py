@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reparam.check import ErrorSums, Judge
 from reparam.ir import Feed, InputSpec, Program, random_input
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 
 LARGEST = 256  # sides above are not made larger still
 VARIANTS = ((48, 2), (81, 3), (53, 5))  # a side that is even, odd, prime, and the batch beside it

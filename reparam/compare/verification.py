@@ -14,7 +14,7 @@ from reparam.check import depth_limit
 from reparam.engines import Runnable
 from reparam.errors import InputError
 from reparam.ir import Program, check_shapes, shape_of_input
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
 from reparam.utils import Shapes, check_callable, check_seed, checked_call
 
@@ -46,7 +46,7 @@ def verify(  # noqa: PLR0913  # each is asked for on its own
     Modules are run at other sizes too, even those that a captured graph does not hold for: where both run, they have to
     agree.
 
-    a, b: modules, exported programs, files, results of `convert`, `export` and `prune`, or what `reparam.load` and
+    a, b: modules, exported programs, files, results of `convert`, `export` and `prune`, or what `reparam.loading` and
         `reparam.compare` open: loaded models and engines.
     example_inputs: positional arguments of a module; tensors are (N, ...) where the batch is free.
     input_shapes: in place of examples, the shape of each input without the batch. Not needed where a model tells it.

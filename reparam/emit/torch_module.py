@@ -16,22 +16,24 @@ from torch._export.serde.serialize import SerializeError
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError
-from reparam.ir import Constant, Program, attribute_names, shape_of
+from reparam.ir import CPU, Constant, Program, attribute_names, move_graph, on_device, shape_of
 from reparam.utils import first_line, refuse_existing, unused_name, write_atomically
 
 from .plain_containers import plain_containers
 from .whole_sizes import spell_whole_sizes
 
 
-def to_module(program: Program) -> nn.Module:
+def to_module(program: Program, device: torch.device = CPU) -> nn.Module:
     """A torch module that computes the program, with the original's call signature and nested outputs.
 
     Weights that were trainable are nn.Parameters. The weights are shared with the program, not copied. They keep their
     names, but for a name that a torch module has for itself (`graph`, `to`), which gets an underscore behind it.
+
+    device: where it lies; the weights are copied to another than the CPU.
     """
     root, names = nn.Module(), attribute_names(program.constants, {*dir(_Converted), "size_check"})
     for name, constant in program.constants.items():
-        _attach(root, names[name], constant)
+        _attach(root, names[name], replace(constant, value=on_device(constant.value, device)))
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     out = graph.graph_copy(program.graph, mapping)
@@ -39,6 +41,8 @@ def to_module(program: Program) -> nn.Module:
     for node in graph.nodes:
         if node.op == "get_attr":
             node.target = names[str(node.target)]
+    if device != CPU:
+        move_graph(graph, device)
     if program.in_spec is not None and program.out_spec is not None:
         info = fx.graph._PyTreeInfo(_parameter_names(program), program.in_spec, program.out_spec)
         graph.set_codegen(fx.graph._PyTreeCodeGen(info))
@@ -140,7 +144,7 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
             args.append(node.meta["val"])
             shapes.append(None)
             continue
-        args.append(torch.zeros(shape_of(node, env), dtype=spec.dtype, device=program.device))
+        args.append(torch.zeros(shape_of(node, env), dtype=spec.dtype))
         shapes.append({i: torch.export.Dim.AUTO for i, s in enumerate(spec.shape) if isinstance(s, str)} or None)
     positional, keywords = _nest(program, args)
     spec_tree, kw_shapes = _nest(program, shapes)

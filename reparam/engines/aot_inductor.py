@@ -11,7 +11,9 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from reparam.emit import export_program
 from reparam.errors import InputError, MachineError
-from reparam.ir import Program
+from reparam.ir import CPU, Program
 from reparam.utils import dtype_name, memory_told
 
 from .format import BuildOptions, Built, Port, Runnable, Tell
@@ -58,6 +60,32 @@ def compiler() -> str | None:
     return shutil.which(wanted)
 
 
+def _check_compiler() -> None:
+    """Raises MachineError without a C++ compiler, and for one whose libraries torch cannot load.
+
+    A library that holds the C++ library itself, instead of asking for the one that torch has loaded, ends the process.
+    """
+    found = compiler()
+    if found is None:
+        raise MachineError("AOTInductor needs a C++ compiler; install g++, or name one in the variable CXX")
+    if not sys.platform.startswith("linux"):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "probe.cpp", Path(folder) / "probe.so"
+        source.write_text("#include <string>\nstd::string probe(int n) { return std::to_string(n) + 'n'; }\n")
+        words = [found, "-shared", "-fPIC", str(source), "-o", str(library)]
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+            raise MachineError(f"the C++ compiler {found} does not build a library: {said[:200]}")
+        content = library.read_bytes()
+    if b"libstdc++.so" not in content and b"libc++.so" not in content:
+        raise MachineError(
+            f"the C++ compiler {found} links the C++ library statically, and torch crashes with what it builds; name "
+            "another one in the variable CXX"
+        )
+
+
 def choose_device(wanted: str | None) -> str:
     """`cuda` where torch has a GPU, else `cpu`, unless one is named.
 
@@ -79,8 +107,7 @@ def build_package(program: Program, path: Path, options: BuildOptions, tell: Tel
     device = choose_device(options.settings.get("device"))
     if path.suffix != ".pt2":
         raise InputError(f"torch writes its packages into .pt2 files; name the file {path.stem}.aoti.pt2")
-    if compiler() is None:
-        raise MachineError("AOTInductor needs a C++ compiler; install g++, or name one in the variable CXX")
+    _check_compiler()
     inputs, outputs = ports_of(program)
     ports = {"inputs": [p.as_dict() for p in inputs], "outputs": [p.as_dict() for p in outputs]}
     facts = json.dumps(ports | {"precision": options.precision}, sort_keys=True)
@@ -88,7 +115,7 @@ def build_package(program: Program, path: Path, options: BuildOptions, tell: Tel
     with warnings.catch_warnings(), _exact():
         warnings.simplefilter("ignore")
         exported = export_program(program)
-        if program.device.type != device:
+        if device != CPU.type:
             from torch.export.passes import move_to_device_pass
 
             exported = move_to_device_pass(exported, device)

@@ -11,7 +11,7 @@ from typing import Any
 from reparam.data import FOLDERS, Preprocessing, Samples, class_folders, open_samples
 from reparam.errors import InputError
 from reparam.ir import InputSpec
-from reparam.load import LoadedModel, find_function
+from reparam.loading import LoadedModel, find_function
 from reparam.scoring import Agreement, Score
 from reparam.utils import as_path, describe_type
 

@@ -17,7 +17,7 @@ from reparam.conversion import Conversion, convert
 from reparam.emit import finalize, to_module
 from reparam.errors import InputError, MachineError, NotEquivalentError
 from reparam.ir import Program, Range, Room, filled, make_room
-from reparam.load import FileOrModel, LoadedModel
+from reparam.loading import FileOrModel, LoadedModel
 from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
 from reparam.report import Remark, Report

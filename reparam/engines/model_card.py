@@ -18,7 +18,7 @@ from .manifest import read_manifest
 if TYPE_CHECKING:
     from reparam.data import Preprocessing
     from reparam.ir import Program
-    from reparam.load import LoadedModel
+    from reparam.loading import LoadedModel
 
 
 def card_of(model: LoadedModel) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from reparam.data import Sample, grouped
 from reparam.errors import InputError, ReparamError
-from reparam.ir import InputSpec
-from reparam.load import LoadedModel
+from reparam.ir import CPU, InputSpec, on_device
+from reparam.loading import LoadedModel
 from reparam.scoring import Agreement, Comparison, Metric, Score, Scorer, is_scores, scorer_for
 from reparam.utils import Shape, Shapes, dtype_name, first_line, foreign_code
 
@@ -124,7 +124,8 @@ class Runner:
             with torch.inference_mode(), foreign_code(f"running {self.name}"):
                 if isinstance(self.model, Runnable):
                     return list(self.model.run([_ported(v, p) for v, p in self._pairs(inputs, self.model.inputs)]))
-                return pytree.tree_leaves(self.model.module(*(_cast(v, self.model) for v in inputs)))
+                result = self.model.module(*(_cast(v, self.model) for v in inputs))
+                return [on_device(v, CPU) for v in pytree.tree_leaves(result)]
         except ReparamError:
             raise
         except Exception as error:

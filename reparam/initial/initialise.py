@@ -13,7 +13,7 @@ from reparam.capture import capture
 from reparam.data import Preprocessing, open_samples
 from reparam.emit import finalize, to_module
 from reparam.errors import InputError
-from reparam.ir import Program
+from reparam.ir import CPU, Program, device_of
 from reparam.rewrite import Progress
 from reparam.training import open_batches
 from reparam.utils import check_callable, checked_call, describe_type, foreign_code
@@ -86,7 +86,8 @@ def init(  # the keywords are the options
         raise InputError(f"the method {method} looks at no samples; leave data (--calibrate) out")
     with foreign_code("copying the model", errors=True):
         module = copy.deepcopy(model).eval()
-    captured = capture(module, example_inputs, dynamic=dynamic)
+    home = device_of([*module.parameters(), *module.buffers()])
+    captured = capture(module.to(CPU), example_inputs, dynamic=dynamic)
     program = captured.program
     weights = Weights(program, module, torch.Generator().manual_seed(wanted.seed))
     if method in PLAIN:
@@ -99,10 +100,10 @@ def init(  # the keywords are the options
         source = _Labelled(program, data, labels, preprocessing, wanted.batch, tuple(example_inputs))
         outcome = _learn(weights, wanted, source, loss or nn.functional.cross_entropy, progress)
     refuse_unset(weights, method)
-    return _result(method, weights, outcome, captured.notes)
+    return _result(method, weights, outcome, captured.notes, home)
 
 
-def _result(method: str, weights: Weights, outcome: Outcome, notes: tuple[str, ...]) -> Initialised:
+def _result(method: str, weights: Weights, outcome: Outcome, notes: tuple[str, ...], home: torch.device) -> Initialised:
     rewritten = method in REWRITING
     program, module = weights.program, weights.module
     said = weights.set_weights(), weights.left_weights()
@@ -114,7 +115,7 @@ def _result(method: str, weights: Weights, outcome: Outcome, notes: tuple[str, .
             notes = (*notes, "batch norms and dropouts of the written graph are as in evaluation mode")
     return Initialised(
         method,
-        module,
+        module.to(home),
         program,
         rewritten,
         *said,
@@ -136,12 +137,7 @@ class _Labelled:
         self, program: Program, data: Any, labels: Any, preprocessing: Any, size: int, examples: tuple[Any, ...]
     ) -> None:
         self.samples = open_samples(data, program, preprocessing=preprocessing, labels=labels)
-        self.dtypes, self.device, self.size, self.examples = (
-            [s.dtype for s in program.inputs],
-            program.device,
-            size,
-            examples,
-        )
+        self.dtypes, self.size, self.examples = [s.dtype for s in program.inputs], size, examples
 
     def __call__(self) -> Iterator[gradinit.Batch]:
         held: list[Any] = []
@@ -157,10 +153,10 @@ class _Labelled:
 
     def _joined(self, held: Sequence[Any]) -> gradinit.Batch:
         columns = zip(*(s.inputs for s in held), strict=True)
-        inputs = iter([torch.cat(c).to(self.device, d) for c, d in zip(columns, self.dtypes, strict=True)])
+        inputs = iter([torch.cat(c).to(CPU, d) for c, d in zip(columns, self.dtypes, strict=True)])
         leaves, spec = torch.utils._pytree.tree_flatten(self.examples)
         filled = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        labels = torch.cat([torch.as_tensor(s.label).reshape(-1) for s in held]).to(self.device)
+        labels = torch.cat([torch.as_tensor(s.label).reshape(-1) for s in held]).to(CPU)
         return torch.utils._pytree.tree_unflatten(filled, spec), labels
 
 

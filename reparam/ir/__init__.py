@@ -42,6 +42,7 @@ from .aten import (
 from .attributes import attribute_names, unlift, with_attribute_names
 from .containers import keys_of, parts_of
 from .cost import Census, batch_one, census, is_chain, joins, node_macs, spelled_out
+from .devices import CPU, device_of, move_graph, on_device
 from .feeds import EVEN_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
 from .inputs import Range, check_shapes, draw_examples, exported_shapes, shape_of_input, with_labels, with_ranges
 from .interpreter import (
@@ -85,6 +86,7 @@ __all__ = [
     "CASTS",
     "CATS",
     "CONVS",
+    "CPU",
     "DIVS",
     "DROPOUTS",
     "EVEN_SIZE",
@@ -130,6 +132,7 @@ __all__ = [
     "check_shapes",
     "default_dtype",
     "describe_jumps",
+    "device_of",
     "draw_examples",
     "evaluate",
     "evaluate_region",
@@ -153,8 +156,10 @@ __all__ = [
     "make_room",
     "may_alias",
     "module_of",
+    "move_graph",
     "node_macs",
     "odd_kind",
+    "on_device",
     "op_name",
     "pair",
     "parts_of",

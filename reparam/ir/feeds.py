@@ -58,7 +58,7 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
         value = random_input(spec, shape, generator)
         if value.is_floating_point():
             value = value.to(spec.dtype).to(torch.float64)
-        values.append(value.to(program.device))
+        values.append(value)
     return values
 
 

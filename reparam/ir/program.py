@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from reparam.errors import RuleError
 
 from . import mapped
+from .devices import CPU
 from .mapped import LEAST, give_back, in_file
 from .scratchpad import Scratchpad
 from .structure import Structure
@@ -74,6 +75,7 @@ class Program:
     in_spec, out_spec: pytrees that the original model's arguments and results have.
     probes: values of free sizes at which something that torch took for granted does not hold.
     samples: how many samples one input holds, where the model fixes its batch.
+    home: the device that the original lies on; the program lies on the CPU, with all that is computed of it.
     kept: which of the model's flat results are the outputs; None for all.
     """
 
@@ -87,7 +89,7 @@ class Program:
     probes: tuple[Mapping[str, int], ...] = ()
     samples: int = 1
     kept: tuple[int, ...] | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    home: torch.device = CPU
     notes: Scratchpad = field(default_factory=Scratchpad, repr=False)
     _gone: set[fx.Node] = field(default_factory=set, repr=False)
     _created: list[fx.Node] | None = field(default=None, repr=False)
@@ -214,7 +216,7 @@ class Program:
         with self.graph.inserting_before(like):
             node = self.graph.create_node("get_attr", name)
         with self.fake_mode:
-            fake = torch.empty(value.shape, dtype=out_dtype, device=self.device)
+            fake = torch.empty(value.shape, dtype=out_dtype)
         node.meta = {"val": fake, "module": module_of(like), "data": False}
         self._track(node)
         return node

@@ -26,7 +26,7 @@ from reparam.engines import (
 )
 from reparam.errors import InputError
 from reparam.ir import check_shapes
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
 from reparam.utils import as_path, check_callable, check_seed, checked_call, describe_type
 

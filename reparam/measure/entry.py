@@ -11,7 +11,7 @@ import torch
 
 from reparam.engines import Runnable
 from reparam.engines.formats import recognise
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
 

@@ -22,7 +22,7 @@ from reparam._version import __version__
 from reparam.engines import Runnable
 from reparam.errors import InputError
 from reparam.ir import check_shapes
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
 from reparam.utils import foreign_code
 

@@ -12,7 +12,7 @@ from reparam.engines import DTYPES, ExportOptions, Runnable, export
 from reparam.engines.formats import find_format
 from reparam.errors import InputError
 from reparam.ir import draw_examples
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.utils import Shapes
 
 TORCH, COMPILE = "torch", "compile"

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reparam.compare import specs_of
 from reparam.engines import Runnable
 from reparam.errors import InputError, MachineError, ReparamError
 from reparam.ir import draw_examples, random_input
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.utils import first_line, foreign_code
 
 CPU, CUDA = "cpu", "cuda"
@@ -112,7 +112,7 @@ def call_of(
         values = _engine_inputs(name, model, shapes, batch, seed)
         _try(name, lambda: model.run(values))
         return Call(name, model.prepared(values), model.kind == CUDA)
-    module = model.module if device == CPU else copy.deepcopy(model.module).to(device)
+    module = _lying_on(model.module, device)
     examples = tuple(v.to(device) for v in draw_examples(module, shapes, batch=batch, seed=seed))
 
     def run() -> Any:
@@ -121,6 +121,13 @@ def call_of(
 
     _try(name, run)
     return Call(name, run, device == CUDA)
+
+
+def _lying_on(module: nn.Module, device: str) -> nn.Module:
+    """The module, or where a weight of it lies elsewhere a copy on the device."""
+    if device == CPU and all(v.device.type == CPU for v in (*module.parameters(), *module.buffers())):
+        return module
+    return copy.deepcopy(module).to(device)
 
 
 def _engine_inputs(name: str, engine: Runnable, shapes: Sequence[Sequence[int]], batch: int, seed: int) -> list[Tensor]:

@@ -94,11 +94,11 @@ class _Places:
         return found
 
 
-def weight_of(wire: GroupedLayer, stage: Stage, device: torch.device) -> Tensor:
+def weight_of(wire: GroupedLayer, stage: Stage) -> Tensor:
     """The weight of the layer, (groups*m, n, *kernel), float64."""
     groups, n_in = wire.inputs.shape
     n_out = wire.outputs.shape[1]
-    weight = torch.zeros(groups * n_out, n_in, *stage.window.size, dtype=FOLD_DTYPE, device=device)
+    weight = torch.zeros(groups * n_out, n_in, *stage.window.size, dtype=FOLD_DTYPE)
     into, out = natural(stage.before), natural(stage.after)
     columns, rows = _Places(wire.inputs), _Places(wire.outputs)
     active = {v for v, _ in stage.forms if v.act.family != "linear"}
@@ -130,12 +130,12 @@ def _part(m: Map, numbers: Tensor, rows: np.ndarray, cols: np.ndarray) -> Tensor
     return part
 
 
-def shifts_of(stage: Stage, device: torch.device) -> Tensor:
+def shifts_of(stage: Stage) -> Tensor:
     """What the layer adds to each channel of its register in natural order, (C,), float64."""
     out = natural(stage.after)
-    total = torch.zeros(width(stage.after), dtype=FOLD_DTYPE, device=device)
+    total = torch.zeros(width(stage.after), dtype=FOLD_DTYPE)
     for v, form in stage.forms:
-        shift = shift_vector(form, device)
+        shift = shift_vector(form)
         if shift is not None:
             gain = 1.0 if v.act.family != "linear" else stage.joint.gain
             total[out[v] : out[v] + v.channels] += shift / gain
@@ -147,11 +147,11 @@ def placed(values: Tensor, order: np.ndarray) -> Tensor:
     return torch.cat([values, values.new_zeros(1)])[torch.from_numpy(order.copy())]
 
 
-def sums_weight(wire: GroupedLayer, sums: PartialSums, ndim: int, device: torch.device) -> Tensor:
+def sums_weight(wire: GroupedLayer, sums: PartialSums, ndim: int) -> Tensor:
     """One where a part belongs to a result, (groups*m, n, 1, ...), float64."""
     parts = np.append(wire.outputs.reshape(-1), PAD)[sums.picks]
     same = (sums.results[:, :, None] == parts[:, None, :]) & (parts >= 0)[:, None, :]
-    ones = torch.from_numpy(same.reshape(-1, parts.shape[1])).to(device, FOLD_DTYPE)
+    ones = torch.from_numpy(same.reshape(-1, parts.shape[1])).to(FOLD_DTYPE)
     return ones.reshape(*ones.shape, *[1] * ndim)
 
 

@@ -285,11 +285,11 @@ def _compose_maps(outer: Map, inner: Map) -> Map | Refusal | None:
     return Map(joint, groups, b.rows, b.n_out, a.cols, a.n_in, numbers)
 
 
-def shift_vector(form: Form, device: torch.device) -> Tensor | None:
+def shift_vector(form: Form) -> Tensor | None:
     """The form's shift as one (C,) vector, None when there is none."""
     if not form.shifts:
         return None
-    total = torch.zeros(form.channels, dtype=FOLD_DTYPE, device=device)
+    total = torch.zeros(form.channels, dtype=FOLD_DTYPE)
     for s in form.shifts:
         total[s.rows : s.rows + s.n] += s.numbers()
     return total

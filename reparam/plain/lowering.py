@@ -66,7 +66,7 @@ def _select(
     places = rearranged(order, wanted)
     if places is None:
         return x
-    index = torch.from_numpy(places).to(program.device)
+    index = torch.from_numpy(places)
     stem = place_of(x)
     return program.call(
         aten.index_select.default, (x, axis, program.weight(index, f"{stem}_order", like=like)), like=like
@@ -93,7 +93,7 @@ def _layer(program: Program, chain: PlainChain, stage: Stage, x: fx.Node, wire: 
     like = chain.span_values.span.exit
     origin = _origin(stage)
     stem = place_of(origin)
-    shifts = shifts_of(stage, program.device)
+    shifts = shifts_of(stage)
     has_shift = bool((shifts != 0).any())
 
     def layer(x: fx.Node, weight: Tensor, name: str, window: Window, groups: int, bias: Tensor | None) -> fx.Node:
@@ -107,13 +107,13 @@ def _layer(program: Program, chain: PlainChain, stage: Stage, x: fx.Node, wire: 
         return y
 
     bias = placed(shifts, wire.order) if has_shift else None
-    weight = weight_of(wire, stage, program.device)
+    weight = weight_of(wire, stage)
     y = layer(x, weight, stem, stage.window, wire.groups, bias if wire.sums is None else None)
     if wire.sums is not None:
         picks = wire.sums.picks.reshape(-1)
         parts = np.arange(wire.outputs.size)
         y = _select(program, y, parts, picks, chain.span_values.axis, like=like)
-        ones = sums_weight(wire, wire.sums, chain.span_values.ndim, program.device)
+        ones = sums_weight(wire, wire.sums, chain.span_values.ndim)
         window = identity_window(chain.span_values.ndim)
         y = layer(y, ones, f"{stem}_sums", window, len(wire.sums.picks), bias)
     slots = torch.from_numpy(wire.order.copy())

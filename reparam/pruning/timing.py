@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reparam.emit import to_module
 from reparam.ir import Program, batch_one, shape_of
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.measure import Where, time_models
 
 ROUNDS = 15

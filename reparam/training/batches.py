@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reparam.data import Deck, Preprocessing, open_samples
 from reparam.errors import InputError
-from reparam.ir import Program
+from reparam.ir import CPU, Program
 
 Inputs = tuple[Tensor, ...]
 
@@ -30,7 +30,7 @@ class Batches:
 def open_batches(
     data: Any, program: Program, size: int, preprocessing: Preprocessing | Mapping[str, Any] | None = None
 ) -> Batches:
-    """Batches of `size` samples for the inputs of `program`, on its device and in the dtypes of its inputs.
+    """Batches of `size` samples for the inputs of `program`, in the dtypes of its inputs, on the CPU.
 
     data: a `Deck`, or what `reparam.data.open_samples` takes; labels are left out. Where the program fixes its batch at
     B, each is of B rows. Samples of unequal sizes, where sizes are free, lie in batches of their own. What is left at
@@ -54,7 +54,7 @@ def open_batches(
 def _typed(batches: Iterator[Inputs], program: Program) -> Iterator[Inputs]:
     dtypes = [spec.dtype for spec in program.inputs]
     for batch in batches:
-        yield tuple(v.to(program.device, dtype) for v, dtype in zip(batch, dtypes, strict=True))
+        yield tuple(v.to(CPU, dtype) for v, dtype in zip(batch, dtypes, strict=True))
 
 
 def _batched(rows: Iterator[Inputs], size: int) -> Iterator[Inputs]:

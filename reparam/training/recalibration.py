@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from reparam.capture import capture
 from reparam.data import Preprocessing
 from reparam.errors import InputError, ReparamError
+from reparam.ir import on_device
 from reparam.rewrite import Progress
 from reparam.utils import check_callable, checked_call, describe_type, first_line, foreign_code
 
@@ -118,10 +119,10 @@ def recalibrate(
         for inputs in batches:
             counts.samples += len(inputs[0])
             counts.batches += 1
-            _run(module, example_inputs, inputs)
+            _run(module, example_inputs, [on_device(v, program.home) for v in inputs])
             if progress is not None:
                 progress("measure", counts.samples, batches.samples)
-    _combine(module, counts, program.device)
+    _combine(module, counts, program.home)
     for name, norm in _norms(module):
         if not all(bool(torch.isfinite(value).all()) for value in _statistics(norm)):
             raise InputError(f"the batch norm '{name}' meets NaN or infinite values on the samples")

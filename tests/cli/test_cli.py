@@ -237,7 +237,7 @@ def test_a_program_can_be_converted_again(folder: Path) -> None:
 
 
 def test_twins_raise_a_warning_unless_the_architecture_is_named(folder: Path) -> None:
-    from reparam.load import build_architecture
+    from reparam.loading import build_architecture
 
     torch.save(build_architecture("torchvision/resnet18").module.state_dict(), folder / "resnet18.pt")
     words = ("explain", "resnet18.pt", "--input-shape", "3,32,32", "--json", "-")

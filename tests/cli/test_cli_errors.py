@@ -19,7 +19,7 @@ from reparam.cli.outputs import check_folder
 from reparam.cli.session import Terminated, explain_failure
 from reparam.emit import source
 from reparam.errors import InputError, MachineError, NotEquivalentError, RuleError
-from reparam.load import model as load
+from reparam.loading import model as load
 from support.cli_helpers import TINY, failing_save, prepare_folder, refuse, run
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -91,7 +91,7 @@ def test_an_existing_output_is_refused_before_any_work(folder: Path, monkeypatch
     def fail(*words: Any, **options: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(load, "load_model", fail)
+    monkeypatch.setattr(load, "load", fail)
     (folder / "tiny-fused.pt2").write_text("precious")
     (folder / "source").mkdir()
     (folder / "source" / "model.py").write_text("precious")

@@ -13,7 +13,7 @@ from torch import nn
 
 import reparam
 from reparam.errors import CaptureError, InputError
-from reparam.load import load_model
+from reparam.loading import load
 from support.cli_helpers import files, prepare_folder, refuse, run
 from support.warm_process import WarmProcess
 
@@ -137,7 +137,7 @@ def test_the_python_api_says_the_same(end: str, folder: Path) -> None:
         with pytest.raises(CaptureError, match=r"capturing InForward was ended by .* at ends\.py:\d+ in forward"):
             work()
     with pytest.raises(InputError, match=r"building ends:in_factory was ended by"):
-        load_model(None, arch="ends:in_factory")
+        load(None, arch="ends:in_factory")
 
 
 @pytest.mark.parametrize("last", ["atexit.register(lambda: os._exit(0))", "atexit.register(sys.exit, 0)"])

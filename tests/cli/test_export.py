@@ -57,7 +57,7 @@ def test_the_manifest_and_the_metadata_tell_the_same(folder: Path) -> None:
     assert row["sha256"] == sha256_of(path)
     assert row["source"] == {"file": "tiny.pt", "sha256": sha256_of(folder / "tiny.pt")}
     assert row["verification"]["ran"] is True
-    props = {p.key: p.value for p in onnx.load_model(str(path)).metadata_props}
+    props = {p.key: p.value for p in onnx.load(str(path)).metadata_props}
     assert props["reparam.reparam"] == row["reparam"]
     for key in ("source", "verification", "inputs", "outputs"):
         assert json.loads(props[f"reparam.{key}"]) == row[key]
@@ -150,7 +150,7 @@ def test_what_the_architecture_knows_travels_with_the_file(folder: Path) -> None
         "of": "ResNet18_Weights.IMAGENET1K_V1",
     }
     assert (len(row["labels"]), row["labels"][1]) == (1000, "goldfish")
-    props = {p.key: p.value for p in onnx.load_model(str(folder / "r.onnx")).metadata_props}
+    props = {p.key: p.value for p in onnx.load(str(folder / "r.onnx")).metadata_props}
     assert json.loads(props["reparam.labels"]) == row["labels"]
 
 
@@ -273,7 +273,7 @@ def test_inputs_by_name_and_outputs_in_an_archive(folder: Path) -> None:
 
 def test_a_tampered_weight_is_found_and_shown(folder: Path) -> None:
     succeed(*EXPORT)
-    model = onnx.load_model("tiny-fused.onnx")
+    model = onnx.load("tiny-fused.onnx")
     tensor = next(t for t in model.graph.initializer if t.name == "4.weight")
     value = onnx.numpy_helper.to_array(tensor).copy()
     value.flat[0] += 1e-3
@@ -300,7 +300,7 @@ def test_diff_aligns_a_program_and_its_onnx(folder: Path) -> None:
 
 def test_weights_from_outside_of_the_folder_are_refused(folder: Path) -> None:
     succeed(*EXPORT)
-    model = onnx.load_model("tiny-fused.onnx")
+    model = onnx.load("tiny-fused.onnx")
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL

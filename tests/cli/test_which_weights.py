@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from reparam.cli import app as cli_app
 from reparam.cli.outputs import default_output
 from reparam.cli.which_weights import spelled_out
-from reparam.load import pretrained
+from reparam.loading import pretrained
 from support.cli_helpers import prepare_folder, refuse, run, succeed, tiny
 
 ARCH = ("--arch", "cli_nets:tiny")
@@ -178,14 +178,14 @@ def test_published_weights_in_place_of_a_file(monkeypatch: pytest.MonkeyPatch) -
     real = pretrained.build_pretrained
 
     def build(spec: str, args: Any, name: str) -> Any:
-        from reparam.load import build_architecture
+        from reparam.loading import build_architecture
 
         asked.append((spec, name))
         if name == "none":
             return real(spec, args, name)
         return pretrained.Pretrained(build_architecture("cli_nets:tiny", args, seed=1), f"{spec} of {name}")
 
-    monkeypatch.setattr("reparam.load.model.build_pretrained", build)
+    monkeypatch.setattr("reparam.loading.model.build_pretrained", build)
     spec = ("--arch", "timm/test_resnet")
     done = succeed("explain", *spec, "--pretrained", "--json", "report.json")
     assert "note: the published weights timm/test_resnet of default are used" in done.stderr

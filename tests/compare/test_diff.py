@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import reparam
 from reparam import conversion
 from reparam.capture import from_exported
-from reparam.compare import ProgramDiff, diff, read_calls
-from reparam.compare.diff import Row, align, diff_programs
+from reparam.compare import ProgramDiff, program_diff, read_calls
+from reparam.compare.program_diff import Row, align, diff_programs
 from reparam.emit import export_program
 from reparam.engines import ListedCall
+from reparam.errors import InputError
 from reparam.ir import Program
 from support.helpers import program_of
 
@@ -44,7 +47,7 @@ def block(depth: int = 2) -> Program:
 
 
 def statuses(found: ProgramDiff) -> str:
-    return "".join(diff._MARKS[r.status] for r in found.rows)
+    return "".join(program_diff._MARKS[r.status] for r in found.rows)
 
 
 def test_a_program_is_the_same_as_itself() -> None:
@@ -52,7 +55,31 @@ def test_a_program_is_the_same_as_itself() -> None:
     assert set(statuses(found)) == {" "}
     assert found.text(120).plain == f"{'... 10 unchanged':^119}".rstrip() + "\n"
     assert len(found.text(120, full=True).plain.splitlines()) == 10
-    assert found.summary().startswith("10 unchanged, 0 with other weights (w), 0 changed")
+    assert found.counted().startswith("10 unchanged, 0 with other weights (w), 0 changed")
+
+
+def test_any_two_models_side_by_side(tmp_path: Path) -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.randn(2, 3, 8, 8)
+    made = reparam.convert(net, x)
+    made.save(tmp_path / "net.pt2")
+    for other in (made, made.module, made.program, tmp_path / "net.pt2", torch.export.load(tmp_path / "net.pt2")):
+        found = reparam.diff(net, other, x)
+        assert found.counts == {"same": 1, "weights": 1, "changed": 0, "removed": 1, "added": 0}, other
+    assert reparam.diff(made, net, input_shapes=[(3, 8, 8)]).counts["added"] == 1
+    assert reparam.diff(made, net).counts["added"] == 1  # the converted network tells what it takes
+    assert repr(found) == "<ProgramDiff: 2 of 3 rows differ; same 1, weights 1, changed 0, removed 1, added 0>"
+    assert found.to_dict()["counts"] == found.counts
+    assert str(found).endswith(found.counted())
+    assert "conv2d" in str(found)
+
+
+def test_what_cannot_be_aligned(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a is "):
+        reparam.diff(3, 4)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="input's shape is not known"):
+        reparam.diff(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(InputError, match="no file"):
+        reparam.diff(tmp_path / "none.pt2", nn.Linear(2, 2))
 
 
 def test_one_moved_weight_is_marked() -> None:
@@ -141,7 +168,7 @@ def test_defaults_that_are_spelled_out_are_no_difference() -> None:
 
 
 def test_long_stretches_without_a_common_layer_are_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diff, "ALIGNABLE", 3)
+    monkeypatch.setattr(program_diff, "ALIGNABLE", 3)
     calls = [ListedCall("", "relu", "N"), ListedCall("", "relu", "N")]
     assert [r.status for r in align(calls, calls)] == ["removed", "removed", "added", "added"]
 

@@ -18,7 +18,7 @@ from reparam.engines.engine_check import declared_sizes
 from reparam.engines.onnx import OnnxRunnable, model_of, write_model
 from reparam.engines.precision import with_wide_ports
 from reparam.errors import InputError, NotEquivalentError
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from support.engine_nets import SHAPE, every, small
 
 LOADED = LoadedModel(small(), input_shapes=((3, 16, 16),))
@@ -49,7 +49,7 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tampered(path: Path, target: Path, name: str = "3.weight", by: float = 0.01) -> OnnxRunnable:
     """The file with one entry of one weight changed."""
-    model = onnx.load_model(str(path))
+    model = onnx.load(str(path))
     (tensor,) = (t for t in model.graph.initializer if t.name == name)
     value = onnx.numpy_helper.to_array(tensor).copy()
     value.flat[1] += by
@@ -162,7 +162,7 @@ def test_low_precision_is_held_to_its_own_losses(tmp_path: Path) -> None:
 
 
 def test_a_clip_that_only_large_inputs_reach_is_found(fused: Path, tmp_path: Path) -> None:
-    model = onnx.load_model(str(fused))
+    model = onnx.load(str(fused))
     (clip,) = (n for n in model.graph.node if n.op_type == "Clip")
     (high,) = (t for t in model.graph.initializer if t.name == clip.input[2])
     moved = onnx.numpy_helper.to_array(high) + 1.0

@@ -22,7 +22,7 @@ from reparam.compare import program_of as captured
 from reparam.conversion import convert
 from reparam.errors import InputError
 from reparam.ir import InputSpec, Program
-from reparam.load import LoadedModel, build_architecture, load_model, randomize_statistics
+from reparam.loading import LoadedModel, build_architecture, load, randomize_statistics
 from support.helpers import Lambda, healthy, perturb, program_of
 
 
@@ -59,14 +59,14 @@ def test_resnet18_and_its_saved_fused_form_are_equal(tmp_path: Path) -> None:
     result = convert(model, torch.randn(2, 3, 48, 48))
     result.save(tmp_path / "fused.pt2")
     shapes = ((3, 48, 48),)
-    verdict = verify(LoadedModel(model, input_shapes=shapes), load_model(tmp_path / "fused.pt2"))
+    verdict = verify(LoadedModel(model, input_shapes=shapes), load(tmp_path / "fused.pt2"))
     assert verdict.equivalent and not verdict.reason and verdict.first_divergence is None
     assert verdict.shapes == ((1, 3, 48, 48), (7, 3, 37, 37)) and verdict.trials == 8
     (output,) = verdict.outputs
     assert output.ok and 0.0 < output.difference <= output.error_a <= output.bar < 1e-4 * output.size
     assert output.peak <= output.peak_bar
     assert 0.0 < verdict.adversarial["worst"] < 0.5 and verdict.adversarial["inputs"] >= 12
-    back = verify(load_model(tmp_path / "fused.pt2"), LoadedModel(model, input_shapes=shapes))
+    back = verify(load(tmp_path / "fused.pt2"), LoadedModel(model, input_shapes=shapes))
     assert back.equivalent
 
 

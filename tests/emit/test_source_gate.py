@@ -19,7 +19,7 @@ from reparam.emit.source import write_source
 from reparam.emit.source.expressions import WIDTH, comment, docstring, fold, literal, path_text, quoted
 from reparam.emit.source.gate import check_source
 from reparam.errors import InputError
-from reparam.load.archive import inspect_archive, load_exported
+from reparam.loading.archive import inspect_archive, load_exported
 from reparam.utils import is_plain_path, name_complaint
 from support.emit_source_cases import IMAGE, Residual, capture_program, import_file, round_trip, statistics
 from support.payloads import PAYLOADS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from reparam.engines.aot_inductor import AotiRunnable, compiler, is_package, met
 from reparam.engines.formats import find_format, recognise
 from reparam.engines.manifest import read_manifest, sha256_of
 from reparam.errors import InputError, MachineError, UnsafeFileError
-from reparam.load.checkpoint import load_checkpoint
+from reparam.loading.checkpoint import load_checkpoint
 from support.engine_nets import SHAPE, every, small
 
 OPTIONS = ExportOptions("aoti", settings={"device": "cpu"})
@@ -165,6 +166,28 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         export(small(), torch.rand(SHAPE), path=tmp_path / "net.aoti.pt2", options=OPTIONS)
     probe = FORMAT.probe()
     assert (probe.can_build, probe.can_run, probe.why) == (False, True, "no C++ compiler")
+
+
+def _compiler_that(tmp_path: Path, does: str) -> str:
+    path = tmp_path / "g++"
+    path.write_text(f"#!/bin/sh\n{does}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux's linkers")
+@pytest.mark.parametrize(
+    ("does", "why"),
+    [
+        ('exec g++ -static-libstdc++ "$@"', r"g\+\+ links the C\+\+ library statically, and torch crashes"),
+        ('echo "cc1plus: no space left" >&2; exit 1', r"does not build a library: cc1plus: no space left"),
+    ],
+)
+def test_a_compiler_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, does: str, why: str) -> None:
+    monkeypatch.setenv("CXX", _compiler_that(tmp_path, does))
+    with pytest.raises(MachineError, match=why):
+        export(small(), torch.rand(SHAPE), path=tmp_path / "net.aoti.pt2", options=OPTIONS)
 
 
 def test_a_name_that_torch_does_not_write(tmp_path: Path) -> None:

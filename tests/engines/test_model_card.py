@@ -6,12 +6,12 @@ import torch
 
 from reparam.capture import capture
 from reparam.engines import card_of, fitted
-from reparam.load import LoadedModel, load_model
+from reparam.loading import LoadedModel, load
 from support.engine_nets import SHAPE, small
 
 
 def test_torchvision_tells_what_its_weights_were_trained_with() -> None:
-    card = card_of(load_model(None, arch="torchvision/mobilenet_v2"))
+    card = card_of(load(None, arch="torchvision/mobilenet_v2"))
     how = card["preprocessing"]
     assert (how["mean"], how["size"], how["resize"]) == ([0.485, 0.456, 0.406], [224, 224], 256)
     assert how["of"] == "MobileNet_V2_Weights.IMAGENET1K_V1"
@@ -19,7 +19,7 @@ def test_torchvision_tells_what_its_weights_were_trained_with() -> None:
 
 
 def test_timm_tells_its_default_configuration() -> None:
-    card = card_of(load_model(None, arch="timm/repvgg_a0"))
+    card = card_of(load(None, arch="timm/repvgg_a0"))
     how = card["preprocessing"]
     assert (how["std"], how["size"], how["interpolation"]) == ([0.229, 0.224, 0.225], [224, 224], "bilinear")
     assert how["of"].startswith("repvgg_a0")
@@ -29,7 +29,7 @@ def test_timm_tells_its_default_configuration() -> None:
 
 def test_labels_of_another_number_of_outputs_are_left_out() -> None:
     for spec in ("torchvision/resnet18", "timm/resnet18"):
-        card = card_of(load_model(None, arch=spec, arch_args={"num_classes": 10}))
+        card = card_of(load(None, arch=spec, arch_args={"num_classes": 10}))
         assert "labels" not in card
         assert card["preprocessing"]["size"] == [224, 224]
 

@@ -14,7 +14,7 @@ from reparam.engines import Port, Runnable, Runner, Task, input_specs, judge_on_
 from reparam.engines.on_samples import BATCH, fixed_batch
 from reparam.errors import InputError
 from reparam.ir import InputSpec
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 
 SPECS = (InputSpec("x", ("batch", 3), torch.float32),)
 ROWS = torch.randn(70, 3, generator=torch.Generator().manual_seed(0))

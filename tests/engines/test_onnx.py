@@ -320,7 +320,7 @@ def test_weights_from_elsewhere_are_refused(place: str, tmp_path: Path, monkeypa
     (folder / "link").symlink_to(tmp_path / "secret")
     (folder / "a").mkdir()
     write_model(model_of(converted(small(400)).program), folder / "net.onnx")
-    model = onnx.load_model(str(folder / "net.onnx"), load_external_data=False)
+    model = onnx.load(str(folder / "net.onnx"), load_external_data=False)
     external = [t for t in tensors_in(model) if t.data_location == onnx.TensorProto.EXTERNAL]
     assert external
     for entry in external[0].external_data:

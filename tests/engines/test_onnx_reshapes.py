@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reparam.conversion import convert
 from reparam.engines.onnx import model_of
 from reparam.engines.onnx.reshapes import keep_rows
-from reparam.load import build_architecture
+from reparam.loading import build_architecture
 from support.onnx_models import HEADER, kinds, rewritten, run
 
 ROWS = "int64[2] rows = {-1, 4}, int64[3] tokens = {-1, 5, 4}, int64[3] pairs = {-1, 2, 4}"

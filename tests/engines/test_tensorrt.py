@@ -23,7 +23,7 @@ from reparam.engines.tensorrt import runtime as tensorrt_run
 from reparam.engines.tensorrt.bindings import reason
 from reparam.engines.tensorrt.build import Phases, Range
 from reparam.errors import InputError, MachineError, UnsafeFileError
-from reparam.load import build_architecture
+from reparam.loading import build_architecture
 from reparam.utils import PACKAGES, PackageState, check_package, cuda_driver
 from reparam.utils.packages import install_command
 from support.engine_nets import SHAPE, every, small, unusual

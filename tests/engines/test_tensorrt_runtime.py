@@ -25,7 +25,7 @@ from reparam.engines.tensorrt import runtime as tensorrt_run
 from reparam.engines.tensorrt.runtime import TensorRtRunnable, precision_of
 from reparam.errors import InputError, MachineError
 from reparam.ir import Program, evaluate
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from support.engine_nets import SHAPE, small
 
 IN, OUT = (-1, 3), (-1, 2)

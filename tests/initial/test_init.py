@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reparam import CaptureError, InputError, init
 from reparam.initial import METHODS, REWRITING, USED, WITH_DATA
 from reparam.initial.weights import draw
-from reparam.load import build_architecture
+from reparam.loading import build_architecture
 from support.initial_nets import plain, second_moment
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from reparam import InputError, convert, init
-from reparam.load import build_architecture
+from reparam.loading import build_architecture
 from reparam.models.point_conv import PointNet
 from support.initial_nets import Residual, plain, second_moment
 

@@ -13,7 +13,7 @@ from reparam import convert
 from reparam.compare.adversarial import twin
 from reparam.ir import Program, Room, evaluate, give_back, make_room, mapped
 from reparam.ir.mapped import in_file
-from reparam.load import load_model
+from reparam.loading import load
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells pages of files from others")
 COUNT = 1 << 19  # float32 numbers of a large tensor
@@ -161,7 +161,7 @@ def test_a_checkpoint_is_not_held_by_whoever_converts_it(tmp_path: Path) -> None
     )
     sys.path.insert(0, str(tmp_path))
     try:
-        loaded = load_model(tmp_path / "net.pt", arch="mapped_net:net")
+        loaded = load(tmp_path / "net.pt", arch="mapped_net:net")
     finally:
         sys.path.remove(str(tmp_path))
     result = convert(loaded.module, torch.randn(2, 512))

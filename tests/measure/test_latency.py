@@ -16,7 +16,7 @@ from torch import Tensor
 from reparam.compare import open_engine
 from reparam.engines import Port, Runnable, export
 from reparam.errors import InputError, MachineError
-from reparam.load import LoadedModel
+from reparam.loading import LoadedModel
 from reparam.measure import Where, time_models, timing
 from reparam.measure.runtimes import in_runtime, name_of, text_of
 from reparam.measure.timing import Call

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from reparam.conversion import Conversion, convert
 from reparam.errors import InputError
 from reparam.ir import Census, draw_examples
-from reparam.load import Architecture, build_architecture, load_model, randomize_statistics
-from reparam.load.zoo import available
+from reparam.loading import Architecture, build_architecture, load, randomize_statistics
+from reparam.loading.zoo import available
 from reparam.models.registry import entries, register
 from support.helpers import max_rel, perturb
 
@@ -190,11 +190,11 @@ def test_depths_that_do_not_fit_are_refused() -> None:
 
 
 def test_random_weights_that_explode_get_the_statistics_of_a_batch() -> None:
-    deep = load_model(None, arch="reparam/preact_resnet_small", arch_args={"depth": 200})
+    deep = load(None, arch="reparam/preact_resnet_small", arch_args={"depth": 200})
     assert ["explodes with the statistics of a new network" in n for n in deep.notes] == [True]
     x = torch.randn(2, 3, 16, 16)
     fresh = build_architecture("reparam/preact_resnet_small", {"depth": 200}).module
     with torch.no_grad():
         assert float(fresh(x).abs().max()) > 1e6
         assert float(deep.module(x).abs().max()) < 1e3
-    assert load_model(None, arch="reparam/preact_resnet_small").notes == ()
+    assert load(None, arch="reparam/preact_resnet_small").notes == ()

@@ -12,7 +12,7 @@ from torch import nn
 
 import reparam
 from reparam.errors import InputError, NotEquivalentError
-from reparam.load import load_model
+from reparam.loading import load
 from reparam.onnx_input import ImportedModel, import_onnx
 from support.onnx_graphs import imported, model, node
 from support.onnx_nets import NETS, SIZE, Zoo, by_export, by_tracing, example, network
@@ -141,10 +141,10 @@ def test_a_wrong_reading_is_noticed(files: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_loaded_file_knows_its_shapes(files: Path) -> None:
-    loaded = load_model(files / "resnet.onnx")
+    loaded = load(files / "resnet.onnx")
     assert isinstance(loaded.module, ImportedModel) and loaded.input_shapes == ((3, SIZE, SIZE),)
     with pytest.raises(InputError, match=r"resnet\.onnx holds its architecture already"):
-        load_model(files / "resnet.onnx", arch="torchvision/resnet18")
+        load(files / "resnet.onnx", arch="torchvision/resnet18")
 
 
 @pytest.mark.sweep
@@ -152,7 +152,7 @@ def test_a_loaded_file_knows_its_shapes(files: Path) -> None:
     "spec", ["torchvision/resnet50", "torchvision/mobilenet_v2", "timm/repvgg_a0", "torchvision/densenet121"]
 )
 def test_networks_of_full_size(spec: str, tmp_path: Path) -> None:
-    from reparam.load import build_architecture, randomize_statistics
+    from reparam.loading import build_architecture, randomize_statistics
 
     net = build_architecture(spec, {}, seed=0).module.eval()
     x = torch.randn(2, 3, 96, 96)

@@ -16,7 +16,7 @@ from torch import nn
 
 import reparam
 from reparam.compare import diff_calls, read_calls
-from reparam.load import build_architecture
+from reparam.loading import build_architecture
 from reparam.page import Page, bench_page, diff_page, render, write_page
 from support.pages import benchmark, big_page, browser, conversion, page_of, with_texts
 

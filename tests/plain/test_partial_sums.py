@@ -169,7 +169,7 @@ def test_a_wire_computes_what_its_stage_does(cut: tuple[int, int]) -> None:
 
 
 def _dense(wire: Any, stage: Any) -> torch.Tensor:
-    weight = weight_of(wire, stage, torch.device("cpu")).unflatten(0, wire.outputs.shape)
+    weight = weight_of(wire, stage).unflatten(0, wire.outputs.shape)
     total = torch.zeros(int(wire.outputs.max()) + 1, int(wire.inputs.max()) + 1, *weight.shape[3:], dtype=weight.dtype)
     for g in range(wire.groups):
         for a, row in enumerate(wire.outputs[g]):

@@ -112,7 +112,7 @@ class Negations(nn.Module):
 USE = """
 import json, torch, reparam
 from reparam.engines.formats import find_format
-from reparam.load import build_architecture
+from reparam.loading import build_architecture
 from reparam.passes import every_rule
 net = build_architecture("reparam/negations_small").module
 result = reparam.convert(net, torch.randn(2, 3), to="fused")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reparam.load.zoo import build_architecture
+from reparam.loading.zoo import build_architecture
 from reparam.utils import leave_current_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam import InputError, analyze, convert, init
-from reparam.load import build_architecture
+from reparam.loading import build_architecture
 from reparam.models.proxy_norm_resnet import ProxyNorm
 from reparam.models.scaled_resnet import ScaledResNet
 from reparam.models.transformer import Attention

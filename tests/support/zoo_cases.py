@@ -15,7 +15,7 @@ from reparam import conversion
 from reparam.capture import capture
 from reparam.conversion import Conversion, convert
 from reparam.ir import ADDS, BATCH_NORMS, DIVS, MULS, SUBS, Census, Program, census, is_call, op_name
-from reparam.load import build_architecture, randomize_statistics
+from reparam.loading import build_architecture, randomize_statistics
 from reparam.report import Remark
 from reparam.rewrite import Driver, Outcome, Phase
 from support.helpers import max_rel

@@ -18,7 +18,7 @@ from reparam.check import Evidence
 from reparam.conversion import Conversion, convert, explain
 from reparam.errors import InputError, MachineError, NotEquivalentError
 from reparam.ir import BATCH_NORMS, evaluate, is_call
-from reparam.load import load_model
+from reparam.loading import load
 from reparam.rewrite import driver
 from support.helpers import Lambda, conv_bn, healthy
 
@@ -263,7 +263,7 @@ def test_a_saved_program_is_read_by_torch_and_by_reparam(converted: Conversion, 
     converted.save(path)
     truth = converted.module(image(5, 3, 9, 11))
     assert torch.equal(torch.export.load(path).module()(image(5, 3, 9, 11)), truth)
-    loaded = load_model(path)  # inspects the archive before anything in it is run
+    loaded = load(path)  # inspects the archive before anything in it is run
     assert loaded.exported is not None
     assert torch.equal(loaded.module(image(5, 3, 9, 11)), truth)
     again = convert(loaded.exported)

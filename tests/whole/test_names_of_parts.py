@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reparam
-from reparam.load import load_model
+from reparam.loading import load
 from support.cli_helpers import run
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(2))
@@ -73,9 +73,9 @@ def check_everywhere(net: nn.Module, to: str, folder: Path) -> reparam.Conversio
         truth = net(X)
         assert near(result.module(X), truth)
         assert near(torch.export.load(folder / "n.pt2").module()(X), truth)
-        loaded = load_model(folder / "n.pt2").module
+        loaded = load(folder / "n.pt2").module
         assert near(loaded(X), truth)
-        assert near(load_model(folder / "source", trust=True).module(X), truth)
+        assert near(load(folder / "source", trust=True).module(X), truth)
         assert near(reparam.convert(loaded, X).module(X), truth)
     return result
 

@@ -13,7 +13,7 @@ from torch import fx
 
 from reparam.conversion import Conversion, convert
 from reparam.ir import Program
-from reparam.load import build_architecture, randomize_statistics
+from reparam.loading import build_architecture, randomize_statistics
 
 FLOAT64 = 1e-10
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from reparam._version import __version__
 from reparam.errors import InputError
-from reparam.ir import Program
+from reparam.ir import CPU, Program
 from reparam.utils import prefixes
 
 from .expressions import WIDTH, Expr, call_text, comment, docstring, fold, literal, path_text, plain_text, quoted
@@ -137,8 +137,8 @@ class _Forward:
         self.too_long: set[fx.Node] = set()
         tensors = (n for n in program.placeholders if n in signature.names and isinstance(n.meta.get("val"), Tensor))
         first = next(tensors, None)
-        device = f"{signature.names[first]}.device" if first is not None else literal(program.device).text
-        self._context = Context(self._ref, device, program.device)
+        device = f"{signature.names[first]}.device" if first is not None else literal(CPU).text
+        self._context = Context(self._ref, device, CPU)
 
     def text(self) -> list[str]:
         """The lines of the function, indented."""

@@ -150,7 +150,7 @@ def simplify_file(before: str, after: str) -> None:
 def _parsed(path: Path) -> onnx.ModelProto:
     import onnx
 
-    model: onnx.ModelProto = onnx.load_model(str(path), load_external_data=False)
+    model: onnx.ModelProto = onnx.load(str(path), load_external_data=False)
     return model
 
 

@@ -96,7 +96,7 @@ def _windows(program: Program, node: fx.Node, x: fx.Node, axis: int, target: int
     first = call(aten.floor_divide.default, call(aten.mul.Tensor, number, size), target)
     behind = call(aten.mul.Tensor, call(aten.add.Tensor, number, 1), size)
     last = call(aten.floor_divide.default, call(aten.add.Tensor, behind, target - 1), target)
-    where = call(aten.unsqueeze.default, call(aten.arange.default, size, device=program.device), 1)
+    where = call(aten.unsqueeze.default, call(aten.arange.default, size), 1)
     inside = call(aten.logical_and.default, call(aten.ge.Tensor, where, first), call(aten.lt.Tensor, where, last))
     dtype = x.meta["val"].dtype
     length = call(aten.to.dtype, call(aten.sub.Tensor, last, first), dtype)

@@ -51,6 +51,6 @@ def stamp_model(path: Path, facts: Mapping[str, Any]) -> None:
         with path.open("r+b") as file:
             if add_metadata(file, size, texts):
                 return
-    model = onnx.load_model(str(path), load_external_data=False)
+    model = onnx.load(str(path), load_external_data=False)
     onnx.helper.set_model_props(model, texts)
     path.write_bytes(model.SerializeToString(deterministic=True))

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reparam.errors import InputError
-from reparam.load import load_model
+from reparam.loading import load
 from support.cli_helpers import run
 from support.payloads import PAYLOADS
 from support.planting import Kind, Place, Program, genuine, kinds
@@ -162,7 +162,7 @@ def test_parameters_of_a_program(names: list[str], tmp_path: Path) -> None:
     row["graph_module"]["module_call_graph"][0]["signature"]["forward_arg_names"] = names
     program.entries[model] = json.dumps(row).encode()
     with pytest.raises(InputError, match=r"forward_arg_names|are not the parameters"):
-        load_model(program.write(tmp_path, None, ""))
+        load(program.write(tmp_path, None, ""))
 
 
 @pytest.mark.sweep

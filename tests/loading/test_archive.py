@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from reparam.errors import InputError, UnsafeFileError
-from reparam.load.archive import inspect_archive, load_exported
+from reparam.loading.archive import inspect_archive, load_exported
 
 
 class Small(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from reparam.errors import InputError
-from reparam.load import load_model
-from reparam.load.checkpoint import Want, load_checkpoint
+from reparam.loading import load
+from reparam.loading.checkpoint import Want, load_checkpoint
 from support.checkpoint_nets import SPEC, LazySmall, Small, small_state
 
 STATE, OTHER = small_state(1), small_state(2)
@@ -28,7 +28,7 @@ def under(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]:
 
 
 def taken(path: Path, **which: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    loaded = load_model(path, arch=SPEC, **which)
+    loaded = load(path, arch=SPEC, **which)
     return dict(loaded.module.state_dict()), loaded.notes
 
 
@@ -120,9 +120,9 @@ def test_keys_are_for_checkpoints_alone(tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "net.pt2")
     for which, told in (({"key": "a"}, "leave out --key"), ({"prefix": "a"}, "leave out --prefix")):
         with pytest.raises(InputError, match=f"holds a program; {told}"):
-            load_model(tmp_path / "net.pt2", **which)
+            load(tmp_path / "net.pt2", **which)
         with pytest.raises(InputError, match="choose among the weights of a file"):
-            load_model(None, arch=SPEC, **which)
+            load(None, arch=SPEC, **which)
 
 
 # ---- names of tensors --------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_the_names_of_the_file_are_kept_too(tmp_path: Path) -> None:
 
 
 def test_lazy_layers_take_the_shapes_of_the_file(tmp_path: Path) -> None:
-    loaded = load_model(saved(STATE, tmp_path), arch="support.checkpoint_nets:LazySmall")
+    loaded = load(saved(STATE, tmp_path), arch="support.checkpoint_nets:LazySmall")
     assert isinstance(loaded.module, LazySmall) and same(dict(loaded.module.state_dict()), STATE)
     net, x = Small().eval(), torch.randn(2, 3, 8, 8)
     net.load_state_dict(STATE)

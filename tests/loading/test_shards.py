@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reparam.errors import InputError, ReparamError, UnsafeFileError
-from reparam.load import load_model
+from reparam.loading import load
 from support.checkpoint_nets import SPEC, small_state
 from support.mutating import by_bytes, by_json
 from support.payloads import PAYLOADS
@@ -43,13 +43,13 @@ def write_index(folder: Path, **places: Any) -> Path:
 
 
 def check(path: Path, **how: Any) -> None:
-    loaded = load_model(path, arch=SPEC, **how)
+    loaded = load(path, arch=SPEC, **how)
     assert all(torch.equal(v, STATE[k]) for k, v in loaded.module.state_dict().items())
 
 
 def refused(path: Path, told: str, **how: Any) -> None:
     with pytest.raises(InputError, match=told) as error:
-        load_model(path, arch=SPEC, **how)
+        load(path, arch=SPEC, **how)
     assert str(error.value).isprintable() and error.value.exit_code == 2
 
 
@@ -57,7 +57,7 @@ def test_an_index_and_its_folder(tmp_path: Path) -> None:
     index = write_index(shards(tmp_path / "net"))
     check(index)
     check(tmp_path / "net")
-    assert load_model(tmp_path / "net", arch=SPEC).source == index
+    assert load(tmp_path / "net", arch=SPEC).source == index
     refused(index, "leave out --key, or choose by their names with --prefix", key="model")
 
 
@@ -80,7 +80,7 @@ def test_shards_of_pickles(tmp_path: Path) -> None:
     check(tmp_path)
     torch.save({**REST, "x": torch.nn.ReLU()}, tmp_path / "b.bin")
     with pytest.raises(UnsafeFileError, match=r"b\.bin holds more than tensors"):
-        load_model(tmp_path, arch=SPEC)
+        load(tmp_path, arch=SPEC)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "b.bin")
     refused(tmp_path, r"b\.bin is no shard of tensors", trust=True)
 

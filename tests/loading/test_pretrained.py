@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from reparam.errors import InputError, UnsafeFileError
-from reparam.load import build_architecture, load_model, pretrained
+from reparam.loading import build_architecture, load, pretrained
 
 SPEC = "torchvision/squeezenet1_1"
 TIMM = "timm/test_resnet"
@@ -59,7 +59,7 @@ def test_weights_of_torchvision(name: str, zipped: bool, caches: Path, monkeypat
     net = build_architecture(SPEC, seed=5).module
     content = bytes_of(net.state_dict(), caches / "x.pt", _use_new_zipfile_serialization=zipped)
     published(monkeypatch, caches, content)
-    loaded = load_model(None, arch=SPEC, pretrained=name)
+    loaded = load(None, arch=SPEC, pretrained=name)
     told = "SqueezeNet1_1_Weights.IMAGENET1K_V1"
     assert (loaded.published, loaded.random_seed, loaded.input_shapes) == (told, None, ((3, 224, 224),))
     assert loaded.notes == (f"the published weights {told} are used",)
@@ -75,7 +75,7 @@ def test_what_the_builder_sets_beside_the_weights_is_kept(caches: Path, monkeypa
     content = bytes_of(net.state_dict(), caches / "x.pt")
     file = published(monkeypatch, caches, content, "googlenet")
     monkeypatch.setattr(models.GoogLeNet_Weights.IMAGENET1K_V1.value, "url", f"https://example.invalid/{file.name}")
-    module: Any = load_model(None, arch="torchvision/googlenet", pretrained="default").module
+    module: Any = load(None, arch="torchvision/googlenet", pretrained="default").module
     assert module.transform_input and module.aux1 is None and not net.transform_input
 
 
@@ -83,7 +83,7 @@ def test_a_file_of_another_hash_is_refused(caches: Path, monkeypatch: pytest.Mon
     file = published(monkeypatch, caches, bytes_of({"a": torch.ones(2)}, caches / "x.pt"))
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(InputError, match="is not what was published: its sha256 begins with"):
-        load_model(None, arch=SPEC, pretrained="default")
+        load(None, arch=SPEC, pretrained="default")
 
 
 class Touch:
@@ -100,7 +100,7 @@ def test_a_file_in_the_cache_that_would_run_code_is_refused(caches: Path, monkey
     marker = caches / "marker"
     published(monkeypatch, caches, pickle.dumps(Touch(marker), protocol=2))
     with pytest.raises(UnsafeFileError, match="would run"):
-        load_model(None, arch=SPEC, pretrained="default")
+        load(None, arch=SPEC, pretrained="default")
     assert not marker.exists()
 
 
@@ -110,7 +110,7 @@ def test_without_network_and_cache_it_is_a_sentence(caches: Path) -> None:
         (TIMM, r"timm/test_resnet are not in the cache .*and cannot be fetched: .*no network here; connect to"),
     ):
         with pytest.raises(InputError, match=told) as error:
-            load_model(None, arch=arch, pretrained="default")
+            load(None, arch=arch, pretrained="default")
         assert error.value.exit_code == 2 and "\n" not in str(error.value)
     assert not list(caches.rglob("*.pth"))
 
@@ -133,12 +133,12 @@ def test_without_network_and_cache_it_is_a_sentence(caches: Path) -> None:
 )
 def test_names_that_nothing_has(arch: str, args: dict[str, Any], name: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        load_model(None, arch=arch, arch_args=args, pretrained=name)
+        load(None, arch=arch, arch_args=args, pretrained=name)
 
 
 def test_a_file_and_published_weights_are_not_both_taken(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"in place of .*net\.pt; leave out one of them"):
-        load_model(tmp_path / "net.pt", arch=SPEC, pretrained="default")
+        load(tmp_path / "net.pt", arch=SPEC, pretrained="default")
 
 
 def in_the_hub(folder: Path, net: nn.Module) -> None:
@@ -169,7 +169,7 @@ def test_weights_of_timm(
     monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: download(*a, **k | {"cache_dir": str(caches / "hub")}))
     net = build_architecture(TIMM, seed=5).module
     in_the_hub(caches, net)
-    loaded = load_model(None, arch=arch, arch_args=args, pretrained=name)
+    loaded = load(None, arch=arch, arch_args=args, pretrained=name)
     assert (loaded.published, loaded.random_seed) == ("timm/test_resnet.r160_in1k", None)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -195,5 +195,5 @@ def test_the_hub_is_asked_after_the_cache_alone(caches: Path, monkeypatch: pytes
     monkeypatch.setattr(timm, "create_model", create)
     monkeypatch.setattr(pretrained, "_check_connection", lambda: None)
     before = constants.HF_HUB_OFFLINE
-    assert load_model(None, arch=TIMM, pretrained="default").published == "timm/test_resnet.r160_in1k"
+    assert load(None, arch=TIMM, pretrained="default").published == "timm/test_resnet.r160_in1k"
     assert asked == [True, before] and before == constants.HF_HUB_OFFLINE

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save
 
 from reparam.errors import InputError, UnsafeFileError
-from reparam.load.archive import load_exported
-from reparam.load.checkpoint import load_checkpoint
-from reparam.load.model import load_model
+from reparam.loading.archive import load_exported
+from reparam.loading.checkpoint import load_checkpoint
+from reparam.loading.model import load
 
 STATE = {"a.weight": torch.arange(12.0).reshape(3, 4), "a.bias": torch.arange(3.0), "b.weight": torch.ones(5)}
 Entries = dict[str, bytes]
@@ -167,11 +167,11 @@ def test_a_repeated_value_is_never_spread_out(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1).expand(1 << 36), "bias": torch.ones(2)}, tmp_path / "x.pt")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError, match="wrong shape weight"):
-        load_model(tmp_path / "x.pt", arch="torch.nn:Linear", arch_args={"in_features": 2, "out_features": 2})
+        load(tmp_path / "x.pt", arch="torch.nn:Linear", arch_args={"in_features": 2, "out_features": 2})
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
     torch.save({"weight": torch.ones(1).expand(2, 2), "bias": torch.ones(2)}, tmp_path / "fits.pt")
     arch_args = {"in_features": 2, "out_features": 2}
-    module = load_model(tmp_path / "fits.pt", arch="torch.nn:Linear", arch_args=arch_args).module
+    module = load(tmp_path / "fits.pt", arch="torch.nn:Linear", arch_args=arch_args).module
     assert module.get_parameter("weight").is_contiguous()
 
 

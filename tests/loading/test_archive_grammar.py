@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reparam.load import archive_grammar as grammar
+from reparam.loading import archive_grammar as grammar
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError
-from reparam.load import build_architecture, infer
-from reparam.load.infer import check_architecture, infer_architecture, same_function, shapes_of
-from reparam.load.zoo import meta_state
+from reparam.loading import build_architecture, infer
+from reparam.loading.infer import check_architecture, infer_architecture, same_function, shapes_of
+from reparam.loading.zoo import meta_state
 
 
 def state_of(spec: str, arch_args: Mapping[str, Any] | None = None) -> dict[str, Tensor]:

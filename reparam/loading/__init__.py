@@ -1,7 +1,7 @@
 """A file or a name as an nn.Module. Nothing in a file runs unless it is trusted."""
 
 from .given import FileOrModel, Given, take_given
-from .model import LoadedModel, load_model
+from .model import LoadedModel, load
 from .random_statistics import randomize_statistics
 from .zoo import Architecture, build_architecture, find_function
 
@@ -12,7 +12,7 @@ __all__ = [
     "LoadedModel",
     "build_architecture",
     "find_function",
-    "load_model",
+    "load",
     "randomize_statistics",
     "take_given",
 ]

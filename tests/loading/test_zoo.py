@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError, MachineError
-from reparam.load import build_architecture, load_model, random_statistics, randomize_statistics, zoo
-from reparam.load.zoo import available, build_without_init, meta_state
+from reparam.loading import build_architecture, load, random_statistics, randomize_statistics, zoo
+from reparam.loading.zoo import available, build_without_init, meta_state
 from reparam.utils import torchvision_ops
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
@@ -155,7 +155,7 @@ def test_registering_the_operators_twice_changes_nothing() -> None:
 
 
 def test_a_fresh_process_needs_no_preparation_and_prints_nothing() -> None:
-    code = "from reparam.load.zoo import build_architecture as b; b('torchvision/googlenet'); b('timm/test_resnet')"
+    code = "from reparam.loading.zoo import build_architecture as b; b('torchvision/googlenet'); b('timm/test_resnet')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -165,7 +165,7 @@ def test_a_trusted_pickle_of_torchvision_needs_no_preparation_either(tmp_path: P
     from torchvision.ops import Permute
 
     torch.save(Permute([1, 0]), tmp_path / "net.pt")
-    code = "import sys; from reparam.load import load_model as l; print(l(sys.argv[1], trust=True).module)"
+    code = "import sys; from reparam.loading import load as l; print(l(sys.argv[1], trust=True).module)"
     words = [sys.executable, "-c", code, str(tmp_path / "net.pt")]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout) == (0, "Permute()\n"), done.stderr
@@ -174,7 +174,7 @@ def test_a_trusted_pickle_of_torchvision_needs_no_preparation_either(tmp_path: P
 @pytest.mark.parametrize(
     "load",
     [
-        lambda folder: load_model(None, arch="cwd_nets:make"),
+        lambda folder: load(None, arch="cwd_nets:make"),
         lambda folder: zoo.find_function("cwd_nets:make", "metric"),
         lambda folder: zoo.available("reparam"),
         lambda folder: zoo.available("timm"),

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from reparam.errors import InputError
-from reparam.load import build_architecture, infer, load_model
+from reparam.loading import build_architecture, infer, load
 
 SMALL = "timm/test_resnet"
 VISION = "torchvision/squeezenet1_1"
@@ -39,7 +39,7 @@ def saved(net: nn.Module, folder: Path) -> Path:
 )
 def test_arguments_that_the_shapes_tell(spec: str, args: dict[str, Any], told: str, tmp_path: Path) -> None:
     net = build_architecture(spec, args, seed=1).module
-    loaded = load_model(saved(net, tmp_path), arch=spec)
+    loaded = load(saved(net, tmp_path), arch=spec)
     assert loaded.arch_args == args and loaded.notes == (f"{spec} is built with {told}, as the weights have it",)
     assert loaded.input_shapes is not None and loaded.input_shapes[0][0] == args.get("in_chans", 3)
     x = torch.randn(1, args.get("in_chans", 3), 64, 64)
@@ -64,10 +64,10 @@ def test_arguments_that_are_given_are_not_changed_but_told(args: dict[str, Any],
     net = build_architecture(SMALL, {"num_classes": 7, "in_chans": 1}).module
     path = saved(net, tmp_path)
     with pytest.raises(InputError, match="wrong shape") as error:
-        load_model(path, arch=SMALL, arch_args=args)
+        load(path, arch=SMALL, arch_args=args)
     words = shlex.split(str(error.value).partition("it fits with ")[2])
     assert words[0] == "--arch-args"
-    assert load_model(path, arch=SMALL, arch_args=json.loads(words[1])).notes == ()
+    assert load(path, arch=SMALL, arch_args=json.loads(words[1])).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_head_that_was_replaced_is_named(head: nn.Module, tmp_path: Path) -> N
     net = build_architecture(SMALL).module
     net.fc = head
     with pytest.raises(InputError, match=r"its 'fc' was replaced by other layers.*--arch package\.module:function"):
-        load_model(saved(net, tmp_path), arch=SMALL)
+        load(saved(net, tmp_path), arch=SMALL)
 
 
 def test_another_network_is_not_made_to_fit(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_another_network_is_not_made_to_fit(tmp_path: Path) -> None:
     state = {k: v for k, v in state.items() if not k.startswith(("layer4", "fc"))}
     torch.save(state, tmp_path / "net.pt")
     with pytest.raises(InputError, match="name the right architecture with --arch"):
-        load_model(tmp_path / "net.pt", arch=SMALL)
+        load(tmp_path / "net.pt", arch=SMALL)
 
 
 # ---- zoos that are not there -------------------------------------------------------------------------------------
@@ -111,6 +111,6 @@ def test_what_is_missing_is_named(
     monkeypatch.setattr(infer, "_names", lambda found: [SMALL])
     torch.save({"a.weight": torch.ones(2, 2)}, tmp_path / "net.pt")
     with pytest.raises(InputError) as error:
-        load_model(tmp_path / "net.pt")
+        load(tmp_path / "net.pt")
     begin, _, end = told.partition(".*")
     assert begin in str(error.value) and end in str(error.value)

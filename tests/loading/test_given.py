@@ -11,7 +11,7 @@ from torch import nn
 
 import reparam
 from reparam.errors import InputError, UnsafeFileError
-from reparam.load import LoadedModel, load_model
+from reparam.loading import LoadedModel, load
 from support.checkpoint_nets import SPEC, Small, small_state
 
 STATE, OTHER = small_state(1), small_state(2)
@@ -54,7 +54,7 @@ def test_the_keywords_of_a_file(path: Path) -> None:
 
 
 def test_a_loaded_model_and_a_program(path: Path, tmp_path: Path) -> None:
-    loaded = load_model(path, arch=SPEC, key="ema")
+    loaded = load(path, arch=SPEC, key="ema")
     result = reparam.convert(loaded)
     assert close(result.module, OTHER) and result.report.arch == SPEC
     result.save(tmp_path / "net.pt2")

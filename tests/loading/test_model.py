@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reparam.errors import InputError, UnsafeFileError
-from reparam.load import build_architecture, load_model, randomize_statistics
-from reparam.load.checkpoint import load_checkpoint
+from reparam.loading import build_architecture, load, randomize_statistics
+from reparam.loading.checkpoint import load_checkpoint
 
 SPEC = "timm/test_resnet"
 
@@ -47,7 +47,7 @@ def with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def test_every_format_loads_with_the_architecture_inferred(name: str, module, state, tmp_path: Path) -> None:
     path = tmp_path / name
     save_file(state, path) if name.endswith("safetensors") else torch.save(state, path)
-    loaded = load_model(path)
+    loaded = load(path)
     assert (loaded.spec, loaded.arch_inferred, loaded.source) == (SPEC, True, path)
     assert (loaded.input_shapes, loaded.random_seed, loaded.twins) == (((3, 160, 160),), None, ())
     assert not any(m.training for m in loaded.module.modules())
@@ -56,23 +56,23 @@ def test_every_format_loads_with_the_architecture_inferred(name: str, module, st
 
 def test_the_content_decides_not_the_suffix(module, state, tmp_path: Path) -> None:
     save_file(state, tmp_path / "test_resnet.pt")
-    assert_same(load_model(tmp_path / "test_resnet.pt").module, module)
+    assert_same(load(tmp_path / "test_resnet.pt").module, module)
     program = torch.export.export(module, (torch.randn(2, 3, 32, 32),), strict=False)
     torch.export.save(program, tmp_path / "program.pt2")
     (tmp_path / "program.pt2").rename(tmp_path / "program.pt")
-    loaded = load_model(tmp_path / "program.pt")
+    loaded = load(tmp_path / "program.pt")
     assert loaded.exported is not None
     assert (loaded.spec, loaded.input_shapes) == (None, ((3, 32, 32),))
     assert_same(loaded.module, module)
     with pytest.raises(InputError, match="holds its architecture already"):
-        load_model(tmp_path / "program.pt", arch=SPEC)
+        load(tmp_path / "program.pt", arch=SPEC)
 
 
 @pytest.mark.parametrize("holder", ["state_dict", "model", "model_state_dict", "ema", "model_ema"])
 def test_a_state_dict_is_found_where_training_scripts_put_it(holder: str, module, state, tmp_path: Path) -> None:
     torch.save({"epoch": 3, "optimizer": {"lr": 0.1}, holder: state}, tmp_path / "best.pt")
     assert load_checkpoint(tmp_path / "best.pt").found_under == holder
-    loaded = load_model(tmp_path / "best.pt", arch=SPEC)
+    loaded = load(tmp_path / "best.pt", arch=SPEC)
     assert not loaded.arch_inferred
     assert loaded.notes == ()
     assert_same(loaded.module, module)
@@ -81,7 +81,7 @@ def test_a_state_dict_is_found_where_training_scripts_put_it(holder: str, module
 def test_which_of_two_state_dicts_is_used_is_said(module, state, tmp_path: Path) -> None:
     average = {"module": with_prefix({k: v * 0 for k, v in state.items()}, "module.")}
     torch.save({"model": state, "model_ema": average}, tmp_path / "both.pt")
-    loaded = load_model(tmp_path / "both.pt", arch=SPEC)
+    loaded = load(tmp_path / "both.pt", arch=SPEC)
     told = "the weights under 'model' are used; the file also holds model_ema; take it with --key model_ema"
     assert loaded.notes == (told,)
     assert_same(loaded.module, module)
@@ -94,30 +94,30 @@ def test_which_of_two_state_dicts_is_used_is_said(module, state, tmp_path: Path)
 )
 def test_prefixes_of_wrappers_are_stripped(prefix: str, module, state, tmp_path: Path) -> None:
     torch.save(with_prefix(state, prefix), tmp_path / "test_resnet.pt")
-    assert_same(load_model(tmp_path / "test_resnet.pt").module, module)
-    assert_same(load_model(tmp_path / "test_resnet.pt", arch=SPEC).module, module)
+    assert_same(load(tmp_path / "test_resnet.pt").module, module)
+    assert_same(load(tmp_path / "test_resnet.pt", arch=SPEC).module, module)
 
 
 def test_compiled_submodules_averages_and_other_entries(module, state, tmp_path: Path) -> None:
     inner = {key.replace("layer1.", "layer1._orig_mod.", 1): value for key, value in state.items()}
     torch.save(inner, tmp_path / "compiled.pt")
-    assert_same(load_model(tmp_path / "compiled.pt", arch=SPEC).module, module)
+    assert_same(load(tmp_path / "compiled.pt", arch=SPEC).module, module)
     averaged = {"n_averaged": torch.tensor(5), **with_prefix(state, "module.")}
     torch.save(averaged, tmp_path / "averaged.pt")
-    assert_same(load_model(tmp_path / "averaged.pt", arch=SPEC).module, module)
+    assert_same(load(tmp_path / "averaged.pt", arch=SPEC).module, module)
     torch.save(OrderedDict(**state, version=3, note="text"), tmp_path / "extras.pt")
-    assert_same(load_model(tmp_path / "extras.pt", arch=SPEC).module, module)
+    assert_same(load(tmp_path / "extras.pt", arch=SPEC).module, module)
 
 
 def test_a_name_in_any_script_and_with_odd_characters(module, state, tmp_path: Path) -> None:
     for name in ("модель.pt", "my model (1).pt", "v1..2.pt"):
-        assert_same(load_model(_saved(state, tmp_path / name), arch=SPEC).module, module)
+        assert_same(load(_saved(state, tmp_path / name), arch=SPEC).module, module)
 
 
 def test_a_file_that_the_old_torch_wrote(module, state, tmp_path: Path) -> None:
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "test_resnet.pt", _use_new_zipfile_serialization=False)
-    assert_same(load_model(tmp_path / "test_resnet.pt").module, module)
+    assert_same(load(tmp_path / "test_resnet.pt").module, module)
 
 
 def test_a_repacked_archive_is_read_right_though_it_is_compressed(module, state, tmp_path: Path) -> None:
@@ -126,14 +126,14 @@ def test_a_repacked_archive_is_read_right_though_it_is_compressed(module, state,
     with zipfile.ZipFile(tmp_path / "plain.pt") as source, repacked as target:
         for name in source.namelist():
             target.writestr(name, source.read(name))
-    assert_same(load_model(tmp_path / "test_resnet.pt").module, module)
+    assert_same(load(tmp_path / "test_resnet.pt").module, module)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_checkpoints_dtype_is_kept(dtype: torch.dtype, state, tmp_path: Path) -> None:
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     torch.save(cast, tmp_path / "test_resnet.pt")
-    loaded = load_model(tmp_path / "test_resnet.pt").module
+    loaded = load(tmp_path / "test_resnet.pt").module
     assert {t.dtype for t in [*loaded.parameters(), *loaded.buffers()] if t.is_floating_point()} == {dtype}
     assert all(torch.equal(v, cast[k]) for k, v in loaded.state_dict().items())
 
@@ -141,13 +141,13 @@ def test_the_checkpoints_dtype_is_kept(dtype: torch.dtype, state, tmp_path: Path
 def test_mixed_dtypes_become_the_one_that_holds_all_exactly(state, tmp_path: Path) -> None:
     mixed = {k: v.half() if v.dim() == 4 else v for k, v in state.items()}
     torch.save(mixed, tmp_path / "test_resnet.pt")
-    loaded = load_model(tmp_path / "test_resnet.pt").module
+    loaded = load(tmp_path / "test_resnet.pt").module
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     assert torch.equal(loaded.get_parameter("conv1.0.weight"), mixed["conv1.0.weight"].float())
 
 
 def test_weights_are_not_copied(state, tmp_path: Path) -> None:
-    loaded = load_model(_saved(state, tmp_path / "test_resnet.pt"), arch=SPEC)
+    loaded = load(_saved(state, tmp_path / "test_resnet.pt"), arch=SPEC)
     parameters = list(loaded.module.parameters())
     assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in parameters)
     storages = {p.untyped_storage().data_ptr() for p in parameters}
@@ -162,18 +162,18 @@ def _saved(value: Any, path: Path) -> Path:
 def test_another_number_of_classes_is_inferred_or_suggested(tmp_path: Path) -> None:
     small = build_architecture(SPEC, {"num_classes": 10}).module
     path = _saved(small.state_dict(), tmp_path / "test_resnet.pt")
-    loaded = load_model(path)
+    loaded = load(path)
     assert loaded.arch_args == {"num_classes": 10}
     assert_same(loaded.module, small)
     with pytest.raises(InputError) as error:
-        load_model(path, arch=SPEC, arch_args={"num_classes": 1000})
+        load(path, arch=SPEC, arch_args={"num_classes": 1000})
     assert "wrong shape fc.weight (1000, 96), the file has (10, 96)" in str(error.value)
     assert """it fits with --arch-args '{"num_classes": 10}'""" in str(error.value)
 
 
 def test_twins_are_told_from_other_names_of_the_same_network(tmp_path: Path) -> None:
     module = build_architecture("torchvision/resnet18").module
-    loaded = load_model(_saved(module.state_dict(), tmp_path / "resnet18.pt"))
+    loaded = load(_saved(module.state_dict(), tmp_path / "resnet18.pt"))
     assert (loaded.spec, loaded.equivalents, loaded.twins) == (
         "torchvision/resnet18",
         ("timm/resnet18",),
@@ -199,20 +199,20 @@ def test_a_tied_weight_stays_one_and_may_be_stored_once(tmp_path: Path) -> None:
     weight = torch.randn(4, 4)
     for number, stored in enumerate([["one.weight", "two.weight"], ["one.weight"], ["two.weight"]]):
         path = _saved({name: weight.clone() for name in stored}, tmp_path / f"tied{number}.pt")
-        loaded = load_model(path, arch=f"{__name__}:Tied").module
+        loaded = load(path, arch=f"{__name__}:Tied").module
         assert loaded.get_parameter("one.weight") is loaded.get_parameter("two.weight")
         assert torch.equal(loaded.get_parameter("two.weight"), weight)
     path = _saved({"one.weight": weight, "two.weight": weight + 1}, tmp_path / "untied.pt")
     with pytest.raises(InputError, match=r"'one.weight' and 'two.weight' are one weight .* but differ in untied\.pt"):
-        load_model(path, arch=f"{__name__}:Tied")
+        load(path, arch=f"{__name__}:Tied")
 
 
 def test_an_architecture_alone_has_random_weights_from_the_seed() -> None:
-    loaded = load_model(None, arch=SPEC, arch_args={"num_classes": 4}, seed=7)
+    loaded = load(None, arch=SPEC, arch_args={"num_classes": 4}, seed=7)
     assert (loaded.random_seed, loaded.source, loaded.spec, loaded.arch_inferred) == (7, None, SPEC, False)
     assert_same(loaded.module, build_architecture(SPEC, {"num_classes": 4}, seed=7).module)
     with pytest.raises(InputError, match="there is nothing to load"):
-        load_model(None)
+        load(None)
 
 
 def test_keys_that_do_not_fit_are_named_and_counted(state, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_keys_that_do_not_fit_are_named_and_counted(state, tmp_path: Path) -> No
     changed["extra.weight"] = torch.ones(1)
     changed["conv1.0.weight"] = torch.ones(1, 1)
     with pytest.raises(InputError) as error:
-        load_model(_saved(changed, tmp_path / "bad.pt"), arch=SPEC)
+        load(_saved(changed, tmp_path / "bad.pt"), arch=SPEC)
     message = str(error.value)
     assert "bad.pt does not fit timm/test_resnet: missing layer4.0" in message
     assert " and 12 more; unexpected extra.weight; wrong shape conv1.0.weight" in message
@@ -233,7 +233,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, state, tmp_path: 
     with pytest.raises(
         InputError, match=r"bad\.pt has NaN or infinite values in 'layer1\.0\.conv1\.weight' \(1 of \d+"
     ):
-        load_model(_saved(bad, tmp_path / "bad.pt"), arch=SPEC)
+        load(_saved(bad, tmp_path / "bad.pt"), arch=SPEC)
 
 
 class Touch:
@@ -251,9 +251,9 @@ def test_a_pickle_that_runs_code_is_refused_with_what_it_would_run(new_format: b
     marker, path = tmp_path / "marker", tmp_path / "evil.pt"
     torch.save({"state_dict": state, "x": Touch(marker)}, path, _use_new_zipfile_serialization=new_format)
     with pytest.raises(UnsafeFileError, match=r"would run .*pathlib.*--trust"):
-        load_model(path, arch=SPEC)
+        load(path, arch=SPEC)
     assert not marker.exists()
-    load_model(path, arch=SPEC, trust=True)
+    load(path, arch=SPEC, trust=True)
     assert marker.exists()  # the control: the payload works
 
 
@@ -262,19 +262,19 @@ def test_a_plain_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     for protocol in (2, 4):
         path.write_bytes(pickle.dumps(Touch(marker), protocol=protocol))
         with pytest.raises(UnsafeFileError, match=r"would run .*pathlib"):
-            load_model(path, arch=SPEC)
+            load(path, arch=SPEC)
     assert not marker.exists()
 
 
 def test_a_pickled_module_needs_trust(module, tmp_path: Path) -> None:
     path = _saved(nn.Sequential(nn.Linear(2, 3), nn.ReLU()).train(), tmp_path / "whole.pt")
     with pytest.raises(UnsafeFileError, match=r"would run torch\.nn\.modules"):
-        load_model(path)
-    loaded = load_model(path, trust=True)
+        load(path)
+    loaded = load(path, trust=True)
     assert isinstance(loaded.module, nn.Sequential)
     assert not loaded.module.training
     assert load_checkpoint(_saved({"model": loaded.module}, path), trust=True).module is not None
-    whole = load_model(_saved(module, path), arch=SPEC, trust=True)
+    whole = load(_saved(module, path), arch=SPEC, trust=True)
     assert_same(whole.module, module)
 
 
@@ -287,7 +287,7 @@ def test_a_pickled_module_of_unknown_code_says_so(tmp_path: Path) -> None:
     path = _saved(Local(1, 1), tmp_path / "whole.pt")
     del globals()["Gone"]
     with pytest.raises(InputError, match="needs Python code that is not here"):
-        load_model(path, trust=True)
+        load(path, trust=True)
 
 
 def safetensors_header(header: Any, data: bytes = b"") -> bytes:
@@ -366,7 +366,7 @@ def test_a_file_that_is_no_checkpoint_is_one_clear_sentence(
     path.write_bytes(content)
     arch_args = {"in_features": 2, "out_features": 2, "bias": False}
     with pytest.raises(InputError) as error:
-        load_model(path, arch="torch.nn:Linear", arch_args=arch_args)
+        load(path, arch="torch.nn:Linear", arch_args=arch_args)
     assert message in str(error.value)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
@@ -374,9 +374,9 @@ def test_a_file_that_is_no_checkpoint_is_one_clear_sentence(
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no file"):
-        load_model(tmp_path / "absent.pt")
+        load(tmp_path / "absent.pt")
     with pytest.raises(InputError, match="is a folder; give the checkpoint file in it"):
-        load_model(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -384,14 +384,14 @@ def test_a_real_torchscript_archive_is_refused(tmp_path: Path) -> None:
     scripted = torch.jit.trace(nn.Linear(2, 2), torch.randn(1, 2))
     torch.jit.save(scripted, str(tmp_path / "scripted.pt"))
     with pytest.raises(InputError, match="TorchScript archive, which is not supported"):
-        load_model(tmp_path / "scripted.pt", trust=True)
+        load(tmp_path / "scripted.pt", trust=True)
 
 
 def test_a_folded_buffer_that_is_not_stored_is_built(tmp_path: Path) -> None:
     """Buffers outside the state dict come from the constructor, in the checkpoint's dtype."""
     source = build_architecture("timm/test_vit_relpos").module
     state = {k: v.double() if v.is_floating_point() else v for k, v in source.state_dict().items()}
-    loaded = load_model(_saved(state, tmp_path / "test_vit_relpos.pt"))
+    loaded = load(_saved(state, tmp_path / "test_vit_relpos.pt"))
     assert loaded.spec == "timm/test_vit_relpos"
     x = torch.randn(1, 3, 160, 160, dtype=torch.float64)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from reparam.data import Preprocessing
 from reparam.engines import card_of
 from reparam.errors import InputError, MachineError, ReparamError
-from reparam.load import build_architecture, load_model
+from reparam.loading import build_architecture, load
 from support.mutating import NUMBERS, ODD, by_bytes, by_json
 from support.payloads import PAYLOADS
 
@@ -56,13 +56,13 @@ def config_of(folder: Path, **changes: Any) -> dict[str, Any]:
 )
 def test_a_folder_of_timm(name: str, args: dict[str, Any], shape: tuple[int, ...], tmp_path: Path) -> None:
     net = hub(tmp_path / "hub", name, **args)
-    loaded = load_model(tmp_path / "hub")
+    loaded = load(tmp_path / "hub")
     assert (loaded.spec, loaded.arch_inferred, loaded.input_shapes) == (f"timm/{name}", False, (shape,))
     assert loaded.source == tmp_path / "hub" / "model.safetensors"
     x = torch.randn(2, *shape)
     with torch.no_grad():
         assert torch.equal(loaded.module(x), net(x))
-    again = load_model(tmp_path / "hub", arch=loaded.spec)
+    again = load(tmp_path / "hub", arch=loaded.spec)
     assert again.arch_args == loaded.arch_args
 
 
@@ -70,7 +70,7 @@ def test_a_folder_of_timm(name: str, args: dict[str, Any], shape: tuple[int, ...
 def test_a_config_without_model_args_as_older_versions_write_it(tmp_path: Path) -> None:
     net = hub(tmp_path / "hub", "test_resnet", num_classes=10, in_chans=1, global_pool="max")
     config_of(tmp_path / "hub", model_args=None)
-    loaded = load_model(tmp_path / "hub")
+    loaded = load(tmp_path / "hub")
     assert loaded.arch_args == {"num_classes": 10, "in_chans": 1, "global_pool": "max"}
     x = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_a_flat_config_as_the_first_versions_wrote_it(tmp_path: Path) -> None:
     value = config_of(tmp_path / "hub", model_args=None)
     flat = {"architecture": "test_resnet", **value["pretrained_cfg"], "labels": ["a", "b", "c", "d"]}
     (tmp_path / "hub" / "config.json").write_text(json.dumps(flat))
-    loaded = load_model(tmp_path / "hub")
+    loaded = load(tmp_path / "hub")
     assert loaded.arch_args == {"num_classes": 4} and loaded.labels == ("a", "b", "c", "d")
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_how_images_go_in_and_the_labels_come_from_the_config(tmp_path: Path) ->
     value = config_of(tmp_path / "hub", label_names=["a", "b", "c"], label_descriptions={"b": "the second"})
     inner = value["pretrained_cfg"] | {"mean": [0.1, 0.2, 0.3], "crop_pct": 0.5, "interpolation": "bilinear"}
     config_of(tmp_path / "hub", pretrained_cfg=inner)
-    loaded = load_model(tmp_path / "hub")
+    loaded = load(tmp_path / "hub")
     assert loaded.preprocessing == Preprocessing((0.1, 0.2, 0.3), (0.5, 0.5, 0.5), (96, 96), 192, "bilinear")
     card = card_of(loaded)
     assert card["preprocessing"]["size"] == [96, 96] and card["preprocessing"]["of"] == "config.json"
@@ -103,14 +103,14 @@ def test_how_images_go_in_and_the_labels_come_from_the_config(tmp_path: Path) ->
     (tmp_path / "hub" / "preprocessor_config.json").write_text(
         json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "size": {"height": 96, "width": 96}})
     )
-    assert load_model(tmp_path / "hub").preprocessing == Preprocessing((0, 0, 0), (1, 1, 1), (96, 96), 96)
+    assert load(tmp_path / "hub").preprocessing == Preprocessing((0, 0, 0), (1, 1, 1), (96, 96), 96)
 
 
 def test_a_config_that_tells_nothing_and_one_that_is_overruled(tmp_path: Path) -> None:
     hub(tmp_path / "test_resnet", "test_resnet")
-    assert load_model(tmp_path / "test_resnet", arch="timm/test_resnet").spec == "timm/test_resnet"
+    assert load(tmp_path / "test_resnet", arch="timm/test_resnet").spec == "timm/test_resnet"
     (tmp_path / "test_resnet" / "config.json").write_text('{"hello": 1}')
-    loaded = load_model(tmp_path / "test_resnet", arch="timm/test_resnet")
+    loaded = load(tmp_path / "test_resnet", arch="timm/test_resnet")
     assert (loaded.spec, loaded.arch_inferred, loaded.preprocessing) == ("timm/test_resnet", False, None)
 
 
@@ -158,14 +158,14 @@ def folder(genuine: Path, tmp_path: Path) -> Path:
 def test_a_config_of_any_content_is_a_sentence(changes: dict[str, Any], told: str, folder: Path) -> None:
     config_of(folder, **changes)
     with pytest.raises(InputError, match=told) as error:
-        load_model(folder)
+        load(folder)
     assert str(error.value).isprintable() and error.value.exit_code == 2
 
 
 def test_an_architecture_that_is_given_needs_no_config(folder: Path) -> None:
     for changes in ({"model_args": {"layers": [10**9]}}, {"architecture": "no_such"}, {"architectures": ["A"]}):
         config_of(folder, **changes)
-        loaded = load_model(folder, arch="timm/test_resnet")
+        loaded = load(folder, arch="timm/test_resnet")
         assert loaded.arch_args == {"num_classes": 3} and loaded.notes
 
 
@@ -173,7 +173,7 @@ def test_an_architecture_that_is_given_needs_no_config(folder: Path) -> None:
 def test_a_config_that_is_none(content: bytes, folder: Path) -> None:
     (folder / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.json (is not JSON|is empty|holds no mapping)") as error:
-        load_model(folder)
+        load(folder)
     assert str(error.value).isprintable()
 
 
@@ -182,7 +182,7 @@ def test_a_config_outside_of_the_folder(folder: Path, tmp_path_factory: pytest.T
     (folder / "config.json").rename(other)
     (folder / "config.json").symlink_to(other)
     with pytest.raises(InputError, match="is a link that leaves its folder"):
-        load_model(folder)
+        load(folder)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -202,7 +202,7 @@ def test_configs_damaged_at_random(count: int, folder: Path) -> None:
             content = json.dumps(json.loads(genuine) | {"model_args": args}).encode()
         (folder / "config.json").write_bytes(content)
         try:
-            load_model(folder)
+            load(folder)
             outcomes["taken"] += 1
         except ReparamError as error:
             assert isinstance(error, InputError) and str(error).isprintable() and "\n" not in str(error)
@@ -223,7 +223,7 @@ def test_a_payload_in_the_texts_of_a_config(payload: str, folder: Path) -> None:
     ):
         (folder / "config.json").write_text(json.dumps(changed))
         with pytest.raises((InputError, MachineError)) as error:
-            load_model(folder)
+            load(folder)
         assert str(error.value).isprintable()
 
 
@@ -236,7 +236,7 @@ def test_without_transformers_the_extra_is_named(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "transformers" else find(n, *a))
     (folder / "config.json").write_text('{"architectures": ["ResNetModel"], "model_type": "resnet"}')
     with pytest.raises(InputError, match=r"names ResNetModel of transformers.*pip install 'reparam\[transformers\]'"):
-        load_model(folder)
+        load(folder)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_without_transformers_the_extra_is_named(folder: Path, monkeypatch: pyte
 def test_configs_of_transformers_that_name_nothing(config: dict[str, Any], told: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=told):
-        load_model(folder)
+        load(folder)
 
 
 class Config(types.SimpleNamespace):
@@ -315,11 +315,11 @@ def tiny(folder: Path, **changes: Any) -> Path:
 
 def test_a_network_of_the_library_gets_our_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = pretended(monkeypatch)
-    loaded = load_model(tiny(tmp_path))
+    loaded = load(tiny(tmp_path))
     assert isinstance(loaded.module, library.TinyModel) and not loaded.module.training
     assert (loaded.spec, loaded.input_shapes, loaded.labels) == ("transformers/TinyModel", ((1, 8, 8),), ("a", "b"))
     assert {p.dtype for p in loaded.module.parameters()} == {torch.float32}
-    assert load_model(tmp_path, arch="transformers/TinyModel").spec == loaded.spec
+    assert load(tmp_path, arch="transformers/TinyModel").spec == loaded.spec
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_configs_of_the_library_that_do_not_fit(
 ) -> None:
     pretended(monkeypatch)
     with pytest.raises(InputError, match=told) as error:
-        load_model(tiny(tmp_path, **changes))
+        load(tiny(tmp_path, **changes))
     assert str(error.value).isprintable()
 
 
@@ -350,7 +350,7 @@ def test_real_folders_of_transformers(size: str, tmp_path: Path) -> None:
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=5)
     net = transformers.ResNetForImageClassification(config).eval()
     net.save_pretrained(tmp_path / "net", max_shard_size=size)
-    loaded = load_model(tmp_path / "net")
+    loaded = load(tmp_path / "net")
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.module(x).logits, net(x).logits)

@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reparam.errors import InputError, UnsafeFileError
-from reparam.load.checkpoint import load_checkpoint
-from reparam.load.pickle_calls import accounts_of, what_runs
-from reparam.load.pickle_machine import MOST_STEPS, Global, Made, follow
+from reparam.loading.checkpoint import load_checkpoint
+from reparam.loading.pickle_calls import accounts_of, what_runs
+from reparam.loading.pickle_machine import MOST_STEPS, Global, Made, follow
 
 
 class Runs:
@@ -159,7 +159,7 @@ def test_any_bytes_are_followed_without_an_error(content: bytes, protocol: int) 
 
 
 def test_a_pickle_without_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reparam.load.pickle_machine.MOST_STEPS", 1000)
+    monkeypatch.setattr("reparam.loading.pickle_machine.MOST_STEPS", 1000)
     assert "more than 1000 operations" in follow(io.BytesIO(b"\x80\x02" + b"N0" * 5000)).error
     assert MOST_STEPS >= 1_000_000
 
@@ -214,7 +214,7 @@ def test_calls_that_only_take_memory_are_refused(call: Runs, tmp_path: Path) -> 
 def test_the_interpreter_that_runs_this_has_the_opcodes_that_are_known() -> None:
     import pickletools
 
-    from reparam.load import pickle_machine as machine
+    from reparam.loading import pickle_machine as machine
 
     known = set(machine._ACTIONS) | set(machine._VALUES) | set(machine._MAKERS)
     assert {o.name for o in pickletools.opcodes} == known, sys.version

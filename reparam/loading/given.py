@@ -17,7 +17,7 @@ from reparam.ir import draw_examples
 from reparam.onnx_input import ImportedModel
 from reparam.utils import as_path, is_batch
 
-from .model import LoadedModel, load_model
+from .model import LoadedModel, load
 
 FileOrModel = nn.Module | torch.export.ExportedProgram | LoadedModel | str | Path
 
@@ -46,15 +46,15 @@ class Given:
 def take_given(model: Any, inputs: Sequence[Any], how: Mapping[str, Any], *, dynamic: Any, seed: int) -> Given:
     """The module or the program that is meant, with inputs: random ones where a file tells their shapes.
 
-    how: a file is opened, as in `load_model`; for files alone. dynamic: names of axes, as `convert` takes them.
+    how: a file is opened, as in `load`; for files alone. dynamic: names of axes, as `convert` takes them.
 
-    Raises what `load_model` raises, InputError for `how` beside anything else, and for a file that does not tell its
+    Raises what `load` raises, InputError for `how` beside anything else, and for a file that does not tell its
     inputs.
     """
     name = ""
     if isinstance(model, str | os.PathLike):
         name = str(as_path(model, "the model"))
-        model = load_model(Path(name), **how)
+        model = load(Path(name), **how)
     elif stray := [k for k, v in how.items() if v]:
         raise InputError(f"{stray[0]} is for a model that is a file; leave it out")
     if not isinstance(model, LoadedModel):

@@ -19,7 +19,7 @@ from reparam.data import Preprocessing
 from reparam.errors import InputError, ReparamError, UnsafeFileError
 from reparam.ir import draw_examples, exported_shapes, refuse_odd_tensors, unlift
 from reparam.onnx_input import import_onnx, is_onnx
-from reparam.utils import SOURCE_FILES, Shapes, Stamp, describe_error, first_line, foreign_code, opened
+from reparam.utils import SOURCE_FILES, Facts, Shapes, Shown, Stamp, describe_error, first_line, foreign_code, opened
 
 from .adapting import told_arguments
 from .checkpoint import Checkpoint, Want, load_checkpoint
@@ -36,8 +36,8 @@ from .zoo import Architecture, build_architecture, build_without_init, shapes_of
 LARGEST = 1e6  # outputs of a network with random weights that are taken as they are
 
 
-@dataclass(frozen=True)
-class LoadedModel:
+@dataclass(frozen=True, repr=False)
+class LoadedModel(Shown):
     """A network ready to be captured.
 
     module: in evaluation mode, with the weights in place, in the checkpoint's dtype.
@@ -66,8 +66,30 @@ class LoadedModel:
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values: where the network comes from, what it takes, and its notes."""
+        return {
+            "source": None if self.source is None else str(self.source),
+            "architecture": self.spec,
+            "arch_args": dict(self.arch_args),
+            "arch_inferred": self.arch_inferred,
+            "input_shapes": None if self.input_shapes is None else [list(s) for s in self.input_shapes],
+            "parameters": sum(p.numel() for p in self.module.parameters()),
+            "random_seed": self.random_seed,
+            "published": self.published,
+            "notes": list(self.notes),
+        }
 
-def load_model(
+    def summary(self) -> tuple[str, Facts]:
+        """The architecture, and what is worth knowing of it."""
+        known = self.as_dict()
+        shapes = [" ".join("x".join(map(str, s)) for s in self.input_shapes)] if self.input_shapes else []
+        facts = [("file", known["source"])] if known["source"] else []
+        facts += [("parameters", f"{known['parameters']:,}"), *(("inputs", s) for s in shapes)]
+        return self.spec or type(self.module).__name__, [*facts, *(("note", n) for n in self.notes)]
+
+
+def load(
     model: str | Path | None,
     *,
     arch: str | None = None,
@@ -87,19 +109,21 @@ def load_model(
     prefix: of the tensors' names; others are left out.
     pretrained: in place of a file, the published weights of `arch`: their name, or "default".
 
+    The result holds the module, in evaluation mode, and the shapes of its inputs, where they are known; its tensors are
+    (N, ...) of these.
+
     Random weights come with the statistics that a new network has, or, where its values would then grow without bound,
     with those of a random batch; a note says so.
 
     Raises InputError for a file that is missing, damaged or of another kind, weights that are not finite or do not fit
     the architecture; UnsafeFileError for a file that would run code; MachineError when a zoo package is missing.
 
-    >>> import tempfile, torch
-    >>> from reparam.load import load_model
+    >>> import tempfile, torch, reparam
     >>> state = torch.nn.Linear(2, 3).state_dict()
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     torch.save({"student": state, "teacher": state}, f"{folder}/pair.pt")
     ...     sizes = {"in_features": 2, "out_features": 3}
-    ...     loaded = load_model(f"{folder}/pair.pt", key="teacher", arch="torch.nn:Linear", arch_args=sizes)
+    ...     loaded = reparam.load(f"{folder}/pair.pt", key="teacher", arch="torch.nn:Linear", arch_args=sizes)
     >>> tuple(loaded.module.weight.shape)
     (3, 2)
     """

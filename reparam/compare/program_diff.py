@@ -17,7 +17,7 @@ from torch import fx
 
 from reparam.engines import ListedCall
 from reparam.ir import Program, batch_one, is_tensor, module_of, settings_of, size_hint
-from reparam.utils import one_line
+from reparam.utils import Facts, Shown, one_line
 
 CONTEXT = 1  # unchanged rows shown around a change
 ALIGNABLE = 1_000_000  # pairs of calls; a longer stretch without a common layer is not aligned
@@ -36,9 +36,9 @@ class Row:
     right: ListedCall | None
 
 
-@dataclass(frozen=True)
-class ProgramDiff:
-    """The aligned rows of two programs, from input to output."""
+@dataclass(frozen=True, repr=False)
+class ProgramDiff(Shown):
+    """The aligned rows of two programs, from input to output. `print` shows them in two columns."""
 
     rows: tuple[Row, ...]
 
@@ -64,7 +64,16 @@ class ProgramDiff:
             result.append(f"{left:<{column}} {_MARKS[item.status]} {right}".rstrip() + "\n", _STYLES[item.status])
         return result
 
-    def summary(self) -> str:
+    def __str__(self) -> str:
+        return f"{self.text().plain}{self.counted()}"
+
+    def summary(self) -> tuple[str, Facts]:
+        """The rows that differ, and the counts."""
+        counts, total = self.counts, len(self.rows)
+        other = total - counts["same"]
+        return f"{other} of {total} rows differ", [(s, str(n)) for s, n in counts.items()]
+
+    def counted(self) -> str:
         """One line of counts."""
         c = self.counts
         return (

@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from reparam.errors import InputError, ReparamError, UnsafeFileError
-from reparam.load import load_model
-from reparam.load.checkpoint import load_checkpoint
-from reparam.load.stand_ins import INERT, stand_ins
+from reparam.loading import load
+from reparam.loading.checkpoint import load_checkpoint
+from reparam.loading.stand_ins import INERT, stand_ins
 from support.checkpoint_nets import SPEC, small_state
 
 STATE = small_state()
@@ -51,7 +51,7 @@ def saved(value: Any, path: Path, *, zipped: bool = True) -> Path:
 def test_inert_values_beside_the_weights_need_no_trust(zipped: bool, tmp_path: Path) -> None:
     path = saved({"state_dict": STATE, "epoch": 3, **INNOCENT}, tmp_path / "net.pt", zipped=zipped)
     before = torch.serialization.get_safe_globals()
-    loaded = load_model(path, arch=SPEC)
+    loaded = load(path, arch=SPEC)
     assert all(torch.equal(v, STATE[k]) for k, v in loaded.module.state_dict().items())
     assert torch.serialization.get_safe_globals() == before
 
