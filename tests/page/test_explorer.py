@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
+import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -301,6 +302,7 @@ def test_a_package_without_its_page_is_named(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "model_explorer").mkdir()
     (tmp_path / "model_explorer" / "__init__.py").write_text("raise AssertionError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "model_explorer", raising=False)
     with pytest.raises(MachineError, match=r"has no page in .*web_app; install it again"):
         find_explorer()
 
