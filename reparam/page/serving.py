@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
@@ -88,6 +89,11 @@ class ExplorerServer(ThreadingHTTPServer):
         query = urllib.parse.urlencode({"data": json.dumps(self.data)}, quote_via=urllib.parse.quote)
         return f"http://{HOST}:{self.server_port}/?{query}"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a connection that broke off."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
     def answer(self, path: str, query: dict[str, list[str]]) -> tuple[bytes, str] | None:
         """What a path stands for and its type; None where there is nothing."""
         for route, index, contents in (
@@ -116,7 +122,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host") not in names:  # another site's name that was made to lead here
             self._send(HTTPStatus.FORBIDDEN)
             return
-        parts = urllib.parse.urlsplit(self.path)
+        try:
+            parts = urllib.parse.urlsplit(self.path)
+        except ValueError:
+            self._send(HTTPStatus.BAD_REQUEST)
+            return
         if parts.path == "/apistream/server_director":
             self._send(HTTPStatus.NO_CONTENT)  # there are no orders, now or later
             return

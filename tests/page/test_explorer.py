@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
+import socket
+import struct
 import sys
 import threading
 import urllib.parse
@@ -294,8 +296,19 @@ def test_only_this_machine_by_its_own_name_is_answered(app: Path) -> None:
         for host in ("evil.example", f"evil.example:{server.server_port}", "127.0.0.1"):
             assert ask(server, "/", host=host)[:2] == (403, "")
         assert ask(server, "/apipost/v1/upload", method="POST")[0] == 501
+        assert ask(server, "a://[")[0] == 400
         with pytest.raises(MachineError, match=f"cannot listen on port {server.server_port} .*--port"):
             ExplorerServer(rewritten(), app, server.server_port)
+
+
+def test_a_connection_that_breaks_off_is_no_news(app: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(rewritten(), app) as server:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", server.server_port)) as broken:
+                broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset at its end
+                broken.sendall(b"GET /api/v1/load_graphs_json?graph_index=0 HTTP/1.1\r\nHost: x")
+        assert ask(server, "/")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_a_package_without_its_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
