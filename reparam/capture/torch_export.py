@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,16 +20,18 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.errors import CaptureError, EndedError, MachineError
 from reparam.ir import device_of
-from reparam.utils import foreign_code, memory_told, quiet
+from reparam.utils import as_the_user_set, foreign_code, memory_told, quiet
 
 from .explain import explain
 from .free_axes import bound_axes, dynamic_shapes, frees_batch, read_axes, wanted_axes, widened, without_batch
 from .fresh import Outside, fresh_copy
+from .known_weights import WeightsAreKnown
 from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
 
 FAKE_TENSORS = "torch._subclasses.fake_tensor"  # a logger
+SYMBOLIC_SHAPES = "torch.fx.experimental.symbolic_shapes"
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
             raise
         except CaptureError:
             with evaluation_mode(module):
-                refuse_misfit(module, example_inputs, lambda: module(*_copies(tuple(example_inputs))))
+                refuse_misfit(module, example_inputs, lambda: _run(module, example_inputs))
             raise
 
 
@@ -166,17 +168,27 @@ def batch_of(args: Sequence[Any]) -> int:
 
 def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:
     doing = f"capturing {type(module).__name__}"
+    values: AbstractContextManager[Any] = nullcontext()
     for _ in range(8):
         try:
-            with _silent(), warnings.catch_warnings(), torch.no_grad(), _ConstantsStayReal(), memory_told(doing):
+            with _silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
                 warnings.simplefilter("ignore")
-                return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
+                with as_the_user_set(), _ConstantsStayReal(), values:
+                    return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except MachineError:
             raise
         except Exception as error:
-            if not _register_output_type(module, args, error):
-                raise CaptureError(explain(module, error, lambda: module(*_copies(args)))) from error
+            if isinstance(values, nullcontext) and _asks_for_values(error):
+                values = WeightsAreKnown(module)
+            elif not _register_output_type(module, args, error):
+                raise CaptureError(explain(module, error, lambda: _run(module, args))) from error
     raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
+
+
+def _asks_for_values(error: Exception) -> bool:
+    """Whether tracing ended because a tensor was to become a number."""
+    text = str(error)
+    return "data-dependent" in text or "numpy" in text.lower()
 
 
 @contextmanager
@@ -184,7 +196,7 @@ def _silent() -> Iterator[None]:
     """torch prints the graph of a model that it gives up, and logs what it raises."""
     _trace.print = lambda *words, **options: None  # type: ignore[attr-defined]
     try:
-        with quiet(FAKE_TENSORS):
+        with quiet(FAKE_TENSORS, SYMBOLIC_SHAPES):
             yield
     finally:
         del _trace.print  # type: ignore[attr-defined]
@@ -224,6 +236,11 @@ class _ConstantsStayReal(TorchFunctionMode):
 def _unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same values in new tensors: torch.export marks free sizes on its arguments, and obeys the marks."""
     return tuple(pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, args))
+
+
+def _run(module: nn.Module, args: Sequence[Any]) -> Any:
+    with as_the_user_set():
+        return module(*_copies(tuple(args)))
 
 
 def _copies(args: tuple[Any, ...]) -> tuple[Any, ...]:

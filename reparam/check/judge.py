@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reparam.capture import Outside, fresh_copy
 from reparam.errors import CaptureError, EndedError, MachineError
 from reparam.ir import CPU, Feed, Program, default_dtype, evaluate, give_back, on_device, typed
-from reparam.utils import foreign_code
+from reparam.utils import as_the_user_set, foreign_code
 
 from .values import largest_difference
 
@@ -112,7 +112,7 @@ class Judge:
         args, kwargs = self._arguments(values)
         calls: list[str] = []
         doing = f"running {type(self._module).__name__}"
-        with torch.no_grad(), self._outside.kept(), foreign_code(doing), _Calls(calls):
+        with torch.no_grad(), self._outside.kept(), foreign_code(doing), as_the_user_set(), _Calls(calls):
             outputs = [on_device(v, CPU) for v in pytree.tree_leaves(module(*args, **kwargs))]
         self.path = tuple(calls)
         kept = self._program.kept

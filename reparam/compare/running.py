@@ -14,7 +14,7 @@ from reparam.engines import Port, Runnable, output_names
 from reparam.errors import InputError, ReparamError
 from reparam.ir import CPU, on_device
 from reparam.loading import LoadedModel
-from reparam.utils import dtype_name, first_line, foreign_code, name_complaint
+from reparam.utils import as_the_user_set, dtype_name, first_line, foreign_code, name_complaint
 
 Named = Sequence[tuple[str | None, Tensor]]
 
@@ -80,7 +80,7 @@ def _run_module(model: LoadedModel, inputs: Named) -> dict[str, Tensor]:
     if unknown := [n for n in keywords if n not in names]:
         raise InputError(f"the model has no input '{unknown[0]}'; it takes {', '.join(names)}")
     try:
-        with torch.no_grad(), foreign_code("running the model"):
+        with torch.no_grad(), foreign_code("running the model"), as_the_user_set():
             result = model.module(*(cast(v) for n, v in inputs if n is None), **keywords)
     except ReparamError:
         raise

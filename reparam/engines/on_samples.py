@@ -16,7 +16,7 @@ from reparam.errors import InputError, ReparamError
 from reparam.ir import CPU, InputSpec, on_device
 from reparam.loading import LoadedModel
 from reparam.scoring import Agreement, Comparison, Metric, Score, Scorer, is_scores, scorer_for
-from reparam.utils import Shape, Shapes, dtype_name, first_line, foreign_code
+from reparam.utils import Shape, Shapes, as_the_user_set, dtype_name, first_line, foreign_code
 
 from .engine_check import floats
 from .format import Port, Runnable, Tell
@@ -124,7 +124,8 @@ class Runner:
             with torch.inference_mode(), foreign_code(f"running {self.name}"):
                 if isinstance(self.model, Runnable):
                     return list(self.model.run([_ported(v, p) for v, p in self._pairs(inputs, self.model.inputs)]))
-                result = self.model.module(*(_cast(v, self.model) for v in inputs))
+                with as_the_user_set():
+                    result = self.model.module(*(_cast(v, self.model) for v in inputs))
                 return [on_device(v, CPU) for v in pytree.tree_leaves(result)]
         except ReparamError:
             raise

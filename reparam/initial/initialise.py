@@ -16,7 +16,7 @@ from reparam.errors import InputError
 from reparam.ir import CPU, Program, device_of
 from reparam.rewrite import Progress
 from reparam.training import open_batches
-from reparam.utils import check_callable, checked_call, describe_type, foreign_code
+from reparam.utils import check_callable, checked_call, describe_type, foreign_code, models_too
 
 from . import activations, drawn, driven, gradinit, norms, residual
 from .options import REWRITING, WITH_DATA, InitOptions, read_options
@@ -87,19 +87,20 @@ def init(  # the keywords are the options
     with foreign_code("copying the model", errors=True):
         module = copy.deepcopy(model).eval()
     home = device_of([*module.parameters(), *module.buffers()])
-    captured = capture(module.to(CPU), example_inputs, dynamic=dynamic)
-    program = captured.program
-    weights = Weights(program, module, torch.Generator().manual_seed(wanted.seed))
-    if method in PLAIN:
-        outcome = PLAIN[method](weights, wanted)
-    elif method in DRIVEN:
-        found = open_batches(data, program, wanted.batch, preprocessing)
-        batches = [inputs for inputs, _ in zip(found, range(wanted.batches), strict=False)]
-        outcome = DRIVEN[method](weights, wanted, batches)
-    else:
-        source = _Labelled(program, data, labels, preprocessing, wanted.batch, tuple(example_inputs))
-        outcome = _learn(weights, wanted, source, loss or nn.functional.cross_entropy, progress)
-    refuse_unset(weights, method)
+    with models_too():
+        captured = capture(module.to(CPU), example_inputs, dynamic=dynamic)
+        program = captured.program
+        weights = Weights(program, module, torch.Generator().manual_seed(wanted.seed))
+        if method in PLAIN:
+            outcome = PLAIN[method](weights, wanted)
+        elif method in DRIVEN:
+            found = open_batches(data, program, wanted.batch, preprocessing)
+            batches = [inputs for inputs, _ in zip(found, range(wanted.batches), strict=False)]
+            outcome = DRIVEN[method](weights, wanted, batches)
+        else:
+            source = _Labelled(program, data, labels, preprocessing, wanted.batch, tuple(example_inputs))
+            outcome = _learn(weights, wanted, source, loss or nn.functional.cross_entropy, progress)
+        refuse_unset(weights, method)
     return _result(method, weights, outcome, captured.notes, home)
 
 

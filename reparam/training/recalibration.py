@@ -19,7 +19,7 @@ from reparam.data import Preprocessing
 from reparam.errors import InputError, ReparamError
 from reparam.ir import on_device
 from reparam.rewrite import Progress
-from reparam.utils import check_callable, checked_call, describe_type, first_line, foreign_code
+from reparam.utils import as_the_user_set, check_callable, checked_call, describe_type, first_line, foreign_code
 
 from .batches import open_batches
 
@@ -209,7 +209,7 @@ def _run(module: nn.Module, examples: Sequence[Any], inputs: Sequence[Tensor]) -
     given = iter(inputs)
     filled = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     try:
-        with torch.no_grad(), foreign_code("running the model"):
+        with torch.no_grad(), foreign_code("running the model"), as_the_user_set():
             module(*torch.utils._pytree.tree_unflatten(filled, spec))
     except ReparamError:
         raise

@@ -11,6 +11,7 @@ from .lazy import lazy_doors
 if TYPE_CHECKING:
     from .arguments import as_path, check_callable, check_seed, checked_call, path_complaint
     from .cuda_driver import gpus
+    from .default_device import as_the_user_set, models_too
     from .files import SOURCE_FILES, refuse_existing
     from .foreign import Interrupted, foreign_code, ignore_exits, place_of_error, refused_exits
     from .logs import quiet
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _DOORS = {
     "arguments": ("as_path", "check_callable", "check_seed", "checked_call", "path_complaint"),
     "cuda_driver": ("gpus",),
+    "default_device": ("as_the_user_set", "models_too"),
     "files": ("SOURCE_FILES", "refuse_existing"),
     "foreign": ("Interrupted", "foreign_code", "ignore_exits", "place_of_error", "refused_exits"),
     "logs": ("quiet",),
@@ -110,6 +112,7 @@ __all__ = [
     "TensorPlace",
     "Together",
     "as_path",
+    "as_the_user_set",
     "axis_name",
     "check_callable",
     "check_package",
@@ -132,6 +135,7 @@ __all__ = [
     "leave_current_folder",
     "memory_size",
     "memory_told",
+    "models_too",
     "name_complaint",
     "one_line",
     "opened",

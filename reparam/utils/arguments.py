@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from reparam.errors import InputError
 
+from .default_device import on_the_cpu
 from .memory import memory_told
 from .text import describe_type
 
@@ -38,7 +39,7 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
             raise InputError(
                 f"{function.__name__}() {error}{how}; the keywords that it takes are {', '.join(names)}"
             ) from None
-        with memory_told():
+        with memory_told(), on_the_cpu():
             return function(*args, **kwargs)
 
     return call

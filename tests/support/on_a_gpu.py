@@ -104,6 +104,33 @@ def pruned() -> dict[str, Any]:
     return {"device": lies(made.module)}
 
 
+class Unplaced(nn.Module):
+    """Its forward makes tensors where the default is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return torch.relu(y + torch.arange(8.0).reshape(1, 8, 1, 1)) + y * torch.ones(())
+
+
+def by_default() -> dict[str, Any]:
+    torch.set_default_device(GPU)
+    try:
+        model = healthy(Unplaced()).float()
+        made = reparam.convert(model, draw(), to="plain")
+        prepared = reparam.init(model, draw(), method="he")
+        found = len(reparam.analyze(model, draw()).tables)
+        return {"device": lies(made.module) + lies(prepared.module), "difference": difference(model, made.module)} | {
+            "tables": found,
+            "default": torch.get_default_device().type,
+        }
+    finally:
+        torch.set_default_device(None)
+
+
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "fused": lambda: converted("fused"),
     "plain": lambda: converted("plain"),
@@ -111,6 +138,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "examples elsewhere": examples_elsewhere,
     "on the CPU": on_the_cpu_by_example_of_the_gpu,
     "saved": saved,
+    "by default": by_default,
     "exported program": exported_program,
     "explain": explained,
     "init he": lambda: initialised("he"),

@@ -59,6 +59,11 @@ def test_other_results_lie_there_too(found: dict[str, Any], name: str) -> None:
     assert found[name] == {"device": GPU}
 
 
+def test_a_gpu_that_is_the_default(found: dict[str, Any]) -> None:
+    assert found["by default"].pop("difference", 1.0) < 1e-5, found["by default"]
+    assert found["by default"] == {"device": GPU + GPU, "tables": 2, "default": on_a_gpu.GPU}
+
+
 def test_what_is_looked_at_only(found: dict[str, Any]) -> None:
     assert found["explain"] == {"merges": 0}
     assert found["analyze"].get("tables", 0) >= 4, found["analyze"]
