@@ -26,9 +26,10 @@ _DEEPEST = 3  # containers within containers
 def fresh_copy(module: nn.Module) -> nn.Module:
     """A copy of the module's structure and of all that it remembers, which shares its weights.
 
-    What cannot be copied (a lock, an open file, a tensor with a history) is shared as well.
+    What cannot be copied (a lock, an open file, a tensor with a history) is shared as well. Weights that were made in
+    inference mode are copied.
     """
-    shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    shared: dict[int, Any] = {id(t): _ordinary(t) for t in (*module.parameters(), *module.buffers())}
     with torch._C.DisableTorchFunction(), _disable_current_modes():  # a copy is no call of the model
         try:
             return copy.deepcopy(module, dict(shared))
@@ -36,6 +37,14 @@ def fresh_copy(module: nn.Module) -> nn.Module:
             for part in module.modules():
                 shared |= {id(v): v for v in vars(part).values() if not _can_be_copied(v)}
             return copy.deepcopy(module, shared)
+
+
+def _ordinary(weight: Tensor) -> Tensor:
+    """The weight; a copy of one that was made in inference mode, which torch lets nobody trace."""
+    if not weight.is_inference():
+        return weight
+    copied = weight.clone()
+    return nn.Parameter(copied, weight.requires_grad) if isinstance(weight, nn.Parameter) else copied
 
 
 def _can_be_copied(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -19,10 +20,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LAST_SEED = 2**63 - 1
+_turn = threading.RLock()  # torch traces one model at a time, and default dtypes are those of all threads
 
 
 def checked_call(function: Callable[P, R]) -> Callable[P, R]:
     """The function, with errors of ours for what it is called with, and for memory that runs out.
+
+    Threads take turns.
 
     Arguments that it does not have, or that are missing, are an InputError that names those it has.
     """
@@ -39,7 +43,7 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
             raise InputError(
                 f"{function.__name__}() {error}{how}; the keywords that it takes are {', '.join(names)}"
             ) from None
-        with memory_told(), on_the_cpu():
+        with _turn, memory_told(), on_the_cpu():
             return function(*args, **kwargs)
 
     return call
