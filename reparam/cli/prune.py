@@ -103,6 +103,10 @@ def prune(  # noqa: PLR0913  # the parameters are the options
         str | None, typer.Option("--keep", metavar="REGEX", help="Layers with such a name lose no channels.")
     ] = None,
     refit: Annotated[bool, typer.Option("--refit/--no-refit", help="Whether weights are refitted.")] = True,
+    joint: Annotated[
+        int | None,
+        typer.Option("--joint", metavar="N", min=0, help="Steps of the refit of all layers at once (by their time)."),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -181,6 +185,7 @@ def prune(  # noqa: PLR0913  # the parameters are the options
         "floor": floor,
         "keep": keep,
         "refit": refit,
+        "joint": joint,
         "max_drop": max_drop,
         "samples": samples,
         "seed": seed,

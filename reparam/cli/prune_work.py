@@ -145,6 +145,10 @@ def _rounds(report: Row) -> Table:
     for i, step in enumerate(report["curve"]):
         cut, refitted = (f"{100 * step[k][what]:.2f} %" for k in ("cut", "refitted"))
         made.add_row(str(i + 1), f"{100 * step['cost']:.1f} %", cut, refitted)
+    joint = report["joint"]
+    if joint is not None:
+        before, after = (f"{100 * joint[k][what]:.2f} %" for k in ("before", "after"))
+        made.add_row("all at once", f"{100 * report['curve'][-1]['cost']:.1f} %", before, joint["refused"] or after)
     return made
 
 

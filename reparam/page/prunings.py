@@ -72,6 +72,10 @@ def _curve(report: Report) -> Section:
         (str(i + 1), share(s["cost"]), share(s["cut"][what]), share(s["refitted"][what]), figure(s["refitted"]["kl"]))
         for i, s in enumerate(steps)
     ]
+    joint = report["joint"]
+    if joint is not None:
+        after, kl = joint["refused"] or share(joint["after"][what]), figure(joint["after"]["kl"])
+        rows.append(("all at once", share(costs[-1]), share(joint["before"][what]), one_line(after), kl))
     numbers = frozenset(range(1, 5))
     tables = [Table("Round by round", head, rows, numbers), _forms(report)]
     texts = [

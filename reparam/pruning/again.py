@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,17 @@ from reparam.conversion import Conversion, convert_program
 from reparam.data import Preprocessing, open_samples, spool
 from reparam.emit import finalize
 from reparam.errors import InputError
-from reparam.ir import Program, shape_of
+from reparam.ir import Program, census, shape_of
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Progress
 from reparam.utils import check_callable, check_seed, checked_call
 
 from .gated import GATE, Gated
+from .joint import affordable, refit_jointly
 from .loop import BATCH, MEMORY, Pruned
+from .mixing import copies_for, only_mixes, with_mixes
 from .options import SAMPLES
+from .quality import Judge
 from .refitting import refit_layers
 from .running import batch_within
 
@@ -37,12 +40,13 @@ def refit(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Refits the weights of `pruned`, layer by layer, to what the layers of `reference` give, and makes it small.
+    """Refits the weights of `pruned`, layer by layer, to what the layers of `reference` give, then all of them to what
+    it gives in the end, and makes it small.
 
     pruned: what `prune` gave, or a module of the same architecture as `reference` in which another tool set channels to
         zero; they stay zero, and are removed in the result. reference: the original. data: as for `prune`.
     example_inputs: (N, ...), not needed for what `prune` gave. preprocessing: of images. samples: that are used.
-    seed: of the inputs of the checks.
+    seed: of the mixes of samples, and of the inputs of the checks.
 
     Returns the conversion of the refitted network to its fused form, in which the channels at zero are gone.
 
@@ -71,12 +75,23 @@ def refit(
     original = _folded(reference, given, seed)
     gated = _aligned(program, original)
     with spool(open_samples(data, program, preprocessing=preprocessing), limit=samples) as decks:
-        size = batch_within(MEMORY, program, BATCH)
-        refit_layers(
-            gated,
-            lambda: (inputs for inputs, _ in decks.fit.batches(size)),
-            tell=lambda i, n: tell("refit", i, n),
-        )
+        size, count, macs = batch_within(MEMORY, program, BATCH), len(decks.fit), census(original).macs
+
+        def inputs() -> Iterator[tuple[Tensor, ...]]:
+            return (inputs for inputs, _ in decks.fit.batches(size))
+
+        copies = copies_for(macs, count)
+        refit_layers(gated, lambda: with_mixes(inputs(), copies, seed), tell=lambda i, n: tell("refit", i, n))
+        steps = affordable(macs, count)
+        if steps:
+            with Judge(gated.reference, decks.held, size) as judge:
+                refit_jointly(
+                    gated,
+                    lambda step: only_mixes(inputs(), seed + step + 1),
+                    judge,
+                    steps=steps,
+                    tell=lambda i, n: tell("joint refit", i, n),
+                )
     return convert_program(gated.program, seed=seed, progress=progress)
 
 

@@ -139,10 +139,27 @@ class Equations:
 
     def add(self, x: Tensor, t: Tensor) -> None:
         """x: (groups, rows, columns). t: (groups, rows, C_out/groups)."""
+        x = self.see(x)
+        self.cross += x.transpose(1, 2) @ t
+
+    def see(self, x: Tensor) -> Tensor:
+        """Adds columns, (groups, rows, columns), without targets; gives them with that of the bias."""
         x = self._with_ones(x)
         self.gram += x.transpose(1, 2) @ x
-        self.cross += x.transpose(1, 2) @ t
         self.count += x.shape[1]
+        return x
+
+    def clear(self) -> None:
+        """Forgets what was added."""
+        self.gram.zero_()
+        self.cross.zero_()
+        self.count = 0
+        self.systems.clear()
+
+    def free(self, old: Tensor) -> Tensor:
+        """(groups, columns, C_out/groups), bool: the unknowns that may change, of the packed weights `old`."""
+        rows = (old[:, : self.columns] != 0).any(1)
+        return torch.stack([self._read(own)[:, None] & row for own, row in zip(old, rows, strict=True)])
 
     def retarget(self, rows: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Puts other targets in place: (x, t) of all that was added, with another t."""

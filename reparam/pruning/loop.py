@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reparam.conversion import Conversion, convert, convert_program
 from reparam.data import Preprocessing, Spooled, open_samples, spool
-from reparam.errors import InputError, NotEquivalentError, ReparamError
+from reparam.errors import InputError, ReparamError
 from reparam.ir import Program, census
 from reparam.measure import check_runtimes
 from reparam.rewrite import Progress
@@ -23,9 +23,11 @@ from reparam.utils import Reported, as_path, check_callable, checked_call, descr
 from .choosing import Candidate, at_floor, candidates, cheapest, cut, give_back
 from .gated import with_gates
 from .gates import Gate
+from .joint import Joint, affordable, refit_jointly
+from .mixing import copies_for, only_mixes, with_mixes
 from .options import PruneOptions
 from .price import cost
-from .quality import Judge, Quality
+from .quality import Judge, Quality, check_drop
 from .refitting import Fitted, refit_layers
 from .report import Form, PruneReport, Step, widths_of
 from .resuming import State
@@ -165,8 +167,10 @@ class _Run:
         if name != "latency" and share < least:
             raise _too_small(share, name, least)
         self.left, self.multiple = 1.0, options.multiple
+        self.macs = max(1, census(base.program).macs)
         self.steps: list[Step] = []
         self.fitted: list[Fitted] = []
+        self.joint: Joint | None = None
         self.residual: Conversion | None = None  # the result in this form, once it is known
         self.original = self._first_look()
 
@@ -248,18 +252,38 @@ class _Run:
 
     def _scored(self) -> Iterator[tuple[Tensor, ...]]:
         """The samples that scores are measured on: fewer for large networks, spread over all that there are."""
-        most = max(SCORED, int(SCORED_MACS / max(1, census(self.base.program).macs)))
+        most = max(SCORED, int(SCORED_MACS / self.macs))
         every = max(1, math.ceil(len(self.decks.fit) / most))
         return (inputs for i, inputs in enumerate(self._inputs()) if i % every == 0)
 
     def _refit(self) -> None:
         before = self.judge.quality(self.gated.program)
         if self.options.refit:
-            self.fitted = refit_layers(self.gated, self._inputs, tell=lambda i, n: self.tell("refit", i, n))
+            copies = copies_for(self.macs, len(self.decks.fit))
+            self.fitted = refit_layers(
+                self.gated,
+                lambda: with_mixes(self._inputs(), copies, self.options.seed),
+                tell=lambda i, n: self.tell("refit", i, n),
+            )
         after = self.judge.quality(self.gated.program) if self.options.refit else before
         self.steps.append(Step(self.left, before, after))
         if self.state is not None:
             self.state.write(self.gated, self.steps, self.fitted)
+
+    def _refit_jointly(self) -> None:
+        """Steps over all layers at once, once the channels are settled."""
+        o = self.options
+        steps = affordable(self.macs, len(self.decks.fit)) if o.joint is None else o.joint
+        if not o.refit or not steps:
+            return
+        self.joint = refit_jointly(
+            self.gated,
+            lambda step: only_mixes(self._inputs(), o.seed + step + 1),
+            self.judge,
+            steps=steps,
+            tell=lambda i, n: self.tell("joint refit", i, n),
+        )
+        self.residual = self.residual if not self.joint.taken else None
 
     def _down_to_latency(self, share: float) -> None:
         """Rounds of cuts by multiply-accumulates; the last one is adjusted until the measured time is right."""
@@ -305,12 +329,13 @@ class _Run:
 
     def finish(self, begun: float) -> Pruned:
         """Makes the smaller network in the form that is asked for, and looks at what became of its outputs."""
+        self._refit_jointly()
         masked = self.gated.masked()
         made, forms = self._forms(masked)
         form = self._choice(made, forms)
         conversion = made[form]
         final = self.judge.quality(conversion.program)
-        self._check_drop(final, self.original)
+        check_drop(final, self.original, self.options.max_drop)
         plan = self.gated.plan()
         report = PruneReport(
             budget=dict([self.options.budget]),
@@ -321,6 +346,7 @@ class _Run:
             original=self.original,
             final=final,
             steps=tuple(self.steps),
+            joint=self.joint,
             widths=widths_of(plan),
             near_floor=tuple(at_floor(self.gated, self.options.floor)),
             scarce=tuple(f.name for f in self.fitted if f.rows < f.columns),
@@ -365,16 +391,3 @@ class _Run:
             return 0.0 if time is None else time.ms
 
         return min(made, key=milliseconds)
-
-    def _check_drop(self, final: Quality, base: Quality) -> None:
-        most = self.options.max_drop
-        if most is None:
-            return
-        if final.agreement is None:
-            raise InputError("max_drop is of classes, and the outputs of this network are no scores of classes")
-        if final.accuracy is not None and base.accuracy is not None:
-            drop, what = base.accuracy - final.accuracy, "the accuracy on held-out samples falls by"
-        else:
-            drop, what = 1 - final.agreement, "the classes of held-out samples differ from the original's in"
-        if drop > most:
-            raise NotEquivalentError(f"{what} {100 * drop:.2f} %, more than {100 * most:g} %; nothing was written")

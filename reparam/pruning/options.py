@@ -31,9 +31,10 @@ class PruneOptions:
     score: how channels are chosen (`score.SCORES`). streams: whether the channels of a stream go at each depth by
     themselves (per-depth) or at all together (coupled). round_to: widths become multiples of this; None for 8 where the
     latency is the budget and that reaches it, else 1. floor: share of a layer's channels that stay at least. keep:
-    layers whose name this pattern matches keep all their channels. refit: whether weights are refitted. max_drop: the
-    most that the accuracy may fall, or without labels the share of samples that may be told otherwise than by the
-    original. samples: that choices are made on.
+    layers whose name this pattern matches keep all their channels. refit: whether weights are refitted. joint: how many
+    steps of the refit of all layers at once follow the last cut; None for as many as take little time (`joint.STEPS`
+    for small networks, none for large ones). max_drop: the most that the accuracy may fall, or without labels the share
+    of samples that may be told otherwise than by the original. samples: that choices are made on.
 
     Raises InputError.
     """
@@ -49,6 +50,7 @@ class PruneOptions:
     floor: float = FLOOR
     keep: str | None = None
     refit: bool = True
+    joint: int | None = None
     max_drop: float | None = None
     samples: int = SAMPLES
     seed: int = 0
@@ -66,12 +68,12 @@ class PruneOptions:
         for name, choices in (("form", FORMS), ("streams", STREAMS), ("score", SCORES), ("engine", ENGINES)):
             if getattr(self, name) not in choices:
                 raise InputError(f"unknown {name} {str(getattr(self, name))[:40]!r}; choose from {', '.join(choices)}")
-        for name in ("round_to", "samples"):
+        for name, least, told in (("round_to", 1, "one"), ("joint", 0, "zero"), ("samples", 1, "one")):
             value = getattr(self, name)
-            if name == "round_to" and value is None:
+            if name != "samples" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name} is {str(value)[:40]!r}; give a whole number of one or more")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"{name} is {str(value)[:40]!r}; give a whole number of {told} or more")
         if not isinstance(self.refit, bool):
             raise InputError(f"refit is {str(self.refit)[:40]!r}; give True or False")
         if self.keep is not None and not isinstance(self.keep, str):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reparam.data import Deck
-from reparam.errors import InputError
+from reparam.errors import InputError, NotEquivalentError
 from reparam.ir import Program, evaluate
 
 from .frontier import Frontier
@@ -111,3 +111,21 @@ def _outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
 def is_scores(outputs: Sequence[Tensor]) -> bool:
     """Whether the outputs are one score for each of several classes."""
     return len(outputs) == 1 and outputs[0].dim() == 2 and outputs[0].shape[1] > 1
+
+
+def check_drop(final: Quality, base: Quality, most: float | None) -> None:
+    """Whether a network is as good as asked for. most: the share of accuracy, or without labels of agreement, that may
+    be lost; None for any.
+
+    Raises NotEquivalentError for more, and InputError for outputs that are no class scores.
+    """
+    if most is None:
+        return
+    if final.agreement is None:
+        raise InputError("max_drop is of classes, and the outputs of this network are no scores of classes")
+    if final.accuracy is not None and base.accuracy is not None:
+        drop, what = base.accuracy - final.accuracy, "the accuracy on held-out samples falls by"
+    else:
+        drop, what = 1 - final.agreement, "the classes of held-out samples differ from the original's in"
+    if drop > most:
+        raise NotEquivalentError(f"{what} {100 * drop:.2f} %, more than {100 * most:g} %; nothing was written")

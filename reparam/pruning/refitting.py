@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.algebra import Layer, read_layer
+from reparam.channels import ChannelPlan
 from reparam.ir import ACTIVATIONS, ADDS, WEIGHTED, Program, arguments, is_call, op_name, place_of, shape_of
 
 from .equations import RIDGE, Equations, as_rows, columns_of, from_rows, rows_of
@@ -53,7 +54,7 @@ def refit_layers(
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Fitted]:
     """Refits all layers of `gated` in place. batches: gives the same batches of inputs each time it is called."""
-    layers = [layer for n in gated.program.calls() if (layer := _fits(gated.program, n)) is not None]
+    layers = layers_to_fit(gated.program)
     with Frontier() as frontier:
         walk = _Walk(gated, frontier, batches())
         found = []
@@ -62,6 +63,11 @@ def refit_layers(
             found.append(walk.fit(layer, ridge, gate))
         tell(len(layers), len(layers))
         return found
+
+
+def layers_to_fit(program: Program) -> list[Layer]:
+    """The layers whose weights can be refitted, in the order of the graph: each with weights of its own."""
+    return [layer for n in program.calls() if (layer := _fits(program, n)) is not None]
 
 
 def _fits(program: Program, node: fx.Node) -> Layer | None:
@@ -120,11 +126,25 @@ class _Side:
 
 
 @dataclass(frozen=True)
-class _Alive:
+class Alive:
     """The numbers of a layer's rows and input channels (within a group) that are not switched off."""
 
     rows: Tensor
     columns: Tensor
+
+
+def alive_in(plan: ChannelPlan, layer: Layer) -> Alive:
+    """What is left of a layer: rows that somebody needs, and those equal to them; channels that are not zero."""
+    rows = torch.arange(layer.out_channels)
+    columns = torch.arange(layer.in_channels // layer.geometry.groups)
+    if layer.geometry.groups > 1:
+        return Alive(rows, columns)
+    x, y = plan.known.of(layer.x), plan.known.of(layer.node)
+    if x is not None and x.axes == (layer.in_axis,):
+        columns = (x.constant != 0).nonzero().flatten()
+    if y is not None and y.axes == (layer.axis,) and layer.node in plan.kept:
+        rows = torch.isin(y.first, plan.kept[layer.node]).nonzero().flatten()
+    return Alive(rows, columns)
 
 
 class _Walk:
@@ -141,7 +161,7 @@ class _Walk:
 
     def fit(self, layer: Layer, ridge: float, gate: int) -> Fitted:
         """Fits what is alive of one layer; both networks move up to it."""
-        alive = self._alive(layer)
+        alive = alive_in(self.plan, layer)
         weight, bias = self._weights(layer)
         part = weight[alive.rows][:, alive.columns]
         shift = None if bias is None else bias[alive.rows]
@@ -175,19 +195,6 @@ class _Walk:
         bias = None if layer.bias is None else constants[str(layer.bias.target)].value.detach().clone()
         return weight, bias
 
-    def _alive(self, layer: Layer) -> _Alive:
-        """What is left of a layer: rows that somebody needs, and those equal to them; channels that are not zero."""
-        rows = torch.arange(layer.out_channels)
-        columns = torch.arange(layer.in_channels // layer.geometry.groups)
-        if layer.geometry.groups > 1:
-            return _Alive(rows, columns)
-        x, y = self.plan.known.of(layer.x), self.plan.known.of(layer.node)
-        if x is not None and x.axes == (layer.in_axis,):
-            columns = (x.constant != 0).nonzero().flatten()
-        if y is not None and y.axes == (layer.axis,) and layer.node in self.plan.kept:
-            rows = torch.isin(y.first, self.plan.kept[layer.node]).nonzero().flatten()
-        return _Alive(rows, columns)
-
     def _forget_rows(self) -> None:
         for i in range(len(self.chunks)):
             for key in _ROWS:
@@ -209,7 +216,7 @@ class _Walk:
             yield x, wanted - beside
 
     def _gather(
-        self, layer: Layer, alive: _Alive, equations: Equations, others: Sequence[fx.Node], *, keep: bool
+        self, layer: Layer, alive: Alive, equations: Equations, others: Sequence[fx.Node], *, keep: bool
     ) -> None:
         def rows(y: Tensor) -> Tensor:
             return rows_of(layer, y, places, alive.rows if len(alive.rows) < layer.out_channels else None)

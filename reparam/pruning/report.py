@@ -13,6 +13,7 @@ from reparam.ir import WEIGHTED, Census, is_call, place_of
 from reparam.report import SCHEMA, Report
 from reparam.utils import Facts, Shown, counts_told
 
+from .joint import Joint
 from .options import PruneOptions
 from .quality import Quality
 from .timing import Time
@@ -51,8 +52,9 @@ class PruneReport(Shown):
 
     budget: its name and share. form: of the result, out of `forms`. before: the original, fused; after: the result.
     original, final: both against the original. steps: the rounds. widths: of all layers. near_floor: layers that were
-    not allowed to lose more. scarce: layers that were refitted on fewer rows than they have unknowns. base: the
-    conversion of the original to its fused form; conversion: that of the masked network to the result.
+    not allowed to lose more. joint: the refit of all layers at once, None without one. scarce: layers refitted on fewer
+    rows than they have unknowns. base: the conversion of the original to its fused form; conversion: that of the masked
+    network to the result.
     """
 
     budget: Mapping[str, float]
@@ -63,6 +65,7 @@ class PruneReport(Shown):
     original: Quality
     final: Quality
     steps: tuple[Step, ...]
+    joint: Joint | None
     widths: tuple[Width, ...]
     near_floor: tuple[str, ...]
     scarce: tuple[str, ...]
@@ -90,6 +93,7 @@ class PruneReport(Shown):
             "forms": {name: _form(form) for name, form in self.forms.items()},
             "quality": {"original": self.original.as_dict(), "pruned": self.final.as_dict()},
             "curve": [{"cost": s.cost, "cut": s.cut.as_dict(), "refitted": s.refitted.as_dict()} for s in self.steps],
+            "joint": None if self.joint is None else asdict(self.joint),
             "widths": [asdict(w) for w in self.widths],
             "near_floor": list(self.near_floor),
             "scarce": list(self.scarce),

@@ -107,6 +107,7 @@ def pruning(text: str) -> dict[str, Any]:
         "input": text, "outputs": [text], "budget": {"macs": 0.5}, "target": "residual",
         "quality": {"original": quality, "pruned": quality}, "samples": {"chosen": 30, "held_out": 9},
         "curve": [{"cost": 0.5, "cut": quality, "refitted": quality}],
+        "joint": {"steps": 0, "taken": 0, "before": quality, "after": quality, "refused": text},
         "forms": {"residual": {"macs": 1, "params": 2, "time": None}, "plain": {"refused": text}},
         "widths": [{"name": text, "before": [3, 8], "after": [3, 4]}], "near_floor": [text], "scarce": [],
     }  # fmt: skip

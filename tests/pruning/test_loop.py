@@ -195,6 +195,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
         ({"round_to": 16}, "50 % of the macs cannot be reached.*smaller multiples"),
         ({"round_to": 0}, "give a whole number of one or more"),
         ({"samples": 1.5}, "give a whole number of one or more"),
+        ({"joint": -1}, "joint is '-1'; give a whole number of zero or more"),
         ({"width": 3}, "unknown option 'width'"),
         ({"progress": 5}, "progress"),
     ],
@@ -229,8 +230,17 @@ def test_the_report_is_json_and_says_what_was_measured() -> None:
     assert found["quality"]["original"]["agreement"] == 1.0
     assert [s["cost"] for s in found["curve"]] == sorted((s["cost"] for s in found["curve"]), reverse=True)
     assert found["curve"][-1]["refitted"]["samples"] == found["samples"]["held_out"]
+    assert found["joint"]["before"] == found["curve"][-1]["refitted"]
+    assert found["joint"]["taken"] > 0 and found["joint"]["after"]["error"] < found["joint"]["before"]["error"]
+    assert found["quality"]["pruned"]["error"] == pytest.approx(found["joint"]["after"]["error"], rel=1e-3)
     assert {"name", "before", "after"} == set(found["widths"][0])
     assert found["options"]["streams"] == "coupled" and found["forms"]["residual"]["time"] is None
+
+
+def test_the_refit_of_all_layers_may_be_left_out() -> None:
+    assert pruned(joint=0).report.joint is None and pruned(refit=False).report.joint is None
+    one = pruned(joint=1).report.joint
+    assert one is not None and one.steps == 1
 
 
 def test_results_are_saved_as_a_program_and_as_source(tmp_path: Path) -> None:

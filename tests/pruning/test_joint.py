@@ -1,0 +1,197 @@
+"""The refit of all layers at once: exact where the network is linear, and nothing is kept that is not better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reparam.conversion import convert
+from reparam.ir import evaluate
+from reparam.pruning.gated import Gated, with_gates
+from reparam.pruning.joint import STEPS, affordable, refit_jointly
+from reparam.pruning.mixing import only_mixes, with_mixes
+from reparam.pruning.quality import Judge
+from reparam.pruning.refitting import refit_layers
+from support.prunable import NETS, fused, images
+
+
+@dataclass(frozen=True)
+class Held:
+    """Held-out samples without labels."""
+
+    x: Tensor
+    labelled: bool = False
+
+    def batches(self, size: int) -> Iterator[tuple[tuple[Tensor, ...], None]]:
+        return (((part,), None) for part in self.x.split(size))
+
+
+def batches(step: int) -> Iterable[Sequence[Tensor]]:
+    return only_mixes([(part,) for part in images(192, seed=4).split(64)], step)
+
+
+def judged(gated: Gated, seed: int = 5) -> Judge:
+    return Judge(gated.reference, Held(images(96, seed=seed)), 32)  # type: ignore[arg-type]
+
+
+def error(gated: Gated, x: Tensor) -> float:
+    own, wanted = (evaluate(p, (x,), torch.float64)[0] for p in (gated.program, gated.reference))
+    return float((own - wanted).norm() / wanted.norm())
+
+
+def half_off(gated: Gated) -> None:
+    for gate in gated.gates:
+        mask = torch.ones(gate.parts, gate.count // gate.parts)
+        mask[:, ::2] = 0.0
+        gated.set_mask(gate, mask.flatten())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_outputs_come_closer_than_layers_by_themselves_bring_them(name: str) -> None:
+    gated = with_gates(fused(name), coupled=True)
+    half_off(gated)
+    refit_layers(gated, lambda: batches(0))
+    x = images(64, seed=9)
+    before = error(gated, x)
+    masks = gated.masks()
+    with judged(gated) as judge:
+        found = refit_jointly(gated, batches, judge)
+    assert found.refused == "" and found.steps == STEPS and found.taken > 0
+    assert found.after.error < found.before.error and error(gated, x) < before
+    assert all(torch.equal(gated.mask(g), m) for g, m in masks.items())
+
+
+def test_a_linear_network_is_solved_in_one_step() -> None:
+    """z = w x with one layer: J'J d = J'(t - z) has the solution w + d = that of the original."""
+    torch.manual_seed(0)
+    gated = with_gates(convert(nn.Conv2d(3, 4, 3).eval(), images(2)).program)
+    wanted = {n: c.value.clone() for n, c in gated.program.constants.items()}
+    for name, value in wanted.items():
+        gated.set_weight(name, value + 0.3)
+    with judged(gated) as judge:
+        found = refit_jointly(gated, batches, judge, steps=1, iterations=12)
+    assert len(wanted) == 2 and found.taken == 1
+    assert all(torch.allclose(gated.program.constants[n].value, v, atol=1e-3) for n, v in wanted.items())
+
+
+def test_the_original_is_left_as_it_is() -> None:
+    gated = with_gates(fused("residual"), coupled=True)
+    before = {n: c.value.clone() for n, c in gated.program.constants.items()}
+    with judged(gated) as judge:
+        found = refit_jointly(gated, batches, judge, steps=2)
+    assert found.taken == 0 and found.after == found.before
+    assert all(torch.equal(c.value, before[n]) for n, c in gated.program.constants.items())
+
+
+def test_a_step_that_is_worse_on_held_out_samples_is_not_kept() -> None:
+    """The samples are all alike, so that nothing is learned of others."""
+    gated = with_gates(fused("residual"), coupled=True)
+    half_off(gated)
+    refit_layers(gated, lambda: batches(0))
+    before = {n: c.value.clone() for n, c in gated.program.constants.items()}
+    one = 3 * images(1, seed=7).expand(8, -1, -1, -1)
+    with judged(gated) as judge:
+        found = refit_jointly(gated, lambda step: [(one,)], judge, steps=2, iterations=12)
+        assert judge.quality(gated.program) == found.after == found.before
+    assert found.steps == 2 and found.taken == 0
+    assert all(torch.equal(c.value, before[n]) for n, c in gated.program.constants.items())
+
+
+def test_what_is_switched_off_in_the_weights_stays_off_and_runs_are_the_same() -> None:
+    made = []
+    for _ in range(2):
+        gated = with_gates(fused("residual"), coupled=True)
+        name = next(n for n in gated.program.constants if n.startswith("one") and n.endswith("weight"))
+        weight = gated.program.constants[name].value.clone()
+        weight[:3] = 0.0
+        weight[:, 5] = 0.0
+        gated.set_weight(name, weight)
+        with judged(gated) as judge:
+            found = refit_jointly(gated, batches, judge, steps=1)
+        assert found.taken == 1
+        now = gated.program.constants[name].value
+        assert not now[:3].any() and not now[:, 5].any() and not torch.equal(now, weight)
+        made.append({n: c.value for n, c in gated.program.constants.items()})
+    assert all(torch.equal(v, made[1][n]) for n, v in made[0].items())
+
+
+def test_weights_that_two_calls_share_stay_shared() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.same, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.stem(x))
+            return self.head(torch.relu(self.same(torch.relu(self.same(x)))))
+
+    torch.manual_seed(0)
+    gated = with_gates(convert(Twice().eval(), images(2)).program)
+    gated.set_mask(gated.gates[0], torch.tensor([1.0, 0, 1, 1, 1, 1]))
+    shared = {n: gated.program.constants[n].value.clone() for n in ("same.weight", "same.bias")}
+    with judged(gated) as judge:
+        assert refit_jointly(gated, batches, judge).taken > 0
+    assert all(torch.equal(gated.program.constants[n].value, v) for n, v in shared.items())
+
+
+class _NoTangent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g
+
+
+def test_an_operator_without_such_derivatives_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    gated = with_gates(fused("residual"), coupled=True)
+    half_off(gated)
+    before = {n: c.value.clone() for n, c in gated.program.constants.items()}
+    for node in gated.program.calls():
+        if "relu" in str(node.target):
+            monkeypatch.setattr(node, "target", _NoTangent.apply)
+    with judged(gated) as judge:
+        found = refit_jointly(gated, batches, judge)
+    assert "derivatives" in found.refused and found.taken == found.steps == 0 and found.after == found.before
+    assert all(torch.equal(c.value, before[n]) for n, c in gated.program.constants.items())
+
+
+def test_large_networks_take_fewer_steps() -> None:
+    assert affordable(10_000_000, 400) == STEPS
+    assert 0 < affordable(300_000_000, 400) < STEPS
+    assert affordable(4_000_000_000, 400) == 0
+
+
+def test_mixes_have_the_mean_and_the_variance_of_the_samples_and_come_again() -> None:
+    x = 3 + 2 * images(4000, seed=3, side=2)
+    (mix,) = next(iter(only_mixes([(x,)], 1)))
+    assert float((mix.mean(0) - x.mean(0)).abs().max()) < 0.2 and not torch.equal(mix, x)
+    assert float((mix.var(0) / x.var(0) - 1).abs().max()) < 0.2
+    again, other = (next(iter(only_mixes([(x,)], seed)))[0] for seed in (1, 2))
+    assert torch.equal(again, mix) and not torch.equal(other, mix)
+    first, *more = with_mixes([(x,)], 3)
+    assert torch.equal(first[0], x) and len(more) == 2 and not torch.equal(more[0][0], more[1][0])
+
+
+def test_all_inputs_of_a_sample_are_mixed_alike() -> None:
+    x = images(16, seed=3)
+    one, two = next(iter(only_mixes([(x, 2 * x)])))
+    assert torch.allclose(two, 2 * one, atol=1e-5)
+
+
+def test_what_cannot_be_mixed_comes_alone() -> None:
+    whole, single = (images(4), torch.arange(4)), (images(1),)
+    for inputs in (whole, single):
+        assert [i is inputs for i in with_mixes([inputs], 4)] == [True]
+        assert next(iter(only_mixes([inputs]))) is inputs
+
+
+def test_what_is_not_finite_stays_as_it_is() -> None:
+    x = torch.tensor([[0.0, -torch.inf], [1.0, 0.0], [2.0, 1.0]])
+    (mix,) = next(iter(only_mixes([(x,)])))
+    assert mix[:, 0].isfinite().all() and torch.equal(mix[:, 1], x[:, 1])
