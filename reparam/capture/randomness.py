@@ -24,7 +24,7 @@ def refuse_random_calls(graph: fx.Graph) -> None:
     found = [node for node in _alive(graph) if _draws(node)]
     if not found:
         return
-    places = [_describe(node) for node in found[:SHOWN]]
+    places = [describe_call(node) for node in found[:SHOWN]]
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     raise CaptureError(
         f"the model draws random numbers while it runs, by {', '.join(places)}{more}, so it is not a function of its "
@@ -61,7 +61,7 @@ def _draws(node: fx.Node) -> bool:
     return not (shares and all(isinstance(s, int | float) and s == 0 for s in shares))
 
 
-def _describe(node: fx.Node) -> str:
+def describe_call(node: fx.Node) -> str:
     """`dropout in 'head.drop' (net.py:12 `return self.drop(x)`)`."""
     path, line = module_path(node), line_of(node)
     layer = f" in '{path}'" if path else ""

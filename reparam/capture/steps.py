@@ -32,8 +32,9 @@ from .assemble import assemble, attributes_read
 from .explain import explain_writes
 from .functionalize import functionalize_locally, module_path, normalize_batch_norm
 from .guards import probes
-from .randomness import refuse_random_calls
+from .randomness import describe_call, refuse_random_calls
 
+_REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "_vmap_increment_nesting")
 _ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
 
 
@@ -67,12 +68,35 @@ def from_exported(exported: torch.export.ExportedProgram) -> Captured:
     Raises CaptureError for names that are not plain, which torch would paste into code.
     """
     check_names([*exported.state_dict, *exported.constants])
-    plain, names = with_attribute_names(exported)
+    plain, names = with_attribute_names(_without_regions(exported))
     draft = Draft(plain, names, *_lift(plain, names))
     for step in STEPS:
         draft = step(draft)
     program = replace(assemble(draft.graph, draft.weights), probes=probes(exported), home=draft.home)
     return Captured(program, draft.notes)
+
+
+def _without_regions(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Without regions that autocast or vmap covers: their calls, with the casts and the batch axes that they stand for.
+
+    Raises CaptureError where torch cannot spell them out, and for other operators that hold graphs of their own.
+    """
+    if any(op_name(n) in _REGIONS for n in _calls(exported)):
+        try:
+            exported = _without_dropouts(exported).run_decompositions({})
+        except Exception as error:
+            reason = first_line(error)
+            raise CaptureError(f"torch cannot spell out what autocast or vmap does in the model: {reason}") from error
+    held = next((n for n in _calls(exported) if isinstance(n.target, torch._ops.HigherOrderOperator)), None)
+    if held is not None:
+        raise CaptureError(
+            f"the model calls {describe_call(held)}, which holds graphs of its own; these are not rewritten"
+        )
+    return exported
+
+
+def _calls(exported: torch.export.ExportedProgram) -> list[fx.Node]:
+    return [n for n in exported.graph.nodes if n.op == "call_function"]
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ from .listing import doctor, passes
 from .outputs import STANDARD_OUTPUT, check_page, check_report, delivering, plan_outputs
 from .prune import prune
 from .session import begin, open_session, run_guarded
+from .view import view
 
 PROGRAM = "reparam"
 
@@ -285,6 +286,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     check_report(json, read, force=force)
     check_page(html, json, read, force=force)
 
+    from . import graphs as cli_graphs
     from . import render
     from . import work as cli_work
 
@@ -315,7 +317,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     report["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
     with delivering(session, json) as deliver:
         if html is not None:
-            cli_work.write_verdict(session, html, report, (first, second), shapes, force=force)
+            cli_graphs.write_verdict(session, html, report, (first, second), shapes, force=force)
         deliver(report)
     if verdict.reason:
         reason = "" if shown else f": {verdict.reason}"
@@ -358,18 +360,19 @@ def diff(  # noqa: PLR0913  # the parameters are the options
     check_report(json, [Path(a), Path(b)], force=force)
     check_page(html, json, [Path(a), Path(b)], force=force)
 
+    from . import graphs as cli_graphs
     from . import render
     from . import work as cli_work
 
     first, second = (cli_work.load_side(session, s, trust=trust, seed=seed) for s in sides)
-    found, graphs = cli_work.diff_loaded(session, first, second, shapes)
+    found, graphs = cli_graphs.diff_loaded(session, first, second, shapes)
     if json != STANDARD_OUTPUT:
         header = render.line(f"{first.name} and {second.name}:")
         session.show(header, found.text(session.width, full=full), render.line(found.counted()))
     report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **found.as_dict()}
     with delivering(session, json) as deliver:
         if html is not None:
-            cli_work.write_diff(html, report, found, graphs, force=force)
+            cli_graphs.write_diff(html, report, found, graphs, force=force)
         deliver(report)
 
 
@@ -381,5 +384,6 @@ app.command()(cli_training.recalibrate)
 app.command()(apply)
 app.command()(init)
 app.command()(analyze)
+app.command()(view)
 app.command()(passes)
 app.command()(doctor)

@@ -32,6 +32,10 @@ from .session import Session
 from .which_weights import ANY, Weights
 from .work import describe_load, preprocessing_for
 
+GAP = 3  # columns of a terminal between those of a table
+HEADS = ("model", "run by", "batch")  # columns that every part of a table has
+FIRST_TIME = "median ms"
+
 
 @dataclass(frozen=True)
 class Opening:
@@ -96,14 +100,37 @@ def save_page(report: Mapping[str, Any], path: Path, *, force: bool) -> None:
     write_page(bench_page(dict(report)), path, force=force)
 
 
-def render_bench(report: Mapping[str, Any]) -> list[RenderableType]:
-    """What `bench` prints: a row for each model and batch, and what it was measured on."""
+def render_bench(report: Mapping[str, Any], width: int) -> list[RenderableType]:
+    """What `bench` prints: a row for each model and batch, and what it was measured on.
+
+    width: columns of the terminal. A table that is wider goes on in others below it, each with the models' names.
+    """
     columns, rows = cells(report)
-    made = table(*columns, right=right_columns(columns))
-    for row in rows:
-        made.add_row(*row)
+    parts: list[RenderableType] = []
+    for chosen in _fitting(columns, rows, width):
+        made = table(*(columns[i] for i in chosen), right=right_columns(columns))
+        for row in rows:
+            made.add_row(*(row[i] for i in chosen))
+        parts += [made] if not parts else [line(""), made]
     told = sentences(report)
-    parts: list[RenderableType] = [made, *(line(text) for text in told)]
+    parts += [line(text) for text in told]
     if report["choice"] is not None:
         parts[-1] = line(told[-1], "bold")
     return parts
+
+
+def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """Which columns stand in each table: all in one where that fits, else first the accuracy, and then the times."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) + GAP for i in range(len(columns))]
+    if sum(widths) - GAP <= width:
+        return [list(range(len(columns)))]
+    heads = [i for i, name in enumerate(columns) if name in HEADS]
+    found: list[list[int]] = []
+    for i, name in enumerate(columns):
+        if i in heads:
+            continue
+        full = found and sum(widths[k] for k in found[-1]) + widths[i] - GAP > width
+        if not found or full or name == FIRST_TIME:
+            found.append([*heads])
+        found[-1].append(i)
+    return found

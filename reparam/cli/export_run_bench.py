@@ -265,7 +265,7 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     found = bench_work.bench_models(session, models, opening, judging, options)
     report = found.to_dict()
     if not quiet and json != STANDARD_OUTPUT:
-        session.show(*bench_work.render_bench(report))
+        session.show(*bench_work.render_bench(report, session.width))
     with delivering(session, json) as deliver:
         if csv is not None:
             bench_work.save_csv(found, csv)

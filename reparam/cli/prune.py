@@ -110,7 +110,9 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     max_drop: Annotated[
         float | None,
         typer.Option(
-            "--max-drop", metavar=_SHARE, help="Refuse more: of the accuracy, without labels of the agreement."
+            "--max-drop",
+            metavar=_SHARE,
+            help="Refuse more: of the accuracy, without labels of the agreement; .01 is one point.",
         ),
     ] = None,
     samples: Annotated[

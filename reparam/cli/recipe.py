@@ -25,7 +25,7 @@ from reparam.utils import refuse_existing, write_atomically
 from .recipe_file import Lines, read_lines, require_packages
 
 VERSION = 1
-NOT_STEPS = ("apply", "passes", "doctor")  # verbs that make nothing
+NOT_STEPS = ("apply", "passes", "doctor", "view")  # verbs that make nothing
 SITUATION = ("ctx", "force", "quiet", "debug", "write_recipe")  # parameters of a run, not of what is made
 FIELD = "option_"
 SHOWN = 5  # complaints of one file

@@ -22,12 +22,10 @@ from .which_weights import ANY, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reparam.compare import ProgramDiff
     from reparam.conversion import Conversion
     from reparam.data import Preprocessing
-    from reparam.engines import ListedCall, Runnable
+    from reparam.engines import Runnable
     from reparam.loading import LoadedModel
-    from reparam.page import Shown
     from reparam.report import Report
 
 RANDOM_WEIGHTS = "-"  # in place of A or B
@@ -60,8 +58,9 @@ def load(
     *,
     trust: bool,
     seed: int,
+    option: str = "--arch",
 ) -> Loaded:
-    """Loads a model and says on standard error what the user should know about it."""
+    """Loads a model and says on standard error what the user should know about it. option: names its architecture."""
     with session.working() as tell:
         from reparam import loading
 
@@ -70,7 +69,7 @@ def load(
         model = loading.load(path, arch=arch, arch_args=arch_args, trust=trust, seed=seed, **asdict(weights))
         tell("load", 1, 1)
         seconds = time.perf_counter() - start
-    describe_load(session, model, path, "--arch")
+    describe_load(session, model, path, option)
     return Loaded(model, _name(model, path), seconds)
 
 
@@ -305,50 +304,6 @@ def _write(conversion: Conversion, outputs: Outputs, tell: Tell, *, force: bool)
     tell("emit", 1, 1)
 
 
-# ---- diff --------------------------------------------------------------------------------------------------------
-
-
-def diff_loaded(
-    session: Session, a: LoadedSide, b: LoadedSide, given: Shapes | None
-) -> tuple[ProgramDiff, tuple[Shown, Shown]]:
-    """Captures both models on the same shapes and aligns their graphs, which are returned too.
-
-    Raises InputError for a sealed engine.
-    """
-    from reparam.compare import diff_calls
-
-    first, second = _graphs(session, (a, b), given)
-    for side, graph in ((a, first), (b, second)):
-        if graph is None:
-            raise InputError(f"{side.name} does not show its graph; diff takes checkpoints, .pt2, source and ONNX")
-    assert first is not None and second is not None
-    with session.working():
-        return diff_calls(_listed(first), _listed(second)), (first, second)
-
-
-def _graphs(session: Session, sides: Sequence[LoadedSide], given: Shapes | None) -> list[Shown | None]:
-    """The program of each model on the same shapes, or the calls that an engine lists; None for one that lists none."""
-    found: list[Shown | None] = []
-    with session.working() as tell:
-        from reparam.compare import program_of
-        from reparam.engines import Runnable
-
-        shapes = shapes_for([s.model for s in sides], given)
-        for i, side in enumerate(sides):
-            tell("capture", i, len(sides))
-            model = side.model
-            found.append(model.calls() if isinstance(model, Runnable) else program_of(model, shapes))
-        tell("capture", len(sides), len(sides))
-    return found
-
-
-def _listed(shown: Shown) -> Sequence[ListedCall]:
-    from reparam.compare import read_calls
-    from reparam.ir import Program
-
-    return read_calls(shown) if isinstance(shown, Program) else shown
-
-
 # ---- pages -------------------------------------------------------------------------------------------------------
 
 
@@ -371,28 +326,3 @@ def write_explanation(path: Path, report: Report, loaded: Loaded, *, force: bool
     graphs, arch = (report.graphs["before"], report.graphs["after"]), describe_arch(loaded.model)
     page = conversion_page(report.with_(graphs=None).as_dict(), report.remarks, *graphs, arch=arch, verb="explain")
     write_page(page, path, force=force)
-
-
-def write_diff(
-    path: Path, report: Mapping[str, Any], found: ProgramDiff, graphs: tuple[Shown, Shown], *, force: bool
-) -> None:
-    """The page of `diff`."""
-    from reparam.page import diff_page, write_page
-
-    write_page(diff_page(report, found, *graphs), path, force=force)
-
-
-def write_verdict(
-    session: Session,
-    path: Path,
-    report: Mapping[str, Any],
-    sides: tuple[LoadedSide, LoadedSide],
-    given: Shapes | None,
-    *,
-    force: bool,
-) -> None:
-    """The page of `verify`, which captures both models once more for their graphs."""
-    from reparam.page import verify_page, write_page
-
-    first, second = _graphs(session, sides, given)
-    write_page(verify_page(report, first, second), path, force=force)

@@ -258,7 +258,12 @@ class _Comparison:
             return ""
         names = [p.name for p in self.engine.outputs]
         text = bad.complaint.replace(f"output {bad.index}", f"output {bad.index} ('{names[bad.index]}')")
-        return f"{text}; it is quantised to int8" if self.engine.precision == "int8" else text
+        if self.engine.precision != "int8":
+            return text
+        return (
+            f"{text}; it is quantised to int8, and random inputs need not lie within what it was calibrated on: "
+            "bench --data compares on samples"
+        )
 
     def search(self) -> tuple[float, int]:
         """The largest difference on inputs of many sizes, as a share of what is allowed, and the number of inputs."""

@@ -91,6 +91,8 @@ def _on_samples(found: Agreement) -> list[str]:
     lines = [f"{found.samples} samples: error {found.error:.3g} of the size of the outputs (RMS){equal}"]
     if found.changed:
         lines.append(f"{found.changed} of them get another class")
+    if found.differing:
+        lines.append("those that differ most:")
     return [*lines, *map(_named, found.differing)]
 
 

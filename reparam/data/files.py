@@ -114,8 +114,8 @@ def _images(path: Path, inputs: Inputs, how: Preprocessing | None, folders: bool
     how = fitted_to(how, inputs)
     if how is None or inputs.image is None:
         raise InputError(
-            f"{path} holds images, but how this network wants them is not known; say it (mean, std and size), or give "
-            ".npy files of samples"
+            f"{path} holds images, but how this network wants them is not known; say it with --mean, --std and --size "
+            "(in Python, preprocessing=), or give .npy files of samples"
         )
     channels, fitted = inputs.image[0], how
     label_of: Callable[[Path], Tensor | None] = _classes(path) if folders else lambda file: None

@@ -134,7 +134,7 @@ def infer_architecture(state: Mapping[str, Tensor], file_name: str) -> Inference
         guesses = _interleave(_by_family(names, found), [n for n, _ in named])
         chosen = _first_fit(guesses[:GUESSED], found, tried)
     if chosen is None:
-        raise InputError(_nothing_fits(file_name, tried))
+        raise InputError(_nothing_fits(file_name, tried, len(found)))
     _fit_all(_relatives(chosen.spec, names)[:RELATED], found, tried)
     also = tuple(spec for spec, fit in tried.items() if fit.fits and spec != chosen.spec)
     return Inference(chosen.spec, also, chosen.arch_args)
@@ -251,7 +251,8 @@ def _first_fit(specs: Iterable[str], found: ShapeMap, tried: dict[str, Fit]) -> 
     return None
 
 
-def _nothing_fits(file_name: str, tried: Mapping[str, Fit]) -> str:
+def _nothing_fits(file_name: str, tried: Mapping[str, Fit], keys: int) -> str:
+    """keys: how many the file has. An architecture that lacks more than half of them is not worth showing."""
     name, missing = PurePath(file_name).name, missing_zoos()
     install = "install reparam[zoo] (pip install 'reparam[zoo]')"
     if len(missing) == len(ZOOS):
@@ -259,12 +260,14 @@ def _nothing_fits(file_name: str, tried: Mapping[str, Fit]) -> str:
             f"the architecture of {name} cannot be found: {' and '.join(missing)} are missing, whose architectures it "
             f"would be compared with; {install}, or name a function that builds it with --arch package.module:function"
         )
-    nearest = sorted(tried.values(), key=lambda fit: fit.distance)[:3]
+    near = [fit for fit in tried.values() if 2 * len(fit.unexpected) <= keys]
+    nearest = sorted(near, key=lambda fit: fit.distance)[:3]
     listed = " | ".join(f"{fit.spec}: {fit.describe(2)}" for fit in nearest)
+    told = f"The nearest: {listed}" if listed else "None of them has half of its keys"
     left = f"; those of {missing[0]} were not, since it is missing: {install}" if missing else ""
     return (
         f"the architecture of {name} is not among the {len(tried)} candidates that were compared{left}; "
-        f"give it with --arch. The nearest: {listed or 'none'}"
+        f"give it with --arch, a network of your own as --arch module:name. {told}"
     )
 
 

@@ -82,7 +82,7 @@ def verify_page(report: Mapping[str, Any], a: Shown | None, b: Shown | None) -> 
     if report.get("data"):
         page.sections.append(_on_samples(report["data"]))
     if a is not None and b is not None:
-        diff = diff_calls(_listed(a), _listed(b))
+        diff = diff_calls(calls_of(a), calls_of(b))
         _show(page, _view(report, diff, a, b))
     return page
 
@@ -93,19 +93,21 @@ def _show(page: Page, view: View) -> None:
 
 
 def _view(report: Mapping[str, Any], diff: ProgramDiff, a: Shown, b: Shown) -> View:
-    sides = (Side("A", one_line(report["a"]), _graph(a)), Side("B", one_line(report["b"]), _graph(b)))
-    return view_of(sides, links_of_diff(diff, _names(a), _names(b)), VIEW, DIFFERENT)
+    sides = (Side("A", one_line(report["a"]), graph_of(a)), Side("B", one_line(report["b"]), graph_of(b)))
+    return view_of(sides, links_of_diff(diff, names_of_calls(a), names_of_calls(b)), VIEW, DIFFERENT)
 
 
-def _graph(shown: Shown) -> Graph:
+def graph_of(shown: Shown) -> Graph:
+    """The graph as the page shows it."""
     return read_program(shown) if isinstance(shown, Program) else read_listed(shown)
 
 
-def _listed(shown: Shown) -> Sequence[ListedCall]:
+def calls_of(shown: Shown) -> Sequence[ListedCall]:
+    """The calls as `diff` compares them."""
     return read_calls(shown) if isinstance(shown, Program) else shown
 
 
-def _names(shown: Shown) -> list[str]:
+def names_of_calls(shown: Shown) -> list[str]:
     """What the calls of a diff are called in the graph of the page."""
     if isinstance(shown, Program):
         return [c.results[0] for c in read_calls(shown)]

@@ -91,17 +91,18 @@ def _side(
 
 
 def _call(c: Call, link: int, status: str, x: int, y: int) -> list[Any]:
-    texts = [_short(t) for t in (c.name, c.op, c.settings, c.module, c.shape, c.dtype)]
+    texts = [shortened(t) for t in (c.name, c.op, c.settings, c.module, c.shape, c.dtype)]
     numbers = [KINDS.index(c.kind), STATUSES.index(status), link, x, y, c.macs, c.params]
     return [*texts, *numbers, [_weight(w) for w in c.weights]]
 
 
 def _weight(w: Weight) -> list[str | None]:
     low, high = (None if v is None else f"{v:.4g}" for v in (w.low, w.high))
-    return [_short(w.name), w.shape, w.dtype, low, high]
+    return [shortened(w.name), w.shape, w.dtype, low, high]
 
 
-def _short(text: str) -> str:
+def shortened(text: str) -> str:
+    """The text, of a very long one its beginning."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
@@ -115,7 +116,7 @@ def _branch(module: Module) -> list[Any]:
         order.append(top)
         stack.extend(top.children)
     for m in reversed(order):
-        made[m.path] = [_short(m.path), m.before.calls, m.after.calls, [made[c.path] for c in m.children]]
+        made[m.path] = [shortened(m.path), m.before.calls, m.after.calls, [made[c.path] for c in m.children]]
     return made[""]
 
 

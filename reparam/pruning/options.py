@@ -64,7 +64,7 @@ class PruneOptions:
             _check_share(name, value, zero=False)
         _check_share("floor", self.floor, zero=True)
         if self.max_drop is not None:
-            _check_share("max_drop", self.max_drop, zero=True)
+            _check_share("max_drop", self.max_drop, zero=True, example="0.01 for one point")
         for name, choices in (("form", FORMS), ("streams", STREAMS), ("score", SCORES), ("engine", ENGINES)):
             if getattr(self, name) not in choices:
                 raise InputError(f"unknown {name} {str(getattr(self, name))[:40]!r}; choose from {', '.join(choices)}")
@@ -106,8 +106,8 @@ class PruneOptions:
         return name, float(getattr(self, name))
 
 
-def _check_share(name: str, value: Any, *, zero: bool) -> None:
+def _check_share(name: str, value: Any, *, zero: bool, example: str = "0.4") -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{name} is {describe_type(value)} {str(value)[:40]}; give a share, such as 0.4")
+        raise InputError(f"{name} is {describe_type(value)} {str(value)[:40]}; give a share, such as {example}")
     if not (0 <= value < 1 if zero else 0 < value < 1):
-        raise InputError(f"{name} is {value:g}; give a share between 0 and 1, such as 0.4")
+        raise InputError(f"{name} is {value:g}; give a share between 0 and 1, such as {example}")

@@ -32,6 +32,7 @@ VERBS = (
     "apply",
     "init",
     "analyze",
+    "view",
     "passes",
     "doctor",
 )

@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["--zzz"], "No such option: --zzz; see reparam --help"),
         (["conver"], "No such command 'conver'"),
-        (["view", "x.pt"], "No such command 'view'"),
+        (["views", "x.pt"], "No such command 'views'"),
         (["convert", "--zzz"], "No such option: --zzz; see reparam convert --help"),
         (["convert"], "nothing to convert"),
         (["convert", *TINY, "--to", "plainest"], "'plainest' is not"),

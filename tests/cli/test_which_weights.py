@@ -21,7 +21,7 @@ from support.cli_helpers import prepare_folder, refuse, run, succeed, tiny
 
 ARCH = ("--arch", "cli_nets:tiny")
 ONE = ("convert", "explain", "export", "prune", "recalibrate", "init", "analyze", "run", "bench")
-TWO = ("verify", "diff")
+TWO = ("verify", "diff", "view")
 
 
 @pytest.fixture(autouse=True)

@@ -99,6 +99,14 @@ def test_when_nothing_fits_the_nearest_three_and_their_keys_are_listed() -> None
     assert "--arch" in message
 
 
+def test_a_network_of_ones_own_is_compared_with_nothing_that_is_far_from_it() -> None:
+    state = {f"part{i}.weight": torch.empty((4, 4), device="meta") for i in range(6)}
+    with pytest.raises(InputError) as error:
+        infer_architecture(state, "mine.pt")
+    message = str(error.value)
+    assert message.endswith("a network of your own as --arch module:name. None of them has half of its keys")
+
+
 def test_a_state_without_tensors_is_an_error() -> None:
     with pytest.raises(InputError, match="holds no tensors"):
         infer_architecture({}, "resnet18.pt")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageChops
+from torch import nn
 
 import reparam
 from reparam.compare import diff_calls, read_calls
@@ -21,6 +22,7 @@ from support.pages import benchmark, big_page, browser, conversion, page_of, wit
 
 Open = Callable[..., Any]
 LEAST_FPS = 30
+YOLO = "ultralytics.nn.tasks:DetectionModel"
 PAN = """async (milliseconds) => {
   const canvases = [...document.querySelectorAll("canvas")], start = performance.now();
   let frames = 0, turn = 1;
@@ -296,28 +298,69 @@ def test_other_pages_open_without_a_word(show: Open) -> None:
     assert tab.locator("svg circle").count() == 4 and tab.locator("canvas").count() == 0
 
 
+def built(spec: str) -> nn.Module:
+    """The network; skips the test where the library that it comes from is not installed."""
+    if spec != YOLO:
+        return build_architecture(spec).module
+    pytest.importorskip("ultralytics", reason="ultralytics is not installed")
+    return build_architecture(spec, {"cfg": "yolov8n.yaml", "verbose": False}).module
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize(
-    ("spec", "to"),
+    ("spec", "to", "side"),
     [
-        ("torchvision/resnet50", "fused"),
-        ("torchvision/resnet50", "plain"),
-        ("timm/mobileone_s0", "fused"),
-        ("timm/swin_tiny_patch4_window7_224", "fused"),
+        ("torchvision/resnet50", "fused", 224),
+        ("torchvision/resnet50", "plain", 224),
+        ("timm/mobileone_s0", "fused", 224),
+        ("timm/swin_tiny_patch4_window7_224", "fused", 224),
+        (YOLO, "fused", 640),
     ],
 )
-def test_networks_that_people_use(show: Open, spec: str, to: str) -> None:
-    net = build_architecture(spec).module
-    found = reparam.convert(net, torch.randn(2, 3, 224, 224), to=to)
+def test_networks_that_people_use(
+    show: Open, spec: str, to: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLO_OFFLINE", "true")
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    found = reparam.convert(built(spec), torch.randn(2, 3, side, side), to=to)
     page = page_of(found)
     assert len(render(page).encode()) < 3_000_000
     tab = show(page)
+    sides = json.loads(tab.locator("#data").inner_text())["sides"]
+    before, after = (sum(c[1] == "conv2d" for c in s["calls"]) for s in sides)
+
     tab.locator("canvas").first.focus()
     tab.keyboard.press("n")
     assert "replaced" in tab.locator("#details").inner_text()
     assert tab.locator("#details h4:has-text('In after')").count() == 1
+    tab.locator("#details h4:has-text('In after') + ul button").first.click()
+    assert "side\nAfter" in tab.locator("#details").inner_text()
+    tab.keyboard.press("Escape")
+
+    x, y = rewritten_place(tab)
+    linked = picture(tab, 1)
+    tab.mouse.move(2, 2)
+    frame(tab)
+    assert not alike(picture(tab, 1), linked)
+    tab.mouse.click(x, y)
+    assert tab.locator("#details h4:has-text('In after')").count() == 1
+
     tab.locator("#search").fill("conv2d")
-    counts = [side["calls"] for side in json.loads(tab.locator("#data").inner_text())["sides"]]
-    before, after = (sum(c[1] == "conv2d" for c in side) for side in counts)
-    assert tab.locator("#found").inner_text() == f"{before} before, {after} after"
+    assert tab.locator("#found").inner_text() == f"{before} before, {after} after" and before > 0
+    tab.keyboard.press("Enter")
+    assert heading(tab) == "conv2d"
     assert max(tab.evaluate(PAN, 700) for _ in range(3)) >= LEAST_FPS
+
+
+def rewritten_place(tab: Any) -> tuple[float, float]:
+    """Points at a call of the left graph, as it stands in view, that a rewrite was about, and gives the place."""
+    canvas = tab.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    for step in range(400):
+        x, y = box["x"] + box["width"] * (step % 10 + 0.5) / 11, box["y"] + box["height"] * (step // 10 + 0.5) / 40
+        tab.mouse.move(x, y)
+        frame(tab)
+        if " \N{MIDDLE DOT} " in tab.locator(".hint").first.inner_text():
+            return x, y
+    raise AssertionError("nothing in view was rewritten")

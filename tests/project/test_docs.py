@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -18,7 +19,15 @@ from support.site import DOCS, FIRST, PAGES, ROOT, anchors, blocks, commands, pr
 from support.warm_process import WarmProcess
 
 KINDS = {"python", "console", "text", "toml", "yaml", "sh", "{toctree}"}
-OWN_TEST = {"index", "first-conversion", "writing-a-pass", "pruning", "training", "faq"}  # they are tested below
+OWN_TEST = {
+    "index",
+    "first-conversion",
+    "writing-a-pass",
+    "pruning",
+    "training",
+    "faq",
+    "bench",
+}  # they are tested below
 RUN = [p for p in PAGES if p.stem not in OWN_TEST and any(b.kind in ("console", "python") for b in blocks(p))]
 LINKED = [*PAGES, *(ROOT / n for n in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))]
 
@@ -68,6 +77,17 @@ def test_blocks_of_the_pruning_page(folder: Path, warm: WarmProcess) -> None:
     before, after = map(int, masked.split())
     assert after < 0.6 * before
     assert (folder / "small.pt2").exists() and (folder / "half.pt2").exists()
+
+
+def test_blocks_of_the_bench_page(folder: Path, warm: WarmProcess) -> None:
+    """Accuracies of the table are those that the ten lines of the page compute with onnxruntime alone."""
+    _, computed = run_page(DOCS / "bench.md", warm)
+    found = json.loads((folder / "digits.json").read_text())
+    told = {m["model"]: m["score"]["value"] for m in found["models"]}
+    assert {n: float(v) for n, v in (line.split() for line in computed.splitlines())} == {
+        name: told[name] for name in ("fused.onnx", "int8.onnx", "pruned.onnx")
+    }
+    assert found["data"]["samples"] == 397 and found["choice"]["model"] in told and told["base.pt"] > 0.85
 
 
 def test_blocks_of_the_training_page(folder: Path, warm: WarmProcess) -> None:

@@ -135,6 +135,7 @@ def test_metadata_states_the_version_the_licence_and_ranges(wheel: Path) -> None
         "tensorrt",
         "openvino",
         "recipe",
+        "view",
         "docs",
         "transformers",
         "dev",
