@@ -246,7 +246,7 @@ def _data_facts(judging: Judging, judged: OnSamples, facts: Sequence[ModelFacts]
     elif scored:
         given = judging.labels
         named = isinstance(given, str | os.PathLike)
-        labels = "its folders" if given == FOLDERS else str(given) if named else describe_type(given)
+        labels = "its folders" if named and given == FOLDERS else str(given) if named else describe_type(given)
     return DataFacts(source, judged.samples, labels, judged.note)
 
 

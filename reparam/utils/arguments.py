@@ -6,7 +6,9 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -43,10 +45,18 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
             raise InputError(
                 f"{function.__name__}() {error}{how}; the keywords that it takes are {', '.join(names)}"
             ) from None
-        with _turn, memory_told(), on_the_cpu():
+        with _turn, _without_warnings_of_torch(), memory_told(), on_the_cpu():
             return function(*args, **kwargs)
 
     return call
+
+
+@contextmanager
+def _without_warnings_of_torch() -> Iterator[None]:
+    """torch warns of its own code whenever a program of it is copied."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        yield
 
 
 def check_seed(seed: Any) -> None:

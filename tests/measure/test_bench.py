@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,16 @@ def test_modules_conversions_and_exports_are_measured_alike() -> None:
     assert [m.score.value for m in table.models if m.score is not None] == [1.0] * 3
     assert table.models[1].bytes == sum(v.numel() * v.element_size() for v in net.state_dict().values())
     assert table.data is not None and table.data.labels == "those in it"
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_labels_may_be_an_array_or_a_tensor(kind: Callable[[Any], Any]) -> None:
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval(), torch.randn(6, 1, 2, 2)
+    with torch.no_grad():
+        labels = net(x).argmax(1)
+    options = reparam.BenchOptions(rounds=3, memory=False, input_shapes=[(1, 2, 2)])
+    table = reparam.bench([net], data=kind(x), labels=kind(labels), options=options)
+    assert table.models[0].score is not None and table.models[0].score.value == 1.0
 
 
 def test_without_labels_a_drop_is_one_of_equal_classes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,15 @@ def test_a_model_that_was_made_in_inference_mode() -> None:
     assert all(p.is_inference() for p in model.parameters())
 
 
+def test_nothing_is_printed_of_torchs_own_code() -> None:
+    model, x = net(), torch.randn(2, 3, 8, 8)
+    program = torch.export.export(model, (x,), strict=False)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert reparam.verify(program, reparam.convert(program).program, x).equivalent
+    assert [str(w.message) for w in seen if "treespec" in str(w.message)] == []
+
+
 def test_threads_take_turns() -> None:
     models, x = [net() for _ in range(3)], torch.randn(2, 3, 8, 8)
     with ThreadPoolExecutor(3) as pool:
