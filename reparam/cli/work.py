@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from reparam.conversion import Conversion
     from reparam.data import Preprocessing
-    from reparam.engines import Runnable
+    from reparam.engines import Port, Runnable
     from reparam.loading import LoadedModel
     from reparam.report import Report
 
@@ -119,13 +119,26 @@ def load_side(session: Session, side: Side, *, trust: bool, seed: int) -> Loaded
 def preprocessing_for(models: Mapping[str, LoadedModel | Runnable], images: ImageOptions) -> Preprocessing | None:
     """How images go in: as the options say, with the rest from the first card or manifest that says anything.
 
-    models: by their files.
+    models: by their files. Raises InputError for a size that an engine among them does not take.
     """
-    from reparam.engines import known_preprocessing
+    from reparam.engines import Runnable, known_preprocessing
 
     told = (known_preprocessing(model, Path(name)) for name, model in models.items())
     known = next((how for how in told if how is not None), None)
-    return read_preprocessing({} if known is None else {"preprocessing": known}, *images)
+    how = read_preprocessing({} if known is None else {"preprocessing": known}, *images)
+    if how is not None and images[3] is not None:
+        for name, model in models.items():
+            _refuse_size(name, model.inputs if isinstance(model, Runnable) else (), how.size)
+    return how
+
+
+def _refuse_size(name: str, ports: Sequence[Port], size: tuple[int, int]) -> None:
+    """Raises InputError where the images of a port are of another size alone."""
+    for port in ports:
+        pairs = zip(port.shape[-2:], size, strict=True) if len(port.shape) == 4 else ()
+        if any(isinstance(taken, int) and taken != wanted for taken, wanted in pairs):
+            taken, wanted = ("x".join(map(str, s)) for s in (port.shape[-2:], size))
+            raise InputError(f"{name} takes images of {taken}, not of {wanted}, as --size says")
 
 
 def _name(model: LoadedModel, path: str | None) -> str:

@@ -204,6 +204,10 @@ def test_label_maps_of_a_folder_give_the_intersection_over_union(tmp_path: Path)
         (("--data", "calibrate.npy", "--labels", "folders"), "calibrate.npy is no folder of images"),
         (("--data", "calibrate.npy", "--metric", "nothing"), "'nothing' is not a metric; write package.module:name"),
         (("--data", "calibrate.npy", "--metric", "json:nothing"), "module 'json' has no metric 'nothing'; the nearest"),
+        (
+            ("--data", "digits", "--mean", "0", "--std", "1", "--size", "5"),
+            "fused.onnx takes images of 8x8, not of 5x5, as --size says",
+        ),
         (("--csv", "fused.onnx", "--force"), "fused.onnx would overwrite fused.onnx"),
     ],
 )
