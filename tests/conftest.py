@@ -14,6 +14,7 @@ os.environ["MKL_NUM_THREADS"] = "1"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 from reparam.rewrite import verifying
 from support.warm_process import WarmProcess
@@ -35,6 +36,8 @@ settings.register_profile(
     "explore", settings.get_profile("default"), derandomize=False, max_examples=500, print_blob=True
 )
 settings.load_profile("default")
+# Examples are also drawn from the numbers in modules that are loaded, which would hang on the tests that ran before.
+providers._get_local_constants = lambda: providers._local_constants
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ Path = tuple[str, ...]
 OWN_ATTRIBUTES = frozenset(
     {*dir(fx.GraphModule), *vars(fx.GraphModule(nn.Module(), fx.Graph()))}
     | {"self", "shape_env", "range_constraints", "validate_inputs", "_in_spec", "_out_spec", "_guards_fn"}
-    | {"_wrapped_call"}
+    | {"_wrapped_call", "___needs_generation_tag_patch"}  # set once a module was called, or torch.compile was used
 )
 
 
