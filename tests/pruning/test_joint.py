@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from reparam.conversion import convert
-from reparam.ir import evaluate
 from reparam.pruning.gated import Gated, with_gates
 from reparam.pruning.joint import STEPS, affordable, refit_jointly
 from reparam.pruning.mixing import only_mixes, with_mixes
 from reparam.pruning.quality import Judge
 from reparam.pruning.refitting import refit_layers
-from support.prunable import NETS, fused, images
+from support.prunable import NETS, error, fused, half_off, images
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,6 @@ def batches(step: int) -> Iterable[Sequence[Tensor]]:
 
 def judged(gated: Gated, seed: int = 5) -> Judge:
     return Judge(gated.reference, Held(images(96, seed=seed)), 32)  # type: ignore[arg-type]
-
-
-def error(gated: Gated, x: Tensor) -> float:
-    own, wanted = (evaluate(p, (x,), torch.float64)[0] for p in (gated.program, gated.reference))
-    return float((own - wanted).norm() / wanted.norm())
-
-
-def half_off(gated: Gated) -> None:
-    for gate in gated.gates:
-        mask = torch.ones(gate.parts, gate.count // gate.parts)
-        mask[:, ::2] = 0.0
-        gated.set_mask(gate, mask.flatten())
 
 
 @pytest.mark.parametrize("name", NETS)

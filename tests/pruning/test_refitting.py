@@ -12,27 +12,14 @@ from torch import Tensor, nn
 
 from reparam.conversion import convert
 from reparam.errors import MachineError
-from reparam.ir import evaluate
 from reparam.pruning.frontier import Frontier
-from reparam.pruning.gated import Gated, with_gates
+from reparam.pruning.gated import with_gates
 from reparam.pruning.refitting import refit_layers
-from support.prunable import NETS, fused, images
+from support.prunable import NETS, error, fused, half_off, images
 
 
 def batches() -> Iterator[tuple[Tensor, ...]]:
     return ((part,) for part in images(96, seed=4).split(32))
-
-
-def error(gated: Gated, x: Tensor) -> float:
-    own, wanted = (evaluate(p, (x,), torch.float64)[0] for p in (gated.program, gated.reference))
-    return float((own - wanted).norm() / wanted.norm())
-
-
-def half_off(gated: Gated) -> None:
-    for gate in gated.gates:
-        mask = torch.ones(gate.parts, gate.count // gate.parts)
-        mask[:, ::2] = 0.0
-        gated.set_mask(gate, mask.flatten())
 
 
 @pytest.mark.parametrize("name", NETS)

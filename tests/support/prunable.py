@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.conversion import convert
-from reparam.ir import Program
+from reparam.ir import Program, evaluate
+from reparam.pruning.gated import Gated
 
 
 class Residual(nn.Module):
@@ -125,3 +126,17 @@ def images(count: int, seed: int = 1, side: int = 8) -> Tensor:
 def fused(name: str, seed: int = 0) -> Program:
     """A network in its fused form."""
     return convert(make(name, seed), images(2)).program
+
+
+def error(gated: Gated, x: Tensor) -> float:
+    """How far the outputs are from those of the original, relative to these."""
+    own, wanted = (evaluate(p, (x,), torch.float64)[0] for p in (gated.program, gated.reference))
+    return float((own - wanted).norm() / wanted.norm())
+
+
+def half_off(gated: Gated) -> None:
+    """Switches off every other channel of each gate."""
+    for gate in gated.gates:
+        mask = torch.ones(gate.parts, gate.count // gate.parts)
+        mask[:, ::2] = 0.0
+        gated.set_mask(gate, mask.flatten())
