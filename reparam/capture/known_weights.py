@@ -22,6 +22,15 @@ READS = frozenset(
     ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__")
 )
 
+# What writes to its first argument, beside functions whose names end with one underscore.
+_WRITES = frozenset(
+    f"__{name}__"
+    for name in (
+        *("setitem", "set", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"),
+        *("iand", "ior", "ixor", "ilshift", "irshift"),
+    )
+)
+
 _MAKERS = frozenset(("zeros", "ones", "full", "arange", "linspace", "eye", "tensor"))  # of the same tensor each time
 
 
@@ -52,7 +61,7 @@ class WeightsAreKnown(TorchFunctionMode):
         if name in READS and known:
             return self._computed(func, args, keywords)
         result = func(*args, **keywords)
-        if name == "__setitem__" or "out" in keywords or (name.endswith("_") and not name.endswith("__")):
+        if name in _WRITES or "out" in keywords or (name.endswith("_") and not name.endswith("__")):
             self._written = any(id(v) in self._values for v in (*args[:1], keywords.get("out")))
         elif known:
             self._follow(result, lambda: self._computed(func, args, keywords))

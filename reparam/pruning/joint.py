@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reparam.algebra import Layer
 from reparam.ir import call_node, evaluate, last_uses, weight_value
+from reparam.utils import is_out_of_memory
 
 from .equations import Equations, as_rows, columns_of, from_rows
 from .gated import Gated
@@ -84,8 +85,10 @@ def refit_jointly(
         tell(step, steps)
         try:
             change = system.step(lambda: batches(step), iterations)  # noqa: B023  # it is done before the next one
-        except (NotImplementedError, RuntimeError) as error:  # an operator that has no such derivative
+        except RuntimeError as error:  # an operator that has no such derivative
             system.put(kept)
+            if is_out_of_memory(error):
+                raise
             return Joint(done, taken, before, best, f"no derivatives: {str(error).splitlines()[0][:200]}")
         done = step + 1
         system.put({n: v + change[n].to(v.dtype) for n, v in system.weights().items()})

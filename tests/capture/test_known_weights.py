@@ -105,7 +105,20 @@ def written_by_index(net: Net, y: Tensor) -> Tensor:
     return y * float(own.sum())
 
 
-@pytest.mark.parametrize("reads", [written, written_by_index])
+def written_by_an_operator(net: Net, y: Tensor) -> Tensor:
+    own = net.weights.clone()
+    own += 1
+    own *= net.scale
+    return y * float(own.sum())
+
+
+def written_by_its_data(net: Net, y: Tensor) -> Tensor:
+    own = net.weights.clone()
+    own.data = net.table
+    return y * float(own.sum())
+
+
+@pytest.mark.parametrize("reads", [written, written_by_index, written_by_an_operator, written_by_its_data])
 def test_what_was_written_to_is_not_guessed(reads: Reads) -> None:
     """Either it is right or it is refused."""
     net, x = healthy(Net(reads)).float(), torch.randn(2, 3, 8, 8)

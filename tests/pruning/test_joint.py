@@ -15,7 +15,7 @@ from reparam.pruning.joint import STEPS, affordable, refit_jointly
 from reparam.pruning.mixing import only_mixes, with_mixes
 from reparam.pruning.quality import Judge
 from reparam.pruning.refitting import refit_layers
-from support.prunable import NETS, error, fused, half_off, images
+from support.prunable import NETS, Twice, error, fused, half_off, images
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,6 @@ def test_what_is_switched_off_in_the_weights_stays_off_and_runs_are_the_same() -
 
 
 def test_weights_that_two_calls_share_stay_shared() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.same, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = torch.relu(self.stem(x))
-            return self.head(torch.relu(self.same(torch.relu(self.same(x)))))
-
     torch.manual_seed(0)
     gated = with_gates(convert(Twice().eval(), images(2)).program)
     gated.set_mask(gated.gates[0], torch.tensor([1.0, 0, 1, 1, 1, 1]))

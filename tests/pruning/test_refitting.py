@@ -15,7 +15,7 @@ from reparam.errors import MachineError
 from reparam.pruning.frontier import Frontier
 from reparam.pruning.gated import with_gates
 from reparam.pruning.refitting import refit_layers
-from support.prunable import NETS, error, fused, half_off, images
+from support.prunable import NETS, Twice, error, fused, half_off, images
 
 
 def batches() -> Iterator[tuple[Tensor, ...]]:
@@ -99,15 +99,6 @@ def test_values_that_do_not_fit_into_memory_lie_in_files_and_change_nothing(monk
 
 
 def test_weights_that_two_calls_share_are_left_alone() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.same, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = torch.relu(self.stem(x))
-            return self.head(torch.relu(self.same(torch.relu(self.same(x)))))
-
     gated = with_gates(convert(Twice().eval(), images(2)).program)
     gated.set_mask(gated.gates[0], torch.tensor([1.0, 0, 1, 1, 1, 1]))
     shared = [n for n in gated.program.constants if n in ("same.weight", "same.bias")]

@@ -128,6 +128,19 @@ def fused(name: str, seed: int = 0) -> Program:
     return convert(make(name, seed), images(2)).program
 
 
+class Twice(nn.Module):
+    """One layer that is called twice, so that its calls share weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.same, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        y: Tensor = self.head(torch.relu(self.same(torch.relu(self.same(x)))))
+        return y
+
+
 def error(gated: Gated, x: Tensor) -> float:
     """How far the outputs are from those of the original, relative to these."""
     own, wanted = (evaluate(p, (x,), torch.float64)[0] for p in (gated.program, gated.reference))

@@ -138,7 +138,7 @@ class _Forward:
         tensors = (n for n in program.placeholders if n in signature.names and isinstance(n.meta.get("val"), Tensor))
         first = next(tensors, None)
         device = f"{signature.names[first]}.device" if first is not None else literal(CPU).text
-        self._context = Context(self._ref, device, CPU)
+        self._context = Context(self._ref, device)
 
     def text(self) -> list[str]:
         """The lines of the function, indented."""

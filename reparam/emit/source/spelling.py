@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from reparam.ir import CPU
+
 from .expressions import PRODUCT, SUM, UNARY, Expr, Ref, call_text, infix, literal, tuple_text
 from .modules import flattens_batch, numbers
 
@@ -24,11 +26,10 @@ _LAST = 2**62  # a slice's end beyond this means "to the end"
 
 @dataclass(frozen=True)
 class Context:
-    """What spelling needs: `ref` gives a graph value's expression; `device` stands for the program's device."""
+    """What spelling needs: `ref` gives a graph value's expression; `device` stands for the CPU, where programs lie."""
 
     ref: Ref
     device: str
-    program_device: torch.device
 
 
 Speller = Callable[[Context, fx.Node, Mapping[str, Any]], Expr | None]
@@ -41,7 +42,7 @@ def value(context: Context, argument: Any) -> Expr:
     if isinstance(argument, (list, tuple)):
         parts = [value(context, a).text for a in argument]
         return Expr(tuple_text(parts) if isinstance(argument, tuple) else f"[{', '.join(parts)}]")
-    if isinstance(argument, torch.device) and argument == context.program_device:
+    if isinstance(argument, torch.device) and argument == CPU:
         return Expr(context.device)
     return literal(argument)
 
@@ -214,7 +215,7 @@ def spell_cast(context: Context, node: fx.Node, args: Mapping[str, Any]) -> Expr
     """A cast to a dtype. Where the program lives already, the device is left out."""
     if args.get("non_blocking") or args.get("copy") or args.get("memory_format") is not None or args["dtype"] is None:
         return None
-    if args.get("device") not in (None, context.program_device) or args.get("layout") not in (None, torch.strided):
+    if args.get("device") not in (None, CPU) or args.get("layout") not in (None, torch.strided):
         return None
     return Expr(f"{context.ref(args['self']).atom}.to({value(context, args['dtype']).text})")
 
