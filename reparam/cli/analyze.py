@@ -65,6 +65,7 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
     trust: opt.Trust = False,
     json: opt.Json = None,
     html: opt.Html = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,

@@ -205,6 +205,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     html: opt.Html = None,
     remarks: opt.Remarks = None,
     remarks_filter: opt.RemarksFilter = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -346,14 +347,16 @@ def diff(  # noqa: PLR0913  # the parameters are the options
     trust: opt.Trust = False,
     json: opt.Json = None,
     html: opt.Html = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
+    quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
     """Show the graphs of A and B side by side.
 
     Structure and weights are compared; verify compares functions.
     """
-    session = begin(ctx, debug=debug)
+    session = begin(ctx, quiet=quiet, debug=debug)
     shapes = opt.read_shapes(input_shape)
     chosen = which.Weights(key_a, prefix_a, pretrained_a), which.Weights(key_b, prefix_b, pretrained_b)
     sides = opt.read_sides((a, arch_a, arch_args_a), (b, arch_b, arch_args_b), chosen)
@@ -366,7 +369,7 @@ def diff(  # noqa: PLR0913  # the parameters are the options
 
     first, second = (cli_work.load_side(session, s, trust=trust, seed=seed) for s in sides)
     found, graphs = cli_graphs.diff_loaded(session, first, second, shapes)
-    if json != STANDARD_OUTPUT:
+    if not quiet and json != STANDARD_OUTPUT:
         header = render.line(f"{first.name} and {second.name}:")
         session.show(header, found.text(session.width, full=full), render.line(found.counted()))
     report = {"schema": 1, "reparam": __version__, "a": first.name, "b": second.name, **found.as_dict()}

@@ -16,6 +16,7 @@ from reparam.errors import ReparamError
 from . import options as opt
 from .outputs import STANDARD_OUTPUT, check_report, deliver_json
 from .recipe import NOT_STEPS, read_recipe
+from .recipe_steps import check_files
 from .session import begin
 
 
@@ -34,8 +35,9 @@ def apply(  # the parameters are the options
 ) -> dict[str, Any]:
     """Run the steps of RECIPE, a deployment as a file; stop at the first that fails.
 
-    A step is a verb with its options, without their dashes. All are checked before the first runs; an error names the
-    line. --write-recipe of the other verbs writes such a file. Paths begin in the current folder.
+    A step is a verb with its options, without their dashes. Before the first runs, all are checked, and whether the
+    files that they read are there or made by a step before; an error names the line. --write-recipe of the other verbs
+    writes such a file. Paths begin in the current folder.
     """
     session = begin(ctx, quiet=quiet, debug=debug)
     check_report(json, [recipe], force=force)
@@ -43,6 +45,7 @@ def apply(  # the parameters are the options
     from .render import line
 
     found = read_recipe(recipe, _verbs(ctx), trust=trust)
+    check_files(found)
     rows: list[dict[str, Any]] = []
     shown = not quiet and json != STANDARD_OUTPUT
     for i, step in enumerate(found.steps):

@@ -13,7 +13,16 @@ from reparam.options import DEFAULTS, PlainOptions
 
 from . import options as opt
 from . import which_weights as which
-from .outputs import STANDARD_OUTPUT, check_apart, check_file, check_page, check_report, delivering, plan_export
+from .outputs import (
+    STANDARD_OUTPUT,
+    check_apart,
+    check_file,
+    check_page,
+    check_report,
+    delivering,
+    export_label,
+    plan_export,
+)
 from .session import begin
 
 
@@ -105,8 +114,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
     plain = PlainOptions(carry, max_pool.value, signed.value, max_cost)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     kind = find_format(format)
-    label = to.value if precision is opt.Precision.fp32 else f"{to.value}-{precision.value}"
-    path = plan_export(model, arch, output, label, kind.suffix, force=force)
+    path = plan_export(model, arch, output, export_label(to.value, precision.value), kind.suffix, force=force)
     read = [*(Path(p) for p in (model, data) if p is not None), calibrate, config]
     check_report(json, [path, *read], force=force)
     check_page(html, json, [path, *read], force=force)
@@ -153,6 +161,7 @@ def run(  # noqa: PLR0913  # the parameters are the options
     prefix: which.Prefix = None,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,

@@ -80,6 +80,7 @@ def init(  # noqa: PLR0913  # the parameters are the options
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,
+    write_recipe: opt.WriteRecipe = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,

@@ -68,6 +68,11 @@ def plan_outputs(
     return Outputs(path, source)
 
 
+def export_label(to: str, precision: str) -> str:
+    """What the name of an exported file ends with: `fused`, `fused-int8`."""
+    return to if precision == "fp32" else f"{to}-{precision}"
+
+
 def plan_export(
     model: str | None, arch: str | None, output: Path | None, label: str, suffix: str, *, force: bool
 ) -> Path:
@@ -87,13 +92,18 @@ def plan_checkpoint(
 
     read: other files that are read, and not to be overwritten. Raises InputError or MachineError.
     """
-    suffix = ".safetensors" if model is not None and model.endswith(".safetensors") else ".pt"
+    suffix = checkpoint_suffix(model)
     path = output if output is not None else default_output(model, arch, label, suffix)
     if path.suffix not in CHECKPOINTS:
         raise InputError(f"the output {path} is a checkpoint; name it {path.stem or 'model'}{suffix}")
     for name in (model, *read):
         _check_output(path, None if name is None else str(name), force=force)
     return path
+
+
+def checkpoint_suffix(model: str | None) -> str:
+    """The suffix of a checkpoint that is named after the file `model`."""
+    return ".safetensors" if model is not None and model.endswith(".safetensors") else ".pt"
 
 
 def _check_output(path: Path, model: str | None, *, force: bool) -> None:

@@ -28,18 +28,30 @@ VERSION = 1
 NOT_STEPS = ("apply", "passes", "doctor", "view")  # verbs that make nothing
 SITUATION = ("ctx", "force", "quiet", "debug", "write_recipe")  # parameters of a run, not of what is made
 FIELD = "option_"
+MAPPINGS = ("arch_args", "options")  # how parameters begin that take a mapping as JSON
 SHOWN = 5  # complaints of one file
 CODE = ("arch", "arch_a", "arch_b", "metric")  # parameters that may name Python of the user's own
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step. verb: its name. call: what runs it, after `ctx`. line: of the file."""
+    """One step. verb: its name. call: what runs it, after `ctx`. line: of the file.
+
+    lines: of each value of a parameter, one where it has one value alone.
+    """
 
     verb: str
     values: Mapping[str, Any]
     call: Callable[..., Any]
     line: int
+    lines: Mapping[str, tuple[int, ...]]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Every parameter of the verb with its value, defaults too."""
+        empty = inspect.Parameter.empty
+        known = inspect.signature(self.call).parameters.items()
+        return {n: p.default for n, p in known if p.default is not empty} | dict(self.values)
 
     def describe(self) -> str:
         """The verb with its options."""
@@ -73,14 +85,29 @@ def read_recipe(path: Path, verbs: Mapping[str, Callable[..., Any]], *, trust: b
         place = ("steps", i, verb)
         values, wrong = _checked(verbs[verb], given if given is not None else {})
         complaints += [(found.line((*place, *where)), f"{verb}: {text}") for where, text in wrong]
-        steps.append(Step(verb, values, verbs[verb], found.line(place)))
+        steps.append(Step(verb, values, verbs[verb], found.line(place), _lines(found, place, values)))
+    refuse(path, complaints)
+    if not trust:
+        _refuse_code(path, steps)
+    return Recipe(path, tuple(steps))
+
+
+def refuse(path: Path, complaints: Sequence[tuple[int, str]]) -> None:
+    """Raises InputError with the complaints about a recipe, each with its line; nothing where there are none."""
     if complaints:
         told = [f"line {line}: {text}" for line, text in complaints[:SHOWN]]
         more = f"; and {len(complaints) - SHOWN} more" if len(complaints) > SHOWN else ""
         raise InputError(f"{path}, {'; '.join(told)}{more}")
-    if not trust:
-        _refuse_code(found, steps)
-    return Recipe(path, tuple(steps))
+
+
+def _lines(found: Lines, place: tuple[str | int, ...], values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The line of each value of a step, under the name of its parameter."""
+    lines = {}
+    for name, value in values.items():
+        key = next(k for k in (name, name.replace("_", "-")) if (*place, k) in found.lines)
+        count = len(value) if isinstance(value, list) else 1
+        lines[name] = tuple(found.line((*place, key, i)) for i in range(count))
+    return lines
 
 
 def _check_document(found: Lines, verbs: Mapping[str, Any]) -> None:
@@ -145,7 +172,7 @@ def _model_of(verb: Callable[..., Any]) -> tuple[Any, dict[str, str]]:
         alias = name.replace("_", "-")
         required = parameter.default is inspect.Parameter.empty
         names[alias] = name
-        loosened = BeforeValidator(functools.partial(_loosened, kind=kind, mapping=name.startswith("arch_args")))
+        loosened = BeforeValidator(functools.partial(_loosened, kind=kind, mapping=name.startswith(MAPPINGS)))
         checked: Any = typing.Annotated[kind, loosened]
         fields[FIELD + name] = (checked, Field(default=... if required else parameter.default, alias=alias, **limits))
     config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
@@ -190,17 +217,16 @@ def _told(error: Mapping[str, Any], names: Sequence[str]) -> str:
     return f"'{name}' should {text}{shown}" if error["msg"].startswith("Input should") else f"'{name}': {text}{shown}"
 
 
-def _refuse_code(found: Lines, steps: Sequence[Step]) -> None:
+def _refuse_code(path: Path, steps: Sequence[Step]) -> None:
     """Raises UnsafeFileError for the first option that runs code of somebody's."""
-    for i, step in enumerate(steps):
+    for step in steps:
         for name, value in step.values.items():
             own = name in CODE and isinstance(value, str) and ":" in value and "/" not in value
             if own or (name == "trust" and value):
-                keys = (name, name.replace("_", "-"))
-                line = max(found.line(("steps", i, step.verb, key)) for key in keys)
+                (line,) = step.lines[name]
                 what = f"runs Python of {value[:60]}" if own else "loads files that can run code"
                 raise UnsafeFileError(
-                    f"{found.path}, line {line}: the step {step.verb} {what}; read it, and then pass --trust"
+                    f"{path}, line {line}: the step {step.verb} {what}; read it, and then pass --trust"
                 )
 
 

@@ -34,6 +34,7 @@ def recipe(text: str, name: str = "r.yaml") -> Path:
     return Path(name)
 
 
+SIDES = ("--arch-a", "cli_nets:tiny", "--arch-b", "cli_nets:tiny")
 CONVERT = """recipe: 1
 steps:
 - convert:
@@ -82,6 +83,10 @@ def test_a_run_is_repeated_to_the_same_bytes(folder: Path) -> None:
         ("verify", "tiny.pt", "tiny.pt", "--arch-a", "cli_nets:tiny", "--arch-b", "cli_nets:tiny", "--no-adversarial"),
         ("bench", "tiny.pt", "--arch", "cli_nets:tiny", "--rounds", "3", "--no-memory", "--input-shape", "3,16,16"),
         ("recalibrate", *TINY, "--calibrate", "x.npy", "-o", "n.pt"),
+        ("explain", *TINY, "--graph", "--to", "plain", "--max-cost", "5.0", "--remarks", "missed"),
+        ("diff", "tiny.pt", "tiny.pt", *SIDES, "--full"),
+        ("analyze", "tiny.pt", "-", *TINY[1:], "--arch-b", "cli_nets:tiny", "--what", "moments,norm", "--batch", "4"),
+        ("init", *TINY, "--method", "bn-scale", "--options", '{"gamma": 0.2}', "-o", "n.pt"),
     ],
 )
 def test_every_verb_writes_a_recipe_that_says_what_was_asked(words: tuple[str, ...]) -> None:
@@ -95,13 +100,42 @@ def test_every_verb_writes_a_recipe_that_says_what_was_asked(words: tuple[str, .
         again += [str(getattr(t, "value", t)) for t in texts if not isinstance(t, bool)]
         again += [f"--{'' if t else 'no-'}{name.replace('_', '-')}" for t in texts if isinstance(t, bool)]
     flags = {"-o", "--arch", "--dynamic", "--rounds", "--input-shape", "--calibrate", "--arch-a", "--arch-b"}
+    flags |= {"--to", "--max-cost", "--remarks", "--what", "--batch", "--method", "--options"}
     assert sorted(again) == sorted(w for w in words if w not in flags)
 
 
-def test_every_verb_that_writes_can_write_a_recipe_and_every_verb_can_be_a_step() -> None:
-    for name in ("convert", "export", "prune", "recalibrate", "bench", "verify"):
-        assert "write_recipe" in {p.name for p in COMMAND.commands[name].params}  # type: ignore[attr-defined]
-    for verb in VERBS.values():
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("explain", *TINY, "--to", "plain", "--remarks", "missed,passed", "--json", "o.json"),
+        ("diff", "tiny.pt", "-", *SIDES, "--seed", "3", "--json", "o.json"),
+        ("analyze", "tiny.pt", "-", *TINY[1:], "--arch-b", "cli_nets:tiny", "--calibrate", "x.npy", "--json", "o.json"),
+        ("init", *TINY, "--method", "bn-scale", "--options", '{"gamma": 0.2}', "--seed", "3", "-o", "o.pt"),
+        ("run", *TINY, "--input", "x.npy", "-o", "o.npy"),
+        ("run", *TINY, "--input", "input=x.npy", "-o", "o.npz"),
+    ],
+)
+def test_what_a_verb_writes_is_checked_and_repeats_its_run(words: tuple[str, ...]) -> None:
+    output = Path(words[-1])
+    succeed(*words, "--write-recipe", "r.yaml")
+    first = output.read_bytes()
+    output.unlink()
+    before = files(Path())
+    assert f"step 1 of 1, line 4: {words[0]} (" in succeed("apply", "r.yaml", "--check", "--trust").stdout
+    assert files(Path()) == before
+    assert succeed("apply", "r.yaml", "--trust", "--quiet").stdout == ""
+    assert without_seconds(output) == (json.loads(first) | {"seconds": None} if output.suffix == ".json" else first)
+
+
+def without_seconds(path: Path) -> object:
+    """The content of a file; of a report, without the times in it."""
+    return json.loads(path.read_text()) | {"seconds": None} if path.suffix == ".json" else path.read_bytes()
+
+
+def test_every_verb_that_makes_something_can_write_a_recipe_and_every_verb_can_be_a_step() -> None:
+    assert set(VERBS) == set(COMMAND.commands) - set(NOT_STEPS)  # type: ignore[attr-defined]
+    for name, verb in VERBS.items():
+        assert "write_recipe" in {p.name for p in COMMAND.commands[name].params}, name  # type: ignore[attr-defined]
         model, names = _model_of(verb)
         assert set(names.values()) == {f.removeprefix("option_") for f in model.model_fields}
 
@@ -125,6 +159,61 @@ def test_a_gate_ends_the_recipe_with_its_step_and_line() -> None:
         "\nreparam: r.yaml, line 7, verify: cli_nets:tiny (random weights, seed 0) and a.pt2 are not" in result.stderr
     )
     assert result.stderr.endswith("; a.pt2 was written before\n")
+
+
+UNNAMED = """recipe: 1
+steps:
+- convert:
+    model: tiny.pt
+    arch: cli_nets:tiny
+- export:
+    model: tiny-fused.pt2
+    format: onnx
+    precision: int8
+    calibrate: x.npy
+- run:
+    model: tiny-fused-fused-int8.onnx
+    input: input=x.npy
+    output: y.npz
+- init:
+    model: tiny.pt
+    arch: cli_nets:tiny
+    method: bn-scale
+    options: {gamma: 0.2}
+- bench:
+    models:
+    - tiny-bn-scale.pt
+    - tiny-fused.pt2
+    arch: cli_nets:tiny
+    data: x.npy
+"""
+
+
+def test_files_that_are_missing_are_told_with_their_lines_before_anything_runs() -> None:
+    recipe(UNNAMED)
+    succeed("apply", "r.yaml", "--check", "--trust")  # all that is not there is made by a step before
+    recipe(UNNAMED.replace("- tiny-bn-scale.pt", "- away/tiny-bn-scale.pt"))
+    before = files(Path())
+    for words in (("--check",), ()):
+        assert refuse(2, "apply", "r.yaml", "--trust", *words) == (
+            "r.yaml, line 22: bench: there is no away/tiny-bn-scale.pt, as models says, and no step before makes it"
+        )
+    recipe(UNNAMED.replace("calibrate: x.npy", "calibrate: no.npy").replace("input=x.npy", "input=no.npy"))
+    assert refuse(2, "apply", "r.yaml", "--check", "--trust") == (
+        "r.yaml, line 10: export: there is no no.npy, as calibrate says, and no step before makes it; "
+        "line 13: run: there is no no.npy, as input says, and no step before makes it"
+    )
+    assert files(Path()) == before
+
+
+def test_a_step_does_not_read_what_a_later_one_makes() -> None:
+    export, convert = (
+        CONVERT[CONVERT.index("- export") :],
+        CONVERT[CONVERT.index("- convert") : CONVERT.index("- export")],
+    )
+    recipe(f"recipe: 1\nsteps:\n{export}{convert}")
+    sentence = "r.yaml, line 4: export: there is no a.pt2, as model says, and no step before makes it"
+    assert refuse(2, "apply", "r.yaml", "--check", "--trust") == sentence
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
