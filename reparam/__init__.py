@@ -7,6 +7,7 @@ result.report.as_dict()   # what was rewritten, what was not and why, and the me
 result.save("model-fused.pt2")
 """
 
+import logging
 import sys
 
 if sys.argv[:1] == ["-m"] and "reparam" in sys.orig_argv and not sys.flags.safe_path:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from reparam.training import Recalibrated, recalibrate
 
     from .conversion import Conversion, convert, explain
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # stages at INFO, details at DEBUG, for those who ask
 
 _DOORS = {
     "cli": ("apply",),

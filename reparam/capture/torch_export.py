@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -30,6 +31,7 @@ from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
 
+_log = logging.getLogger(__name__)
 FAKE_TENSORS = "torch._subclasses.fake_tensor"  # a logger
 SYMBOLIC_SHAPES = "torch.fx.experimental.symbolic_shapes"
 
@@ -83,6 +85,8 @@ def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[st
         refuse_state(exported, assigned)
         captured = from_exported(exported)
     program = replace(captured.program, samples=samples) if samples > 1 else captured.program
+    calls = sum(1 for _ in program.calls())
+    _log.info("captured %s: %d calls, %d weights", type(module).__name__, calls, len(program.constants))
     return Captured(program, (*notes, *captured.notes))
 
 

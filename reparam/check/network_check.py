@@ -9,6 +9,7 @@ error against it, input by input (`exactness`).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from .judge import Judge
 from .path_error import PathError, captured_stops, path_error
 from .values import all_finite, largest_difference
 
+_log = logging.getLogger(__name__)
 ROUNDINGS = 256
 
 
@@ -151,6 +153,7 @@ def check_float64(
     if not check.rounds:
         raise CaptureError("the model does not run on random inputs of the traced size, so nothing can be compared")
     trials, shapes = sum(r.inputs for r in check.rounds), tuple(r.shape for r in check.rounds)
+    _log.info("judged: the same function on %d inputs, float64 difference %.3g", trials, check.largest)
     return NetworkEvidence(float64_max_rel=check.largest, trials=trials, seed=seed, shapes=shapes), check.rounds
 
 

@@ -295,6 +295,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     images = (config, mean, std, size, interpolation)
     opened = {s.name: s.model for s in (first, second)}
     how = cli_work.preprocessing_for(opened, images) if data is not None else None
+    sized = cli_work.sized_for(opened, shapes, how, images)
     start = time.perf_counter()
     with session.working() as tell:
         from reparam import verify as compare
@@ -302,7 +303,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
         verdict = compare(
             first.model,
             second.model,
-            input_shapes=cli_work.shapes_for([first.model, second.model], shapes),
+            input_shapes=cli_work.shapes_for([first.model, second.model], sized),
             trials=trials,
             seed=seed,
             adversarial=adversarial,

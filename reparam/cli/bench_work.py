@@ -11,26 +11,27 @@ from rich.console import RenderableType
 
 from reparam.compare import open_model
 from reparam.engines.formats import recognise
-from reparam.errors import InputError
+from reparam.errors import InputError, UnsafeFileError
 from reparam.loading import LoadedModel
 from reparam.measure import (
     BenchOptions,
     BenchTable,
     Entry,
     Judging,
+    Told,
     bench_entries,
     cells,
-    preprocessing_of,
     right_columns,
     sentences,
+    told_architectures,
 )
-from reparam.utils import SOURCE_FILES, write_atomically
+from reparam.utils import SOURCE_FILES, Shapes, write_atomically
 
 from .options import ImageOptions
 from .render import line, table
 from .session import Session
 from .which_weights import ANY, Weights
-from .work import describe_load, preprocessing_for
+from .work import describe_load, preprocessing_for, sized_for
 
 GAP = 3  # columns of a terminal between those of a table
 HEADS = ("model", "run by", "batch")  # columns that every part of a table has
@@ -50,25 +51,50 @@ class Opening:
 
 
 def bench_models(
-    session: Session, models: Sequence[str], opening: Opening, judging: Judging, options: BenchOptions
+    session: Session,
+    models: Sequence[str],
+    opening: Opening,
+    judging: Judging,
+    options: BenchOptions,
+    shapes: Shapes | None = None,
 ) -> BenchTable:
-    """Opens and measures the models."""
+    """Opens and measures the models. shapes: of the inputs, where they are given."""
     if len(set(models)) != len(models):
         raise InputError("a model is named twice; each is timed once")
     judging.check(options)
-    entries = [_open(session, name, opening) for name in models]
+    own = opening.arch is None and opening.arch_args is None
+    told = told_architectures([Path(name) for name in models]) if own else {}
+    entries = [_open(session, name, opening, told.get(Path(name))) for name in models]
     if judging.data is not None:
-        options = replace(options, preprocessing=_preprocessing(entries, opening))
+        opened = {e.name: e.model for e in entries}
+        how = _preprocessing(entries, opening)
+        shapes = sized_for(opened, shapes, how, opening.images)
+        options = replace(options, preprocessing=how)
+    options = replace(options, input_shapes=shapes)
     with session.working() as tell:
         return bench_entries(entries, judging, options, progress=tell)
 
 
-def _open(session: Session, name: str, opening: Opening) -> Entry:
+def _open(session: Session, name: str, opening: Opening, told: Told | None) -> Entry:
+    """told: the architecture of a checkpoint, as the manifest of an engine that was made of it says."""
     checkpoint = recognise(Path(name)) is None and not is_program(name)
     arch, which = (opening.arch, asdict(opening.weights)) if checkpoint else (None, {})
     args = opening.arch_args if arch else None
-    with session.working():
-        model = open_model(name, arch=arch, arch_args=args, trust=opening.trust, seed=opening.seed, **which)
+    if checkpoint and told is not None and (opening.trust or not told.is_code):
+        arch, args = told.spec, told.arch_args
+        session.note(f"{name} is taken as {arch}, as {told.by} says")
+    try:
+        with session.working():
+            model = open_model(name, arch=arch, arch_args=args, trust=opening.trust, seed=opening.seed, **which)
+    except UnsafeFileError:
+        raise
+    except InputError as error:
+        if told is None or arch is not None:
+            raise
+        raise InputError(
+            f"the architecture of {name} is {told.spec}, as {told.by} says, which is Python of your own and is not run "
+            f"because a file names it; give --arch {told.spec}"
+        ) from error
     if not isinstance(model, LoadedModel):
         return Entry(name, model, Path(name), trust=opening.trust)
     describe_load(session, model, name, "--arch")
@@ -76,9 +102,12 @@ def _open(session: Session, name: str, opening: Opening) -> Entry:
 
 
 def _preprocessing(entries: Sequence[Entry], opening: Opening) -> Any:
-    """How images go in: as the options say, with the rest from the first card or manifest that says anything."""
+    """How images go in, as the options say, with the rest from the first card or manifest that says anything.
+
+    None without such options.
+    """
     if not any(value is not None for value in opening.images):
-        return preprocessing_of(entries)
+        return None
     return preprocessing_for({e.name: e.model for e in entries}, opening.images)
 
 

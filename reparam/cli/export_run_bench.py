@@ -261,7 +261,6 @@ def bench(  # noqa: PLR0913  # the parameters are the options
 
     opening = bench_work.Opening(arch, arguments, trust, seed, (config, mean, std, size, interpolation), weights)
     options = BenchOptions(
-        input_shapes=shapes,
         batches=batches,
         rounds=rounds,
         threads=threads,
@@ -271,15 +270,17 @@ def bench(  # noqa: PLR0913  # the parameters are the options
         seed=seed,
     )
     judging = Judging(data, labels, metric, max_drop, fastest)
-    found = bench_work.bench_models(session, models, opening, judging, options)
+    found = bench_work.bench_models(session, models, opening, judging, options, shapes)
     report = found.to_dict()
+    missed = found.choice if found.choice is not None and found.choice.model is None and found.choice.out else None
     if not quiet and json != STANDARD_OUTPUT:
-        session.show(*bench_work.render_bench(report, session.width))
+        shown = report if missed is None else report | {"choice": None}  # the error is the sentence
+        session.show(*bench_work.render_bench(shown, session.width))
     with delivering(session, json) as deliver:
         if csv is not None:
             bench_work.save_csv(found, csv)
         if html is not None:
             bench_work.save_page(report, html, force=force)
         deliver(report)
-    if found.choice is not None and found.choice.model is None and found.choice.out:
-        raise NotEquivalentError(found.choice.why)
+    if missed is not None:
+        raise NotEquivalentError(missed.why)

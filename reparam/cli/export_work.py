@@ -101,8 +101,13 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
 
 
 def _card(model: LoadedModel, images: ImageOptions) -> dict[str, Any]:
-    """What is known of the model, with how images go in as the options say; the manifest tells it on."""
+    """What is known of the model, with how images go in as the options say; the manifest tells it on.
+
+    The architecture is told too, so that `bench` knows it of the file that the export was made of.
+    """
     card = card_of(model)
+    if model.spec is not None:
+        card["architecture"] = {"spec": model.spec, "arch_args": dict(model.arch_args)}
     how = read_preprocessing(card, *images) if any(text is not None for text in images) else None
     if how is None:
         return card

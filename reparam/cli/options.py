@@ -144,7 +144,7 @@ Debug = Annotated[
     bool,
     typer.Option(
         "--debug",
-        help="Show the traceback of an error, and all warnings; check the graph's structure after every rewrite.",
+        help="Show the traceback of an error, all warnings and the log; check the graph after every rewrite.",
     ),
 ]
 
@@ -169,8 +169,8 @@ Labels = Annotated[
     str | None,
     typer.Option(
         "--labels",
-        metavar="y.npy",
-        help="Of DATA: a .npy of classes or of label maps, a folder of label maps, or `folders`: one folder a class.",
+        metavar="FILE",
+        help="Of DATA: a .npy of classes or label maps, a .txt (a class a line), a folder of maps, or `folders`.",
     ),
 ]
 Metric = Annotated[

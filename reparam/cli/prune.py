@@ -166,7 +166,7 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     if train_form is TrainForm.bn and source is None:
         raise InputError("--train-form is of the source; name its folder with --source")
     if labels is not None and labels != "folders" and not Path(labels).suffix:
-        raise InputError(f"--labels is a .npy of whole numbers, or `folders`, not {labels[:60]}")
+        raise InputError(f"--labels is a .npy or a .txt of classes, or the word folders, not {labels[:60]}")
 
     from reparam.engines import card_of
 

@@ -71,7 +71,7 @@ def read_lines(path: Path) -> Lines:
     except RecursionError as error:
         raise InputError(f"{path} is nested too deeply for a recipe") from error
     if root is None:
-        raise InputError(f"{path} is empty; write `recipe: 1` and `steps:`")
+        raise InputError(f"{path} is empty; a recipe begins with recipe: 1 and steps:")
     lines: dict[Place, int] = {}
     return Lines(path, _value(root, (), lines, path), lines)
 

@@ -31,6 +31,7 @@ from reparam.utils import (
     Interrupted,
     describe_error,
     is_out_of_memory,
+    on_the_command_line,
     one_line,
     place_of_error,
     refused_exits,
@@ -132,7 +133,9 @@ class Session:
         """Long work: what it prints goes to standard error, with progress bars when that is a terminal."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stdout(self.err))
-            if not self.debug:
+            if self.debug:
+                stack.enter_context(_logged_to(self.err))
+            else:
                 stack.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("ignore")
                 stack.enter_context(_only_errors_logged())
@@ -189,6 +192,21 @@ def silence(stream: TextIO) -> None:
 
 
 @contextlib.contextmanager
+def _logged_to(stream: TextIO) -> Iterator[None]:
+    """What `reparam` logs goes to the stream, details too."""
+    logger, handler = logging.getLogger("reparam"), logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
 def _only_errors_logged() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -204,7 +222,7 @@ def _only_errors_logged() -> Iterator[None]:
 def run_guarded(body: Callable[[], object], session: Session) -> int:
     """Runs `body` and returns the exit code; a failure becomes one sentence on standard error."""
     try:
-        with _terminations(), refused_exits():
+        with on_the_command_line(), _terminations(), refused_exits():
             body()
             with session._delivering():
                 pass

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from reparam.conversion import Conversion
     from reparam.data import Preprocessing
-    from reparam.engines import Port, Runnable
+    from reparam.engines import Runnable
     from reparam.loading import LoadedModel
     from reparam.report import Report
 
@@ -119,26 +119,38 @@ def load_side(session: Session, side: Side, *, trust: bool, seed: int) -> Loaded
 def preprocessing_for(models: Mapping[str, LoadedModel | Runnable], images: ImageOptions) -> Preprocessing | None:
     """How images go in: as the options say, with the rest from the first card or manifest that says anything.
 
-    models: by their files. Raises InputError for a size that an engine among them does not take.
+    models: by their files. Raises InputError for a size that an engine or a program among them does not take.
     """
-    from reparam.engines import Runnable, known_preprocessing
+    from reparam.engines import known_preprocessing, sizes_of_inputs
 
     told = (known_preprocessing(model, Path(name)) for name, model in models.items())
     known = next((how for how in told if how is not None), None)
     how = read_preprocessing({} if known is None else {"preprocessing": known}, *images)
     if how is not None and images[3] is not None:
         for name, model in models.items():
-            _refuse_size(name, model.inputs if isinstance(model, Runnable) else (), how.size)
+            _refuse_size(name, sizes_of_inputs(model), how.size)
     return how
 
 
-def _refuse_size(name: str, ports: Sequence[Port], size: tuple[int, int]) -> None:
-    """Raises InputError where the images of a port are of another size alone."""
-    for port in ports:
-        pairs = zip(port.shape[-2:], size, strict=True) if len(port.shape) == 4 else ()
-        if any(isinstance(taken, int) and taken != wanted for taken, wanted in pairs):
-            taken, wanted = ("x".join(map(str, s)) for s in (port.shape[-2:], size))
-            raise InputError(f"{name} takes images of {taken}, not of {wanted}, as --size says")
+def _refuse_size(name: str, shapes: Sequence[tuple[int | None, ...]], size: tuple[int, int]) -> None:
+    """Raises InputError where the images of an input are of another size alone. shapes: None for what is free."""
+    for shape in shapes:
+        pairs = zip(shape[-2:], size, strict=True) if len(shape) == 4 else ()
+        if any(taken not in (None, wanted) for taken, wanted in pairs):
+            taken = "x".join("any" if n is None else str(n) for n in shape[-2:])
+            raise InputError(f"{name} takes images of {taken}, not of {'x'.join(map(str, size))}, as --size says")
+
+
+def sized_for(
+    models: Mapping[str, LoadedModel | Runnable], given: Shapes | None, how: Preprocessing | None, images: ImageOptions
+) -> Shapes | None:
+    """The shapes to run on: the given ones, or images of the size that --size says in place of the usual one."""
+    from reparam.measure import known_shapes
+
+    known = known_shapes(list(models.values())) if given is None and images[3] is not None else None
+    if how is None or known is None or len(known) != 1 or len(known[0]) != 3:
+        return given
+    return ((known[0][0], *how.size),)
 
 
 def _name(model: LoadedModel, path: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .programs import program_of, verify_programs
 from .sizes import difference_at_sizes
 from .verdict import Verdict
 
+_log = logging.getLogger(__name__)
 _Opened = LoadedModel | Runnable | Program
 
 
@@ -82,6 +84,7 @@ def verify(  # noqa: PLR0913  # each is asked for on its own
         adversarial=adversarial,
         progress=progress,
     )
+    _log.info("compared: %s", verdict.reason or "the same function")
     if data is None:
         return verdict
     sizes = input_shapes or [shape_of_input(x) for x in example_inputs if isinstance(x, Tensor)] or None

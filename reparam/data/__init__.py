@@ -5,6 +5,7 @@ They are split by hash into samples that choices are made on and held-out ones t
 from .arrays import load_array
 from .files import FOLDERS, class_folders
 from .grouping import Group, grouped
+from .peek import first_sample
 from .preprocessing import Preprocessing, config_mapping, read_config
 from .samples import EVERY, Sample, Samples, held_out, open_samples
 from .spool import Deck, Spooled, spool
@@ -20,6 +21,7 @@ __all__ = [
     "Spooled",
     "class_folders",
     "config_mapping",
+    "first_sample",
     "grouped",
     "held_out",
     "load_array",

@@ -12,6 +12,8 @@ from torch import Tensor
 from reparam.errors import InputError
 from reparam.utils import describe_type, dtype_name
 
+from .preprocessing import Preprocessing
+
 LABELS = ("labels", "y", "label")  # what labels are called among arrays
 
 
@@ -71,13 +73,14 @@ class Source:
     """Blocks in order. name: for messages. count: the rows in all, None where that is not known beforehand.
 
     blocks: gives them anew each time it is called, where what they come from can be read again. empty: what to say of a
-    source that gave none.
+    source that gave none. images: how they go in, of a folder of images.
     """
 
     name: str
     blocks: Callable[[], Iterator[Block]]
     count: Callable[[], int | None]
     empty: str = "give one at least"
+    images: Preprocessing | None = None
 
 
 def as_labels(value: Any, where: str, *, maps: bool = False) -> Tensor:

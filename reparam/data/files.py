@@ -107,16 +107,21 @@ def class_folders(path: Path) -> int | None:
     return sum(f.is_dir() for f in path.iterdir())
 
 
+def images_unknown(path: Path) -> InputError:
+    """For images where it is not known how the network wants them."""
+    return InputError(
+        f"{path} holds images, but how this network wants them is not known; say it with --mean, --std and --size "
+        "or --config, or give .npy files of samples"
+    )
+
+
 def _images(path: Path, inputs: Inputs, how: Preprocessing | None, folders: bool) -> Source:
     files = images_in(path)
     if not files:
         raise InputError(f"{path} holds no samples; give .npy files of samples, or images")
     how = fitted_to(how, inputs)
     if how is None or inputs.image is None:
-        raise InputError(
-            f"{path} holds images, but how this network wants them is not known; say it with --mean, --std and --size "
-            "(in Python, preprocessing=), or give .npy files of samples"
-        )
+        raise images_unknown(path)
     channels, fitted = inputs.image[0], how
     label_of: Callable[[Path], Tensor | None] = _classes(path) if folders else lambda file: None
 
@@ -124,7 +129,7 @@ def _images(path: Path, inputs: Inputs, how: Preprocessing | None, folders: bool
         for file in files:
             yield Block(str(file), (StoredImage(str(file), file, fitted, channels),), label_of(file))
 
-    return Source(str(path), blocks, lambda: len(files))
+    return Source(str(path), blocks, lambda: len(files), images=fitted)
 
 
 def _classes(path: Path) -> Callable[[Path], Tensor]:

@@ -1,11 +1,12 @@
-"""Labels that are given apart from the samples: whole numbers, label maps in an array, or a folder of label maps."""
+"""Labels that are given apart from the samples: classes by numbers or names, label maps in an array or in a folder."""
 
 from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from reparam.errors import InputError
+from reparam.utils import opened, size_of
 
 from .arrays import StoredArray, open_arrays
 from .block import as_labels
@@ -21,14 +23,21 @@ from .images import read_map
 from .preprocessing import Preprocessing
 
 Label = int | Tensor
+TEXT = ".txt"
+MOST_BYTES = 1 << 28
+_NUMBER = re.compile(r"[-+.\d][-+.\deE]*")
 
 
 @dataclass(frozen=True)
 class Apart:
-    """Labels in the order of the samples. rows: gives one reader for each, anew each time it is called."""
+    """Labels in the order of the samples. rows: gives one reader for each, anew each time it is called.
+
+    names: of the classes, in the order in which they are counted, where the labels were names.
+    """
 
     count: int
     rows: Callable[[], Iterator[Callable[[], Label]]]
+    names: tuple[str, ...] = ()
 
 
 def held_labels(value: Any, where: str, *, maps: bool) -> Apart:
@@ -42,7 +51,12 @@ def _reader(found: Tensor, index: int) -> Callable[[], Label]:
 
 
 def read_labels(path: Path, *, maps: bool) -> Apart:
-    """The labels of a .npy file: (N,), or with `maps` also (N, H, W), then read a row at a time. Raises InputError."""
+    """The labels of a .npy file: (N,), or with `maps` also (N, H, W), then read a row at a time; or of a .txt file.
+
+    Raises InputError.
+    """
+    if path.suffix == TEXT:
+        return _of_lines(path)
     with open_arrays(path) as found:
         if list(found) != [""]:
             raise InputError(f"{path} holds several arrays; give the labels as one .npy")
@@ -58,6 +72,31 @@ def read_labels(path: Path, *, maps: bool) -> Apart:
             yield from (functools.partial(_row, array, i) for i in range(shape[0]))
 
     return Apart(shape[0], rows)
+
+
+def _of_lines(path: Path) -> Apart:
+    """One class a line: numbers, or names, which are then counted in their alphabetical order, as folders are."""
+    with opened(path) as file:
+        if size_of(file) > MOST_BYTES:
+            raise InputError(f"{path} has {size_of(file)} bytes, too many for labels as text; give a .npy")
+        try:
+            lines = file.read().decode("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not text in UTF-8; give one class a line") from error
+    texts = [line.strip() for line in lines]
+    while texts and not texts[-1]:
+        texts.pop()
+    if "" in texts:
+        raise InputError(f"{path}, line {texts.index('') + 1} is empty; give one class a line")
+    if all(re.fullmatch(r"\d{1,9}", text, re.ASCII) for text in texts):
+        return held_labels(torch.tensor([int(text) for text in texts], dtype=torch.int64), str(path), maps=False)
+    stray = next((i for i, text in enumerate(texts) if _NUMBER.fullmatch(text)), None)
+    if stray is not None:
+        raise InputError(f"{path}, line {stray + 1}: '{texts[stray][:40]}' is no class; give numbers from 0, or names")
+    names = tuple(sorted(set(texts)))
+    number = {name: i for i, name in enumerate(names)}
+    found = held_labels(torch.tensor([number[t] for t in texts], dtype=torch.int64), str(path), maps=False)
+    return replace(found, names=names)
 
 
 def _row(array: StoredArray, index: int) -> Label:

@@ -126,7 +126,8 @@ def open_samples(
     of their names; or a folder of images at any depth, in the order of their paths. Batches are an iterable of tensors
     (N, *shape), of tuples with one for each input and perhaps labels (N,), or of mappings by name.
     preprocessing: of images; a mapping has the names of the fields of `Preprocessing`. It is fitted to the size that
-    the network takes. labels: N whole numbers, or a `.npy` of them, in place of those in the source; "folders" takes
+    the network takes. labels: N whole numbers, a `.npy` of them, or a `.txt` with a
+    number or a name of a class on each line, in place of those in the source; "folders" takes
     the folders of images in the order of their names, as ImageFolder does. maps: whether labels may be label maps too:
     (N, H, W), or a folder with an image of each map under the name that the image of the sample has in its own folder.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,8 @@ from reparam.utils import first_line, refuse_existing, unused_name, write_atomic
 
 from .plain_containers import plain_containers
 from .whole_sizes import spell_whole_sizes
+
+_log = logging.getLogger(__name__)
 
 
 def to_module(program: Program, device: torch.device = CPU) -> nn.Module:
@@ -199,6 +202,7 @@ def save_pt2(program: Program, path: Path, *, force: bool = False) -> None:
             raise sink.error
 
     write_atomically(path, write, force=force)
+    _log.info("written %s", path)
 
 
 class _Sink(io.RawIOBase):

@@ -16,9 +16,19 @@ if TYPE_CHECKING:
     from .exporting import Exported, ExportOptions, export, export_conversion
     from .format import BuildOptions, Built, Format, Port, Probe, Runnable
     from .listing import ListedCall
-    from .manifest import check_manifest, checked_file, manifest_path
+    from .manifest import check_manifest, checked_file, manifest_path, read_manifest, sha256_of
     from .model_card import card_of, fitted, known_preprocessing
-    from .on_samples import BATCH, Judged, OnSamples, Runner, Task, input_specs, judge_on_samples
+    from .on_samples import (
+        BATCH,
+        Judged,
+        OnSamples,
+        Runner,
+        Task,
+        input_specs,
+        judge_on_samples,
+        names_of_inputs,
+        sizes_of_inputs,
+    )
     from .openvino import OpenVinoRunnable, convert_onnx
     from .ports import output_names
     from .precision import DTYPES
@@ -60,6 +70,8 @@ _DOORS = {
         "check_manifest",
         "checked_file",
         "manifest_path",
+        "read_manifest",
+        "sha256_of",
     ),
     "model_card": (
         "card_of",
@@ -74,6 +86,8 @@ _DOORS = {
         "Task",
         "input_specs",
         "judge_on_samples",
+        "names_of_inputs",
+        "sizes_of_inputs",
     ),
     "openvino": (
         "OpenVinoRunnable",
@@ -122,8 +136,12 @@ __all__ = [
     "judge_on_samples",
     "known_preprocessing",
     "manifest_path",
+    "names_of_inputs",
     "output_names",
     "read_calibration",
+    "read_manifest",
     "save_arrays",
+    "sha256_of",
+    "sizes_of_inputs",
     "task_of",
 ]

@@ -141,8 +141,9 @@ def judge(
     samples = open_samples(data.source, specs, preprocessing=data.preprocessing, labels=labels, maps=True)
     samples = samples if most is None else samples.drawn(most)
     total = samples.count() if samples.chosen is None else len(samples.chosen)
-    task = task or Task()
-    found = judge_on_samples(models, samples, replace(task, folders=folders), total=total, tell=tell)
+    names = 0 if samples.labels is None else len(samples.labels.names)
+    task = replace(task or Task(), folders=folders, named=names)
+    found = judge_on_samples(models, samples, task, total=total, tell=tell)
     return found, samples
 
 

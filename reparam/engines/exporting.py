@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from .model_card import fitted
 from .ports import ports_of
 from .precision import DTYPES, with_wide_ports
 
+_log = logging.getLogger(__name__)
 IO_PRECISIONS = ("fp32", "same")
 Calibration = Callable[[Program], Sequence[Sequence[torch.Tensor]]]
 
@@ -99,7 +101,7 @@ class ExportOptions:
         if self.io_precision not in IO_PRECISIONS:
             raise InputError(f"unknown io_precision '{self.io_precision}'; choose from {', '.join(IO_PRECISIONS)}")
         if self.precision == "int8" and self.calibration is None:
-            raise InputError("int8 needs calibration data; give some with --calibrate DIR or --calibrate x.npy")
+            raise InputError("int8 needs calibration data; give some with --calibrate")
         if self.precision != "int8" and self.equalize:
             raise InputError(f"equalising is for int8; {self.precision} gains nothing from it")
         if self.precision != "int8" and self.calibration is not None:
@@ -214,6 +216,7 @@ def export_conversion(
         tell("check", 0, 1)
         engine, check = _checked(conversion, program, staged, format, build, seed)
         tell("check", 1, 1)
+        _log.info("checked %s: %s", path.name, check.verdict)
         judged, mixed = _on_data(conversion, engine, check, options, tell), None
         if judged is not None and not judged.holds and options.precision == "int8":
             judge = functools.partial(_judged, conversion, options, tell)
@@ -228,6 +231,7 @@ def export_conversion(
                 if judged is None or judged.holds:
                     break
                 mixed = mixed.one_more(judged)
+                _log.debug("%d layers back in float32: %s", len(build.floats), judged.complaint)
         if judged is not None and not judged.holds:
             raise NotEquivalentError(judged.complaint)
         seconds["verify"] = time.perf_counter() - start
@@ -238,6 +242,7 @@ def export_conversion(
         files = [staged, *built.side, write_manifest(staged, built.side, facts)]
         for file in files[1:]:
             outputs.stage(path.with_name(file.name), force=options.force)
+    _log.info("written %s: %s in %s, %d bytes", path, format.name, options.precision, path.stat().st_size)
     told = (*built.remarks, *([mixed.describe()] if mixed is not None else ()))
     notes = tuple(Remark("analysis", format.name, "", "", note) for note in told)
     names = tuple(path.with_name(f.name) for f in files)

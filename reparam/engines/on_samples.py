@@ -30,13 +30,14 @@ class Task:
     """What is scored. metric: of the user's own, called `name`. scored: whether labels are looked at.
 
     folders: where labels are the folders of images that nobody named as labels: how many there are. They are taken only
-    where the first model gives as many classes.
+    where the first model gives as many classes. named: how many classes a file of labels names, 0 where it has numbers.
     """
 
     metric: Metric | None = None
     name: str = ""
     scored: bool = True
     folders: int | None = None
+    named: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,10 +182,19 @@ def judge_on_samples(
 
 
 def _not_classes(outputs: Sequence[Tensor], labels: Tensor | None, task: Task) -> str:
-    """Why folders that nobody named as labels are none; "" where they are, or were named."""
-    if task.folders is None or labels is None:
+    """Why folders that nobody named as labels are none; "" where they are, or were named.
+
+    Raises InputError for names of classes that are not as many as the first model has: which is which is not known.
+    """
+    if labels is None or (task.folders is None and not task.named):
         return ""
     classes = outputs[0].shape[1] if is_scores(outputs) and outputs[0].dim() == 2 else None
+    if task.named and classes not in (None, task.named):
+        raise InputError(
+            f"the labels name {task.named} classes, and the first model has {classes}; give the numbers of the classes"
+        )
+    if task.folders is None:
+        return ""
     if classes == task.folders:
         return ""
     has = f"{classes} classes" if classes is not None else "no classes"
@@ -225,16 +235,33 @@ def _names(model: LoadedModel | Runnable) -> list[str]:
     return [p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
+def names_of_inputs(model: LoadedModel | Runnable) -> list[str]:
+    """What a model calls the inputs that it needs; those of a module that have a value of their own are left out."""
+    if isinstance(model, Runnable) or model.exported is not None:
+        return _names(model)
+    found = inspect.signature(model.module.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in found if p.kind in kinds and p.default is p.empty]
+
+
+def sizes_of_inputs(model: LoadedModel | Runnable) -> list[tuple[int | None, ...]]:
+    """The shapes that an engine or an exported program was built for, None for an axis of free size.
+
+    Empty for a module, which says nothing of what it takes.
+    """
+    if isinstance(model, Runnable):
+        return [tuple(n if isinstance(n, int) else None for n in p.shape) for p in model.inputs]
+    if model.exported is None:
+        return []
+    names = set(model.exported.graph_signature.user_inputs)
+    nodes = (n for n in model.exported.graph.nodes if n.op == "placeholder" and n.name in names)
+    values = (n.meta.get("val") for n in nodes)
+    return [tuple(n if isinstance(n, int) else None for n in v.shape) for v in values if isinstance(v, Tensor)]
+
+
 def fixed_batch(model: LoadedModel) -> int | None:
     """The batch that an exported program was captured with, where that is fixed; None where any is taken."""
-    if model.exported is None:
-        return None
-    names = set(model.exported.graph_signature.user_inputs)
-    for node in model.exported.graph.nodes:
-        value = node.meta.get("val") if node.op == "placeholder" and node.name in names else None
-        if isinstance(value, Tensor) and value.dim() and isinstance(value.shape[0], int):
-            return int(value.shape[0])
-    return None
+    return next((s[0] for s in sizes_of_inputs(model) if s and s[0] is not None), None)
 
 
 def _fits(value: Tensor, port: Port) -> bool:

@@ -81,9 +81,9 @@ def init(  # the keywords are the options
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {describe_type(model)}; weights are those of an nn.Module")
     if method in WITH_DATA and data is None:
-        raise InputError(f"the method {method} looks at samples; give data, on the command line --calibrate")
+        raise InputError(f"the method {method} looks at samples; give some with --calibrate")
     if method not in WITH_DATA and data is not None:
-        raise InputError(f"the method {method} looks at no samples; leave data (--calibrate) out")
+        raise InputError(f"the method {method} looks at no samples; leave out --calibrate")
     with foreign_code("copying the model", errors=True):
         module = copy.deepcopy(model).eval()
     home = device_of([*module.parameters(), *module.buffers()])

@@ -1,6 +1,7 @@
 """A file or a name as an nn.Module. Nothing in a file runs unless it is trusted."""
 
 from .given import FileOrModel, Given, take_given
+from .hub import check_arguments
 from .model import LoadedModel, load
 from .random_statistics import randomize_statistics
 from .zoo import Architecture, build_architecture, find_function
@@ -11,6 +12,7 @@ __all__ = [
     "Given",
     "LoadedModel",
     "build_architecture",
+    "check_arguments",
     "find_function",
     "load",
     "randomize_statistics",

@@ -184,6 +184,11 @@ def _of_transformers(path: Path, config: Mapping[str, Any], images: Preprocessin
 # ---- values ------------------------------------------------------------------------------------------------------
 
 
+def check_arguments(given: Mapping[str, Any], path: Path) -> None:
+    """Raises InputError for arguments of an architecture, out of the file `path`, that would fetch or that none has."""
+    _check_values(given, set(), path, _MOST)
+
+
 def _check_values(given: Mapping[str, Any], axes: set[int], path: Path, most: int) -> None:
     """Raises InputError for arguments that would fetch something, that no network has, or that are of no plain kind.
 

@@ -67,7 +67,11 @@ class LoadedModel(Shown):
     labels: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values: where the network comes from, what it takes, and its notes."""
+        """JSON-ready values: where the network comes from, what it takes, and its notes.
+
+        `parameters` are what training changes, `weights` all floating numbers, those of buffers (the statistics of
+        batch norms) included: as a report counts them.
+        """
         return {
             "source": None if self.source is None else str(self.source),
             "architecture": self.spec,
@@ -75,6 +79,7 @@ class LoadedModel(Shown):
             "arch_inferred": self.arch_inferred,
             "input_shapes": None if self.input_shapes is None else [list(s) for s in self.input_shapes],
             "parameters": sum(p.numel() for p in self.module.parameters()),
+            "weights": sum(v.numel() for v in _weights(self.module)),
             "random_seed": self.random_seed,
             "published": self.published,
             "notes": list(self.notes),
@@ -85,8 +90,15 @@ class LoadedModel(Shown):
         known = self.as_dict()
         shapes = [" ".join("x".join(map(str, s)) for s in self.input_shapes)] if self.input_shapes else []
         facts = [("file", known["source"])] if known["source"] else []
-        facts += [("parameters", f"{known['parameters']:,}"), *(("inputs", s) for s in shapes)]
+        count, held = known["parameters"], known["weights"]
+        facts += [("parameters", f"{count:,}{'' if held == count else f' ({held:,} with buffers, as reports count)'}")]
+        facts += [("inputs", s) for s in shapes]
         return self.spec or type(self.module).__name__, [*facts, *(("note", n) for n in self.notes)]
+
+
+def _weights(module: nn.Module) -> Iterable[Tensor]:
+    """Every floating tensor of a module, once."""
+    return (v for v in (*module.parameters(), *module.buffers()) if v.is_floating_point())
 
 
 def load(

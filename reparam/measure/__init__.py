@@ -2,9 +2,10 @@
 Nothing is told that was not measured on this machine.
 """
 
-from .bench import BenchOptions, Judging, bench, bench_entries, preprocessing_of
+from .bench import BenchOptions, Judging, bench, bench_entries
+from .cards import Told, told_architectures
 from .entry import Entry
-from .latency import BenchResult, Where, time_models
+from .latency import BenchResult, Where, known_shapes, time_models
 from .runtimes import check_runtimes
 from .table import BenchTable, cells, right_columns, sentences
 
@@ -14,13 +15,15 @@ __all__ = [
     "BenchTable",
     "Entry",
     "Judging",
+    "Told",
     "Where",
     "bench",
     "bench_entries",
     "cells",
     "check_runtimes",
-    "preprocessing_of",
+    "known_shapes",
     "right_columns",
     "sentences",
     "time_models",
+    "told_architectures",
 ]

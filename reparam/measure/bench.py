@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reparam.compare import Comparable, opened_alike, runnable
-from reparam.data import FOLDERS, Preprocessing, class_folders
+from reparam.compare import Comparable, open_model, opened_alike, runnable
+from reparam.data import FOLDERS, Preprocessing, Samples, class_folders
 from reparam.engines import (
     HeldOut,
     OnSamples,
@@ -21,30 +22,33 @@ from reparam.engines import (
     drop_of,
     input_specs,
     judge,
-    known_preprocessing,
     task_of,
 )
 from reparam.errors import InputError
 from reparam.ir import check_shapes
 from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
-from reparam.utils import as_path, check_callable, check_seed, checked_call, describe_type
+from reparam.utils import as_path, check_callable, check_seed, checked_call, describe_type, three_digits
 
+from .cards import GIVEN, Images, Told, images_of, told_architectures
 from .choice import choose
 from .entry import Entry, precision_of, size_of_model
 from .latency import BenchResult, Where, time_models
 from .memory import peak_memory
+from .shapes import shapes_of_samples
 from .table import BenchTable, DataFacts, ModelFacts
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BenchOptions:
     """How `bench` measures.
 
-    input_shapes: of one sample, where no model tells. batches, rounds: what is timed, how often. threads: of every
-    runtime, torch's own where left out. where: what runs the models. preprocessing: of images, where no card and no
-    manifest of a model tells, or in its place. samples: at most so many, drawn evenly. memory: whether the peak is
-    measured, in a process for each model. seed: of the inputs that are timed.
+    input_shapes: of one sample, where neither a model nor the first of the samples tells. batches, rounds: what is
+    timed, how often. threads: of every runtime, torch's own where left out. where: what runs the models.
+    preprocessing: of images, where no card and no manifest of a model tells, or in its place. samples: at most so many,
+    drawn evenly. memory: whether the peak is measured, in a process for each model. seed: of the inputs that are timed.
 
     Raises InputError.
     """
@@ -125,7 +129,7 @@ def bench(
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()).eval()
     >>> x = torch.randn(8, 3, 8, 8)
     >>> table = reparam.bench({"net": net, "fused": reparam.convert(net, x).module}, data=[x], fastest=True,
-    ...                       options=reparam.BenchOptions(rounds=3, input_shapes=[(3, 8, 8)]))
+    ...                       options=reparam.BenchOptions(rounds=3))
     >>> [m.agreement.share for m in table.models]
     [1.0, 1.0]
     """
@@ -148,7 +152,10 @@ def bench_entries(
     judging.check(options)
     with _on_threads(options.threads):
         models = {e.name: e.model for e in entries}
-        judged = None if judging.data is None else _judged(entries, judging, options, tell)
+        images = _images(entries, judging, options)
+        shapes, data = _shapes(entries, judging, options, images)
+        options, judging = replace(options, input_shapes=shapes), replace(judging, data=data)
+        judged, samples = (None, None) if data is None else _judged(entries, judging, options, images, tell)
         timing = time_models(
             models,
             input_shapes=options.input_shapes,
@@ -160,11 +167,13 @@ def bench_entries(
         )
         peaks = _peaks(entries, options, timing, tell)
     facts = _facts(entries, judged, peaks)
+    for row in timing.rows:
+        _log.info("timed %s by %s: %s ms at batch %d", row.model, row.runtime, three_digits(row.median_ms), row.batch)
     figure = _figure(facts)
     drops = {f.model: f.drop for f in facts}
     rows = [r for r in timing.rows if r.batch == timing.rows[0].batch]
     choice = choose(drops, rows, figure, max_drop=judging.max_drop, fastest=judging.fastest)
-    told = None if judged is None else _data_facts(judging, judged, facts)
+    told = None if judged is None or samples is None else _data_facts(judging, judged, facts, samples, images)
     return BenchTable(tuple(facts), timing, told, figure, choice)
 
 
@@ -185,12 +194,18 @@ def _entries(models: Any) -> list[Entry]:
     names = [str(name) for name, _ in named]
     if len(set(names)) != len(names):
         raise InputError("a model is named twice; each is measured once")
-    return [_entry(str(name), model) for name, model in named]
+    files = {str(name): as_path(m, f"the file {name}") for name, m in named if isinstance(m, str | Path)}
+    told = told_architectures(list(files.values()))
+    return [_entry(str(name), model, told.get(files.get(str(name), Path()))) for name, model in named]
 
 
-def _entry(name: str, model: Any) -> Entry:
-    path = as_path(model, f"the file {name}") if isinstance(model, str | Path) else getattr(model, "path", None)
-    opened = runnable(opened_alike(model, name))
+def _entry(name: str, model: Any, told: Told | None) -> Entry:
+    """told: the architecture of a checkpoint; Python of somebody's is not run for that."""
+    path = Path(model) if isinstance(model, str | Path) else getattr(model, "path", None)
+    if told is not None and not told.is_code and path is not None:
+        opened = open_model(path, arch=told.spec, arch_args=told.arch_args)
+    else:
+        opened = runnable(opened_alike(model, name))
     if isinstance(opened, LoadedModel):
         return Entry(name, opened, opened.source, opened.spec, opened.arch_args)
     return Entry(name, opened, path if isinstance(path, Path) else None)
@@ -206,37 +221,41 @@ def _name(model: Any, index: int) -> str:
 # ---- on samples --------------------------------------------------------------------------------------------------
 
 
-def _judged(entries: Sequence[Entry], judging: Judging, options: BenchOptions, tell: Progress) -> OnSamples:
+def _images(entries: Sequence[Entry], judging: Judging, options: BenchOptions) -> Images | None:
+    """How images go in: as the options say, or the cards and manifests of the models."""
+    how = options.preprocessing
+    if judging.data is None:
+        return None
+    if how is None:
+        return images_of(entries)
+    if not isinstance(how, Preprocessing | Mapping):
+        raise InputError("the preprocessing has to be a Preprocessing or a mapping with mean, std and size")
+    return Images(how if isinstance(how, Preprocessing) else Preprocessing.of(how), GIVEN)
+
+
+def _shapes(
+    entries: Sequence[Entry], judging: Judging, options: BenchOptions, images: Images | None
+) -> tuple[Sequence[Sequence[int]] | None, Any]:
+    """The shapes of the inputs, of the samples where nothing else tells them, and the samples to read from now on."""
+    if options.input_shapes is not None or judging.data is None:
+        return options.input_shapes, judging.data
+    return shapes_of_samples([e.model for e in entries], judging.data, None if images is None else images.how)
+
+
+def _judged(
+    entries: Sequence[Entry], judging: Judging, options: BenchOptions, images: Images | None, tell: Progress
+) -> tuple[OnSamples, Samples]:
     models = {e.name: e.model for e in entries}
     specs = input_specs(list(models.values()), options.input_shapes)
-    data = HeldOut(judging.data, judging.labels, options.preprocessing or preprocessing_of(entries))
-    found, _ = judge(models, specs, data, task=task_of(judging.metric), most=options.samples, tell=tell)
-    return found
+    data = HeldOut(judging.data, judging.labels, None if images is None else images.how)
+    found, samples = judge(models, specs, data, task=task_of(judging.metric), most=options.samples, tell=tell)
+    _log.info("judged %d models on %d samples", len(models), found.samples)
+    return found, samples
 
 
-def preprocessing_of(entries: Sequence[Entry]) -> Preprocessing | None:
-    """How images go into the models, as their cards and manifests say; None where none does.
-
-    Raises InputError where they say different things.
-    """
-    told: list[tuple[str, Preprocessing]] = []
-    for entry in entries:
-        known = known_preprocessing(entry.model, entry.path)
-        if known is not None:
-            told.append((entry.name, Preprocessing.of(known)))
-    if not told:
-        return None
-    (name, first), *rest = told
-    other = next((n for n, how in rest if how.fitted(*first.size) != first), None)
-    if other is not None:
-        raise InputError(
-            f"{name} and {other} state that images are prepared in different ways; say how with --mean, --std and "
-            "--size, or with --config"
-        )
-    return first
-
-
-def _data_facts(judging: Judging, judged: OnSamples, facts: Sequence[ModelFacts]) -> DataFacts:
+def _data_facts(
+    judging: Judging, judged: OnSamples, facts: Sequence[ModelFacts], samples: Samples, images: Images | None
+) -> DataFacts:
     source = str(judging.data) if isinstance(judging.data, str | os.PathLike) else describe_type(judging.data)
     scored = facts[0].score is not None
     labels = ""
@@ -247,7 +266,9 @@ def _data_facts(judging: Judging, judged: OnSamples, facts: Sequence[ModelFacts]
         given = judging.labels
         named = isinstance(given, str | os.PathLike)
         labels = "its folders" if named and given == FOLDERS else str(given) if named else describe_type(given)
-    return DataFacts(source, judged.samples, labels, judged.note)
+    how = samples.source.images
+    told = "" if how is None or images is None else images.describe(how)
+    return DataFacts(source, judged.samples, labels, judged.note, told)
 
 
 # ---- what is known of each ---------------------------------------------------------------------------------------

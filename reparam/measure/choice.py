@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reparam.errors import InputError
+from reparam.utils import three_digits
 
 from .latency import Timing
 
@@ -67,7 +68,7 @@ def _why(
     out: Mapping[str, float],
 ) -> str:
     among = "of all" if max_drop is None else f"of those whose {figure} drops by at most {points(max_drop)}"
-    parts = [f"the fastest {among}: {best.median_ms:.3g} ms at batch {best.batch}"]
+    parts = [f"the fastest {among}: {three_digits(best.median_ms)} ms at batch {best.batch}"]
     if best.model != first:
         drop = drops[best.model]
         parts[0] += f", {best.speed:.2f} times as fast as {first}"

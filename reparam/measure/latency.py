@@ -136,7 +136,9 @@ def time_models(
     where = where or Where()
     check_runtimes(list(where.runtimes))
     check_device(where.device)
-    shapes = input_shapes or _shapes(list(models.values()))
+    shapes = input_shapes or known_shapes(list(models.values()))
+    if shapes is None:
+        raise InputError("the input's shape is not known; pass it with --input-shape, for example 3,224,224")
     check_shapes(shapes, max(batches))
     tell = progress or (lambda stage, done, total: None)
     rows: list[Timing] = []
@@ -192,17 +194,14 @@ def _rounds(calls: Sequence[Call], rounds: int, stage: str, tell: Progress) -> l
     return samples
 
 
-def _shapes(models: Sequence[LoadedModel | Runnable]) -> Shapes:
+def known_shapes(models: Sequence[LoadedModel | Runnable]) -> Shapes | None:
     """Without the batch: the fixed ones of an engine, else what an architecture or a program tells."""
     for model in models:
         if isinstance(model, Runnable):
             sizes = [p.shape[1:] for p in model.inputs]
             if all(isinstance(n, int) for s in sizes for n in s):
                 return [[int(n) for n in s] for s in sizes]
-    known = next((m.input_shapes for m in models if isinstance(m, LoadedModel) and m.input_shapes), None)
-    if known is None:
-        raise InputError("the input's shape is not known; pass it with --input-shape, for example 3,224,224")
-    return known
+    return next((m.input_shapes for m in models if isinstance(m, LoadedModel) and m.input_shapes), None)
 
 
 def describe_machine(*, gpu: bool = False) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reparam.scoring import Agreement, Score
-from reparam.utils import one_line
+from reparam.utils import one_line, three_digits
 
 from .choice import Choice
 from .latency import BenchResult, Timing
@@ -51,12 +51,16 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The samples: where they came from, how many, which labels they had, and what the user should know of them."""
+    """The samples: where they came from, how many, which labels they had, and what the user should know of them.
+
+    images: how they went in, and who says so; "" for others.
+    """
 
     source: str
     samples: int
     labels: str = ""
     note: str = ""
+    images: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -179,14 +183,14 @@ def _cells(facts: Row, timing: Row, *, again: bool) -> dict[str, str]:
     }
     hidden = dict.fromkeys((*quality, *size), "") if again else {}
     parts = timing["host_ms"], timing["device_ms"]
-    host, device = ("" if v is None else f"{v:.3g}" for v in parts)
+    host, device = ("" if v is None else three_digits(v) for v in parts)
     return {
         "model": one_line(timing["model"]),
         "run by": one_line(timing["runtime"]),
         **{k: hidden.get(k, v) for k, v in quality.items()},
         "batch": str(timing["batch"]),
-        "median ms": f"{timing['median_ms']:.3g}",
-        "middle half": f"{timing['low_ms']:.3g}-{timing['high_ms']:.3g}",
+        "median ms": three_digits(timing["median_ms"]),
+        "middle half": f"{three_digits(timing['low_ms'])}-{three_digits(timing['high_ms'])}",
         "host ms": host,
         "device ms": device,
         "samples/s": _rate(timing["throughput"]),
@@ -203,6 +207,8 @@ def sentences(report: Row) -> list[str]:
         labels = f", labels: {data['labels']}" if data["labels"] else ", without labels"
         first = one_line(report["models"][0]["model"])
         found.append(f"{data['samples']} samples of {one_line(data['source'])}{labels}")
+        if data["images"]:
+            found.append(f"images {data['images']}")
         found.append(f"drops (in points), equal decisions and errors (RMS) are against {first}")
         if data["note"]:
             found.append(f"note: {data['note']}")
@@ -238,4 +244,4 @@ def _short(name: str) -> str:
 
 def _bytes(count: int) -> str:
     size, unit = next(((s, u) for s, u in UNITS if count >= s), (1, "B"))
-    return f"{count / size:.3g} {unit}" if size > 1 else f"{count} B"
+    return f"{three_digits(count / size)} {unit}" if size > 1 else f"{count} B"

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from reparam.utils import three_digits
+
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1120, 64, 20, 16, 44
 LABELS = 44  # characters of a label
 LETTER = 7.2  # pixels that one takes, about
@@ -199,7 +201,7 @@ def scatter_chart(points: Sequence[Scattered], what: str, *, percent: bool = Tru
     chart.y_ticks = [Tick(y(t), f"{t:g}") for t in _ticks(*ys) if not percent or t <= 100]
     for p in points:
         at = to_x(math.log10(p.latency) if wide else p.latency)
-        told = f"{p.name}: {factor * p.value:.4g}{' %' if percent else ''}, {p.latency:.3g} ms"
+        told = f"{p.name}: {factor * p.value:.4g}{' %' if percent else ''}, {three_digits(p.latency)} ms"
         chart.marks.append(Mark(at, y(factor * p.value), "chosen" if p.chosen else "after", told))
     _label(chart, [p.name for p in points])
     return chart

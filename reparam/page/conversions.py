@@ -143,16 +143,23 @@ _WAYS = {"basis": "unit impulses", "sampled": "random inputs"}
 
 
 def stage_rows(tree: Module, known: tuple[bool, bool] = (True, True)) -> list[StageRow]:
-    """The table of stages and blocks. known: whether multiply-accumulates are, of the one graph and the other."""
+    """The table of stages and blocks. known: whether multiply-accumulates are, of the one graph and the other.
+
+    A row is named and indented below the nearest module around it that has a row.
+    """
     most = max((f.macs for m in tree.children for f in (m.before, m.after)), default=0) or 1
-    rows = []
+    rows, above = [], list[str]()
     for m in stages_of(tree):
         a, b = m.before, m.after
+        while above and not m.path.startswith(f"{above[-1]}."):
+            above.pop()
+        name = m.path.removeprefix(above[-1]) if above else m.path
+        above.append(m.path)
         pairs = ((a.calls, b.calls), (a.merges, b.merges), (a.gates, b.gates))
         rows.append(
             StageRow(
-                path=m.path if m.depth <= 1 else f".{m.name}",
-                depth=m.depth,
+                path=name,
+                depth=len(above),
                 counts=tuple((count(p), count(q)) if p or q else ("", "") for p, q in pairs),
                 macs=(count(a.macs) if known[0] else "", count(b.macs) if known[1] else ""),
                 shares=(round(BAR * a.macs / most, 1), round(BAR * b.macs / most, 1)),

@@ -34,7 +34,10 @@ class Table:
 
 @dataclass(frozen=True)
 class StageRow:
-    """One module in the table of stages and blocks. Pairs are before and after; shares: lengths of bars, in pixels."""
+    """One module in the table of stages and blocks. Pairs are before and after; shares: lengths of bars, in pixels.
+
+    path: below the row that is `depth` - 1 levels deep, which begins with a dot; whole where there is none.
+    """
 
     path: str
     depth: int

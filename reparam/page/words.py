@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reparam.utils import three_digits
+
 from .parts import Stat
 
 COUNTS = (
@@ -50,15 +52,18 @@ def stats_of(before: Mapping[str, int], after: Mapping[str, int]) -> list[Stat]:
 
 
 def share(value: float | None) -> str:
-    """A share as percents; nothing for None."""
-    return "" if value is None else f"{100 * value:.2f} %"
+    """A share as percents, with two places, or two digits where that shows nothing; nothing for None."""
+    if value is None:
+        return ""
+    percents = 100 * value
+    return f"{percents:.2g} %" if abs(percents) < 0.005 else f"{percents:.2f} %"
 
 
 def figure(value: float | None) -> str:
     """Three digits of a measured number; nothing for None, `infinite` for what has no end."""
     if value is None:
         return ""
-    return f"{value:.3g}" if math.isfinite(value) else "infinite"
+    return three_digits(value) if math.isfinite(value) else "infinite"
 
 
 def bytes_told(value: int | None) -> str:
@@ -66,7 +71,7 @@ def bytes_told(value: int | None) -> str:
     if not value:
         return ""
     power = min(int(math.log2(value)) // 10, 4)
-    return f"{value / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+    return f"{three_digits(value / 1024**power)} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def shapes_told(shapes: Sequence[Sequence[int]]) -> str:

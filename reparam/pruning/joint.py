@@ -14,6 +14,7 @@ held-out samples, and the old ones where no step is better.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from .quality import Judge, Quality
 from .refitting import Alive, alive_in, layers_to_fit
 from .running import DTYPE, feed_of
 
+_log = logging.getLogger(__name__)
 STEPS = 4
 ITERATIONS = 4  # of conjugate gradients in a step
 PASSES = 7 + 5 * ITERATIONS  # what a step costs on each sample, in evaluations of the network, about
@@ -100,6 +102,7 @@ def refit_jointly(
             kept, taken, best = system.weights(), done, found
     tell(steps, steps)
     system.put(kept)
+    _log.info("joint refit: step %d of %d kept, error %.3g, was %.3g", taken, steps, best.error, before.error)
     return Joint(done, taken, before, best)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from .running import batch_within
 from .score import scores
 from .timing import ROUNDS, Time, times
 
+_log = logging.getLogger(__name__)
 STEP = 0.72  # of the cost is left by one round, about; 0.85 was measured to be no better, and takes twice as long
 MEMORY = 512 << 20  # bytes of the values of one batch
 BATCH = 64
@@ -267,6 +269,8 @@ class _Run:
             )
         after = self.judge.quality(self.gated.program) if self.options.refit else before
         self.steps.append(Step(self.left, before, after))
+        told = (len(self.steps), 100 * self.left, self.options.currency, before.error, after.error)
+        _log.info("prune step %d: %.3g %% of the %s left, error %.3g, refitted %.3g", *told)
         if self.state is not None:
             self.state.write(self.gated, self.steps, self.fitted)
 

@@ -7,6 +7,7 @@ gives the same result.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from reparam.report import Remark
 
 from .rule import Match, Rewrite, Rule
 
+_log = logging.getLogger(__name__)
 MAX_ROUNDS = 50
 _VERIFIES = ContextVar("_VERIFIES", default=False)
 Progress = Callable[[str, int, int], None]
@@ -142,6 +144,7 @@ class Driver:
                 queue.extend(fresh)
                 queued.update(fresh)
                 break
+        _log.log(logging.INFO if rewrites else logging.DEBUG, "stage %s: %d rewrites", phase.name, rewrites)
         return rewrites
 
     def _attempt(self, rule: Rule[Any], node: fx.Node) -> list[fx.Node] | None:
@@ -227,6 +230,8 @@ class Driver:
     ) -> None:
         self.outcome.kinds[evidence.kind] += 1
         module = module_of(node)
+        where = module or node.name
+        _log.debug("%s at %s: %s (float64 difference %.3g)", rule.name, where, rewrite.message, evidence.max_abs)
         self.outcome.remarks += [Remark("analysis", rule.name, module, node.name, fact) for fact in rewrite.facts]
         self.outcome.remarks += [
             Remark("analysis", rule.name, module_of(n), n.name, told) for n, told in rewrite.layers.items()
@@ -250,6 +255,7 @@ class Driver:
 
     def _miss(self, rule: Rule[Any], node: fx.Node, missed: Refusal) -> None:
         module = (module_of(missed.node) if missed.node is not None else "") or module_of(node)
+        _log.debug("not %s at %s: %s", rule.name, module or node.name, missed.sentence)
         self._missed[(rule.name, node)] = Remark("missed", rule.name, module, node.name, missed.sentence)
 
     def _rollback(self, created: list[fx.Node]) -> None:

@@ -116,7 +116,7 @@ class _Own(Scorer):
         self.metric, self.name, self.total, self.count = metric, name, 0.0, 0
         self.state = self._called(metric) if isinstance(metric, type) else None
         if self.state is not None and not (hasattr(self.state, "update") and hasattr(self.state, "compute")):
-            raise InputError(f"the metric {name} is a class without `update` and `compute`; give those, or a function")
+            raise InputError(f"the metric {name} is a class without update and compute; give those, or a function")
 
     def add(self, outputs: Sequence[Tensor], labels: Tensor | None) -> None:
         given = outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from .search_path import leave_current_folder
     from .shapes import AXES, INTEGERS, NamedAxis, Shape, Shapes, axis_name, is_batch, read_named_axis
     from .shown import Facts, Reported, Shown, counts_told
+    from .spoken import on_the_command_line
     from .staging import Together, together, write_atomically, writing
-    from .text import describe_error, describe_type, dtype_name, first_line, one_line, visible_lines
+    from .text import describe_error, describe_type, dtype_name, first_line, one_line, three_digits, visible_lines
 
 _DOORS = {
     "arguments": ("as_path", "check_callable", "check_seed", "checked_call", "path_complaint"),
@@ -72,6 +73,7 @@ _DOORS = {
         "is_batch",
         "read_named_axis",
     ),
+    "spoken": ("on_the_command_line",),
     "shown": (
         "Facts",
         "Reported",
@@ -84,6 +86,7 @@ _DOORS = {
         "dtype_name",
         "first_line",
         "one_line",
+        "three_digits",
         "visible_lines",
     ),
     "staging": (
@@ -137,6 +140,7 @@ __all__ = [
     "memory_told",
     "models_too",
     "name_complaint",
+    "on_the_command_line",
     "one_line",
     "opened",
     "parse_json",
@@ -152,6 +156,7 @@ __all__ = [
     "refused_exits",
     "size_of",
     "stamp_of",
+    "three_digits",
     "together",
     "unused_name",
     "visible_lines",

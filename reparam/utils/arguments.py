@@ -16,6 +16,8 @@ from reparam.errors import InputError
 
 from .default_device import on_the_cpu
 from .memory import memory_told
+from .notebook import in_notebook, notebook_bars
+from .spoken import in_words_of_python
 from .text import describe_type
 
 P = ParamSpec("P")
@@ -28,7 +30,8 @@ _turn = threading.RLock()  # torch traces one model at a time, and default dtype
 def checked_call(function: Callable[P, R]) -> Callable[P, R]:
     """The function, with errors of ours for what it is called with, and for memory that runs out.
 
-    Threads take turns.
+    Threads take turns. In a notebook, the progress of a function that takes `progress` and was given none is shown
+    below the cell. Errors name keywords, and not the options of the command line, unless that has called it.
 
     Arguments that it does not have, or that are missing, are an InputError that names those it has.
     """
@@ -45,8 +48,12 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
             raise InputError(
                 f"{function.__name__}() {error}{how}; the keywords that it takes are {', '.join(names)}"
             ) from None
-        with _turn, _without_warnings_of_torch(), memory_told(), on_the_cpu():
-            return function(*args, **kwargs)
+        named = in_words_of_python(function.__name__)
+        with named, _turn, _without_warnings_of_torch(), memory_told(), on_the_cpu():
+            if "progress" not in signature.parameters or kwargs.get("progress") is not None or not in_notebook():
+                return function(*args, **kwargs)
+            with notebook_bars() as tell:
+                return function(*args, **{**kwargs, "progress": tell})  # type: ignore[arg-type]  # as it has one
 
     return call
 

@@ -26,6 +26,11 @@ def describe_error(error: BaseException) -> str:
     return kind if first == kind else f"{kind}: {first}"
 
 
+def three_digits(value: float) -> str:
+    """`0.0356`, `12.5`, `3,442`: what is large is written out, without an exponent; what is tiny has one."""
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e15 else f"{value:.3g}"
+
+
 def describe_type(value: object) -> str:
     """`a str`, `a numpy.ndarray`, `None`: what a value is, for a refusal of it."""
     if value is None:

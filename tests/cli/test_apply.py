@@ -266,7 +266,7 @@ def test_several_complaints_come_at_once() -> None:
     ("content", "message"),
     [
         (b"", "r.yaml is empty; copy or save it again"),
-        (b"# nothing\n", "r.yaml is empty; write `recipe: 1` and `steps:`"),
+        (b"# nothing\n", "r.yaml is empty; a recipe begins with recipe: 1 and steps:"),
         (b"\xff\xfe", "r.yaml is not text in UTF-8"),
         (b"steps: \x01", "line 1: unacceptable character #x0001: special characters are not allowed"),
         (b"[" * 1000, "nested too deeply"),

@@ -71,7 +71,9 @@ def test_accuracies_are_those_of_a_plain_script_and_the_fastest_that_holds_is_pi
     assert [m["bytes"] for m in found["models"]] == [Path(n).stat().st_size for n in models]
     assert models["base.pt"]["agreement"]["worst"] is None
     assert Path(models["pruned.onnx"]["agreement"]["worst"]["input"]).is_file()
-    assert found["data"] == {"source": "digits/", "samples": 200, "labels": "its folders", "note": ""}
+    how = "as told: mean 0, std 1, size 8x8, bilinear"
+    facts = {"source": "digits/", "samples": 200, "labels": "its folders", "note": "", "images": how}
+    assert found["data"] == facts and f"images {how}" in result.stdout
 
     choice, rows = found["choice"], {r["model"]: r for r in found["rows"]}
     drops = {n: 100 * (models["base.pt"]["score"]["value"] - m["score"]["value"]) for n, m in models.items()}
@@ -96,6 +98,7 @@ def test_a_gate_without_a_choice_fails_with_the_models_that_miss_it() -> None:
     assert found["figure"] == "mine:small" and found["choice"]["model"] is None and not found["choice"]["out"]
     result = run(*BENCH, *FAST, "--max-drop", "0")
     assert result.exit_code == 1 and "pruned.onnx drops by" in result.stderr.splitlines()[-1]
+    assert "drops by" not in result.stdout and "top-1 %" in result.stdout
 
 
 def test_the_peak_of_memory_is_that_of_the_values_and_not_of_the_code() -> None:
@@ -228,3 +231,88 @@ def test_wrong_arguments_in_python() -> None:
     ):
         with pytest.raises(InputError, match=message):
             call()
+
+
+# ---- labels as text --------------------------------------------------------------------------------------------------
+
+
+def test_labels_may_be_lines_of_text() -> None:
+    files = sorted(Path("digits").rglob("*.png"))
+    classes = [int(f.parent.name) for f in files]
+    names = [
+        f"digit {['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'][c]}" for c in classes
+    ]
+    known = {name: i for i, name in enumerate(sorted(set(names)))}
+    Path("numbers.txt").write_text("\n".join(map(str, classes)) + "\n\n")
+    Path("names.txt").write_text("\n".join(names))
+    np.save("by_name.npy", [known[name] for name in names])
+
+    def score(labels: str) -> float:
+        words = ("--data", "digits", *FAST, "--labels", labels, "--json", "-")
+        value: float = json.loads(succeed("bench", "fused.onnx", *words).stdout)["models"][0]["score"]["value"]
+        return value
+
+    assert score("numbers.txt") == top1("fused.onnx")
+    assert score("names.txt") == score("by_name.npy") != score("numbers.txt")
+    table = reparam.bench(["fused.onnx"], data="digits", labels=Path("numbers.txt"), options=options())
+    assert table.models[0].score is not None and table.models[0].score.value == top1("fused.onnx")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat\ndog\n" * 100, "the labels name 2 classes, and the first model has 10; give the numbers of the classes"),
+        ("1\n\n2\n", "l.txt, line 2 is empty; give one class a line"),
+        ("cat\n-1\n", "l.txt, line 2: '-1' is no class; give numbers from 0, or names"),
+        ("0.5\n", "l.txt, line 1: '0.5' is no class"),
+        ("1\n2\n", "there are 2 labels, but digits holds 200 samples"),
+        ("\udcff", "l.txt is not text in UTF-8"),
+    ],
+)
+def test_lines_that_are_no_labels(text: str, message: str) -> None:
+    Path("l.txt").write_bytes(text.encode(errors="surrogateescape"))
+    words = ("bench", "fused.onnx", "--data", "digits", *FAST, "--labels", "l.txt")
+    assert refuse(2, *words).startswith(message)
+
+
+# ---- what samples tell -----------------------------------------------------------------------------------------------
+
+
+def test_the_shape_of_a_bare_module_is_that_of_the_samples(tmp_path: Path) -> None:
+    colours = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
+    grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10)).eval()
+    x = torch.randn(6, 3, 8, 8)
+    np.save(tmp_path / "x.npy", x.numpy())
+    for data in (x, x.numpy(), [x[:2], x[2:]], iter([x[:2], x[2:]]), [(x, torch.zeros(6, dtype=torch.int64))]):
+        table = reparam.bench([colours], data=data, options=QUICK)
+        assert table.timing.shapes == ((3, 8, 8),) and table.data is not None and table.data.samples == 6
+    for path in (tmp_path / "x.npy", tmp_path):
+        assert reparam.bench([colours], data=path, options=QUICK).timing.shapes == ((3, 8, 8),)
+    for net, channels in ((grey, 1), (colours, 3)):
+        assert reparam.bench([net], data="digits", options=options()).timing.shapes == ((channels, 8, 8),)
+    words = reparam.bench([nn.Embedding(9, 2)], data=torch.randint(0, 2, (5, 4)), options=QUICK)
+    assert words.timing.shapes == ((4,),)
+
+
+def test_several_inputs_are_told_apart_by_their_names_and_their_number() -> None:
+    class Two(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
+            return scale * a.flatten(1) + b
+
+    a, b = torch.randn(4, 2, 3), torch.randn(4, 6)
+    for data in ([(a, b)], {"b": b, "a": a}):
+        assert reparam.bench([Two()], data=data, options=QUICK).timing.shapes == ((2, 3), (6,))
+
+
+def test_messages_in_python_name_keywords() -> None:
+    net = nn.Linear(3, 2)
+    for call, message in (
+        (lambda: reparam.bench([net]), "the input's shape is not known; pass it with input_shapes, for example"),
+        (lambda: reparam.bench([net], max_drop=1), "max_drop is judged on samples; give some with data"),
+        (lambda: reparam.bench([net], labels=[1]), "labels and metrics are for samples; give some with data"),
+        (lambda: reparam.bench([net], data="digits"), "how this network wants them is not known; say it with preproc"),
+        (lambda: reparam.bench([net], data=[], options=QUICK), "pass it with input_shapes"),
+    ):
+        with pytest.raises(InputError) as error:
+            call()
+        assert message in str(error.value) and "--" not in str(error.value)

@@ -38,7 +38,7 @@ def quantised(
     data, and for data on which the model does not run.
     """
     if not calibration:
-        raise InputError("int8 needs calibration data; give some with --calibrate DIR or --calibrate x.npy")
+        raise InputError("int8 needs calibration data; give some with --calibrate")
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
