@@ -240,9 +240,9 @@ def export_conversion(
         facts |= _data_facts(judged, mixed, in_report=False)
         format.stamp(staged, facts)
         files = [staged, *built.side, write_manifest(staged, built.side, facts)]
+        _log.info("written %s: %s in %s, %d bytes", path, format.name, options.precision, staged.stat().st_size)
         for file in files[1:]:
             outputs.stage(path.with_name(file.name), force=options.force)
-    _log.info("written %s: %s in %s, %d bytes", path, format.name, options.precision, path.stat().st_size)
     told = (*built.remarks, *([mixed.describe()] if mixed is not None else ()))
     notes = tuple(Remark("analysis", format.name, "", "", note) for note in told)
     names = tuple(path.with_name(f.name) for f in files)

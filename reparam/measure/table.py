@@ -207,7 +207,7 @@ def sentences(report: Row) -> list[str]:
         labels = f", labels: {data['labels']}" if data["labels"] else ", without labels"
         first = one_line(report["models"][0]["model"])
         found.append(f"{data['samples']} samples of {one_line(data['source'])}{labels}")
-        if data["images"]:
+        if data.get("images"):
             found.append(f"images {data['images']}")
         found.append(f"drops (in points), equal decisions and errors (RMS) are against {first}")
         if data["note"]:

@@ -71,7 +71,7 @@ def test_standard_output_is_the_report_alone_when_it_is_asked_for() -> None:
         (("--macs", "2"), 2, "share between 0 and 1"),
         (("--macs", "0.001"), 2, "less than the floors leave"),
         (("--macs", "0.5", "--keep", "["), 2, "no regular expression"),
-        (("--macs", "0.5", "--labels", "classes"), 2, "a .npy of whole numbers, or `folders`"),
+        (("--macs", "0.5", "--labels", "classes"), 2, "a .npy or a .txt of classes, or the word folders"),
         (("--macs", "0.5", "--labels", "none.npy"), 2, "none.npy"),
         (("--macs", "0.5", "--score", "luck"), 2, "luck"),
         (("--macs", "0.5", "-o", "small.onnx"), 2, "name it small.pt2"),

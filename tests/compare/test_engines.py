@@ -195,6 +195,6 @@ def test_models_that_cannot_be_compared(fused: Path, tmp_path: Path) -> None:
         verify(LOADED, engine, trials=0)
     free = tmp_path / "free.onnx"
     write_model(model_of(convert(small(), torch.randn(SHAPE), dynamic=("batch", "height", "width")).program), free)
-    with pytest.raises(InputError, match=r"the size 'height' of the input 'input' is free; pass it with --input-shape"):
+    with pytest.raises(InputError, match=r"the size 'height' of the input 'input' is free; pass it with input_shapes"):
         verify(OnnxRunnable(free), OnnxRunnable(free))
     assert verify(OnnxRunnable(free), OnnxRunnable(free), input_shapes=((3, 20, 24),)).equivalent

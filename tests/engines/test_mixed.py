@@ -173,8 +173,8 @@ def test_a_figure_of_the_users_own_is_measured_and_gated(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"data": None, "max_drop": 1.0}, "give some with --data"),
-        ({"data": None, "metric": spread}, "--metric is of samples to judge on; give some with --data"),
+        ({"data": None, "max_drop": 1.0}, "give some with data"),
+        ({"data": None, "metric": spread}, "metric is of samples to judge on; give some with data"),
         ({"metric": 3}, "the metric is an int; give a function, or package.module:name"),
         ({"max_drop": -1.0}, "max_drop is -1.0; give points of 0 and more"),
     ],

@@ -95,7 +95,7 @@ def test_a_file_that_tells_no_inputs(tmp_path: Path) -> None:
 
 def test_a_file_that_runs_code_needs_trust(tmp_path: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(2, 3)), tmp_path / "net.pt")
-    with pytest.raises(UnsafeFileError, match="pass --trust"):
+    with pytest.raises(UnsafeFileError, match="pass trust=True"):
         reparam.convert(tmp_path / "net.pt", torch.randn(2, 2))
     assert reparam.convert(tmp_path / "net.pt", torch.randn(2, 2), trust=True).report.equivalent
 
@@ -106,3 +106,11 @@ def test_twins_are_told() -> None:
     report = reparam.convert(loaded).report
     notes = [r.message for r in report.remarks if r.rule == "capture"]
     assert notes == ["it is taken as a/b, but its keys and shapes also fit c/d; name the right one with arch"]
+
+
+def test_what_it_shows_counts_weights_as_reports_do() -> None:
+    loaded = load(None, arch="reparam/resnet_small")
+    found, report = loaded.as_dict(), reparam.convert(loaded).report
+    assert found["weights"] == report.before.params
+    assert found["parameters"] == sum(p.numel() for p in loaded.module.parameters()) < found["weights"]
+    assert f"{found['parameters']:,} ({found['weights']:,} with buffers, as reports count)" in repr(loaded)

@@ -99,6 +99,9 @@ def test_figures_as_texts() -> None:
         "=", "\N{MINUS SIGN}53", "2 times", "\N{MINUS SIGN}10 %",
     ]  # fmt: skip
     assert [figure(None), figure(0.0), figure(math.inf), figure(1.23456e-15)] == ["", "0", "infinite", "1.23e-15"]
+    assert [figure(v) for v in (3442.1, 999.4, 999.6, 0.0356)] == ["3,442", "999", "1,000", "0.0356"]
+    assert [share(v) for v in (None, 0.0, 1e-9, 1.0)] == ["", "0 %", "1e-07 %", "100.00 %"]
+    assert bytes_told(1023 * 1024) == "1,023 KiB"
     assert share(0.12345) == "12.35 %" or share(0.12345) == "12.34 %"
     assert [bytes_told(n) for n in (None, 0, 100, 46_742_631)] == ["", "", "100 B", "44.6 MiB"]
     assert shapes_told([[1, 3, 8, 8], [2, 3, 5, 5], [2, 3, 5, 5]]) == "1×3×8×8, 2 of 2×3×5×5"

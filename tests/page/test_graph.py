@@ -11,6 +11,7 @@ import reparam
 from reparam.compare import diff_calls, read_calls
 from reparam.engines import ListedCall
 from reparam.ir import census
+from reparam.page.conversions import stage_rows
 from reparam.page.graph import Call, Graph, prefixes, read_listed, read_program
 from reparam.page.links import links_of_diff, links_of_remarks, listed_names
 from reparam.page.stages import figures, stages_of, tree_of
@@ -169,6 +170,17 @@ def test_the_tree_has_the_figures_of_every_module() -> None:
 def test_the_table_of_stages_has_blocks_that_hold_merges() -> None:
     rows = [m.path for m in stages_of(tree_of(chain(40), chain(40)))]
     assert rows[:3] == ["net", "net.0", "net.0.0"] and "net.0.0.conv2d" not in rows
+
+
+def test_a_row_is_named_below_the_nearest_row_that_it_belongs_to() -> None:
+    """`layer1` has all that its only block has, and no row of its own: the block must not look like one of `relu`."""
+    made = reparam.convert(reparam.load(None, arch="reparam/resnet_small"))
+    rows = stage_rows(tree_of(read_program(made.original), read_program(made.program)))
+    names = [(r.path, r.depth) for r in rows]
+    assert names == [
+        ("conv1", 1), ("bn1", 1), ("relu", 1), ("layer1.0", 1), ("layer2", 1), (".0", 2), (".1", 2), ("layer3.0", 1),
+        ("avgpool", 1), ("fc", 1),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["a..b", ".a", "a.", "..", "a" * 3000])

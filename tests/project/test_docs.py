@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -29,6 +30,7 @@ OWN_TEST = {
     "bench",
 }  # they are tested below
 RUN = [p for p in PAGES if p.stem not in OWN_TEST and any(b.kind in ("console", "python") for b in blocks(p))]
+HOSTS = {"github.com", "keepachangelog.com", "pre-commit.com", "semver.org"}  # of addresses outside
 LINKED = [*PAGES, *(ROOT / n for n in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))]
 
 
@@ -98,7 +100,15 @@ def test_blocks_of_the_training_page(folder: Path, warm: WarmProcess) -> None:
 
 
 def test_blocks_of_the_questions(folder: Path, warm: WarmProcess) -> None:
-    assert run_page(DOCS / "faq.md", warm) == ["True\n"]
+    assert run_page(DOCS / "faq.md", warm) == ["True\n", "2 0\n"]
+
+
+def test_ten_questions_name_the_threads_that_ask_them() -> None:
+    parts = re.split(r"^## ", (DOCS / "faq.md").read_text(), flags=re.M)[1:]
+    asked = [re.findall(r"\]\(https://github\.com/([\w.-]+/[\w.-]+)/issues/\d+\)", part) for part in parts]
+    assert len([a for a in asked if a]) >= 10
+    trackers = {"DingXiaoH/RepVGG", "fxmeng/RMNet", "VainF/Torch-Pruning", "onnxsim/onnxsim"}
+    assert {t for a in asked for t in a} == trackers | {"huggingface/pytorch-image-models"}
 
 
 def test_the_pass_of_the_page_and_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +169,34 @@ def test_links_between_pages_lead_somewhere() -> None:
             other = page.parent / target if target else page
             assert other.exists(), f"{page.name} links to {target}"
             assert not anchor or anchor in anchors(other), f"{page.name} links to {target}#{anchor}"
+
+
+def test_links_of_the_reference_lead_somewhere_and_so_do_links_into_it() -> None:
+    text = (DOCS / "api.rst").read_text()
+    pages = re.findall(r":doc:`(?:[^`<]*<)?([^`>]+)>?`", text)
+    assert pages and all((DOCS / f"{p}.md").exists() for p in pages)
+    assert not re.search(r"`[^`]+ <[^`]+>`_|:ref:`", text), "links of these kinds are not checked"
+    ids = {f"reparam.{name}" for name in re.findall(r"^\.\. auto\w+:: (\w+)", text, re.M)}
+    ids |= {t.lower() for t in re.findall(r"^(\w+)\n[-=]+$", text, re.M)}
+    into = [t for p in LINKED for t in re.findall(r"\]\([^)#:]*api\.rst(?:#([^)]+))?\)", p.read_text())]
+    assert into and all(not anchor or anchor in ids for anchor in into)
+
+
+def test_addresses_outside_are_well_formed_and_each_is_spelled_in_one_way() -> None:
+    """Whether they answer is not asked: tests run without a network."""
+    text = "\n".join(p.read_text() for p in (*LINKED, DOCS / "api.rst", ROOT / "benchmarks" / "README.md"))
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    found = {a.rstrip(".,;:") for a in re.findall(r"\b(?:https?|ftp)://[^\s)>\"'`\]]+", text)}
+    spelled: dict[str, str] = {}
+    for address in sorted(found):
+        parts = urlsplit(address)
+        assert parts.scheme == "https" and not parts.port and not parts.username, address
+        assert parts.hostname in HOSTS and parts.netloc == parts.hostname, f"{address}: is {parts.hostname} a new host?"
+        if parts.hostname == "github.com":
+            assert re.fullmatch(r"/[\w-]+/[\w.-]+(/issues/[1-9]\d*)?", parts.path) and not parts.query, address
+        plain = address.partition("#")[0].lower().rstrip("/").removesuffix(".git")
+        assert spelled.setdefault(plain, address) == address, f"{address} and {spelled[plain]} are one address"
+    assert len(found) >= 15
 
 
 def test_every_page_is_in_a_list_of_pages_once() -> None:

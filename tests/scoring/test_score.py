@@ -126,7 +126,7 @@ def test_a_metric_needs_no_labels_and_takes_all_outputs() -> None:
         (lambda o, y: float("nan"), "is nan, which compares with nothing"),
         (lambda o, y: o / "x", "failed"),
         (lambda o, y: sys.exit(), "was ended by SystemExit"),
-        (int, "is a class without `update` and `compute`"),
+        (int, "is a class without update and compute"),
     ],
 )
 def test_metrics_that_fail_say_so(metric: Any, message: str) -> None:
