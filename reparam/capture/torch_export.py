@@ -24,6 +24,7 @@ from reparam.ir import device_of
 from reparam.utils import as_the_user_set, foreign_code, memory_told, quiet
 
 from .explain import explain
+from .fast_path import fast_path_notes
 from .free_axes import bound_axes, dynamic_shapes, frees_batch, read_axes, wanted_axes, widened, without_batch
 from .fresh import Outside, fresh_copy
 from .known_weights import WeightsAreKnown
@@ -80,6 +81,7 @@ def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[st
     with evaluation_mode(module) as switched:
         if switched:
             notes.append("the model was in training mode; it was captured in evaluation mode")
+        notes.extend(fast_path_notes(module, lambda: _run(fresh_copy(module), example_inputs)))
         with watched(module) as assigned:
             exported, samples = _export(module, _distinct(example_inputs), dynamic, notes)
         refuse_state(exported, assigned)
