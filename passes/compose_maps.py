@@ -75,7 +75,9 @@ class ComposeMaps:
             parameters.append(program.weight(bias, f"{origin}.bias", like=root))
         y = program.call(aten.linear.default, (x, *parameters), like=root)
         sizes = [s for i, s in enumerate(shape_of(root)) if i != plan.axes[1]]
-        if len(sizes) != 1:
+        if not sizes:
+            y = program.call(aten.squeeze.dim, (y, 1), like=root)
+        elif len(sizes) > 1:
             y = program.call(aten.unflatten.int, (y, 1, sizes), like=root)
         y = moved(program, y, 0, plan.axes[1], root)
         return Rewrite(

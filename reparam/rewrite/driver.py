@@ -19,9 +19,10 @@ from typing import Any
 from torch import fx
 
 from reparam.check import Claim, Evidence, Region, check_claims, check_region, find_region, whole_region
-from reparam.errors import RuleError
+from reparam.errors import ReparamError, RuleError
 from reparam.ir import Program, Refusal, batch_one, module_of, node_macs, ranges_of
 from reparam.report import Remark
+from reparam.utils import first_line, is_out_of_memory
 
 from .rule import Match, Rewrite, Rule
 
@@ -153,7 +154,11 @@ class Driver:
         if found is None:
             return None
         self._missed.pop((rule.name, node), None)
-        plan = rule.check(self.program, Match(node, found))
+        try:
+            plan = rule.check(self.program, Match(node, found))
+        except Exception as error:
+            self._failed(rule, node, error)
+            return None
         if plan is None:
             return None
         if (rule.name, node.name) in self._left_out:
@@ -164,16 +169,33 @@ class Driver:
         with self.program.recording() as created:
             try:
                 rewrite = rule.rewrite(self.program, plan)
-            except Exception:
-                self.program.erase(reversed(created))
-                raise
+            except Exception as error:
+                self._rollback(created)
+                self._failed(rule, node, error)
+                return None
         return self._judge(rule, node, rewrite, created)
 
+    def _failed(self, rule: Rule[Any], node: fx.Node, error: Exception) -> None:
+        """Leaves out a rewrite that its rule could not make: a fault of the rule, which costs the user no more than it.
+
+        In tests and under `--debug` it is raised, as is what is no fault of the rule.
+        """
+        ours = isinstance(error, RuleError) or not isinstance(error, ReparamError)
+        if _VERIFIES.get() or not ours or is_out_of_memory(error):
+            raise error
+        _log.warning("%s failed at %s: %s", rule.name, node.name, error)
+        self._miss(rule, node, Refusal(f"left out for a fault in this rewrite ({first_line(error)})", node))
+
     def _judge(self, rule: Rule[Any], node: fx.Node, rewrite: Rewrite, created: list[fx.Node]) -> list[fx.Node] | None:
-        if rewrite.claims:
-            region = whole_region(rewrite.replace, created)
-        else:
-            region = find_region(rewrite.replace, created, rewrite.unread)
+        try:
+            if rewrite.claims:
+                region = whole_region(rewrite.replace, created)
+            else:
+                region = find_region(rewrite.replace, created, rewrite.unread)
+        except RuleError as error:
+            self._rollback(created)
+            self._failed(rule, node, error)
+            return None
         dying = _dying(region)
         macs, params = self._price(dying, created)
         if macs > 0 and not self._pays:
@@ -181,7 +203,12 @@ class Driver:
             reason = f"it would add {macs:,} multiply-accumulates ({rewrite.message})"
             self._miss(rule, node, Refusal(reason, node, "a target that accepts the cost does it"))
             return None
-        evidence = self._check(region, rewrite.claims, created)
+        try:
+            evidence = self._check(region, rewrite.claims, created)
+        except RuleError as error:
+            self._rollback(created)
+            self._failed(rule, node, error)
+            return None
         if not evidence.ok:
             self._rollback(created)
             self.outcome.rejected += 1

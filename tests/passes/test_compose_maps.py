@@ -56,6 +56,8 @@ CHAINS: dict[str, tuple[Forward, tuple[int, ...]]] = {
     "the mean": (lambda m, x: x.transpose(0, 1).matmul(m.w).mean(0), (2, 6, 4)),
     "the mean, kept": (lambda m, x: x.transpose(0, 1).matmul(m.w).mean([0], keepdim=True), (2, 6, 4)),
     "over a number": (lambda m, x: (x.transpose(0, 1).matmul(m.w) / 3).sum([0]), (2, 6, 4)),
+    "all of a sample": (lambda m, x: x.transpose(0, 1).matmul(m.w).sum((0, 2)), (2, 6, 4)),
+    "all of a sample, kept": (lambda m, x: x.transpose(0, 1).matmul(m.w).sum((0, 2), keepdim=True), (2, 6, 4)),
     "shifts": (lambda m, x: (1 - x.transpose(0, 1).matmul(m.w) + m.k).sum([0]), (2, 6, 4)),
 }
 WEIGHTS = {"w": (6, 4, 15), "c": (6, 3, 1), "k": (15,)}

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from reparam.errors import RuleError
+from reparam.errors import InputError, MachineError, RuleError
 from reparam.ir import CONVS, Program, Refusal, arguments, aten
 from reparam.passes import fused_phases
 from reparam.passes.fold_batch_norm import FoldBatchNorm
-from reparam.rewrite import Driver, Match, Pattern, Phase, Rewrite, op
+from reparam.rewrite import Driver, Match, Pattern, Phase, Rewrite, op, verifying
 from support.helpers import (
     EXACT,
     Lambda,
@@ -59,6 +59,62 @@ def network() -> Program:
 def run(program: Program, change: Callable[[Program, fx.Node], Rewrite], **options: Any) -> Any:
     rule: Any = Test(change, **options)
     return run_rules(program, rule)
+
+
+# ---- rules that fail -----------------------------------------------------------------------------------------------
+
+
+def _misfit(program: Program, node: fx.Node) -> Rewrite:
+    flat = program.call(aten.flatten.using_ints, (node.args[0], 0), like=node)
+    return Rewrite({node: program.call(aten.mm.default, (flat, flat), like=node)}, "of no shape")
+
+
+def _of_another_shape(program: Program, node: fx.Node) -> Rewrite:
+    return Rewrite({node: program.call(aten.flatten.using_ints, (node.args[0], 1), like=node)}, "flat")
+
+
+def _lacking(program: Program, node: fx.Node) -> Rewrite:
+    raise KeyError("which is not there")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_misfit, "does not fit its operands"),
+        (_of_another_shape, "has another shape"),
+        (_lacking, "which is not there"),
+    ],
+)
+def test_a_rule_that_fails_costs_a_user_that_rewrite_alone(
+    change: Callable[[Program, fx.Node], Rewrite], told: str
+) -> None:
+    program = network()
+    with verifying(False):
+        fused = run(program, change)
+    assert graph_text(fused.program) == graph_text(program)
+    assert len(fused.missed("test-rule")) == 2
+    for missed in fused.missed("test-rule"):
+        assert missed.startswith("left out for a fault in this rewrite (") and told in missed
+    with pytest.raises((RuleError, KeyError), match=told):
+        run(program, change)
+
+
+def test_a_check_that_fails_does_so_too() -> None:
+    def verdict(node: fx.Node) -> fx.Node:
+        raise IndexError("there is no third")
+
+    with verifying(False):
+        fused = run(network(), _drop, verdict=verdict)
+    assert fused.missed("test-rule") == ["left out for a fault in this rewrite (there is no third)"] * 2
+
+
+@pytest.mark.parametrize("error", [MachineError("the disk is full"), MemoryError(), InputError("not this")])
+def test_what_is_no_fault_of_a_rule_ends_the_run(error: Exception) -> None:
+    def change(program: Program, node: fx.Node) -> Rewrite:
+        raise error
+
+    with verifying(False), pytest.raises(type(error)):
+        run(network(), change)
 
 
 # ---- rejection and rollback --------------------------------------------------------------------------------------
