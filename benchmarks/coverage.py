@@ -32,8 +32,8 @@ from reparam.conversion import Conversion, convert
 from reparam.engines import ExportOptions, export_conversion
 from reparam.errors import CaptureError, InputError, MachineError, NotEquivalentError
 from reparam.loading import build_architecture, randomize_statistics
-from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 from reparam.utils import one_line, write_atomically
+from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "coverage.md"
