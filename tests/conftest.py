@@ -28,13 +28,14 @@ if torch.version.cuda is None and importlib.util.find_spec("reparam.loading"):
 
     register_missing_torchvision_ops()
 
-# Captures take seconds, so there is no deadline. `make test` draws the same examples every time; to hunt with fresh
-# ones: `make test ARGS="--hypothesis-profile explore"`.
+# Captures take seconds, so there is no deadline. `make test` draws the same few examples every time, `make mutants`
+# more of them; to hunt with fresh ones, as `make sweep` does: `make test ARGS="--hypothesis-profile explore"`.
 settings.register_profile(
-    "default", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+    "default", deadline=None, derandomize=True, max_examples=10, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("mutants", settings.get_profile("default"), max_examples=25)
 settings.register_profile(
-    "explore", settings.get_profile("default"), derandomize=False, max_examples=500, print_blob=True
+    "explore", settings.get_profile("default"), derandomize=False, max_examples=100, print_blob=True
 )
 settings.load_profile("default")
 # Examples are also drawn from the numbers in modules that are loaded, which would hang on the tests that ran before.
