@@ -25,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 test: $(STAMP) ## run the tests, the heavy ones left out (ARGS="-k fold" to choose, JOBS=2 processes)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-sweep: $(STAMP) ## run the heavy tests alone: whole zoos, many random cases
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m sweep --timeout 3600 $(ARGS)
+sweep: $(STAMP) ## run the heavy tests alone: whole zoos, many random cases, fresh examples of every property
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "sweep or hypothesis" --hypothesis-profile explore --timeout 3600 $(ARGS)
 
 coverage: $(STAMP) ## try every network of timm and torchvision, and write docs/coverage.md; goes on where it was stopped
 	$(BIN)/python benchmarks/coverage.py --jobs $(JOBS) $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import re
 import resource
@@ -28,19 +29,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from reparam.conversion import Conversion, convert
-from reparam.engines import export
+from reparam.engines import ExportOptions, export_conversion
 from reparam.errors import CaptureError, InputError, MachineError, NotEquivalentError
 from reparam.loading import build_architecture, randomize_statistics
-from reparam.loading.zoo import register_missing_torchvision_ops
 from reparam.utils import one_line, write_atomically
+from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "coverage.md"
 FOUND = HERE / "coverage.jsonl"
-SECONDS = 1800  # for one network
+SECONDS = 900  # for one network
 MEMORY = 12 * GIB
 IMAGE = 128  # larger images shrink to this where the network takes other sizes
-LARGE = 150_000_000  # parameters, above which a network is built with fewer blocks
+LARGE = 20_000_000  # parameters, above which a network is built with fewer blocks
 FEWER: tuple[Mapping[str, Any], ...] = ({"depth": 4}, {"depths": (1, 1, 2, 1)}, {"layers": (1, 1, 2, 1)})
 BATCH = 4
 TOLERANCE = 1e-3
@@ -51,10 +52,11 @@ EXPECTED = (InputError, CaptureError, MachineError)
 TEXT = """\
 # Coverage
 
-Written by `make coverage` from what was measured network by network: all of timm and torchvision that is listed below,
-with random weights and random statistics of their norms. Images are {image} pixels wide where a network takes that,
-else of its own size. Networks of more than {large} million parameters are built with fewer blocks where their library
-has an argument for it, which is said of them. Each network has {minutes} minutes and {gib} GiB.
+Written by `make coverage` from what was measured network by network: {tried} of the {all} networks of timm and
+torchvision, one of each family before the second of any, with random weights and random statistics of their norms.
+Images are {image} pixels wide where a network takes that, else of its own size. Networks of more than {large} million
+parameters are built with fewer blocks where their library has an argument for it, which is said of them. Each network
+has {minutes} minutes and {gib} GiB.
 
 *fused* and *plain* are verified: every rewrite, the whole network in float64 against the network itself, and once more
 in float32; what was accepted was then run once more beside the original. *wrong* counts where the two differed there.
@@ -65,13 +67,16 @@ in float32; what was accepted was then run once more beside the original. *wrong
 
 
 def networks() -> list[str]:
-    """The names of all networks that are tried, as `--arch` takes them."""
+    """The names of all networks, as `--arch` takes them: the first of each family, then the second of each, ...."""
     register_missing_torchvision_ops()
     import timm
     import torchvision
 
     theirs = [n for n in torchvision.models.list_models() if _family(f"torchvision/{n}") not in LEFT_OUT]
-    return [*(f"torchvision/{n}" for n in theirs), *(f"timm/{n}" for n in timm.list_models())]
+    families: dict[str, list[str]] = collections.defaultdict(list)
+    for name in (*(f"torchvision/{n}" for n in theirs), *(f"timm/{n}" for n in timm.list_models())):
+        families[f"{name.partition('/')[0]} {_family(name)}"].append(name)
+    return [name for layer in itertools.zip_longest(*families.values()) for name in layer if name is not None]
 
 
 def _family(arch: str) -> str:
@@ -88,14 +93,14 @@ def _family(arch: str) -> str:
 
 def built(arch: str) -> tuple[nn.Module, tuple[Tensor, ...], str]:
     """The network, a batch of inputs for it, and what was changed of its size ("" for nothing)."""
-    made, how = build_architecture(arch), ""
-    if sum(p.numel() for p in made.module.parameters()) > LARGE:
-        for arguments in FEWER:
-            try:
-                made, how = build_architecture(arch, arguments), _told(arguments)
-                break
-            except Exception:  # of the network's own code, which does not take such a depth
-                continue
+    made, how = None, ""
+    for arguments in FEWER if _size(arch) > LARGE else ():
+        try:
+            made, how = build_architecture(arch, arguments), _told(arguments)
+            break
+        except Exception:  # of the network's own code, which does not take such a depth
+            continue
+    made = made or build_architecture(arch)
     shapes = OWN_SHAPES.get(_family(arch)) or made.input_shapes or ((3, IMAGE, IMAGE),)
     for small in dict.fromkeys((_shrunk(shapes), shapes)):
         inputs = tuple(torch.rand(BATCH, *shape) for shape in small)
@@ -109,6 +114,16 @@ def built(arch: str) -> tuple[nn.Module, tuple[Tensor, ...], str]:
             continue
         return module, inputs, how
     raise AssertionError("there is at least one size")
+
+
+def _size(arch: str) -> int:
+    """How many parameters a network has; it is built without their values where its code allows that."""
+    try:
+        with torch.device("meta"):
+            made = build_architecture(arch)
+    except Exception:  # of the network's own code, which reads a value
+        made = build_architecture(arch)
+    return sum(p.numel() for p in made.module.parameters())
 
 
 def _shrunk(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
@@ -133,7 +148,7 @@ def measure(arch: str) -> Mapping[str, Any]:
     if fused is not None and fused.report.after.merges:
         row["plain"], _ = _outcome(lambda: convert(module, *inputs, to="plain"), module, inputs)
     if fused is not None:
-        row["onnx"] = _onnx(module, inputs)
+        row["onnx"] = _onnx(fused)
     return row | {"peak": peak_memory()}
 
 
@@ -177,11 +192,11 @@ def _tensors(value: Any) -> list[Tensor]:
     ]
 
 
-def _onnx(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Any]:
-    start = time.perf_counter()
+def _onnx(fused: Conversion) -> dict[str, Any]:
+    start, options = time.perf_counter(), ExportOptions()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            export(module, *inputs, path=Path(folder) / "network.onnx")
+            export_conversion(fused, Path(folder) / "network.onnx", options.check(), options)
     except Exception as error:
         return {**_failure(error), "seconds": time.perf_counter() - start}
     return {"outcome": "verified", "seconds": time.perf_counter() - start}
@@ -244,10 +259,11 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 # ---- the page ----------------------------------------------------------------------------------------------------
 
 
-def page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """docs/coverage.md."""
+def page(rows: Sequence[Mapping[str, Any]], known: int) -> str:
+    """docs/coverage.md, of what was found for some of the `known` networks."""
     tried = [r for r in rows if "fused" in r]
-    parts = [TEXT.format(image=IMAGE, large=LARGE // 1_000_000, minutes=SECONDS // 60, gib=MEMORY // GIB)]
+    sizes = {"image": IMAGE, "large": LARGE // 1_000_000, "minutes": SECONDS // 60, "gib": MEMORY // GIB}
+    parts = [TEXT.format(tried=f"{len(rows):,}", all=f"{known:,}", **sizes)]
     parts.append(table(HEADER, [_summary(library, group) for library, group in _by(rows, _library).items()]))
     parts.append("## Families")
     parts.append(table(HEADER, [_summary(family, group) for family, group in _by(tried, _of_family).items()]))
@@ -345,8 +361,9 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         answer(lambda: measure(args.worker))
         return
-    run(args.names or networks(), args.jobs, args.found)
-    content = page(rows_of(args.found)).encode()
+    known = networks()
+    run(args.names or known, args.jobs, args.found)
+    content = page(rows_of(args.found), len(known)).encode()
     write_atomically(args.page, lambda file: file.write(content), force=True)
     say(f"{args.page} is written")
 

@@ -85,7 +85,8 @@ class Outside:
 
 
 def _loaded(roots: set[str]) -> dict[str, Any]:
-    return {n: m for n, m in list(sys.modules.items()) if m is not None and n.partition(".")[0] in roots}
+    below = tuple(f"{root}." for root in roots)
+    return {n: m for n, m in list(sys.modules.items()) if (n.startswith(below) or n in roots) and m is not None}
 
 
 def _steps(names: Mapping[str, Any], owner: Any, roots: set[str]) -> Iterator[Callable[[], None]]:

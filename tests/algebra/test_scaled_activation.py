@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -27,7 +27,6 @@ def _activation(name: str, x: Tensor):  # type: ignore[no-untyped-def]
     return program, next(n for n in program.calls())
 
 
-@settings(max_examples=20, deadline=None)
 @given(name=st.sampled_from(list(ACTIVATIONS)), scale=scales, behind=st.booleans())
 def test_both_sides_are_the_same_function(name: str, scale: list[float], behind: bool) -> None:
     x = doubles(2, 4, 6) * 3

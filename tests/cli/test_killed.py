@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.choice import mostly_in_sweeps
 from support.cli_helpers import TINY, files, prepare_folder, succeed
 from support.warm_process import WarmProcess
 
@@ -37,6 +39,7 @@ COMMANDS = {
     "run": (["run", "tiny.pt", "--arch", "cli_nets:tiny", "-i", "x.npy", "-o", "y.npy", "--json", "report.json"],
             {"y.npy", "report.json"}),
 }  # fmt: skip
+RUNS = list(itertools.product((False, True), COMMANDS))
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +55,7 @@ def all_files(folder: Path) -> set[str]:
     return {f for f in found if "__pycache__" not in f}
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
-@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(("older", "verb"), mostly_in_sweeps(RUNS, (False, "convert"), (True, "export")))
 def test_a_command_that_is_killed_between_its_outputs(verb: str, older: bool, folder: Path, warm: WarmProcess) -> None:
     words, outputs = COMMANDS[verb]
     (folder / "source").mkdir()

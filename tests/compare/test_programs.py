@@ -54,6 +54,7 @@ def pair(model: nn.Module, *inputs: Tensor, **options: Any) -> tuple[Program, Pr
 # ---- equal pairs -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep
 def test_resnet18_and_its_saved_fused_form_are_equal(tmp_path: Path) -> None:
     model = randomize_statistics(build_architecture("torchvision/resnet18").module, [torch.zeros(8, 3, 48, 48)])
     result = convert(model, torch.randn(2, 3, 48, 48))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -137,7 +137,6 @@ def test_images_without_known_preprocessing_are_refused(tmp_path: Path) -> None:
 
 
 @given(sizes=st.lists(st.integers(1, 13), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None)
 def test_every_sample_is_calibrated_on_or_measured_on_and_none_is_both(sizes: list[int]) -> None:
     program = convert(nn.Sequential(nn.Linear(1, 2)), torch.randn(2, 1)).program
     numbers = torch.arange(float(sum(sizes)))[:, None]

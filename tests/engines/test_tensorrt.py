@@ -115,6 +115,7 @@ def test_a_plain_mobilenet_is_built_with_slopes_and_bounds_for_each_channel(tmp_
     assert made.path.stat().st_size > 100_000
 
 
+@pytest.mark.sweep
 def test_a_plain_network_of_bottlenecks_is_built(tmp_path: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
     net = torchvision.models.resnet.ResNet(torchvision.models.resnet.Bottleneck, [1, 2, 1, 1], width_per_group=16)
@@ -122,6 +123,7 @@ def test_a_plain_network_of_bottlenecks_is_built(tmp_path: Path) -> None:
     assert made.report.after.merges == 0
 
 
+@pytest.mark.sweep
 def test_a_fused_repvgg_is_built(tmp_path: Path) -> None:
     net = build_architecture("timm/repvgg_a0").module.eval()
     made = build(net, (1, 3, 64, 64), tmp_path / "net.engine")

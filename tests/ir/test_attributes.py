@@ -7,7 +7,7 @@ import keyword
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
@@ -70,7 +70,6 @@ def test_a_program_runs_whatever_its_weights_are_called(name: str) -> None:
     assert (plain is exported) == (name == "plain")
 
 
-@settings(max_examples=25, deadline=None)
 @given(name=st.sampled_from([*sorted(OWN_ATTRIBUTES - set(dir(nn.Module()))), "if", "None", "__own"]))
 def test_any_name_that_torch_has_for_itself(name: str) -> None:
     assume(not hasattr(nn.Module(), name))  # torch.compile leaves one on every module, and torch takes no second

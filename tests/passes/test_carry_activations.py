@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -212,7 +212,6 @@ def test_signed_channels_in_pairs_on_request() -> None:
     scale=st.sampled_from([1e-3, 1.0, 1e3, 1e5]),
     numbers=st.tuples(st.floats(-2, 2), st.floats(-2, 2)),
 )
-@settings(max_examples=20)
 def test_any_width_slope_bound_and_size(
     family: str, c: int, wide: int, positive: bool, scale: float, numbers: tuple[float, float]
 ) -> None:

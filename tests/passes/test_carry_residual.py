@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -70,7 +70,6 @@ def test_the_graph_before_and_after() -> None:
     sign=st.sampled_from([1.0, -1.0, 0.5]),
     size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
 )
-@settings(max_examples=15)
 def test_any_same_size_block_is_a_chain(
     c: int,
     kernels: tuple[int, int],

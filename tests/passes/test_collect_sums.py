@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -79,7 +79,6 @@ def test_a_later_result_starts_from_an_earlier_one_when_that_is_shorter() -> Non
     assert census(fused.program).nodes < census(fused.original).nodes
 
 
-@settings(max_examples=20, deadline=None)
 @given(steps=st.integers(1, 4), gamma=st.sampled_from([0.0, 0.5, 0.9, 1.0]), size=st.integers(1, 5))
 def test_property(steps: int, gamma: float, size: int) -> None:
     model = Momentum(steps, gamma, size).double()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -124,7 +124,6 @@ def test_a_value_with_two_readers_goes_by_the_larger_one() -> None:
     assert layers == [16.0, 1.0, 16.0]
 
 
-@settings(max_examples=20, deadline=None)
 @given(c=st.integers(1, 5), groups=st.booleans(), seed=st.integers(0, 9), act=st.sampled_from([nn.ReLU, nn.LeakyReLU]))
 def test_property(c: int, groups: bool, seed: int, act: type[nn.Module]) -> None:
     middle = nn.Conv2d(c, c, 3, padding=1, groups=c if groups else 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +24,6 @@ class Padded(nn.Module):
         return self.conv(F.pad(x, self.pad, self.mode, self.value if self.mode == "constant" else None))
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     height=st.integers(0, 3),
     width=st.integers(0, 3),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -19,7 +19,6 @@ STEPS = {
 }
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from([*STEPS, "channels"]), min_size=2, max_size=5))
 def test_property(names: list[str]) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,7 +52,6 @@ class Filled(nn.Module):
         return y
 
 
-@settings(max_examples=12, deadline=None)
 @given(channels=st.integers(1, 4), p=st.integers(1, 3), height=st.integers(1, 6), width=st.integers(4, 7))
 def test_property(channels: int, p: int, height: int, width: int) -> None:
     x = doubles(2, channels, height, width)

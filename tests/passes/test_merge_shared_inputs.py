@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -37,7 +37,6 @@ class Attention(nn.Module):
         return torch.softmax(q @ k.transpose(1, 2) * 0.5, -1) @ v
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     width=st.integers(1, 8),
     head=st.integers(1, 5),
@@ -87,7 +86,6 @@ class Inception(nn.Module):
         return torch.cat([self.first(self.a(x)), self.c(self.last(self.b(x)))], 1)
 
 
-@settings(max_examples=10, deadline=None)
 @given(stride=st.integers(1, 2), size=st.integers(3, 7))
 def test_pointwise_convolutions(stride: int, size: int) -> None:
     x = doubles(2, 4, size, size)

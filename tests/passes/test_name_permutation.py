@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -16,7 +16,6 @@ from reparam.passes.name_permutation import NamePermutation
 from support.helpers import Lambda, apply_exactly, doubles
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(-5, 4), min_size=1, max_size=7), st.integers(1, 2))
 def test_indexing_by_constants(index: list[int], axis: int) -> None:
     def forward(_: nn.Module, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -51,7 +51,6 @@ def test_before_and_after() -> None:
     assert graph_text(done.program) == f"a = conv3x3(x); {GATE}"
 
 
-@settings(max_examples=12)
 @given(
     channelwise=st.booleans(),
     kernel=st.sampled_from([1, 3]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -27,7 +27,6 @@ class Mixer(nn.Module):
         return self.pointwise(self.norm(torch.relu(self.depthwise(y))) + y)
 
 
-@settings(max_examples=20, deadline=None)
 @given(channels=st.integers(1, 6), kernel=st.sampled_from([1, 3, 5]), size=st.integers(1, 8), seed=st.integers(0, 99))
 def test_property(channels: int, kernel: int, size: int, seed: int) -> None:
     net = healthy(Mixer(channels, kernel), seed)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -18,7 +18,6 @@ from support.helpers import Lambda, apply_exactly, doubles
 RULES = (DropIdentity(), ScatterAsCat())
 
 
-@settings(max_examples=30, deadline=None)
 @given(start=st.integers(-7, 7), length=st.integers(1, 6), axis=st.integers(1, 3), plus=st.booleans())
 def test_write_in_place_into_a_slice(start: int, length: int, axis: int, plus: bool) -> None:
     low = min(max(start + 6 if start < 0 else start, 0), 5)

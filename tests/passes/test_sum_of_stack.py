@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -14,7 +14,6 @@ from reparam.passes.sum_of_stack import SumOfStack
 from support.helpers import Lambda, apply_exactly, doubles, fuse_exactly, graph_text, healthy, program_of, run_rules
 
 
-@settings(max_examples=20, deadline=None)
 @given(count=st.integers(1, 4), axis=st.integers(-4, 3), mean=st.booleans())
 def test_property(count: int, axis: int, mean: bool) -> None:
     def forward(_: nn.Module, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -36,7 +36,6 @@ def plain(model: nn.Module, x: Tensor, max_pool: str = "relu", dynamic: tuple[st
     return run_phases(program_of(model, x, dynamic=dynamic), plain_phases(max_pool=max_pool))
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     kernel=st.sampled_from([2, 3]),
     stride=st.sampled_from([1, 2, 3]),

@@ -59,7 +59,12 @@ def test_every_block_is_of_a_kind_that_is_run_or_read() -> None:
         assert page.read_text().count("```") == 2 * len(blocks(page)), page.name
 
 
-@pytest.mark.parametrize("page", RUN, ids=lambda p: p.stem)
+HEAVY = {"engines", "int8", "plain", "checkpoints", "initial-weights", "signals"}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, id=p.stem, marks=pytest.mark.sweep if p.stem in HEAVY else ()) for p in RUN]
+)
 def test_blocks_of_a_page(page: Path, folder: Path, warm: WarmProcess) -> None:
     run_page(page, warm)
 
@@ -73,6 +78,7 @@ def test_the_first_conversion_needs_nothing_but_its_page(
     assert python.startswith("True ") and float(python.split()[1]) < 1e-12
 
 
+@pytest.mark.sweep
 def test_blocks_of_the_pruning_page(folder: Path, warm: WarmProcess) -> None:
     pruned, masked = run_page(DOCS / "pruning.md", warm)
     assert float(pruned.split()[0]) <= 0.5
@@ -81,6 +87,7 @@ def test_blocks_of_the_pruning_page(folder: Path, warm: WarmProcess) -> None:
     assert (folder / "small.pt2").exists() and (folder / "half.pt2").exists()
 
 
+@pytest.mark.sweep
 def test_blocks_of_the_bench_page(folder: Path, warm: WarmProcess) -> None:
     """Accuracies of the table are those that the ten lines of the page compute with onnxruntime alone."""
     _, computed = run_page(DOCS / "bench.md", warm)
@@ -92,6 +99,7 @@ def test_blocks_of_the_bench_page(folder: Path, warm: WarmProcess) -> None:
     assert found["data"]["samples"] == 397 and found["choice"]["model"] in told and told["base.pt"] > 0.85
 
 
+@pytest.mark.sweep
 def test_blocks_of_the_training_page(folder: Path, warm: WarmProcess) -> None:
     (training,) = run_page(DOCS / "training.md", warm)
     norms, largest = training.split()

@@ -35,8 +35,8 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     "words, environment",
     [
         (("-m", "reparam"), {}),
-        (("-m", "reparam"), {"PYTHONSAFEPATH": "1"}),
-        (("SCRIPT",), {}),
+        pytest.param(("-m", "reparam"), {"PYTHONSAFEPATH": "1"}, marks=pytest.mark.sweep),
+        pytest.param(("SCRIPT",), {}, marks=pytest.mark.sweep),
         (("SCRIPT",), {"PYTHONPATH": f":{ROOT}"}),
     ],
     ids=["module", "safe", "script", "empty-part"],

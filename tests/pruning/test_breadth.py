@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from reparam.errors import InputError
 from reparam.ir import evaluate
 from reparam.pruning import prune, refit
+from support.choice import mostly_in_sweeps
 from support.prunable import Residual, images
 
 SEQUENCES = torch.randn(140, 6, 12, generator=torch.Generator().manual_seed(2))
@@ -68,7 +69,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.sweep) if n == "attention" else n for n in NETS])
 def test_samples_may_lie_along_any_axis(name: str) -> None:
     torch.manual_seed(0)
     build, data = NETS[name]
@@ -80,7 +81,7 @@ def test_samples_may_lie_along_any_axis(name: str) -> None:
     assert torch.allclose(result.module(x).double(), masked, atol=1e-4)
 
 
-@pytest.mark.parametrize("streams", ["coupled", "per-depth"])
+@pytest.mark.parametrize("streams", mostly_in_sweeps(["coupled", "per-depth"], "coupled"))
 @pytest.mark.parametrize(("keep", "shares"), [(None, (0.6, 0.35)), ("^three", (0.8,))])
 def test_what_is_written_costs_what_was_promised(streams: str, keep: str | None, shares: tuple[float, ...]) -> None:
     torch.manual_seed(0)

@@ -16,6 +16,7 @@ from reparam.ir import evaluate
 from reparam.pruning import Pruned, prune
 from reparam.pruning.resuming import NAME
 from reparam.utils import PackageState
+from support.choice import mostly_in_sweeps
 from support.pretended_packages import pretend
 from support.prunable import NETS, Residual, images, make
 
@@ -26,7 +27,7 @@ def pruned(name: str = "residual", **options: Any) -> Pruned:
     return prune(make(name), images(2), DATA, **({"macs": 0.5, "form": "residual"} | options))
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", mostly_in_sweeps(NETS, "residual", "dense"))
 def test_the_result_is_within_the_budget_and_close_to_the_original(name: str) -> None:
     module = make(name)
     before = {n: p.clone() for n, p in module.state_dict().items()}
@@ -58,6 +59,7 @@ def test_parameters_and_multiples_and_layers_that_stay() -> None:
     assert widths["head"].after[1] == 5
 
 
+@pytest.mark.sweep
 def test_both_forms_are_made_and_the_faster_one_is_given() -> None:
     result = pruned(form="auto", engine="torch")
     forms = result.report.forms
@@ -116,6 +118,7 @@ def test_a_clock_that_was_wrong_once_is_not_believed(monkeypatch: pytest.MonkeyP
     assert asked[-1] > asked[0]  # the last word is measured for longer
 
 
+@pytest.mark.sweep
 def test_a_budget_of_latency_makes_widths_that_engines_like(monkeypatch: pytest.MonkeyPatch) -> None:
     from reparam.pruning import loop
     from reparam.pruning.timing import Time

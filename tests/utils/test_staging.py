@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from reparam.errors import InputError, MachineError
 from reparam.utils import refuse_existing, together, write_atomically
 from reparam.utils.leftovers import LONG_AGO, TEMPORARY, make_temporary, remove_leftovers
+from support.choice import mostly_in_sweeps
 
 NAMES = ("first.bin", "side.bin", "deep/folder/model.py", "report.json")  # the first one is moved last
 
@@ -167,8 +169,10 @@ def killed(folder: Path, function: str, last: int, links: bool = True) -> bool:
     return process.returncode != 0
 
 
-@pytest.mark.parametrize("links", [True, False])
-@pytest.mark.parametrize("older", [False, True])
+RUNS = list(itertools.product((False, True), (False, True)))
+
+
+@pytest.mark.parametrize(("older", "links"), mostly_in_sweeps(RUNS, (False, True), (True, False)))
 def test_a_run_that_is_killed_between_its_moves(older: bool, links: bool, tmp_path: Path) -> None:
     old = all_of(b"old") if older else {}
     for function in ("replace", "mkdir", "fsync"):

@@ -22,6 +22,7 @@ from reparam.ir import Program, census, evaluate
 from reparam.passes import fused_phases
 from reparam.rewrite import Driver, Outcome
 from support.agreement import PARTS, agree, feeds, inputs_of, magnitude, near
+from support.choice import mostly_in_sweeps
 from support.direct import build
 from support.helpers import fingerprint, graph_text
 from support.networks import Net
@@ -115,7 +116,7 @@ def cases(count: int, part: int, *, views: bool = False) -> Any:
     return decorate
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", mostly_in_sweeps(range(PARTS), 0, 1))
 def test_random_networks_built_directly(part: int) -> None:
     @cases(440 // PARTS, part)
     def run(spec: Spec) -> None:
@@ -124,7 +125,7 @@ def test_random_networks_built_directly(part: int) -> None:
     run()
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", mostly_in_sweeps(range(4), 0, 1))
 def test_random_networks_through_the_capture(part: int) -> None:
     @cases(15, part, views=True)
     def run(spec: Spec) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import reparam
+from support.choice import mostly_in_sweeps
 from support.python_modules import Drawn, modules
 
 SWEEPS = 100
@@ -118,7 +119,7 @@ def _cases(count: int, part: int) -> Counter[str]:
     return total
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", mostly_in_sweeps(range(2), 1))
 def test_random_modules(part: int) -> None:
     total = _cases(20, part)
     assert total["converted"] > 10

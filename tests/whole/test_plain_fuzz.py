@@ -18,6 +18,7 @@ from reparam.ir import Program, aten, census, evaluate, is_call, is_chain
 from reparam.passes import plain_phases
 from reparam.rewrite import Driver, Outcome
 from support.agreement import agree, feeds
+from support.choice import mostly_in_sweeps
 from support.direct import build
 from support.networks import Net
 from support.plain_specs import Drawn, specs
@@ -108,7 +109,7 @@ def cases(count: int, part: int) -> Any:
     return decorate
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", mostly_in_sweeps(range(PARTS), 0, 1))
 def test_random_networks(part: int) -> None:
     @cases(500 // PARTS, part)
     def run(drawn: Drawn) -> None:
@@ -117,7 +118,7 @@ def test_random_networks(part: int) -> None:
     run()
 
 
-@pytest.mark.parametrize("carry", ["split=2", "split=3"])
+@pytest.mark.parametrize("carry", mostly_in_sweeps(["split=2", "split=3"], "split=2"))
 def test_random_networks_in_slices(carry: str) -> None:
     @cases(50, 500)
     def run(drawn: Drawn) -> None:
