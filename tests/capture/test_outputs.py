@@ -83,9 +83,26 @@ def test_name_that_no_output_has(model: nn.Module, names: tuple[str, ...], told:
         convert(model.eval(), X, outputs=names)
 
 
-def test_on_the_command_line(tmp_path: Path) -> None:
+SEGMENTED = """
+from torch import nn
+
+class Segmented(nn.Module):
+    def __init__(self, aux_loss):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+        self.aux = nn.Conv2d(8, 2, 1) if aux_loss else None
+
+    def forward(self, x):
+        stem = self.stem(x)
+        return {"out": self.head(stem)} | ({} if self.aux is None else {"aux": self.aux(stem)})
+"""
+
+
+def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "segmented.py").write_text(SEGMENTED)
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "fcn.pt2"
-    arguments = ["convert", "--arch", "torchvision/fcn_resnet50", "--arch-args", '{"aux_loss": true}']
+    arguments = ["convert", "--arch", "segmented:Segmented", "--arch-args", '{"aux_loss": true}']
     told = CliRunner().invoke(app, [*arguments, "--input-shape", "3,32,32", "--outputs", "out", "-o", str(path), "-q"])
     assert told.exit_code == 0, told.output
     result = torch.export.load(path).module()(torch.rand(1, 3, 32, 32))

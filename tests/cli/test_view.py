@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,16 @@ def test_without_model_explorer_one_sentence_says_what_installs_it(monkeypatch: 
     )
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C reaches what is started, also where the tests themselves run in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_the_server_runs_until_ctrl_c(folder: Path, number: signal.Signals, code: int) -> None:
+def test_the_server_runs_until_ctrl_c(folder: Path, heard: None, number: signal.Signals, code: int) -> None:
     page = folder / "site" / "model_explorer" / "web_app"
     page.mkdir(parents=True)
     (page / "index.html").write_text("<title>page</title>")

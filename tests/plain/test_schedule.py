@@ -106,13 +106,13 @@ def test_the_search_finds_the_cheapest_of_all_schedules() -> None:
     tried = []
 
     @seed(1)
-    @settings(max_examples=150, **DRAWN)
+    @settings(max_examples=40, **DRAWN)
     @given(drawn=specs())
     def run(drawn: Drawn) -> None:
         tried.extend(assert_exact(span_values, seen) for span_values in networks(drawn))
 
     run()
-    assert sum(tried) > 40
+    assert sum(tried) > 10
 
 
 @pytest.mark.sweep

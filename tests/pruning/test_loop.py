@@ -81,6 +81,7 @@ def test_a_form_that_cannot_be_had_is_told() -> None:
     assert plain == {"refused": "the network does not become a chain"}
 
 
+@pytest.mark.sweep
 def test_a_budget_of_latency_is_met_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from reparam.pruning import loop
     from reparam.pruning.timing import Time
