@@ -110,6 +110,7 @@ def test_a_real_module_is_timed_without_gradients() -> None:
     assert not any(seen)
 
 
+@pytest.mark.sweep
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_folder(tmp_path, monkeypatch)
     monkeypatch.setenv("COLUMNS", "160")  # long figures fold no names

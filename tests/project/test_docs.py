@@ -59,7 +59,7 @@ def test_every_block_is_of_a_kind_that_is_run_or_read() -> None:
         assert page.read_text().count("```") == 2 * len(blocks(page)), page.name
 
 
-HEAVY = {"engines", "int8", "plain", "checkpoints", "initial-weights", "signals"}
+HEAVY = {"checkpoints", "comparing", "engines", "initial-weights", "int8", "plain", "scripts", "signals"}
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def test_an_installed_package_brings_a_pass_a_format_and_an_architecture(scratch
     assert "neg" not in told["graph"] and "tanh" in told["graph"]
 
 
+@pytest.mark.sweep
 def test_the_command_line_lists_what_it_brings(scratch: Path, tmp_path: Path) -> None:
     for words, expected in ((["passes"], "-(-x) = x"), (["doctor"], "listing")):
         done = subprocess.run(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from reparam.errors import InputError
 from reparam.ir import evaluate
 from reparam.pruning import prune, refit
-from support.choice import mostly_in_sweeps
 from support.prunable import Residual, images
 
 SEQUENCES = torch.randn(140, 6, 12, generator=torch.Generator().manual_seed(2))
@@ -81,8 +80,9 @@ def test_samples_may_lie_along_any_axis(name: str) -> None:
     assert torch.allclose(result.module(x).double(), masked, atol=1e-4)
 
 
-@pytest.mark.parametrize("streams", mostly_in_sweeps(["coupled", "per-depth"], "coupled"))
+@pytest.mark.parametrize("streams", ["coupled", "per-depth"])
 @pytest.mark.parametrize(("keep", "shares"), [(None, (0.6, 0.35)), ("^three", (0.8,))])
+@pytest.mark.sweep
 def test_what_is_written_costs_what_was_promised(streams: str, keep: str | None, shares: tuple[float, ...]) -> None:
     torch.manual_seed(0)
     for share in shares:
@@ -93,6 +93,7 @@ def test_what_is_written_costs_what_was_promised(streams: str, keep: str | None,
         assert real <= share and abs(real - result.report.steps[-1].cost) < 0.02
 
 
+@pytest.mark.sweep
 def test_arguments_that_are_no_tensors_are_constants() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:

@@ -74,6 +74,7 @@ def test_a_plain_chain_is_written_where_it_is_asked_for() -> None:
     assert list(result.report.forms) == ["plain"]
 
 
+@pytest.mark.sweep
 def test_a_form_that_cannot_be_had_is_told() -> None:
     result = pruned("attention", form="auto", engine="torch")
     assert result.report.form == "residual"
@@ -101,6 +102,7 @@ def test_a_budget_of_latency_is_met_by_the_clock(tmp_path: Path, monkeypatch: py
         pruned(macs=None, latency=0.4)  # half of it never goes
 
 
+@pytest.mark.sweep
 def test_a_clock_that_was_wrong_once_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     from reparam.pruning import loop
     from reparam.pruning.timing import Time
@@ -241,6 +243,7 @@ def test_the_report_is_json_and_says_what_was_measured() -> None:
     assert found["options"]["streams"] == "coupled" and found["forms"]["residual"]["time"] is None
 
 
+@pytest.mark.sweep
 def test_the_refit_of_all_layers_may_be_left_out() -> None:
     assert pruned(joint=0).report.joint is None and pruned(refit=False).report.joint is None
     one = pruned(joint=1).report.joint
@@ -260,6 +263,7 @@ def test_results_are_saved_as_a_program_and_as_source(tmp_path: Path) -> None:
     assert f"nn.Conv2d({width[0]}, {width[1]}, 3" in text.replace("kernel_size=", "")
 
 
+@pytest.mark.sweep
 def test_a_pruned_network_can_be_pruned_further_and_becomes_a_chain() -> None:
     first = pruned(macs=0.7)
     second = prune(first.module, images(2), DATA, macs=0.7, form="residual")
