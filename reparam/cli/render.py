@@ -149,11 +149,13 @@ def engine_lines(report: Row) -> list[str]:
     own = engine["own_error"]
     beside = "" if own is None else f", the network's own in torch: {own:.3g}"
     ratio = "infinite" if engine["sqnr"] is None else f"{engine['sqnr']:.1f} dB"
-    share = "" if engine["top1"] is None else f", top-1 agreement {100 * engine['top1']:.4g} %"
+    share = "" if engine["top1"] is None else f"top-1 agreement {100 * engine['top1']:.4g} %, "
     shapes = ", ".join("x".join(map(str, s)) for s in dict.fromkeys(map(tuple, engine["shapes"])))
+    error = "" if engine["error"] is None else f": error against the float64 truth {engine['error']:.3g}{beside} (RMS)"
+    noise = "" if engine["error"] is None else f"signal to noise {ratio}, "
     return [
-        f"{head}, run by {engine['runtime']}: error against the float64 truth {engine['error']:.3g}{beside} (RMS)",
-        f"signal to noise {ratio}{share}, {engine['samples']} {engine['data']} inputs, shapes {shapes}",
+        f"{head}, run by {engine['runtime']}{error}",
+        f"{noise}{share}{engine['samples']} {engine['data']} inputs, shapes {shapes}",
         *data_lines(report.get("data")),
     ]
 

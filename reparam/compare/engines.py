@@ -238,8 +238,11 @@ class _Comparison:
         if not got.fits(truth):
             tensors = EngineOutputs([t for t in truth if isinstance(t, Tensor)])
             return f"one gives outputs of shape {tensors.describe()}, the other {got.describe()}"
-        own = floats(self.reference.own(values, self.dtype))
-        rows = list(zip(floats(truth), got.floats, own, strict=True))
+        own = self.reference.own(values, self.dtype)
+        different, total = got.other_integers(truth, own)
+        if different:
+            return f"{different:,} of {total:,} integers of the outputs differ"
+        rows = list(zip(floats(truth), got.floats, floats(own), strict=True))
         self.sums = self.sums or [ErrorSums() for _ in rows]
         for s, (t, o, p) in zip(self.sums, rows, strict=True):
             if not bool(torch.isfinite(t).all() or torch.isfinite(o).all()):

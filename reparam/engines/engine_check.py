@@ -44,9 +44,10 @@ class EngineCheck:
     """What was measured on an engine. Errors are RMS, of the output with the largest share of what is allowed.
 
     ran: False for one that was built for a machine unlike this one; `why` says it. error: against the original in
-    float64. own_error: of the emitted network in torch, in the same precision; None when it is quantised.
-    sqnr: dB, signal to error, of the worst output. top1: share of equal decisions (the largest along axis 1 of the
-    first output), None where an output decides nothing. data: what the inputs were, "random" or "held-out": samples of
+    float64; None where all outputs are integers, which are equal unless the file is quantised. own_error: of the
+    emitted network in torch, in the same precision; None when it is quantised. sqnr: dB, signal to error, of the worst
+    output. top1: share of equal decisions (the largest along axis 1 of the first output, or its integers), None where
+    that decides nothing. data: what the inputs were, "random" or "held-out": samples of
     the calibration data that the calibration did not see. quantised: whether it was only measured, and not judged.
     """
 
@@ -78,12 +79,16 @@ class EngineCheck:
 
 @dataclass
 class _Count:
-    """Equal decisions and all decisions."""
+    """Equal decisions and all decisions: the largest along axis 1, or integers as they are."""
 
     equal: int = 0
     total: int = 0
 
     def add(self, truth: Tensor, other: Tensor) -> None:
+        if not truth.is_floating_point():
+            same = truth.cpu() == other.to(truth.dtype)
+            self.equal, self.total = self.equal + int(same.sum()), self.total + same.numel()
+            return
         if truth.dim() < 2 or truth.shape[1] < 2 or not truth.numel():
             return
         same = truth.argmax(1) == other.argmax(1)
@@ -116,16 +121,19 @@ class _Measurement:
         if truth is None:
             return
         got = run_engine(self.engine, self.original, values)
-        pairs = list(zip(floats(truth), got.floats, strict=True)) if got.fits(truth) else []
-        if not pairs:
+        if not got.fits(truth):
             raise NotEquivalentError(f"the engine gives other outputs: {got.describe()} for {_shapes(truth)}")
-        own = got.floats if self.quantised else floats(evaluate(self.emitted, typed(self.emitted, values), None))
+        own = got.values if self.quantised else evaluate(self.emitted, typed(self.emitted, values), None)
+        different, total = got.other_integers(truth, own)
+        if different:
+            raise NotEquivalentError(f"the engine is not the network: {different:,} of {total:,} integers differ")
+        pairs = list(zip(floats(truth), got.floats, strict=True))
         self.sums = self.sums or [ErrorSums() for _ in pairs]
-        for s, (t, o), p in zip(self.sums, pairs, own, strict=True):
+        for s, (t, o), p in zip(self.sums, pairs, floats(own), strict=True):
             if not bool(torch.isfinite(o).all()):
                 raise NotEquivalentError("the engine's outputs are not finite where the original's are")
             s.add(t, o.double(), p.double(), o.double())
-        self.count.add(truth[0] if isinstance(truth[0], Tensor) else torch.zeros(0), got.floats[0])
+        self.count.add(next(t for t in truth if isinstance(t, Tensor)), got.values[0])
         first = next(v for v in values if isinstance(v, Tensor))
         self.shapes.append(tuple(first.shape))
         self.samples += first.shape[0] if first.dim() else 1
@@ -161,13 +169,13 @@ def check_engine(
     if bad is not None:
         name = engine.outputs[bad.index].name
         raise NotEquivalentError(f"the engine is not the network: {bad.complaint} (output '{name}')")
-    worst = max(errors, key=lambda e: e.error_b / e.bar if e.bar else 0.0)
+    worst = max(errors, key=lambda e: e.error_b / e.bar if e.bar else 0.0, default=None)
     return EngineCheck(
         True,
         engine.runtime,
-        error=worst.error_b,
-        own_error=None if quantised else worst.error_a,
-        sqnr=min(sqnr(e) for e in errors),
+        error=None if worst is None else worst.error_b,
+        own_error=None if quantised or worst is None else worst.error_a,
+        sqnr=min((sqnr(e) for e in errors), default=None),
         top1=job.count.share,
         samples=job.samples,
         shapes=tuple(job.shapes),
@@ -230,12 +238,28 @@ class EngineOutputs:
         return floats(self.values)
 
     def fits(self, truth: Sequence[Any]) -> bool:
-        """Whether the truth has the same floating outputs, by number and shape, and equal integers."""
-        tensors = [t for t in truth if isinstance(t, Tensor)]
-        if [tuple(t.shape) for t in tensors] != [tuple(v.shape) for v in self.values]:
-            return False
-        rest = [(t, v) for t, v in zip(tensors, self.values, strict=True) if not t.is_floating_point()]
-        return all(not v.is_floating_point() and torch.equal(t.cpu(), v.to(t.dtype)) for t, v in rest)
+        """Whether the truth has outputs of the same number and shapes, real numbers where these have them."""
+        kinds = [(tuple(t.shape), t.is_floating_point()) for t in self._given(truth)]
+        return kinds == [(tuple(v.shape), v.is_floating_point()) for v in self.values]
+
+    def other_integers(self, truth: Sequence[Any], own: Sequence[Any]) -> tuple[int, int]:
+        """How many integers are neither those of the truth nor the network's own in its dtype, and how many there are.
+
+        A decision between two equal numbers hangs on their rounding. The outputs fit the truth.
+        """
+        different = total = 0
+        for t, o, v in zip(self._given(truth), self._given(own), self.values, strict=True):
+            if not t.is_floating_point():
+                same = v.to(t.dtype)
+                different, total = different + int(((same != t) & (same != o)).sum()), total + t.numel()
+        return different, total
+
+    def _given(self, values: Sequence[Any]) -> list[Tensor]:
+        """The tensors among outputs, on the CPU; sizes as well where the engine gives these."""
+        tensors = [v.cpu() for v in values if isinstance(v, Tensor)]
+        if len(tensors) == len(self.values):
+            return tensors
+        return [v.cpu() if isinstance(v, Tensor) else torch.tensor(v) for v in values if isinstance(v, Tensor | int)]
 
     def describe(self) -> str:
         """Their shapes."""

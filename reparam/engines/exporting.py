@@ -308,6 +308,8 @@ def _data_facts(judged: DataCheck | None, mixed: Mixed | None, *, in_report: boo
 def _gate(check: EngineCheck, least: float | None) -> None:
     if least is None:
         return
+    if check.ran and check.sqnr is None:
+        raise InputError("--min-sqnr needs an output of real numbers; all outputs of this network are integers")
     if check.sqnr is None:
         raise MachineError(f"--min-sqnr cannot be judged: {check.why}")
     if not check.sqnr >= least:

@@ -132,4 +132,4 @@ def run_session(session: Any, values: Mapping[str, Tensor], name: str, *, limite
     finally:
         if clock is not None:
             clock.cancel()
-    return [torch.from_numpy(np.ascontiguousarray(v)) for v in found if isinstance(v, np.ndarray)]
+    return [torch.from_numpy(np.asarray(v, order="C")) for v in found if isinstance(v, np.ndarray)]

@@ -114,10 +114,15 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         found.append(("Inputs", f"{shapes_told(evidence['shapes'])}; seed {evidence['seed']}"))
     if engine is not None and engine["ran"]:
         own = "" if engine["own_error"] is None else f" (the network's own in torch: {figure(engine['own_error'])})"
-        found.insert(0, (f"Error of the file, run by {one_line(engine['runtime'])}", f"{figure(engine['error'])}{own}"))
-        found.insert(1, ("Signal to noise", "infinite" if engine["sqnr"] is None else f"{engine['sqnr']:.1f} dB"))
+        if engine["error"] is not None:
+            runtime = one_line(engine["runtime"])
+            found.insert(0, ("Signal to noise", "infinite" if engine["sqnr"] is None else f"{engine['sqnr']:.1f} dB"))
+            found.insert(0, (f"Error of the file, run by {runtime}", f"{figure(engine['error'])}{own}"))
         if engine["top1"] is not None:
-            found.insert(2, ("Top-1 agreement", f"{100 * engine['top1']:.4g} % of {engine['samples']} inputs"))
+            found.insert(
+                2 if engine["error"] is not None else 0,
+                ("Top-1 agreement", f"{100 * engine['top1']:.4g} % of {engine['samples']} inputs"),
+            )
     if len(report["outputs"]) > 1:
         found.append(("Also written", one_line(", ".join(report["outputs"][1:]))))
     return [*_on_samples(report["data"]), *found] if report.get("data") else found

@@ -14,8 +14,10 @@ import torch
 
 from reparam.emit import export_program
 from reparam.engines.format import BuildOptions, Tell
+from reparam.engines.ports import names_of_outputs
 from reparam.errors import InputError
 from reparam.ir import Program, module_of
+from reparam.utils import one_line
 
 if TYPE_CHECKING:
     import onnx
@@ -44,6 +46,7 @@ def graph_of(program: Program) -> ir.Model:
     from .naming import name_inputs, name_nodes, name_outputs, name_sizes
 
     program = for_free_sizes(program)
+    _refuse_constants(program)
     exported = export_program(program)
     opset = BFLOAT16_OPSET if program.dtype == torch.bfloat16 else OPSET
     _note_layers(program, exported)
@@ -60,6 +63,18 @@ def graph_of(program: Program) -> ir.Model:
     name_outputs(model.graph, program)
     name_inputs(model.graph, program)
     return simplified(model)
+
+
+def _refuse_constants(program: Program) -> None:
+    """Raises InputError for an output that is a number or a text; None is left out."""
+    (outputs,) = program.graph.output_node().args
+    found = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    for name, value in zip(names_of_outputs(program, len(found)), found, strict=True):
+        if value is not None and not isinstance(value, torch.fx.Node):
+            raise InputError(
+                f"{name} is {one_line(repr(value))[:60]} whatever the inputs, and ONNX files give tensors that are "
+                "computed; leave it out with --outputs"
+            )
 
 
 def build_model(program: Program, options: BuildOptions, tell: Tell) -> onnx.ModelProto | ir.Model:
