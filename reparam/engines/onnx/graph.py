@@ -41,11 +41,12 @@ def graph_of(program: Program) -> ir.Model:
 
     Raises InputError naming the operator that ONNX lacks, and its layer.
     """
+    from .attention import with_settled_attention
     from .cleanup import simplified, strip
     from .free_sizes import for_free_sizes
     from .naming import name_inputs, name_nodes, name_outputs, name_sizes
 
-    program = for_free_sizes(program)
+    program = with_settled_attention(for_free_sizes(program))
     _refuse_constants(program)
     exported = export_program(program)
     opset = BFLOAT16_OPSET if program.dtype == torch.bfloat16 else OPSET

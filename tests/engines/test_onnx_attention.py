@@ -1,0 +1,48 @@
+"""Attention in ONNX files: the fast form of torch lies in memory in another order than the one that is spelled out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import reparam
+from reparam.engines.onnx.attention import with_settled_attention
+from support.helpers import program_of
+
+HEADS, DEPTH, LENGTH = 2, 4, 6
+
+
+class Attention(nn.Module):
+    """bias: none, a weight, or rows of a table, which the fast form takes."""
+
+    def __init__(self, bias: str) -> None:
+        super().__init__()
+        self.inner, self.kind = nn.Linear(HEADS * DEPTH, 3 * HEADS * DEPTH), bias
+        self.bias = nn.Parameter(torch.randn(HEADS, LENGTH, LENGTH))
+        self.table = nn.Parameter(torch.randn(9, HEADS))
+        self.register_buffer("places", torch.randint(0, 9, (LENGTH * LENGTH,)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        q, k, v = self.inner(x).reshape(n, length, 3, HEADS, DEPTH).permute(2, 0, 3, 1, 4).unbind(0)
+        mask: Tensor | None = self.bias if self.kind == "weight" else None
+        if self.kind == "table":
+            mask = self.table[self.places].view(length, length, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(n, length, width)
+
+
+@pytest.mark.parametrize("bias", ["none", "weight", "table"])
+def test_a_reshape_behind_attention_is_written(bias: str, tmp_path: Path) -> None:
+    reparam.export(Attention(bias).eval(), torch.randn(2, LENGTH, HEADS * DEPTH), path=tmp_path / "net.onnx")
+    nodes = onnx.load(str(tmp_path / "net.onnx")).graph.node
+    assert "Softmax" in {n.op_type for n in nodes} and not {"Identity", "Cast"} & {n.op_type for n in nodes}
+
+
+def test_other_networks_stay_as_they_are() -> None:
+    program = program_of(nn.Linear(4, 4), torch.randn(2, 4))
+    assert with_settled_attention(program) is program
