@@ -47,8 +47,8 @@ class EngineCheck:
     float64; None where all outputs are integers, which are equal unless the file is quantised. own_error: of the
     emitted network in torch, in the same precision; None when it is quantised. sqnr: dB, signal to error, of the worst
     output. top1: share of equal decisions (the largest along axis 1 of the first output, or its integers), None where
-    that decides nothing. data: what the inputs were, "random" or "held-out": samples of
-    the calibration data that the calibration did not see. quantised: whether it was only measured, and not judged.
+    that decides nothing. data: what the inputs were, "random" or "held-out": samples of the calibration data that the
+    calibration did not see. quantised: whether it was only measured, and not judged.
     """
 
     ran: bool
@@ -133,7 +133,8 @@ class _Measurement:
             if not bool(torch.isfinite(o).all()):
                 raise NotEquivalentError("the engine's outputs are not finite where the original's are")
             s.add(t, o.double(), p.double(), o.double())
-        self.count.add(next(t for t in truth if isinstance(t, Tensor)), got.values[0])
+        for decision, told in zip(got.given(truth)[:1], got.values, strict=False):
+            self.count.add(decision, told)
         first = next(v for v in values if isinstance(v, Tensor))
         self.shapes.append(tuple(first.shape))
         self.samples += first.shape[0] if first.dim() else 1
@@ -239,7 +240,7 @@ class EngineOutputs:
 
     def fits(self, truth: Sequence[Any]) -> bool:
         """Whether the truth has outputs of the same number and shapes, real numbers where these have them."""
-        kinds = [(tuple(t.shape), t.is_floating_point()) for t in self._given(truth)]
+        kinds = [(tuple(t.shape), t.is_floating_point()) for t in self.given(truth)]
         return kinds == [(tuple(v.shape), v.is_floating_point()) for v in self.values]
 
     def other_integers(self, truth: Sequence[Any], own: Sequence[Any]) -> tuple[int, int]:
@@ -248,13 +249,13 @@ class EngineOutputs:
         A decision between two equal numbers hangs on their rounding. The outputs fit the truth.
         """
         different = total = 0
-        for t, o, v in zip(self._given(truth), self._given(own), self.values, strict=True):
+        for t, o, v in zip(self.given(truth), self.given(own), self.values, strict=True):
             if not t.is_floating_point():
                 same = v.to(t.dtype)
                 different, total = different + int(((same != t) & (same != o)).sum()), total + t.numel()
         return different, total
 
-    def _given(self, values: Sequence[Any]) -> list[Tensor]:
+    def given(self, values: Sequence[Any]) -> list[Tensor]:
         """The tensors among outputs, on the CPU; sizes as well where the engine gives these."""
         tensors = [v.cpu() for v in values if isinstance(v, Tensor)]
         if len(tensors) == len(self.values):

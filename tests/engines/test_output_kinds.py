@@ -26,6 +26,7 @@ OUTPUTS: dict[str, Forward] = {
     "decisions and more": lambda m, x: (m.conv(x).argmax(1), m.conv(x)),
     "signs": lambda m, x: m.conv(x) > 0,
     "a size": lambda m, x: (m.conv(x), x.shape[0] * 2),
+    "a size first": lambda m, x: (x.shape[0] * 2, m.conv(x)),
     "a weight": lambda m, x: (m.conv(x), m.own, m.own * 2),
     "nothing": lambda m, x: (m.conv(x), None),
 }
