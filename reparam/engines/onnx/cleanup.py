@@ -58,7 +58,12 @@ def _bytes_of(model: ir.Model) -> int:
 
 def _simpler_in_memory(model: ir.Model) -> ir.Model:
     """`_simpler`; of a model that is too large for one message, itself."""
-    return model if _bytes_of(model) > IN_MEMORY else _simpler(model)
+    if _bytes_of(model) > IN_MEMORY:
+        return model
+    try:
+        return _simpler(model)
+    except Exception:  # of onnxsim, which does not take every model that is one, such as one whose output is a weight
+        return _slimmer(ir.to_proto(untyped(model)))
 
 
 def _simpler_without_weights(model: ir.Model) -> ir.Model:
@@ -157,16 +162,17 @@ def _parsed(path: Path) -> onnx.ModelProto:
 def _simpler(model: ir.Model, skipped: Sequence[str] = ()) -> ir.Model:
     """What onnxsim makes of the model, or onnxslim of that. Both take messages: it becomes one, and comes from one.
 
-    skipped: what onnxsim is not to do.
+    skipped: what onnxsim is not to do. Raises what onnxsim raises.
     """
     import onnxsim
 
     before = ir.to_proto(untyped(model))
     choice = {"skipped_optimizers": list(skipped)} if skipped else {}
-    try:
-        simple = _if_alike(before, onnxsim.simplify(before, **choice)[0])
-    except Exception:  # of onnxsim, which does not take every model that is one, such as one whose output is a weight
-        simple = before
+    return _slimmer(_if_alike(before, onnxsim.simplify(before, **choice)[0]))
+
+
+def _slimmer(simple: onnx.ModelProto) -> ir.Model:
+    """What onnxslim makes of the model, where it is installed and leaves fewer nodes; without what tells of its origin."""
     try:
         import onnxslim
     except ImportError:
