@@ -84,13 +84,15 @@ def built(arch: str) -> tuple[nn.Module, tuple[Tensor, ...], str]:
     """The network, a batch of inputs for it, and what was changed of its size ("" for nothing)."""
     if arch.partition("/")[0] in zoos.LIBRARIES:
         return *_of_zoos(arch), ""
-    made, how = None, ""
-    for arguments in FEWER if _size(arch) > LARGE else ():
+    made, how, whole = None, "", _size(arch)
+    for arguments in FEWER if whole > LARGE else ():
         try:
-            made, how = build_architecture(arch, arguments), _told(arguments)
-            break
+            small = build_architecture(arch, arguments)
         except Exception:  # of the network's own code, which does not take such a depth
             continue
+        if sum(p.numel() for p in small.module.parameters()) < whole:  # some take any argument, and ignore it
+            made, how = small, _told(arguments)
+            break
     made = made or build_architecture(arch)
     shapes = OWN_SHAPES.get(_family(arch)) or made.input_shapes or ((3, IMAGE, IMAGE),)
     for small in dict.fromkeys((_shrunk(shapes), shapes)):

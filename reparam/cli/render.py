@@ -171,7 +171,8 @@ def data_lines(data: Row | None) -> list[str]:
         parts.append(f"{data['figure']} {before} before, {after} after")
     if agreement["share"] is not None:
         parts.append(f"{100 * agreement['share']:.2f} % of decisions are equal")
-    parts.append(f"error {agreement['error']:.3g} (RMS, relative)")
+    if not agreement["whole"]:
+        parts.append(f"error {agreement['error']:.3g} (RMS, relative)")
     worst = agreement["worst"]
     lines = [f"on {data['samples']} samples of {data['source']}: {', '.join(parts)}"]
     if worst is not None:

@@ -88,7 +88,8 @@ class Verdict(Shown):
 def _on_samples(found: Agreement) -> list[str]:
     """How they agree on samples, and those that differ: changed classes first, then the largest errors."""
     equal = "" if found.share is None else f", {100 * found.share:.2f} % of decisions are equal"
-    lines = [f"{found.samples} samples: error {found.error:.3g} of the size of the outputs (RMS){equal}"]
+    error = f"{found.error:.3g}" if found.whole else f"{found.error:.3g} of the size of the outputs (RMS)"
+    lines = [f"{found.samples} samples: error {error}{equal}"]
     if found.changed:
         lines.append(f"{found.changed} of them get another class")
     if found.differing:

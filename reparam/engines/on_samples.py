@@ -15,7 +15,7 @@ from reparam.data import Sample, grouped
 from reparam.errors import InputError, ReparamError
 from reparam.ir import CPU, InputSpec, on_device
 from reparam.loading import LoadedModel
-from reparam.scoring import Agreement, Comparison, Metric, Score, Scorer, is_scores, scorer_for
+from reparam.scoring import Agreement, Comparison, Metric, Score, Scorer, decisions, is_scores, scorer_for
 from reparam.utils import Shape, Shapes, as_the_user_set, dtype_name, first_line, foreign_code
 
 from .engine_check import floats
@@ -65,7 +65,9 @@ class Runner:
         self.sizes: dict[int, int] = {}
 
     def outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The floating outputs (n, ...), in float32 at least. inputs: (n, ...) each.
+        """The floating outputs (n, ...), in float32 at least; where there are none, the decisions (n, ...).
+
+        inputs: (n, ...) each.
 
         A model that takes batches of one size alone gets such batches; the last is filled up with copies of its last
         sample, whose outputs are dropped. An engine that refuses a batch gets halves of it: not all say what they take.
@@ -85,7 +87,7 @@ class Runner:
                 size //= 2
         self.sizes[count] = size
         found = [torch.cat(values) if len(values) > 1 else values[0] for values in zip(*parts, strict=True)]
-        return [v.float() if v.dtype.itemsize < 4 else v for v in found]
+        return [v.float() if v.is_floating_point() and v.dtype.itemsize < 4 else v for v in found]
 
     def _size(self, shapes: Sequence[tuple[int, ...]]) -> int:
         """The rows of one run."""
@@ -110,9 +112,12 @@ class Runner:
         count = len(inputs[0])
         if count < size:
             inputs = [torch.cat([v, v[-1:].expand(size - count, *v.shape[1:])]) for v in inputs]
-        found = floats(self._run(inputs))
+        given = self._run(inputs)
+        found = floats(given) or [v for v in given if isinstance(v, Tensor) and not v.is_complex()]
         if not found:
-            raise InputError(f"{self.name} gives no floating outputs, so that there is nothing to compare")
+            raise InputError(
+                f"{self.name} gives neither real numbers nor decisions, so that there is nothing to compare"
+            )
         odd = next((v for v in found if not v.dim() or v.shape[0] != size), None)
         if odd is not None:
             raise InputError(
@@ -189,6 +194,7 @@ def _not_classes(outputs: Sequence[Tensor], labels: Tensor | None, task: Task) -
     if labels is None or (task.folders is None and not task.named):
         return ""
     classes = outputs[0].shape[1] if is_scores(outputs) and outputs[0].dim() == 2 else None
+    has = f"{classes} classes" if classes is not None else "no classes" if decisions(outputs) is None else "decisions"
     if task.named and classes not in (None, task.named):
         raise InputError(
             f"the labels name {task.named} classes, and the first model has {classes}; give the numbers of the classes"
@@ -197,7 +203,6 @@ def _not_classes(outputs: Sequence[Tensor], labels: Tensor | None, task: Task) -
         return ""
     if classes == task.folders:
         return ""
-    has = f"{classes} classes" if classes is not None else "no classes"
     return f"the {task.folders} folders of the samples are not taken for labels, since the first model has {has}"
 
 

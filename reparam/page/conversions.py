@@ -131,7 +131,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 def _on_samples(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a file lost on samples of the user's that were held out."""
     agreement, name = data["agreement"], f"On {data['samples']:,} samples of {one_line(str(data['source']))}"
-    parts = [f"error {share(agreement['error'])} (RMS)"]
+    parts = [] if agreement["whole"] else [f"error {share(agreement['error'])} (RMS)"]
     if agreement["share"] is not None:
         parts.insert(0, f"{share(agreement['share'])} of decisions equal")
     if data["before"] is not None:

@@ -3,6 +3,6 @@ Everything is added up batch by batch, so that no more than one batch is in memo
 """
 
 from .agreement import Agreement, Comparison, Difference
-from .score import Metric, Score, Scorer, is_scores, scorer_for
+from .score import Metric, Score, Scorer, decisions, is_scores, scorer_for
 
-__all__ = ["Agreement", "Comparison", "Difference", "Metric", "Score", "Scorer", "is_scores", "scorer_for"]
+__all__ = ["Agreement", "Comparison", "Difference", "Metric", "Score", "Scorer", "decisions", "is_scores", "scorer_for"]

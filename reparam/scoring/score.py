@@ -55,47 +55,62 @@ class Scorer(ABC):
 
 
 class _Classes(Scorer):
-    """Shares of samples whose label is the largest output, and one of the five largest where there are more."""
+    """Shares of samples whose label is the largest output, and one of the five largest where there are more.
 
-    def __init__(self, classes: int) -> None:
+    classes: how many scores there are; None where the outputs are the decisions themselves.
+    """
+
+    def __init__(self, classes: int | None) -> None:
         self.classes, self.top1, self.top5, self.count = classes, 0, 0, 0
 
     def add(self, outputs: Sequence[Tensor], labels: Tensor | None) -> None:
         assert labels is not None
         _check_classes(labels, self.classes)
-        scores = outputs[0]
-        self.top1 += int((scores.argmax(1) == labels).sum())
-        if self.classes > 5:
-            self.top5 += int((scores.topk(5, 1).indices == labels[:, None]).any(1).sum())
+        found = decisions(outputs)
+        assert found is not None
+        self.top1 += int((found == labels).sum())
+        if self._many:
+            self.top5 += int((outputs[0].topk(5, 1).indices == labels[:, None]).any(1).sum())
         self.count += len(labels)
 
+    @property
+    def _many(self) -> bool:
+        return self.classes is not None and self.classes > 5
+
     def result(self) -> Score:
-        more = {"top-5": self.top5 / self.count} if self.classes > 5 else {}
-        return Score("top-1", self.top1 / self.count, more)
+        return Score("top-1", self.top1 / self.count, {"top-5": self.top5 / self.count} if self._many else {})
 
 
 class _Maps(Scorer):
     """The mean over classes of TP / (TP + FP + FN), counted over all pixels of all samples.
 
     Classes that are neither in a label nor in an output are left out. Pixels of no class count nowhere.
+    classes: how many scores there are; None where the outputs are the decisions themselves, which are 0 to 255 then.
     """
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
-        self.counts = torch.zeros(classes, classes, dtype=torch.int64)
+    def __init__(self, classes: int | None) -> None:
+        self.told = classes
+        self.classes = UNLABELLED + 1 if classes is None else classes
+        self.counts = torch.zeros(self.classes, self.classes, dtype=torch.int64)
 
     def add(self, outputs: Sequence[Tensor], labels: Tensor | None) -> None:
         assert labels is not None
-        found = outputs[0].argmax(1)
+        found = decisions(outputs)
+        assert found is not None
         if found.shape != labels.shape:
             raise InputError(
                 f"the label maps are {list(labels.shape[1:])}, but the outputs {list(found.shape[1:])}; score them by "
                 "a --metric of your own"
             )
         known = labels >= 0
-        if self.classes <= UNLABELLED:
+        if self.told is None or self.told <= UNLABELLED:
             known &= labels != UNLABELLED
         _check_classes(labels[known], self.classes)
+        if self.told is None and found.numel() and not 0 <= int(found.min()) <= int(found.max()) < self.classes:
+            raise InputError(
+                f"the network gives pixels the numbers {int(found.min())} to {int(found.max())}, where classes are 0 "
+                f"to {UNLABELLED}; score them by a --metric of your own"
+            )
         pairs = labels[known] * self.classes + found[known]
         self.counts += torch.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
 
@@ -172,6 +187,18 @@ def is_scores(outputs: Sequence[Tensor]) -> bool:
     return first.is_floating_point() and (first.dim() == 2 or first.dim() >= 4) and first.shape[1] > 1
 
 
+def decisions(outputs: Sequence[Tensor]) -> Tensor | None:
+    """What the first output decides: the class of the largest score, or what it is where it holds whole numbers.
+
+    (N,) for samples, (N, H, W) for pixels, and of any shape (N, ...) for whole numbers or truth values, as int64. None
+    where it decides nothing.
+    """
+    if is_scores(outputs):
+        return outputs[0].argmax(1)
+    first = outputs[0] if outputs else torch.zeros(())
+    return None if not first.dim() or first.is_floating_point() or first.is_complex() else first.long()
+
+
 def scorer_for(
     outputs: Sequence[Tensor], labels: Tensor | None, metric: Metric | None = None, name: str = ""
 ) -> Scorer | None:
@@ -185,12 +212,13 @@ def scorer_for(
         return _Own(metric, name)
     if labels is None:
         return None
-    if is_scores(outputs):
-        first = outputs[0]
-        if labels.dim() == 1 and first.dim() == 2:
-            return _Classes(first.shape[1])
-        if labels.dim() == first.dim() - 1 >= 3:
-            return _Maps(first.shape[1])
+    found = decisions(outputs)
+    if found is not None:
+        classes = outputs[0].shape[1] if is_scores(outputs) else None
+        if labels.dim() == found.dim() == 1:
+            return _Classes(classes)
+        if labels.dim() == found.dim() >= 3:
+            return _Maps(classes)
     shapes = ", ".join(str(list(o.shape)) for o in outputs) or "none"
     raise InputError(
         f"labels of shape {list(labels.shape)} are neither classes nor label maps for outputs of {shapes}; give a "
@@ -198,6 +226,6 @@ def scorer_for(
     )
 
 
-def _check_classes(labels: Tensor, classes: int) -> None:
-    if labels.numel() and int(labels.max()) >= classes:
+def _check_classes(labels: Tensor, classes: int | None) -> None:
+    if classes is not None and labels.numel() and int(labels.max()) >= classes:
         raise InputError(f"a label is {int(labels.max())}, but the network has {classes} classes, from 0")

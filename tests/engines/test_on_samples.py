@@ -94,13 +94,13 @@ class Odd(nn.Module):
         self.kind = kind
 
     def forward(self, x: Tensor) -> Any:
-        return {"whole": x.argmax(1), "number": x.mean(), "sum": x.sum(0, keepdim=True)}[self.kind]
+        return {"complex": torch.complex(x, x), "number": x.mean(), "sum": x.sum(0, keepdim=True)}[self.kind]
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (LoadedModel(Odd("whole")), "net gives no floating outputs"),
+        (LoadedModel(Odd("complex")), "net gives neither real numbers nor decisions"),
         (LoadedModel(Odd("number")), r"net gives an output of shape \[\] for 4 samples"),
         (LoadedModel(Odd("sum")), r"net gives an output of shape \[1, 3\] for 4 samples"),
         (LoadedModel(nn.Linear(4, 2)), "net does not run on samples of shape 4x3: "),
@@ -139,6 +139,20 @@ def test_folders_are_labels_only_where_they_are_as_many_as_the_classes() -> None
     assert found.models["a"].score is None
     assert found.note == "the 4 folders of the samples are not taken for labels, since the first model has 3 classes"
     assert judged(labels, a=Fake()).models["a"].score.value == 1.0, "labels that were named are taken as they are"
+    found = judged(labels, Task(folders=3), a=LoadedModel(Decided()))
+    assert found.note == "the 3 folders of the samples are not taken for labels, since the first model has decisions"
+
+
+class Decided(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(1)
+
+
+def test_models_that_give_decisions_are_scored_and_compared_as_such() -> None:
+    labels = ROWS.argmax(1)
+    labels[0] = (labels[0] + 1) % 3
+    found = judged(labels, a=LoadedModel(Decided()), b=LoadedModel(Decided())).models["b"]
+    assert found.score.value == 69 / 70 and (found.agreement.share, found.agreement.error) == (1.0, 0.0)
 
 
 class Pair(nn.Module):

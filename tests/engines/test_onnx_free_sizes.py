@@ -38,6 +38,35 @@ def test_adaptive_average_of_free_sizes(size: object, tmp_path: Path) -> None:
         np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Parted(nn.Module):
+    """Two inputs as one batch, which is taken apart again, as networks for optical flow do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.how = nn.Conv2d(3, 4, 3, padding=1), how
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        y = self.conv(torch.cat([a, b]))
+        if self.how == "split":
+            first, second = y.split(a.shape[0])
+        elif self.how == "height":
+            first, second = y.chunk(2, -2)
+        else:
+            first, second = y.chunk(2)
+        return first * second
+
+
+@pytest.mark.parametrize("how", ["batch", "height", "split"])
+def test_parts_of_a_free_axis(how: str, tmp_path: Path) -> None:
+    model, path = Parted(how).eval(), tmp_path / "net.onnx"
+    reparam.export(model, torch.rand(4, 3, 8, 6), torch.rand(4, 3, 8, 6), path=path, dynamic=FREE)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 8, 7), (5, 3, 12, 4)):
+        pair = torch.rand(2, *shape)
+        (got,) = session.run(None, {p.name: x.numpy() for p, x in zip(session.get_inputs(), pair, strict=True)})
+        np.testing.assert_allclose(got, model(*pair).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
 class Decoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()

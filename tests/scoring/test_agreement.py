@@ -79,3 +79,17 @@ def test_decisions_of_pixels_are_counted_and_samples_get_no_class() -> None:
 def test_outputs_of_other_shapes_are_refused() -> None:
     with pytest.raises(InputError, match="b gives floating outputs of 2x3, where the first model gives 2x4"):
         compare(torch.zeros(2, 4), torch.zeros(2, 3))
+
+
+def test_outputs_that_are_decisions_are_compared_as_such() -> None:
+    found = compare(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 7], dtype=torch.int32))
+    assert (found.share, found.error, found.changed, found.whole) == (0.75, 0.25, 1, True)
+    assert found.worst is not None and (found.worst.input, found.worst.first, found.worst.second) == ("s3", 3, 7)
+    assert found.worst.error == 1.0
+    maps = compare(torch.zeros(2, 4, 4, dtype=torch.int64), torch.eye(4).long().expand(2, 4, 4))
+    assert (maps.share, maps.error, maps.changed) == (0.75, 0.25, 0)
+
+
+def test_decisions_are_not_compared_with_scores() -> None:
+    with pytest.raises(InputError, match="b gives decisions of 2, where the first model gives floating outputs of 2x4"):
+        compare(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))

@@ -53,9 +53,20 @@ def test_a_class_that_is_nowhere_counts_for_nothing() -> None:
     assert score([(outputs, torch.ones(1, 2, 2, dtype=torch.int64))]).value == 1.0
 
 
+def test_outputs_that_are_decisions_score_as_the_scores_that_they_come_from() -> None:
+    generator = torch.Generator().manual_seed(2)
+    outputs, labels = torch.randn(50, 9, generator=generator), torch.randint(9, (50,), generator=generator)
+    found = score([(outputs.argmax(1), labels)])
+    assert (found.name, found.value, found.more) == ("top-1", score([(outputs, labels)]).value, {})
+    maps, pixels = torch.randn(6, 4, 5, 7, generator=generator), torch.randint(3, (6, 5, 7), generator=generator)
+    pixels[0], pixels[1, 0] = 255, -1
+    assert score([(maps.argmax(1).int(), pixels)]) == score([(maps, pixels)])
+
+
 @pytest.mark.parametrize(
     ("outputs", "labels", "message"),
     [
+        (torch.full((1, 2, 2), 300), torch.zeros(1, 2, 2, dtype=torch.int64), "gives pixels the numbers 300 to 300"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), "a label is 3, but the network has 3 classes"),
         (torch.zeros(1, 3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.int64), r"label maps are \[8, 8\], but the outputs"),
         (torch.zeros(1, 3, 2, 2), torch.full((1, 2, 2), 3), "a label is 3, but"),

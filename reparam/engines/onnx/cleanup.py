@@ -172,7 +172,7 @@ def _simpler(model: ir.Model, skipped: Sequence[str] = ()) -> ir.Model:
 
 
 def _slimmer(simple: onnx.ModelProto) -> ir.Model:
-    """What onnxslim makes of the model, where it is installed and leaves fewer nodes; without what tells of its origin."""
+    """What onnxslim makes of the model, where it is installed and leaves fewer nodes; nothing tells its origin."""
     try:
         import onnxslim
     except ImportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -16,23 +17,58 @@ _AVERAGES = frozenset(
 _LARGEST = frozenset(
     {aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default}
 )
+_PARTS = frozenset({aten.chunk.default, aten.split.Tensor})
+TO_THE_END = 2**63 - 1
 
 
 def for_free_sizes(program: Program) -> Program:
-    """The program with adaptive average pools of free sizes as matrix products; itself where there are none.
+    """The program with adaptive average pools of free sizes as matrix products, and parts of a free axis as slices.
+
+    Itself where there are none.
 
     Raises InputError naming the call and its layer where ONNX has no form for a size that is free.
     """
     for node in program.calls():
         _refuse(node)
-    if not any(_needs_matrices(n) for n in program.calls()):
+    if not any(_needs_matrices(n) or _parts_of_free(n) for n in program.calls()):
         return program
     made = program.copy()
     for node in list(made.calls()):
         if _needs_matrices(node):
             node.replace_all_uses_with(_averaged(made, node))
             made.erase([node])
+        elif _parts_of_free(node):
+            _slice(made, node)
     return made
+
+
+def _parts_of_free(node: fx.Node) -> bool:
+    """Whether it takes an axis of free size apart, into parts that are all picked by their number."""
+    if not is_call(node, _PARTS) or not all(is_call(u, frozenset({operator.getitem})) for u in node.users):
+        return False
+    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    return fixed_size(x.meta["val"].shape[arguments(node)["dim"]]) is None
+
+
+def _slice(program: Program, node: fx.Node) -> None:
+    """Part i is x[i * length : (i + 1) * length]; chunks of n have length ceil(size / n). The last may be shorter."""
+    args, x = arguments(node), node.args[0]
+    axis, parts = args["dim"], len(node.meta["val"])
+    for part in list(node.users):
+
+        def call(target: Any, *args: Any, like: fx.Node = part) -> fx.Node:
+            return program.call(target, args, like=like)
+
+        length = args["split_size"] if is_call(node, frozenset({aten.split.Tensor})) else None
+        if length is None:
+            size = call(aten.sym_size.int, x, axis)
+            length = call(operator.floordiv, call(operator.add, size, args["chunks"] - 1), args["chunks"])
+        index: int = part.args[1] % parts  # type: ignore[operator,assignment]
+        first = call(operator.mul, length, index) if index else 0
+        last = call(operator.mul, length, index + 1) if index + 1 < parts else TO_THE_END
+        part.replace_all_uses_with(call(aten.slice.Tensor, x, axis, first, last))
+        program.erase([part])
+    program.erase([node])
 
 
 def _refuse(node: fx.Node) -> None:

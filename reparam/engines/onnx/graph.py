@@ -122,5 +122,6 @@ def _explained(error: BaseException, exported: torch.export.ExportedProgram) -> 
         found = re.search(r"%(\w+) : .*?target=(?:torch\.ops\.)?([\w.]+)", text)
         if found:
             return InputError(f"ONNX has no form of {found[2]}, which '{places.get(found[1], found[1])}' uses")
-    first = next((line.strip() for line in texts[0].splitlines() if line.strip()), type(error).__name__)
+    told = next((t for t in texts if not t.startswith("An error occurred")), texts[0])  # behind those of its passes
+    first = next((line.strip() for line in told.splitlines() if line.strip()), type(error).__name__)
     return InputError(f"the network cannot be written as ONNX: {first}")
