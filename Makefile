@@ -28,7 +28,7 @@ test: $(STAMP) ## run the tests, the heavy ones left out (ARGS="-k fold" to choo
 sweep: $(STAMP) ## run the heavy tests alone: whole zoos, many random cases, fresh examples of every property
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "sweep or hypothesis" --hypothesis-profile explore --timeout 3600 $(ARGS)
 
-coverage: $(STAMP) ## try every network of timm and torchvision, and write docs/coverage.md; goes on where it was stopped
+coverage: $(STAMP) ## try the networks of timm, torchvision and other libraries, and write docs/coverage.md; goes on where it was stopped
 	$(BIN)/python benchmarks/coverage.py --jobs $(JOBS) $(ARGS)
 
 mutants: $(STAMP) ## break the sources in small ways, list what no test noticed (ARGS="passes check.region", ARGS=--report)

@@ -1,8 +1,8 @@
-"""What becomes of every network of timm and torchvision: captured, fused, plain, in ONNX; or the reason why not.
+"""What becomes of networks of many libraries: captured, fused, plain, in ONNX; or the reason why not.
 
-Each network is tried in a process of its own, with random weights and random statistics of its norms. What was found is
-appended to a file of JSON lines as it comes, so that a run that was stopped goes on where it was; docs/coverage.md is
-written from that file.
+They are all networks of timm and torchvision, and those of other libraries that zoos.py lists. Each is tried in a
+process of its own, with random weights and random statistics of its norms. What was found is appended to a file of JSON
+lines as it comes, so that a run that was stopped goes on where it was; docs/coverage.md is written from that file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import collections
 import itertools
 import json
-import re
 import resource
 import subprocess
 import sys
@@ -23,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import GIB, answer, peak_memory, say, table
+import zoos
+from common import GIB, answer, peak_memory, say
+from coverage_page import FOUND, PAGE, page, plainly, rows_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -35,33 +36,17 @@ from reparam.loading import build_architecture, randomize_statistics
 from reparam.utils import one_line, write_atomically
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
-HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "docs" / "coverage.md"
-FOUND = HERE / "coverage.jsonl"
 SECONDS = 900  # for one network
 MEMORY = 12 * GIB
 IMAGE = 128  # larger images shrink to this where the network takes other sizes
 LARGE = 20_000_000  # parameters, above which a network is built with fewer blocks
 FEWER: tuple[Mapping[str, Any], ...] = ({"depth": 4}, {"depths": (1, 1, 2, 1)}, {"layers": (1, 1, 2, 1)})
 BATCH = 4
+SEEDS = 4  # of statistics, until outputs are of an ordinary size
 TOLERANCE = 1e-3
 OWN_SHAPES = {"optical_flow": ((3, 128, 128), (3, 128, 128)), "video": ((3, 8, 112, 112),)}
 LEFT_OUT = ("detection", "quantization")  # torchvision's detectors give boxes, its quantised networks have no weights
 EXPECTED = (InputError, CaptureError, MachineError)
-
-TEXT = """\
-# Coverage
-
-Written by `make coverage` from what was measured network by network: {tried} of the {all} networks of timm and
-torchvision, one of each family before the second of any, with random weights and random statistics of their norms.
-Images are {image} pixels wide where a network takes that, else of its own size. Networks of more than {large} million
-parameters are built with fewer blocks where their library has an argument for it, which is said of them. Each network
-has {minutes} minutes and {gib} GiB.
-
-*fused* and *plain* are verified: every rewrite, the whole network in float64 against the network itself, and once more
-in float32; what was accepted was then run once more beside the original. *wrong* counts where the two differed there.
-"""
-
 
 # ---- the networks ------------------------------------------------------------------------------------------------
 
@@ -72,16 +57,20 @@ def networks() -> list[str]:
     import timm
     import torchvision
 
+    others = [n for library in zoos.LIBRARIES if not zoos.missing(library) for n in zoos.names(library)]
     theirs = [n for n in torchvision.models.list_models() if _family(f"torchvision/{n}") not in LEFT_OUT]
     families: dict[str, list[str]] = collections.defaultdict(list)
     for name in (*(f"torchvision/{n}" for n in theirs), *(f"timm/{n}" for n in timm.list_models())):
         families[f"{name.partition('/')[0]} {_family(name)}"].append(name)
-    return [name for layer in itertools.zip_longest(*families.values()) for name in layer if name is not None]
+    layers = itertools.zip_longest(*families.values())
+    return others + [name for layer in layers for name in layer if name is not None]
 
 
 def _family(arch: str) -> str:
     """The module that a network comes from: resnet, segmentation, ...."""
     library, _, name = arch.partition("/")
+    if library in zoos.LIBRARIES:
+        return zoos.family(arch)
     if library == "timm":
         import timm
 
@@ -93,6 +82,8 @@ def _family(arch: str) -> str:
 
 def built(arch: str) -> tuple[nn.Module, tuple[Tensor, ...], str]:
     """The network, a batch of inputs for it, and what was changed of its size ("" for nothing)."""
+    if arch.partition("/")[0] in zoos.LIBRARIES:
+        return *_of_zoos(arch), ""
     made, how, whole = None, "", _size(arch)
     for arguments in FEWER if whole > LARGE else ():
         try:
@@ -116,6 +107,16 @@ def built(arch: str) -> tuple[nn.Module, tuple[Tensor, ...], str]:
             continue
         return module, inputs, how
     raise AssertionError("there is at least one size")
+
+
+def _of_zoos(arch: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    module, inputs = zoos.build(arch)
+    for seed in range(SEEDS):
+        try:
+            return randomize_statistics(module, inputs, seed), inputs
+        except InputError:  # of its outputs' range; the statistics are set all the same
+            continue
+    return module, inputs  # where outputs count pixels, they are that large
 
 
 def _size(arch: str) -> int:
@@ -166,7 +167,7 @@ def _outcome(
     row: dict[str, Any] = {"outcome": "verified", "seconds": time.perf_counter() - start}
     for count in ("merges", "norms", "macs", "convs"):
         row[count] = [getattr(report.before, count), getattr(report.after, count)]
-    row["left"] = collections.Counter(_plainly(r.message) for r in report.remarks if r.kind == "missed")
+    row["left"] = collections.Counter(plainly(r.message) for r in report.remarks if r.kind == "missed")
     if not _agree(done.module, module, inputs):
         row["outcome"] = "wrong"
     return row, done
@@ -182,7 +183,7 @@ def _failure(error: Exception) -> dict[str, Any]:
 def _agree(new: nn.Module, old: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """Whether two modules give about the same on other inputs than those that the checks drew."""
     generator = torch.Generator().manual_seed(12)
-    drawn = [torch.rand(x.shape, generator=generator) for x in inputs]
+    drawn = [torch.rand(x.shape, generator=generator) if x.is_floating_point() else x for x in inputs]
     with torch.no_grad():
         pairs = zip(_tensors(new(*drawn)), _tensors(old(*drawn)), strict=True)
         return all(float((a - b).norm()) <= TOLERANCE * float(b.norm()) + 1e-6 for a, b in pairs)
@@ -202,11 +203,6 @@ def _onnx(fused: Conversion) -> dict[str, Any]:
     except Exception as error:
         return {**_failure(error), "seconds": time.perf_counter() - start}
     return {"outcome": "verified", "seconds": time.perf_counter() - start}
-
-
-def _plainly(message: str) -> str:
-    """A reason without its names and numbers, so that equal ones can be counted."""
-    return re.sub(r"\d[\d,.e+-]*", "N", re.sub(r"'[^']*'", "'…'", message))[:160]
 
 
 # ---- all of them -------------------------------------------------------------------------------------------------
@@ -247,113 +243,9 @@ def _alone(name: str) -> dict[str, Any]:
     return {"name": name, "failed": row.get("error") or f"ends with exit status {done.returncode}"}
 
 
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    """What was found so far; the last line may be cut."""
-    rows = []
-    for line in file.read_text().splitlines() if file.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
-# ---- the page ----------------------------------------------------------------------------------------------------
-
-
-def page(rows: Sequence[Mapping[str, Any]], known: int) -> str:
-    """docs/coverage.md, of what was found for some of the `known` networks."""
-    tried = [r for r in rows if "fused" in r]
-    sizes = {"image": IMAGE, "large": LARGE // 1_000_000, "minutes": SECONDS // 60, "gib": MEMORY // GIB}
-    parts = [TEXT.format(tried=f"{len(rows):,}", all=f"{known:,}", **sizes)]
-    parts.append(table(HEADER, [_summary(library, group) for library, group in _by(rows, _library).items()]))
-    parts.append("## Families")
-    parts.append(table(HEADER, [_summary(family, group) for family, group in _by(tried, _of_family).items()]))
-    for title, reasons in (
-        ("What was refused", _counted(tried, lambda o: [o["why"]] if "why" in o else [])),
-        ("What stays, and why", _counted(tried, lambda o: [m for m, n in o.get("left", {}).items() for _ in range(n)])),
-        ("What did not end", collections.Counter(r["failed"] for r in rows if "failed" in r)),
-    ):
-        if reasons:
-            parts.append(f"## {title}")
-            parts.append(table(("times", "reason"), [(n, _cell(reason)) for reason, n in reasons.most_common(30)]))
-    changed = sorted(f"`{r['name']}` ({r['changed']})" for r in tried if r.get("changed"))
-    if changed:
-        parts.append("## Built with fewer blocks\n\n" + ", ".join(changed) + ".")
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
-
-
-HEADER = (
-    "",
-    "networks",
-    "fused",
-    "plain",
-    "ONNX",
-    "refused",
-    "rejected",
-    "crashed",
-    "wrong",
-    "norms left",
-    "merges left",
-)
-
-
-def _summary(label: str, rows: Sequence[Mapping[str, Any]]) -> list[object]:
-    outcomes = [(form, r[form]) for r in rows for form in ("fused", "plain", "onnx") if form in r]
-    kinds = collections.Counter(o["outcome"] for _, o in outcomes)
-    done = [
-        f"{sum(o['outcome'] == 'verified' for f, o in outcomes if f == form)}" for form in ("fused", "plain", "onnx")
-    ]
-    failed = sum("failed" in r for r in rows)
-    return [
-        label,
-        len(rows),
-        *done,
-        kinds["refused"],
-        kinds["rejected"],
-        kinds["crashed"] + failed,
-        kinds["wrong"],
-        _left(rows, "fused", "norms"),
-        _left(rows, "plain", "merges"),
-    ]
-
-
-def _left(rows: Iterable[Mapping[str, Any]], form: str, count: str) -> str:
-    pairs = [r[form][count] for r in rows if form in r and count in r[form]]
-    return f"{sum(a for _, a in pairs):,} of {sum(b for b, _ in pairs):,}"
-
-
-def _counted(
-    rows: Iterable[Mapping[str, Any]], reasons: Callable[[Mapping[str, Any]], Sequence[str]]
-) -> collections.Counter[str]:
-    outcomes = (r[form] for r in rows for form in ("fused", "plain", "onnx") if form in r)
-    return collections.Counter(_plainly(reason) for o in outcomes for reason in reasons(o))
-
-
-def _by(
-    rows: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], str]
-) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
-    for row in rows:
-        groups[key(row)].append(row)
-    return dict(sorted(groups.items()))
-
-
-def _library(row: Mapping[str, Any]) -> str:
-    return str(row["name"]).partition("/")[0]
-
-
-def _of_family(row: Mapping[str, Any]) -> str:
-    return f"{_library(row)} {row['family']}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="networks, as --arch takes them (default: all)")
+    parser.add_argument("names", nargs="*", help="networks, as --arch takes them, or whole libraries (default: all)")
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time")
     parser.add_argument("--found", type=Path, default=FOUND, help="the file of JSON lines that is gone on with")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page that is written")
@@ -364,8 +256,11 @@ def main() -> None:
         answer(lambda: measure(args.worker))
         return
     known = networks()
-    run(args.names or known, args.jobs, args.found)
-    content = page(rows_of(args.found), len(known)).encode()
+    run(zoos.chosen(args.names, known), args.jobs, args.found)
+    counts = collections.Counter(name.partition("/")[0] for name in known)
+    limits = {"image": IMAGE, "large": LARGE // 1_000_000, "minutes": SECONDS // 60, "gib": MEMORY // GIB}
+    listed = {library: counts[library] for library in ("torchvision", "timm", *zoos.LIBRARIES)}
+    content = page(rows_of(args.found), listed, limits).encode()
     write_atomically(args.page, lambda file: file.write(content), force=True)
     say(f"{args.page} is written")
 

@@ -43,6 +43,13 @@ class CaptureError(InputError):
     """The model cannot be captured as one graph; the message names the line that prevents it."""
 
 
+class UnknownSizeError(CaptureError):
+    """Something needs a size that is only known once the network has run, such as how many positions `nonzero` finds.
+
+    Rewrites there are refused for it; it ends what cannot do without the size.
+    """
+
+
 class EndedError(CaptureError):
     """The code of a model would have ended the process, or left by an exception that no handler expects."""
 

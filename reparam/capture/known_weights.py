@@ -31,6 +31,9 @@ _WRITES = frozenset(
     )
 )
 
+# What takes numbers after its first argument, and gets them out of tensors by itself, unseen.
+_SIZED = frozenset(("pad", "reshape", "view", "expand", "repeat", "narrow", "new_zeros", "new_ones", "new_full"))
+
 _MAKERS = frozenset(("zeros", "ones", "full", "arange", "linspace", "eye", "tensor"))  # of the same tensor each time
 
 
@@ -52,8 +55,10 @@ class WeightsAreKnown(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        keywords = dict(kwargs or {})
         name = str(getattr(func, "__name__", ""))
+        if name in _SIZED or name == "__getitem__":
+            args = (*args[:1], *self._numbers(args[1:], slices_alone=name == "__getitem__"))
+        keywords = dict(kwargs or {})
         tensors = [v for v in pytree.tree_leaves((args, keywords)) if isinstance(v, Tensor)]
         if self._written or not (tensors or name in _MAKERS):
             return func(*args, **keywords)
@@ -66,6 +71,20 @@ class WeightsAreKnown(TorchFunctionMode):
         elif known:
             self._follow(result, lambda: self._computed(func, args, keywords))
         return result
+
+    def _numbers(self, args: tuple[Any, ...], slices_alone: bool) -> tuple[Any, ...]:
+        """The arguments with known integers in place of tensors that hold one; or of the slices among them alone."""
+
+        def number(value: Any) -> Any:
+            whole = isinstance(value, Tensor) and value.dim() == 0 and not value.is_floating_point()
+            return int(self._values[id(value)]()) if whole and not self._written and self._follows(value) else value
+
+        def read(value: Any) -> Any:
+            if isinstance(value, slice):
+                return slice(number(value.start), number(value.stop), number(value.step))
+            return value if slices_alone else number(value)
+
+        return tuple(pytree.tree_map(read, args))
 
     def _follows(self, value: Tensor) -> bool:
         if type(value) is Tensor and not is_fake(value):  # a constant of the model

@@ -179,7 +179,7 @@ def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch
         try:
             with _silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
                 warnings.simplefilter("ignore")
-                with as_the_user_set(), _ConstantsStayReal(), values:
+                with as_the_user_set(), _ConstantsStayReal(), _DataIsTraced(), values:
                     return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except MachineError:
             raise
@@ -237,6 +237,20 @@ class _ConstantsStayReal(TorchFunctionMode):
             with _disable_current_modes():
                 return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+class _DataIsTraced(TorchFunctionMode):
+    """`x.data` of a traced tensor is x.detach(): torch.export would lose sight of it, and take it for a constant."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func == _DATA:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
+
+
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 def _unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:

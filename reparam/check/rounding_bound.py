@@ -38,6 +38,7 @@ from reparam.ir import (
     aten,
     is_call,
     is_float,
+    is_tensor,
     op_name,
     shape_of,
 )
@@ -272,17 +273,24 @@ def magnitudes(program: Program, region: Sequence[fx.Node], actual: Values) -> V
     env.computed = {n for n in region if n.op != "get_attr"}
     env.unit = EPS * accumulation_length(region)
     for node in region:
-        if node.op != "get_attr":
-            env[node] = _real(_rule(node)(node, env, actual))
-            program.give_back(node)
+        if node.op == "get_attr":
+            continue
+        own = actual[node]
+        exact = isinstance(own, Tensor) and not is_number(own)  # integers and decisions are what they are
+        env[node] = own if exact else _real(_rule(node)(node, env, actual), any(map(_is_signed, node.all_input_nodes)))
+        program.give_back(node)
     return env
 
 
-def _real(value: Any) -> Any:
-    """Magnitudes are real; a complex view of them is not."""
+def _is_signed(node: fx.Node) -> bool:
+    return is_tensor(node) and not is_float(node)
+
+
+def _real(value: Any, signed: bool) -> Any:
+    """Magnitudes are real; a complex view of them is not. Integers that became numbers bring their signs."""
     if isinstance(value, (list, tuple)):
-        return [_real(v) for v in value]
-    return value.abs() if isinstance(value, Tensor) and value.is_complex() else value
+        return [_real(v, signed) for v in value]
+    return value.abs() if isinstance(value, Tensor) and (signed or value.is_complex()) else value
 
 
 def accumulation_length(region: Sequence[fx.Node]) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx
+
+from reparam.errors import UnknownSizeError
 
 from .aten import (
     ACTIVATIONS,
@@ -52,7 +54,17 @@ def batch_one(program: Program) -> dict[str, int]:
 
 
 def node_macs(node: fx.Node, env: dict[str, int] | None = None) -> int:
-    """Multiply-accumulates of one call; 0 for whatever is neither a convolution nor a matrix product."""
+    """Multiply-accumulates of one call; 0 for whatever is neither a convolution nor a matrix product.
+
+    Those of a call whose size depends on the values of the inputs are not counted either.
+    """
+    try:
+        return _macs(node, env)
+    except UnknownSizeError:
+        return 0
+
+
+def _macs(node: fx.Node, env: dict[str, int] | None) -> int:
     if is_call(node, CONVS):
         weight = shape_of(arguments(node)["weight"], env)
         return math.prod(shape_of(node, env)) * math.prod(weight[1:])
@@ -73,16 +85,24 @@ def node_macs(node: fx.Node, env: dict[str, int] | None = None) -> int:
     return math.prod(shape_of(node, env)) * left[-1]
 
 
+def _extent(node: fx.Node) -> tuple[Any, ...]:
+    """The shape, to be compared with others; a size that depends on the values of the inputs is a symbol."""
+    try:
+        return shape_of(node)
+    except UnknownSizeError:
+        return tuple(map(str, node.meta["val"].shape))
+
+
 def _is_gate(node: fx.Node, operands: Iterable[fx.Node]) -> bool:
     """A squeeze-excite-like product: one operand broadcasts over space and comes out of a squashing function."""
     if not is_call(node, MULS):
         return False
     out = node.meta["val"].dim()
     for operand in operands:
-        sizes = shape_of(operand)
-        if out >= 3 and len(sizes) == out and all(s == 1 for s in sizes[2:]) and shape_of(node) != sizes:
+        sizes = _extent(operand)
+        if out >= 3 and len(sizes) == out and all(s == 1 for s in sizes[2:]) and _extent(node) != sizes:
             return True
-        if is_call(operand, _SQUASHED) and sizes != shape_of(node):
+        if is_call(operand, _SQUASHED) and sizes != _extent(node):
             return True
     return False
 
@@ -110,7 +130,7 @@ def _sources(program: Program) -> dict[fx.Node, fx.Node]:
             continue
         operands = _data(node)
         found = {source[i] for i in operands}
-        if len(found) == 1 and all(shape_of(i) == shape_of(node) for i in operands):
+        if len(found) == 1 and all(_extent(i) == _extent(node) for i in operands):
             source[node] = found.pop()
     return source
 

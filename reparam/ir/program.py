@@ -20,7 +20,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from reparam.errors import RuleError
+from reparam.errors import RuleError, UnknownSizeError
 
 from . import mapped
 from .devices import CPU
@@ -287,7 +287,10 @@ def _size(value: Tensor) -> int:
 
 
 def size_hint(value: Any, env: Mapping[Any, int] | None = None) -> int:
-    """A concrete int for a size: symbols named in `env` take its values, the others the traced ones."""
+    """A concrete int for a size: symbols named in `env` take its values, the others the traced ones.
+
+    Raises UnknownSizeError for a size that depends on the values of the inputs.
+    """
     if isinstance(value, int):
         return value
     expr = value.node.expr
@@ -297,12 +300,20 @@ def size_hint(value: Any, env: Mapping[Any, int] | None = None) -> int:
         if replaced.is_Integer:
             return int(replaced)
     hint = value.node.hint
+    if hint is None and not expr.is_Integer:
+        raise UnknownSizeError("a size depends on the values of the inputs")
     return int(hint) if hint is not None else int(expr)
 
 
 def shape_of(node: fx.Node, env: Mapping[Any, int] | None = None) -> tuple[int, ...]:
-    """The concrete shape of a node's tensor at the traced sizes (or with the symbols of `env` replaced)."""
-    return tuple(size_hint(s, env) for s in node.meta["val"].shape)
+    """The concrete shape of a node's tensor at the traced sizes (or with the symbols of `env` replaced).
+
+    Raises UnknownSizeError for a tensor whose size depends on the values of the inputs.
+    """
+    try:
+        return tuple(size_hint(s, env) for s in node.meta["val"].shape)
+    except UnknownSizeError as error:
+        raise UnknownSizeError(f"the size of '{place_of(node)}' depends on the values of the inputs") from error
 
 
 def fixed_size(value: Any) -> int | None:

@@ -44,8 +44,9 @@ def randomize_statistics(
             _redraw_affine(norm, generator)
         if gains:
             _redraw_gains(module, norms, generator)
-        _estimate(module, norms, [_batch(x, generator) for x in example_inputs], generator)
-        outputs = module(*[_batch(x, generator) for x in example_inputs])
+        size = min((_samples(x) for x in example_inputs if _is_batch(x)), default=0)
+        _estimate(module, norms, [_batch(x, size, generator) for x in example_inputs], generator)
+        outputs = module(*[_batch(x, size, generator) for x in example_inputs])
     _check_outputs(outputs)
     return module
 
@@ -78,15 +79,23 @@ def _redraw_gains(module: nn.Module, norms: Sequence[_NormBase], generator: torc
             parameter.copy_(_normal(parameter, generator) if small else value * _uniform(parameter, generator))
 
 
-def _batch(example: Any, generator: torch.Generator) -> Any:
-    """A random batch with the example's shape; integers repeat the example.
+def _is_batch(example: Any) -> bool:
+    return isinstance(example, Tensor) and example.dim() > 0
+
+
+def _samples(example: Tensor) -> int:
+    """How many samples are drawn where this is the only input.
 
     The smaller the inputs, the more of them: a statistic of the few positions that are left after five halvings is
     mostly noise, which grows from layer to layer.
     """
-    if not isinstance(example, Tensor) or example.dim() == 0:
+    return max(4, example.shape[0], min(32, 2**17 // max(1, math.prod(example.shape[2:]))))
+
+
+def _batch(example: Any, size: int, generator: torch.Generator) -> Any:
+    """A random batch of `size` samples with the example's shape; integers repeat the example."""
+    if not _is_batch(example):
         return example
-    size = max(4, example.shape[0], min(32, 2**17 // max(1, math.prod(example.shape[2:]))))
     if not example.is_floating_point():
         return torch.cat([example] * -(-size // example.shape[0]))[:size]
     return torch.randn((size, *example.shape[1:]), generator=generator).to(example)

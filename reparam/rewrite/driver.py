@@ -20,7 +20,7 @@ from typing import Any
 from torch import fx
 
 from reparam.check import Claim, Evidence, Region, check_claims, check_region, find_region, whole_region
-from reparam.errors import ReparamError, RuleError
+from reparam.errors import ReparamError, RuleError, UnknownSizeError
 from reparam.ir import Program, Refusal, batch_one, module_of, node_macs, ranges_of
 from reparam.report import Remark
 from reparam.utils import first_line, is_out_of_memory
@@ -157,6 +157,8 @@ class Driver:
         self._missed.pop((rule.name, node), None)
         try:
             plan = rule.check(self.program, Match(node, found))
+        except UnknownSizeError as error:
+            plan = Refusal(str(error), node) if rule.pattern.targets else None
         except Exception as error:
             self._failed(rule, node, error)
             return None
@@ -170,6 +172,10 @@ class Driver:
         with self.program.recording() as created:
             try:
                 rewrite = rule.rewrite(self.program, plan)
+            except UnknownSizeError as error:
+                self._rollback(created)
+                self._miss(rule, node, Refusal(str(error), node))
+                return None
             except Exception as error:
                 self._rollback(created)
                 self._failed(rule, node, error)
@@ -206,6 +212,10 @@ class Driver:
             return None
         try:
             evidence = self._check(region, rewrite.claims, created)
+        except UnknownSizeError as error:
+            self._rollback(created)
+            self._miss(rule, node, Refusal(str(error), node))
+            return None
         except RuleError as error:
             self._rollback(created)
             self._failed(rule, node, error)

@@ -49,6 +49,17 @@ def by_numpy(net: Net, y: Tensor) -> Tensor:
     return y * float(net.weights.detach().numpy().max())
 
 
+def padded(net: Net, y: Tensor) -> Tensor:
+    """To a multiple of three, which is a weight, on the right."""
+    three = net.times + 1
+    rest = -(y.shape[-1] % three) % three
+    return torch.nn.functional.pad(y, (net.times // 2, rest + net.times))
+
+
+def sized(net: Net, y: Tensor) -> Tensor:
+    return y[:, : net.times + 1].reshape(y.shape[0], net.times + 1, -1).narrow(1, 0, net.times)
+
+
 CASES: dict[str, Reads] = {
     "a sum": lambda net, y: torch.relu(y) * float(net.weights.sum()),
     "a branch": gated,
@@ -56,6 +67,8 @@ CASES: dict[str, Reads] = {
     "a count": lambda net, y: y.repeat(1, int(net.times), 1, 1),
     "an index": lambda net, y: y[:, int(net.weights.argmax())],
     "a selection": above,
+    "a padding": padded,
+    "sizes": sized,
     "a view": lambda net, y: y * float(net.weights.view(2, 2).T[0, 1]),
     "NumPy": by_numpy,
     "constants": among_constants,

@@ -368,3 +368,19 @@ def test_a_fill_of_fixed_shape_does_not_depend_on_the_input(name: str) -> None:
 def test_a_fill_of_free_shape_stays_what_it_is() -> None:
     program = program_of(Lambda(lambda m, x: x * 2 + torch.ones_like(x)), doubles(2, 3, 4))
     assert [n.target for n in program.calls() if "like" in n.name] == [torch.ops.aten.ones_like.default]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: torch.cat([m.conv(x).data, x], 1),
+        lambda m, x: m.conv(x) * m.conv.weight.data.sum() + m.conv.bias.data[0],
+        lambda m, x: m.conv(x).data.relu_() + x.detach().data,
+    ],
+    ids=["of a value", "of weights", "written to"],
+)
+def test_the_data_of_a_tensor_is_the_tensor(forward: Callable[[Any, Tensor], Tensor]) -> None:
+    module = Lambda(forward, conv=nn.Conv2d(4, 4, 3, padding=1)).eval()
+    program = program_of(module, torch.randn(2, 4, 5, 5))
+    x = torch.randn(3, 4, 5, 5)
+    torch.testing.assert_close(to_module(program)(x), module(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -150,3 +151,41 @@ def test_a_norm_of_a_single_value_is_folded_into() -> None:
     model = healthy(nn.Sequential(nn.GroupNorm(2, 2), nn.BatchNorm2d(2)), seed=1)
     fused = fuse(model, doubles(64, 2, 1, 1))
     assert fused.outcome.rejected == 0 and fused.text == "group_norm(x, 2, w, w)"
+
+
+def test_integers_keep_their_values_and_what_becomes_of_them_is_positive() -> None:
+    table = torch.arange(12.0).reshape(6, 2) - 4
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        steps = torch.cumsum((x > 0).long(), 1)
+        distance = steps[:, :, None] - steps[:, None, :]
+        rows = F.embedding(distance.abs().clamp(max=5), table) + F.embedding(torch.relu(distance).clamp(max=5), table)
+        return rows * distance[..., None].to(x.dtype) + x[:, :, None, None]
+
+    program = program_of(Lambda(forward), torch.randn(2, 5))
+    x = torch.randn(2, 5, dtype=torch.float64)
+    region = [n for n in program.graph.nodes if n.op in ("call_function", "get_attr")]
+    source = next(n for n in program.graph.nodes if n.op == "placeholder")
+    actual = evaluate_region(program, region, {source: x})
+    bound = magnitudes(program, region, actual)
+    for node in program.calls():
+        value, most = actual[node], bound[node]
+        if isinstance(value, Tensor) and value.is_floating_point():
+            assert bool((most >= value.abs()).all()), node.name
+        elif isinstance(value, Tensor):
+            assert torch.equal(most, value), node.name
+
+
+def test_a_table_of_relative_positions_is_no_obstacle() -> None:
+    """WavLM folds the distances of positions into buckets: |i - j| of integers, then a logarithm."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        at = torch.arange(x.shape[1])
+        distance = at[None, :] - at[:, None]
+        far = (torch.log(distance.abs().float() / 2 + 1) * 2).long().clamp(max=3)
+        bias = m.table(torch.where(distance.abs() < 2, distance.abs(), far) + 4 * (distance > 0).long())
+        return torch.relu(x + bias.sum(1))
+
+    fused = fuse(Lambda(forward, table=nn.Embedding(8, 4)), torch.randn(2, 6, 4))
+    assert not fused.outcome.rejected
+    assert [n.name for n in fused.program.calls()] == ["add_2", "relu"]

@@ -252,6 +252,20 @@ def test_outputs_stay_in_range_on_other_inputs(spec: str) -> None:
         assert 1e-2 < float(module(torch.randn(3, 3, size, size)).abs().max()) < 1e2
 
 
+def test_inputs_of_unequal_size_get_batches_of_one_size() -> None:
+    class Guided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2)
+            self.wide = nn.Conv2d(2, 2, 8, 8)
+
+        def forward(self, x: Tensor, guide: Tensor, step: Tensor) -> Tensor:
+            return self.norm(x + self.wide(guide)) + step[:, None, None, None]
+
+    inputs = [torch.randn(2, 2, 16, 16), torch.randn(2, 2, 128, 128), torch.tensor([1, 2])]
+    assert not bool((randomize_statistics(Guided(), inputs).norm.running_mean == 0).any())
+
+
 def test_outputs_out_of_range_are_an_error() -> None:
     class Exploding(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

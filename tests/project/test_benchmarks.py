@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from reparam.errors import InputError
 from support.warm_process import WarmProcess
 
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
@@ -46,6 +47,34 @@ def test_figures_are_recorded_and_those_that_became_worse_are_told(
     assert json.loads((tmp_path / "figures.json").read_text()) == {"a": 1.0, "b": 2.0}
     before, after = {"a": 1.0, "b": 2.0, "gone": 1.0}, {"a": 1.11, "b": 2.19, "new": 9.0}
     assert common.regressions(before, after) == ["a: 1.11, was 1.00"]
+
+
+def test_a_library_stands_for_its_networks_and_says_when_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    zoos, page = importlib.import_module("zoos"), importlib.import_module("coverage_page")
+    known = ["monai/unet", "timm/vit", "monai/vit"]
+    monkeypatch.setattr(zoos, "missing", lambda library: "" if library == "monai" else f"{library} does not import")
+    assert zoos.chosen(["monai"], known) == ["monai/unet", "monai/vit"]
+    assert zoos.chosen(["timm/vit", "diffusers/dit"], known) == ["timm/vit", "diffusers/dit"]
+    assert zoos.chosen([], known) == known
+    with pytest.raises(InputError, match="diffusers does not import"):
+        zoos.chosen(["timm", "diffusers"], known)
+    rows = [
+        {"name": "monai/unet", "family": "segmentation", "fused": {"outcome": "refused", "why": "CaptureError: a | b"}}
+    ]
+    limits = {"image": 128, "large": 20, "minutes": 15, "gib": 12}
+    text = page.page(rows, {"monai": 2, "diffusers": 0}, limits)
+    assert "1 of the 2 networks of monai, none of diffusers, which is not installed." in text
+    assert "| `monai/unet` | fused | refused | CaptureError: a \\| b |" in text
+
+
+def test_each_listed_network_has_one_name_and_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    zoos = importlib.import_module("zoos")
+    names = [n for library in zoos.LIBRARIES for n in zoos.names(library)]
+    assert len(names) == len(set(names))
+    assert len(zoos.names("transformers")) >= 60
+    assert {zoos.family(n) for n in names if n.startswith("ultralytics/")} == set(zoos.YOLO)
 
 
 @pytest.mark.sweep
