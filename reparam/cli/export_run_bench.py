@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from reparam.engines.formats import all_formats, find_format
-from reparam.errors import NotEquivalentError
+from reparam.errors import InputError, NotEquivalentError
 from reparam.options import DEFAULTS, PlainOptions
 
 from . import options as opt
@@ -252,6 +252,8 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     read = [*map(Path, models), *(Path(p) for p in (data, config) if p is not None)]
     check_report(json, [*read, csv], force=force)
     if csv is not None:
+        if str(csv) == STANDARD_OUTPUT:
+            raise InputError("--csv writes a file; name it, such as bench.csv (--json - prints the table)")
         check_apart(csv, read, force=force)
     check_page(html, json, [*read, csv], force=force)
 

@@ -19,6 +19,7 @@ from rich.text import Text
 from reparam.utils import one_line
 
 MODULES_SHOWN = 6
+FEW = 8  # held-out samples of an int8 file, below which its figures say little
 MERGES = "carry-residual"  # the rule whose refusals are the merges and gates that are left
 ROWS = (
     ("nodes", "nodes"),
@@ -156,8 +157,19 @@ def engine_lines(report: Row) -> list[str]:
     return [
         f"{head}, run by {engine['runtime']}{error}",
         f"{noise}{share}{engine['samples']} {engine['data']} inputs, shapes {shapes}",
+        *_few_lines(engine),
         *data_lines(report.get("data")),
     ]
+
+
+def _few_lines(engine: Row) -> list[str]:
+    """That an int8 file was measured on so few samples that the figures say little."""
+    if engine["verdict"] != "quantised":
+        return []
+    if engine["data"] != "held-out":
+        return ["note: of one sample none can be held out, so that random inputs were measured; calibrate on more"]
+    few = engine["samples"] < FEW
+    return [f"note: figures of {engine['samples']} held-out samples say little; calibrate on more"] if few else []
 
 
 def data_lines(data: Row | None) -> list[str]:

@@ -17,6 +17,7 @@ from reparam.errors import InputError
 from reparam.ir import Program, check_shapes, shape_of_input
 from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
+from reparam.scoring import UnlikeOutputsError
 from reparam.utils import Shapes, check_callable, check_seed, checked_call
 
 from .engines import verify_engines
@@ -91,9 +92,13 @@ def verify(  # noqa: PLR0913  # each is asked for on its own
     models = [runnable(first), runnable(second)]
     known = any(isinstance(m, Runnable) or m.input_shapes is not None for m in models)
     shapes = input_shapes if known else sizes
-    found = agree_on(
-        models, data, preprocessing=preprocessing, paths=[_path(a), _path(b)], input_shapes=shapes, progress=progress
-    )
+    paths = [_path(a), _path(b)]
+    try:
+        found = agree_on(models, data, preprocessing=preprocessing, paths=paths, input_shapes=shapes, progress=progress)
+    except UnlikeOutputsError:
+        if verdict.equivalent:
+            raise
+        return verdict  # which says so already
     return with_data(verdict, found)
 
 

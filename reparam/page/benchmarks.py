@@ -43,7 +43,7 @@ def bench_page(report: Row) -> Page:
     if report.get("rounds"):
         facts.append(("Rounds", f"{report['rounds']}, interleaved; times are medians"))
     if data:
-        facts.insert(0, ("Samples", f"{data['samples']:,} of {one_line(str(data['source']))}"))
+        facts = [*_samples(data, report), *facts]
     names = list(dict.fromkeys(str(r["model"]) for r in report["rows"]))
     page = Page(
         title=f"{len(names)} models side by side" if len(names) > 1 else one_line(names[0]),
@@ -56,6 +56,19 @@ def bench_page(report: Row) -> Page:
     )
     page.sections.append(bench_section(report))
     return page
+
+
+def _samples(data: Row, report: Row) -> list[tuple[str, str]]:
+    """What the figures on samples rest on."""
+    first = one_line(str((report.get("models") or report["rows"])[0]["model"]))
+    facts = [
+        ("Samples", f"{data['samples']:,} of {one_line(str(data['source']))}"),
+        ("Labels", one_line(str(data.get("labels") or "none"))),
+        ("Images", one_line(str(data.get("images") or ""))),
+        ("Drops, decisions and errors", f"against {first}"),
+        ("Note", one_line(str(data.get("note") or ""))),
+    ]
+    return [fact for fact in facts if fact[1]]
 
 
 def bench_section(report: Row) -> Section:

@@ -18,6 +18,10 @@ from .score import decisions
 NAMED = 10  # samples that are named, of those whose class changed and of those with the largest errors
 
 
+class UnlikeOutputsError(InputError):
+    """Two models give outputs that cannot be compared: of other shapes, or decisions beside scores."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """One sample on which two models differ.
@@ -86,13 +90,15 @@ class Comparison:
     def add(self, names: Sequence[str], wanted: Sequence[Tensor], got: Sequence[Tensor]) -> None:
         """One batch. wanted, got: floating outputs (N, ...), or whole ones alone, which are taken for decisions.
 
-        Raises InputError for outputs of other shapes.
+        Raises UnlikeOutputsError.
         """
         if list(map(_kind, wanted)) != list(map(_kind, got)) or not wanted:
             shapes = [" ".join("x".join(map(str, v.shape)) for v in values) or "none" for values in (got, wanted)]
             kinds = [", ".join(dict.fromkeys(_kind(v)[0] for v in values)) or "outputs" for values in (got, wanted)]
             theirs = shapes[1] if kinds[0] == kinds[1] else f"{kinds[1]} of {shapes[1]}"
-            raise InputError(f"{self.name} gives {kinds[0]} of {shapes[0]}, where the first model gives {theirs}")
+            raise UnlikeOutputsError(
+                f"{self.name} gives {kinds[0]} of {shapes[0]}, where the first model gives {theirs}"
+            )
         count = len(names)
         self.whole = not wanted[0].is_floating_point()
         squares = torch.zeros(count, dtype=torch.float64)

@@ -100,6 +100,10 @@ def test_int8_has_its_own_word_and_is_measured_on_data_that_was_held_out(folder:
     assert row is not None and row["verdict"] == row["verification"]["verdict"] == "quantised"
     shown = succeed(*EXPORT, "--precision", "int8", "--calibrate", "c.npy", "-o", "again.onnx").stdout
     assert "equivalent" not in shown and "onnx, quantised to int8, run by" in shown and "2 held-out inputs" in shown
+    assert "note: figures of 2 held-out samples say little; calibrate on more" in shown
+    np.save("one.npy", torch.randn(1, 3, 16, 16).numpy())
+    shown = succeed(*EXPORT, "--precision", "int8", "--calibrate", "one.npy", "-o", "one.onnx").stdout
+    assert "note: of one sample none can be held out, so that random inputs were measured" in shown
     assert 15 < found["sqnr"] < 60
     assert 0.5 < found["top1_agreement"] <= 1.0
     sentence = refuse(1, *EXPORT, "--precision", "int8", "--calibrate", "c.npy", "--min-sqnr", "90", "-o", "q.onnx")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import reparam
 from reparam.errors import InputError
@@ -48,6 +48,18 @@ def test_a_conversion_agrees_on_samples_of_any_source() -> None:
     labelled = [(data, torch.full((40,), 77))]  # labels that are none of its classes are not looked at
     again = reparam.verify(net, converted, X, trials=1, adversarial=False, data=labelled)
     assert again.data is not None and again.data.samples == 40
+
+
+def test_unlike_outputs_are_different_with_samples_too() -> None:
+    data = torch.randn(40, 3, 8, 8)
+    for other in (nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), Decided()):
+        found = reparam.verify(classifier(), other, X, trials=1, adversarial=False, data=[data])
+        assert not found.equivalent and found.data is None and found.reason.startswith("an output has")
+
+
+class Decided(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)).argmax(1)
 
 
 def test_what_random_inputs_do_not_show_the_samples_do_and_they_are_named() -> None:

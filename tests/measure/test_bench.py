@@ -211,6 +211,7 @@ def test_label_maps_of_a_folder_give_the_intersection_over_union(tmp_path: Path)
             ("--data", "digits", "--mean", "0", "--std", "1", "--size", "5"),
             "fused.onnx takes images of 8x8, not of 5x5, as --size says",
         ),
+        (("--csv", "-"), "--csv writes a file; name it, such as bench.csv"),
         (("--csv", "fused.onnx", "--force"), "fused.onnx would overwrite fused.onnx"),
     ],
 )

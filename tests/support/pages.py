@@ -132,7 +132,7 @@ def benchmark(*names: str) -> dict[str, Any]:
             }
             for i, name in enumerate(names)
         ],
-        "data": {"source": names[0], "samples": 100},
+        "data": {"source": names[0], "samples": 100, "labels": names[0], "images": names[0], "note": names[0]},
         "choice": {"model": names[1], "why": f"{names[1]} is the fastest"},
     }
 

@@ -82,7 +82,7 @@ def _call(
 def _tensor(array: Any) -> torch.Tensor:
     """As torch has it; what numpy borrows (bfloat16) goes through float32."""
     value = np.asarray(array)
-    return torch.from_numpy(np.asarray(value.astype(np.float32) if value.dtype.kind == "V" else value, order="C"))
+    return torch.from_numpy(np.array(value.astype(np.float32) if value.dtype.kind == "V" else value, order="C"))
 
 
 def _geometry(attributes: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from reparam.errors import InputError
+from reparam.errors import InputError, MachineError
 from reparam.onnx_input import reason_of
 
 from .cleanup import strip
@@ -64,6 +64,8 @@ def quantised(
                 weight_type=QuantType.QInt8,
                 extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
             )
+        except OSError as error:
+            raise MachineError(f"the network cannot be quantised: {reason_of(error)}") from error
         except Exception as error:
             raise InputError(
                 f"the network cannot be quantised with this calibration data: {reason_of(error)}"

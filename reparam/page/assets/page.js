@@ -248,7 +248,7 @@ class Graphs {
     field.addEventListener("input", () => this.search(field.value));
     field.addEventListener("keydown", (e) => {
       if (e.key === "Enter") { this.nextMatch(e.shiftKey ? -1 : 1); e.preventDefault(); }
-      if (e.key === "Escape") { field.value = ""; this.search(""); }
+      if (e.key === "Escape") { field.value = ""; this.search(""); field.blur(); }
     });
     addEventListener("keydown", (e) => {
       if (e.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(e.target.tagName)) { field.focus(); e.preventDefault(); }
