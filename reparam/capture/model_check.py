@@ -37,7 +37,7 @@ def check_model(module: Any, inputs: Sequence[Any]) -> None:
 
 def _what(value: Any) -> str:
     if isinstance(value, str):
-        return "a text; a file is loaded with reparam.loading.load first"
+        return "a text; a file is loaded with reparam.load first"
     if isinstance(value, type) and issubclass(value, nn.Module):
         return f"the class {value.__name__}; make an instance of it"
     if callable(value) and hasattr(value, "__name__"):

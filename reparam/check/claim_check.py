@@ -19,8 +19,8 @@ from reparam.errors import RuleError
 from reparam.ir import Program, Ranges, evaluate_region, shape_of
 
 from .region import Region, RegionShapes, small_shapes
-from .rewrite_check import EPS, Evidence, _comparable, _sample
-from .rounding_bound import accumulation_length, magnitudes
+from .rewrite_check import Evidence, _comparable, _sample
+from .rounding_bound import EPS, accumulation_length, magnitudes
 from .values import is_number
 
 

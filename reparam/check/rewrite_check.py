@@ -37,10 +37,9 @@ from reparam.ir import (
 )
 
 from .region import AFFINE, Region, RegionShapes, small_shapes
-from .rounding_bound import accumulation_length, magnitudes
+from .rounding_bound import EPS, accumulation_length, magnitudes
 from .values import is_number
 
-EPS = torch.finfo(torch.float64).eps
 BASIS_MACS = 60_000_000
 BASIS_ELEMENTS = 3_000_000
 Sizes = Sequence[tuple[int, ...]]
@@ -146,6 +145,8 @@ def _compare(
 ) -> tuple[float, float, bool]:
     """Largest difference, the largest bound, and whether every element meets its bound.
 
+    The largest bound is NaN where magnitudes grew beyond all numbers; nothing meets that.
+
     envelope: the sides on one sample that is at least as large as every sample of `sides` everywhere; the bound is
     taken from it, since magnitudes only grow with their inputs. Without it the bound is taken from `sides`.
     """
@@ -168,7 +169,7 @@ def _compare(
         gap = torch.where(a == b, 0.0, (a - b).abs())  # infinities (of a mask) agree when they are equal
         bound = n_eps * (scale_old[old] + scale_new[new])
         ok = ok and bool((torch.isfinite(gap) & (gap <= bound)).all())
-        worst, limit = max(worst, float(gap.max())), max(limit, float(bound.max()))
+        worst, limit = max(worst, float(gap.max())), _larger(limit, float(bound.max()))
     return worst, limit, ok
 
 
@@ -201,8 +202,13 @@ def check_region(program: Program, region: Region, ranges: Ranges, seed: int) ->
     worst, limit, ok = 0.0, 0.0, True
     for _, sides in _sampled(program, region, shapes, drawn):
         w, b, fine = _compare(program, region, sides)
-        worst, limit, ok = max(worst, w), max(limit, b), ok and fine
+        worst, limit, ok = max(worst, w), _larger(limit, b), ok and fine
     return Evidence("sampled", worst, limit, ok)
+
+
+def _larger(a: float, b: float) -> float:
+    """The larger of two bounds; NaN where one is, that is where magnitudes grew beyond all numbers."""
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
 
 
 def _sampled(

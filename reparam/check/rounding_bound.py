@@ -4,12 +4,18 @@ The standard bound for a sum of n products computed in any order is |fl(s) - s| 
 gamma_n = n*eps / (1 - n*eps) (Higham, Accuracy and Stability of Numerical Algorithms, ch. 3). So each region is run
 once more on absolute values: a convolution on |x|, |w|, |b|; a sum adds where the original subtracts. The result, M,
 bounds every sum|w||x| inside, and the bound is n * eps * M with n the accumulation lengths added up.
+
+Where two computed values are multiplied, and behind a gate, M follows the values themselves, since its own square would
+soon be larger than any number:
+
+    x * y                      |x| M(y) + |y| M(x) + n eps M(x) M(y)
+    sigmoid, tanh, erf, ... f  f'(max(|x| - n eps M(x), 0)) M(x) + |f(x)|, where f' is even and falls with |x|
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -39,7 +45,15 @@ from reparam.ir import (
 
 from .values import is_number
 
-_OFFSETS = frozenset({aten.sigmoid.default, aten.hardsigmoid.default, aten.softplus.default, aten.softmax.int})
+_OFFSETS = frozenset({aten.softplus.default, aten.softmax.int})
+_BELLS: Mapping[Any, Callable[[Tensor], Tensor]] = {  # f'(x) for x >= 0 of those f whose f' is even and falls with |x|
+    aten.sigmoid.default: lambda x: torch.sigmoid(x) * torch.sigmoid(-x),
+    aten.hardsigmoid.default: lambda x: (x <= HARD_END).to(x) / 6,
+    aten.tanh.default: lambda x: 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x),
+    aten.erf.default: lambda x: 2 / math.sqrt(math.pi) * torch.exp(-x.square()),
+}
+EPS = torch.finfo(torch.float64).eps
+HARD_END = 3.0  # where a hardsigmoid ends to grow
 
 
 def _abs(value: Any) -> Any:
@@ -56,39 +70,47 @@ def _substitute(node: fx.Node, env: Values) -> tuple[tuple[Any, ...], dict[str, 
     return args, dict(kwargs)
 
 
-def _same_op(node: fx.Node, env: Values, actual: Values) -> Any:
+def _same_op(node: fx.Node, env: _Magnitudes, actual: Values) -> Any:
     args, kwargs = _substitute(node, env)
     assert callable(node.target)
     return node.target(*args, **kwargs)
 
 
-def _sum(node: fx.Node, env: Values, actual: Values) -> Tensor:
+def _sum(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     args = arguments(node)
     alpha = args.get("alpha", 1)
     left, right = (_abs(env[a]) if isinstance(a, fx.Node) else abs(a) for a in (args["self"], args["other"]))
     return torch.as_tensor(left + right * (abs(alpha) if isinstance(alpha, (int, float)) else 1))
 
 
-def _product(node: fx.Node, env: Values, actual: Values) -> Tensor:
-    args = arguments(node)
-    left, right = (_abs(env[a]) if isinstance(a, fx.Node) else abs(a) for a in (args["self"], args["other"]))
-    return torch.as_tensor(left * right)
+def _product(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
+    """The second-order term counts too: with M as large as here it may be the larger one."""
+    given = [arguments(node)[k] for k in ("self", "other")]
+    left, right = (_abs(env[a]) if isinstance(a, fx.Node) else abs(a) for a in given)
+    if not all(isinstance(a, fx.Node) and a in env.computed for a in given):  # one is exact
+        return torch.as_tensor(left * right)
+    x, y = (_abs(actual[a]) for a in given)
+    return torch.as_tensor(x * right + y * left + env.unit * left * right)
 
 
-def _quotient(node: fx.Node, env: Values, actual: Values) -> Tensor:
+def _quotient(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     args = arguments(node)
     other = args["other"]
     divisor = _abs(actual[other]) if isinstance(other, fx.Node) else abs(other)
     return torch.as_tensor(env[args["self"]] / divisor)
 
 
-def _activation(node: fx.Node, env: Values, actual: Values) -> Tensor:
+def _activation(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     operand = next(i for i in node.all_input_nodes if is_float(i))
+    if node.target in _BELLS:
+        nearest = (_abs(actual[operand]) - env.unit * env[operand]).clamp_min(0.0)
+        bell: Tensor = _BELLS[node.target](nearest) * env[operand] + _abs(actual[node])
+        return bell
     grown: Tensor = env[operand] * ACTIVATIONS[node.target]
     return grown + 1.0 if node.target in _OFFSETS else grown
 
 
-def _slopes(node: fx.Node, env: Values, actual: Values) -> Tensor:
+def _slopes(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     """|prelu(x)| <= max(1, |a|)*|x| with a slope for each channel (axis 1)."""
     args = arguments(node)
     slope: Tensor = _abs(actual[args["weight"]]).clamp_min(1.0)
@@ -96,13 +118,13 @@ def _slopes(node: fx.Node, env: Values, actual: Values) -> Tensor:
     return x * slope.reshape([1, -1] + [1] * (x.dim() - 2)) if x.dim() > 1 else x * slope
 
 
-def _bounds(node: fx.Node, env: Values, actual: Values) -> Tensor:
+def _bounds(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     """A clamp by tensors moves no two values apart; its result may be larger than its operand."""
     out: Tensor = actual[node]
     return torch.maximum(env[arguments(node)["self"]], out.abs())
 
 
-def _norm(node: fx.Node, env: Values, actual: Values) -> Tensor:
+def _norm(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     """|gamma|*(M + |mu|)/sqrt(var + eps) + |beta| for statistics that are weights; see `_own_statistics` for others."""
     args = arguments(node)
     x, magnitude = actual[args["input"]], env[args["input"]]
@@ -152,7 +174,7 @@ def _rows(node: fx.Node, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
     return lambda v: v.reshape(shape[0], groups, -1)
 
 
-def _fallback(node: fx.Node, env: Values, actual: Values) -> Any:
+def _fallback(node: fx.Node, env: _Magnitudes, actual: Values) -> Any:
     """For an unknown operator: the largest operand magnitude everywhere, on top of the value itself."""
     out = actual[node]
     if not is_number(out):
@@ -164,7 +186,7 @@ def _fallback(node: fx.Node, env: Values, actual: Values) -> Any:
 _SAME = WEIGHTED | (MATMULS - {aten.scaled_dot_product_attention.default})
 
 
-def _rule(node: fx.Node) -> Callable[[fx.Node, Values, Values], Any]:
+def _rule(node: fx.Node) -> Callable[[fx.Node, _Magnitudes, Values], Any]:
     if node.target in _SAME or node.target in PADS:
         return _same_op
     if node.target in ADDS or node.target in SUBS:
@@ -226,7 +248,13 @@ _MONOTONE = (
 
 
 class _Magnitudes(Values):
-    """Magnitudes of nodes; those of weights are computed whenever they are read."""
+    """Magnitudes of nodes; those of weights are computed whenever they are read.
+
+    computed: the nodes that carry errors of rounding. unit: n * eps of the region.
+    """
+
+    computed: Set[fx.Node] = frozenset()
+    unit: float = 0.0
 
     def __missing__(self, node: fx.Node) -> Any:
         value = super().__missing__(node)
@@ -242,6 +270,8 @@ def magnitudes(program: Program, region: Sequence[fx.Node], actual: Values) -> V
     inside = set(region)
     known = {node: _abs(value) for node, value in actual.items() if node not in inside}
     env = _Magnitudes(program, torch.float64, known)
+    env.computed = {n for n in region if n.op != "get_attr"}
+    env.unit = EPS * accumulation_length(region)
     for node in region:
         if node.op == "get_attr":
             continue

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,17 @@ from reparam.passes import equalize_phases
 from reparam.passes.equalize import measure
 from reparam.report import Remark, Report
 from reparam.rewrite import Driver, Progress
-from reparam.utils import Stamp, as_path, checked_call, describe_type, refuse_existing, together, writing
+from reparam.utils import (
+    Facts,
+    Reported,
+    Stamp,
+    as_path,
+    checked_call,
+    describe_type,
+    refuse_existing,
+    together,
+    writing,
+)
 
 from .calibration import hold_out
 from .data_check import DataCheck, HeldOut, check_metric, check_on_data, check_points
@@ -41,8 +51,8 @@ IO_PRECISIONS = ("fp32", "same")
 Calibration = Callable[[Program], Sequence[Sequence[torch.Tensor]]]
 
 
-@dataclass(frozen=True)
-class Exported:
+@dataclass(frozen=True, repr=False)
+class Exported(Reported):
     """A verified export.
 
     path: the file. outputs: all files, the manifest last. check: what was measured on it. conversion: what it was built
@@ -53,8 +63,13 @@ class Exported:
     outputs: tuple[Path, ...]
     check: EngineCheck
     report: Report
-    conversion: Conversion = field(repr=False)
+    conversion: Conversion
     data: DataCheck | None = None
+
+    def summary(self) -> tuple[str, Facts]:
+        """The file, and what the report says first."""
+        head, facts = self.report.summary()
+        return f"{self.path.name}, {head}", facts
 
 
 @dataclass(frozen=True)

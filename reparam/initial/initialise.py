@@ -14,6 +14,7 @@ from reparam.data import Preprocessing, open_samples
 from reparam.emit import finalize, to_module
 from reparam.errors import InputError
 from reparam.ir import CPU, Program, device_of
+from reparam.loading import FileOrModel, take_given
 from reparam.rewrite import Progress
 from reparam.training import open_batches
 from reparam.utils import check_callable, checked_call, describe_type, foreign_code, models_too
@@ -38,7 +39,7 @@ DRIVEN = {"lsuv": driven.lsuv, "point-variance": driven.point_variance}
 
 @checked_call
 def init(  # the keywords are the options
-    model: nn.Module,
+    model: FileOrModel,
     *example_inputs: Any,
     method: str,
     data: Any = None,
@@ -51,7 +52,8 @@ def init(  # the keywords are the options
 ) -> Initialised:
     """Initial weights for `model` by a published method, found on its captured graph and set in a copy of it.
 
-    model: a module, left untouched. example_inputs: its positional arguments; tensors are (N, ...).
+    model: a module, left untouched, a file, or what `reparam.load` gave. example_inputs: its positional arguments;
+        tensors are (N, ...). A file may tell them.
     method: he, autoinit, zero, residual-scale, depth-scale, bn-scale, normalised-act, gaussian, point-variance, lsuv or
         gradinit. The last three need samples.
     data: what `reparam.data.open_samples` takes, such as a file or an iterable of batches (inputs, labels). labels: of
@@ -78,6 +80,8 @@ def init(  # the keywords are the options
     check_callable(progress, "progress")
     check_callable(loss, "loss")
     wanted = read_options(method, options)
+    given = take_given(model, example_inputs, dynamic=dynamic, seed=wanted.seed)
+    model, example_inputs = given.model, given.inputs
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {describe_type(model)}; weights are those of an nn.Module")
     if method in WITH_DATA and data is None:
@@ -88,7 +92,7 @@ def init(  # the keywords are the options
         module = copy.deepcopy(model).eval()
     home = device_of([*module.parameters(), *module.buffers()])
     with models_too():
-        captured = capture(module.to(CPU), example_inputs, dynamic=dynamic)
+        captured = capture(module.to(CPU), example_inputs, dynamic=given.dynamic)
         program = captured.program
         weights = Weights(program, module, torch.Generator().manual_seed(wanted.seed))
         if method in PLAIN:
@@ -101,7 +105,7 @@ def init(  # the keywords are the options
             source = _Labelled(program, data, labels, preprocessing, wanted.batch, tuple(example_inputs))
             outcome = _learn(weights, wanted, source, loss or nn.functional.cross_entropy, progress)
         refuse_unset(weights, method)
-    return _result(method, weights, outcome, captured.notes, home)
+    return _result(method, weights, outcome, (*given.notes, *captured.notes), home)
 
 
 def _result(method: str, weights: Weights, outcome: Outcome, notes: tuple[str, ...], home: torch.device) -> Initialised:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from reparam.ir import Program
+from reparam.utils import Facts, Shown
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Outcome:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Initialised:
+@dataclass(frozen=True, repr=False)
+class Initialised(Shown):
     """A model with new weights.
 
     module: a copy of the model, in evaluation mode; where the method puts in parts that the model does not have, a
@@ -88,3 +89,9 @@ class Initialised:
             "notes": list(self.notes),
             "figures": dict(self.figures),
         }
+
+    def summary(self) -> tuple[str, Facts]:
+        """The method; how many weights it set and left, and what it put in."""
+        facts = [("weights set", str(len(self.weights))), ("left", str(len(self.left)))]
+        more = (("put in", len(self.inserted)), ("frozen", len(self.frozen)))
+        return self.method, [*facts, *((name, str(count)) for name, count in more if count)]

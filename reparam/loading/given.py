@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from reparam.capture import read_axes
+from reparam.capture import Captured, capture, from_exported, read_axes
 from reparam.errors import InputError
 from reparam.ir import draw_examples
 from reparam.onnx_input import ImportedModel
@@ -42,8 +43,19 @@ class Given:
         """What a report says of a file; nothing for what came from none."""
         return {"input": self.name, "arch": self.spec, "arch_inferred": self.inferred} if self.name else {}
 
+    def capture(self) -> Captured:
+        """Its graph, with what the file said among the notes. Raises CaptureError or InputError."""
+        found = (
+            from_exported(self.model)
+            if isinstance(self.model, torch.export.ExportedProgram)
+            else capture(self.model, self.inputs, dynamic=self.dynamic)
+        )
+        return replace(found, notes=(*self.notes, *found.notes))
 
-def take_given(model: Any, inputs: Sequence[Any], how: Mapping[str, Any], *, dynamic: Any, seed: int) -> Given:
+
+def take_given(
+    model: Any, inputs: Sequence[Any], how: Mapping[str, Any] = MappingProxyType({}), *, dynamic: Any, seed: int = 0
+) -> Given:
     """The module or the program that is meant, with inputs: random ones where a file tells their shapes.
 
     how: a file is opened, as in `load`; for files alone. dynamic: names of axes, as `convert` takes them.

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from reparam.capture import capture
 from reparam.conversion import Conversion, convert_program
 from reparam.data import Preprocessing, open_samples, spool
 from reparam.emit import finalize
 from reparam.errors import InputError
 from reparam.ir import Program, census, shape_of
+from reparam.loading import FileOrModel, take_given
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Progress
 from reparam.utils import check_callable, check_seed, checked_call
@@ -30,8 +30,8 @@ from .running import batch_within
 
 @checked_call
 def refit(
-    pruned: nn.Module | Pruned,
-    reference: nn.Module,
+    pruned: FileOrModel | Pruned,
+    reference: FileOrModel,
     data: Any,
     *,
     example_inputs: Tensor | Sequence[Any] | None = None,
@@ -44,7 +44,8 @@ def refit(
     it gives in the end, and makes it small.
 
     pruned: what `prune` gave, or a module of the same architecture as `reference` in which another tool set channels to
-        zero; they stay zero, and are removed in the result. reference: the original. data: as for `prune`.
+        zero; they stay zero, and are removed in the result. reference: the original. Both may be files, or what
+        `reparam.load` gave. data: as for `prune`.
     example_inputs: (N, ...), not needed for what `prune` gave. preprocessing: of images. samples: that are used.
     seed: of the mixes of samples, and of the inputs of the checks.
 
@@ -101,9 +102,9 @@ def _argument(placeholder: fx.Node) -> Any:
     return torch.zeros(shape_of(placeholder), dtype=value.dtype) if isinstance(value, Tensor) else value
 
 
-def _folded(module: nn.Module, inputs: Sequence[Any], seed: int) -> Program:
+def _folded(model: FileOrModel, inputs: Sequence[Any], seed: int) -> Program:
     """The program with norms folded and nothing removed, so that two versions of a network stay alike."""
-    program = capture(module, inputs).program.copy()
+    program = take_given(model, inputs, dynamic=("batch",), seed=seed).capture().program.copy()
     phases = [p for p in phases_of("fused") if p.name in ("clean", "fold")]
     Driver(program, allow_cost=False, seed=seed).run(phases)
     return finalize(program)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from reparam.conversion import Conversion, convert, convert_program
 from reparam.data import Preprocessing, Spooled, open_samples, spool
 from reparam.errors import InputError, ReparamError
 from reparam.ir import Program, census
+from reparam.loading import FileOrModel
 from reparam.measure import check_runtimes
 from reparam.rewrite import Progress
 from reparam.utils import Reported, as_path, check_callable, checked_call, describe_type, first_line
@@ -73,7 +73,7 @@ class Pruned(Reported):
 
 @checked_call
 def prune(
-    model: nn.Module | torch.export.ExportedProgram,
+    model: FileOrModel,
     example_inputs: Tensor | Sequence[Any],
     calibration: Any,
     *,
@@ -86,8 +86,9 @@ def prune(
 ) -> Pruned:
     """Makes `model` cheaper: channels that it would miss least go, and the weights of the others are refitted.
 
-    model: a module, left untouched, or an exported program. example_inputs: a tensor (N, ...), or the positional
-        arguments of the module; none, (), for an exported program.
+    model: a module, left untouched, an exported program, a file, or what `reparam.load` gave. example_inputs: a tensor
+        (N, ...), or the positional arguments of the module; none, (), for an exported program or a file that tells its
+        inputs.
     calibration: what `data.open_samples` takes: files, or an iterable of batches. No labels are needed; `labels` are
         for the accuracy in the report. A fifth of the samples is held out, and all figures are measured on those.
     preprocessing: of images. dynamic: the axes that stay free, as for `convert`. resume: a folder that keeps the state

@@ -8,6 +8,7 @@ gives the same result.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -222,9 +223,8 @@ class Driver:
         if not evidence.ok:
             self._rollback(created)
             self.outcome.rejected += 1
-            reason = (
-                f"rejected by its own check: float64 difference {evidence.max_abs:.3g} exceeds {evidence.bound:.3g}"
-            )
+            limit = "what can be bounded" if math.isnan(evidence.bound) else f"{evidence.bound:.3g}"
+            reason = f"rejected by its own check: float64 difference {evidence.max_abs:.3g} exceeds {limit}"
             self._miss(rule, node, Refusal(reason, node, "the values leave no room for exact folding"))
             return None
         self._accept(rule, node, rewrite, evidence, (macs, params), _links(rewrite, dying, created))

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from reparam.capture import capture, from_exported
 from reparam.data import Preprocessing
 from reparam.errors import InputError
 from reparam.ir import Program, feed, tensors_of
+from reparam.loading import FileOrModel, take_given
 from reparam.rewrite import Progress
 from reparam.training import open_batches
 from reparam.utils import check_callable, check_seed, checked_call
@@ -39,7 +39,7 @@ KINDS: Mapping[str, Callable[[Sampled], Table]] = {
 
 @checked_call
 def analyze(  # noqa: PLR0913  # the keywords are the options
-    model: nn.Module | torch.export.ExportedProgram,
+    model: FileOrModel,
     *example_inputs: Any,
     what: str | Sequence[str] = ("moments", "gradients"),
     data: Any = None,
@@ -54,8 +54,8 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
 ) -> Analysis:
     """What values and gradients do in `model`, on samples or on random numbers from N(0, 1). Nothing is changed.
 
-    model: a module, left untouched, or an exported program. example_inputs: its positional arguments (for a module);
-        tensors are (N, ...).
+    model: a module, left untouched, an exported program, a file, or what `reparam.load` gave. example_inputs: its
+        positional arguments (for a module); tensors are (N, ...). A file may tell them.
     what: of moments, gradients, erf, rank, gaussianity, depth, norm, dead and sensitivity; a text may name several,
         with commas. One that does not fit the network is told in `refused`, unless it is the only one.
     data: what `reparam.data.open_samples` takes; `batches` batches of `batch` samples are used. unit: of erf, the
@@ -81,11 +81,7 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
             raise InputError(f"{name} is {str(value)[:40]!r}; give a whole number of one or more")
     if unit is not None and "erf" not in wanted:
         raise InputError("unit is for the analysis erf, which is not asked for")
-    captured = (
-        from_exported(model)
-        if isinstance(model, torch.export.ExportedProgram)
-        else capture(model, example_inputs, dynamic=dynamic)
-    )
+    captured = take_given(model, example_inputs, dynamic=dynamic, seed=seed).capture()
     program = captured.program
     held = list(_batches(program, data, batch, batches, preprocessing, seed))
     sampled = Sampled(program, held, training, data is None, seed)

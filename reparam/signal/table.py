@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from reparam.utils import Facts, Shown
+
 Cell = str | int | float | None
 
 
@@ -48,8 +50,8 @@ class Table:
         return [row[at] for row in self.rows]
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Shown):
     """What `analyze` found. tables: one for each of `what`. refused: analyses that do not fit the network, and why."""
 
     tables: tuple[Table, ...]
@@ -70,6 +72,15 @@ class Analysis:
             "refused": dict(self.refused),
             "notes": list(self.notes),
         }
+
+    def summary(self) -> tuple[str, Facts]:
+        """What was analysed; the facts of each table, and what does not fit the network."""
+        facts = [(t.title, "; ".join(f"{k} {_cell(v)}" for k, v in t.facts.items())) for t in self.tables]
+        return ", ".join(t.what for t in self.tables), [*facts, *self.refused.items()]
+
+
+def _cell(value: Cell) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def ratio(a: float, b: float) -> float:

@@ -18,8 +18,18 @@ from reparam.capture import capture
 from reparam.data import Preprocessing
 from reparam.errors import InputError, ReparamError
 from reparam.ir import on_device
+from reparam.loading import FileOrModel, take_given
 from reparam.rewrite import Progress
-from reparam.utils import as_the_user_set, check_callable, checked_call, describe_type, first_line, foreign_code
+from reparam.utils import (
+    Facts,
+    Shown,
+    as_the_user_set,
+    check_callable,
+    checked_call,
+    describe_type,
+    first_line,
+    foreign_code,
+)
 
 from .batches import open_batches
 
@@ -41,8 +51,8 @@ class NormShift:
     deviation: float
 
 
-@dataclass(frozen=True)
-class Recalibrated:
+@dataclass(frozen=True, repr=False)
+class Recalibrated(Shown):
     """A model whose statistics were measured again.
 
     module: a copy of the model, in evaluation mode. norms: what became of each norm. unused: norms that the samples
@@ -71,10 +81,22 @@ class Recalibrated:
             "unused": list(self.unused),
         }
 
+    def summary(self) -> tuple[str, Facts]:
+        """How many norms were measured, and on what; how far their means moved."""
+        facts = [
+            ("batch norms", str(len(self.norms))),
+            ("batches", f"{self.batches:,}"),
+            ("samples", f"{self.samples:,}"),
+            ("means moved by", f"{self.moved:.3g} standard deviations"),
+        ]
+        if self.unused:
+            facts.append(("not reached", ", ".join(self.unused)))
+        return "measured again", facts
+
 
 @checked_call
 def recalibrate(
-    model: nn.Module,
+    model: FileOrModel,
     *example_inputs: Any,
     data: Any,
     dynamic: Sequence[str] = ("batch",),
@@ -88,7 +110,8 @@ def recalibrate(
     running statistics become the averages of those of the batches, each weighted by its samples: what torch gives with
     `momentum=None` where all batches are of one size. No figure is taken from the samples, so none is held out.
 
-    model: a module, left untouched. example_inputs: its positional arguments; tensors are (N, ...).
+    model: a module, left untouched, a file, or what `reparam.load` gave. example_inputs: its positional arguments;
+        tensors are (N, ...). A file may tell them.
     data: what `reparam.data.open_samples` takes, or a `Deck`. In a process group of torch.distributed, each process
         gives samples of its own, and all get the same statistics.
     dynamic: axes whose size stays free, as in `convert`. batch: samples that are normalised together; a rest of less
@@ -104,12 +127,14 @@ def recalibrate(
     >>> len(found.norms), found.samples, found.module.training
     (1, 32, False)
     """
+    given = take_given(model, example_inputs, dynamic=dynamic)
+    model, example_inputs = given.model, given.inputs
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {describe_type(model)}; statistics are those of an nn.Module")
     if not any(True for _ in _norms(model)):
         raise InputError("the model has no batch norm that keeps running statistics, so there is nothing to measure")
     check_callable(progress, "progress")
-    program = capture(model, example_inputs, dynamic=dynamic).program
+    program = capture(model, example_inputs, dynamic=given.dynamic).program
     with foreign_code("copying the model", errors=True):
         module = copy.deepcopy(model).eval()
     counts = _Counts({name: _Count() for name, _ in _norms(module)})

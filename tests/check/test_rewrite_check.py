@@ -394,3 +394,22 @@ def test_a_rejected_rewrite_leaves_no_trace() -> None:
     assert fingerprint(fused.program) == fingerprint(program)
     assert fused.outcome.rejected == 2
     assert all("rejected by its own check: float64 difference" in m for m in fused.missed("replace"))
+
+
+def test_a_rewrite_whose_rounding_cannot_be_bounded_is_refused_in_words() -> None:
+    """The new side is x + 0 * (a - a) * (a - a), with an a so large that the square of its error is no number."""
+
+    def build(program: Program, node: fx.Node) -> fx.Node:
+        def call(target: Any, *args: Any) -> fx.Node:
+            return program.call(target, args, like=node)
+
+        large = call(aten.mul.Tensor, node.args[0], 1e200)
+        nothing = call(aten.sub.Tensor, large, large)
+        return call(aten.add.Tensor, node.args[0], call(aten.mul.Tensor, call(aten.mul.Tensor, nothing, nothing), 0.0))
+
+    net = Lambda(lambda m, x: x * 1.0)
+    found = evidence_of(net, frozenset({aten.mul.Tensor}), build, doubles(2, 3))
+    assert (found.max_abs, math.isnan(found.bound), found.ok) == (0.0, True, False)
+    fused = run_rules(program_of(net, doubles(2, 3)), Replace(frozenset({aten.mul.Tensor}), build))
+    (missed,) = fused.missed("replace")
+    assert missed.startswith("rejected by its own check: float64 difference 0 exceeds what can be bounded")

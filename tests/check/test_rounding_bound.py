@@ -110,6 +110,42 @@ def test_what_follows_a_gate_of_zero_is_bounded_by_its_value_there(name: str) ->
     assert bool((bound >= terms).all())
 
 
+GATES = ["sigmoid", "hardsigmoid", "tanh", "erf"]
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_product_of_a_value_and_its_gate_is_bounded_by_both(name: str) -> None:
+    """Where errors are large too: what moves by h of M on its way moves the product by no more than h of its bound."""
+    x = torch.linspace(-8, 8, 801).double()[:, None]
+    gated = program_of(Lambda(lambda m, x: (y := m.w * x - m.w * x + x) * ACTIVE[name](y), w=torch.tensor([3.0])), x)
+    value, bound = bound_of(gated, x)
+    moved, _ = bound_of(program_of(Lambda(lambda m, x: x * ACTIVE[name](x)), x), x + 1e-6 * 7 * x.abs())
+    assert bool(((moved - value).abs() <= 1.01e-6 * bound).all())
+    assert bool((bound <= 16 * x.abs() + 1).all()), "the bound says nothing"
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_the_slope_of_a_gate_is_the_steepest_within_the_error(name: str) -> None:
+    """With an error as large as the value, the gate may be anywhere up to its steepest point."""
+    x = torch.full((1, 1), 5.0).double()
+    huge = torch.full((1,), 1e18, dtype=torch.float64)
+    program = program_of(Lambda(lambda m, x: ACTIVE[name](m.w * x - m.w * x + x), w=huge), x)
+    _, bound = bound_of(program, x)
+    at_zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(ACTIVE[name](at_zero), at_zero)
+    assert float(bound) >= float(slope) * 1e19 * (1 - 1e-7)
+
+
+def test_gates_behind_gates_keep_a_bound() -> None:
+    """Each multiplies a value by a function of itself: squared bounds would exceed all numbers after ten of them."""
+    x = doubles(4, 6)
+    layers = nn.Sequential(
+        *(nn.Sequential(nn.Linear(6, 6), Lambda(lambda m, x: x * torch.sigmoid(x))) for _ in range(40))
+    )
+    value, bound = bound_of(program_of(layers.double(), x), x)
+    assert bool(torch.isfinite(bound).all()) and bool((bound >= value.abs()).all())
+
+
 def test_a_norm_of_a_single_value_is_folded_into() -> None:
     """Its output is its shift: all that is left of the value is rounding, hundreds of times amplified."""
     model = healthy(nn.Sequential(nn.GroupNorm(2, 2), nn.BatchNorm2d(2)), seed=1)

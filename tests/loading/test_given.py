@@ -67,6 +67,24 @@ def test_export_takes_them_too(path: Path, tmp_path: Path) -> None:
     assert exported.path.exists() and exported.report.input == str(path)
 
 
+def test_other_functions_take_files_too(path: Path, tmp_path: Path) -> None:
+    loaded = load(path, arch=SPEC)
+    whole, data = tmp_path / "net.pt2", torch.randn(40, 3, 8, 8)
+    reparam.convert(loaded, X).save(whole)
+    net = loaded.module
+    assert reparam.analyze(whole, what="moments")["moments"].rows
+    found, same = reparam.analyze(loaded, X), reparam.analyze(net, X)
+    assert found["moments"] == same["moments"] and found.notes[0].startswith("the weights under 'model' are used")
+    made = [reparam.init(m, X, method="he").module.state_dict()["conv.weight"] for m in (loaded, net)]
+    assert torch.equal(*made) and not torch.equal(made[0], STATE["conv.weight"])
+    measured = reparam.recalibrate(loaded, data=data).module
+    assert close(measured, reparam.recalibrate(net, X, data=data).module.state_dict())
+    pruned = reparam.prune(whole, (), data, macs=0.8, form="residual")
+    assert pruned.report.after.macs <= 0.8 * pruned.report.before.macs
+    refitted = reparam.refit(pruned, loaded, data)
+    assert refitted.report.after.macs == pruned.report.after.macs
+
+
 @pytest.mark.parametrize(
     "model, how, told",
     [

@@ -137,6 +137,7 @@ def test_metadata_states_the_version_the_licence_and_ranges(wheel: Path) -> None
         "recipe",
         "view",
         "docs",
+        "sweep",
         "transformers",
         "dev",
     }

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+import reparam
+
 SIZE = 16
 
 
@@ -156,7 +158,9 @@ def example(batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
 
 
-def by_tracing(net: nn.Module, path: Path, *, opset: int = 17, names: bool = True) -> None:
+def by_tracing(
+    net: nn.Module, path: Path, x: torch.Tensor | None = None, *, opset: int = 17, names: bool = True
+) -> None:
     """torch's older exporter, with norms as they are in training. names: whether inputs and outputs get names."""
     file = io.BytesIO()
     more = {"input_names": ["image"], "dynamic_axes": {"image": {0: "n"}}} if names else {}
@@ -164,7 +168,7 @@ def by_tracing(net: nn.Module, path: Path, *, opset: int = 17, names: bool = Tru
         warnings.simplefilter("ignore")
         torch.onnx.export(
             net,
-            (example(),),
+            (example() if x is None else x,),
             file,
             dynamo=False,
             opset_version=opset,
@@ -175,13 +179,13 @@ def by_tracing(net: nn.Module, path: Path, *, opset: int = 17, names: bool = Tru
     path.write_bytes(file.getvalue())
 
 
-def by_export(net: nn.Module, path: Path) -> None:
+def by_export(net: nn.Module, path: Path, x: torch.Tensor | None = None) -> None:
     """torch's newer exporter, without its optimiser, which folds norms itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
             net,
-            (example(),),
+            (example() if x is None else x,),
             dynamo=True,
             verbose=False,
             optimize=False,
@@ -189,6 +193,11 @@ def by_export(net: nn.Module, path: Path) -> None:
         )
     assert made is not None
     path.write_bytes(made.model_proto.SerializeToString())
+
+
+def by_us(net: nn.Module, path: Path, x: torch.Tensor | None = None) -> None:
+    """reparam's own export of the network as it is."""
+    reparam.export(net, example() if x is None else x, path=path, to="as-is")
 
 
 class Zoo:

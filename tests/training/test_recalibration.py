@@ -100,8 +100,10 @@ def test_what_cannot_be_measured_is_refused() -> None:
     for model in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm2d(3)):
         with pytest.raises(InputError, match="no batch norm that keeps running statistics"):
             recalibrate(model, x, data=x)
-    with pytest.raises(InputError, match="the model is a str"):
-        recalibrate("net.pt", x, data=x)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"the model is a torch\.ExportedProgram; statistics are"):
+        recalibrate(torch.export.export(nn.BatchNorm2d(3).eval(), (x,)), x, data=x)
+    with pytest.raises(InputError, match=r"there is no file net\.pt"):
+        recalibrate("net.pt", x, data=x)
     with pytest.raises(InputError, match="on 1 samples: Expected more than 1 value per channel"):
         recalibrate(nn.BatchNorm1d(3), torch.randn(2, 3), data=torch.randn(1, 3))
     with pytest.raises(InputError, match="positive whole number"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -50,3 +51,15 @@ def test_what_prune_gives() -> None:
     found = reparam.prune(make("residual"), images(2), images(40), macs=0.6, form="residual")
     check(found, "residual, 60 % of the macs", "difference of the outputs", "held-out samples")
     check(found.report)
+
+
+def test_what_the_other_functions_give(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+    x = torch.rand(2, 3, 6, 6)
+    check(reparam.analyze(net, x, what="moments,rank,dead"), "<Analysis: moments", "drawn")
+    check(reparam.init(net, x, method="he"), "<Initialised: he; weights set")
+    measured = "<Recalibrated: measured again; batch norms 1, batches 1, samples 2"
+    check(reparam.recalibrate(net, x, data=x), measured, "means moved by")
+    exported = reparam.export(net, x, path=tmp_path / "net.onnx")
+    check(exported, "<Exported: net.onnx, fused, equivalent; ", "norms 1 -> 0")
+    assert exported.to_dict() == exported.report.as_dict()
