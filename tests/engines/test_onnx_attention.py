@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,6 +15,7 @@ import reparam
 from reparam.engines.onnx.attention import with_settled_attention
 from support.helpers import program_of
 
+onnxruntime = pytest.importorskip("onnxruntime")
 HEADS, DEPTH, LENGTH = 2, 4, 6
 
 
@@ -41,6 +43,34 @@ def test_a_reshape_behind_attention_is_written(bias: str, tmp_path: Path) -> Non
     reparam.export(Attention(bias).eval(), torch.randn(2, LENGTH, HEADS * DEPTH), path=tmp_path / "net.onnx")
     nodes = onnx.load(str(tmp_path / "net.onnx")).graph.node
     assert "Softmax" in {n.op_type for n in nodes} and not {"Identity", "Cast"} & {n.op_type for n in nodes}
+
+
+class Fronts(nn.Module):
+    """Attention of windows: axes in front of length and depth as `front` says, beside the batch."""
+
+    def __init__(self, front: tuple[int, ...], mask: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.front, self.inner = front, nn.Linear(DEPTH, 3 * DEPTH)
+        self.mask = nn.Parameter(torch.randn(*mask)) if mask is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.inner(x.reshape(-1, *self.front, LENGTH, DEPTH)).chunk(3, -1)
+        mask = self.mask if self.mask is None or self.mask.dim() < 5 else self.mask.expand(len(x), -1, -1, -1, -1)
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).flatten(1)
+
+
+@pytest.mark.parametrize("front", [(), (2,), (2, 3), (2, 3, 2)])
+@pytest.mark.parametrize("mask", [None, (LENGTH, LENGTH), (1, 2, 3, LENGTH, LENGTH)])
+def test_attention_of_any_axes_is_written(front: tuple[int, ...], mask: tuple[int, ...] | None, tmp_path: Path) -> None:
+    if mask is not None and len(mask) == 5 and len(front) != 2:
+        pytest.skip("a mask of five axes is for attention of five")
+    size = LENGTH * DEPTH * torch.Size(front).numel()
+    net, x = Fronts(front, mask).eval(), torch.randn(3, size)
+    reparam.export(net, x, path=tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    other = torch.randn(5 if mask is None or len(mask) < 5 else 3, size)  # the expanded mask fixes the batch
+    (got,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    np.testing.assert_allclose(got, net(other).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_other_networks_stay_as_they_are() -> None:

@@ -51,19 +51,52 @@ def graph_of(program: Program) -> ir.Model:
     exported = export_program(program)
     opset = BFLOAT16_OPSET if program.dtype == torch.bfloat16 else OPSET
     _note_layers(program, exported)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            made: Any = torch.onnx.export(exported, dynamo=True, verbose=False, opset_version=opset)
-        except Exception as error:
-            raise _explained(error, exported) from error
-    model: ir.Model = made.model
+    model = _written(exported, opset)
     name_nodes(model.graph)
     strip(model)
     name_sizes(model.graph)
     name_outputs(model.graph, program)
     name_inputs(model.graph, program)
     return simplified(model)
+
+
+def _written(exported: torch.export.ExportedProgram, opset: int) -> ir.Model:
+    """What torch's exporter makes of it. Its optimiser fails on some graphs, and loses values of others: not of these.
+
+    Raises InputError.
+    """
+
+    def write(optimize: bool) -> ir.Model:
+        made: Any = torch.onnx.export(exported, dynamo=True, verbose=False, opset_version=opset, optimize=optimize)
+        model: ir.Model = made.model
+        return model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model = write(optimize=True)
+        except Exception as error:
+            if not _is_optimisers(error):
+                raise _explained(error, exported) from error
+        else:
+            if _is_whole(model.graph):
+                return model
+        try:
+            return write(optimize=False)
+        except Exception as error:
+            raise _explained(error, exported) from error
+
+
+def _is_optimisers(error: BaseException) -> bool:
+    from onnx_ir.passes import PassError
+
+    return isinstance(error, PassError)
+
+
+def _is_whole(graph: ir.Graph) -> bool:
+    """Whether every value that a node reads is an input, a weight, or made by a node."""
+    given = {*graph.inputs, *graph.initializers.values()}
+    return all(v is None or v in given or v.producer() is not None for node in graph for v in node.inputs)
 
 
 def _refuse_constants(program: Program) -> None:
