@@ -39,7 +39,7 @@ class Net:
 
 # ---- ultralytics -------------------------------------------------------------------------------------------------
 
-YOLO_IMAGE = 128
+YOLO_IMAGE = 64
 YOLO = {
     "detect": (
         *("yolov3-tiny", "yolov5n", "yolov5n-p6", "yolov6n", "yolov8n", "yolov8n-p2", "yolov8n-p6", "yolov8n-ghost"),

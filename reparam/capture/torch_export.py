@@ -233,7 +233,8 @@ class _ConstantsStayReal(TorchFunctionMode):
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         first = args[0] if args else None
-        if getattr(func, "__name__", "") in _PICKS and type(first) is Tensor and not is_fake(first):
+        picks = getattr(func, "__name__", "") in _PICKS and type(first) is Tensor
+        if picks and not any(is_fake(v) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)):
             with _disable_current_modes():
                 return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

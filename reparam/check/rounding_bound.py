@@ -64,6 +64,11 @@ def _abs(value: Any) -> Any:
     return value
 
 
+def _size(value: Any) -> Any:
+    """|value| of an operand of a sum or product, which may be of integers."""
+    return value.abs() if isinstance(value, Tensor) and value.dtype != torch.bool else value
+
+
 def _substitute(node: fx.Node, env: Values) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args = fx.node.map_arg(node.args, lambda n: env[n])
     kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n])
@@ -79,17 +84,17 @@ def _same_op(node: fx.Node, env: _Magnitudes, actual: Values) -> Any:
 def _sum(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     args = arguments(node)
     alpha = args.get("alpha", 1)
-    left, right = (_abs(env[a]) if isinstance(a, fx.Node) else abs(a) for a in (args["self"], args["other"]))
+    left, right = (_size(env[a]) if isinstance(a, fx.Node) else abs(a) for a in (args["self"], args["other"]))
     return torch.as_tensor(left + right * (abs(alpha) if isinstance(alpha, (int, float)) else 1))
 
 
 def _product(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     """The second-order term counts too: with M as large as here it may be the larger one."""
     given = [arguments(node)[k] for k in ("self", "other")]
-    left, right = (_abs(env[a]) if isinstance(a, fx.Node) else abs(a) for a in given)
+    left, right = (_size(env[a]) if isinstance(a, fx.Node) else abs(a) for a in given)
     if not all(isinstance(a, fx.Node) and a in env.computed for a in given):  # one is exact
         return torch.as_tensor(left * right)
-    x, y = (_abs(actual[a]) for a in given)
+    x, y = (_size(actual[a]) for a in given)
     return torch.as_tensor(x * right + y * left + env.unit * left * right)
 
 

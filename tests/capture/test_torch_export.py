@@ -384,3 +384,11 @@ def test_the_data_of_a_tensor_is_the_tensor(forward: Callable[[Any, Tensor], Ten
     program = program_of(module, torch.randn(2, 4, 5, 5))
     x = torch.randn(3, 4, 5, 5)
     torch.testing.assert_close(to_module(program)(x), module(x))
+
+
+def test_a_constant_is_indexed_by_what_was_computed() -> None:
+    """Of a plain attribute, a table of anchors that the model made when it ran before."""
+    module = Lambda(lambda m, x: m.anchors[:, torch.topk(x, 2).indices] + m.anchors[0, 1])
+    module.anchors = torch.arange(6.0)[None]
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(to_module(program_of(module, torch.randn(2, 6)))(x), module(x))

@@ -156,11 +156,11 @@ def test_a_norm_of_a_single_value_is_folded_into() -> None:
 def test_integers_keep_their_values_and_what_becomes_of_them_is_positive() -> None:
     table = torch.arange(12.0).reshape(6, 2) - 4
 
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
+    def forward(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         steps = torch.cumsum((x > 0).long(), 1)
         distance = steps[:, :, None] - steps[:, None, :]
         rows = F.embedding(distance.abs().clamp(max=5), table) + F.embedding(torch.relu(distance).clamp(max=5), table)
-        return rows * distance[..., None].to(x.dtype) + x[:, :, None, None]
+        return rows * distance[..., None].to(x.dtype) + x[:, :, None, None], distance + x[:, :, None]
 
     program = program_of(Lambda(forward), torch.randn(2, 5))
     x = torch.randn(2, 5, dtype=torch.float64)
