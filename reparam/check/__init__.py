@@ -3,7 +3,7 @@ Everything is compared in float64 against a bound that comes from the arithmetic
 """
 
 from .claim_check import Claim, Slot, check_claims
-from .exactness import LostDigitsError
+from .exactness import DISTURBED, LostDigitsError, disturbed
 from .file_check import check_file
 from .judge import Judge
 from .network_check import (
@@ -23,6 +23,7 @@ from .rewrite_check import Evidence, check_region
 from .values import refuse_broken_weights
 
 __all__ = [
+    "DISTURBED",
     "Claim",
     "ErrorSums",
     "Evidence",
@@ -42,6 +43,7 @@ __all__ = [
     "check_region",
     "check_runs",
     "depth_limit",
+    "disturbed",
     "find_region",
     "not_finite_in",
     "refuse_broken_weights",

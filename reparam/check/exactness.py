@@ -137,7 +137,7 @@ def spread_further(
         before += [0] * (len(found) - len(before))
         again: list[OutputSpread] = [OutputSpread() for _ in found]
         for _ in range(DISTURBED):
-            off = evaluate(*_disturbed(original, typed(original, values, dtype), dtype, generator), dtype)
+            off = evaluate(*disturbed(original, typed(original, values, dtype), dtype, generator), dtype)
             add_spreads(again, truth, off, off, inputs)
         for out, other, start in zip(found, again, before, strict=True):
             count = len(out.old) - start
@@ -165,7 +165,7 @@ def _drawn_like(value: Any, generator: torch.Generator) -> Any:
     return flat[torch.randint(flat.numel(), flat.shape, generator=generator).to(flat.device)].reshape(value.shape)
 
 
-def _disturbed(
+def disturbed(
     program: Program, values: Feed, dtype: torch.dtype | None, generator: torch.Generator
 ) -> tuple[Program, Feed]:
     """The program and its inputs, every number off by up to one rounding of the dtype that it is computed in."""

@@ -31,7 +31,12 @@ class OutputError:
 
     @property
     def ok(self) -> bool:
-        return self.difference <= self.bar and self.error_b <= self.bar and self.peak <= self.peak_bar
+        return self.close and self.peak <= self.peak_bar
+
+    @property
+    def close(self) -> bool:
+        """Whether it is ok but for its largest element."""
+        return self.difference <= self.bar and self.error_b <= self.bar
 
     @property
     def complaint(self) -> str:
@@ -63,6 +68,12 @@ class ErrorSums:
         now = (float(v.abs().max()) for v in (other - truth, own_a - truth, truth))
         self.peaks = tuple(max(p, q) for p, q in zip(self.peaks, now, strict=True))  # type: ignore[assignment]
         self.count += truth.numel()
+
+    def widen(self, truth: Tensor, off: Tensor) -> None:
+        """Takes the largest error of one more run of the first model, whose numbers are off by a rounding."""
+        if truth.numel():
+            b, own, size = self.peaks
+            self.peaks = b, max(own, float((off - truth).abs().max())), size
 
     def result(self, index: int, floor: float) -> OutputError:
         n = max(self.count, 1)

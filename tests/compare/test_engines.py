@@ -20,6 +20,7 @@ from reparam.engines.precision import with_wide_ports
 from reparam.errors import InputError, NotEquivalentError
 from reparam.loading import LoadedModel
 from support.engine_nets import SHAPE, every, small
+from support.helpers import program_of
 
 LOADED = LoadedModel(small(), input_shapes=((3, 16, 16),))
 
@@ -79,6 +80,39 @@ def test_a_wrong_engine_is_refused_with_the_name_of_its_output() -> None:
         check_engine(made.original, made.program, Fake(small(), outputs=2))
     with pytest.raises(NotEquivalentError, match="not finite"):
         check_engine(made.original, made.program, Fake(small(), add=math.inf))
+
+
+class Amplifying(nn.Module):
+    """Values, and one that is the difference of two weights of that size: exact, unless they are rounded."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.full((1,), size)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = 10 * x.flatten(1)
+        return torch.cat([values, 0 * values[:, :1] + (self.a - self.b)], 1)
+
+
+class OneOff(Fake):
+    """`add` goes to one element of each sample."""
+
+    def run(self, values: Sequence[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            found = self.net(values[0])
+            found[:, -1] += self.add
+            return [found]
+
+
+def test_one_element_may_be_off_by_what_roundings_do_to_it_and_no_more() -> None:
+    for size, add, fine in ((1e3, 5e-5, True), (1e3, 5e-3, False), (1e-3, 5e-5, False)):
+        program = program_of(Amplifying(size), torch.randn(SHAPE))
+        engine = OneOff(Amplifying(size), add)
+        if fine:
+            assert check_engine(program, program, engine).ran
+            continue
+        with pytest.raises(NotEquivalentError, match="the engine is not the network"):
+            check_engine(program, program, engine)
 
 
 def test_a_quantised_engine_is_measured_and_not_judged() -> None:
