@@ -142,7 +142,7 @@ class _Measurement:
         self.samples += first.shape[0] if first.dim() else 1
 
     def widen(self, generator: torch.Generator) -> None:
-        """Takes the largest errors of the network itself where its numbers are off by a rounding: one run is but one."""
+        """Takes the largest errors of the network itself where its numbers are off by a rounding."""
         for values in self.feeds:
             truth = floats(evaluate(self.original, values))
             for _ in range(DISTURBED):
