@@ -54,6 +54,7 @@ class Conversion(Reported):
     original: Program
     report: Report
 
+    @checked_call
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Writes a `.pt2` archive, whole or not at all.
 
@@ -61,6 +62,7 @@ class Conversion(Reported):
         """
         save_pt2(self.program, as_path(path, "the output"), force=force)
 
+    @checked_call
     def save_source(self, folder: str | Path, *, force: bool = False) -> None:
         """Writes a readable `model.py` and its weights, `model.safetensors`, into `folder`.
 

@@ -62,10 +62,12 @@ class Pruned(Reported):
     report: PruneReport
     conversion: Conversion
 
+    @checked_call
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Writes a `.pt2` archive, as `Conversion.save` does, and raises the same."""
         self.conversion.save(path, force=force)
 
+    @checked_call
     def save_source(self, folder: str | Path, *, force: bool = False) -> None:
         """Writes readable source and its weights, as `Conversion.save_source` does, and raises the same."""
         self.conversion.save_source(as_path(folder, "the folder"), force=force)

@@ -47,7 +47,7 @@ def in_words_of_python(function: str) -> Iterator[None]:
 
 def keywords(text: str, function: str) -> str:
     """The text with keywords in place of options: `give some with --data` becomes `give some with data`."""
-    text = _IMAGES.sub("preprocessing", text)
+    text = _IMAGES.sub("preprocessing", text).replace("--arch module:name", 'arch="module:name"')
     return _OPTION.sub(lambda found: _keyword(found[1], function), text)
 
 

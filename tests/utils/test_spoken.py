@@ -19,6 +19,7 @@ from reparam.utils.spoken import keywords
         ("prune", "give some with --calibrate", "give some with data"),
         ("bench", "--runtime is for times alone; see --batch", "where.runtimes is for times alone; see batches"),
         ("convert", "or pass --trust if; --force overwrites it", "or pass trust=True if; force=True overwrites it"),
+        ("verify", "a network of your own as --arch module:name", 'a network of your own as arch="module:name"'),
         ("bench", "say it with --mean, --std and --size or --config, or", "say it with preprocessing, or"),
         ("bench", "say how with --mean, --std and --size, or with --config", "say how with preprocessing"),
         ("convert", "a -- b, x--y, ---z and a-b", "a -- b, x--y, ---z and a-b"),

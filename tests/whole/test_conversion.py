@@ -273,7 +273,7 @@ def test_a_saved_program_is_read_by_torch_and_by_reparam(converted: Conversion, 
 def test_saving_does_not_overwrite_unless_it_is_told_to(converted: Conversion, tmp_path: Path) -> None:
     path = tmp_path / "net.pt2"
     path.write_text("precious")
-    with pytest.raises(InputError, match=r"net\.pt2 exists already; --force overwrites it"):
+    with pytest.raises(InputError, match=r"net\.pt2 exists already; force=True overwrites it"):
         converted.save(path)
     assert path.read_text() == "precious"
     converted.save(path, force=True)
