@@ -104,7 +104,8 @@ def _how(signature: inspect.Signature, inputs: Sequence[Any]) -> str:
         return f"give '{keyword[0]}' a default, since inputs are given by position"
     if not inputs:
         return f"give one for each, such as {EXAMPLE}"
-    return "give one for each, in this order"
+    packed = " by themselves, not in a tuple" if len(inputs) == 1 and isinstance(inputs[0], tuple | list) else ""
+    return f"give one for each, in this order{packed}"
 
 
 def refuse_misfit(module: nn.Module, inputs: Sequence[Any], run: Callable[[], object]) -> None:
