@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[Any, ...], str]] = {
     "a text returned": (lambda: Lambda(lambda net, x: "a"), (IMAGE,), "returns no tensors"),
     "no example": (lambda: nn.Sequential(conv()), (), "cannot be called with 0 example inputs"),
     "in a tuple": (
-        lambda: nn.Bilinear(2, 2, 2), ((IMAGE, IMAGE),), "give one for each, in this order by themselves, not in a tuple"
+        lambda: nn.Bilinear(2, 2, 2), ((IMAGE, IMAGE),), "one for each, in this order by themselves, not in a tuple"
     ),
     "too many": (lambda: nn.Sequential(conv()), (IMAGE, IMAGE), "cannot be called with 2 example inputs"),
     "a keyword": (lambda: Keyword(4, 4), (ROW,), "give 'scale' a default, since inputs are given by position"),
