@@ -172,10 +172,6 @@ class Driver:
         with self.program.recording() as created:
             try:
                 rewrite = rule.rewrite(self.program, plan)
-            except UnknownSizeError as error:
-                self._rollback(created)
-                self._miss(rule, node, Refusal(str(error), node))
-                return None
             except Exception as error:
                 self._rollback(created)
                 self._failed(rule, node, error)
@@ -185,8 +181,12 @@ class Driver:
     def _failed(self, rule: Rule[Any], node: fx.Node, error: Exception) -> None:
         """Leaves out a rewrite that its rule could not make: a fault of the rule, which costs the user no more than it.
 
-        In tests and under `--debug` it is raised, as is what is no fault of the rule.
+        In tests and under `--debug` it is raised, as is what is no fault of the rule. A size that nobody can know is a
+        reason.
         """
+        if isinstance(error, UnknownSizeError):
+            self._miss(rule, node, Refusal(str(error), node))
+            return
         ours = isinstance(error, RuleError) or not isinstance(error, ReparamError)
         if _VERIFIES.get() or not ours or is_out_of_memory(error):
             raise error
@@ -212,11 +212,7 @@ class Driver:
             return None
         try:
             evidence = self._check(region, rewrite.claims, created)
-        except UnknownSizeError as error:
-            self._rollback(created)
-            self._miss(rule, node, Refusal(str(error), node))
-            return None
-        except RuleError as error:
+        except (RuleError, UnknownSizeError) as error:
             self._rollback(created)
             self._failed(rule, node, error)
             return None

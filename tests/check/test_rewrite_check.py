@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,45 +15,12 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra import Layer, read_layer, scale_outputs, weights, write_layer
 from reparam.algebra.kernels import scale_inputs
-from reparam.check import Evidence, check_region, find_region
+from reparam.check import Evidence
 from reparam.check.rewrite_check import _draw
 from reparam.errors import RuleError
-from reparam.ir import BATCH_NORMS, CONVS, TRANSPOSED_CONVS, Program, aten, is_call, ranges_of
-from reparam.rewrite import Match, Pattern, Rewrite, op
+from reparam.ir import BATCH_NORMS, CONVS, TRANSPOSED_CONVS, Program, aten
+from support.believing import Build, Replace, evidence_of
 from support.helpers import Conv, Lambda, convolutions, doubles, fingerprint, healthy, program_of, run_rules, vector
-
-Build = Callable[[Program, fx.Node], fx.Node]
-
-
-@dataclass(frozen=True)
-class Replace:
-    """Replaces every node that `targets` call by what `build` makes of it: a rule that believes anything."""
-
-    targets: frozenset[Any]
-    build: Build
-    name: str = "replace"
-
-    @property
-    def pattern(self) -> Pattern:
-        return op(self.targets)
-
-    def check(self, program: Program, match: Match) -> Any:
-        return None if match.root.name.startswith("new_") else match.root
-
-    def rewrite(self, program: Program, plan: fx.Node) -> Rewrite:
-        return Rewrite({plan: self.build(program, plan)}, "replaced")
-
-
-def evidence_of(model: nn.Module, targets: frozenset[Any], build: Build, *inputs: Tensor, **options: Any) -> Evidence:
-    """The evidence for replacing the last call of `targets`."""
-    low, high = options.pop("range", (-math.inf, math.inf))
-    program = program_of(model, *inputs, **options)
-    program.inputs = tuple(dataclasses.replace(s, low=low, high=high) for s in program.inputs)
-    node = [n for n in program.calls() if is_call(n, targets)][-1]
-    with program.recording() as created:
-        new = build(program, node)
-    region = find_region({node: new}, created)
-    return check_region(program, region, ranges_of(program), seed=1)
 
 
 def layer_of(program: Program, node: fx.Node) -> Layer:
@@ -394,22 +359,3 @@ def test_a_rejected_rewrite_leaves_no_trace() -> None:
     assert fingerprint(fused.program) == fingerprint(program)
     assert fused.outcome.rejected == 2
     assert all("rejected by its own check: float64 difference" in m for m in fused.missed("replace"))
-
-
-def test_a_rewrite_whose_rounding_cannot_be_bounded_is_refused_in_words() -> None:
-    """The new side is x + 0 * (a - a) * (a - a), with an a so large that the square of its error is no number."""
-
-    def build(program: Program, node: fx.Node) -> fx.Node:
-        def call(target: Any, *args: Any) -> fx.Node:
-            return program.call(target, args, like=node)
-
-        large = call(aten.mul.Tensor, node.args[0], 1e200)
-        nothing = call(aten.sub.Tensor, large, large)
-        return call(aten.add.Tensor, node.args[0], call(aten.mul.Tensor, call(aten.mul.Tensor, nothing, nothing), 0.0))
-
-    net = Lambda(lambda m, x: x * 1.0)
-    found = evidence_of(net, frozenset({aten.mul.Tensor}), build, doubles(2, 3))
-    assert (found.max_abs, math.isnan(found.bound), found.ok) == (0.0, True, False)
-    fused = run_rules(program_of(net, doubles(2, 3)), Replace(frozenset({aten.mul.Tensor}), build))
-    (missed,) = fused.missed("replace")
-    assert missed.startswith("rejected by its own check: float64 difference 0 exceeds what can be bounded")

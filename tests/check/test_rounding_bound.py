@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from reparam.check.rounding_bound import magnitudes
-from reparam.ir import ACTIVATIONS, Program, evaluate_region
-from support.helpers import Lambda, doubles, fuse, healthy, program_of, vector
+from reparam.ir import ACTIVATIONS, Program, aten, evaluate_region
+from support.believing import Replace, evidence_of
+from support.helpers import Lambda, doubles, fuse, healthy, program_of, run_rules, vector
 
 MAPS = (3, 4, 5, 6)
 H = 1e-7
@@ -189,3 +191,22 @@ def test_a_table_of_relative_positions_is_no_obstacle() -> None:
     fused = fuse(Lambda(forward, table=nn.Embedding(8, 4)), torch.randn(2, 6, 4))
     assert not fused.outcome.rejected
     assert [n.name for n in fused.program.calls()] == ["add_2", "relu"]
+
+
+def test_a_rewrite_whose_rounding_cannot_be_bounded_is_refused_in_words() -> None:
+    """The new side is x + 0 * (a - a) * (a - a), with an a so large that the square of its error is no number."""
+
+    def build(program: Program, node: fx.Node) -> fx.Node:
+        def call(target: Any, *args: Any) -> fx.Node:
+            return program.call(target, args, like=node)
+
+        large = call(aten.mul.Tensor, node.args[0], 1e200)
+        nothing = call(aten.sub.Tensor, large, large)
+        return call(aten.add.Tensor, node.args[0], call(aten.mul.Tensor, call(aten.mul.Tensor, nothing, nothing), 0.0))
+
+    net = Lambda(lambda m, x: x * 1.0)
+    found = evidence_of(net, frozenset({aten.mul.Tensor}), build, doubles(2, 3))
+    assert (found.max_abs, math.isnan(found.bound), found.ok) == (0.0, True, False)
+    fused = run_rules(program_of(net, doubles(2, 3)), Replace(frozenset({aten.mul.Tensor}), build))
+    (missed,) = fused.missed("replace")
+    assert missed.startswith("rejected by its own check: float64 difference 0 exceeds what can be bounded")

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import reparam
 from reparam.conversion import Conversion, convert
 from reparam.engines.formats import find_format
 from reparam.engines.onnx import (
@@ -382,41 +381,3 @@ def test_metadata_is_written_into_the_file_and_changes_nothing_else(written: Pat
     props = {p.key: p.value for p in after.metadata_props}
     assert props == {"reparam.precision": "fp32", "reparam.labels": '["cat", "dog"]', "reparam.a": "null"}
     assert after.graph == before.graph
-
-
-class Bounded(nn.Module):
-    """Layers that read one value, each within bounds of its own: the exporter's optimiser gives all bounds one name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
-        self.low, self.high = (nn.Parameter(torch.tensor([0.5, 1.0, 1.5]) * s) for s in (-1, 1))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        bounded = [torch.minimum(torch.maximum(x, a), b) for a, b in zip(self.low, self.high, strict=True)]
-        return [layer(y) for layer, y in zip(self.layers, bounded, strict=True)]
-
-
-def test_a_graph_of_which_the_optimiser_loses_values_is_written(tmp_path: Path) -> None:
-    net, x = Bounded().eval(), torch.randn(3, 4)
-    reparam.export(net, x, path=tmp_path / "net.onnx")
-    session = ort.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
-    for got, want in zip(session.run(None, {"x": x.numpy()}), net(x), strict=True):
-        np.testing.assert_allclose(got, want.detach().numpy(), rtol=1e-5, atol=1e-6)
-
-
-def test_a_graph_on_which_the_optimiser_fails_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnx_ir.passes import PassError
-
-    tried = []
-    export = torch.onnx.export
-
-    def failing(*args: Any, optimize: bool, **options: Any) -> Any:
-        tried.append(optimize)
-        if optimize:
-            raise PassError("An error occurred when running a pass")
-        return export(*args, optimize=optimize, **options)
-
-    monkeypatch.setattr(torch.onnx, "export", failing)
-    model = model_of(convert(nn.Linear(4, 2), torch.randn(3, 4)).program)
-    assert tried == [True, False] and [n.op_type for n in model.graph.node] == ["Gemm"]
