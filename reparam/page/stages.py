@@ -67,7 +67,7 @@ def figures(calls: list[Call]) -> Figures:
 def stages_of(root: Module) -> list[Module]:
     """The rows of the table of stages and blocks: modules that hold something that merges, and those at the top.
 
-    A module that has all that its only child has is left out for it.
+    A module that has all that its only child has is left out for it, where the child has a row.
     """
     found: list[Module] = []
     stack = list(reversed(root.children))
@@ -75,7 +75,7 @@ def stages_of(root: Module) -> list[Module]:
         module = stack.pop()
         only = module.children[0] if len(module.children) == 1 else None
         same = only is not None and (only.before, only.after) == (module.before, module.after)
-        if not same and (module.depth <= 1 or _joins(module)):
+        if not (same and _joins(module) and module.depth < DEEPEST) and (module.depth <= 1 or _joins(module)):
             found.append(module)
         if module.depth < DEEPEST:
             stack.extend(reversed(module.children))

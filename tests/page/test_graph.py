@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -170,6 +172,14 @@ def test_the_tree_has_the_figures_of_every_module() -> None:
 def test_the_table_of_stages_has_blocks_that_hold_merges() -> None:
     rows = [m.path for m in stages_of(tree_of(chain(40), chain(40)))]
     assert rows[:3] == ["net", "net.0", "net.0.0"] and "net.0.0.conv2d" not in rows
+
+
+def test_a_module_at_the_top_has_a_row_though_its_only_child_has_none() -> None:
+    net = nn.Sequential(OrderedDict(stem=nn.Sequential(nn.Conv2d(3, 4, 3)), relu=nn.ReLU(), last=nn.Conv2d(4, 2, 1)))
+    graph = read_program(reparam.convert(net, torch.rand(2, 3, 8, 8)).program)
+    rows = stages_of(tree_of(graph, graph))
+    assert [m.path for m in rows] == ["stem", "relu", "last"]
+    assert sum(m.after.params for m in rows) == sum(p.numel() for p in net.parameters())
 
 
 def test_a_row_is_named_below_the_nearest_row_that_it_belongs_to() -> None:
