@@ -219,3 +219,26 @@ def test_what_an_onnx_file_computes_of_weights_alone_is_no_input() -> None:
     graph = read_listed(onnx_calls(model))
     assert [(c.op, c.kind) for c in graph.calls] == [("x", "input"), ("conv2d", "layer"), ("add", "other")]
     assert graph.edges == [(0, 1), (1, 2)]
+
+
+def test_a_weight_of_an_int8_file_is_that_of_its_layer() -> None:
+    onnx = pytest.importorskip("onnx")
+    from reparam.engines.onnx.listing import onnx_calls
+
+    make, tensor = onnx.helper, onnx.numpy_helper.from_array
+    stored = np.arange(-6, 6, dtype=np.int8).reshape(4, 3, 1, 1)
+    scale, zero = np.array([0.5, 1.0, 2.0, 4.0], np.float32), np.array([0, 1, -1, 0], np.int8)
+    weights = [
+        tensor(stored, "stem.conv.weight_quantized"), tensor(scale, "s"), tensor(zero, "z"),
+        tensor(np.ones(4, np.float32), "stem.conv.bias"),
+    ]  # fmt: skip
+    nodes = [
+        make.make_node("DequantizeLinear", ["stem.conv.weight_quantized", "s", "z"], ["wide"], axis=0),
+        make.make_node("Conv", ["x", "wide", "stem.conv.bias"], ["y"]),
+    ]
+    ports = [make.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, c, 5, 5]) for n, c in (("x", 3), ("y", 4))]
+    (call,) = onnx_calls(make.make_model(make.make_graph(nodes, "g", ports[:1], ports[1:], weights)))
+    assert (call.module, call.op) == ("stem.conv", "conv2d(4x3x1x1, bias)")
+    assert call.anchor == "conv2d stem.conv.weight"
+    wanted = (stored.astype(np.float32) - zero.reshape(-1, 1, 1, 1)) * scale.reshape(-1, 1, 1, 1)
+    np.testing.assert_array_equal(call.weights[0].numpy(), wanted)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 _NAMES = {"Relu": "relu", "PRelu": "prelu", "ReduceMean": "mean", "MaxPool": "max_pool2d", "HardSwish": "hardswish"}
+QUANTISED = "_quantized"  # what onnxruntime puts behind the name of a weight
 
 
 def onnx_calls(model: onnx.ModelProto) -> list[ListedCall]:
@@ -32,6 +33,7 @@ def onnx_calls(model: onnx.ModelProto) -> list[ListedCall]:
     values = (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info)
     shapes = {v.name: _shape(v) for v in values}
     weights = {t.name: t for t in model.graph.initializer}
+    weights.update(_dequantised(model.graph, weights))
     data = {v.name for v in model.graph.input} - set(weights)
     calls: list[ListedCall] = []
     for node in model.graph.node:
@@ -41,6 +43,23 @@ def onnx_calls(model: onnx.ModelProto) -> list[ListedCall]:
         data.update(node.output)
         calls.append(_call(node, weights, shapes, operands))
     return calls
+
+
+def _dequantised(graph: onnx.GraphProto, weights: Mapping[str, onnx.TensorProto]) -> dict[str, onnx.TensorProto]:
+    """The weights that are kept as integers, by what the graph calls them: (q - zero) * scale under its own name."""
+    import onnx
+
+    found = {}
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or not all(n in weights for n in node.input):
+            continue
+        q, scale, *zero = (onnx.numpy_helper.to_array(weights[n]) for n in node.input)
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) if scale.ndim else 0
+        along = [-1 if i == axis else 1 for i in range(q.ndim)] if scale.size > 1 else [1] * q.ndim
+        shift = zero[0].astype(np.float32).reshape(along) if zero else 0.0
+        value = (q.astype(np.float32) - shift) * scale.astype(np.float32).reshape(along)
+        found[node.output[0]] = onnx.numpy_helper.from_array(value, weights[node.input[0]].name.removesuffix(QUANTISED))
+    return found
 
 
 def _call(
@@ -67,12 +86,13 @@ def _call(
     sizes = ["x".join(map(str, a.shape)) for a in arrays if a.dim()]
     inside = ", ".join([*sizes[:1], *(["bias"] if layer and len(sizes) == 2 else []), *settings])
     module = node.name.rpartition("/")[0]
-    owner = names[0].rpartition(".")[0] if names and layer else module
+    first = weights[names[0]].name if names and layer else ""
+    owner = first.rpartition(".")[0] if first else module
     return ListedCall(
         module=one_line(module or owner),
         op=one_line(f"{name}({inside})" if inside else name),
         shape=one_line(shapes.get(node.output[0], "?")),
-        anchor=one_line(f"{name} {names[0]}") if names and layer else "",
+        anchor=one_line(f"{name} {first}") if first else "",
         weights=tuple(arrays) if layer else (),
         results=tuple(node.output),
         operands=operands,
