@@ -47,7 +47,8 @@ def apply(  # the parameters are the options
     found = read_recipe(recipe, _verbs(ctx), trust=trust)
     check_files(found)
     rows: list[dict[str, Any]] = []
-    shown = not quiet and json != STANDARD_OUTPUT
+    piped = STANDARD_OUTPUT in (json, *(step.values.get("json") for step in found.steps))  # nothing else goes there
+    shown = not quiet and not piped
     for i, step in enumerate(found.steps):
         if shown:
             session.show(line(f"step {i + 1} of {len(found.steps)}, line {step.line}: {step.describe()}", "bold"))

@@ -150,6 +150,12 @@ def test_steps_follow_each_other_and_the_report_lists_them() -> None:
     assert [(s["verb"], s["line"]) for s in found["steps"]] == [("convert", 3), ("export", 7)] and found["ran"] is True
 
 
+def test_what_a_step_writes_to_standard_output_is_all_that_is_there() -> None:
+    recipe(CONVERT.replace("    output: a.pt2", "    output: a.pt2\n    json: '-'"))
+    result = succeed("apply", "r.yaml", "--trust")
+    assert json.loads(result.stdout)["outputs"] == ["a.pt2"]
+
+
 def test_a_gate_ends_the_recipe_with_its_step_and_line() -> None:
     verify = "- verify:\n    a: '-'\n    arch-a: cli_nets:tiny\n    b: a.pt2\n    adversarial: false\n"
     recipe(CONVERT[: CONVERT.index("- export")] + verify)
