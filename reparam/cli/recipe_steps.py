@@ -20,13 +20,16 @@ NO_FILE = ("-", "folders")  # random weights or standard output; the labels that
 
 
 def check_files(recipe: Recipe) -> None:
-    """Raises InputError, with the lines, for files that a step reads, and that neither exist nor are written before.
+    """Raises InputError, with the lines, for steps without a model, and for files that a step reads, and that neither
+    exist nor are written before.
 
     Nothing is opened. An output that a step does not name has the name that its verb gives it.
     """
     made: set[str] = set()
     complaints = []
     for step in recipe.steps:
+        if "model" in step.settings and not step.settings["model"] and not step.settings.get("arch"):
+            complaints.append((step.line, f"{step.verb}: it says no model; give model, or arch"))
         for name, file, line in _read(step):
             if not os.path.exists(file) and not _is_made(file, made):
                 told = f"there is no {file}, as {name} says, and no step before makes it"

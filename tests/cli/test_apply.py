@@ -212,6 +212,12 @@ def test_files_that_are_missing_are_told_with_their_lines_before_anything_runs()
     assert files(Path()) == before
 
 
+def test_a_step_without_a_model_is_told_before_anything_runs() -> None:
+    recipe(CONVERT + "- explain:\n- explain:\n    arch: cli_nets:tiny\n")
+    assert refuse(2, "apply", "r.yaml", "--trust") == "r.yaml, line 12: explain: it says no model; give model, or arch"
+    assert not Path("a.pt2").exists()
+
+
 def test_a_step_does_not_read_what_a_later_one_makes() -> None:
     export, convert = (
         CONVERT[CONVERT.index("- export") :],
