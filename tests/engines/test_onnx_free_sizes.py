@@ -38,6 +38,16 @@ def test_adaptive_average_of_free_sizes(size: object, tmp_path: Path) -> None:
         np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("pool", [nn.AdaptiveMaxPool2d(3), nn.AdaptiveMaxPool2d((4, None)), nn.AdaptiveMaxPool2d(1)])
+def test_adaptive_max_pool_of_a_fixed_size(pool: nn.Module, tmp_path: Path) -> None:
+    model, path = Pooled(pool).eval(), tmp_path / "net.onnx"
+    reparam.export(model, torch.rand(2, 3, 12, 11), path=path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    x = torch.randn(5, 3, 12, 11)
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
 class Parted(nn.Module):
     """Two inputs as one batch, which is taken apart again, as networks for optical flow do."""
 

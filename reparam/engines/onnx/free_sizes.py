@@ -1,4 +1,4 @@
-"""Operators that ONNX has for fixed sizes alone, where sizes are free: another exact form, or a refusal by name."""
+"""Operators that ONNX has for some sizes alone: another exact form, or a refusal by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ TO_THE_END = 2**63 - 1
 
 
 def for_free_sizes(program: Program) -> Program:
-    """The program with adaptive average pools of free sizes as matrix products, and parts of a free axis as slices.
+    """The program with what ONNX lacks in other words.
+
+    Adaptive average pools of free sizes become matrix products, adaptive max-pools of fixed sizes the largest of
+    slices, and parts of a free axis slices.
 
     Itself where there are none.
 
@@ -30,12 +33,18 @@ def for_free_sizes(program: Program) -> Program:
     """
     for node in program.calls():
         _refuse(node)
-    if not any(_needs_matrices(n) or _parts_of_free(n) for n in program.calls()):
+    if not any(_needs_matrices(n) or _parts_of_free(n) or _needs_slices(n) for n in program.calls()):
         return program
     made = program.copy()
     for node in list(made.calls()):
         if _needs_matrices(node):
             node.replace_all_uses_with(_averaged(made, node))
+            made.erase([node])
+        elif _needs_slices(node):
+            values = _largest(made, node)
+            for picked in list(node.users):
+                picked.replace_all_uses_with(values)
+                made.erase([picked])
             made.erase([node])
         elif _parts_of_free(node):
             _slice(made, node)
@@ -103,6 +112,31 @@ def _needs_matrices(node: fx.Node) -> bool:
     sizes = node.args[0].meta["val"].shape[-len(targets) :]  # type: ignore[union-attr]
     kept = [isinstance(n, int) or str(n.meta["val"]) == str(s) for n, s in zip(targets, sizes, strict=True)]
     return all(kept) and any(n != 1 for n in targets)
+
+
+def _needs_slices(node: fx.Node) -> bool:
+    """Whether it is an adaptive max-pool of a fixed size whose values alone are read."""
+    picked = all(is_call(u, frozenset({operator.getitem})) and u.args[1] == 0 for u in node.users)
+    return is_call(node, _LARGEST) and picked and not _is_free(node)
+
+
+def _largest(program: Program, node: fx.Node) -> fx.Node:
+    """Each axis by itself: window i is the largest of x[floor(i*size/target) : ceil((i + 1)*size/target)]."""
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        return program.call(target, args, like=node)
+
+    value: fx.Node = node.args[0]  # type: ignore[assignment]
+    rank, targets = value.meta["val"].dim(), _target(arguments(node)["output_size"])
+    for axis, target in zip(range(rank - len(targets), rank), targets, strict=True):
+        size = fixed_size(value.meta["val"].shape[axis])
+        assert size is not None
+        if target in (None, size):
+            continue
+        ends = [(i * size // target, -(-(i + 1) * size // target)) for i in range(target)]
+        parts = [call(aten.amax.default, call(aten.slice.Tensor, value, axis, a, b), [axis], True) for a, b in ends]
+        value = call(aten.cat.default, parts, axis) if len(parts) > 1 else parts[0]
+    return value
 
 
 def _averaged(program: Program, node: fx.Node) -> fx.Node:
