@@ -177,7 +177,10 @@ def _failure(error: Exception) -> dict[str, Any]:
     kind = (
         "refused" if isinstance(error, EXPECTED) else "rejected" if isinstance(error, NotEquivalentError) else "crashed"
     )
-    return {"outcome": kind, "why": one_line(f"{type(error).__name__}: {error}")[:400]}
+    text = one_line(f"{type(error).__name__}: {error}")
+    for folder in filter(None, sys.path):  # where a library lies is of no interest
+        text = text.replace(f"{folder}/", "")
+    return {"outcome": kind, "why": text[:400]}
 
 
 def _agree(new: nn.Module, old: nn.Module, inputs: Sequence[Tensor]) -> bool:
