@@ -87,11 +87,11 @@ def built(arch: str) -> tuple[nn.Module, tuple[Tensor, ...], str]:
     made, how, whole = None, "", _size(arch)
     for arguments in FEWER if whole > LARGE else ():
         try:
-            small = build_architecture(arch, arguments)
+            fewer = build_architecture(arch, arguments)
         except Exception:  # of the network's own code, which does not take such a depth
             continue
-        if sum(p.numel() for p in small.module.parameters()) < whole:  # some take any argument, and ignore it
-            made, how = small, _told(arguments)
+        if sum(p.numel() for p in fewer.module.parameters()) < whole:  # some take any argument, and ignore it
+            made, how = fewer, _told(arguments)
             break
     made = made or build_architecture(arch)
     shapes = OWN_SHAPES.get(_family(arch)) or made.input_shapes or ((3, IMAGE, IMAGE),)
