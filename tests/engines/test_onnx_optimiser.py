@@ -38,6 +38,30 @@ def test_a_graph_of_which_the_optimiser_loses_values_is_written(tmp_path: Path) 
         np.testing.assert_allclose(got, want.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+class Nearly(nn.Module):
+    """Divides by what may be zero, but for a number that is nearly zero; multiplies by one that is nearly one."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.eps = kind, nn.Parameter(torch.tensor(1e-15))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        if self.kind == "one":
+            return torch.relu(x - 0.5) * 1.000004
+        return x / (x.sum(1, keepdim=True) + (self.eps if self.kind == "weight" else 1e-15))
+
+
+@pytest.mark.parametrize("kind", ["number", "weight", "one"])
+def test_what_is_nearly_nothing_stays(kind: str, tmp_path: Path) -> None:
+    net = Nearly(kind).eval()
+    reparam.export(net, torch.randn(3, 4), path=tmp_path / "net.onnx")
+    session = ort.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    x = torch.tensor([[-1.0, -2.0, -1.0, -3.0], [1.0, 2.0, 0.0, 5.0]])
+    (got,) = session.run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(got, net(x).detach().numpy(), rtol=1e-6, atol=0)
+
+
 def test_a_graph_on_which_the_optimiser_fails_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
     export = torch.onnx.export

@@ -16,7 +16,7 @@ from reparam.emit import export_program
 from reparam.engines.format import BuildOptions, Tell
 from reparam.engines.ports import names_of_outputs
 from reparam.errors import InputError
-from reparam.ir import Program, module_of
+from reparam.ir import ADDS, DIVS, MULS, SUBS, Program, arguments, is_call, module_of
 from reparam.utils import one_line
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPSET = 20
+NEAR = {0.0: 1e-7, 1.0: 1e-4}  # ten times as far as what the exporter's optimiser takes for zero, and for one
 BFLOAT16_OPSET = 22  # the first in which Conv takes bfloat16
 
 
@@ -51,7 +52,7 @@ def graph_of(program: Program) -> ir.Model:
     exported = export_program(program)
     opset = BFLOAT16_OPSET if program.dtype == torch.bfloat16 else OPSET
     _note_layers(program, exported)
-    model = _written(exported, opset)
+    model = _written(exported, opset, optimize=not any(_is_nearly_nothing(program, n) for n in program.calls()))
     name_nodes(model.graph)
     strip(model)
     name_sizes(model.graph)
@@ -60,7 +61,24 @@ def graph_of(program: Program) -> ir.Model:
     return simplified(model)
 
 
-def _written(exported: torch.export.ExportedProgram, opset: int) -> ir.Model:
+def _is_nearly_nothing(program: Program, node: torch.fx.Node) -> bool:
+    """Whether it adds nearly zero, or multiplies by nearly one: to the exporter's optimiser that is nothing."""
+    neutral = 0.0 if is_call(node, ADDS | SUBS) else 1.0
+    if not is_call(node, ADDS | SUBS | MULS | DIVS):
+        return False
+    given = [arguments(node)[k] for k in ("self", "other")]
+    numbers = [v if (value := program.tensor(v)) is None else value.item() for v in given if _is_one_number(program, v)]
+    return any(v != neutral and abs(v - neutral) <= NEAR[neutral] for v in numbers)
+
+
+def _is_one_number(program: Program, value: Any) -> bool:
+    if isinstance(value, torch.fx.Node):
+        tensor = program.tensor(value)
+        return tensor is not None and tensor.numel() == 1 and not tensor.is_complex()
+    return isinstance(value, int | float)
+
+
+def _written(exported: torch.export.ExportedProgram, opset: int, *, optimize: bool) -> ir.Model:
     """What torch's exporter makes of it. Its optimiser fails on some graphs, and loses values of others: not of these.
 
     Raises InputError.
@@ -74,12 +92,12 @@ def _written(exported: torch.export.ExportedProgram, opset: int) -> ir.Model:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model = write(optimize=True)
+            model = write(optimize)
         except Exception as error:
-            if not _is_optimisers(error):
+            if not optimize or not _is_optimisers(error):
                 raise _explained(error, exported) from error
         else:
-            if _is_whole(model.graph):
+            if not optimize or _is_whole(model.graph):
                 return model
         try:
             return write(optimize=False)
