@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from reparam.check import Evidence, check_region, find_region
 from reparam.check.rewrite_check import _is_affine
 from reparam.ir import DIVS, MATMULS, MULS, Program, aten, evaluate, is_call, ranges_of
-from reparam.rewrite import Match, Pattern, Rewrite, op
+from reparam.rewrite import Match
+from support.believing import Replace
 from support.helpers import Lambda, doubles, fingerprint, healthy, program_of, run_rules
 
 Build = Callable[[Program, fx.Node, Sequence[fx.Node]], fx.Node]
@@ -179,24 +180,12 @@ def test_a_bilinear_term_that_is_brought_in_is_rejected() -> None:
     assert result.kind == "sampled" and not result.ok
 
 
-@dataclass(frozen=True)
-class Dropping:
-    """A rule that takes every call of `targets` for `build`."""
-
-    targets: frozenset[Any]
-    build: Build
-    name: str = "dropping"
-
-    @property
-    def pattern(self) -> Pattern:
-        return op(self.targets)
+class Dropping(Replace):
+    """A rule that takes every call of two values for what `build` makes of them."""
 
     def check(self, program: Program, match: Match) -> Any:
         operands = match.root.args[:2]
         return match.root if all(isinstance(a, fx.Node) for a in operands) else None
-
-    def rewrite(self, program: Program, plan: fx.Node) -> Rewrite:
-        return Rewrite({plan: self.build(program, plan, list(plan.all_input_nodes))}, "dropped")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +202,7 @@ class Dropping:
 def test_a_rule_that_drops_a_bilinear_term_is_rejected(forward: Any, targets: frozenset[Any], build: Build) -> None:
     shape = (2, 4, 5, 5)
     program = program_of(Lambda(forward, c=off_diagonal()), doubles(*shape), doubles(*shape, seed=8))
-    rule: Any = Dropping(targets, build)
+    rule: Any = Dropping(targets, lambda program, root: build(program, root, list(root.all_input_nodes)), "dropping")
     fused = run_rules(program, rule)
     assert fused.outcome.rejected == 1 and not fused.passed("dropping")
     assert any("rejected by its own check" in m for m in fused.missed("dropping"))

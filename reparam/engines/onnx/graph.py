@@ -66,16 +66,17 @@ def _is_nearly_nothing(program: Program, node: torch.fx.Node) -> bool:
     neutral = 0.0 if is_call(node, ADDS | SUBS) else 1.0
     if not is_call(node, ADDS | SUBS | MULS | DIVS):
         return False
-    given = [arguments(node)[k] for k in ("self", "other")]
-    numbers = [v if (value := program.tensor(v)) is None else value.item() for v in given if _is_one_number(program, v)]
-    return any(v != neutral and abs(v - neutral) <= NEAR[neutral] for v in numbers)
+    numbers = (_number(program, arguments(node)[k]) for k in ("self", "other"))
+    return any(v is not None and v != neutral and abs(v - neutral) <= NEAR[neutral] for v in numbers)
 
 
-def _is_one_number(program: Program, value: Any) -> bool:
-    if isinstance(value, torch.fx.Node):
-        tensor = program.tensor(value)
-        return tensor is not None and tensor.numel() == 1 and not tensor.is_complex()
-    return isinstance(value, int | float)
+def _number(program: Program, operand: Any) -> float | None:
+    """The number that an operand is, also as a weight of one; None for any other."""
+    constant = program.constant(operand)
+    if constant is None:
+        return operand if isinstance(operand, int | float) else None
+    alone = constant.value.numel() == 1 and not constant.value.is_complex()
+    return float(constant.value.item()) if alone else None
 
 
 def _written(exported: torch.export.ExportedProgram, opset: int, *, optimize: bool) -> ir.Model:
