@@ -1,47 +1,66 @@
-"""The variance that autoinit gives behind fifty layers (docs/systems.md, system 3): the mean over networks, its spread.
+"""The power that autoinit gives behind fifty layers (docs/systems.md, system 3), on inputs that nothing was scaled on.
 
-Where a function draws the power of a layer back to a fixed point (tanh, sigmoid), one network is close to 1. Where it
-does not (ReLU and its relatives), every layer of width n multiplies the power by a random factor of mean 1 and relative
-variance 5/n or so, and only the mean over networks is 1.
+How fast E f(sX)^2 grows with s^2, at s = 1, decides. Below 1, what is too large is drawn back. At 1, every layer of
+width n multiplies the power by a random factor of relative variance 5/n, which scaling the drawn weights takes away.
+Above 1, the samples' own powers part: their deviation of sqrt(2/n) grows by that exponent at each layer.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 
 import torch
 from torch import nn
 
 import reparam
+from reparam.signal import Power, points_of, power_of
 
-ACTIVATIONS = (nn.Tanh, nn.Softsign, nn.Sigmoid, nn.SELU, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish)
+ACTIVATIONS = (
+    *(nn.Sigmoid, nn.Tanh, nn.Softsign, nn.Softplus, nn.SELU, nn.ELU, nn.ReLU, nn.LeakyReLU, nn.PReLU),
+    *(nn.Mish, nn.GELU, nn.SiLU, nn.Hardswish),
+)
+STEP = 1e-3
 
 
-def powers(act: type[nn.Module], depth: int, width: int, seeds: int) -> list[float]:
-    """E y^2 of plain networks, one for each seed."""
+def exponent(act: type[nn.Module]) -> float:
+    """d log E f(sX)^2 / d log s^2 at s = 1."""
+    with torch.no_grad():
+        ends = [power_of(act().double()(points_of(Power(place=math.exp(q))))).second for q in (-STEP, STEP)]
+    return math.log(ends[1] / ends[0]) / (2 * STEP)
+
+
+def powers(act: type[nn.Module], depth: int, width: int, seeds: int, samples: int | None) -> tuple[list[float], float]:
+    """E y^2 of plain networks, one for each seed, and the median deviation of a sample's power over the mean."""
     layers = [part for _ in range(depth - 1) for part in (nn.Linear(width, width), act())]
-    net, found = nn.Sequential(*layers, nn.Linear(width, width)), []
+    net, found, spread = nn.Sequential(*layers, nn.Linear(width, width)), [], []
     for seed in range(seeds):
         torch.manual_seed(seed)
-        made = reparam.init(net, torch.randn(2, width), method="autoinit", seed=seed)
+        made = reparam.init(net, torch.randn(2, width), method="autoinit", seed=seed, samples=samples)
         with torch.no_grad():
-            found.append(float(made.module(torch.randn(128, width)).square().mean()))
-    return found
+            of_samples = made.module(torch.randn(4096, width)).square().mean(1)
+        found.append(float(of_samples.mean()))
+        spread.append(float(of_samples.std()) / found[-1])
+    return found, statistics.median(spread)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--width", type=int, default=256)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("| activation | mean | standard error | smallest | largest |\n|---|---|---|---|---|")
+    print(
+        "| activation | exponent | mean, moments alone | smallest .. largest | mean | smallest .. largest | deviation |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for act in ACTIVATIONS:
-        found = powers(act, 50, arguments.width, arguments.seeds)
-        error = statistics.stdev(found) / len(found) ** 0.5
-        row = (statistics.fmean(found), error, min(found), max(found))
-        print(f"| {act.__name__} | " + " | ".join(f"{v:.3g}" for v in row) + " |", flush=True)
+        row = [f"{exponent(act):.3f}"]
+        for samples in (0, None):
+            found, spread = powers(act, 50, arguments.width, arguments.seeds, samples)
+            row += [f"{statistics.fmean(found):.3g}", f"{min(found):.3g} .. {max(found):.3g}"]
+        print(f"| {act.__name__} | " + " | ".join([*row, f"{spread:.2g}"]) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from reparam.errors import InputError
 from reparam.ir import (
     BATCH_NORMS,
+    DROPOUTS,
     Program,
     arguments,
     call_node,
@@ -47,7 +48,7 @@ def lsuv(weights: Weights, options: InitOptions, batches: Batches) -> Outcome:
         seen.add(part.weight)
         weights.put(part.weight, weights.draw(part, 1 / part.fan_in, "orthogonal"), "orthogonal")
         weights.clear_bias(part)
-        values = torch.cat([_result(weights.program, part, x).flatten() for x in inputs])
+        values = torch.cat([result_of(weights.program, part, x).flatten() for x in inputs])
         deviation = _positive(float(values.std(correction=0)), part)
         weights.put(part.weight, weights.value(part.weight) / deviation, f"orthogonal, times {1 / deviation:.4g}")
         figures[weights.name(part.weight)] = deviation
@@ -96,10 +97,10 @@ def _power_read(weights: Weights, part: Part, x: Tensor) -> float:
     if part.kind in ("linear", "matrix"):
         return float(x.square().sum(-1).mean())
     ones = torch.ones(part.shape, dtype=torch.float64, device=x.device)
-    return float(_result(weights.program, part, x.square(), ones).mean())
+    return float(result_of(weights.program, part, x.square(), ones).mean())
 
 
-def _result(program: Program, part: Part, x: Tensor, weight: Tensor | None = None) -> Tensor:
+def result_of(program: Program, part: Part, x: Tensor, weight: Tensor | None = None) -> Tensor:
     """The call on x with the weight as it is now, or another one, and no bias."""
     w = program.constants[part.weight].value.to(torch.float64) if weight is None else weight
     if part.kind == "matrix":
@@ -113,10 +114,11 @@ def _result(program: Program, part: Part, x: Tensor, weight: Tensor | None = Non
 
 
 @torch.no_grad()
-def walk(weights: Weights, batches: Batches, step: Step) -> None:
+def walk(weights: Weights, batches: Batches, step: Step, drops: torch.Generator | None = None) -> list[tuple[Any, ...]]:
     """Runs the program call by call on all batches at once; `step` may set the weights of a layer before it runs.
 
-    Values are float64; batch norms take the statistics of each batch, as in training.
+    Values are float64; batch norms take the statistics of each batch, as in training. drops: of dropouts, which let
+    everything through without it. Returns the outputs of each batch.
     """
     program = weights.program
     parts = {part.node: part for part in weights.parts()}
@@ -126,7 +128,7 @@ def walk(weights: Weights, batches: Batches, step: Step) -> None:
     with default_dtype(torch.float64), foreign_code("running the network"):
         for node in program.graph.nodes:
             if node.op == "output":
-                return
+                break
             part = parts.get(node)
             if part is not None:
                 step(part, [env[part.x] for env in envs])
@@ -138,19 +140,26 @@ def walk(weights: Weights, batches: Batches, step: Step) -> None:
                 elif node.op == "get_attr":
                     env[node] = weight_value(program, node, torch.float64)
                 else:
-                    env[node] = _call(program, node, env, part)
+                    env[node] = _call(program, node, env, part, drops)
             for dead in frees.get(node, ()):
                 for env in envs:
                     env.pop(dead, None)
+    return [tuple(env[n] for n in program.output.all_input_nodes) for env in envs]
 
 
-def _call(program: Program, node: fx.Node, env: Mapping[fx.Node, Any], part: Part | None) -> Any:
+def _call(
+    program: Program, node: fx.Node, env: Mapping[fx.Node, Any], part: Part | None, drops: torch.Generator | None
+) -> Any:
     if part is not None:  # a weight may have been set since it was read
         fresh = dict(env)
         for operand in node.all_input_nodes:
             if operand.op == "get_attr":
                 fresh[operand] = weight_value(program, operand, torch.float64)
         return call_node(node, fresh, torch.float64)
+    if drops is not None and is_call(node, DROPOUTS):
+        x, rate = env[node.all_input_nodes[0]], float(arguments(node).get("p") or 0.0)
+        kept = torch.rand(x.shape, generator=drops, dtype=torch.float64) >= rate
+        return x * kept / (1 - rate) if rate < 1 else x
     if is_call(node, BATCH_NORMS):
         args = arguments(node)
         weight, bias = (None if args[n] is None else env[args[n]] for n in ("weight", "bias"))

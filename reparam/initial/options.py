@@ -34,7 +34,7 @@ CHOICES = {
 }
 USED = {
     "he": ("mode", "distribution"),
-    "autoinit": ("distribution", "variance"),
+    "autoinit": ("distribution", "variance", "samples"),
     "zero": (),
     "residual-scale": ("scale", "factor", "distribution"),
     "depth-scale": ("beta", "smooth", "hurst", "length"),
@@ -52,7 +52,8 @@ class InitOptions:
     """The options of `init`; each method reads those that it is listed with.
 
     mode (he): keep the power of values (fan_in) or of gradients (fan_out). distribution (he, autoinit, residual-scale,
-    normalised-act, point-variance): of the weights. variance (autoinit): of each layer's result.
+    normalised-act, point-variance): of the weights. variance (autoinit): of each layer's result; samples: random inputs
+    that the drawn weights are scaled on, as many as fit unless told, none for moments alone.
     scale (residual-scale): what a block is multiplied by: fixed, learned, or fixed with a layer in each shortcut;
     factor: by how much. beta (depth-scale): branches are scaled by L^-beta; smooth: weights over the depth are
     independent (iid) or paths (rbf, fbm), hurst: of fbm, length: of rbf, as a share of the depth. gamma (bn-scale): of
@@ -68,6 +69,7 @@ class InitOptions:
     mode: str = "fan_in"
     distribution: str | None = None
     variance: float = 1.0
+    samples: int | None = None
     scale: str = "fixed"
     factor: float = math.sqrt(0.5)
     beta: float = 0.5
@@ -97,6 +99,9 @@ class InitOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {str(value)[:40]!r}; give a whole number of one or more")
+        samples = self.samples
+        if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 0):
+            raise InputError(f"samples is {str(samples)[:40]!r}; give a whole number, 0 for moments alone")
         for name in ("variance", "factor", "length", "gamma", "input_factor", "rate", "bound", "step_size"):
             _check_number(name, getattr(self, name), 0, math.inf)
         _check_number("beta", self.beta, -math.inf, math.inf)

@@ -9,6 +9,7 @@ from .gaussian import points_of, power_of
 from .moments import Predicted, predict
 from .pictures import draw_pictures, line_picture
 from .power import Power, measured
+from .running import random_batches
 from .table import Analysis, Table
 from .walk import Policy, Scale, Weighed, as_it_is
 
@@ -36,4 +37,5 @@ __all__ = [
     "points_of",
     "power_of",
     "predict",
+    "random_batches",
 ]

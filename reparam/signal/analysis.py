@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reparam.data import Preprocessing
 from reparam.errors import InputError
-from reparam.ir import Program, feed, tensors_of
+from reparam.ir import Program
 from reparam.loading import FileOrModel, take_given
 from reparam.rewrite import Progress
 from reparam.training import open_batches
@@ -19,7 +19,7 @@ from reparam.utils import check_callable, check_seed, checked_call
 from .by_layer import gaussianity, gradients, moments, norms
 from .fields import field
 from .precision import sensitivity
-from .running import Sampled
+from .running import Sampled, random_batches
 from .streams import depth, rank
 from .table import Analysis, Table
 from .units import dead
@@ -117,7 +117,4 @@ def _batches(
         for _, inputs in zip(range(count), open_batches(data, program, size, preprocessing), strict=False):
             yield inputs
         return
-    generator = torch.Generator().manual_seed(seed)
-    sizes = {s.shape[0]: size for s in program.inputs if s.shape and isinstance(s.shape[0], str)}
-    for _ in range(count):
-        yield tensors_of(program, feed(program, sizes, generator))
+    yield from random_batches(program, size, count, torch.Generator().manual_seed(seed))

@@ -19,9 +19,11 @@ from reparam.ir import (
     arguments,
     call_node,
     default_dtype,
+    feed,
     filled,
     is_call,
     last_uses,
+    tensors_of,
     weight_value,
 )
 from reparam.utils import foreign_code
@@ -71,6 +73,14 @@ class Differentiable:
         ys, gs = zip(*pairs, strict=True)
         found = torch.autograd.grad(ys, wanted, gs, retain_graph=True, allow_unused=True)
         return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
+
+
+def random_batches(program: Program, size: int, count: int, generator: torch.Generator) -> Iterator[Inputs]:
+    """`count` batches of inputs from N(0, 1), whole numbers where they are no floating ones; `size` samples in each
+    where the size of a batch is free."""
+    sizes = {s.shape[0]: size for s in program.inputs if s.shape and isinstance(s.shape[0], str)}
+    for _ in range(count):
+        yield tensors_of(program, feed(program, sizes, generator))
 
 
 def run(

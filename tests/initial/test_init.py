@@ -32,8 +32,8 @@ def test_every_method_leaves_the_model_and_names_every_weight(method: str) -> No
     model = build_architecture("reparam/resnet_small", seed=3).module
     before = {n: v.clone() for n, v in model.state_dict().items()}
     data = {"data": [images()], "batch": 8} if method in WITH_DATA else {}
-    steps = {"steps": 4} if method == "gradinit" else {}
-    made = init(model, torch.randn(2, 3, 16, 16), method=method, seed=1, **data, **steps)
+    few = {"gradinit": {"steps": 4}, "autoinit": {"samples": 8}}.get(method, {})
+    made = init(model, torch.randn(2, 3, 16, 16), method=method, seed=1, **data, **few)
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
     named = [w.name for w in made.weights] + [w.name for w in made.left]
     assert sorted(named) == sorted(n for n, _ in model.named_parameters())
@@ -71,6 +71,7 @@ def test_what_cannot_be_done_is_one_sentence() -> None:
         ("does not read the option 'beta'; it reads mode, distribution, seed", {"method": "he", "beta": 1.0}),
         ("takes no option 'colour'", {"method": "he", "colour": 1}),
         ("unknown mode 'fan'", {"method": "he", "mode": "fan"}),
+        ("samples is .-1.", {"method": "autoinit", "samples": -1}),
         ("looks at samples", {"method": "lsuv"}),
         ("looks at no samples", {"method": "he", "data": [x]}),
         ("no residual block", {"method": "residual-scale"}),
