@@ -100,6 +100,9 @@ def render_pruning(report: Row, arch: str) -> list[RenderableType]:
     for key, what in (("near_floor", "at their floor"), ("scarce", "refitted on fewer rows than unknowns")):
         if report[key]:
             parts.append(line(f"{what}: {', '.join(report[key])}"))
+    if report["idle"]:
+        where = ", ".join(f"{name} {count}" for name, count in report["idle"].items())
+        parts.append(line(f"never fire or are constant on the samples, so that they go first: {where}"))
     parts.append(line(f"{report['seconds']['total']:.1f} s"))
     return parts
 

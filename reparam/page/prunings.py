@@ -58,6 +58,9 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     for key, what in (("near_floor", "Layers at their floor"), ("scarce", "Refitted on fewer rows than unknowns")):
         if report[key]:
             found.append((what, one_line(", ".join(report[key]))))
+    if report["idle"]:
+        where = ", ".join(f"{name} {count}" for name, count in report["idle"].items())
+        found.append(("Never fire or are constant on the samples", one_line(where)))
     return found
 
 

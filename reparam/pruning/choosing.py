@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reparam.errors import InputError
+
 from .gated import Gated
 from .gates import Gate
 from .price import Currency, cost
@@ -63,6 +65,14 @@ def cheapest(gated: Gated, floor: float, currency: Currency) -> float:
     found = cost(gated.plan(), currency)
     gated.put_back(before)
     return found
+
+
+def too_small(share: float, name: str, least: float) -> InputError:
+    """What to say of a budget below what the floors leave; both are shares of the original."""
+    return InputError(
+        f"{100 * share:.3g} % of the {name} is less than the floors leave ({100 * least:.3g} %); raise the budget, "
+        "lower the floor, keep fewer layers, or round to smaller multiples"
+    )
 
 
 def least(gate: Gate, floor: float) -> int:

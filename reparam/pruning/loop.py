@@ -21,9 +21,10 @@ from reparam.measure import check_runtimes
 from reparam.rewrite import Progress
 from reparam.utils import Reported, as_path, check_callable, checked_call, describe_type, first_line
 
-from .choosing import Candidate, at_floor, candidates, cheapest, cut, give_back
+from .choosing import Candidate, at_floor, candidates, cheapest, cut, give_back, too_small
 from .gated import with_gates
 from .gates import Gate
+from .idle import first, idle, told
 from .joint import Joint, affordable, refit_jointly
 from .mixing import copies_for, only_mixes, with_mixes
 from .options import PruneOptions
@@ -139,13 +140,6 @@ def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
     return options
 
 
-def _too_small(share: float, name: str, least: float) -> InputError:
-    return InputError(
-        f"{100 * share:.3g} % of the {name} is less than the floors leave ({100 * least:.3g} %); raise the budget, "
-        "lower the floor, keep fewer layers, or round to smaller multiples"
-    )
-
-
 class _Run:
     """One pruning under way."""
 
@@ -170,7 +164,7 @@ class _Run:
         name, share = options.budget
         least = cheapest(self.gated, options.floor, options.currency) / self.full
         if name != "latency" and share < least:
-            raise _too_small(share, name, least)
+            raise too_small(share, name, least)
         self.left, self.multiple = 1.0, options.multiple
         self.macs = max(1, census(base.program).macs)
         self.steps: list[Step] = []
@@ -178,6 +172,7 @@ class _Run:
         self.joint: Joint | None = None
         self.residual: Conversion | None = None  # the result in this form, once it is known
         self.original = self._first_look()
+        self.idle = idle(self.gated, self._inputs(), constant=options.refit)
 
     def _first_look(self) -> Quality:
         """The original on the held-out samples. Raises InputError where nothing can be compared on them."""
@@ -233,6 +228,7 @@ class _Run:
     def _order(self) -> list[Candidate]:
         found = scores(self.options.score, self.gated, self._scored(), self.options.seed)
         priced = self.options.score != "random"  # every gate loses the same share then
+        found = first(found, self.idle) if priced else found
         return candidates(self.gated, found, self.options.currency, self.options.floor, priced=priced)
 
     def _cut_along(self, order: Sequence[Candidate], share: float) -> None:
@@ -357,6 +353,7 @@ class _Run:
             widths=widths_of(plan),
             near_floor=tuple(at_floor(self.gated, self.options.floor)),
             scarce=tuple(f.name for f in self.fitted if f.rows < f.columns),
+            idle=told(self.idle),
             samples={"fit": len(self.decks.fit), "held_out": len(self.decks.held)},
             base=self.base.report,
             conversion=conversion.report,

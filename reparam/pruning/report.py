@@ -53,7 +53,8 @@ class PruneReport(Shown):
     budget: its name and share. form: of the result, out of `forms`. before: the original, fused; after: the result.
     original, final: both against the original. steps: the rounds. widths: of all layers. near_floor: layers that were
     not allowed to lose more. joint: the refit of all layers at once, None without one. scarce: layers refitted on fewer
-    rows than they have unknowns. base: the conversion of the original to its fused form; conversion: that of the masked
+    rows than they have unknowns. idle: how many channels of each gate never fire or are one number on the samples; they
+    go first. base: the conversion of the original to its fused form; conversion: that of the masked
     network to the result.
     """
 
@@ -69,6 +70,7 @@ class PruneReport(Shown):
     widths: tuple[Width, ...]
     near_floor: tuple[str, ...]
     scarce: tuple[str, ...]
+    idle: Mapping[str, int]
     samples: Mapping[str, int]
     base: Report
     conversion: Report
@@ -97,6 +99,7 @@ class PruneReport(Shown):
             "widths": [asdict(w) for w in self.widths],
             "near_floor": list(self.near_floor),
             "scarce": list(self.scarce),
+            "idle": dict(self.idle),
             "samples": dict(self.samples),
             "evidence": own["evidence"],
             "remarks": own["remarks"],

@@ -110,6 +110,7 @@ def pruning(text: str) -> dict[str, Any]:
         "joint": {"steps": 0, "taken": 0, "before": quality, "after": quality, "refused": text},
         "forms": {"residual": {"macs": 1, "params": 2, "time": None}, "plain": {"refused": text}},
         "widths": [{"name": text, "before": [3, 8], "after": [3, 4]}], "near_floor": [text], "scarce": [],
+        "idle": {text: 1},
     }  # fmt: skip
 
 
