@@ -25,58 +25,38 @@ from reparam.signal import KINDS
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
 LIMIT = 300  # seconds for a network
-IMAGES = 16  # that the output is measured on
+SAMPLES = 16  # random images that layers are scaled on
+IMAGES = 16  # others, that the output is measured on
 OWN = {"torchvision/r3d_18": (3, 8, 64, 64)}
 NETWORKS = """
-timm/beit_base_patch16_224 224 depth=2
-timm/botnet26t_256 256
 timm/repvgg_a0 64
-timm/cait_xxs24_224 224 depth=4
-timm/coat_lite_tiny 96
-timm/convit_tiny 224
-timm/convmixer_768_32 112
+timm/convmixer_768_32 112 depth=8
 timm/convnext_atto 64
-timm/crossvit_tiny_240 240
 timm/cspresnet50 64
 timm/davit_tiny 96
-timm/deit_tiny_patch16_224 224
 timm/densenet121 64
 timm/dla34 64
 timm/dpn48b 64
 timm/edgenext_xx_small 64
-timm/efficientformer_l1 224
-timm/efficientformerv2_s0 224
 timm/efficientnet_b0 64
 timm/efficientvit_b0 64
-timm/efficientvit_m0 224
-timm/eva02_tiny_patch14_224 224 depth=4
 timm/fasternet_t0 64
 timm/fastvit_t8 96
 timm/focalnet_tiny_srf 64
-timm/gcvit_xxtiny 224
 timm/ghostnet_100 64
 timm/hardcorenas_a 64
 timm/hgnetv2_b0 64
-timm/hiera_tiny_224 224
 timm/hrnet_w18_small 64
 timm/inception_next_atto 64
-timm/inception_v3 139
-timm/inception_v4 139
 timm/lcnet_050 64
-timm/levit_128s 224
 timm/mambaout_femto 64
-timm/coatnet_pico_rw_224 224
 timm/poolformer_s12 64
-timm/mixer_s32_224 224
 timm/mobilenetv3_large_100 64
-timm/mobileone_s4 64
+timm/mobileone_s0 64
 timm/mobilevit_xxs 64
-timm/mvitv2_tiny 224
-timm/nest_tiny 224
 timm/nextvit_small 96
 timm/dm_nfnet_f0 64
 timm/nf_resnet50 64
-timm/pit_ti_224 224
 timm/pvt_v2_b0 64
 timm/rdnet_tiny 64
 timm/regnetx_002 64
@@ -89,19 +69,10 @@ timm/resnetv2_50 64
 timm/rexnet_100 64
 timm/selecsls42b 64
 timm/legacy_seresnet18 64
-timm/shvit_s1 224
 timm/skresnet18 64
 timm/starnet_s1 64
-timm/swiftformer_xs 224
-timm/swin_tiny_patch4_window7_224 224 depths=1,1,2,1
-timm/tiny_vit_5m_224 224
-timm/twins_pcpvt_small 224
-timm/visformer_tiny 224
-timm/vit_tiny_patch16_224 224 depth=6
-timm/vitamin_small_224 224
 timm/ese_vovnet19b_dw 64
 timm/xception41 64
-timm/xcit_nano_12_p16_224 224
 torchvision/alexnet 96
 torchvision/fcn_resnet50 64
 torchvision/googlenet 64
@@ -113,6 +84,35 @@ torchvision/shufflenet_v2_x0_5 64
 torchvision/squeezenet1_1 64
 torchvision/swin_t 64
 torchvision/vgg11_bn 64
+timm/beit_base_patch16_224 224 depth=2
+timm/cait_xxs24_224 224 depth=4
+timm/coat_lite_tiny 224 depths=1,1,1,1
+timm/convit_tiny 224 depth=4
+timm/deit_tiny_patch16_224 224 depth=4
+timm/eva02_tiny_patch14_224 224 depth=4
+timm/coatnet_pico_rw_224 224 depths=1,1,1,1
+timm/mixer_s32_224 224 num_blocks=4
+timm/swin_tiny_patch4_window7_224 224 depths=1,1,2,1
+timm/vit_tiny_patch16_224 224 depth=4
+timm/crossvit_tiny_240 240
+timm/efficientformer_l1 224
+timm/efficientformerv2_s0 224
+timm/efficientvit_m0 224
+timm/gcvit_xxtiny 224
+timm/hiera_tiny_224 224
+timm/inception_v3 139
+timm/inception_v4 139
+timm/levit_128s 224
+timm/mvitv2_tiny 224
+timm/nest_tiny 224
+timm/pit_ti_224 224
+timm/shvit_s1 224
+timm/swiftformer_xs 224
+timm/tiny_vit_5m_224 224
+timm/twins_pcpvt_small 224
+timm/visformer_tiny 224
+timm/vitamin_small_224 224
+timm/xcit_nano_12_p16_224 224
 torchvision/vit_b_32 224
 """
 
@@ -164,17 +164,14 @@ def tried(line: str, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     try:
         model = build_architecture(name, told(words)).module.eval()
-        made = reparam.init(model, torch.randn(2, *shape), method="autoinit", seed=seed)
+        made = reparam.init(model, torch.randn(2, *shape), method="autoinit", seed=seed, samples=SAMPLES)
         row |= {"predicted": made.figures["predicted_output_power"], "notes": list(made.notes)}
         row["scaled"] = made.figures.get("measured_output_power")
         row["power"] = output_power(made.module, shape)
         row["init seconds"] = round(time.perf_counter() - started, 1)
         model = build_architecture(name, told(words)).module.eval()
-        for kind in KINDS:
-            try:
-                reparam.analyze(model, torch.randn(2, *shape), what=kind, batch=2)
-            except ReparamError as error:
-                row["kinds"][kind] = str(error)
+        found = reparam.analyze(model, torch.randn(2, *shape), what=tuple(KINDS), batch=2)
+        row["kinds"] = dict(found.refused)
     except (ReparamError, TimeoutError) as error:
         row["error"] = f"{type(error).__name__}: {error}"
     row["seconds"] = round(time.perf_counter() - started, 1)

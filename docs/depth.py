@@ -1,4 +1,5 @@
-"""Makes the pictures of docs/depth.md: plain and residual perceptrons of ReLU, 50 layers of 128 features, seed 0."""
+"""Makes the pictures of docs/depth.md: plain and residual perceptrons of ReLU, 50 layers of 128 features, and twelve
+layers of attention, seed 0."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import reparam
+from reparam.models.transformer import Attention, Block
 from reparam.signal import line_picture
 
 WIDTH, DEPTH = 128, 50
+TOKENS, ATTENTIONS = 8, 12
 FOLDER = Path(__file__).parent / "pictures"
 
 
@@ -64,11 +67,29 @@ def alike(model: nn.Module, training: bool = False) -> list[float]:
     return seen(model, "rank", "cosine", "", training)
 
 
+def attentions(scale: float | None) -> list[float]:
+    """The cosine of tokens behind each block, or behind attention alone."""
+    torch.manual_seed(0)
+    parts = [
+        Attention(WIDTH, 1) if scale is None else Block(WIDTH, 1, WIDTH, scale, "none", "relu")
+        for _ in range(ATTENTIONS)
+    ]
+    net = nn.Sequential(*parts)
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    table = reparam.analyze(net, torch.randn(2, TOKENS, WIDTH), what="rank", batch=16)["rank"]
+    ends = [row for row in table.rows if scale is not None or str(row[0]).endswith("out")]
+    return [float(row[2]) for row in ends]  # type: ignore[arg-type]
+
+
 def pictures() -> Mapping[str, tuple[str, Mapping[str, Sequence[float]], bool]]:
     torchs, he, zero = made(plain), made(plain, "he"), made(plain, "zero")
     double, kept = made(Residual, "he"), made(Residual, "residual-scale")
     small = made(Residual, "depth-scale")
     normed = made(lambda: plain(norm=True), "he")
+    odd = made(plain, "gaussian")
     wide = made(plain, "lsuv", data=[torch.randn(256, WIDTH)], batch=256)
     return {
         "variance": ("variance of each layer, plain", {"torch's own": variance(torchs), "he": variance(he)}, True),
@@ -93,6 +114,25 @@ def pictures() -> Mapping[str, tuple[str, Mapping[str, Sequence[float]], bool]]:
             False,
         ),
         "norm": ("gradient by each layer, plain", {"he": gain(he), "batch norm": gain(normed, training=True)}, True),
+        "residual-gradient": (
+            "gradient by the stream, residual",
+            {n: gain(m, "add") for n, m in (("no factor", double), ("residual-scale", kept), ("depth-scale", small))},
+            True,
+        ),
+        "gaussian": (
+            "cosine of two inputs, plain",
+            {"he": alike(he), "zero": alike(zero), "gaussian": alike(odd)},
+            False,
+        ),
+        "tokens": (
+            "cosine of two tokens, twelve layers of attention",
+            {
+                "attention alone": attentions(None),
+                "with skips": attentions(1.0),
+                "skips, branches times L^-1/2": attentions(ATTENTIONS**-0.5),
+            },
+            False,
+        ),
         "zero": (
             "variance of each layer, plain",
             {"zero": variance(zero), "lsuv": variance(wide), "he": variance(he)},
