@@ -70,7 +70,6 @@ UNARY: dict[str, nn.Module] = {
     "gate": Of(gated),
     "softmax over places": Of(lambda x: x.flatten(2).softmax(-1)),
 }
-DRAWN = {"max-pool", "bilinear", "softmax over places", "gate", "split"}  # on random tensors; or of half the channels
 BINARY = {
     "sum": Of(lambda x, y: x + y),
     "difference": Of(lambda x, y: 2 * x - y),
@@ -103,7 +102,8 @@ def image(seed: int, power: Power = PARTS) -> Tensor:
 
 @pytest.mark.parametrize("name", UNARY)
 def test_an_operator_on_one_value(name: str) -> None:
-    predicted, seen = agreed(UNARY[name].double(), image(0), within=0.02 if name in DRAWN else 0.01)
+    """A split is measured on half of the channels, which are few."""
+    predicted, seen = agreed(UNARY[name].double(), image(0), within=0.02 if name == "split" else 0.01)
     if name in ("flatten", "shuffle", "instance norm"):  # no axis counts places alone; places are not independent
         return
     for part in ("channel", "sample", "place"):
@@ -112,7 +112,7 @@ def test_an_operator_on_one_value(name: str) -> None:
 
 @pytest.mark.parametrize("name", BINARY)
 def test_an_operator_on_two_values(name: str) -> None:
-    agreed(BINARY[name].double(), image(0), image(1), within=0.02 if name == "quotient" else 0.01)
+    agreed(BINARY[name].double(), image(0), image(1))
 
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -128,7 +128,8 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer(name: str) -> None:
     torch.manual_seed(1)
-    agreed(LAYERS[name]().double(), image(0), within=0.02)  # the weights are few: 1,500 results of one input
+    within = 0.02 if name == "dilated" else 0.01  # of groups the weights are few: 1,500 results of one input
+    agreed(LAYERS[name]().double(), image(0), within=within)
 
 
 def test_batch_norms_and_dropouts_in_training_and_in_evaluation() -> None:
@@ -160,7 +161,7 @@ def test_attention(spelled: bool) -> None:
         return torch.softmax(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5, -1) @ v
 
     parts = [image(i, Power(0, 0.0, 0.2, 0.8)) for i in range(3)]
-    agreed(Of(attend), *parts, within=0.03)
+    agreed(Of(attend), *parts, within=0.02 if spelled else 0.01)
 
 
 def test_what_has_no_moments_is_unknown_until_a_norm() -> None:
