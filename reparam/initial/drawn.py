@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.errors import InputError
 from reparam.ir import Program, is_float, place_of, shape_of
 from reparam.signal import (
     Scale,
@@ -22,6 +21,7 @@ from reparam.signal import (
     predict,
     random_batches,
 )
+from reparam.utils import first_line
 
 from .driven import result_of, walk
 from .options import InitOptions
@@ -100,8 +100,9 @@ def autoinit(weights: Weights, options: InitOptions) -> Outcome:
         return Outcome(figures=figures)
     try:
         return _scaled(weights, options, figures)
-    except InputError as error:
-        return Outcome(figures=figures, notes=(f"layers are not scaled on random inputs: {error}",))
+    except Exception as error:  # of any kind: the network need not run on random inputs
+        why = first_line(error)
+        return Outcome(figures=figures, notes=(f"the layers behind a failure on random inputs are not scaled: {why}",))
 
 
 def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> Outcome:
