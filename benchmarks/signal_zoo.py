@@ -30,7 +30,7 @@ IMAGES = 16  # others, that the output is measured on
 OWN = {"torchvision/r3d_18": (3, 8, 64, 64)}
 NETWORKS = """
 timm/repvgg_a0 64
-timm/convmixer_768_32 112 depth=8
+timm/convmixer_768_32 56
 timm/convnext_atto 64
 timm/cspresnet50 64
 timm/davit_tiny 96
@@ -86,12 +86,12 @@ torchvision/swin_t 64
 torchvision/vgg11_bn 64
 timm/beit_base_patch16_224 224 depth=2
 timm/cait_xxs24_224 224 depth=4
-timm/coat_lite_tiny 224 depths=1,1,1,1
+timm/coat_lite_tiny 224
 timm/convit_tiny 224 depth=4
 timm/deit_tiny_patch16_224 224 depth=4
 timm/eva02_tiny_patch14_224 224 depth=4
 timm/coatnet_pico_rw_224 224 depths=1,1,1,1
-timm/mixer_s32_224 224 num_blocks=4
+timm/mixer_s32_224 224
 timm/swin_tiny_patch4_window7_224 224 depths=1,1,2,1
 timm/vit_tiny_patch16_224 224 depth=4
 timm/crossvit_tiny_240 240

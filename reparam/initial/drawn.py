@@ -129,7 +129,7 @@ def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> 
     spread = float(powers.std(correction=0)) / power if power > 0 else 0.0
     wide = (
         f"the power of the result is {power:.3g} on random inputs, its deviation between them {spread:.2g} times that: "
-        "functions that gain more from large values than from small ones, as GELU does, drive samples apart"
+        "it is the power of a few, as behind many plain layers of GELU, which drive samples apart"
     )
     figures |= {"measured_output_power": power, "deviation_between_samples": spread}
     return Outcome(figures=figures, notes=(wide,) if spread > WIDE else ())

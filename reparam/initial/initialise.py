@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -92,7 +93,8 @@ def init(  # the keywords are the options
         module = copy.deepcopy(model).eval()
     home = device_of([*module.parameters(), *module.buffers()])
     with models_too():
-        captured = capture(module.to(CPU), example_inputs, dynamic=given.dynamic)
+        with _dropouts_seen(module):
+            captured = capture(module.to(CPU), example_inputs, dynamic=given.dynamic)
         program = captured.program
         weights = Weights(program, module, torch.Generator().manual_seed(wanted.seed))
         if method in PLAIN:
@@ -106,6 +108,19 @@ def init(  # the keywords are the options
             outcome = _learn(weights, wanted, source, loss or nn.functional.cross_entropy, progress)
         refuse_unset(weights, method)
     return _result(method, weights, outcome, (*given.notes, *captured.notes), home)
+
+
+@contextmanager
+def _dropouts_seen(module: nn.Module) -> Iterator[None]:
+    """Dropouts that write in place leave no call in the graph of evaluation mode; here they do not write in place."""
+    found = [m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.inplace]
+    for dropout in found:
+        dropout.inplace = False
+    try:
+        yield
+    finally:
+        for dropout in found:
+            dropout.inplace = True
 
 
 def _result(method: str, weights: Weights, outcome: Outcome, notes: tuple[str, ...], home: torch.device) -> Initialised:

@@ -35,7 +35,8 @@ def rank(sampled: Sampled) -> Table:
     nodes = [b.add for b in blocks(program)] or [n for n in program.calls() if is_call(n, WEIGHTED) and n.meta["data"]]
     if not nodes:
         raise InputError("the network has neither residual blocks nor layers")
-    first = next((b.source for b in blocks(program) if b.source is not None and b.source.op == "call_function"), None)
+    sources = [b.source for b in blocks(program) if b.source is not None and b.source.op == "call_function"]
+    first = next((s for s in sources if is_float(s)), None)
     nodes = [first, *nodes] if first is not None and first not in nodes else nodes
     found: dict[fx.Node, list[tuple[float, float]]] = {n: [] for n in nodes}
 

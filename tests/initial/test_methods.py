@@ -92,9 +92,11 @@ def test_autoinit_by_moments_alone_keeps_power_on_average(act: type[nn.Module]) 
     assert sum(powers) / len(powers) == pytest.approx(1, rel=0.2)
 
 
-def test_autoinit_scales_on_what_dropouts_let_through() -> None:
-    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 256))
+@pytest.mark.parametrize("inplace", [False, True])
+def test_autoinit_scales_on_what_dropouts_let_through(inplace: bool) -> None:
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5, inplace=inplace), nn.Linear(64, 256))
     made = init(net, torch.randn(2, 64), method="autoinit")
+    assert made.module.get_submodule("2").inplace == inplace
     x = torch.randn(2048, 64)
     assert second_moment(made.module.train()(x)) == pytest.approx(1, rel=0.05)
     assert second_moment(made.module.eval()(x)) < 0.8

@@ -129,6 +129,20 @@ def test_attention_alone_collapses_within_three_layers() -> None:
     assert len(keys) == 3 and keys[0] > 10 * keys[2] > 0  # where tokens are alike, nothing reaches queries and keys
 
 
+def test_a_block_that_starts_at_a_split_has_its_tokens_looked_at() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept, moved = torch.split(self.first(x), [4, 4], -1)
+            return kept + self.second(torch.relu(moved))
+
+    rows = analyze(Halves(), torch.randn(2, 8), what="rank")["rank"].rows
+    assert [row[0] for row in rows] == ["add"]
+
+
 # ---- 12: norm --------------------------------------------------------------------------------------------------------
 
 
