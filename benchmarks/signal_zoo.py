@@ -86,7 +86,6 @@ torchvision/swin_t 64
 torchvision/vgg11_bn 64
 timm/beit_base_patch16_224 224 depth=2
 timm/cait_xxs24_224 224 depth=4
-timm/coat_lite_tiny 224
 timm/convit_tiny 224 depth=4
 timm/deit_tiny_patch16_224 224 depth=4
 timm/eva02_tiny_patch14_224 224 depth=4
@@ -101,19 +100,7 @@ timm/efficientvit_m0 224
 timm/gcvit_xxtiny 224
 timm/hiera_tiny_224 224
 timm/inception_v3 139
-timm/inception_v4 139
 timm/levit_128s 224
-timm/mvitv2_tiny 224
-timm/nest_tiny 224
-timm/pit_ti_224 224
-timm/shvit_s1 224
-timm/swiftformer_xs 224
-timm/tiny_vit_5m_224 224
-timm/twins_pcpvt_small 224
-timm/visformer_tiny 224
-timm/vitamin_small_224 224
-timm/xcit_nano_12_p16_224 224
-torchvision/vit_b_32 224
 """
 
 
