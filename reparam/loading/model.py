@@ -19,7 +19,18 @@ from reparam.data import Preprocessing
 from reparam.errors import InputError, ReparamError, UnsafeFileError
 from reparam.ir import draw_examples, exported_shapes, refuse_odd_tensors, unlift
 from reparam.onnx_input import import_onnx, is_onnx
-from reparam.utils import SOURCE_FILES, Facts, Shapes, Shown, Stamp, describe_error, first_line, foreign_code, opened
+from reparam.utils import (
+    SOURCE_FILES,
+    Facts,
+    Shapes,
+    Shown,
+    Stamp,
+    checked_call,
+    describe_error,
+    first_line,
+    foreign_code,
+    opened,
+)
 
 from .adapting import told_arguments
 from .checkpoint import Checkpoint, Want, load_checkpoint
@@ -101,6 +112,7 @@ def _weights(module: nn.Module) -> Iterable[Tensor]:
     return (v for v in (*module.parameters(), *module.buffers()) if v.is_floating_point())
 
 
+@checked_call
 def load(
     model: str | Path | None,
     *,

@@ -48,7 +48,7 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
             raise InputError(
                 f"{function.__name__}() {error}{how}; the keywords that it takes are {', '.join(names)}"
             ) from None
-        named = in_words_of_python(function.__name__)
+        named = in_words_of_python(function.__name__, signature.parameters)
         with named, _turn, _without_warnings_of_torch(), memory_told(), on_the_cpu():
             if "progress" not in signature.parameters or kwargs.get("progress") is not None or not in_notebook():
                 return function(*args, **kwargs)
