@@ -16,12 +16,13 @@ from .recipe import Recipe, Step, refuse
 
 READ = ("model", "a", "b", "models", "input", "data", "calibrate", "labels", "config")  # parameters that name files
 WRITTEN = ("output", "source", "json", "html", "csv", "svg", "resume")
+SHARED = ("resume", "svg")  # folders that several steps may write into
 NO_FILE = ("-", "folders")  # random weights or standard output; the labels that folders are
 
 
 def check_files(recipe: Recipe) -> None:
-    """Raises InputError, with the lines, for steps without a model, and for files that a step reads, and that neither
-    exist nor are written before.
+    """Raises InputError, with the lines, for steps without a model, for files that a step reads, and that neither
+    exist nor are written before, and for those that two steps write.
 
     Nothing is opened. An output that a step does not name has the name that its verb gives it.
     """
@@ -34,7 +35,12 @@ def check_files(recipe: Recipe) -> None:
             if not os.path.exists(file) and not _is_made(file, made):
                 told = f"there is no {file}, as {name} says, and no step before makes it"
                 complaints.append((line, f"{step.verb}: {told}"))
-        made |= {os.path.abspath(file) for file in _written(step)}
+        written = {os.path.abspath(file): file for file in _written(step)}
+        shared = {os.path.abspath(str(step.values[n])) for n in SHARED if step.values.get(n) is not None}
+        again = next((file for path, file in written.items() if path in made and path not in shared), None)
+        if again is not None:
+            complaints.append((step.line, f"{step.verb}: it writes {again}, as a step before does"))
+        made |= set(written)
     refuse(recipe.path, complaints)
 
 

@@ -90,8 +90,14 @@ def _count(files: Sequence[Path], inputs: Inputs) -> int:
 
 
 def images_in(path: Path) -> list[Path]:
-    """The images of a folder at any depth, in the order of their paths."""
-    return [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGES]
+    """The images of a folder at any depth, in the order of their paths; hidden files and folders are left out."""
+    found = (f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGES)
+    return [f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts)]
+
+
+def _folders(path: Path) -> list[str]:
+    """The names of the folders in one, in order; hidden ones are left out."""
+    return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
 def holds_arrays(path: Path) -> bool:
@@ -111,7 +117,7 @@ def class_folders(path: Path) -> int | None:
     files = images_in(path)
     if not files or any(f.parent == path for f in files):
         return None
-    return sum(f.is_dir() for f in path.iterdir())
+    return len(_folders(path))
 
 
 def folder_classes(path: Path) -> list[int]:
@@ -147,7 +153,7 @@ def _images(path: Path, inputs: Inputs, how: Preprocessing | None, folders: bool
 
 def _classes(path: Path) -> Callable[[Path], Tensor]:
     """The number of the folder of `path` that a file lies in, in the order of their names, as ImageFolder counts."""
-    numbers = {name: i for i, name in enumerate(sorted(f.name for f in path.iterdir() if f.is_dir()))}
+    numbers = {name: i for i, name in enumerate(_folders(path))}
 
     def label(file: Path) -> Tensor:
         first = file.relative_to(path).parts[0]

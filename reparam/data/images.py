@@ -72,7 +72,8 @@ def _opened(file: IO[bytes], name: str, converted: Callable[[Image], Image]) -> 
                     raise ValueError(f"it has {found.width} x {found.height} pixels; scale it down")
                 return converted(found)
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name} is not an image that can be read: {one_line(str(error))[:200]}") from error
+        why = "it is of no known kind, or cut off" if "cannot identify" in str(error) else one_line(str(error))[:200]
+        raise InputError(f"{name} is not an image that can be read: {why}") from error
 
 
 def _with_bytes(image: Image) -> Image:
@@ -110,14 +111,20 @@ def _prepared(image: Image, name: str, how: Preprocessing, channels: int) -> Ten
 
 
 def _cropped(image: Image, name: str, how: Preprocessing, interpolation: str) -> Image:
-    """The image with its shorter side scaled and its centre cropped."""
+    """The image with its shorter side scaled and its centre cropped; sides and corners are rounded as torchvision does.
+
+    A side is rounded down, and half a pixel of the corner to the even one.
+    """
     height, width = how.size
-    scale = (how.resize or min(how.size)) / min(image.size)
-    sides = (max(round(image.width * scale), width), max(round(image.height * scale), height))
+    short = how.resize or min(how.size)
+    sides = (
+        max(short * image.width // min(image.size), width),
+        max(short * image.height // min(image.size), height),
+    )
     if sides[0] * sides[1] > MOST_PIXELS:
         raise InputError(f"{name} is {image.width} x {image.height} pixels, too long for its width; crop it")
     image = image.resize(sides, INTERPOLATIONS.index(interpolation))
-    left, top = (image.width - width) // 2, (image.height - height) // 2
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
 
 

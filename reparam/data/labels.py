@@ -80,7 +80,7 @@ def _of_lines(path: Path) -> Apart:
         if size_of(file) > MOST_BYTES:
             raise InputError(f"{path} has {size_of(file)} bytes, too many for labels as text; give a .npy")
         try:
-            lines = file.read().decode("utf-8").splitlines()
+            lines = file.read().decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not text in UTF-8; give one class a line") from error
     texts = [line.strip() for line in lines]
@@ -88,9 +88,12 @@ def _of_lines(path: Path) -> Apart:
         texts.pop()
     if "" in texts:
         raise InputError(f"{path}, line {texts.index('') + 1} is empty; give one class a line")
-    if all(re.fullmatch(r"\d{1,9}", text, re.ASCII) for text in texts):
+    numbers = [re.fullmatch(r"\d{1,9}", text, re.ASCII) is not None for text in texts]
+    if all(numbers):
         return held_labels(torch.tensor([int(text) for text in texts], dtype=torch.int64), str(path), maps=False)
-    stray = next((i for i, text in enumerate(texts) if _NUMBER.fullmatch(text)), None)
+    mostly = 2 * sum(numbers) > len(texts)  # numbers, so that what is none is the mistake
+    stray = numbers.index(False) if mostly else None
+    stray = next((i for i, text in enumerate(texts) if _NUMBER.fullmatch(text)), None) if stray is None else stray
     if stray is not None:
         raise InputError(f"{path}, line {stray + 1}: '{texts[stray][:40]}' is no class; give numbers from 0, or names")
     names = tuple(sorted(set(texts)))

@@ -14,10 +14,12 @@ from reparam.errors import InputError
 from reparam.ir import InputSpec
 from reparam.loading import LoadedModel, find_function
 from reparam.scoring import Agreement, Score
-from reparam.utils import as_path, describe_type
+from reparam.utils import as_path, describe_type, one_line
 
 from .format import Runnable, Tell
 from .on_samples import Judged, OnSamples, Task, input_specs, judge_on_samples
+
+SHOWN = 4  # names of classes
 
 SLACK = 1e-9  # points by which sums of rounded numbers may miss
 
@@ -146,9 +148,18 @@ def judge(
     chosen = by_folders and data.labels is not None
     task = replace(task or Task(), folders=folders if by_folders else None, chosen=chosen, named=names)
     found = judge_on_samples(models, samples, task, total=total, tell=tell)
+    notes = [found.note]
+    if samples.labels is not None and samples.labels.names:
+        notes.append(_counted(samples.labels.names))
     if path is not None and folders is not None and samples.labels is not None:
-        found = replace(found, note=found.note or _other_folders(path, samples.labels))
-    return found, samples
+        notes.append(_other_folders(path, samples.labels))
+    return replace(found, note="; ".join(filter(None, notes))), samples
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Which class a name is, of the first few."""
+    told = ", ".join(f"{i} {one_line(name)[:30]}" for i, name in enumerate(names[:SHOWN]))
+    return f"classes are counted in the order of their names: {told}{', …' if len(names) > SHOWN else ''}"
 
 
 def _other_folders(path: Path, labels: Apart) -> str:

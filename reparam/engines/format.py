@@ -53,11 +53,13 @@ class Runnable(ABC):
     inputs, outputs: what it takes and gives, in order. by: what runs it, in one word. runtime: the same with its
     version and the device.
     precision: the coarsest dtype that it holds weights in, as torch calls it ("int8" when it is quantised).
+    copied: whether a copy of the file runs here, since the runtime has no kernels for what the file holds.
     """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     by: ClassVar[str] = "engine"
+    copied: bool = False
     runtime: str
     precision: str
 

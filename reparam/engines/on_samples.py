@@ -139,6 +139,8 @@ class Runner:
             raise
         except Exception as error:
             shapes = _texts([tuple(v.shape) for v in inputs])
+            if "Trying to flatten user inputs" in str(error):  # torch's words for inputs that are not as many
+                raise InputError(f"{self.name} takes other inputs than {len(inputs)} of {shapes}") from error
             raise InputError(f"{self.name} does not run on samples of shape {shapes}: {first_line(error)}") from error
 
     def _pairs(self, inputs: Sequence[Tensor], ports: Sequence[Port]) -> list[tuple[Tensor, Port]]:

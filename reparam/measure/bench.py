@@ -172,8 +172,12 @@ def bench_entries(
     figure = _figure(facts)
     drops = {f.model: f.drop for f in facts}
     rows = [r for r in timing.rows if r.batch == timing.rows[0].batch]
-    choice = choose(drops, rows, figure, max_drop=judging.max_drop, fastest=judging.fastest)
+    copies = [e.name for e in entries if isinstance(e.model, Runnable) and e.model.copied]
+    choice = choose(drops, rows, figure, max_drop=judging.max_drop, fastest=judging.fastest, copies=copies)
     told = None if judged is None or samples is None else _data_facts(judging, judged, facts, samples, images)
+    if told is not None and copies:
+        run = f"of {', '.join(copies)} a copy in float32 was run, since onnxruntime has no kernels for bfloat16"
+        told = replace(told, note="; ".join(filter(None, (told.note, run))))
     return BenchTable(tuple(facts), timing, told, figure, choice)
 
 

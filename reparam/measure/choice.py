@@ -11,6 +11,7 @@ from reparam.utils import three_digits
 
 from .latency import Timing
 
+IN_POINTS = ("top-1", "mIoU", "agreement")  # figures that are shares; a drop of them is told in hundredths
 SLACK = 1e-9  # points by which sums of rounded numbers may miss
 
 
@@ -18,8 +19,8 @@ SLACK = 1e-9  # points by which sums of rounded numbers may miss
 class Choice:
     """What was asked for, and what came of it.
 
-    model: the one to ship, None where only the gate was asked for. why: in a sentence. max_drop: in points. out: models
-    that drop by more, each with its drop.
+    model: the one to ship, None where only the gate was asked for. why: in a sentence. max_drop: in points, or in the
+    units of a metric of the user's own. out: models that drop by more, each with its drop.
     """
 
     model: str | None
@@ -33,12 +34,18 @@ class Choice:
 
 
 def choose(
-    drops: Mapping[str, float | None], rows: Sequence[Timing], figure: str, *, max_drop: float | None, fastest: bool
+    drops: Mapping[str, float | None],
+    rows: Sequence[Timing],
+    figure: str,
+    *,
+    max_drop: float | None,
+    fastest: bool,
+    copies: Sequence[str] = (),
 ) -> Choice | None:
     """The choice among the models of `drops`, whose first is the one that the others are compared with.
 
-    drops: by how many points each is worse in `figure` than the first. rows: the times at one batch. Raises InputError
-    for a gate on what was not measured.
+    drops: by how much each is worse in `figure` than the first. rows: the times at one batch. copies: models of which a
+    copy was run, and which are not chosen where there are others. Raises InputError for a gate on what was not measured.
     """
     if max_drop is None and not fastest:
         return None
@@ -50,12 +57,16 @@ def choose(
     first = next(iter(drops))
     if not fastest:
         told = ", ".join(f"{n} drops by {d:.4g}" for n, d in out.items())
-        held = f"no model drops by more than {points(max_drop or 0.0)} of {figure}"
-        why = f"{figure} may drop by {points(max_drop or 0.0)}: {told}" if told else held
+        gate = _amount(max_drop or 0.0, figure)
+        why = f"{figure} may drop by {gate}: {told}" if told else f"no model drops by more than {gate} of {figure}"
         return Choice(None, why, max_drop, out)
-    left = [r for r in rows if r.model not in out]
+    held = [r for r in rows if r.model not in out]
+    left = [r for r in held if r.model not in copies] or held
     best = min(left, key=lambda r: r.median_ms)
-    return Choice(best.model, _why(best, left, drops, figure, first, max_drop, out), max_drop, out)
+    why = _why(best, left, drops, figure, first, max_drop, out)
+    passed = [r.model for r in held if r not in left]
+    told = f"; not {', '.join(passed)}, of which a copy was run" if passed else ""
+    return Choice(best.model, why + told, max_drop, out)
 
 
 def _why(
@@ -67,25 +78,30 @@ def _why(
     max_drop: float | None,
     out: Mapping[str, float],
 ) -> str:
-    among = "of all" if max_drop is None else f"of those whose {figure} drops by at most {points(max_drop)}"
+    among = "of all" if max_drop is None else f"of those whose {figure} drops by at most {_amount(max_drop, figure)}"
     parts = [f"the fastest {among}: {three_digits(best.median_ms)} ms at batch {best.batch}"]
     if best.model != first:
         drop = drops[best.model]
         parts[0] += f", {best.speed:.2f} times as fast as {first}"
         if drop is not None:
-            parts[0] += f", with {_told(drop)} of {figure}"
+            parts[0] += f", with {_told(drop, figure)} of {figure}"
     close = [r.model for r in left if r.model != best.model and r.low_ms <= best.high_ms]
     if close:
         parts.append(f"within the spread {', '.join(close)} may be as fast")
     if out:
-        parts.append("out: " + ", ".join(f"{n} (drops by {points(d)})" for n, d in out.items()))
+        parts.append("out: " + ", ".join(f"{n} (drops by {_amount(d, figure)})" for n, d in out.items()))
     return "; ".join(parts)
 
 
-def _told(drop: float) -> str:
+def _told(drop: float, figure: str) -> str:
     if abs(drop) <= SLACK:
         return "no drop"
-    return f"a drop of {points(drop)}" if drop > 0 else f"a gain of {points(-drop)}"
+    return f"a drop of {_amount(drop, figure)}" if drop > 0 else f"a gain of {_amount(-drop, figure)}"
+
+
+def _amount(count: float, figure: str) -> str:
+    """In points; of a metric of the user's own, in its own units."""
+    return points(count) if figure in IN_POINTS else f"{count:.4g}"
 
 
 def points(count: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from reparam.scoring import Agreement, Score
 from reparam.utils import one_line, three_digits
 
-from .choice import Choice
+from .choice import IN_POINTS, Choice
 from .latency import BenchResult, Timing
 
 WIDEST = 44  # characters of the name of an input in the table
@@ -209,7 +209,8 @@ def sentences(report: Row) -> list[str]:
         found.append(f"{data['samples']} samples of {one_line(data['source'])}{labels}")
         if data.get("images"):
             found.append(f"images {data['images']}")
-        found.append(f"drops (in points), equal decisions and errors (RMS) are against {first}")
+        units = "in points" if report["figure"] in IN_POINTS else f"in units of {one_line(report['figure'])}"
+        found.append(f"drops ({units}), equal decisions and errors (RMS) are against {first}")
         if data["note"]:
             found.append(f"note: {data['note']}")
     shapes = ", ".join("x".join(map(str, s)) for s in report["shapes"])

@@ -175,6 +175,8 @@ def _total(found: Any, count: int, name: str) -> float:
 
 
 def _number(value: Any, name: str) -> float:
+    if isinstance(value, str | bytes):
+        raise InputError(f"the metric {name} gave {describe_type(value)}, not a number")
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:

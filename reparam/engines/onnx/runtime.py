@@ -74,6 +74,7 @@ class OnnxRunnable(Runnable):
         self.model = model if widened or stamp is None else None
         del stored
         self.session = open_session(path, model, content=None if large else content, stamp=None if large else stamp)
+        self.copied = widened
         note = ", bfloat16 weights, computed in float32" if widened else ""
         self.runtime = f"onnxruntime {runtime_version()} (CPU{note})"
         self.inputs = tuple(_port(v) for v in self.session.get_inputs())
