@@ -19,7 +19,19 @@ from reparam.data import Preprocessing
 from reparam.errors import InputError, ReparamError, UnsafeFileError
 from reparam.ir import draw_examples, exported_shapes, refuse_odd_tensors, unlift
 from reparam.onnx_input import import_onnx, is_onnx
-from reparam.utils import SOURCE_FILES, Facts, Shapes, Shown, Stamp, describe_error, first_line, foreign_code, opened
+from reparam.utils import (
+    SOURCE_FILES,
+    Facts,
+    Shapes,
+    Shown,
+    Stamp,
+    as_path,
+    checked_call,
+    describe_error,
+    first_line,
+    foreign_code,
+    opened,
+)
 
 from .adapting import told_arguments
 from .checkpoint import Checkpoint, Want, load_checkpoint
@@ -101,6 +113,7 @@ def _weights(module: nn.Module) -> Iterable[Tensor]:
     return (v for v in (*module.parameters(), *module.buffers()) if v.is_floating_point())
 
 
+@checked_call
 def load(
     model: str | Path | None,
     *,
@@ -143,7 +156,7 @@ def load(
         if model is not None:
             if pretrained is not None:
                 raise InputError(f"--pretrained takes published weights in place of {model}; leave out one of them")
-            return _load(Path(model), arch, arch_args or {}, trust=trust, want=Want(key, prefix))
+            return _load(as_path(model, "the model"), arch, arch_args or {}, trust=trust, want=Want(key, prefix))
         if arch is None:
             raise InputError("there is nothing to load; give a checkpoint, or an architecture with --arch")
         if key is not None or prefix is not None:
