@@ -197,6 +197,25 @@ def test_guards_are_read_with_their_axes_and_places() -> None:
     assert any(17 in p.values() or 15 in p.values() for p in probes(exported))
 
 
+@pytest.mark.parametrize("free", [(), ("batch",)])
+def test_a_grid_that_is_kept_in_an_empty_buffer_is_no_state(free: tuple[str, ...]) -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+            self.register_buffer("grid", None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.grid is None:
+                self.grid = torch.linspace(0, 1, x.shape[1])
+            return self.norm(self.fc(x)) + self.grid
+
+    net, x = Keeps().eval(), torch.randn(2, 3)
+    result = convert(net, x, dynamic=free)
+    assert net.grid is None and "grid" in net._buffers
+    torch.testing.assert_close(result.module(x), net(x))
+
+
 def test_memory_of_the_last_size_is_neither_seen_nor_left_behind() -> None:
     class Remembers(nn.Module):
         def __init__(self) -> None:

@@ -384,3 +384,5 @@ def test_no_advice_of_torch_to_run_code_is_passed_on(content: bytes, tmp_path: P
 def test_what_is_no_path_is_told(path: Any) -> None:
     with pytest.raises(InputError, match=r"the model|there is no file"):
         load(path)
+    with pytest.raises(InputError, match="arch_args is a list, not a mapping"):
+        load("net.pt", arch_args=[1])  # type: ignore[arg-type]
