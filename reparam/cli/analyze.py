@@ -96,7 +96,7 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
     from . import work as cli_work
 
     loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
-    how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation)
+    how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation, data=calibrate)
     models = [(loaded.name, loaded.model)]
     if side is not None:
         models.append(analyze_work.second(cli_work.load_side(session, side, trust=trust, seed=seed)))

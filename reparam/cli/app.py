@@ -294,7 +294,7 @@ def verify(  # noqa: PLR0913  # the parameters are the options
     first, second = (cli_work.load_side(session, s, trust=trust, seed=seed) for s in sides)
     images = (config, mean, std, size, interpolation)
     opened = {s.name: s.model for s in (first, second)}
-    how = cli_work.preprocessing_for(opened, images) if data is not None else None
+    how = cli_work.preprocessing_for(opened, images, data) if data is not None else None
     sized = cli_work.sized_for(opened, shapes, how, images)
     start = time.perf_counter()
     with session.working() as tell:

@@ -67,7 +67,7 @@ def bench_models(
     entries = [_open(session, name, opening, told.get(Path(name))) for name in models]
     if judging.data is not None:
         opened = {e.name: e.model for e in entries}
-        how = _preprocessing(entries, opening)
+        how = _preprocessing(entries, opening, judging.data)
         shapes = sized_for(opened, shapes, how, opening.images)
         options = replace(options, preprocessing=how)
     options = replace(options, input_shapes=shapes)
@@ -101,14 +101,14 @@ def _open(session: Session, name: str, opening: Opening, told: Told | None) -> E
     return Entry(name, model, Path(name), model.spec, model.arch_args, opening.trust, which)
 
 
-def _preprocessing(entries: Sequence[Entry], opening: Opening) -> Any:
+def _preprocessing(entries: Sequence[Entry], opening: Opening, data: Any) -> Any:
     """How images go in, as the options say, with the rest from the first card or manifest that says anything.
 
     None without such options.
     """
     if not any(value is not None for value in opening.images):
         return None
-    return preprocessing_for({e.name: e.model for e in entries}, opening.images)
+    return preprocessing_for({e.name: e.model for e in entries}, opening.images, data)
 
 
 def is_program(name: str) -> bool:

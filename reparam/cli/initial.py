@@ -111,7 +111,7 @@ def init(  # noqa: PLR0913  # the parameters are the options
     from . import work as cli_work
 
     loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
-    how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation)
+    how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation, data=calibrate)
     wanted = initial_work.InitOptions(method.value, given, calibrate, labels, shapes, axes, how, seed)
     with delivering(session, json) as deliver:
         report = initial_work.init_loaded(session, loaded, wanted, path, source, force=force)

@@ -338,15 +338,21 @@ def read_preprocessing(
     std: str | None,
     size: str | None,
     interpolation: str | None,
+    *,
+    data: str | Path | None = None,
 ) -> Preprocessing | None:
     """How images become inputs: what the config file says, else the card, with what the other options say in its place.
 
     card: of the model, as `reparam.engines.card_of` gives it. mean, std: one number, or three. size: one number of
     pixels, or height and width; the side that is scaled to before the crop stays in proportion to it. None where
-    nothing is known and nothing is given; arrays need none.
+    nothing is known and nothing is given; arrays need none. data: what it is for, where that is one thing.
     """
-    from reparam.data import Preprocessing, read_config
+    from reparam.data import Preprocessing, holds_arrays, read_config
 
+    ways = {"--mean": mean, "--std": std, "--interpolation": interpolation}
+    told = [option for option, text in ways.items() if text is not None]
+    if told and data is not None and holds_arrays(Path(data)):
+        raise InputError(f"{data} holds samples as they go in, and {' and '.join(told)} would change images alone")
     given = {
         **({"mean": _read_numbers(mean, "--mean", "0.485,0.456,0.406")} if mean is not None else {}),
         **({"std": _read_numbers(std, "--std", "0.229,0.224,0.225")} if std is not None else {}),

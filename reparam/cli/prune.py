@@ -193,7 +193,7 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     prune_work.check_options(wanted)
     loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
     options = cli_work.ConvertOptions("fused", shapes, axes, seed)
-    how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation)
+    how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation, data=calibrate)
     data = prune_work.Data(calibrate, labels, how)
     pruned = prune_work.prune_loaded(session, loaded, options, data, wanted, resume)
     with delivering(session, json) as deliver:

@@ -64,7 +64,7 @@ def recalibrate(  # noqa: PLR0913  # the parameters are the options
     from . import work as cli_work
 
     loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
-    how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation)
+    how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation, data=calibrate)
     options = recalibrate_work.RecalibrateOptions(calibrate, shapes, axes, batch, how, seed)
     with delivering(session, json) as deliver:
         report = recalibrate_work.recalibrate_loaded(session, loaded, options, path, force=force)

@@ -116,16 +116,19 @@ def load_side(session: Session, side: Side, *, trust: bool, seed: int) -> Loaded
     return LoadedSide(model, _name(model, file), seconds)
 
 
-def preprocessing_for(models: Mapping[str, LoadedModel | Runnable], images: ImageOptions) -> Preprocessing | None:
+def preprocessing_for(
+    models: Mapping[str, LoadedModel | Runnable], images: ImageOptions, data: str | Path | None
+) -> Preprocessing | None:
     """How images go in: as the options say, with the rest from the first card or manifest that says anything.
 
-    models: by their files. Raises InputError for a size that an engine or a program among them does not take.
+    models: by their files. data: the samples, if any. Raises InputError for a size that a model does not take, and for
+    options that would change nothing of the samples.
     """
     from reparam.engines import known_preprocessing, sizes_of_inputs
 
     told = (known_preprocessing(model, Path(name)) for name, model in models.items())
     known = next((how for how in told if how is not None), None)
-    how = read_preprocessing({} if known is None else {"preprocessing": known}, *images)
+    how = read_preprocessing({} if known is None else {"preprocessing": known}, *images, data=data)
     if how is not None and images[3] is not None:
         for name, model in models.items():
             _refuse_size(name, sizes_of_inputs(model), how.size)

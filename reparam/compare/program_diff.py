@@ -1,11 +1,13 @@
 """`diff`: two graphs side by side as text, aligned by the layers' names, then by operator and shape.
 
 Layers that own weights are the anchors: the same weight name on both sides is the same layer, also in a `.pt2` that
-has forgotten its modules. Between two anchors the calls are aligned by operator and shape.
+has forgotten its modules. Between two anchors the calls are aligned by operator and shape; operators that do the same
+under several names, or move nothing but sizes, are aligned with each other.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -23,6 +25,13 @@ CONTEXT = 1  # unchanged rows shown around a change
 ALIGNABLE = 1_000_000  # pairs of calls; a longer stretch without a common layer is not aligned
 
 Status = Literal["same", "weights", "changed", "removed", "added"]
+_KINDS = {
+    **dict.fromkeys(("view", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"), "reshape"),
+    **dict.fromkeys(("relu6", "hardtanh"), "clamp"),
+    **dict.fromkeys(("bmm", "mm"), "matmul"),
+    "transpose": "permute",
+    "adaptive_avg_pool2d": "mean",
+}
 _MARKS: dict[Status, str] = {"same": " ", "weights": "w", "changed": "~", "removed": "-", "added": "+"}
 _STYLES: dict[Status, str] = {"same": "", "weights": "cyan", "changed": "yellow", "removed": "red", "added": "green"}
 
@@ -186,15 +195,29 @@ def _align_gap(left: Sequence[ListedCall], right: Sequence[ListedCall]) -> list[
 
 
 def _key(call: ListedCall) -> tuple[str, str]:
-    """What two calls between anchors share when they are aligned: the operator's name and the shape of the result."""
-    return call.op.partition("(")[0], call.shape
+    """What two calls between anchors share when they are aligned: the operator's kind and the shape of the result."""
+    name = call.op.partition("(")[0]
+    return _KINDS.get(name, name), call.shape
 
 
 def _pair(left: ListedCall, right: ListedCall) -> Row:
-    if (left.op, left.shape) != (right.op, right.shape):
+    reshaped = _key(left) == _key(right) and _key(left)[0] == "reshape"
+    if not reshaped and (_spelled(left), left.shape) != (_spelled(right), right.shape):
         return Row("changed", left, right)
     same = len(left.weights) == len(right.weights) and all(
         x.shape == y.shape and torch.equal(x.to(torch.float64), y.to(torch.float64))
         for x, y in zip(left.weights, right.weights, strict=True)
     )
     return Row("same" if same else "weights", left, right)
+
+
+def _spelled(call: ListedCall) -> str:
+    """The operator with its settings: 2.0 is 2, a pool moves by its window unless told otherwise, a mean is a pool."""
+    text = re.sub(r"(\d)\.0\b", r"\1", call.op).replace("adaptive_avg_pool2d(output_size=1)", "mean")
+    swapped = re.fullmatch(r"transpose\(dim0=(-?\d+), dim1=(-?\d+)\)", text)
+    if swapped:
+        axes = list(range(call.shape.count("x") + 1))
+        i, j = int(swapped[1]), int(swapped[2])
+        axes[i], axes[j] = axes[j], axes[i]
+        return f"permute(dims=[{','.join(map(str, axes))}])"
+    return re.sub(r"(kernel_size=(\[[\d,]+\]|\d+)), stride=\2(?=[,)])", r"\1", text)

@@ -3,8 +3,9 @@ They are split by hash into samples that choices are made on and held-out ones t
 """
 
 from .arrays import load_array
-from .files import FOLDERS, class_folders
+from .files import FOLDERS, class_folders, folder_classes, holds_arrays
 from .grouping import Group, grouped
+from .labels import Apart
 from .peek import first_sample
 from .preprocessing import Preprocessing, config_mapping, read_config
 from .samples import EVERY, Sample, Samples, held_out, open_samples
@@ -13,6 +14,7 @@ from .spool import Deck, Spooled, spool
 __all__ = [
     "EVERY",
     "FOLDERS",
+    "Apart",
     "Deck",
     "Group",
     "Preprocessing",
@@ -22,8 +24,10 @@ __all__ = [
     "class_folders",
     "config_mapping",
     "first_sample",
+    "folder_classes",
     "grouped",
     "held_out",
+    "holds_arrays",
     "load_array",
     "open_samples",
     "read_config",

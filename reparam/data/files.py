@@ -94,6 +94,13 @@ def images_in(path: Path) -> list[Path]:
     return [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGES]
 
 
+def holds_arrays(path: Path) -> bool:
+    """Whether the samples of a file or a folder are arrays, which go in as they are."""
+    if not path.is_dir():
+        return path.suffix in ARRAYS
+    return any(f.suffix in ARRAYS for f in path.iterdir())
+
+
 def class_folders(path: Path) -> int | None:
     """How many folders hold the images of a folder, where each lies in one of its own; None where they do not.
 
@@ -105,6 +112,12 @@ def class_folders(path: Path) -> int | None:
     if not files or any(f.parent == path for f in files):
         return None
     return sum(f.is_dir() for f in path.iterdir())
+
+
+def folder_classes(path: Path) -> list[int]:
+    """The class of each image of a folder in the order of their paths: the number of the folder that it lies in."""
+    label = _classes(path)
+    return [int(label(file)) for file in images_in(path)]
 
 
 def images_unknown(path: Path) -> InputError:

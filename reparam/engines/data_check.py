@@ -6,9 +6,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from reparam.data import FOLDERS, Preprocessing, Samples, class_folders, open_samples
+from reparam.data import FOLDERS, Apart, Preprocessing, Samples, class_folders, folder_classes, open_samples
 from reparam.errors import InputError
 from reparam.ir import InputSpec
 from reparam.loading import LoadedModel, find_function
@@ -134,17 +135,27 @@ def judge(
 
     most: so many of the samples at most, drawn evenly. Raises InputError.
     """
-    labels, folders = data.labels, None
-    if labels is None and isinstance(data.source, str | os.PathLike):
-        folders = class_folders(as_path(data.source, "the data"))
-        labels = FOLDERS if folders is not None else None
+    path = as_path(data.source, "the data") if isinstance(data.source, str | os.PathLike) else None
+    folders = None if path is None else class_folders(path)
+    labels = FOLDERS if data.labels is None and folders is not None else data.labels
     samples = open_samples(data.source, specs, preprocessing=data.preprocessing, labels=labels, maps=True)
     samples = samples if most is None else samples.drawn(most)
     total = samples.count() if samples.chosen is None else len(samples.chosen)
     names = 0 if samples.labels is None else len(samples.labels.names)
-    task = replace(task or Task(), folders=folders, named=names)
+    by_folders = isinstance(labels, str) and labels == FOLDERS
+    chosen = by_folders and data.labels is not None
+    task = replace(task or Task(), folders=folders if by_folders else None, chosen=chosen, named=names)
     found = judge_on_samples(models, samples, task, total=total, tell=tell)
+    if path is not None and folders is not None and samples.labels is not None:
+        found = replace(found, note=found.note or _other_folders(path, samples.labels))
     return found, samples
+
+
+def _other_folders(path: Path, labels: Apart) -> str:
+    """What is to be said of labels that are not the numbers of the folders that the images lie in; "" for nothing."""
+    pairs = zip(folder_classes(path), (read() for read in labels.rows()), strict=True)
+    other = [label != folder for folder, label in pairs if isinstance(label, int)]
+    return f"{sum(other)} of {len(other)} labels are not those of the folders; the labels count" if any(other) else ""
 
 
 def check_points(value: Any, name: str) -> None:

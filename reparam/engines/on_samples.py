@@ -29,14 +29,16 @@ LARGEST = 64  # batches up to this are tried with an engine that takes some
 class Task:
     """What is scored. metric: of the user's own, called `name`. scored: whether labels are looked at.
 
-    folders: where labels are the folders of images that nobody named as labels: how many there are. They are taken only
-    where the first model gives as many classes. named: how many classes a file of labels names, 0 where it has numbers.
+    folders: where the labels are the folders of images, how many there are. chosen: whether the user says so; where
+    nobody does, they are taken only if the first model gives as many classes.
+    named: how many classes a file of labels names, 0 where it has numbers or there is none.
     """
 
     metric: Metric | None = None
     name: str = ""
     scored: bool = True
     folders: int | None = None
+    chosen: bool = False
     named: int = 0
 
 
@@ -187,9 +189,10 @@ def judge_on_samples(
 
 
 def _not_classes(outputs: Sequence[Tensor], labels: Tensor | None, task: Task) -> str:
-    """Why folders that nobody named as labels are none; "" where they are, or were named.
+    """Why folders that nobody chose as labels are none; "" where they are, or were chosen.
 
-    Raises InputError for names of classes that are not as many as the first model has: which is which is not known.
+    Raises InputError for names of classes, or chosen folders, that are not as many as the classes of the first model:
+    which is which is not known.
     """
     if labels is None or (task.folders is None and not task.named):
         return ""
@@ -199,9 +202,14 @@ def _not_classes(outputs: Sequence[Tensor], labels: Tensor | None, task: Task) -
         raise InputError(
             f"the labels name {task.named} classes, and the first model has {classes}; give the numbers of the classes"
         )
-    if task.folders is None:
+    if task.folders is None or classes == task.folders:
         return ""
-    if classes == task.folders:
+    if task.chosen and classes is not None:
+        raise InputError(
+            f"the samples lie in {task.folders} folders, and the first model has {classes} classes; add an "
+            "empty folder for each class without a sample, or give the numbers of the classes"
+        )
+    if task.chosen:
         return ""
     return f"the {task.folders} folders of the samples are not taken for labels, since the first model has {has}"
 

@@ -26,8 +26,8 @@ from reparam.utils import (
     Shown,
     Stamp,
     as_path,
+    checked_call,
     describe_error,
-    describe_type,
     first_line,
     foreign_code,
     opened,
@@ -113,6 +113,7 @@ def _weights(module: nn.Module) -> Iterable[Tensor]:
     return (v for v in (*module.parameters(), *module.buffers()) if v.is_floating_point())
 
 
+@checked_call
 def load(
     model: str | Path | None,
     *,
@@ -151,8 +152,6 @@ def load(
     >>> tuple(loaded.module.weight.shape)
     (3, 2)
     """
-    if arch_args is not None and not isinstance(arch_args, Mapping):
-        raise InputError(f"arch_args is {describe_type(arch_args)}, not a mapping")
     with foreign_code(f"loading {model if model is not None else arch}", errors=True):
         if model is not None:
             if pretrained is not None:

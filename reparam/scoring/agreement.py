@@ -19,7 +19,7 @@ NAMED = 10  # samples that are named, of those whose class changed and of those 
 
 
 class UnlikeOutputsError(InputError):
-    """Two models give outputs that cannot be compared: of other shapes, or decisions beside scores."""
+    """Two models give outputs that cannot be compared: of other shapes, or decisions that are not those of scores."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ class Comparison:
     def add(self, names: Sequence[str], wanted: Sequence[Tensor], got: Sequence[Tensor]) -> None:
         """One batch. wanted, got: floating outputs (N, ...), or whole ones alone, which are taken for decisions.
 
-        Raises UnlikeOutputsError.
+        Where one model gives scores and the other decisions, the decisions are compared. Raises UnlikeOutputsError.
         """
+        wanted, got = _alike(wanted, got)
         if list(map(_kind, wanted)) != list(map(_kind, got)) or not wanted:
             shapes = [" ".join("x".join(map(str, v.shape)) for v in values) or "none" for values in (got, wanted)]
             kinds = [", ".join(dict.fromkeys(_kind(v)[0] for v in values)) or "outputs" for values in (got, wanted)]
@@ -147,6 +148,16 @@ class Comparison:
     def _error(self, mean: float) -> float:
         """Of a mean of squares the root; of decisions, where each is 0 or 1, the share that the mean is."""
         return mean if self.whole else math.sqrt(mean)
+
+
+def _alike(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The outputs; of scores beside what was decided of such scores, what both decide."""
+    a, b = decisions(wanted), decisions(got)
+    if a is None or b is None or a.shape != b.shape or len(wanted) != len(got):
+        return wanted, got
+    if wanted[0].is_floating_point() == got[0].is_floating_point():
+        return wanted, got
+    return [a, *wanted[1:]], [b, *got[1:]]
 
 
 def _kind(value: Tensor) -> tuple[str, list[int]]:

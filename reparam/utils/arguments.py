@@ -59,7 +59,7 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
             kinds, wanted = simple[name]
             if not isinstance(kwargs[name], kinds):
                 raise InputError(f"{name} is {describe_type(kwargs[name])}, not {wanted}")
-        named = in_words_of_python(function.__name__)
+        named = in_words_of_python(function.__name__, signature.parameters)
         with named, _turn, _without_warnings_of_torch(), memory_told(), on_the_cpu():
             if "progress" not in signature.parameters or kwargs.get("progress") is not None or not in_notebook():
                 return function(*args, **kwargs)

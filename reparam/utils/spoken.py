@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from reparam.errors import ReparamError
 
 _COMMAND_LINE = ContextVar("_COMMAND_LINE", default=False)
+_INSIDE = ContextVar("_INSIDE", default=False)  # of a function that words its errors
+_ARCHITECTURE = re.compile(r"--arch (\w+(?:\.\w+)*:\w+)")
+_ARGUMENTS = re.compile(r"--arch-args '(\{[^']*\})'")
 _OPTION = re.compile(r"(?<![\w-])--([a-z]\w*(?:-\w+)*)")
 _IMAGES = re.compile(r"--mean, --std and --size(,? or (with )?--config)?")
+_OF_LOAD = ("arch", "arch-args", "key", "prefix", "pretrained", "trust")
 _KEYWORDS = {"trust": "trust=True", "force": "force=True", "input-shape": "input_shapes", "calibrate": "data"}
 _OF_FUNCTIONS = {
     ("bench", "batch"): "batches",
@@ -35,21 +40,44 @@ def on_the_command_line() -> Iterator[None]:
 
 
 @contextmanager
-def in_words_of_python(function: str) -> Iterator[None]:
-    """Inside, an error of ours names the keywords of the function, unless the command line has called it."""
+def in_words_of_python(function: str, parameters: Collection[str]) -> Iterator[None]:
+    """Inside, an error of ours names the keywords of the function, unless the command line has called it.
+
+    parameters: those that the function has. Of functions that call each other, the outermost one is that which was
+    called, and words the error.
+    """
+    if _INSIDE.get():
+        yield
+        return
+    token = _INSIDE.set(True)
     try:
         yield
     except ReparamError as error:
         if not _COMMAND_LINE.get():
-            error.args = (keywords(str(error), function),)
+            error.args = (keywords(str(error), function, parameters),)
         raise
+    finally:
+        _INSIDE.reset(token)
 
 
-def keywords(text: str, function: str) -> str:
-    """The text with keywords in place of options: `give some with --data` becomes `give some with data`."""
-    text = _IMAGES.sub("preprocessing", text).replace("--arch module:name", 'arch="module:name"')
-    return _OPTION.sub(lambda found: _keyword(found[1], function), text)
+def keywords(text: str, function: str, parameters: Collection[str]) -> str:
+    """The text with keywords in place of options: `give some with --data` becomes `give some with data`.
+
+    How a file is opened is said to `reparam.load`, where the function has no parameter for it.
+    """
+    text = _ARCHITECTURE.sub(r'arch="\1"', _IMAGES.sub("preprocessing", text))
+    text = _ARGUMENTS.sub(_arguments, text)
+    return _OPTION.sub(lambda found: _keyword(found[1], function, parameters), text)
 
 
-def _keyword(option: str, function: str) -> str:
-    return _OF_FUNCTIONS.get((function, option)) or _KEYWORDS.get(option) or option.replace("-", "_")
+def _arguments(found: re.Match[str]) -> str:
+    try:
+        return f"arch_args={json.loads(found[1])!r}"
+    except ValueError:  # a file of that name
+        return found[0]
+
+
+def _keyword(option: str, function: str, parameters: Collection[str]) -> str:
+    plain = option.replace("-", "_")
+    word = _OF_FUNCTIONS.get((function, option)) or _KEYWORDS.get(option) or plain
+    return f"{word} of reparam.load" if option in _OF_LOAD and plain not in parameters else word

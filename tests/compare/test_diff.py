@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import reparam
 from reparam import conversion
@@ -71,6 +72,46 @@ def test_any_two_models_side_by_side(tmp_path: Path) -> None:
     assert found.to_dict()["counts"] == found.counts
     assert str(found).endswith(found.counted())
     assert "conv2d" in str(found)
+
+
+class Kinds(nn.Module):
+    """Layers and operators of the kinds that torch and ONNX write differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.LayerNorm(8, eps=1e-6)
+        self.wide = nn.Linear(8, 5)
+        self.token = nn.Parameter(torch.randn(1, 1, 5))
+        self.head = nn.Linear(85, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.max_pool2d(F.avg_pool2d(self.conv(x).relu(), 2), 3, stride=2, padding=1)
+        y = torch.cat((y, F.hardswish(y) * 2.5), 3)
+        y = y * F.hardsigmoid(F.adaptive_avg_pool2d(y, 1))
+        tokens = self.wide(self.norm(y.flatten(2).transpose(1, 2)))
+        tokens = torch.cat((self.token.expand(x.shape[0], -1, -1), tokens[:, :16]), 1)
+        last: Tensor = self.head(tokens.flatten(1)).clamp(0, 6).softmax(1)
+        return last
+
+
+def test_a_program_is_aligned_with_its_onnx_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Kinds().eval(), torch.randn(2, 3, 16, 16)
+    reparam.convert(net, x).save(tmp_path / "net.pt2")
+    reparam.export(net, x, path=tmp_path / "net.onnx")
+    found = reparam.diff(tmp_path / "net.pt2", tmp_path / "net.onnx")
+    other = [(r.status, r.left and r.left.op, r.right and r.right.op) for r in found.rows if r.status != "same"]
+    assert other == [
+        ("added", None, "reshape"),  # the simplifier makes rows of the tokens, for which ONNX has a layer with a bias
+        ("changed", "linear(5x8, bias)", "linear(5x8, bias)"),
+        ("added", None, "reshape"),
+        ("changed", "slice(dim=1, start=0, end=16)", "slice(1)"),
+    ]
+    with torch.no_grad():
+        net.conv.bias += 1
+    reparam.convert(net, x).save(tmp_path / "other.pt2")
+    assert reparam.diff(tmp_path / "other.pt2", tmp_path / "net.onnx").counts["weights"] == 1
 
 
 def test_what_cannot_be_aligned(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shlex
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +64,8 @@ def test_arguments_that_are_given_are_not_changed_but_told(args: dict[str, Any],
     path = saved(net, tmp_path)
     with pytest.raises(InputError, match="wrong shape") as error:
         load(path, arch=SMALL, arch_args=args)
-    words = shlex.split(str(error.value).partition("it fits with ")[2])
-    assert words[0] == "--arch-args"
-    assert load(path, arch=SMALL, arch_args=json.loads(words[1])).notes == ()
+    given = ast.literal_eval(str(error.value).partition("it fits with arch_args=")[2])
+    assert load(path, arch=SMALL, arch_args=given).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +79,7 @@ def test_arguments_that_are_given_are_not_changed_but_told(args: dict[str, Any],
 def test_a_head_that_was_replaced_is_named(head: nn.Module, tmp_path: Path) -> None:
     net = build_architecture(SMALL).module
     net.fc = head
-    with pytest.raises(InputError, match=r"its 'fc' was replaced by other layers.*--arch package\.module:function"):
+    with pytest.raises(InputError, match=r'its .fc. was replaced by other layers.*arch="package\.module:function"'):
         load(saved(net, tmp_path), arch=SMALL)
 
 
@@ -89,7 +87,7 @@ def test_another_network_is_not_made_to_fit(tmp_path: Path) -> None:
     state = build_architecture("timm/test_resnet").module.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith(("layer4", "fc"))}
     torch.save(state, tmp_path / "net.pt")
-    with pytest.raises(InputError, match="name the right architecture with --arch"):
+    with pytest.raises(InputError, match="name the right architecture with arch, or its arguments with arch_args"):
         load(tmp_path / "net.pt", arch=SMALL)
 
 
@@ -101,7 +99,7 @@ def test_another_network_is_not_made_to_fit(tmp_path: Path) -> None:
     [
         (["torchvision", "timm"], "torchvision and timm are missing, whose .*; install reparam[zoo] (pip install"),
         (["timm"], "those of timm were not, since it is missing: install reparam[zoo]"),
-        ([], "is not among the 1 candidates that were compared; give it with --arch"),
+        ([], "is not among the 1 candidates that were compared; give it with arch, a network"),
     ],
 )
 def test_what_is_missing_is_named(

@@ -168,7 +168,7 @@ def test_another_number_of_classes_is_inferred_or_suggested(tmp_path: Path) -> N
     with pytest.raises(InputError) as error:
         load(path, arch=SPEC, arch_args={"num_classes": 1000})
     assert "wrong shape fc.weight (1000, 96), the file has (10, 96)" in str(error.value)
-    assert """it fits with --arch-args '{"num_classes": 10}'""" in str(error.value)
+    assert "it fits with arch_args={'num_classes': 10}" in str(error.value)
 
 
 def test_twins_are_told_from_other_names_of_the_same_network(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ class Touch:
 def test_a_pickle_that_runs_code_is_refused_with_what_it_would_run(new_format: bool, state, tmp_path: Path) -> None:
     marker, path = tmp_path / "marker", tmp_path / "evil.pt"
     torch.save({"state_dict": state, "x": Touch(marker)}, path, _use_new_zipfile_serialization=new_format)
-    with pytest.raises(UnsafeFileError, match=r"would run .*pathlib.*--trust"):
+    with pytest.raises(UnsafeFileError, match=r"would run .*pathlib.*trust=True"):
         load(path, arch=SPEC)
     assert not marker.exists()
     load(path, arch=SPEC, trust=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,10 @@ def test_label_maps_of_a_folder_give_the_intersection_over_union(tmp_path: Path)
         (("--data", "digits", "--runtime", "openvino"), "--runtime is for times alone"),
         (("--data", "digits"), "digits holds images, but how this network wants them is not known"),
         (("--data", "calibrate.npy", "--labels", "folders"), "calibrate.npy is no folder of images"),
+        (
+            ("--data", "calibrate.npy", "--mean", "0.5", "--std", "0.5"),
+            "calibrate.npy holds samples as they go in, and --mean and --std would change images alone",
+        ),
         (("--data", "calibrate.npy", "--metric", "nothing"), "'nothing' is not a metric; write package.module:name"),
         (("--data", "calibrate.npy", "--metric", "json:nothing"), "module 'json' has no metric 'nothing'; the nearest"),
         (
@@ -274,6 +279,24 @@ def test_lines_that_are_no_labels(text: str, message: str) -> None:
     Path("l.txt").write_bytes(text.encode(errors="surrogateescape"))
     words = ("bench", "fused.onnx", "--data", "digits", *FAST, "--labels", "l.txt")
     assert refuse(2, *words).startswith(message)
+
+
+def test_folders_that_are_not_all_classes_are_no_labels(tmp_path: Path) -> None:
+    shutil.copytree("digits", tmp_path / "digits")
+    shutil.rmtree(tmp_path / "digits" / "3")
+    words = ("bench", "fused.onnx", "--data", str(tmp_path / "digits"), *FAST, "--labels", "folders")
+    told = "the samples lie in 9 folders, and the first model has 10 classes; add an empty folder for each class"
+    assert refuse(2, *words).startswith(told)
+    (tmp_path / "digits" / "3").mkdir()
+    table = reparam.bench(["fused.onnx"], data=tmp_path / "digits", labels="folders", options=options())
+    assert table.models[0].score is not None and table.models[0].score.value > 0.8
+
+
+def test_labels_that_are_not_those_of_the_folders_are_told() -> None:
+    classes = [int(f.parent.name) for f in sorted(Path("digits").rglob("*.png"))]
+    for labels, note in ((classes, ""), ([9, *classes[1:]], "1 of 200 labels are not those of the folders; the")):
+        table = reparam.bench(["fused.onnx"], data="digits", labels=labels, options=options())
+        assert table.data is not None and table.data.note.startswith(note) and bool(table.data.note) == bool(note)
 
 
 # ---- what samples tell -----------------------------------------------------------------------------------------------

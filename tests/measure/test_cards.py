@@ -107,7 +107,7 @@ def test_the_manifest_tells_python_too(here: Path) -> None:
     assert table.data is not None and table.data.images == HOW
     assert table.models[0].score == table.models[1].score
     Path("fused.onnx.json").unlink()
-    with pytest.raises(InputError, match=r"give it with arch, a network of your own as arch=\"module:name\""):
+    with pytest.raises(InputError, match=r"arch of reparam\.load, a network of your own as arch=\"module:name\""):
         reparam.bench(["base.pt", "fused.onnx"], data="digits", options=quick)
 
 

@@ -90,6 +90,13 @@ def test_outputs_that_are_decisions_are_compared_as_such() -> None:
     assert (maps.share, maps.error, maps.changed) == (0.75, 0.25, 0)
 
 
-def test_decisions_are_not_compared_with_scores() -> None:
-    with pytest.raises(InputError, match="b gives decisions of 2, where the first model gives floating outputs of 2x4"):
-        compare(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
+def test_decisions_beside_scores_are_compared_with_what_the_scores_decide() -> None:
+    scores, classes = torch.eye(4), torch.tensor([0, 1, 2, 0], dtype=torch.int32)
+    for a, b in ((scores, classes), (classes, scores)):
+        found = compare(a, b)
+        assert (found.share, found.error, found.changed, found.whole) == (0.75, 0.25, 1, True)
+
+
+def test_decisions_that_scores_do_not_give_are_not_compared_with_them() -> None:
+    with pytest.raises(InputError, match="b gives decisions of 2x4, where the first model gives floating outputs"):
+        compare(torch.zeros(2, 4), torch.zeros(2, 4, dtype=torch.int64))

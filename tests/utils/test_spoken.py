@@ -10,7 +10,7 @@ from reparam.utils.spoken import keywords
 
 
 @pytest.mark.parametrize(
-    ("function", "text", "told"),
+    ("call", "text", "told"),
     [
         ("bench", "give some with --data; or --max-drop 1", "give some with data; or max_drop 1"),
         ("bench", "pass it with --input-shape, for example", "pass it with input_shapes, for example"),
@@ -18,15 +18,41 @@ from reparam.utils.spoken import keywords
         ("export", "give some with --calibrate", "give some with calibration"),
         ("prune", "give some with --calibrate", "give some with data"),
         ("bench", "--runtime is for times alone; see --batch", "where.runtimes is for times alone; see batches"),
-        ("convert", "or pass --trust if; --force overwrites it", "or pass trust=True if; force=True overwrites it"),
+        (
+            "convert(trust)",
+            "or pass --trust if; --force overwrites it",
+            "or pass trust=True if; force=True overwrites it",
+        ),
+        (
+            "prune",
+            "give it with --arch, or pass --trust",
+            "give it with arch of reparam.load, or pass trust=True of reparam.load",
+        ),
+        ("load(arch, arch_args)", "it fits with --arch-args '{\"a\": true}'", "it fits with arch_args={'a': True}"),
         ("verify", "a network of your own as --arch module:name", 'a network of your own as arch="module:name"'),
         ("bench", "say it with --mean, --std and --size or --config, or", "say it with preprocessing, or"),
         ("bench", "say how with --mean, --std and --size, or with --config", "say how with preprocessing"),
         ("convert", "a -- b, x--y, ---z and a-b", "a -- b, x--y, ---z and a-b"),
     ],
 )
-def test_keywords_stand_for_options(function: str, text: str, told: str) -> None:
-    assert keywords(text, function) == told
+def test_keywords_stand_for_options(call: str, text: str, told: str) -> None:
+    function, _, parameters = call.partition("(")
+    assert keywords(text, function, parameters.removesuffix(")").split(", ")) == told
+
+
+def test_the_function_that_was_called_words_the_error() -> None:
+    @checked_call
+    def load(*, arch: str = "") -> None:
+        raise InputError(f"give {arch} with --arch")
+
+    @checked_call
+    def prune() -> None:
+        load(arch="it")
+
+    with pytest.raises(InputError, match=r"^give it with arch$"):
+        load(arch="it")
+    with pytest.raises(InputError, match=r"^give it with arch of reparam\.load$"):
+        prune()
 
 
 def test_the_command_line_keeps_its_own() -> None:

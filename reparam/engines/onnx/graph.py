@@ -45,7 +45,7 @@ def graph_of(program: Program) -> ir.Model:
     from .attention import with_settled_attention
     from .cleanup import simplified, strip
     from .free_sizes import for_free_sizes
-    from .naming import name_inputs, name_nodes, name_outputs, name_sizes
+    from .naming import name_by_weights, name_inputs, name_nodes, name_outputs, name_sizes
 
     program = with_settled_attention(for_free_sizes(program))
     _refuse_constants(program)
@@ -58,7 +58,9 @@ def graph_of(program: Program) -> ir.Model:
     name_sizes(model.graph)
     name_outputs(model.graph, program)
     name_inputs(model.graph, program)
-    return simplified(model)
+    simple = simplified(model)
+    name_by_weights(simple.graph)
+    return simple
 
 
 def _is_nearly_nothing(program: Program, node: torch.fx.Node) -> bool:

@@ -20,6 +20,7 @@ from reparam.utils import name_complaint
 from .values import Dims, has_branches, sizes_of
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note on a node: the modules that it lies in, and the call
+NOWHERE = "_empty_nn_module_stack_from_metadata_hook"  # what it says of a node that lies in no module
 
 
 def name_nodes(graph: ir.Graph) -> None:
@@ -27,10 +28,23 @@ def name_nodes(graph: ir.Graph) -> None:
     taken: Counter[str] = Counter()
     for node in graph:
         layers = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))[:-1]  # the last is the call itself
-        path = layers[-1] if layers else ""
+        path = layers[-1] if layers and layers[-1] != NOWHERE else ""
         stem = f"{path}/{node.op_type}" if path else node.op_type
         taken[stem] += 1
         node.name = stem if taken[stem] == 1 else f"{stem}_{taken[stem] - 1}"
+
+
+def name_by_weights(graph: ir.Graph) -> None:
+    """Nodes of no known layer are called by the owner of their first weight: those of a program that has forgotten its
+    modules, and those that the simplifier made of several.
+    """
+    taken = {str(node.name) for node in graph}
+    for node in graph:
+        weights = [str(v.name) for v in node.inputs if v is not None and v.is_initializer()]
+        owner = next((o for w in weights if (o := w.rpartition(".")[0])), "")
+        if owner and "/" not in str(node.name):
+            node.name = _unused(f"{owner}/{node.op_type}", taken)
+            taken.add(node.name)
 
 
 def name_sizes(graph: ir.Graph) -> None:
