@@ -104,8 +104,8 @@ def _rule(module: ModuleType, options: Mapping[str, Any]) -> Rule[Any]:
 def phases_of(target: str, options: PlainOptions = DEFAULTS) -> tuple[Phase, ...]:
     """The phases of a target: `fused`, `plain`, or `as-is`, which has none. Raises InputError for another."""
     targets = {"fused": FUSED, "plain": FUSED | PLAIN, "as-is": {}}
-    if target not in targets:
-        raise InputError(f"unknown target '{target}'; choose from {', '.join(targets)}")
+    if not isinstance(target, str) or target not in targets:
+        raise InputError(f"unknown target '{str(target)[:60]}'; choose from {', '.join(targets)}")
     return _phases(targets[target], asdict(options))
 
 

@@ -250,7 +250,8 @@ class _Run:
             else:
                 captured = capture(model, example_inputs, dynamic=dynamic)
             if isinstance(model, ImportedModel):
-                captured = replace(captured, program=with_labels(captured.program, model.labels))
+                labels = model.labels(s.name for s in captured.program.inputs)
+                captured = replace(captured, program=with_labels(captured.program, labels))
             captured = keep_outputs(captured, self.outputs)
         self._tell("capture", 1, 1)
         refuse_broken_weights(captured.program)

@@ -50,10 +50,12 @@ class PlainOptions:
         found = _SPLIT.fullmatch(str(self.carry))
         if self.carry not in CARRY and (found is None or int(found[1]) < 2):
             ways = ", ".join(CARRY)
-            raise InputError(f"unknown carry '{self.carry}'; choose from {ways} or split=G, with G = 2, 3, ...")
+            raise InputError(
+                f"unknown carry '{str(self.carry)[:60]}'; choose from {ways} or split=G, with G = 2, 3, ..."
+            )
         for name, choice, choices in (("max_pool", self.max_pool, MaxPool), ("signed", self.signed, Signed)):
             if choice not in list(choices):
-                raise InputError(f"unknown {name} '{choice}'; choose from {', '.join(choices)}")
+                raise InputError(f"unknown {name} '{str(choice)[:60]}'; choose from {', '.join(choices)}")
 
     @property
     def slices(self) -> int | None:

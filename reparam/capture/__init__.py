@@ -5,6 +5,7 @@ is refused with the line of the model.
 from .free_axes import frees_batch, read_axes, without_batch
 from .fresh import Outside, fresh_copy
 from .outputs import keep_outputs
+from .places import line_of
 from .steps import Captured, from_exported
 from .torch_export import batch_of, capture, evaluation_mode
 
@@ -18,6 +19,7 @@ __all__ = [
     "fresh_copy",
     "from_exported",
     "keep_outputs",
+    "line_of",
     "read_axes",
     "without_batch",
 ]

@@ -21,6 +21,10 @@ Wanted = list[dict[int, str]]  # for each tensor among the arguments, what its f
 def read_axes(dynamic: Any) -> tuple[str, ...]:
     """The names of free axes; one text may hold several, as on the command line. Raises InputError."""
     if isinstance(dynamic, Mapping):
+        if odd := next((v for v in dynamic.values() if not isinstance(v, Mapping)), None):
+            raise InputError(
+                f"dynamic holds {describe_type(odd)} for an input; name its axes, as in {{'x': {{1: 'n'}}}}"
+            )
         dynamic = [f"{name}:{i}={label}" for name, axes in dynamic.items() for i, label in dict(axes).items()]
     names = dynamic.split(",") if isinstance(dynamic, str) else dynamic
     if not isinstance(names, Sequence):

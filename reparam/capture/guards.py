@@ -24,6 +24,8 @@ from reparam.utils import axis_name
 
 from .places import is_ours
 
+USUAL = 16  # a size beside those
+_ASSERTS = re.compile(r"(assert\b|([\w.]+\.)?_?assert\w*\()[^;]*$")
 PROBES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 48, 64, 81, 97, 128, 224, 256, 512, 1000)
 
 
@@ -96,8 +98,12 @@ class SizeGuard:
 
     @property
     def binds(self) -> bool:
-        """Whether some size that an input may have breaks it."""
-        return any(not self.holds([n] * len(self.axes)) for n in PROBES)
+        """Whether some sizes that inputs may have break it: equal ones, or one that is unlike the others."""
+        count = len(self.axes)
+        sizes = [[n] * count for n in PROBES]
+        if count > 1:
+            sizes += [[n if j == i else USUAL for j in range(count)] for i in range(count) for n in PROBES]
+        return any(not self.holds(s) for s in sizes)
 
 
 def size_guards(exported: torch.export.ExportedProgram, labels: Labels = MappingProxyType({})) -> list[SizeGuard]:
@@ -129,8 +135,8 @@ def _read(guard: Any, symbols: Sequence[Any], axes: Sequence[Axis]) -> SizeGuard
         )
     line = (frame.line or "").strip()
     place = f"{frame.filename}:{frame.lineno}" + (f" `{line}`" if line else "")
-    theirs = not is_ours(frame.filename)
-    return SizeGuard(tuple(axes), names, _readable(guard.expr, symbols, axes), place, theirs, "assert" in line, holds)
+    theirs, asserted = not is_ours(frame.filename), _ASSERTS.match(line) is not None
+    return SizeGuard(tuple(axes), names, _readable(guard.expr, symbols, axes), place, theirs, asserted, holds)
 
 
 def _axes_of_symbols(exported: torch.export.ExportedProgram, env: Any, labels: Labels) -> dict[str, Axis]:

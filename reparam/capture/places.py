@@ -39,13 +39,13 @@ def is_ours(file: str) -> bool:
 
 
 def line_of(node: fx.Node) -> Line | None:
-    """The innermost line of the model that made a node, as torch noted it; None where it noted none.
+    """The innermost line of the model that made a node, as torch noted it, in a program too; None where it noted none.
 
     Code that torch has generated counts only where there is no other.
     """
     found = [
         Line(m["file"], int(m["number"]), m["name"], (m["code"] or "").strip())
-        for m in _FRAME.finditer(str(node.meta.get("stack_trace") or ""))
+        for m in _FRAME.finditer(str(node.meta.get("stack_trace") or node.meta.get("stack") or ""))
     ]
     theirs = [line for line in reversed(found) if not is_ours(line.file)]
     line = next((line for line in theirs if not line.file.startswith("<eval_with_key>")), next(iter(theirs), None))

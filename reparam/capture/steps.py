@@ -185,9 +185,9 @@ def drop_asserts(draft: Draft) -> Draft:
 
 
 def keep_places(draft: Draft) -> Draft:
-    """Of all that torch notes at a node, its value and the path of its module are kept."""
+    """Of all that torch notes at a node, its value, the path of its module and the lines that made it are kept."""
     for node in draft.graph.nodes:
-        node.meta = {"val": node.meta.get("val"), "module": module_path(node)}
+        node.meta = {"val": node.meta.get("val"), "module": module_path(node), "stack": node.meta.get("stack_trace")}
     return draft
 
 

@@ -67,7 +67,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
         example_inputs = _beside_the_weights(module, example_inputs)
         try:
             with Outside(module).kept():
-                return _capture(fresh_copy(module), example_inputs, axes)
+                return _capture(_without_empty_buffers(fresh_copy(module)), example_inputs, axes)
         except EndedError:
             raise
         except CaptureError:
@@ -170,6 +170,19 @@ def _export(
 def batch_of(args: Sequence[Any]) -> int:
     """The samples of example inputs: the first size of the first tensor, or 1 where none has a size."""
     return next((int(v.shape[0]) for v in pytree.tree_leaves(tuple(args)) if isinstance(v, Tensor) and v.dim()), 1)
+
+
+def _without_empty_buffers(module: nn.Module) -> nn.Module:
+    """The module with plain attributes in place of buffers that are None.
+
+    torch.export takes a tensor that is assigned to such a buffer (a grid that is made on the first run) for a write to
+    another one.
+    """
+    for part in module.modules():
+        for name in [n for n, value in part._buffers.items() if value is None]:
+            del part._buffers[name]
+            vars(part)[name] = None
+    return module
 
 
 def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:

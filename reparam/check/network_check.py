@@ -35,7 +35,7 @@ from reparam.utils import dtype_name, first_line
 from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
 from .input_plan import Plan, plans_of
 from .judge import Judge
-from .path_error import PathError, captured_stops, path_error
+from .path_error import PathError, captured_stops, path_error, shape_of_first
 from .values import all_finite, largest_difference
 
 _log = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ class _Check:
             raise
         except Exception as error:
             if plan.sizes:
-                what = f"the model does not run on inputs of shape {_shape_of(values)}: {first_line(error)}"
+                what = f"the model does not run on inputs of shape {shape_of_first(values)}: {first_line(error)}"
                 raise path_error(self.original, what, plan.sizes) from error
             raise _does_not_run(error) from error
 
@@ -304,13 +304,11 @@ class _Check:
         """Where the captured original is not the model either, no rewrite is to blame."""
         if captured is None:
             self._refuse_float64(found.values)
-        shape = _shape_of(found.values)
-        if captured is None:
-            return captured_stops(self.original, shape, plan.sizes)
+            return captured_stops(self.original, found.values, plan.sizes)
         return path_error(
             self.original,
-            f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured "
-            "graph computes something else there",
+            f"the model takes another path for inputs of shape {shape_of_first(found.values)} than the one that was "
+            "traced: the captured graph computes something else there",
             plan.sizes,
         )
 
@@ -337,10 +335,6 @@ class _Check:
             "functions there",
             changed,
         )
-
-
-def _shape_of(values: Feed) -> str:
-    return "x".join(str(n) for n in next(v.shape for v in values if isinstance(v, Tensor)))
 
 
 def not_finite_in(dtype: str) -> InputError:
@@ -372,7 +366,7 @@ def check_emitted(
             if (r.unclaimed or r.plan.sizes) and evaluate_where_it_runs(original, r.values) is None:
                 if r.unclaimed:  # the rewrites made it run there, and nothing is said of that size
                     continue
-                raise captured_stops(original, _shape_of(r.values), r.plan.sizes) from e
+                raise captured_stops(original, r.values, r.plan.sizes) from e
             raise InputError(f"this machine cannot run the network in {name}: {first_line(e)}") from e
         add_spreads(outputs, r.truth, old, new, r.inputs)
     worst = max(outputs, key=lambda o: o.ratio(floor), default=None)

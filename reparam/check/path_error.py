@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor, fx
+
+from reparam.capture import line_of
 from reparam.errors import CaptureError
-from reparam.ir import Program
+from reparam.ir import Feed, Program, evaluate
 from reparam.utils import axis_name
 
 
@@ -32,11 +35,30 @@ def path_error(original: Program, message: str, sizes: Mapping[str, int]) -> Pat
     return PathError(message, names)
 
 
-def captured_stops(original: Program, shape: str, sizes: Mapping[str, int]) -> PathError:
-    """What to raise where the captured graph does not run at a size at which the model does."""
+def captured_stops(original: Program, values: Feed, sizes: Mapping[str, int]) -> PathError:
+    """What to raise where the captured graph does not run at a size at which the model does.
+
+    values: such inputs, in float64. The error names the line of the model at which the graph stops.
+    """
     return path_error(
         original,
-        f"the model takes another path for inputs of shape {shape} than the one that was traced: the captured graph "
-        "does not run there",
+        f"the model takes another path for inputs of shape {shape_of_first(values)} than the one that was traced: the "
+        f"captured graph does not run there{_where_it_stops(original, values)}",
         sizes,
     )
+
+
+def shape_of_first(values: Feed) -> str:
+    """`2x3x8x8`, the shape of the first tensor."""
+    return "x".join(str(n) for n in next(v.shape for v in values if isinstance(v, Tensor)))
+
+
+def _where_it_stops(original: Program, values: Feed) -> str:
+    done: list[fx.Node] = []
+    try:
+        evaluate(original, values, observe=lambda node, value: done.append(node))
+    except Exception:  # of any kind, and only to see where
+        calls = [n for n in original.graph.nodes if n.op == "call_function"]
+        line = line_of(calls[len(done)])
+        return f", and stops at {line}" if line is not None else ""
+    return ""

@@ -18,7 +18,8 @@ from reparam.ir import Feed, InputSpec, Program, random_input
 from reparam.loading import LoadedModel
 
 LARGEST = 256  # sides above are not made larger still
-VARIANTS = ((48, 2), (81, 3), (53, 5))  # a side that is even, odd, prime, and the batch beside it
+GROWN = 32  # what sides are made larger by, beside by one
+VARIANTS = ((48, 2), (81, 3), (53, 5), (3, 7))  # a side that is even, odd, prime, small, and the batch beside it
 
 
 def difference_at_sizes(
@@ -41,16 +42,34 @@ def difference_at_sizes(
 
 
 def _variants(inputs: Sequence[InputSpec]) -> Iterator[tuple[InputSpec, ...]]:
-    """The inputs with other batches, and with other sides where they have any."""
+    """The inputs with other batches, with other sides where they have any, and with sequences of other lengths."""
     sides = [n for s in inputs for n in s.shape[2:] if s.dtype.is_floating_point and isinstance(n, int)]
     if not sides:
         for batch in (1, 3, 7):
             yield tuple(_sized(s, None, batch) for s in inputs)
-        return
-    if max(sides) <= LARGEST:
-        yield tuple(_sized(s, 1, 1, grown=True) for s in inputs)
-    for side, batch in VARIANTS:
-        yield tuple(_sized(s, side, batch) for s in inputs)
+    else:
+        grows = max(sides) <= LARGEST
+        if grows:
+            yield tuple(_sized(s, 1, 1, grown=True) for s in inputs)
+        for side, batch in VARIANTS:
+            yield tuple(_sized(s, side, batch) for s in inputs)
+        if grows:
+            yield tuple(_sized(s, GROWN, 1, grown=True) for s in inputs)
+    if any(map(_is_sequence, inputs)):
+        for length, batch in VARIANTS:
+            yield tuple(_of_length(s, length, batch) for s in inputs)
+
+
+def _is_sequence(spec: InputSpec) -> bool:
+    """Whether axis 1 may be a length: of tokens (N, L), or of vectors (N, L, C)."""
+    return len(spec.shape) == (3 if spec.dtype.is_floating_point else 2)
+
+
+def _of_length(spec: InputSpec, length: int, batch: int) -> InputSpec:
+    if not spec.shape:
+        return spec
+    rest = (length, *spec.shape[2:]) if _is_sequence(spec) else spec.shape[1:]
+    return dataclasses.replace(spec, shape=(batch, *rest))
 
 
 def _sized(spec: InputSpec, side: int | None, batch: int, *, grown: bool = False) -> InputSpec:

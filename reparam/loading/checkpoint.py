@@ -187,12 +187,19 @@ def _read_pickle(file: IO[bytes], path: Path, *, trust: bool = False, mmap: bool
                     return torch.load(path_of(file), map_location="cpu", weights_only=True, mmap=True)
                 return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
+        reason = one_line(_reason(error))
         if trust and isinstance(error, AttributeError | ImportError):
             raise InputError(f"{path} needs Python code that is not here ({reason}); run in its folder") from error
         raise InputError(
             f"{path} is not a checkpoint, or is damaged ({reason[:200]}); copy or save it again"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch says, without its advice to read the file by means that run code."""
+    text = str(error).strip()
+    _, _, inner = text.rpartition("WeightsUnpickler error: ")
+    return (inner.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _from_object(value: Any, path: Path, want: Want) -> Checkpoint:

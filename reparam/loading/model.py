@@ -25,6 +25,7 @@ from reparam.utils import (
     Shapes,
     Shown,
     Stamp,
+    as_path,
     checked_call,
     describe_error,
     first_line,
@@ -155,7 +156,7 @@ def load(
         if model is not None:
             if pretrained is not None:
                 raise InputError(f"--pretrained takes published weights in place of {model}; leave out one of them")
-            return _load(Path(model), arch, arch_args or {}, trust=trust, want=Want(key, prefix))
+            return _load(as_path(model, "the model"), arch, arch_args or {}, trust=trust, want=Want(key, prefix))
         if arch is None:
             raise InputError("there is nothing to load; give a checkpoint, or an architecture with --arch")
         if key is not None or prefix is not None:

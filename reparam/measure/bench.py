@@ -17,6 +17,7 @@ from reparam.data import FOLDERS, Preprocessing, Samples, class_folders
 from reparam.engines import (
     HeldOut,
     OnSamples,
+    Runnable,
     check_metric,
     check_points,
     drop_of,

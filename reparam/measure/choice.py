@@ -45,7 +45,7 @@ def choose(
     """The choice among the models of `drops`, whose first is the one that the others are compared with.
 
     drops: by how much each is worse in `figure` than the first. rows: the times at one batch. copies: models of which a
-    copy was run, and which are not chosen where there are others. Raises InputError for a gate on what was not measured.
+    copy was run, which are not chosen where there are others. Raises InputError for a gate on what was not measured.
     """
     if max_drop is None and not fastest:
         return None

@@ -6,7 +6,7 @@ so that torch.export sees a network whose free axes are free.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,12 @@ class ImportedModel(fx.GraphModule):
         """What its parameters are called, which is what the file calls its inputs where Python has such names."""
         return tuple(str(n.target) for n in self.graph.nodes if n.op == "placeholder")
 
-    @property
-    def labels(self) -> dict[str, str]:
-        """The file's own name for each input that is called otherwise here."""
-        pairs = zip(self.input_names, self.ports, strict=True)
-        return {name: port.name for name, port in pairs if name != port.name}
+    def labels(self, names: Iterable[str]) -> dict[str, str]:
+        """The file's own name for each input that is called otherwise in a program of it.
+
+        names: what the program calls its inputs, in order; torch spells them in small letters.
+        """
+        return {name: port.name for name, port in zip(names, self.ports, strict=True) if name != port.name}
 
     @property
     def input_shapes(self) -> Shapes | None:

@@ -6,6 +6,7 @@ weights tell it. All names come from a file, so only what is plain is kept of th
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Container, Iterable
 
@@ -59,7 +60,11 @@ def free_path(path: str, taken: Container[str]) -> str:
 
 
 def identifier(name: str, taken: Container[str]) -> str:
-    """A name as a parameter of a function; as it is where Python allows it."""
+    """A name as a parameter of a method; as it is where Python and the source that is written allow it."""
     plain = name if name.isascii() and name.isidentifier() else re.sub(r"\W", "_", name, flags=re.ASCII)[:60]
-    plain = plain if plain.isidentifier() else f"input_{plain}" if plain.strip("_") else "input"
+    core = plain.strip("_")
+    if not core:
+        plain = "input"
+    elif not plain.isidentifier() or keyword.iskeyword(plain) or plain == "self" or plain.startswith("__"):
+        plain = f"input_{core}"
     return unused_name(plain, taken)

@@ -7,7 +7,8 @@ import inspect
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections import abc
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -23,6 +24,11 @@ from .text import describe_type
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_SIMPLE: Mapping[object, tuple[tuple[type, ...], str]] = {  # what annotations of keywords ask for, and in words
+    "bool": ((int,), "True or False"),  # 0 and 1 too
+    "str | None": ((str, type(None)), "a text"),
+    "Mapping[str, Any] | None": ((abc.Mapping, type(None)), "a mapping"),
+}
 LAST_SEED = 2**63 - 1
 _turn = threading.RLock()  # torch traces one model at a time, and default dtypes are those of all threads
 
@@ -36,6 +42,7 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
     Arguments that it does not have, or that are missing, are an InputError that names those it has.
     """
     signature = inspect.signature(function)
+    simple = {n: _SIMPLE[p.annotation] for n, p in signature.parameters.items() if p.annotation in _SIMPLE}
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -48,6 +55,10 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
             raise InputError(
                 f"{function.__name__}() {error}{how}; the keywords that it takes are {', '.join(names)}"
             ) from None
+        for name in simple.keys() & kwargs.keys():
+            kinds, wanted = simple[name]
+            if not isinstance(kwargs[name], kinds):
+                raise InputError(f"{name} is {describe_type(kwargs[name])}, not {wanted}")
         named = in_words_of_python(function.__name__, signature.parameters)
         with named, _turn, _without_warnings_of_torch(), memory_told(), on_the_cpu():
             if "progress" not in signature.parameters or kwargs.get("progress") is not None or not in_notebook():

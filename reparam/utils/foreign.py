@@ -40,10 +40,11 @@ def foreign_code(doing: str, kind: type[ReparamError] = EndedError, *, errors: b
     code become an InputError.
 
     An interruption passes, and so does what a copy of the process does that the code has made: it ends with the block.
+    The current folder is that of before, so that what is written afterwards is where it was asked for.
     """
     process = os.getpid()
     try:
-        with refused_exits(), _known_interruptions(), memory_told(doing):
+        with _same_folder(), refused_exits(), _known_interruptions(), memory_told(doing):
             yield
     except BaseException as error:
         _end_copy(process, error)
@@ -59,6 +60,21 @@ def foreign_code(doing: str, kind: type[ReparamError] = EndedError, *, errors: b
         raise kind(f"{doing} was ended by {_name(error)}{at}; the code of a model must return") from error
     else:
         _end_copy(process, None)
+
+
+@contextlib.contextmanager
+def _same_folder() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # of a folder that is gone
+            before = os.getcwd()
+            stack.callback(_back_to, before)
+        yield
+
+
+def _back_to(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        if os.getcwd() != folder:
+            os.chdir(folder)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reparam.errors import visible
+from reparam.errors import ReparamError, visible
 
 
 def one_line(text: str) -> str:
@@ -15,9 +15,16 @@ def visible_lines(text: str) -> str:
     return "\n".join(visible(line.replace("\t", "    ")) for line in text.split("\n"))
 
 
+MOST_OF_ERRORS = 400  # characters that are quoted of an error
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that holds anything, else its kind; also where its own code fails."""
-    return next((line.strip() for line in _message(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's message that holds anything, else its kind; also where its own code fails.
+
+    Of a long line (some list all sizes), the beginning.
+    """
+    line = next((line.strip() for line in _message(error).splitlines() if line.strip()), type(error).__name__)
+    return line if isinstance(error, ReparamError) or len(line) <= MOST_OF_ERRORS else f"{line[:MOST_OF_ERRORS]}…"
 
 
 def describe_error(error: BaseException) -> str:

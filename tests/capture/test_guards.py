@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -96,6 +97,65 @@ def test_multiply_accumulates_are_those_of_one_sample_where_the_batch_is_fixed()
     assert free.report.before.macs == fixed.report.before.macs == 9
 
 
+RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "higher": lambda h, w: h >= w,
+    "wider": lambda h, w: w >= h,
+    "sum": lambda h, w: (h + w) % 2 == 0,
+    "twice": lambda h, w: h < 2 * w,
+    "remainder": lambda h, w: h % w == 0,
+    "far": lambda h, w: h <= w + 100,
+}
+
+
+@given(
+    relation=st.sampled_from(sorted(RELATIONS)),
+    size=st.integers(8, 20),
+    factor=st.floats(1e-7, 2.0),
+    swapped=st.booleans(),
+)
+@settings(deadline=None)
+def test_a_question_about_two_sizes_is_refused_although_all_squares_answer_alike(
+    relation: str, size: int, factor: float, swapped: bool
+) -> None:
+    """However little the other path would change: it is the guard that tells."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        asked = RELATIONS[relation](w, h) if swapped else RELATIONS[relation](h, w)
+        return m.conv(x) * (1.0 if asked else 1 + factor)
+
+    net = healthy(Lambda(forward, conv=nn.Conv2d(3, 4, 3, padding=1))).float()
+    with pytest.raises(CaptureError, match=r"cannot stay free: the model asks whether .* at .*test_guards\.py:\d+"):
+        convert(net, torch.randn(2, 3, size, size), dynamic=ALL)
+
+
+@pytest.mark.parametrize("line", ["assert_sizes", "comment"])
+def test_a_line_that_only_speaks_of_an_assertion_is_a_branch(line: str) -> None:
+    class Speaks(PadsOdd):
+        def forward(self, x: Tensor) -> Tensor:
+            height = x.shape[-2]
+            if line == "comment":
+                return self.conv(x) * (1 if height > 12 else 2)  # which assert does not hold
+            assert_sizes = 1 if height > 12 else 2
+            return self.conv(x) * assert_sizes
+
+    with pytest.raises(CaptureError, match="the height cannot stay free: the model asks whether height > 12 at "):
+        convert(Speaks(), torch.randn(2, 3, 16, 16), dynamic=ALL)
+
+
+def test_where_the_captured_graph_stops_its_line_is_told() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        n, c, h, w = F.max_pool2d(m.conv(x), 2, 2, 1, ceil_mode=True).shape
+        y = F.max_pool2d(m.conv(x), 2, 2, 1, ceil_mode=True)
+        return y.reshape(n, 2, c // 2, h, w).flatten(1, 2)
+
+    net = Lambda(forward, conv=nn.Conv2d(1, 4, 1))
+    with pytest.raises(
+        CaptureError, match=r"does not run there, and stops at .*test_guards\.py:\d+ `return y\.reshape"
+    ):
+        convert(net, torch.randn(2, 1, 7, 11), dynamic=ALL)
+
+
 def test_an_assertion_of_the_model_only_says_for_which_sizes_there_is_one() -> None:
     class Asserts(PadsOdd):
         def forward(self, x: Tensor) -> Tensor:
@@ -135,6 +195,25 @@ def test_guards_are_read_with_their_axes_and_places() -> None:
     assert [str(a) for a in guard.axes] == ["the width of 'x'"]
     assert guard.holds([4]) and not guard.holds([5])
     assert any(17 in p.values() or 15 in p.values() for p in probes(exported))
+
+
+@pytest.mark.parametrize("free", [(), ("batch",)])
+def test_a_grid_that_is_kept_in_an_empty_buffer_is_no_state(free: tuple[str, ...]) -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+            self.register_buffer("grid", None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.grid is None:
+                self.grid = torch.linspace(0, 1, x.shape[1])
+            return self.norm(self.fc(x)) + self.grid
+
+    net, x = Keeps().eval(), torch.randn(2, 3)
+    result = convert(net, x, dynamic=free)
+    assert net.grid is None and "grid" in net._buffers
+    torch.testing.assert_close(result.module(x), net(x))
 
 
 def test_memory_of_the_last_size_is_neither_seen_nor_left_behind() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reparam
@@ -69,3 +71,26 @@ def test_what_is_left_fixed_by_a_conversion_is_no_difference() -> None:
     original = model(padded)
     made = reparam.convert(original, torch.randn(2, 3, 16, 16)).module
     assert reparam.verify(original, made, torch.randn(2, 3, 16, 16)).equivalent
+
+
+ASKS: dict[str, Callable[[int], bool]] = {
+    "long": lambda n: n > 20,
+    "odd": lambda n: n % 2 == 1,
+    "short": lambda n: n < 6,
+    "prime": lambda n: n == 53,
+}
+
+
+@given(asks=st.sampled_from(sorted(ASKS)), tokens=st.booleans(), factor=st.floats(0.1, 3.0))
+@settings(deadline=None, max_examples=10)
+def test_a_branch_on_the_length_of_a_sequence_is_found(asks: str, tokens: bool, factor: float) -> None:
+    def asking(m: Any, x: Tensor) -> Tensor:
+        return m.layer(x) * (1 + factor if ASKS[asks](x.shape[1]) else 1)
+
+    def both(forward: Forward) -> nn.Module:
+        torch.manual_seed(0)
+        return Lambda(forward, layer=nn.Embedding(9, 4) if tokens else nn.Linear(4, 4)).eval()
+
+    x = torch.randint(0, 9, (2, 8)) if tokens else torch.randn(2, 8, 4)
+    verdict = reparam.verify(both(lambda m, x: m.layer(x)), both(asking), x, trials=2, adversarial=False)
+    assert not verdict.equivalent and "differs by" in verdict.reason

@@ -368,3 +368,21 @@ def test_names_of_tensors_are_plain(tmp_path: Path) -> None:
 def test_a_message_of_torch_that_is_no_text(tmp_path: Path) -> None:
     """torch quotes the version as it is, which then cannot be made a text."""
     refused(changed(tmp_path / "net.pt", record("version", b"\xff\xff")), "net.pt is damaged: ")
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02]2a.", b"\x80\x02\x8f(K\x01\x90."])
+def test_no_advice_of_torch_to_run_code_is_passed_on(content: bytes, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+        for name, part in (("data.pkl", content), ("version", b"3\n"), ("byteorder", b"little")):
+            archive.writestr(f"net/{name}", part)
+    with pytest.raises(InputError) as raised:
+        load_checkpoint(tmp_path / "net.pt")
+    assert "net.pt is not a checkpoint" in str(raised.value) and "weights_only" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", [3, b"\xff", "a" * 400, "a\0b", "", "\ud800", ["net.pt"]])
+def test_what_is_no_path_is_told(path: Any) -> None:
+    with pytest.raises(InputError, match=r"the model|there is no file"):
+        load(path)
+    with pytest.raises(InputError, match="arch_args is a list, not a mapping"):
+        load("net.pt", arch_args=[1])  # type: ignore[arg-type]

@@ -99,6 +99,26 @@ def test_names_that_python_lacks_stay_the_names_of_inputs(tmp_path: Path) -> Non
     assert "fixes the batch of 'input.1' at 2" in exported.report.remarks[0].message
 
 
+@pytest.mark.parametrize(
+    "name", ["class", "None", "self", "lambda", "__class__", "__", "_", "..", "../x", "a b", "é", "1", "X"]
+)
+def test_an_input_of_any_name_is_converted_and_written_as_source(name: str, tmp_path: Path) -> None:
+    """Words of Python, and names that its classes have for themselves, are none for parameters."""
+    weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    made = model([node("Conv", [name, "w"], ["y"])], {name: (1, 3, 8, 8)}, constants={"w": weight})
+    onnx.save(made, tmp_path / "net.onnx")
+    result = reparam.convert(tmp_path / "net.onnx")
+    result.save_source(tmp_path / "source")
+    result.save(tmp_path / "net.pt2")
+    for other in ("net.pt2", "net.onnx"):
+        assert reparam.verify(tmp_path / "net.pt2", tmp_path / other, trials=1, adversarial=False).equivalent
+    source = load(tmp_path / "source", trust=True)
+    x = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(source.module(x), result.module(x))
+    exported = reparam.export(tmp_path / "net.onnx", path=tmp_path / "again.onnx")
+    assert [i.name for i in onnx.load(exported.path).graph.input] == [name]
+
+
 def test_free_axes_are_those_of_the_file(tmp_path: Path) -> None:
     nodes = [node("Conv", ["x", "w"], ["h"], pads=[1, 1, 1, 1], strides=[2, 2]), node("Shape", ["h"], ["s"])]
     nodes += [node("Resize", ["x", "", "", "s"], ["r"], mode="linear"), node("Add", ["r", "h"], ["y"])]

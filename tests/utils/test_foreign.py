@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -175,3 +177,27 @@ def test_an_error_whose_own_code_fails_is_described() -> None:
             raise SystemExit(0)
 
     assert first_line(Silent()) == "Silent"
+
+
+@given(st.integers(0, 5000), st.sampled_from([ValueError, RuntimeError, OSError]))
+def test_of_a_long_message_the_beginning_is_told(length: int, kind: type[Exception]) -> None:
+    told = first_line(kind("Sizes: " + "1, " * length))
+    assert told.startswith("Sizes:") and len(told) <= 401
+    assert len(told) < 401 or told.endswith("…")
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_the_current_folder_is_that_of_before(raises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written afterwards lies where it was asked for, whatever the code of a model does."""
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "asked")
+    with contextlib.suppress(ValueError), foreign_code("running a net"), foreign_code("copying it"):
+        os.chdir(tmp_path / "other")
+        if raises:
+            raise ValueError
+    assert Path.cwd() == tmp_path / "asked"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    with foreign_code("running a net"):
+        (tmp_path / "gone").rmdir()
