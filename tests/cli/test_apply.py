@@ -228,6 +228,14 @@ def test_a_step_does_not_read_what_a_later_one_makes() -> None:
     assert refuse(2, "apply", "r.yaml", "--check", "--trust") == sentence
 
 
+def test_two_steps_do_not_write_one_file() -> None:
+    convert = CONVERT[CONVERT.index("- convert") : CONVERT.index("- export")]
+    recipe(f"recipe: 1\nsteps:\n{convert}{convert}")
+    line = 3 + convert.count("\n")
+    sentence = f"r.yaml, line {line}: convert: it writes a.pt2, as a step before does"
+    assert refuse(2, "apply", "r.yaml", "--check", "--trust") == sentence
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 

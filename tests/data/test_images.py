@@ -67,6 +67,16 @@ def test_every_interpolation_is_pillows(interpolation: str, tmp_path: Path) -> N
     assert np.allclose(found[0].permute(1, 2, 0).numpy(), np.asarray(expected) / np.float32(255))
 
 
+@pytest.mark.parametrize("sides", [(64, 43), (50, 34), (37, 61), (40, 40), (33, 32), (24, 24)])
+def test_sides_and_corners_are_those_of_torchvision(sides: tuple[int, int], tmp_path: Path) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    pixels = np.random.default_rng(0).integers(0, 255, (*sides, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    theirs = transforms.Compose([transforms.Resize(27), transforms.CenterCrop((24, 20)), transforms.ToTensor()])
+    found = read(tmp_path, Preprocessing((0.0,), (1.0,), (24, 20), 27), free=True)
+    assert torch.allclose(found[0], theirs(Image.fromarray(pixels)), atol=1e-6)
+
+
 def bomb(side: int) -> bytes:
     """A png of few bytes that states side x side pixels."""
 
@@ -101,7 +111,7 @@ def test_a_file_is_decoded_as_one_of_four_kinds(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(buffer, "gif")
     for content in (buffer.getvalue(), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"):
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(InputError, match=r"a\.png is not an image that can be read: cannot identify"):
+        with pytest.raises(InputError, match=r"a\.png is not an image that can be read: it is of no known kind"):
             read(tmp_path)
 
 

@@ -87,16 +87,16 @@ def test_the_only_weights_are_taken_whatever_their_key(tmp_path: Path) -> None:
         (
             {"student": STATE, "teacher": OTHER, "step": torch.tensor(3)},
             None,
-            "holds several sets of weights: student, teacher; choose one with --key student, or --key teacher",
+            'holds several sets of weights: student, teacher; choose one with key="student", or key="teacher"',
         ),
         (
             {"the net": STATE, "nets": {"$(x)": OTHER}},
             None,
-            "choose one with --key 'the net', or --key nets",
+            'choose one with key="the net", or key="nets"',
         ),
-        ({"state_dict": STATE, "ema": OTHER}, "emma", "has no 'emma'; choose from --key state_dict, or --key ema"),
-        ({"state_dict": STATE}, "state_dict.conv", "names of tensors begin so, and --prefix conv. takes these"),
-        (STATE, "model", "has no 'model'; it holds one state dict, so leave out --key"),
+        ({"state_dict": STATE, "ema": OTHER}, "emma", 'has no \'emma\'; choose from key="state_dict", or key="ema"'),
+        ({"state_dict": STATE}, "state_dict.conv", 'names of tensors begin so, and prefix="conv." takes these'),
+        (STATE, "model", "has no 'model'; it holds one state dict, so leave out key"),
         ({"epoch": 3}, "model", "has no 'model', nor any other weights"),
         ({"state_dict": STATE, "epoch": 3}, "epoch", "has an int under 'epoch', not weights"),
         ({"state_dict": STATE}, "a\x1b[31m\nb", "has no 'a\\x1b[31m b'; choose from"),
@@ -118,7 +118,7 @@ def test_a_mapping_that_holds_itself_ends(tmp_path: Path) -> None:
 def test_keys_are_for_checkpoints_alone(tmp_path: Path) -> None:
     program = torch.export.export(nn.Linear(2, 2), (torch.randn(2, 2),))
     torch.export.save(program, tmp_path / "net.pt2")
-    for which, told in (({"key": "a"}, "leave out --key"), ({"prefix": "a"}, "leave out --prefix")):
+    for which, told in (({"key": "a"}, "leave out key"), ({"prefix": "a"}, "leave out prefix")):
         with pytest.raises(InputError, match=f"holds a program; {told}"):
             load(tmp_path / "net.pt2", **which)
         with pytest.raises(InputError, match="choose among the weights of a file"):
@@ -136,7 +136,7 @@ def test_a_prefix_takes_its_tensors_and_counts_the_others(tmp_path: Path) -> Non
     assert same(taken(path, prefix="c")[0], OTHER)
     with pytest.raises(InputError, match=r"begins with 'x\.'; names begin with a\., c\."):
         taken(path, prefix="x")
-    with pytest.raises(InputError, match=r"under c, a\.b; choose one with --prefix c\., or --prefix a\.b\."):
+    with pytest.raises(InputError, match=r"under c, a\.b; choose one with prefix=\"c\.\", or prefix=\"a\.b\.\""):
         taken(path)
 
 

@@ -58,7 +58,7 @@ def test_an_index_and_its_folder(tmp_path: Path) -> None:
     check(index)
     check(tmp_path / "net")
     assert load(tmp_path / "net", arch=SPEC).source == index
-    refused(index, "leave out --key, or choose by their names with --prefix", key="model")
+    refused(index, "leave out key, or choose by their names with prefix", key="model")
 
 
 def test_shards_without_an_index(tmp_path: Path) -> None:

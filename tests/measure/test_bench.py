@@ -97,6 +97,10 @@ def test_a_gate_without_a_choice_fails_with_the_models_that_miss_it() -> None:
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["figure"] == "mine:small" and found["choice"]["model"] is None and not found["choice"]["out"]
+    assert found["choice"]["why"] == "no model drops by more than 0.01 of mine:small"
+    Path("texts.py").write_text("def half(outputs, labels):\n    return '0.5'\n")
+    words = ("--metric", "texts:half", "--json", "-")
+    assert refuse(2, *BENCH[:3], *BENCH[5:], *FAST, *words) == "the metric texts:half gave a str, not a number"
     result = run(*BENCH, *FAST, "--max-drop", "0")
     assert result.exit_code == 1 and "pruned.onnx drops by" in result.stderr.splitlines()[-1]
     assert "drops by" not in result.stdout and "top-1 %" in result.stdout
@@ -259,6 +263,8 @@ def test_labels_may_be_lines_of_text() -> None:
         return value
 
     assert score("numbers.txt") == top1("fused.onnx")
+    Path("marked.txt").write_text("\ufeff" + Path("numbers.txt").read_text())
+    assert score("marked.txt") == top1("fused.onnx")
     assert score("names.txt") == score("by_name.npy") != score("numbers.txt")
     table = reparam.bench(["fused.onnx"], data="digits", labels=Path("numbers.txt"), options=options())
     assert table.models[0].score is not None and table.models[0].score.value == top1("fused.onnx")
@@ -270,6 +276,8 @@ def test_labels_may_be_lines_of_text() -> None:
         ("cat\ndog\n" * 100, "the labels name 2 classes, and the first model has 10; give the numbers of the classes"),
         ("1\n\n2\n", "l.txt, line 2 is empty; give one class a line"),
         ("cat\n-1\n", "l.txt, line 2: '-1' is no class; give numbers from 0, or names"),
+        ("1\n2\nx\n", "l.txt, line 3: 'x' is no class"),
+        ("\ufeff1\n2\n-1\n", "l.txt, line 3: '-1' is no class"),
         ("0.5\n", "l.txt, line 1: '0.5' is no class"),
         ("1\n2\n", "there are 2 labels, but digits holds 200 samples"),
         ("\udcff", "l.txt is not text in UTF-8"),
@@ -297,6 +305,29 @@ def test_labels_that_are_not_those_of_the_folders_are_told() -> None:
     for labels, note in ((classes, ""), ([9, *classes[1:]], "1 of 200 labels are not those of the folders; the")):
         table = reparam.bench(["fused.onnx"], data="digits", labels=labels, options=options())
         assert table.data is not None and table.data.note.startswith(note) and bool(table.data.note) == bool(note)
+
+
+def test_how_names_are_counted_is_told_and_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    shutil.copytree("digits", tmp_path / "digits")
+    (tmp_path / "digits" / ".hidden").mkdir()
+    shutil.copy(next(Path("digits").rglob("*.png")), tmp_path / "digits" / ".hidden" / "x.png")
+    classes = [int(f.parent.name) for f in sorted(Path("digits").rglob("*.png"))]
+    (tmp_path / "l.txt").write_text("\n".join("jihgfedcba"[c] for c in classes))
+    table = reparam.bench(["fused.onnx"], data=tmp_path / "digits", labels=tmp_path / "l.txt", options=options())
+    assert table.data is not None and table.data.samples == 200
+    assert table.data.note.startswith("classes are counted in the order of their names: 0 a, 1 b, 2 c, 3 d, …; ")
+    table = reparam.bench(["fused.onnx"], data=tmp_path / "digits", options=options())
+    assert table.models[0].score is not None and table.models[0].score.value == top1("fused.onnx")
+
+
+def test_a_copy_that_was_run_in_place_of_a_file_is_told_and_not_chosen() -> None:
+    succeed("export", "base.pt", *ARCH, "--format", "onnx", "--precision", "bf16", "-o", "b16.onnx", "--force")
+    table = reparam.bench(["fused.onnx", "b16.onnx"], data="digits", fastest=True, options=options())
+    assert table.choice is not None and table.choice.model == "fused.onnx"
+    assert table.choice.why.endswith("; not b16.onnx, of which a copy was run")
+    assert table.data is not None and table.data.note.startswith("of b16.onnx a copy in float32 was run")
+    alone = reparam.bench(["b16.onnx"], data="digits", fastest=True, options=options())
+    assert alone.choice is not None and alone.choice.model == "b16.onnx"
 
 
 # ---- what samples tell -----------------------------------------------------------------------------------------------
