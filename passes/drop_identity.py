@@ -217,8 +217,15 @@ def _pad_is_empty(program: Program, node: fx.Node, x: fx.Node) -> bool:
     return not any(arguments(node)["pad"])
 
 
-def _roll_is_zero(program: Program, node: fx.Node, x: fx.Node) -> bool:
-    return not any(arguments(node)["shifts"])
+def _roll_is_whole(program: Program, node: fx.Node, x: fx.Node) -> bool:
+    args = arguments(node)
+    sizes = x.meta["val"].shape
+    turned: dict[int, int] = {}
+    for shift, dim in zip(args["shifts"], args["dims"], strict=False):
+        turned[dim % len(sizes)] = turned.get(dim % len(sizes), 0) + shift
+    if not args["dims"]:  # of all elements in a row
+        return not any(args["shifts"])
+    return all(t == 0 or (isinstance(sizes[d], int) and t % sizes[d] == 0) for d, t in turned.items())
 
 
 def _repeat_is_one(program: Program, node: fx.Node, x: fx.Node) -> bool:
@@ -274,7 +281,7 @@ def _rrelu_is_straight(program: Program, node: fx.Node, x: fx.Node) -> bool:
 
 Check = Callable[[Program, fx.Node, fx.Node], bool]
 _CHECKS: dict[Any, Check] = {
-    aten.roll.default: _roll_is_zero,
+    aten.roll.default: _roll_is_whole,
     aten.repeat.default: _repeat_is_one,
     aten.abs.default: _inside_range,
     aten.rrelu.default: _rrelu_is_straight,

@@ -45,6 +45,8 @@ IDENTITIES: dict[str, Function] = {
     "transpose twice": lambda x: x.transpose(1, 2).transpose(-2, -3),
     "transpose with itself": lambda x: x.transpose(2, 2),
     "roll by zero": lambda x: x.roll((0, 0), (2, 3)),
+    "roll by the size": lambda x: x.roll(5, 2),
+    "roll there and back": lambda x: x.roll((2, -2), (3, 3)),
     "pad by zero": lambda x: F.pad(x, [0, 0, 0, 0]),
     "repeat once": lambda x: x.repeat(1, 1, 1, 1),
     "times one": lambda x: x * 1,
@@ -77,7 +79,7 @@ NEIGHBOURS: dict[str, Function] = {
     "permute": lambda x: x.permute(0, 2, 3, 1),
     "permute twice the same way": lambda x: x.permute(0, 2, 3, 1).permute(0, 2, 3, 1),
     "roll": lambda x: x.roll(1, 2),
-    "roll by the size": lambda x: x.roll(5, 2),
+    "roll of all elements": lambda x: x.roll(6),
     "pad": lambda x: F.pad(x, [1, 0]),
     "pad and crop": lambda x: F.pad(x, [1, -1]),
     "repeat twice": lambda x: x.repeat(1, 2, 1, 1),
@@ -138,6 +140,28 @@ def test_two_permutes_go_exactly_when_they_undo_each_other(order: list[int], sec
     else:
         trivial = [order, second].count([0, 1, 2, 3])
         assert fused.text.count("permute") == 2 - trivial
+
+
+MAYBE_NOTHING: st.SearchStrategy[Function] = st.one_of(
+    st.sampled_from([0.0, 0.5, 1.0]).map(lambda slope: lambda x: F.leaky_relu(x, slope)),
+    st.tuples(st.integers(1, 3), st.integers(-12, 12)).map(lambda t: lambda x: x.roll(t[1], t[0])),
+    st.lists(st.integers(-1, 1), min_size=4, max_size=4).map(lambda sides: lambda x: F.pad(x, sides)),
+    st.tuples(st.integers(1, 3), st.integers(0, 1), st.integers(1, 2)).map(
+        lambda t: lambda x: x[(slice(None),) * t[0] + (slice(t[1], None, t[2]),)]
+    ),
+    st.tuples(st.sampled_from([1.0, -1.0, 2.0]), st.sampled_from([0.0, 0.5])).map(lambda t: lambda x: x * t[0] + t[1]),
+    st.tuples(st.integers(1, 2), st.booleans()).map(
+        lambda t: lambda x: (F.max_pool2d if t[1] else F.avg_pool2d)(x, t[0], 1)
+    ),
+    st.lists(st.integers(1, 2), min_size=3, max_size=3).map(lambda times: lambda x: x.repeat(1, *times)),
+)
+
+
+@given(function=MAYBE_NOTHING)
+def test_an_operator_goes_exactly_when_it_does_nothing(function: Function) -> None:
+    x = doubles(2, 4, 5, 6).tanh()
+    fused = apply_exactly(_between(function), doubles(2, 4, 5, 6), rules=RULES, bound=0.0)
+    assert (fused.text == "tanh(tanh(x))") == torch.equal(function(x), x)
 
 
 @given(low=st.sampled_from([-1.5, -1.0, -0.5, 0.0]), high=st.sampled_from([0.5, 1.0, 1.5]))
