@@ -28,6 +28,7 @@ from reparam.utils import (
     Reported,
     Stamp,
     as_path,
+    check_kind,
     checked_call,
     describe_type,
     refuse_existing,
@@ -168,6 +169,7 @@ def export(  # noqa: PLR0913  # the keywords are the options
     ...     [path.name for path in exported.outputs]
     ['block.onnx', 'block.onnx.json']
     """
+    check_kind(options, ExportOptions, "options")
     options = options or ExportOptions()
     if not isinstance(options, ExportOptions):
         raise InputError(f"options is {describe_type(options)}; give reparam.ExportOptions(format=..., precision=...)")

@@ -29,7 +29,7 @@ from reparam.errors import InputError
 from reparam.ir import check_shapes
 from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
-from reparam.utils import as_path, check_callable, check_seed, checked_call, describe_type, three_digits
+from reparam.utils import as_path, check_callable, check_kind, check_seed, checked_call, describe_type, three_digits
 
 from .cards import GIVEN, Images, Told, images_of, told_architectures
 from .choice import choose
@@ -134,6 +134,7 @@ def bench(
     >>> [m.agreement.share for m in table.models]
     [1.0, 1.0]
     """
+    check_kind(options, BenchOptions, "options")
     options = options or BenchOptions()
     if not isinstance(options, BenchOptions):
         raise InputError(f"options is {describe_type(options)}; give reparam.BenchOptions(rounds=..., batches=...)")

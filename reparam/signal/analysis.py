@@ -35,6 +35,7 @@ KINDS: Mapping[str, Callable[[Sampled], Table]] = {
     "dead": dead,
     "sensitivity": sensitivity,
 }
+MOST = 1 << 20  # samples in a batch, and batches
 
 
 @checked_call
@@ -77,8 +78,8 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
     check_callable(progress, "progress")
     wanted = _read_kinds(what)
     for name, value in (("batch", batch), ("batches", batches)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {str(value)[:40]!r}; give a whole number of one or more")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+            raise InputError(f"{name} is {str(value)[:40]!r}; give a whole number from 1 to {MOST}")
     if unit is not None and "erf" not in wanted:
         raise InputError("unit is for the analysis erf, which is not asked for")
     captured = take_given(model, example_inputs, dynamic=dynamic, seed=seed).capture()

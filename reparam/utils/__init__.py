@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_doors
 
 if TYPE_CHECKING:
-    from .arguments import as_path, check_callable, check_seed, checked_call, path_complaint
+    from .arguments import as_path, check_callable, check_kind, check_seed, checked_call, path_complaint
     from .cuda_driver import gpus
     from .default_device import as_the_user_set, models_too
     from .files import SOURCE_FILES, refuse_existing
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .text import describe_error, describe_type, dtype_name, first_line, one_line, three_digits, visible_lines
 
 _DOORS = {
-    "arguments": ("as_path", "check_callable", "check_seed", "checked_call", "path_complaint"),
+    "arguments": ("as_path", "check_callable", "check_kind", "check_seed", "checked_call", "path_complaint"),
     "cuda_driver": ("gpus",),
     "default_device": ("as_the_user_set", "models_too"),
     "files": ("SOURCE_FILES", "refuse_existing"),
@@ -118,6 +118,7 @@ __all__ = [
     "as_the_user_set",
     "axis_name",
     "check_callable",
+    "check_kind",
     "check_package",
     "check_safetensors",
     "check_seed",

@@ -83,6 +83,12 @@ def check_seed(seed: Any) -> None:
         raise InputError(f"the seed {str(seed)[:40]} is not a whole number from 0 to 2**63 - 1")
 
 
+def check_kind(value: Any, kind: type, name: str) -> None:
+    """Raises InputError unless `value` is None or of that kind."""
+    if value is not None and not isinstance(value, kind):
+        raise InputError(f"{name} is {describe_type(value)}, not {kind.__name__}")
+
+
 def check_callable(value: Any, name: str) -> None:
     """Raises InputError unless `value` is None or can be called."""
     if value is not None and not callable(value):

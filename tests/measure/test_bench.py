@@ -367,6 +367,8 @@ def test_messages_in_python_name_keywords() -> None:
         (lambda: reparam.bench([net], labels=[1]), "labels and metrics are for samples; give some with data"),
         (lambda: reparam.bench([net], data="digits"), "how this network wants them is not known; say it with preproc"),
         (lambda: reparam.bench([net], data=[], options=QUICK), "pass it with input_shapes"),
+        (lambda: reparam.bench([net], options=torch.ones(3)), "options is a torch.Tensor, not BenchOptions"),  # type: ignore[arg-type]
+        (lambda: reparam.export(net, path="x.onnx", options={}), "options is a dict, not ExportOptions"),  # type: ignore[arg-type]
     ):
         with pytest.raises(InputError) as error:
             call()
