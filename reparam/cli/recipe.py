@@ -26,6 +26,12 @@ from .recipe_file import Lines, read_lines, require_packages
 
 VERSION = 1
 NOT_STEPS = ("apply", "passes", "doctor", "view")  # verbs that make nothing
+WORDS = {  # in place of those of pydantic
+    "too_short": "is empty",
+    "dict_type": "should have a name and a value on each line, such as `to: plain`",
+    "model_type": "should have a name and a value on each line, such as `to: plain`",
+    "list_type": "should be a list",
+}
 SITUATION = ("ctx", "force", "quiet", "debug", "write_recipe")  # parameters of a run, not of what is made
 FIELD = "option_"
 MAPPINGS = ("arch_args", "options")  # how parameters begin that take a mapping as JSON
@@ -211,6 +217,8 @@ def _told(error: Mapping[str, Any], names: Sequence[str]) -> str:
         return f"there is no '{name}'; the nearest are {near}"
     if error["type"] == "missing":
         return f"'{name}' is missing"
+    if error["type"] in WORDS:
+        return f"'{name}' {WORDS[error['type']]}"
     text = error["msg"].removeprefix("Input ").removeprefix("should ")
     given = error.get("input")
     shown = f", not {given!r:.60}" if isinstance(given, str | int | float | bool) or given is None else ""

@@ -23,6 +23,7 @@ from reparam.ir import (
     place_of,
     weight_value,
 )
+from reparam.signal import norm_of_batch
 from reparam.utils import foreign_code
 
 from .options import InitOptions
@@ -161,7 +162,5 @@ def _call(
         kept = torch.rand(x.shape, generator=drops, dtype=torch.float64) >= rate
         return x * kept / (1 - rate) if rate < 1 else x
     if is_call(node, BATCH_NORMS):
-        args = arguments(node)
-        weight, bias = (None if args[n] is None else env[args[n]] for n in ("weight", "bias"))
-        return F.batch_norm(env[args["input"]], None, None, weight, bias, True, 0.0, float(args["eps"]))
+        return norm_of_batch(node, env)
     return call_node(node, env, torch.float64)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture import capture
+from reparam.check import refuse_broken_weights
 from reparam.data import Preprocessing, open_samples
 from reparam.emit import finalize, to_module
 from reparam.errors import InputError
@@ -96,6 +97,7 @@ def init(  # the keywords are the options
         with _dropouts_seen(module):
             captured = capture(module.to(CPU), example_inputs, dynamic=given.dynamic)
         program = captured.program
+        refuse_broken_weights(program)
         weights = Weights(program, module, torch.Generator().manual_seed(wanted.seed))
         if method in PLAIN:
             outcome = PLAIN[method](weights, wanted)

@@ -25,6 +25,8 @@ from reparam.ir import (
 from .report import LeftWeight, SetWeight
 
 NOT_SET = "it is no weight that the method sets"
+FROZEN = "it is frozen: it takes no gradient, and other parameters do"
+BUFFER = "it is a buffer, such as a fixed filter, and no parameter"
 TRUNCATED_AT = 2.0  # standard deviations, of the truncated normal distribution
 _PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
 
@@ -80,10 +82,14 @@ class Weights:
         self.before = {n: _size(c.value) for n, c in program.constants.items()}
         self.changed: dict[str, str] = {}
         self.why: dict[str, str] = {}
+        self._biases: dict[str, list[str]] | None = None  # of each weight, once they are asked for
         self._own = {
             **dict(module.named_buffers(remove_duplicate=False)),
             **dict(module.named_parameters(remove_duplicate=False)),
         }
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        learned = {n for n, p in parameters.items() if p.requires_grad} or set(parameters)
+        self._fixed = {n: FROZEN if n in parameters else BUFFER for n in self._own if n not in learned}
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -93,7 +99,9 @@ class Weights:
             if not node.meta["data"]:
                 continue
             part = self._part(node)
-            if part is not None:
+            if part is not None and (why := self._fixed.get(self.name(part.weight))):
+                self.leave(part.weight, why)
+            elif part is not None:
                 yield part
             elif is_call(node, WEIGHTED | MATMULS):
                 self._explain(node)
@@ -144,8 +152,14 @@ class Weights:
     # ---- setting -------------------------------------------------------------------------------------------
 
     def put(self, name: str, value: Tensor, what: str) -> None:
-        """Sets a weight, in the model's own parameter. what: in words. Raises InputError where there is none."""
+        """Sets a weight, in the model's own parameter, unless that is frozen or a buffer. what: in words.
+
+        Raises InputError where there is none.
+        """
         constant = self.program.constants[name]
+        if why := self._fixed.get(constant.origin):
+            self.leave(name, why)
+            return
         own = self._own.get(constant.origin)
         if own is None or own.shape != constant.value.shape:
             raise InputError(f"the model has no parameter '{constant.origin}' of the shape that its graph reads")
@@ -156,9 +170,13 @@ class Weights:
         self.why.pop(name, None)
 
     def clear_bias(self, part: Part) -> None:
-        """Sets the bias of a call to zero, where it has one."""
-        if part.bias is not None:
-            self.put(part.bias, torch.zeros(self.program.constants[part.bias].value.shape), "zero")
+        """Sets the biases of all calls that read this weight to zero, where they have some."""
+        if self._biases is None:
+            self._biases = {}
+            for other in self.parts():
+                self._biases.setdefault(other.weight, []).extend([] if other.bias is None else [other.bias])
+        for bias in self._biases.get(part.weight, ()):
+            self.put(bias, torch.zeros(self.program.constants[bias].value.shape), "zero")
 
     def leave(self, name: str, why: str) -> None:
         """Notes why a weight stays as it is, unless it is set."""
@@ -180,10 +198,10 @@ class Weights:
         )
 
     def left_weights(self) -> tuple[LeftWeight, ...]:
-        """Every other trainable weight that the network reads, with the reason."""
+        """Every other trainable weight that the network reads, and what could have been set, with the reason."""
         found = []
         for name, constant in self.program.constants.items():
-            if name not in self.changed and constant.trainable:
+            if name not in self.changed and (constant.trainable or name in self.why):
                 found.append(LeftWeight(constant.origin, self.why.get(name, NOT_SET)))
         return tuple(found)
 

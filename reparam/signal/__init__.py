@@ -9,7 +9,7 @@ from .gaussian import points_of, power_of
 from .moments import Predicted, predict
 from .pictures import draw_pictures, line_picture
 from .power import Power, measured
-from .running import random_batches
+from .running import norm_of_batch, random_batches
 from .table import Analysis, Table
 from .walk import Policy, Scale, Weighed, as_it_is
 
@@ -34,6 +34,7 @@ __all__ = [
     "gain_of",
     "line_picture",
     "measured",
+    "norm_of_batch",
     "points_of",
     "power_of",
     "predict",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reparam.check import refuse_broken_weights
 from reparam.data import Preprocessing
 from reparam.errors import InputError
 from reparam.ir import Program
@@ -84,6 +85,7 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
         raise InputError("unit is for the analysis erf, which is not asked for")
     captured = take_given(model, example_inputs, dynamic=dynamic, seed=seed).capture()
     program = captured.program
+    refuse_broken_weights(program)
     held = list(_batches(program, data, batch, batches, preprocessing, seed))
     sampled = Sampled(program, held, training, data is None, seed)
     tables, refused = [], {}

@@ -17,7 +17,18 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import CONVS, Program, arguments, is_call, is_float, place_of, shape_of
+from reparam.ir import (
+    CONVS,
+    LINEARS,
+    TRANSPOSED_CONVS,
+    Program,
+    arguments,
+    aten,
+    is_call,
+    is_float,
+    place_of,
+    shape_of,
+)
 
 from .running import Sampled, differentiable
 from .table import Table
@@ -32,13 +43,14 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
     program = sampled.program
     source = _image(program)
     node = _unit(program, unit)
+    axis, grid = channel_axis(program, node), len(program.inputs[source].shape) == 4
     total: Tensor | None = None
     for index, batch in enumerate(sampled.batches):
         made = differentiable(program, batch, frozenset({node}), training=sampled.training)
         value, x = made.values[node], made.leaves[source]
         for draw in range(DRAWS):
             generator = torch.Generator().manual_seed(sampled.seed + index * DRAWS + draw)
-            (gradient,) = torch.autograd.grad(value, x, _at_centre(value, generator), retain_graph=True)
+            (gradient,) = torch.autograd.grad(value, x, _at_centre(value, axis, grid, generator), retain_graph=True)
             part = gradient.abs().mean((0, 1))
             total = part if total is None else total + part
     assert total is not None
@@ -57,7 +69,7 @@ def _image(program: Program) -> int:
 
 def _unit(program: Program, unit: str | None) -> fx.Node:
     """The value whose centre is looked at."""
-    known = [n for n in program.calls() if n.meta["data"] and is_float(n) and _has_places(n)]
+    known = [n for n in program.calls() if n.meta["data"] and is_float(n) and _has_places(program, n)]
     if unit is not None:
         known = [n for n in known if place_of(n) == unit]
         if not known:
@@ -69,11 +81,39 @@ def _unit(program: Program, unit: str | None) -> fx.Node:
     return known[-1]
 
 
-def _has_places(node: fx.Node) -> bool:
+def _has_places(program: Program, node: fx.Node) -> bool:
     shape = shape_of(node)
-    if len(shape) == 4:
-        return max(shape[2:]) > 1 or _looks_around(node)
-    return len(shape) == 3 and min(shape[1:]) > 1
+    if len(shape) not in (3, 4):
+        return False
+    places = [n for axis, n in enumerate(shape) if axis not in (0, channel_axis(program, node))]
+    return max(places) > 1 or _looks_around(node)
+
+
+def channel_axis(program: Program, node: fx.Node) -> int:
+    """The axis of the channels of a value (N, ...): 1 behind a convolution, the last behind a linear layer.
+
+    It is followed through permutations, flattened places and operators that keep the shape. Where that ends nowhere, it
+    is 1 of values of four axes and the last of others.
+    """
+    rank = len(shape_of(node))
+    if is_call(node, CONVS | TRANSPOSED_CONVS):
+        return 1
+    if is_call(node, LINEARS):
+        return rank - 1
+    above = next((i for i in node.all_input_nodes if i.meta["data"] and is_float(i)), None)
+    if node.op != "call_function" or above is None:
+        return 1 if rank == 4 else rank - 1
+    args, before, after = arguments(node), shape_of(above), shape_of(node)
+    if is_call(node, {aten.permute.default}):
+        return [d % rank for d in args["dims"]].index(channel_axis(program, above))
+    if is_call(node, {aten.transpose.int}):
+        pair = {args["dim0"] % rank, args["dim1"] % rank}
+        axis = channel_axis(program, above)
+        return next(iter(pair - {axis})) if axis in pair and len(pair) == 2 else axis
+    axis = channel_axis(program, above)
+    if len(before) == rank or before[: axis + 1] == after[: axis + 1]:
+        return axis
+    return rank - 1 if axis == len(before) - 1 and before[-1] == after[-1] else (1 if rank == 4 else rank - 1)
 
 
 def _looks_around(node: fx.Node) -> bool:
@@ -81,14 +121,20 @@ def _looks_around(node: fx.Node) -> bool:
     return is_call(node, CONVS) and math.prod(shape_of(arguments(node)["weight"])[2:]) > 1
 
 
-def _at_centre(value: Tensor, generator: torch.Generator) -> Tensor:
-    """A random sign for each channel at the central place, zero elsewhere; +1 for a single channel."""
+def _at_centre(value: Tensor, axis: int, grid: bool, generator: torch.Generator) -> Tensor:
+    """A random sign for each channel at the central place, zero elsewhere; +1 for a single channel.
+
+    axis: of the channels. grid: whether places in a row, such as tokens, are those of an image, behind others or none.
+    """
     cotangent = torch.zeros_like(value)
-    if value.dim() == 4:
-        signs = _signs(value.shape[1], generator)
-        cotangent[:, :, value.shape[2] // 2, value.shape[3] // 2] = signs
-    else:  # tokens in axis 1
-        cotangent[:, value.shape[1] // 2] = _signs(value.shape[2], generator)
+    last = cotangent.movedim(axis, -1)  # (N, places, C), with one or two axes of places
+    signs = _signs(value.shape[axis], generator)
+    if last.dim() == 4:
+        last[:, last.shape[1] // 2, last.shape[2] // 2] = signs
+        return cotangent
+    count = last.shape[1]
+    side = math.isqrt(count) if grid else 1
+    last[:, count - side * side + (side // 2) * (side + 1) if side > 1 else count // 2] = signs
     return cotangent
 
 

@@ -19,9 +19,11 @@ from reparam.ir import (
     DROPOUTS,
     IDENTITIES,
     MAX_POOLS,
+    MEANS,
     MOVEMENTS,
     MULS,
     SUBS,
+    SUMS,
     WEIGHTED,
     Program,
     aten,
@@ -37,6 +39,17 @@ from .power import Power
 from .values import by_groups
 
 _UNTAGGED = frozenset({aten.prelu.default, aten.log_sigmoid.default, aten.softplus.default})
+_POWERS = frozenset(
+    {
+        aten.pow.Tensor_Scalar,
+        aten.square.default,
+        aten.sqrt.default,
+        aten.rsqrt.default,
+        aten.reciprocal.default,
+        aten.abs.default,
+    }
+)
+_AVERAGES = MEANS | SUMS
 PASSIVE = MOVEMENTS | IDENTITIES | DROPOUTS | CASTS
 POOLS = (
     AVG_POOLS
@@ -131,7 +144,10 @@ def _goes_on(node: fx.Node) -> bool:
 
 
 def activations(program: Program) -> Iterator[Function]:
-    """The pointwise functions, not linear, of what a layer has made, each as a whole, in order. Gates are left out."""
+    """The pointwise functions, not linear, of what a layer has made, each as a whole, in order.
+
+    Gates are left out, and so are the squares and roots of a norm that is spelled out.
+    """
     made: set[fx.Node] = set()  # by some layer
     for node in program.calls():
         if node.meta["data"] and (is_call(node, WEIGHTED) or any(n in made for n in node.all_input_nodes)):
@@ -141,7 +157,15 @@ def activations(program: Program) -> Iterator[Function]:
         found = function_at(program, node)
         if found is None or _continued(program, node, found.root) or _is_gate(node) or found.linear:
             continue
+        if _is_statistic(node, found.root):
+            continue
         yield found
+
+
+def _is_statistic(node: fx.Node, root: fx.Node) -> bool:
+    """Whether a power is only there to be averaged, or is one of an average."""
+    power = is_call(node, _POWERS) or (is_call(node, MULS) and node.args[0] is node.args[1])
+    return power and (is_call(root, _AVERAGES) or all(is_call(user, _AVERAGES) for user in node.users))
 
 
 def _continued(program: Program, node: fx.Node, root: fx.Node) -> bool:

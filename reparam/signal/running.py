@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from reparam.errors import InputError
 from reparam.ir import (
     BATCH_NORMS,
     Program,
@@ -23,6 +24,7 @@ from reparam.ir import (
     filled,
     is_call,
     last_uses,
+    place_of,
     tensors_of,
     weight_value,
 )
@@ -68,7 +70,7 @@ class Differentiable:
     def gradients(self, wanted: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:
         """Of the sum of the outputs, weighted by the cotangents; zero where nothing depends on a value."""
         pairs = [(y, g) for y, g in zip(self.outputs, cotangents, strict=True) if y.requires_grad]
-        if not pairs:
+        if not pairs or not wanted:
             return [torch.zeros_like(w) for w in wanted]
         ys, gs = zip(*pairs, strict=True)
         found = torch.autograd.grad(ys, wanted, gs, retain_graph=True, allow_unused=True)
@@ -157,6 +159,14 @@ def _floats(value: Any) -> bool:
 def _call(node: fx.Node, env: Mapping[fx.Node, Any], training: bool) -> Any:
     if not training or not is_call(node, BATCH_NORMS):
         return call_node(node, env, torch.float64)
+    return norm_of_batch(node, env)
+
+
+def norm_of_batch(node: fx.Node, env: Mapping[fx.Node, Any]) -> Tensor:
+    """A batch norm with the statistics of the batch, as in training. Raises InputError for one value in a channel."""
     args = arguments(node)
+    x: Tensor = env[args["input"]]
+    if x.numel() == x.shape[1]:
+        raise InputError(f"'{place_of(node)}' takes statistics of one value in each channel; give a larger batch")
     weight, bias = (None if args[n] is None else env[args[n]] for n in ("weight", "bias"))
-    return F.batch_norm(env[args["input"]], None, None, weight, bias, True, 0.0, float(args["eps"]))
+    return F.batch_norm(x, None, None, weight, bias, True, 0.0, float(args["eps"]))

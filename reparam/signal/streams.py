@@ -13,6 +13,7 @@ from reparam.ir import WEIGHTED, Program, arguments, aten, is_call, is_float, pl
 
 from .branches import Block, blocks, ends_of
 from .by_layer import names_of
+from .fields import channel_axis
 from .functions import depending
 from .running import Sampled, differentiable
 from .table import Table, ratio
@@ -42,7 +43,7 @@ def rank(sampled: Sampled) -> Table:
 
     def observe(node: fx.Node, value: Any) -> None:
         if node in found:
-            found[node].append(_alike(value))
+            found[node].append(_alike(value, None if _of_tokens(program, node) else channel_axis(program, node)))
 
     sampled.run(observe)
     attention = _attention_gradients(sampled)
@@ -50,7 +51,7 @@ def rank(sampled: Sampled) -> Table:
     for node, name in zip(nodes, names_of(nodes), strict=True):
         seen = found[node]
         cosine, effective = (sum(v[i] for v in seen) / len(seen) for i in range(2))
-        rows.append((name, "tokens" if _of_tokens(node) else "samples", cosine, effective))
+        rows.append((name, "tokens" if _of_tokens(program, node) else "samples", cosine, effective))
     detail = {"attention": [dict(zip(("place", "queries", "keys"), a, strict=True)) for a in attention]}
     series = {"cosine": tuple(r[2] for r in rows), "effective rank": tuple(r[3] for r in rows)}
     if attention:
@@ -67,16 +68,19 @@ def rank(sampled: Sampled) -> Table:
     )
 
 
-def _of_tokens(node: fx.Node) -> bool:
-    return len(shape_of(node)) == 3 and "conv" not in str(node.target)
+def _of_tokens(program: Program, node: fx.Node) -> bool:
+    return len(shape_of(node)) == 3 and channel_axis(program, node) == 2
 
 
-def _alike(value: Tensor) -> tuple[float, float]:
-    """The mean cosine over pairs and the effective rank: of tokens (N, T, C), else of samples, averaged over places."""
+def _alike(value: Tensor, axis: int | None) -> tuple[float, float]:
+    """The mean cosine over pairs and the effective rank: of tokens (N, T, C), or of samples, averaged over places.
+
+    axis: of the channels of samples; None for tokens.
+    """
     x = value.detach()
-    if x.dim() > 3:
-        x = x.flatten(2).mean(2)
-    groups = x if x.dim() == 3 else x.flatten(1).unsqueeze(0)
+    if axis is not None and x.dim() > 2:
+        x = x.movedim(axis, 1).flatten(2).mean(2)
+    groups = x if axis is None else x.flatten(1).unsqueeze(0)
     cosines, ranks = [], []
     for group in groups:
         n = len(group)

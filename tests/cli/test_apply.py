@@ -246,6 +246,7 @@ def test_two_steps_do_not_write_one_file() -> None:
         ("format: onnx", "formt: onnx", "line 9: export: there is no 'formt'; the nearest are format, "),
         ("output: a.pt2", "to: flat", "line 6: convert: 'to' should be 'fused' or 'plain', not 'flat'"),
         ("output: a.pt2", "seed: -1", "line 6: convert: 'seed' should be greater than or equal to 0, not -1"),
+        ("output: a.pt2", "output: a.pt2\n- explain: 3", "line 7: 'explain' should have a name and a value"),
         ("output: a.pt2", "seed: many", "line 6: convert: 'seed' should be a valid integer"),
         ("output: a.pt2", "quiet: true", "line 6: convert: there is no 'quiet'"),
         ("output: a.pt2", "dynamic: {a: 1}", "line 6: convert: 'dynamic' should be a valid string"),

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reparam import CaptureError, InputError, init
 from reparam.initial import METHODS, REWRITING, USED, WITH_DATA
@@ -100,6 +101,53 @@ def test_weights_that_are_computed_are_left_with_the_reason() -> None:
     left = {w.name: w.why for w in made.left}
     assert all("computed" in left[f"0.parametrizations.weight.original{i}"] for i in (0, 1))
     assert [w.name for w in made.weights if w.name.endswith("weight")] == ["2.weight"]
+
+
+class Mixed(nn.Module):
+    """A fixed filter, a frozen layer, a norm that is spelled out, and one weight in two layers, each with its bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.register_buffer("filter", torch.ones(8, 1, 3, 3) / 9, persistent=False)
+        self.frozen = nn.Conv2d(8, 4, 3).requires_grad_(False)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(self.conv(x).relu(), self.filter, padding=1, groups=8)
+        y = self.first(self.frozen(y).relu().mean((2, 3)))
+        y = y / (y.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+        z: Tensor = self.second(y)
+        return z
+
+
+@pytest.mark.parametrize("method", ["he", "autoinit", "zero", "normalised-act", "gaussian", "lsuv", "point-variance"])
+def test_fixed_filters_and_frozen_layers_stay_and_norms_are_no_activations(method: str) -> None:
+    x = torch.randn(4, 3, 12, 12)
+    model = Mixed()
+    data = {"data": [x]} if method in WITH_DATA else {}
+    few = {"samples": 8} if method == "autoinit" else {}
+    made = init(model, x, method=method, **data, **few)
+    assert [w.name for w in made.weights] == [
+        "conv.weight",
+        "conv.bias",
+        "first.weight",
+        "first.bias",
+        "second.bias",
+    ]
+    left = {w.name: w.why for w in made.left}
+    assert left["filter"].startswith("it is a buffer") and left["frozen.weight"].startswith("it is frozen")
+    state = made.program.constants
+    kept = {c.origin: c.value for c in state.values() if c.origin in ("filter", "frozen.weight")}
+    assert torch.equal(kept["filter"], model.filter) and torch.equal(kept["frozen.weight"], model.frozen.weight)
+    if method in REWRITING:
+        assert len(made.inserted) == 2 and all("relu" in text for text in made.inserted)
+
+
+def test_a_model_in_which_nothing_takes_a_gradient_is_set_nevertheless() -> None:
+    made = init(nn.Linear(4, 3).requires_grad_(False), torch.randn(2, 4), method="he")
+    assert [w.name for w in made.weights] == ["weight", "bias"]
 
 
 def test_products_with_a_matrix_and_transposed_layers_are_layers_too() -> None:

@@ -33,6 +33,18 @@ def chain(count: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class Turned(nn.Module):
+    """A linear layer over channels, which it brings to the end."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x.movedim(1, -1))
+        return y
+
+
 # ---- 4: erf ----------------------------------------------------------------------------------------------------------
 
 
@@ -56,6 +68,39 @@ def test_conversion_leaves_the_field(name: str, side: int) -> None:
     before, after = (analyze(m, x.double(), **unit)["erf"] for m in (model, plain))
     a, b = (torch.tensor(t.maps["field"], dtype=torch.float64) for t in (before, after))
     assert float((a - b).abs().max() / a.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "reach", "middle"),
+    [
+        (nn.Sequential(*(nn.Conv1d(8, 8, 3, padding=1) for _ in range(3))), (8, 41), 7, 20.0),
+        (nn.Sequential(nn.Conv1d(1, 1, 5, padding=2)), (1, 21), 5, 10.0),
+        (nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), Turned(8)), (3, 21), 3, 10.0),
+        (nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Turned(8)), (3, 11, 21), 3, 10.0),
+        (
+            nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), Turned(8)),
+            (3, 32, 32),
+            4,
+            17.5,
+        ),  # the fifth of 8 patches
+    ],
+)
+def test_the_field_lies_in_places_and_not_in_channels(
+    net: nn.Module, shape: tuple[int, ...], reach: int, middle: float
+) -> None:
+    table = analyze(net, torch.randn(2, *shape), what="erf")["erf"]
+    across = torch.tensor(table.maps["field"]).sum(0)
+    assert table.facts["reach"] == reach and int((across > 0).sum()) == reach
+    assert (across > 0).nonzero().flatten().double().mean() == middle
+
+
+def test_rank_compares_samples_of_a_sequence_by_their_channels() -> None:
+    net, x = nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 3)), torch.randn(6, 3, 20)
+    table = analyze(net, x, what="rank", data=[x], batch=6)["rank"]
+    means = F.normalize(net(x).double().mean(2), dim=1)
+    cosine = float(((means @ means.t()).sum() - 6) / 30)
+    assert [r[1] for r in table.rows] == ["samples", "samples"]
+    assert table.rows[-1][2] == pytest.approx(cosine, abs=1e-5)
 
 
 def test_the_field_of_a_unit_that_is_named() -> None:
@@ -309,3 +354,11 @@ def test_what_cannot_be_analysed_is_one_sentence() -> None:
     ):
         with pytest.raises(InputError, match=words):
             analyze(net, x, **options)
+    norm = nn.Sequential(net, nn.BatchNorm1d(4))
+    with pytest.raises(InputError, match="'1' takes statistics of one value in each channel; give a larger batch"):
+        analyze(norm, x, what="moments", batch=1, training=True)
+    assert "no layer" in analyze(nn.Tanh(), x, what="moments,gradients,dead").refused["moments"]
+    with torch.no_grad():
+        net.weight[0, 0] = torch.nan
+    with pytest.raises(InputError, match="weight 'weight' holds NaN"):
+        analyze(net, x, what="dead")
