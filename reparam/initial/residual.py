@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import Program, aten, place_of, shape_of
+from reparam.ir import BATCH_NORMS, Program, aten, is_call, place_of, shape_of
 from reparam.signal import Block, blocks
 
 from .drawn import set_he
@@ -128,6 +128,9 @@ def depth_scale(weights: Weights, options: InitOptions) -> Outcome:
         if not block.last:
             notes.append(f"the branch at '{place_of(block.add)}' does not end in a layer, and is not scaled")
         last |= {parts[node].weight for node in block.last if node in parts}
+    normed = sum(any(is_call(u, BATCH_NORMS) for n in block.last for u in n.users) for block in found)
+    if normed:
+        notes.append(f"{normed} of {len(found)} branches end in a batch norm, which takes the factor away in training")
     done: set[str] = set()
     for (_, _, shape, fan_in), names in chains.items():
         fresh = [n for n in names if n not in done]

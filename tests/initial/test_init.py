@@ -145,6 +145,12 @@ def test_fixed_filters_and_frozen_layers_stay_and_norms_are_no_activations(metho
         assert len(made.inserted) == 2 and all("relu" in text for text in made.inserted)
 
 
+def test_a_factor_that_batch_norms_take_away_is_told() -> None:
+    found = build_architecture("reparam/resnet_small", seed=3).module
+    made = init(found, torch.randn(2, 3, 16, 16), method="depth-scale")
+    assert "4 of 4 branches end in a batch norm, which takes the factor away in training" in made.notes
+
+
 def test_a_model_in_which_nothing_takes_a_gradient_is_set_nevertheless() -> None:
     made = init(nn.Linear(4, 3).requires_grad_(False), torch.randn(2, 4), method="he")
     assert [w.name for w in made.weights] == ["weight", "bias"]
