@@ -209,7 +209,8 @@ def sentences(report: Row) -> list[str]:
         found.append(f"{data['samples']} samples of {one_line(data['source'])}{labels}")
         if data.get("images"):
             found.append(f"images {data['images']}")
-        units = "in points" if report["figure"] in IN_POINTS else f"in units of {one_line(report['figure'])}"
+        own = report["figure"] not in (*IN_POINTS, "")
+        units = f"in units of {one_line(report['figure'])}" if own else "in points"
         found.append(f"drops ({units}), equal decisions and errors (RMS) are against {first}")
         if data["note"]:
             found.append(f"note: {data['note']}")

@@ -52,9 +52,10 @@ def test_a_conversion_agrees_on_samples_of_any_source() -> None:
 
 def test_unlike_outputs_are_different_with_samples_too() -> None:
     data = torch.randn(40, 3, 8, 8)
-    for other in (nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), Decided()):
+    for other, compared in ((nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), False), (Decided(), True)):
         found = reparam.verify(classifier(), other, X, trials=1, adversarial=False, data=[data])
-        assert not found.equivalent and found.data is None and found.reason.startswith("an output has")
+        assert not found.equivalent and found.reason.startswith("an output has")
+        assert (found.data is not None) == compared  # decisions beside scores are compared with theirs
 
 
 class Decided(nn.Module):

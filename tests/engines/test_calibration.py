@@ -166,7 +166,7 @@ def test_an_image_is_decoded_as_what_its_name_may_say(tmp_path: Path) -> None:
     """Pillow would have a program of the system run an EPS file, which is a program itself."""
     text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     (tmp_path / "a.png").write_text(text)
-    with pytest.raises(InputError, match=r"a\.png is not an image that can be read: cannot identify"):
+    with pytest.raises(InputError, match=r"a\.png is not an image that can be read: it is of no known kind"):
         read_calibration(tmp_path, image_program(), HOW)
 
 

@@ -202,6 +202,7 @@ def test_the_calls_are_there_as_tables_too(show: Open) -> None:
     tab = show(page_of(conversion()))
     tab.locator("#calls summary").click()
     rows = tab.locator("#calls tbody").first.locator("tr")
+    rows.first.wait_for()  # the table is made when it is opened
     assert rows.count() == len(list(conversion().original.calls())) + 2
     text = rows.nth(2).inner_text()
     assert "conv2d(padding=1)" in text and "stage.0.conv1" in text and "replaced" in text
