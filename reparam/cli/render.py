@@ -60,7 +60,7 @@ def render_conversion(report: Row, arch: str, *, listed: Sequence[Row]) -> list[
     merges = [r for r in missed if r["rule"] == MERGES]
     parts += _reasons(merges, f"merges and gates that stay: {len(merges)}")
     if len(missed) > len(merges):
-        parts.append(line(f"not done: {len(missed) - len(merges)}; reparam explain says why"))
+        parts.append(line(f"not done: {len(missed) - len(merges)}; --remarks missed says why"))
     parts += _notes(report)
     parts += _listing(listed)
     parts.append(line(seconds_line(report)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from reparam.errors import InputError
 from reparam.loading.checkpoint import load_checkpoint
+from support.rebuilt import rebuilt
 
 KINDS = {
     torch.FloatStorage: torch.float32,
@@ -46,25 +46,6 @@ def layouts(draw: st.DrawFn) -> tuple[Any, int, int, int, tuple[int, ...], tuple
     )
 
 
-def pickled(storage: tuple[Any, ...], *args: Any) -> bytes:
-    """{"w": a tensor} over a storage, as torch.save pickles it."""
-
-    class Stored:
-        pass
-
-    class Tensor:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return torch._utils._rebuild_tensor_v2, (Stored(), *args, False, {})
-
-    class Writer(pickle.Pickler):
-        def persistent_id(self, value: Any) -> Any:
-            return storage if isinstance(value, Stored) else None
-
-    buffer = io.BytesIO()
-    Writer(buffer, 2).dump({"w": Tensor()})
-    return buffer.getvalue()
-
-
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(layout=layouts(), mapped=st.booleans())
 def test_a_layout_is_read_as_it_is_or_refused(layout: Any, mapped: bool, tmp_path: Path) -> None:
@@ -77,7 +58,7 @@ def test_a_layout_is_read_as_it_is_or_refused(layout: Any, mapped: bool, tmp_pat
     path = tmp_path / "x.pt"
     with zipfile.ZipFile(buffer) as genuine, zipfile.ZipFile(path, "w", 0 if mapped else zipfile.ZIP_DEFLATED) as made:
         for name in genuine.namelist():
-            own = {"data.pkl": pickled(("storage", kind, "0", "cpu", count), offset, sizes, strides), "data/0": content}
+            own = {"data.pkl": rebuilt(("storage", kind, "0", "cpu", count), offset, sizes, strides), "data/0": content}
             made.writestr(name, own.get(name.partition("/")[2], genuine.read(name)))
     shaped = len(sizes) == len(strides) and min((*sizes, *strides, offset), default=offset) >= 0 and count >= 0
     end = offset + sum((n - 1) * s for n, s in zip(sizes, strides, strict=False)) + 1 if 0 not in sizes else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import resource
 import struct
 import zipfile
@@ -21,6 +20,7 @@ from reparam.errors import InputError, UnsafeFileError
 from reparam.loading.archive import load_exported
 from reparam.loading.checkpoint import load_checkpoint
 from reparam.loading.model import load
+from support.rebuilt import rebuilt
 
 STATE = {"a.weight": torch.arange(12.0).reshape(3, 4), "a.bias": torch.arange(3.0), "b.weight": torch.ones(5)}
 Entries = dict[str, bytes]
@@ -96,25 +96,6 @@ def test_a_changed_byte_is_found_by_the_checksum(tmp_path: Path) -> None:
     content[content.index(STATE["a.weight"].numpy().tobytes()) + 5] ^= 1
     (tmp_path / "x.pt").write_bytes(content)
     refused(tmp_path / "x.pt", r"the record of 'a\.weight' is not what was written")
-
-
-def rebuilt(storage: tuple[Any, ...], *args: Any) -> bytes:
-    """The pickle of {"w": a tensor}, whose storage and whose arguments are given."""
-
-    class Stored:
-        pass
-
-    class Tensor:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return torch._utils._rebuild_tensor_v2, (Stored(), *args, False, {})
-
-    class Writer(pickle.Pickler):
-        def persistent_id(self, value: Any) -> Any:
-            return storage if isinstance(value, Stored) else None
-
-    buffer = io.BytesIO()
-    Writer(buffer, 2).dump({"w": Tensor()})
-    return buffer.getvalue()
 
 
 FLOATS = ("storage", torch.FloatStorage, "0", "cpu", 12)
