@@ -12,6 +12,7 @@ arXiv 1701.04128.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx
@@ -43,7 +44,7 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
     program = sampled.program
     source = _image(program)
     node = _unit(program, unit)
-    axis, grid = channel_axis(program, node), len(program.inputs[source].shape) == 4
+    axis, grid = channel_axes(program)[node], len(program.inputs[source].shape) == 4
     total: Tensor | None = None
     for index, batch in enumerate(sampled.batches):
         made = differentiable(program, batch, frozenset({node}), training=sampled.training)
@@ -69,7 +70,7 @@ def _image(program: Program) -> int:
 
 def _unit(program: Program, unit: str | None) -> fx.Node:
     """The value whose centre is looked at."""
-    known = [n for n in program.calls() if n.meta["data"] and is_float(n) and _has_places(program, n)]
+    known = [n for n, axis in channel_axes(program).items() if n.op == "call_function" and _has_places(n, axis)]
     if unit is not None:
         known = [n for n in known if place_of(n) == unit]
         if not known:
@@ -81,36 +82,43 @@ def _unit(program: Program, unit: str | None) -> fx.Node:
     return known[-1]
 
 
-def _has_places(program: Program, node: fx.Node) -> bool:
+def _has_places(node: fx.Node, channels: int) -> bool:
     shape = shape_of(node)
     if len(shape) not in (3, 4):
         return False
-    places = [n for axis, n in enumerate(shape) if axis not in (0, channel_axis(program, node))]
+    places = [n for axis, n in enumerate(shape) if axis not in (0, channels)]
     return max(places) > 1 or _looks_around(node)
 
 
-def channel_axis(program: Program, node: fx.Node) -> int:
-    """The axis of the channels of a value (N, ...): 1 behind a convolution, the last behind a linear layer.
+def channel_axes(program: Program) -> dict[fx.Node, int]:
+    """The axis of the channels of every value (N, ...): 1 behind a convolution, the last behind a linear layer.
 
     It is followed through permutations, flattened places and operators that keep the shape. Where that ends nowhere, it
     is 1 of values of four axes and the last of others.
     """
+    found: dict[fx.Node, int] = {}
+    for node in program.graph.nodes:
+        if node.op != "output" and node.meta["data"] and is_float(node):
+            found[node] = _channel_axis(node, found)
+    return found
+
+
+def _channel_axis(node: fx.Node, found: Mapping[fx.Node, int]) -> int:
+    """found: the axes of the values before it."""
     rank = len(shape_of(node))
     if is_call(node, CONVS | TRANSPOSED_CONVS):
         return 1
     if is_call(node, LINEARS):
         return rank - 1
-    above = next((i for i in node.all_input_nodes if i.meta["data"] and is_float(i)), None)
+    above = next((i for i in node.all_input_nodes if i in found), None)
     if node.op != "call_function" or above is None:
         return 1 if rank == 4 else rank - 1
-    args, before, after = arguments(node), shape_of(above), shape_of(node)
+    args, before, after, axis = arguments(node), shape_of(above), shape_of(node), found[above]
     if is_call(node, {aten.permute.default}):
-        return [d % rank for d in args["dims"]].index(channel_axis(program, above))
+        return [d % rank for d in args["dims"]].index(axis)
     if is_call(node, {aten.transpose.int}):
         pair = {args["dim0"] % rank, args["dim1"] % rank}
-        axis = channel_axis(program, above)
         return next(iter(pair - {axis})) if axis in pair and len(pair) == 2 else axis
-    axis = channel_axis(program, above)
     if len(before) == rank or before[: axis + 1] == after[: axis + 1]:
         return axis
     return rank - 1 if axis == len(before) - 1 and before[-1] == after[-1] else (1 if rank == 4 else rank - 1)

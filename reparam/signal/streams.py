@@ -13,7 +13,7 @@ from reparam.ir import WEIGHTED, Program, arguments, aten, is_call, is_float, pl
 
 from .branches import Block, blocks, ends_of
 from .by_layer import names_of
-from .fields import channel_axis
+from .fields import channel_axes
 from .functions import depending
 from .running import Sampled, differentiable
 from .table import Table, ratio
@@ -40,10 +40,11 @@ def rank(sampled: Sampled) -> Table:
     first = next((s for s in sources if is_float(s)), None)
     nodes = [first, *nodes] if first is not None and first not in nodes else nodes
     found: dict[fx.Node, list[tuple[float, float]]] = {n: [] for n in nodes}
+    axes = channel_axes(program)
 
     def observe(node: fx.Node, value: Any) -> None:
         if node in found:
-            found[node].append(_alike(value, None if _of_tokens(program, node) else channel_axis(program, node)))
+            found[node].append(_alike(value, None if _of_tokens(node, axes[node]) else axes[node]))
 
     sampled.run(observe)
     attention = _attention_gradients(sampled)
@@ -51,7 +52,7 @@ def rank(sampled: Sampled) -> Table:
     for node, name in zip(nodes, names_of(nodes), strict=True):
         seen = found[node]
         cosine, effective = (sum(v[i] for v in seen) / len(seen) for i in range(2))
-        rows.append((name, "tokens" if _of_tokens(program, node) else "samples", cosine, effective))
+        rows.append((name, "tokens" if _of_tokens(node, axes[node]) else "samples", cosine, effective))
     detail = {"attention": [dict(zip(("place", "queries", "keys"), a, strict=True)) for a in attention]}
     series = {"cosine": tuple(r[2] for r in rows), "effective rank": tuple(r[3] for r in rows)}
     if attention:
@@ -68,8 +69,8 @@ def rank(sampled: Sampled) -> Table:
     )
 
 
-def _of_tokens(program: Program, node: fx.Node) -> bool:
-    return len(shape_of(node)) == 3 and channel_axis(program, node) == 2
+def _of_tokens(node: fx.Node, channels: int) -> bool:
+    return len(shape_of(node)) == 3 and channels == 2
 
 
 def _alike(value: Tensor, axis: int | None) -> tuple[float, float]:
