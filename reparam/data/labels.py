@@ -92,8 +92,8 @@ def _of_lines(path: Path) -> Apart:
     if all(numbers):
         return held_labels(torch.tensor([int(text) for text in texts], dtype=torch.int64), str(path), maps=False)
     mostly = 2 * sum(numbers) > len(texts)  # numbers, so that what is none is the mistake
-    stray = numbers.index(False) if mostly else None
-    stray = next((i for i, text in enumerate(texts) if _NUMBER.fullmatch(text)), None) if stray is None else stray
+    like_numbers = (i for i, text in enumerate(texts) if _NUMBER.fullmatch(text))
+    stray = numbers.index(False) if mostly else next(like_numbers, None)
     if stray is not None:
         raise InputError(f"{path}, line {stray + 1}: '{texts[stray][:40]}' is no class; give numbers from 0, or names")
     names = tuple(sorted(set(texts)))

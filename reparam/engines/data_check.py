@@ -164,9 +164,13 @@ def _counted(names: Sequence[str]) -> str:
 
 def _other_folders(path: Path, labels: Apart) -> str:
     """What is to be said of labels that are not the numbers of the folders that the images lie in; "" for nothing."""
-    pairs = zip(folder_classes(path), (read() for read in labels.rows()), strict=True)
-    other = [label != folder for folder, label in pairs if isinstance(label, int)]
-    return f"{sum(other)} of {len(other)} labels are not those of the folders; the labels count" if any(other) else ""
+    other = 0
+    for folder, read in zip(folder_classes(path), labels.rows(), strict=True):
+        label = read()
+        if not isinstance(label, int):  # a label map, and so are the others
+            return ""
+        other += label != folder
+    return f"{other} of {labels.count} labels are not those of the folders; the labels count" if other else ""
 
 
 def check_points(value: Any, name: str) -> None:

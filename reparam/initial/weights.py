@@ -83,11 +83,8 @@ class Weights:
         self.changed: dict[str, str] = {}
         self.why: dict[str, str] = {}
         self._biases: dict[str, list[str]] | None = None  # of each weight, once they are asked for
-        self._own = {
-            **dict(module.named_buffers(remove_duplicate=False)),
-            **dict(module.named_parameters(remove_duplicate=False)),
-        }
         parameters = dict(module.named_parameters(remove_duplicate=False))
+        self._own = {**dict(module.named_buffers(remove_duplicate=False)), **parameters}
         learned = {n for n, p in parameters.items() if p.requires_grad} or set(parameters)
         self._fixed = {n: FROZEN if n in parameters else BUFFER for n in self._own if n not in learned}
 

@@ -54,8 +54,8 @@ class PruneReport(Shown):
     original, final: both against the original. steps: the rounds. widths: of all layers. near_floor: layers that were
     not allowed to lose more. joint: the refit of all layers at once, None without one. scarce: layers refitted on fewer
     rows than they have unknowns. idle: how many channels of each gate never fire or are one number on the samples; they
-    go first. base: the conversion of the original to its fused form; conversion: that of the masked
-    network to the result.
+    go first. base: the conversion of the original to its fused form; conversion: that of the masked network to the
+    result.
     """
 
     budget: Mapping[str, float]

@@ -43,8 +43,10 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
     """The field of the centre of the value that the module `unit` gives, by default of the last value with places."""
     program = sampled.program
     source = _image(program)
-    node = _unit(program, unit)
-    axis, grid = channel_axes(program)[node], len(program.inputs[source].shape) == 4
+    axes = channel_axes(program)
+    node = _unit(axes, unit)
+    sides = program.inputs[source].shape[2:]
+    axis, grid = axes[node], len(sides) == 2 and sides[0] == sides[1]
     total: Tensor | None = None
     for index, batch in enumerate(sampled.batches):
         made = differentiable(program, batch, frozenset({node}), training=sampled.training)
@@ -68,9 +70,9 @@ def _image(program: Program) -> int:
     raise InputError("a receptive field needs an input with places, (N, C, L) or (N, C, H, W)")
 
 
-def _unit(program: Program, unit: str | None) -> fx.Node:
-    """The value whose centre is looked at."""
-    known = [n for n, axis in channel_axes(program).items() if n.op == "call_function" and _has_places(n, axis)]
+def _unit(axes: Mapping[fx.Node, int], unit: str | None) -> fx.Node:
+    """The value whose centre is looked at. axes: of the channels of all values."""
+    known = [n for n, axis in axes.items() if n.op == "call_function" and _has_places(n, axis)]
     if unit is not None:
         known = [n for n in known if place_of(n) == unit]
         if not known:
@@ -132,7 +134,8 @@ def _looks_around(node: fx.Node) -> bool:
 def _at_centre(value: Tensor, axis: int, grid: bool, generator: torch.Generator) -> Tensor:
     """A random sign for each channel at the central place, zero elsewhere; +1 for a single channel.
 
-    axis: of the channels. grid: whether places in a row, such as tokens, are those of an image, behind others or none.
+    axis: of the channels. grid: whether places in a row, such as tokens, are those of a square image, behind others
+    (of a class) or none.
     """
     cotangent = torch.zeros_like(value)
     last = cotangent.movedim(axis, -1)  # (N, places, C), with one or two axes of places

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 
 import onnx_ir as ir
 
@@ -68,11 +68,10 @@ def _renamed(sizes: Dims, names: Mapping[str, str]) -> ir.Shape:
     return ir.Shape(s if isinstance(s, int) else renamed(s) or None for s in sizes)
 
 
-def _unused(name: str, taken: Iterable[str]) -> str:
-    names = set(taken)
+def _unused(name: str, taken: Container[str]) -> str:
     serial = 1
     unique = name
-    while unique in names:
+    while unique in taken:
         unique = f"{name}_{serial}"
         serial += 1
     return unique
