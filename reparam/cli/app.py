@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from reparam._version import __version__
 from reparam.errors import InputError, NotEquivalentError
 from reparam.options import DEFAULTS, PlainOptions
-from reparam.utils import ignore_exits
+from reparam.utils import drop_broken_streams, ignore_exits
 
 from . import export_run_bench as cli_engines
 from . import options as opt
@@ -54,7 +55,7 @@ class Commands(TyperGroup):
             with self.make_context(PROGRAM, words or ["--help"], obj=session) as context:
                 self.invoke(context)
 
-        sys.exit(run_guarded(body, session))
+        raise SystemExit(run_guarded(body, session))
 
 
 def _refuse_unreadable(words: Sequence[str]) -> None:
@@ -83,6 +84,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs the verb that the command line names."""
+    atexit.register(drop_broken_streams)  # the first, and so the last to be called
     try:
         app()
     finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import logging
 import os
 import shutil
@@ -33,8 +32,10 @@ from reparam.utils import (
     is_out_of_memory,
     on_the_command_line,
     one_line,
+    own_stream,
     place_of_error,
     refused_exits,
+    silence,
     visible_lines,
 )
 
@@ -132,7 +133,7 @@ class Session:
     def working(self) -> Iterator[Tell]:
         """Long work: what it prints goes to standard error, with progress bars when that is a terminal."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.redirect_stdout(self.err))
+            stack.enter_context(_printed_to(self.err))
             if self.debug:
                 stack.enter_context(_logged_to(self.err))
             else:
@@ -183,12 +184,14 @@ def _replaced(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
-def silence(stream: TextIO) -> None:
-    """Sends what is still buffered nowhere, so that the interpreter's own flush at exit does not fail again."""
+@contextlib.contextmanager
+def _printed_to(stream: TextIO) -> Iterator[None]:
+    """What is printed goes to where the stream leads, and by another one, which the code of a model may close."""
+    other = own_stream(stream)
+    with contextlib.redirect_stdout(other):
+        yield
     with contextlib.suppress(OSError, ValueError):
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, stream.fileno())
-        os.close(sink)
+        other.flush()
 
 
 @contextlib.contextmanager
@@ -332,13 +335,5 @@ def begin(context: typer.Context, *, quiet: bool = False, debug: bool) -> Sessio
 
 
 def open_session() -> Session:
-    """A session on the process's streams, which then never fail on a character that they cannot encode."""
-    return Session(_open_stream(sys.stdout), _open_stream(sys.stderr))
-
-
-def _open_stream(stream: TextIO | None) -> TextIO:
-    if stream is None:  # closed by the caller, as with `2>&-`
-        return open(os.devnull, "w", encoding="utf-8")
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
-    return stream
+    """A session on copies of the process's streams, which nobody else closes."""
+    return Session(own_stream(sys.stdout), own_stream(sys.stderr))

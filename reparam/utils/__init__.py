@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .shown import Facts, Reported, Shown, counts_told
     from .spoken import on_the_command_line
     from .staging import Together, together, write_atomically, writing
+    from .streams import drop_broken_streams, own_stream, silence
     from .text import describe_error, describe_type, dtype_name, first_line, one_line, three_digits, visible_lines
 
 _DOORS = {
@@ -80,6 +81,7 @@ _DOORS = {
         "Shown",
         "counts_told",
     ),
+    "streams": ("drop_broken_streams", "own_stream", "silence"),
     "text": (
         "describe_error",
         "describe_type",
@@ -126,6 +128,7 @@ __all__ = [
     "counts_told",
     "describe_error",
     "describe_type",
+    "drop_broken_streams",
     "dtype_name",
     "first_line",
     "foreign_code",
@@ -144,6 +147,7 @@ __all__ = [
     "on_the_command_line",
     "one_line",
     "opened",
+    "own_stream",
     "parse_json",
     "path_complaint",
     "path_of",
@@ -155,6 +159,7 @@ __all__ = [
     "read_named_axis",
     "refuse_existing",
     "refused_exits",
+    "silence",
     "size_of",
     "stamp_of",
     "three_digits",

@@ -20,6 +20,7 @@ from typing import Any
 from reparam.errors import EndedError, InputError, ReparamError
 
 from .memory import memory_told
+from .streams import streams_kept_open
 from .text import describe_error
 
 _ENDS = {name: getattr(os, name) for name in ("_exit", "execv", "execve") if hasattr(os, name)}
@@ -40,11 +41,12 @@ def foreign_code(doing: str, kind: type[ReparamError] = EndedError, *, errors: b
     code become an InputError.
 
     An interruption passes, and so does what a copy of the process does that the code has made: it ends with the block.
-    The current folder is that of before, so that what is written afterwards is where it was asked for.
+    The current folder is that of before, so that what is written afterwards is where it was asked for, and the standard
+    streams are open as before.
     """
     process = os.getpid()
     try:
-        with _same_folder(), refused_exits(), _known_interruptions(), memory_told(doing):
+        with _same_folder(), streams_kept_open(), refused_exits(), _known_interruptions(), memory_told(doing):
             yield
     except BaseException as error:
         _end_copy(process, error)

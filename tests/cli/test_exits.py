@@ -148,6 +148,42 @@ def test_what_is_left_for_the_end_does_not_change_the_exit_code(last: str, folde
     assert "could not be built (ValueError: of the net)" in done.stderr
 
 
+STREAMS = (
+    "sys.stdout.close(); sys.stderr.close()",
+    "sys.__stdout__.close(); sys.__stderr__.close()",
+    "os.close(1)",
+    "os.close(1); os.close(2)",
+    "os.closerange(1, 100)",
+    "os.dup2(os.open('stolen', os.O_WRONLY | os.O_CREAT), 1)",
+    "sys.stdout = sys.stderr = None",
+    "del sys.stdout, sys.stderr",
+    "atexit.register(sys.__stdout__.detach)",
+    "sys.exit = print",
+)
+
+
+@pytest.mark.parametrize("takes", STREAMS)
+def test_code_that_takes_the_streams_away_changes_neither_the_words_nor_the_exit_code(
+    takes: str, folder: Path, warm: WarmProcess
+) -> None:
+    """Whether the work is done, or fails behind it."""
+    try_it = f"\n    try:\n        {takes}\n    except (AttributeError, OSError):\n        pass\n"
+    write(folder, "pass")
+    for where, name in (("forward", "Closing"), ("__init__", "Closing")):
+        text = f"from good import Net, sys, os, atexit\n\ndef take():{try_it}\nclass {name}(Net):\n"
+        text += f"    def {where}(self, *x):\n        take()\n        return super().{where}(*x)\n"
+        text += f"\nclass Failing({name}):\n    def forward(self, x):\n        take()\n        return x[5, 5, 5]\n"
+        (folder / "streams.py").write_text(text)
+        done = warm.module("reparam", "convert", "net.pt", "--arch", "streams:Closing", "--force")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("net.pt")
+        failed = warm.module("reparam", "convert", "net.pt", "--arch", "streams:Failing", "--force")
+        assert failed.returncode == 2
+        assert "does not run on the input shape 4" in failed.stderr
+        (folder / "net-fused.pt2").unlink()
+    assert not (folder / "stolen").exists() or (folder / "stolen").read_bytes() == b""
+
+
 def test_the_process_itself_is_ended_by_nobody(folder: Path, warm: WarmProcess) -> None:
     write(folder, "os._exit(0)")
     for place in ("import", "factory", "forward", "verify"):
