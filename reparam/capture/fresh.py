@@ -29,8 +29,8 @@ def fresh_copy(module: nn.Module) -> nn.Module:
     What cannot be copied (a lock, an open file, a tensor with a history) is shared as well. Weights that were made in
     inference mode are copied.
     """
-    shared: dict[int, Any] = {id(t): _ordinary(t) for t in (*module.parameters(), *module.buffers())}
     with torch._C.DisableTorchFunction(), _disable_current_modes():  # a copy is no call of the model
+        shared: dict[int, Any] = {id(t): _ordinary(t) for t in (*module.parameters(), *module.buffers())}
         try:
             return copy.deepcopy(module, dict(shared))
         except Exception:

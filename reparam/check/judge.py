@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam.capture import Outside, fresh_copy
 from reparam.errors import CaptureError, EndedError, MachineError
-from reparam.ir import CPU, Feed, Program, default_dtype, evaluate, give_back, on_device, typed
+from reparam.ir import CPU, Feed, Program, default_dtype, evaluate, give_back, on_device, stored_once, typed
 from reparam.utils import as_the_user_set, foreign_code
 
 from .values import largest_difference
@@ -204,7 +204,7 @@ def _widen(value: Any) -> Any:
     if isinstance(value, Tensor):
         if value.dtype not in _WIDE:
             return value
-        wide = value.to(_WIDE[value.dtype])
+        wide = stored_once(value).to(_WIDE[value.dtype]).expand(value.shape)
         give_back(value)  # to the file of a weight
         return wide
     return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value

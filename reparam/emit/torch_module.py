@@ -5,21 +5,19 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch._export.serde.serialize import SerializeError
-from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError
 from reparam.ir import CPU, Constant, Program, attribute_names, move_graph, on_device, shape_of
 from reparam.utils import first_line, refuse_existing, unused_name, write_atomically
 
+from .input_check import InputCheck
 from .plain_containers import plain_containers
 from .whole_sizes import spell_whole_sizes
 
@@ -34,7 +32,7 @@ def to_module(program: Program, device: torch.device = CPU) -> nn.Module:
 
     device: where it lies; the weights are copied to another than the CPU.
     """
-    root, names = nn.Module(), attribute_names(program.constants, {*dir(_Converted), "size_check"})
+    root, names = nn.Module(), attribute_names(program.constants, {*dir(_Converted), "input_check"})
     for name, constant in program.constants.items():
         _attach(root, names[name], replace(constant, value=on_device(constant.value, device)))
     graph = fx.Graph()
@@ -51,67 +49,34 @@ def to_module(program: Program, device: torch.device = CPU) -> nn.Module:
         graph.set_codegen(fx.graph._PyTreeCodeGen(info))
     module = _Converted(root, graph, class_name="Converted")
     module.eval()
-    module.refuse_other_sizes(_SizeCheck(program))
+    module.refuse_other_inputs(InputCheck(program, _parameter_names(program)))
     return module
 
 
 class _Converted(fx.GraphModule):
-    """A graph module whose copies refuse other sizes too; fx drops such hooks from a copy and from a pickle."""
+    """A graph module whose copies refuse other inputs too; fx drops such hooks from a copy and from a pickle."""
 
-    def refuse_other_sizes(self, check: _SizeCheck) -> None:
-        self.size_check = check
+    def refuse_other_inputs(self, check: InputCheck) -> None:
+        self.input_check = check
         self.register_forward_pre_hook(check, with_kwargs=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Converted:
         made: _Converted = super().__deepcopy__(memo)  # type: ignore[assignment]
-        made.refuse_other_sizes(self.size_check)
+        made.refuse_other_inputs(self.input_check)
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         build, arguments = super().__reduce__()
         state = {k: v for k, v in arguments[0].items() if not k.startswith("_forward_pre_hooks")}
-        return _unpickled, (build, (state, *arguments[1:]), self.size_check)
+        return _unpickled, (build, (state, *arguments[1:]), self.input_check)
 
 
-def _unpickled(build: Any, arguments: tuple[Any, ...], check: _SizeCheck) -> nn.Module:
+def _unpickled(build: Any, arguments: tuple[Any, ...], check: InputCheck) -> nn.Module:
     module: fx.GraphModule = build(*arguments)
     made = _Converted(module, module.graph, class_name="Converted")
     made.train(module.training)
-    made.refuse_other_sizes(check)
+    made.refuse_other_inputs(check)
     return made
-
-
-class _SizeCheck:
-    """Refuses inputs of other sizes than those that a network was verified for, before anything is computed.
-
-    A module of torch would compute something of them; where the original takes another path, something else.
-    """
-
-    def __init__(self, program: Program) -> None:
-        specs = {s.name: s for s in program.inputs}
-        shapes = [specs[n].shape if (n := str(p.target)) in specs else None for p in program.placeholders]
-        left = iter(shapes)
-        counts = [1] * len(shapes)
-        if program.in_spec is not None:
-            counts = [c.num_leaves for part in program.in_spec.children() for c in part.children()]
-        names = _parameter_names(program)
-        self.shapes = {name: list(islice(left, count)) for name, count in zip(names, counts, strict=True)}
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for name, value in {**dict(zip(self.shapes, args, strict=False)), **kwargs}.items():
-            wanted = self.shapes.get(name, [])
-            for tensor, shape in zip(pytree.tree_leaves(value), wanted, strict=False):
-                if shape is not None and isinstance(tensor, Tensor):
-                    _refuse_misfit(tensor, shape)
-
-
-def _refuse_misfit(tensor: Tensor, shape: Sequence[int | str]) -> None:
-    fits = len(shape) == tensor.dim() and all(
-        isinstance(s, str) or s == n for s, n in zip(shape, tensor.shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join(str(s) if isinstance(s, int) else "any" for s in shape)
-        raise InputError(f"this network was verified for inputs of shape [{wanted}], not {list(tensor.shape)}")
 
 
 def _attach(root: nn.Module, name: str, constant: Constant) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,7 @@ def export(  # noqa: PLR0913  # the keywords are the options
     ...     [path.name for path in exported.outputs]
     ['block.onnx', 'block.onnx.json']
     """
+    _check_keywords(plain)
     check_kind(options, ExportOptions, "options")
     options = options or ExportOptions()
     if not isinstance(options, ExportOptions):
@@ -192,6 +194,17 @@ def export(  # noqa: PLR0913  # the keywords are the options
         )
     )
     return export_conversion(conversion, path, format, options, seed=seed, progress=progress)
+
+
+def _check_keywords(plain: Iterable[str]) -> None:
+    """Raises InputError for a keyword that neither `export` nor `convert` has."""
+    own, of_convert = (inspect.signature(f).parameters.values() for f in (export, convert))
+    names = {p.name for p in (*own, *of_convert) if p.kind is p.KEYWORD_ONLY} - {"dtype"}
+    options = {**{f.name: f.name for f in fields(ExportOptions)}, "dtype": "precision"}
+    for name in set(plain) - names:
+        known = f"the keywords that it takes are {', '.join(sorted(names))}"
+        how = f"give options=reparam.ExportOptions({options[name]}=...)" if name in options else known
+        raise InputError(f"export() got an unexpected keyword argument {name!r}; {how}")
 
 
 def _light(conversion: Conversion) -> Conversion:

@@ -56,7 +56,7 @@ from .interpreter import (
     weight_value,
 )
 from .jumps import describe_jumps, jumps
-from .kinds import category, is_uninitialised, odd_kind, refuse_odd_tensors
+from .kinds import category, is_uninitialised, odd_kind, refuse_odd_tensors, stored_once
 from .mapped import Room, give_back, make_room
 from .program import (
     FOLD_DTYPE,
@@ -173,6 +173,7 @@ __all__ = [
     "size_hint",
     "spelled_out",
     "static_shape",
+    "stored_once",
     "tensors_of",
     "text_of",
     "typed",

@@ -45,6 +45,13 @@ def odd_kind(value: Any) -> str:
     return META if value.is_meta else ""
 
 
+def stored_once(value: Tensor) -> Tensor:
+    """A view without what is only repeated: 1 in place of each size without a stride. `expand` gives the rest back."""
+    for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        value = value.narrow(axis, 0, 1) if stride == 0 and size > 1 else value
+    return value
+
+
 def is_uninitialised(value: Any) -> bool:
     """Whether a tensor's shape is not known before its layer has run once."""
     return isinstance(value, UninitializedParameter | UninitializedBuffer)

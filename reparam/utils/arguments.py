@@ -11,6 +11,7 @@ from collections import abc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from reparam.errors import InputError
@@ -60,13 +61,38 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
             if not isinstance(kwargs[name], kinds):
                 raise InputError(f"{name} is {describe_type(kwargs[name])}, not {wanted}")
         named = in_words_of_python(function.__name__, signature.parameters)
-        with named, _turn, _without_warnings_of_torch(), memory_told(), on_the_cpu():
+        with named, _OwnErrors(kwargs), _turn, _without_warnings_of_torch(), memory_told(), on_the_cpu():
             if "progress" not in signature.parameters or kwargs.get("progress") is not None or not in_notebook():
                 return function(*args, **kwargs)
             with notebook_bars() as tell:
                 return function(*args, **{**kwargs, "progress": tell})  # type: ignore[arg-type]  # as it has one
 
     return call
+
+
+class _OwnErrors:
+    """What the caller's own `progress` raises reaches him as it is, whatever was made of it on the way."""
+
+    def __init__(self, kwargs: dict[str, Any]) -> None:
+        self.progress = kwargs.get("progress")
+        self.raised: BaseException | None = None
+        if callable(self.progress):
+            kwargs["progress"] = self.tell
+
+    def tell(self, *words: Any) -> None:
+        """Calls the caller's function."""
+        assert callable(self.progress)
+        try:
+            self.progress(*words)
+        except BaseException as error:
+            self.raised = self.raised or error
+            raise
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.raised is not None and error is not self.raised:
+            raise self.raised
 
 
 @contextmanager

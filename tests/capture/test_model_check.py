@@ -248,3 +248,38 @@ def test_a_part_of_any_name_is_taken_or_refused_by_that_name(name: str, kind: st
         assert reparam.explain(Named(name, kind), ROW).before.nodes
     except InputError as error:
         assert "whose name" in str(error) and str(error).isprintable()
+
+
+class Repeated(nn.Module):
+    """Holds 2^40 values that are stored as one (or as a row), and uses them or not."""
+
+    def __init__(self, kind: str, *, used: bool, whole: bool = False) -> None:
+        super().__init__()
+        self.layer, self.used = nn.Linear(4, 4), used
+        big = torch.zeros(1, dtype=torch.int64 if whole else torch.float32).expand(2**40)
+        if kind == "buffer":
+            self.register_buffer("big", big)
+        elif kind == "windows":
+            self.register_buffer("big", torch.zeros(2**20).as_strided((2**20, 2**20), (1, 0)))
+        else:
+            self.big = nn.Parameter(big) if kind == "weight" else big
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.big[..., :4].reshape(-1, 4)[:1] if self.used else self.layer(x)
+
+
+@pytest.mark.parametrize("kind", ["buffer", "weight", "windows", "attribute"])
+def test_values_that_are_stored_once_and_repeated_are_never_written_out(kind: str) -> None:
+    assert reparam.convert(Repeated(kind, used=False), ROW).report.equivalent
+    net = Repeated(kind, used=True)
+    if kind == "attribute":  # a part of it is read while it is traced, and the rest is no weight of the graph
+        assert reparam.convert(net, ROW).report.equivalent
+        return
+    for work in (reparam.convert, reparam.explain):
+        with pytest.raises(CaptureError, match=r"'big' has 1,099,511,627,776 values and stores .* 8,796 GB: keep"):
+            work(net, ROW)
+
+
+def test_repeated_values_of_whole_numbers_too() -> None:
+    with pytest.raises(CaptureError, match="'big' has 1,099,511,627,776 values and stores 1 of them"):
+        reparam.convert(Repeated("buffer", used=True, whole=True), ROW)

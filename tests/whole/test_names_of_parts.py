@@ -28,7 +28,7 @@ NAMES = [
     "self",
     "class",
 ]
-NAMES += ["add_submodule", "_graph", "None", "size_check", "weight", "__own", "__copy__", "torch"]
+NAMES += ["add_submodule", "_graph", "None", "input_check", "weight", "__own", "__copy__", "torch"]
 KINDS = ["module", "weight", "buffer"]
 
 

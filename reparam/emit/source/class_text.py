@@ -16,7 +16,7 @@ from reparam.utils import prefixes
 
 from .expressions import WIDTH, Expr, call_text, comment, docstring, fold, literal, path_text, plain_text, quoted
 from .naming import Declaration, Naming, chain_layout
-from .signature import Signature, read_signature, result_text, results, shape_text
+from .signature import Signature, fixed_inputs, read_signature, result_text, results, shape_text
 from .spelling import Context
 from .spelling_table import spell
 from .statements import RESERVED, Flow, Line, plan_flow
@@ -96,7 +96,8 @@ def _chain_text(program: Program, naming: Naming, class_name: str, chain: list[D
 
 def _docstring(program: Program, what: str) -> list[str]:
     text = f"Input: {shape_text(program)}." if program.inputs else "No tensor inputs."
-    return docstring(f"{what}. {text}", 4)
+    fixed = ", ".join(f"{name}={literal(value).text}" for name, value in fixed_inputs(program))
+    return docstring(f"{what}. {text}{f' It is the network for {fixed}.' if fixed else ''}", 4)
 
 
 def _class_text(program: Program, live: Sequence[fx.Node], naming: Naming, class_name: str) -> str:

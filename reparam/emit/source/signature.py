@@ -178,6 +178,13 @@ def _describe(spec: pytree.TreeSpec) -> str:
     return f"{name}({', '.join(fields)})" if fields else name
 
 
+def fixed_inputs(program: Program) -> list[tuple[str, Any]]:
+    """The inputs that are no tensors, each with the one value that the network was verified for."""
+    known = {s.name for s in program.inputs}
+    fixed = [(str(n.target), n.meta.get("val")) for n in program.placeholders]
+    return [(name, value) for name, value in fixed if name not in known]
+
+
 def shape_text(program: Program) -> str:
     """`x (N, 3, 224, 224) float32, mask (N, 8) bool`, the free axes by letters."""
     letters: dict[str, str] = {}
