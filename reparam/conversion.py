@@ -31,7 +31,16 @@ from reparam.loading import FileOrModel, take_given
 from reparam.onnx_input import ImportedModel
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
-from reparam.utils import Reported, as_path, check_callable, check_seed, checked_call, dtype_name
+from reparam.utils import (
+    DEFAULT_AXES,
+    Reported,
+    as_path,
+    batch_is_unasked,
+    check_callable,
+    check_seed,
+    checked_call,
+    dtype_name,
+)
 
 from .errors import InputError, NotEquivalentError, ReparamError
 from .options import DEFAULTS, PlainOptions
@@ -78,7 +87,7 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     model: FileOrModel,
     *example_inputs: Any,
     to: str = "fused",
-    dynamic: Sequence[str] = ("batch",),
+    dynamic: Sequence[str] = DEFAULT_AXES,
     dtype: torch.dtype | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -101,7 +110,8 @@ def convert(  # noqa: PLR0913  # the keywords are the options
         They may be left out for a file whose architecture has a usual size.
     to: fused, plain, or as-is, which rewrites nothing.
     dynamic: axes whose size stays free: "batch" (axis 0), "height" and "width" (the last two of four or more), or any
-        other by its input, its number and a name: "x:1=sequence".
+        other by its input, its number and a name: "x:1=sequence". When it is left out, the batch stays free where the
+        model leaves it so, and is fixed at the example's with a note elsewhere.
     dtype: of the emitted weights, default their own. seed: of the random inputs of all checks.
     progress: called with a stage, the steps done and their number.
     input_ranges: (low, high) of each tensor input; values are drawn from it and rules may rely on it.
@@ -134,7 +144,8 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     try:
         conversion = run.convert(given.model, captured, dtype)
     except PathError as error:
-        if isinstance(given.model, torch.export.ExportedProgram) or error.axes != ("batch",):
+        asked = not batch_is_unasked(read_axes(given.dynamic))
+        if isinstance(given.model, torch.export.ExportedProgram) or error.axes != ("batch",) or asked:
             raise
         size, others = batch_of(given.inputs), without_batch(read_axes(given.dynamic))
         note = f"the batch is fixed at {size}, that of the example: {error.what}"
@@ -149,7 +160,7 @@ def explain(  # noqa: PLR0913  # the keywords are the options
     model: FileOrModel,
     *example_inputs: Any,
     to: str = "fused",
-    dynamic: Sequence[str] = ("batch",),
+    dynamic: Sequence[str] = DEFAULT_AXES,
     seed: int = 0,
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,

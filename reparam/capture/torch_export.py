@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.errors import CaptureError, EndedError, MachineError
 from reparam.ir import device_of
-from reparam.utils import as_the_user_set, foreign_code, memory_told, quiet
+from reparam.utils import DEFAULT_AXES, as_the_user_set, batch_is_unasked, foreign_code, memory_told, quiet
 
 from .explain import explain
 from .fast_path import fast_path_notes
@@ -50,16 +50,16 @@ def evaluation_mode(module: nn.Module) -> Iterator[bool]:
             m.training = mode
 
 
-def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequence[str] = ("batch",)) -> Captured:
+def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequence[str] = DEFAULT_AXES) -> Captured:
     """Captures `module` as one functional graph of ATen calls.
 
     example_inputs: the positional arguments; tensors are (N, ...) when "batch" is dynamic.
     dynamic: axes whose size stays free: "batch" (axis 0), "height" and "width" (the last two of tensors with four or
-    more axes), or any other by its input, its number and a name of its own: "x:1=sequence". A batch that the model
-    does not leave free is fixed at that of the examples, with a note.
+    more axes), or any other by its input, its number and a name of its own: "x:1=sequence". When it is left out, a
+    batch that the model does not leave free is fixed at that of the examples, with a note.
 
-    Raises CaptureError when the model cannot become one graph, or does not leave another of these axes free, with the
-    line that asks for its size; InputError for an unknown axis name.
+    Raises CaptureError when the model cannot become one graph, or does not leave an axis free that was asked for, with
+    the line that asks for its size; InputError for an unknown axis name.
     """
     axes = read_axes(dynamic)
     with foreign_code(f"capturing {type(module).__name__}"):
@@ -139,8 +139,8 @@ def _export(
 ) -> tuple[torch.export.ExportedProgram, int]:
     """The exported program with the axes free that the model leaves free, and the samples of a batch that it fixes.
 
-    The batch, which nobody has to ask for, is fixed with a note where the model does not leave it free. Raises
-    CaptureError for another axis.
+    A batch that nobody asked for is fixed with a note where the model does not leave it free. Raises CaptureError for
+    another axis.
     """
     if not dynamic:
         return _export_once(module, args, None), 1
@@ -149,14 +149,15 @@ def _export(
     try:
         exported = _export_once(module, wide, _by_parameter(module, dynamic_shapes(wide, wanted)))
     except CaptureError as error:
-        if without_batch(dynamic):
+        if without_batch(dynamic) or not batch_is_unasked(dynamic):
             _export_once(module, args, None)  # what no choice of axes helps is told as it is
             raise CaptureError(f"{error}; leave out what need not be free of {', '.join(dynamic)}") from error
         fixed = _export_once(module, args, None)
         notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {error}")
         return fixed, batch_of(args) if frees_batch(dynamic) else 1
     bound = bound_axes(exported, wanted)
-    asked = {name: why for name, why in bound.items() if name != "batch"}
+    unasked = ["batch"] if batch_is_unasked(dynamic) else []
+    asked = {name: why for name, why in bound.items() if name not in unasked}
     if asked:
         name, why = next(iter(asked.items()))
         raise CaptureError(f"the {name} cannot stay free: {why}; leave it out of the free axes")

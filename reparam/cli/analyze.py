@@ -60,7 +60,7 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
     prefix_b: which.PrefixB = None,
     pretrained_b: which.PretrainedB = None,
     input_shape: opt.InputShape = None,
-    dynamic: opt.Dynamic = "batch",
+    dynamic: opt.Dynamic = None,
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,

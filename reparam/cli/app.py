@@ -136,7 +136,7 @@ def convert(  # noqa: PLR0913  # the parameters are the options
         Path | None, typer.Option("--source", metavar="DIR", help="Also write readable source and its weights.")
     ] = None,
     input_shape: opt.InputShape = None,
-    dynamic: opt.Dynamic = "batch",
+    dynamic: opt.Dynamic = None,
     dtype: opt.DtypeOption = None,
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
@@ -197,7 +197,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     max_cost: opt.MaxCostOption = DEFAULTS.max_cost,
     outputs: opt.OutputsOption = None,
     input_shape: opt.InputShape = None,
-    dynamic: opt.Dynamic = "batch",
+    dynamic: opt.Dynamic = None,
     seed: opt.Seed = 0,
     graph: Annotated[
         bool, typer.Option("--graph", help="Also show the graph as text, as it is and as it would become.")

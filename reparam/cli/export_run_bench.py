@@ -90,7 +90,7 @@ def export(  # noqa: PLR0913  # the parameters are the options
         Path | None, typer.Option("-o", "--output", metavar="OUT", help="Default: MODEL-TARGET.SUFFIX beside MODEL.")
     ] = None,
     input_shape: opt.InputShape = None,
-    dynamic: opt.Dynamic = "batch",
+    dynamic: opt.Dynamic = None,
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,

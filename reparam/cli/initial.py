@@ -76,7 +76,7 @@ def init(  # noqa: PLR0913  # the parameters are the options
         typer.Option("--source", metavar="DIR", help="Where the method puts parts in: also write readable source."),
     ] = None,
     input_shape: opt.InputShape = None,
-    dynamic: opt.Dynamic = "batch",
+    dynamic: opt.Dynamic = None,
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,

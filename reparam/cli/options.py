@@ -14,7 +14,7 @@ import typer
 
 from reparam.errors import InputError
 from reparam.options import DEFAULTS, MaxPool, Signed
-from reparam.utils import AXES, INTEGERS, Shape, Shapes, read_named_axis
+from reparam.utils import AXES, DEFAULT_AXES, INTEGERS, Shape, Shapes, read_named_axis
 
 from .which_weights import ANY, Weights
 
@@ -115,8 +115,12 @@ OutputsOption = Annotated[
 ]
 InputShape = Annotated[list[str] | None, _SHAPE]
 Dynamic = Annotated[
-    str,
-    typer.Option("--dynamic", metavar="AXES", help="Axes of free size: batch,height,width, x:1=NAME; or none."),
+    str | None,
+    typer.Option(
+        "--dynamic",
+        metavar="AXES",
+        help="Axes of free size: batch,height,width, x:1=NAME; or none. Default: batch, where a model leaves it free.",
+    ),
 ]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Of the emitted weights; their own when left out.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and of the checks' inputs.")]
@@ -274,8 +278,10 @@ def read_batches(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(p) for p in parts))
 
 
-def read_dynamic(text: str) -> tuple[str, ...]:
-    """`batch,height,width` -> those names; `none` -> no names."""
+def read_dynamic(text: str | None) -> tuple[str, ...]:
+    """`batch,height,width` -> those names; `none` -> no names; None -> the batch, which nobody asked for."""
+    if text is None:
+        return DEFAULT_AXES
     names = [n.strip() for n in text.split(",")]
     if names == ["none"]:
         return ()

@@ -141,7 +141,7 @@ def prune(  # noqa: PLR0913  # the parameters are the options
         TrainForm, typer.Option("--train-form", help="Of --source: bn has batch norms with the statistics of DATA.")
     ] = TrainForm.folded,
     input_shape: opt.InputShape = None,
-    dynamic: opt.Dynamic = "batch",
+    dynamic: opt.Dynamic = None,
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,

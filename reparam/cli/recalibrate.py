@@ -38,7 +38,7 @@ def recalibrate(  # noqa: PLR0913  # the parameters are the options
         ),
     ] = None,
     input_shape: opt.InputShape = None,
-    dynamic: opt.Dynamic = "batch",
+    dynamic: opt.Dynamic = None,
     seed: opt.Seed = 0,
     trust: opt.Trust = False,
     json: opt.Json = None,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from reparam.errors import InputError
-from reparam.utils import Shapes, together, write_atomically
+from reparam.utils import DEFAULT_AXES, Shapes, together, write_atomically
 
 from .graphs import shown_graphs
 from .options import Side
@@ -56,7 +56,7 @@ def explore_sides(
 
     if to is not None:
         loaded = _load(session, sides[0], trust=trust, seed=seed)
-        report = explain_loaded(session, loaded, ConvertOptions(to, shapes, ("batch",), seed), graphs=True)
+        report = explain_loaded(session, loaded, ConvertOptions(to, shapes, DEFAULT_AXES, seed), graphs=True)
         assert report.graphs is not None
         return explore_rewrites(loaded.name, report.graphs["before"], report.graphs["after"], report.remarks)
     opened = [load_side(session, side, trust=trust, seed=seed) for side in sides]

@@ -25,6 +25,7 @@ from reparam.passes.equalize import measure
 from reparam.report import Remark, Report
 from reparam.rewrite import Driver, Progress
 from reparam.utils import (
+    DEFAULT_AXES,
     Facts,
     Reported,
     Stamp,
@@ -144,7 +145,7 @@ def export(  # noqa: PLR0913  # the keywords are the options
     path: str | Path,
     options: ExportOptions | None = None,
     to: str = "fused",
-    dynamic: Sequence[str] = ("batch",),
+    dynamic: Sequence[str] = DEFAULT_AXES,
     seed: int = 0,
     progress: Progress | None = None,
     input_ranges: Sequence[Range] | None = None,
@@ -202,7 +203,7 @@ def _check_keywords(plain: Iterable[str]) -> None:
     names = {p.name for p in (*own, *of_convert) if p.kind is p.KEYWORD_ONLY} - {"dtype"}
     options = {**{f.name: f.name for f in fields(ExportOptions)}, "dtype": "precision"}
     for name in set(plain) - names:
-        known = f"the keywords that it takes are {', '.join(sorted(names))}"
+        known = f"inputs are given by position; the keywords that it takes are {', '.join(sorted(names))}"
         how = f"give options=reparam.ExportOptions({options[name]}=...)" if name in options else known
         raise InputError(f"export() got an unexpected keyword argument {name!r}; {how}")
 

@@ -19,7 +19,7 @@ from reparam.ir import CPU, Program, device_of
 from reparam.loading import FileOrModel, take_given
 from reparam.rewrite import Progress
 from reparam.training import open_batches
-from reparam.utils import check_callable, checked_call, describe_type, foreign_code, models_too
+from reparam.utils import DEFAULT_AXES, check_callable, checked_call, describe_type, foreign_code, models_too
 
 from . import activations, drawn, driven, gradinit, norms, residual
 from .options import REWRITING, WITH_DATA, InitOptions, read_options
@@ -47,7 +47,7 @@ def init(  # the keywords are the options
     data: Any = None,
     labels: Any = None,
     loss: Callable[[Any, Tensor], Tensor] | None = None,
-    dynamic: Sequence[str] = ("batch",),
+    dynamic: Sequence[str] = DEFAULT_AXES,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     **options: Any,

@@ -20,7 +20,9 @@ from reparam.ir import attribute_names, check_shapes
 from reparam.utils import (
     Shape,
     Shapes,
+    Unasked,
     axis_name,
+    batch_is_unasked,
     dtype_name,
     first_line,
     is_batch,
@@ -92,7 +94,7 @@ class ImportedModel(fx.GraphModule):
         self, inputs: tuple[Tensor, ...], dynamic: tuple[str, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[str, ...], tuple[str, ...]]:
         """The inputs and the free axes with the batch fixed at one, and a note, where the file says that it is free and
-        the network runs on one sample alone.
+        the network runs on one sample alone. Raises InputError where a free batch was asked for.
         """
         if all(v.dim() == 0 or v.shape[0] == 1 for v in inputs) or not any(map(is_batch, dynamic)):
             return inputs, dynamic, ()
@@ -100,6 +102,8 @@ class ImportedModel(fx.GraphModule):
         single = tuple(v[:1] if v.dim() else v for v in inputs)
         if reason is None or self._complaint(single) is not None:
             return inputs, dynamic, ()
+        if not batch_is_unasked(dynamic):
+            raise InputError(f"the batch cannot stay free, although the file says so: {reason}; leave it out")
         note = f"the batch is fixed at 1, although the file says that it is free: {reason}"
         return single, tuple(d for d in dynamic if not is_batch(d)), (note,)
 
@@ -117,31 +121,33 @@ class ImportedModel(fx.GraphModule):
     def free_axes(self, dynamic: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Of the axes that are to stay free, those that the file leaves free, each by its input; and notes.
 
-        The batch, which nobody has to ask for, is left out with a note where the file fixes it. Raises InputError for
-        another axis that the file fixes.
+        A batch that nobody asked for is left out with a note where the file fixes it. Raises InputError for another
+        axis that the file fixes.
         """
         found: list[str] = []
         notes: list[str] = []
+        own = {port.name: name for name, port in zip(self.input_names, self.ports, strict=True)}
         for text in dynamic:
             named = read_named_axis(text)
+            meant = None if named is None else own.get(named.input, named.input)
             here = [
                 (name, port, axis)
                 for name, port in zip(self.input_names, self.ports, strict=True)
                 for axis in range(len(port.shape))
-                if (axis_name(axis, len(port.shape)) == text if named is None else named[:2] == (name, axis))
+                if (axis_name(axis, len(port.shape)) == text if named is None else (name, axis) == (meant, named.axis))
             ]
             free = [(name, axis) for name, port, axis in here if isinstance(port.shape[axis], str)]
             label = text if named is None else named.name
             if here and not free:
                 _, port, axis = here[0]
                 fixed = f"the file fixes the {label} of '{port.name}' at {port.shape[axis]}"
-                if label != "batch":
+                if not isinstance(text, Unasked):
                     raise InputError(f"{fixed}, so that it cannot stay free; export the network with that axis dynamic")
                 notes.append(fixed)
-            elif len(free) == len(here):
+            elif not here or (named is None and len(free) == len(here)):
                 found.append(text)
             else:
-                found += [f"{name}:{axis}={label}" for name, axis in free]
+                found += [type(text)(f"{name}:{axis}={label}") for name, axis in free]
         return tuple(found), tuple(notes)
 
 

@@ -15,6 +15,7 @@ from reparam.utils import plain_path, unused_name
 from .graph import GraphNode
 
 MOST_PARTS = 16  # of a path
+_WORDS = {"self", *(word.lower() for word in keyword.kwlist)}  # that are no names of parameters
 _SCOPE = re.compile(r"'([^'\\]*)'")
 
 
@@ -60,11 +61,15 @@ def free_path(path: str, taken: Container[str]) -> str:
 
 
 def identifier(name: str, taken: Container[str]) -> str:
-    """A name as a parameter of a method; as it is where Python and the source that is written allow it."""
-    plain = name if name.isascii() and name.isidentifier() else re.sub(r"\W", "_", name, flags=re.ASCII)[:60]
+    """A name as a parameter of a method; as it is where Python and the source that is written allow it.
+
+    In small letters, as torch spells the inputs of graphs, where two that differ in that alone would become one.
+    """
+    small = name.lower()
+    plain = small if small.isascii() and small.isidentifier() else re.sub(r"\W", "_", small, flags=re.ASCII)[:60]
     core = plain.strip("_")
     if not core:
         plain = "input"
-    elif not plain.isidentifier() or keyword.iskeyword(plain) or plain == "self" or plain.startswith("__"):
+    elif not plain.isidentifier() or plain in _WORDS or plain.startswith("__"):
         plain = f"input_{core}"
     return unused_name(plain, taken)

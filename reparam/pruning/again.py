@@ -16,7 +16,7 @@ from reparam.ir import Program, census, shape_of
 from reparam.loading import FileOrModel, take_given
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Progress
-from reparam.utils import check_callable, check_seed, checked_call
+from reparam.utils import DEFAULT_AXES, check_callable, check_seed, checked_call
 
 from .gated import GATE, Gated
 from .joint import affordable, refit_jointly
@@ -104,7 +104,7 @@ def _argument(placeholder: fx.Node) -> Any:
 
 def _folded(model: FileOrModel, inputs: Sequence[Any], seed: int) -> Program:
     """The program with norms folded and nothing removed, so that two versions of a network stay alike."""
-    program = take_given(model, inputs, dynamic=("batch",), seed=seed).capture().program.copy()
+    program = take_given(model, inputs, dynamic=DEFAULT_AXES, seed=seed).capture().program.copy()
     phases = [p for p in phases_of("fused") if p.name in ("clean", "fold")]
     Driver(program, allow_cost=False, seed=seed).run(phases)
     return finalize(program)

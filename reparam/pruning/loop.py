@@ -19,7 +19,7 @@ from reparam.ir import Program, census
 from reparam.loading import FileOrModel
 from reparam.measure import check_runtimes
 from reparam.rewrite import Progress
-from reparam.utils import Reported, as_path, check_callable, checked_call, describe_type, first_line
+from reparam.utils import DEFAULT_AXES, Reported, as_path, check_callable, checked_call, describe_type, first_line
 
 from .choosing import Candidate, at_floor, candidates, cheapest, cut, give_back, too_small
 from .gated import with_gates
@@ -82,7 +82,7 @@ def prune(
     *,
     labels: Any = None,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
-    dynamic: Sequence[str] = ("batch",),
+    dynamic: Sequence[str] = DEFAULT_AXES,
     resume: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,

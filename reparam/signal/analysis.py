@@ -15,7 +15,7 @@ from reparam.ir import Program
 from reparam.loading import FileOrModel, take_given
 from reparam.rewrite import Progress
 from reparam.training import open_batches
-from reparam.utils import check_callable, check_seed, checked_call
+from reparam.utils import DEFAULT_AXES, check_callable, check_seed, checked_call
 
 from .by_layer import gaussianity, gradients, moments, norms
 from .fields import field
@@ -49,7 +49,7 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
     batches: int = 1,
     unit: str | None = None,
     training: bool = False,
-    dynamic: Sequence[str] = ("batch",),
+    dynamic: Sequence[str] = DEFAULT_AXES,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Progress | None = None,

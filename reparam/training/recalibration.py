@@ -21,6 +21,7 @@ from reparam.ir import on_device
 from reparam.loading import FileOrModel, take_given
 from reparam.rewrite import Progress
 from reparam.utils import (
+    DEFAULT_AXES,
     Facts,
     Shown,
     as_the_user_set,
@@ -99,7 +100,7 @@ def recalibrate(
     model: FileOrModel,
     *example_inputs: Any,
     data: Any,
-    dynamic: Sequence[str] = ("batch",),
+    dynamic: Sequence[str] = DEFAULT_AXES,
     batch: int = BATCH,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     progress: Progress | None = None,

@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     from .reading import Stamp, opened, parse_json, path_of, size_of, stamp_of
     from .safetensors_header import TensorPlace, check_safetensors, is_safetensors
     from .search_path import leave_current_folder
-    from .shapes import AXES, INTEGERS, NamedAxis, Shape, Shapes, axis_name, is_batch, read_named_axis
+    from .shapes import (
+        AXES,
+        DEFAULT_AXES,
+        INTEGERS,
+        NamedAxis,
+        Shape,
+        Shapes,
+        Unasked,
+        axis_name,
+        batch_is_unasked,
+        is_batch,
+        read_named_axis,
+    )
     from .shown import Facts, Reported, Shown, counts_told
     from .spoken import on_the_command_line
     from .staging import Together, together, write_atomically, writing
@@ -66,12 +78,15 @@ _DOORS = {
     "search_path": ("leave_current_folder",),
     "shapes": (
         "AXES",
+        "DEFAULT_AXES",
         "INTEGERS",
         "NamedAxis",
         "Shape",
         "Shapes",
+        "Unasked",
         "axis_name",
         "is_batch",
+        "batch_is_unasked",
         "read_named_axis",
     ),
     "spoken": ("on_the_command_line",),
@@ -102,6 +117,7 @@ __getattr__ = lazy_doors(__name__, _DOORS)
 
 __all__ = [
     "AXES",
+    "DEFAULT_AXES",
     "INTEGERS",
     "PACKAGES",
     "SOURCE_FILES",
@@ -116,9 +132,11 @@ __all__ = [
     "Stamp",
     "TensorPlace",
     "Together",
+    "Unasked",
     "as_path",
     "as_the_user_set",
     "axis_name",
+    "batch_is_unasked",
     "check_callable",
     "check_kind",
     "check_package",

@@ -31,6 +31,20 @@ Shapes = tuple[tuple[int, ...], ...]
 AXES = ("batch", "height", "width")  # whose sizes may stay free
 
 
+class Unasked(str):
+    """The name of an axis that nobody asked for: it stays free where the model leaves it so, and is fixed elsewhere."""
+
+    __slots__ = ()
+
+
+DEFAULT_AXES: tuple[str, ...] = (Unasked("batch"),)
+
+
+def batch_is_unasked(dynamic: Iterable[str]) -> bool:
+    """Whether nobody asked for a free batch."""
+    return all(isinstance(d, Unasked) for d in dynamic if is_batch(d))
+
+
 _NAMED = re.compile(r"([A-Za-z_]\w{0,99}):([0-9])=([A-Za-z_]\w{0,29})")
 
 

@@ -1,7 +1,8 @@
-"""Axes that the model does not leave free: refused with the line that asks; the batch is fixed with a note."""
+"""Axes that the model does not leave free are refused with the line that asks; a batch is fixed, unless asked for."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reparam import convert
+from reparam import convert, explain
 from reparam.capture import capture
 from reparam.capture.guards import probes, size_guards
 from reparam.errors import CaptureError, InputError
+from reparam.utils import DEFAULT_AXES
 from support.helpers import Lambda, healthy
 
 ALL = ("batch", "height", "width")
@@ -251,17 +253,45 @@ GROUPED = {
 
 
 @pytest.mark.parametrize("way", GROUPED)
-@pytest.mark.parametrize("dynamic", [("batch",), ALL, "batch,height,width"], ids=str)
-def test_a_batch_that_comes_in_groups_is_fixed_at_that_of_the_example(way: str, dynamic: Any) -> None:
+@pytest.mark.parametrize("dynamic", [("batch",), ALL, "batch,height,width", {"inputs_0": {0: "batch"}}], ids=str)
+def test_a_batch_that_was_asked_for_and_comes_in_groups_is_refused(way: str, dynamic: Any) -> None:
+    net, x = on_maps(GROUPED[way]), torch.randn(4, 3, 8, 8)
+    with pytest.raises(CaptureError, match=r"inputs of shape 1x3x8x8.*; leave batch out of the free axes"):
+        convert(net, x, dynamic=dynamic)
+    free = [axis for axis in ("height", "width") if axis in dynamic]
+    assert convert(net, x, dynamic=free).program.inputs[0].shape[0] == 4
+
+
+ASKS = {
+    "a branch": (lambda y, x: y * 2 if x.shape[0] == 3 else y, r"asks whether batch != 3 at .*`"),
+    "a number": (lambda y, x: y.reshape(int(x.shape[0]), -1), r"asks whether batch == 4 at .*`"),
+    "a loop": (lambda y, x: torch.stack([row * 2 for row in y]), "works with one size of it alone"),
+}
+
+
+@pytest.mark.parametrize("way", ASKS)
+def test_a_batch_that_the_model_asks_for_is_fixed_unless_it_was_asked_to_stay_free(way: str) -> None:
+    compute, why = ASKS[way]
+    net, x = on_maps(compute), torch.randn(4, 3, 8, 8)
+    notes = [r.message for r in convert(net, x).report.remarks if r.rule == "capture"]
+    assert any(re.search(f"the batch is fixed at 4, that of the example: the model {why}", n) for n in notes), notes
+    for work in (convert, explain):
+        with pytest.raises(CaptureError, match=f"the batch cannot stay free: the model {why}"):
+            work(net, x, dynamic=("batch",))
+
+
+@pytest.mark.parametrize("way", GROUPED)
+@pytest.mark.parametrize("free", [(), ("height", "width")], ids=str)
+def test_a_batch_that_comes_in_groups_is_fixed_at_that_of_the_example(way: str, free: Any) -> None:
     """As networks for video do it, which take so many frames of each film: no single frame runs."""
     net, x = on_maps(GROUPED[way]), torch.randn(4, 3, 8, 8)
-    result = convert(net, x, dynamic=dynamic)
+    result = convert(net, x, dynamic=(*DEFAULT_AXES, *free)) if free else convert(net, x)
     assert result.program.inputs[0].shape[0] == 4
     (note,) = [r.message for r in result.report.remarks if "the batch is fixed at 4" in r.message]
     assert "for inputs of shape 1x3x8x8" in note or "on inputs of shape 1x3x8x8" in note
     assert torch.allclose(result.module(x), net(x), atol=1e-5)
     assert result.report.before.macs == 3 * 3 * 9 * 64  # of one sample
-    if dynamic != ("batch",):
+    if free:
         x = torch.randn(4, 3, 10, 6)
         assert torch.allclose(result.module(x), net(x), atol=1e-5)
 

@@ -17,7 +17,8 @@ from reparam.cli.options import read_dynamic, read_remarks, read_shapes
 from reparam.cli.outputs import default_output
 from reparam.cli.work import describe_twins
 from reparam.errors import InputError
-from support.cli_helpers import TINY, prepare_folder, succeed, tiny
+from reparam.utils import batch_is_unasked
+from support.cli_helpers import TINY, prepare_folder, refuse, succeed, tiny
 
 VERBS = (
     "convert",
@@ -91,6 +92,8 @@ def test_shapes_and_axes_are_read() -> None:
     assert list(map(str, shapes)) == ["3,224", "16:int64", "2,3:bool"]
     assert read_dynamic("batch, height,width,batch") == ("batch", "height", "width")
     assert read_dynamic("none") == ()
+    assert read_dynamic(None) == ("batch",) and batch_is_unasked(read_dynamic(None))
+    assert not batch_is_unasked(read_dynamic("batch"))
 
 
 def test_remarks_are_chosen_by_kind_and_pattern() -> None:
@@ -208,6 +211,18 @@ def test_the_axes_that_stay_free(folder: Path, axes: str, free: set[int]) -> Non
     (shape,) = [n.meta["val"].shape for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
     assert {i for i, s in enumerate(shape) if not isinstance(s, int)} == free
     assert axes != "none" or tuple(shape) == (1, 3, 16, 16)
+
+
+def test_a_batch_that_the_model_fixes_is_refused_where_it_was_asked_for(folder: Path) -> None:
+    (folder / "fixing.py").write_text(
+        "import torch\nfrom cli_nets import nn, tiny\n\nclass Net(nn.Module):\n    input_shapes = ((3, 16, 16),)\n\n"
+        "    def __init__(self):\n        super().__init__()\n        self.net = tiny()\n\n    def forward(self, x):\n"
+        "        return torch.stack([self.net(row[None])[0] for row in x])\n"
+    )
+    arch = ("--arch", "fixing:Net")
+    for verb in (("convert",), ("explain",), ("export", "--format", "onnx")):
+        assert "the batch cannot stay free" in refuse(2, *verb, *arch, "--dynamic", "batch")
+        assert "the batch is fixed at" in succeed(*verb, *arch).stdout
 
 
 def test_input_shape_is_what_the_network_is_captured_with(folder: Path) -> None:

@@ -99,9 +99,10 @@ def test_names_that_python_lacks_stay_the_names_of_inputs(tmp_path: Path) -> Non
     assert "fixes the batch of 'input.1' at 2" in exported.report.remarks[0].message
 
 
-@pytest.mark.parametrize(
-    "name", ["class", "None", "self", "lambda", "__class__", "__", "_", "..", "../x", "a b", "é", "1", "X"]
-)
+NAMES = ["class", "None", "none", "self", "Self", "lambda", "__class__", "__", "_", "..", "../x", "a b", "é", "1", "X"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_an_input_of_any_name_is_converted_and_written_as_source(name: str, tmp_path: Path) -> None:
     """Words of Python, and names that its classes have for themselves, are none for parameters."""
     weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
@@ -117,6 +118,31 @@ def test_an_input_of_any_name_is_converted_and_written_as_source(name: str, tmp_
     torch.testing.assert_close(source.module(x), result.module(x))
     exported = reparam.export(tmp_path / "net.onnx", path=tmp_path / "again.onnx")
     assert [i.name for i in onnx.load(exported.path).graph.input] == [name]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("X", "x"), ("x", "X"), ("x", "x_1", "X"), ("X", "x_", "x"), ("a.b", "a_b"), ("class", "Class"), ("None", "none")],
+    ids="-".join,
+)
+def test_inputs_whose_names_differ_by_little_stay_apart_and_keep_them(names: tuple[str, ...], tmp_path: Path) -> None:
+    """torch spells names in small letters, and its graphs confuse parameters that are one name then."""
+    nodes = [node("Sub", [names[0], names[1]], ["d"])]
+    nodes += [node("Mul", ["d", name], ["d2"]) for name in names[2:]]
+    nodes += [node("Conv", ["d2" if names[2:] else "d", "w"], ["y"])]
+    weight = np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32)
+    made = model(nodes, {name: ("n", 3, 4, 4) for name in names}, constants={"w": weight})
+    onnx.save(made, tmp_path / "net.onnx")
+    exported = reparam.export(tmp_path / "net.onnx", path=tmp_path / "again.onnx")
+    assert tuple(i.name for i in onnx.load(exported.path).graph.input) == names
+    assert reparam.verify(tmp_path / "net.onnx", exported.path, trials=1, adversarial=False).equivalent
+    exported.conversion.save_source(tmp_path / "source")
+    inputs = [torch.randn(2, 3, 4, 4) for _ in names]
+    source = load(tmp_path / "source", trust=True)
+    torch.testing.assert_close(source.module(*inputs), exported.conversion.module(*inputs))
+    if all(name.isidentifier() for name in names):
+        kept = reparam.convert(tmp_path / "net.onnx", dynamic=[f"{name}:0=batch" for name in names])
+        assert all(isinstance(s.shape[0], str) for s in kept.program.inputs)
 
 
 def test_free_axes_are_those_of_the_file(tmp_path: Path) -> None:
@@ -142,6 +168,15 @@ def test_a_batch_that_only_seems_free_is_fixed(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(model(nodes, {"x": ["n", 3, 2, 2]}, constants=weights).SerializeToString())
     report = reparam.convert(tmp_path / "net.onnx").report
     assert "the batch is fixed at 1, although the file says that it is free" in report.remarks[0].message
+    with pytest.raises(InputError, match=r"the batch cannot stay free, although the file says so: .*; leave it out"):
+        reparam.convert(tmp_path / "net.onnx", dynamic=("batch",))
+
+
+def test_a_batch_that_the_file_fixes_is_refused_where_it_was_asked_for(tmp_path: Path) -> None:
+    by_tracing(nn.Conv2d(3, 4, 1).eval(), tmp_path / "net.onnx", opset=11, names=False)
+    for dynamic in (("batch",), ("input:0=batch",)):
+        with pytest.raises(InputError, match="the file fixes the batch of 'input' at 2, so that it cannot stay free"):
+            reparam.convert(tmp_path / "net.onnx", dynamic=dynamic)
 
 
 def test_a_local_function_is_written_out(tmp_path: Path) -> None:

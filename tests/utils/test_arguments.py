@@ -73,7 +73,7 @@ def test_a_progress_that_cannot_be_called_is_told() -> None:
         ("force", r"give options=reparam.ExportOptions\(force=...\)"),
         ("min_sqnr", r"give options=reparam.ExportOptions\(min_sqnr=...\)"),
         ("dtype", r"give options=reparam.ExportOptions\(precision=...\)"),
-        ("dynamics", "the keywords that it takes are arch, .* dynamic, .* to, trust"),
+        ("dynamics", "inputs are given by position; the keywords that it takes are arch, .* dynamic, .* to, trust"),
     ],
 )
 def test_a_keyword_that_export_does_not_have(name: str, how: str, tmp_path: Path) -> None:

@@ -79,12 +79,15 @@ def _unused(name: str, taken: Container[str]) -> str:
 
 def name_inputs(graph: ir.Graph, program: Program) -> None:
     """The inputs get the names of the file that the network came from, where it came from one and they are unused."""
-    specs = {s.name: s for s in program.inputs if s.label}
-    taken = set(ir.convenience.create_value_mapping(graph))
-    for value in graph.inputs:
-        spec = specs.get(str(value.name))
-        if spec is not None and spec.label not in taken and name_complaint(spec.label) is None:
-            ir.convenience.rename_values([value], [spec.label])
+    specs = {s.name: s.label for s in program.inputs if s.label and name_complaint(s.label) is None}
+    inputs = list(graph.inputs)
+    taken = ir.convenience.create_value_mapping(graph).keys() - {v.name for v in inputs}
+    wanted = [specs.get(str(v.name), str(v.name)) for v in inputs]
+    names: list[str] = []
+    for value, name in zip(inputs, wanted, strict=True):
+        own = str(value.name)
+        names.append(name if name not in taken.union(names) else _unused(own, taken.union(names, wanted)))
+    ir.convenience.rename_values(inputs, names)
 
 
 def name_outputs(graph: ir.Graph, program: Program) -> None:
