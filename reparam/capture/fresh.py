@@ -17,26 +17,36 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from reparam.ir import is_uninitialised
+
+SMALL = 1 << 22  # bytes of one weight that may be copied
 _CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 _VALUES = (type(None), bool, int, float, complex, str, tuple, Tensor)
 _NOT_OF_MODELS = frozenset({"torch", "reparam", "builtins"})
 _DEEPEST = 3  # containers within containers
 
 
-def fresh_copy(module: nn.Module) -> nn.Module:
+def fresh_copy(module: nn.Module, *, to_write: bool = False) -> nn.Module:
     """A copy of the module's structure and of all that it remembers, which shares its weights.
+
+    to_write: for a module that may write to its weights: small ones are copied.
 
     What cannot be copied (a lock, an open file, a tensor with a history) is shared as well. Weights that were made in
     inference mode are copied.
     """
     with torch._C.DisableTorchFunction(), _disable_current_modes():  # a copy is no call of the model
-        shared: dict[int, Any] = {id(t): _ordinary(t) for t in (*module.parameters(), *module.buffers())}
+        weights = [t for t in (*module.parameters(), *module.buffers()) if not (to_write and _is_small(t))]
+        shared: dict[int, Any] = {id(t): _ordinary(t) for t in weights}
         try:
             return copy.deepcopy(module, dict(shared))
         except Exception:
             for part in module.modules():
                 shared |= {id(v): v for v in vars(part).values() if not _can_be_copied(v)}
             return copy.deepcopy(module, shared)
+
+
+def _is_small(weight: Tensor) -> bool:
+    return not is_uninitialised(weight) and weight.numel() * weight.element_size() <= SMALL
 
 
 def _ordinary(weight: Tensor) -> Tensor:

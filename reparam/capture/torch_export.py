@@ -72,7 +72,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
             raise
         except CaptureError:
             with evaluation_mode(module):
-                refuse_misfit(module, example_inputs, lambda: _run(module, example_inputs))
+                refuse_misfit(module, example_inputs, lambda: _run(fresh_copy(module, to_write=True), example_inputs))
             raise
 
 

@@ -17,13 +17,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from reparam.check import Claim, Evidence, Region, check_claims, check_region, find_region, whole_region
 from reparam.errors import ReparamError, RuleError, UnknownSizeError
 from reparam.ir import Program, Refusal, batch_one, module_of, node_macs, ranges_of
 from reparam.report import Remark
-from reparam.utils import first_line, is_out_of_memory
+from reparam.utils import dtype_name, first_line, is_out_of_memory
 
 from .rule import Match, Rewrite, Rule
 
@@ -194,6 +194,10 @@ class Driver:
         self._miss(rule, node, Refusal(f"left out for a fault in this rewrite ({first_line(error)})", node))
 
     def _judge(self, rule: Rule[Any], node: fx.Node, rewrite: Rewrite, created: list[fx.Node]) -> list[fx.Node] | None:
+        if other := _other_dtype(rewrite.replace):
+            self._rollback(created)
+            self._miss(rule, node, Refusal(other, node))
+            return None
         try:
             if rewrite.claims:
                 region = whole_region(rewrite.replace, created)
@@ -332,6 +336,18 @@ class Driver:
             if n.op == "call_function" and not n.users and not self.program.erased(n):
                 stack.extend(n.all_input_nodes)
                 self.program.erase([n])
+
+
+def _other_dtype(replaced: Mapping[fx.Node, fx.Node]) -> str:
+    """Where a value would become one of another dtype, which the float64 checks do not see; "" where none does.
+
+    An operand of a wider dtype, a neutral one too, is what makes the result wider.
+    """
+    for old, new in replaced.items():
+        a, b = old.meta.get("val"), new.meta.get("val")
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype != b.dtype:
+            return f"the network has {dtype_name(a.dtype)} here, and would have {dtype_name(b.dtype)}"
+    return ""
 
 
 def _dying(region: Region) -> list[fx.Node]:

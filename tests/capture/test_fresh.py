@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import reparam
+from reparam import CaptureError, convert
 from reparam.capture import Outside, fresh_copy
+from support.helpers import Lambda
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 TABLE: dict[Any, Any] = {}
@@ -204,3 +206,22 @@ def test_the_graph_of_a_model_that_is_refused_is_not_printed(capsys: pytest.Capt
     with pytest.raises(reparam.CaptureError):
         reparam.convert(Branches(), X)
     assert "def forward" not in "".join(capsys.readouterr())
+
+
+WRITES = {
+    "a buffer": lambda net, x: net.count.add_(1) * net.layer(x),
+    "a norm": lambda net, x: net.layer(net.norm.train()(x)),
+    "a weight": lambda net, x: net.layer.weight.data.mul_(1.5) + x[:, :, None],
+    "a weight, and fails": lambda net, x: net.layer.weight.data.mul_(1.5) + x[9, 9, 9],
+    "a buffer, and a loop": lambda net, x: [net.count.add_(1) for _ in range(int(x.sum().item()) % 3)] and net.layer(x),
+}
+
+
+@pytest.mark.parametrize("way", WRITES)
+def test_a_model_that_is_refused_for_what_it_writes_has_what_it_had(way: str) -> None:
+    net = Lambda(WRITES[way], layer=nn.Linear(4, 4), norm=nn.BatchNorm1d(4))
+    net.register_buffer("count", torch.ones(1))
+    before = {name: value.clone() for name, value in net.eval().state_dict().items()}
+    with pytest.raises(CaptureError):
+        convert(net, torch.randn(3, 4))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
