@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from reparam.errors import UnknownSizeError
 
@@ -29,6 +30,13 @@ from .aten import (
 )
 from .program import Program, is_float, shape_of
 
+_PRODUCTS = frozenset(
+    {
+        *(aten.einsum.default, aten.tensordot.default, aten.inner.default, aten.linalg_matrix_power.default),
+        *(aten.linalg_multi_dot.default, aten.chain_matmul.default),
+        *(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input),
+    }
+)
 _SQUASHED = frozenset({aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int, aten.tanh.default})
 
 
@@ -73,16 +81,37 @@ def _macs(node: fx.Node, env: dict[str, int] | None) -> int:
         return math.prod(shape_of(arguments(node)["input"], env)) * math.prod(weight[1:])
     if is_call(node, LINEARS):
         return math.prod(shape_of(node, env)) * shape_of(arguments(node)["weight"], env)[1]
+    if is_call(node, _PRODUCTS):
+        return _counted(node, env)
     if not is_call(node, MATMULS):
         return 0
     operands = [a for a in node.args if isinstance(a, fx.Node) and is_float(a)]
     if node.target is aten.scaled_dot_product_attention.default:
         q, k, v = (shape_of(a, env) for a in operands[:3])
         return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
-    if node.target is aten.einsum.default or len(operands) < 2:
+    if len(operands) < 2:
         return 0
     left = shape_of(operands[-2], env)
     return math.prod(shape_of(node, env)) * left[-1]
+
+
+def _counted(node: fx.Node, env: dict[str, int] | None) -> int:
+    """Multiply-accumulates of an operator that is several products, as torch counts them; nothing is computed."""
+
+    def empty(value: Any) -> Any:
+        known = value.meta.get("val") if isinstance(value, fx.Node) else value
+        return (
+            torch.empty(shape_of(value, env), dtype=known.dtype, device="meta") if isinstance(known, Tensor) else known
+        )
+
+    assert callable(node.target)
+    args, kwargs = fx.node.map_aggregate(node.args, empty), fx.node.map_aggregate(node.kwargs, empty)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        try:
+            node.target(*args, **kwargs)
+        except RuntimeError:  # at sizes that the network was not traced at
+            return 0
+    return int(counter.get_total_flops()) // 2
 
 
 def _extent(node: fx.Node) -> tuple[Any, ...]:

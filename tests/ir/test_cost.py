@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from reparam.capture import capture
 from reparam.ir import census, is_chain
-from support.helpers import program_of
+from support.helpers import Lambda, program_of
 
 
 class Function(nn.Module):
@@ -77,3 +79,33 @@ def test_multiply_accumulates_are_those_of_one_sample() -> None:
     counts = census(program_of(model, torch.randn(3, 4, 6, 6)))
     assert counts.macs == 6 * 2 * 9 * 16 + 6 * 4 * 4 * 16 + 256 * 7
     assert counts.params == 6 * 2 * 9 + 6 + 6 * 4 * 4 + 4 + 256 * 7 + 7
+
+
+WEIGHT = torch.randn(8, 4)
+PRODUCTS = {
+    "einsum": lambda net, x: torch.einsum("bti,ij->btj", x, WEIGHT),
+    "einsum of three": lambda net, x: torch.einsum("bti,ij,kj->btk", x, WEIGHT, WEIGHT),
+    "einsum of any": lambda net, x: torch.einsum("...i,ij->...j", x, WEIGHT),
+    "tensordot": lambda net, x: torch.tensordot(x, WEIGHT, 1),
+    "inner": lambda net, x: torch.inner(x, WEIGHT.T),
+    "several": lambda net, x: torch.linalg.multi_dot([x[0], WEIGHT, WEIGHT.T]),
+    "a power": lambda net, x: torch.linalg.matrix_power(x[0] @ x[0].T, 3),
+    "gru": lambda net, x: net.gru(x)[0],
+    "linear": lambda net, x: net.linear(x),
+    "attention": lambda net, x: nn.functional.scaled_dot_product_attention(x, x, x),
+}
+
+
+@pytest.mark.parametrize("way", PRODUCTS)
+def test_products_of_every_spelling_are_counted_as_torch_counts_them(way: str) -> None:
+    net = Lambda(PRODUCTS[way], gru=nn.GRU(8, 4, batch_first=True), linear=nn.Linear(8, 4)).eval()
+    x = torch.randn(1, 6, 8)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(x)
+    found = census(capture(net, (x,), dynamic=()).program).macs
+    assert 2 * found == counter.get_total_flops() > 0
+
+
+def test_a_product_is_counted_for_one_sample() -> None:
+    net = Lambda(PRODUCTS["einsum"])
+    assert census(capture(net, (torch.randn(5, 6, 8),)).program).macs == 6 * 8 * 4
