@@ -332,7 +332,7 @@ def read_remarks(kinds: str | None, pattern: str | None) -> RemarkChoice:
         raise InputError(f"--remarks '{unknown[0]}' is not a kind of remark; choose from {', '.join(KINDS)}")
     try:
         compiled = re.compile(pattern) if pattern is not None else None
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"--remarks-filter '{pattern}' is not a regular expression ({error})") from error
     return RemarkChoice(names, compiled)
 

@@ -61,6 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["convert", *TINY, "--arch-args", "[" * 100_000], "--arch-args is not JSON"),
         (["convert", *TINY, "--remarks", "failed"], "--remarks 'failed' is not a kind"),
         (["convert", *TINY, "--remarks-filter", "("], "--remarks-filter '(' is not a regular expression"),
+        (["convert", *TINY, "--remarks-filter", "{999999999999}"], "is not a regular expression (the repetition"),
         (["convert", *TINY, "-o", "out.onnx"], "name it out.pt2"),
         (["convert", *TINY, "-o", "nowhere/out.pt2"], "nowhere does not exist"),
         (["convert", *TINY, "-o", "tiny.pt/out.pt2"], "tiny.pt is not a folder"),

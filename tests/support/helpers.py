@@ -16,6 +16,7 @@ from reparam.capture import capture
 from reparam.ir import CONVS, TRANSPOSED_CONVS, Program, arguments, evaluate, is_call, op_name, pair, shape_of
 from reparam.passes import fused_phases
 from reparam.rewrite import Driver, Match, Outcome, Phase, Rewrite, Rule
+from reparam.utils import DEFAULT_AXES
 
 EXACT = 1e-12  # relative, float64: what a handful of layers may differ by
 
@@ -39,7 +40,7 @@ class Fused:
         return [r.message for r in self.outcome.remarks if r.kind == "passed" and r.rule == rule]
 
 
-def program_of(model: nn.Module, *inputs: Any, dynamic: Sequence[str] = ("batch",)) -> Program:
+def program_of(model: nn.Module, *inputs: Any, dynamic: Sequence[str] = DEFAULT_AXES) -> Program:
     """The captured program of `model`, as it is before any rule."""
     return capture(model, inputs, dynamic=dynamic).program
 
@@ -57,7 +58,7 @@ def run_phases(program: Program, phases: Sequence[Phase], *, allow_cost: bool = 
     return Fused(program, copy, outcome)
 
 
-def fuse(model: nn.Module, *inputs: Any, dynamic: Sequence[str] = ("batch",)) -> Fused:
+def fuse(model: nn.Module, *inputs: Any, dynamic: Sequence[str] = DEFAULT_AXES) -> Fused:
     """Captures `model` and runs every rule of the target `fused`."""
     return run_phases(program_of(model, *inputs, dynamic=dynamic), fused_phases())
 
@@ -69,7 +70,7 @@ def apply_exactly(model: nn.Module, *inputs: Any, rules: Sequence[Rule], bound: 
     return fused
 
 
-def fuse_exactly(model: nn.Module, *inputs: Any, bound: float, dynamic: Sequence[str] = ("batch",)) -> Fused:
+def fuse_exactly(model: nn.Module, *inputs: Any, bound: float, dynamic: Sequence[str] = DEFAULT_AXES) -> Fused:
     """Like `fuse`; asserts that the result agrees with the module itself (not only its capture) to `bound`."""
     fused = fuse(model, *inputs, dynamic=dynamic)
     assert module_rel(model, fused.program, inputs) <= bound

@@ -14,6 +14,7 @@ from reparam.passes.carry_residual import CarryResidual
 from reparam.plain import Span, outermost, read_span
 from reparam.plain.register_value import SpanValues
 from reparam.rewrite import Phase, Rewrite
+from reparam.utils import DEFAULT_AXES
 from support.helpers import (
     EXACT,
     WRONG,
@@ -32,7 +33,7 @@ from support.helpers import (
 SOME = 6  # rows of a layer that are spoiled, one at a time
 
 
-def plain(model: nn.Module, *inputs: Tensor, dynamic: Sequence[str] = ("batch",), **options: str) -> Fused:
+def plain(model: nn.Module, *inputs: Tensor, dynamic: Sequence[str] = DEFAULT_AXES, **options: str) -> Fused:
     """Captures `model` and runs every rule of the target `plain`; no rewrite may be rejected by its own check."""
     return plain_of(program_of(model, *inputs, dynamic=dynamic), **options)
 
@@ -54,7 +55,7 @@ def assert_chain(
     merges: int,
     gates: int = 0,
     sizes: Sequence[tuple[int, ...]] = (),
-    dynamic: Sequence[str] = ("batch",),
+    dynamic: Sequence[str] = DEFAULT_AXES,
     **options: str,
 ) -> Fused:
     """`model` has this many merges and becomes a chain (but for gates), equal at other batches and `sizes` too.

@@ -15,6 +15,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from reparam.utils import DEFAULT_AXES
+
 CHANNELS = 4
 SIZES = st.integers(0, 24)
 _FILES = itertools.count()
@@ -281,7 +283,7 @@ class Drawn:
 def modules(draw: Any) -> Drawn:
     """Random models of one to four statements."""
     body = [line for lines in draw(st.lists(STATEMENTS, min_size=1, max_size=4)) for line in lines]
-    dynamic = draw(st.sampled_from(((), ("batch",), ("batch",), ("batch", "height", "width"), ("height", "width"))))
+    dynamic = draw(st.sampled_from(((), DEFAULT_AXES, ("batch",), ("batch", "height", "width"), ("height", "width"))))
     shape = (
         draw(st.sampled_from((1, 2, 3))),
         CHANNELS,
