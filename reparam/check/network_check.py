@@ -358,6 +358,7 @@ def check_emitted(
     name = dtype_name(dtype or original.dtype)
     floor = max(4.0 * torch.finfo(dtype or original.dtype).eps, *(r.limit for r in rounds))
     outputs: list[OutputSpread] = []
+    measured: list[Round] = []
     for r in rounds:
         try:
             old = evaluate(original, typed(original, r.values, dtype), dtype)
@@ -368,6 +369,7 @@ def check_emitted(
                     continue
                 raise captured_stops(original, r.values, r.plan.sizes) from e
             raise InputError(f"this machine cannot run the network in {name}: {first_line(e)}") from e
+        measured.append(r)
         add_spreads(outputs, r.truth, old, new, r.inputs)
     worst = max(outputs, key=lambda o: o.ratio(floor), default=None)
     if worst is None:
@@ -375,7 +377,7 @@ def check_emitted(
     if not all(math.isfinite(o.old_rms) for o in outputs):
         raise not_finite_in(name)
     if not all(o.fair(floor) for o in outputs):
-        outputs = spread_further(original, emitted, rounds, dtype, outputs)
+        outputs = spread_further(original, emitted, measured, dtype, outputs)
         bad = next((o for o in outputs if not o.fair_against_spread(floor)), None)
         if bad is not None:
             raise LostDigitsError(

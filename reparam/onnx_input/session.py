@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     import onnx
 
 LONGEST = 8  # seconds for one run of a graph with loops
+LARGEST = 1 << 29  # bytes by which the process may grow in such a run
+LOOK = 0.01  # seconds between looks at it
 
 
 def widen(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -109,27 +113,55 @@ def reason_of(error: BaseException) -> str:
     return first.rpartition(" : ")[2] if first.startswith("[ONNXRuntimeError]") else first
 
 
+class _Watch(threading.Thread):
+    """Gives up a run that takes too long or too much memory. why: what it took."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(daemon=True)
+        self.options, self.over, self.why = options, threading.Event(), ""
+
+    def run(self) -> None:
+        """Looks at the clock and at the memory until the run is over."""
+        start, before = time.monotonic(), _resident()
+        while not self.over.wait(LOOK):
+            if time.monotonic() - start > LONGEST:
+                self.why = f"does not end within {LONGEST} seconds"
+            elif _resident() - before > LARGEST:
+                self.why = f"takes more than {LARGEST >> 20} MB"
+            if self.why:
+                self.options.terminate = True
+                return
+
+
+def _resident() -> int:
+    """The bytes of memory that this process has; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+    except OSError:
+        return 0
+    return pages * mmap.PAGESIZE
+
+
 def run_session(session: Any, values: Mapping[str, Tensor], name: str, *, limited: bool = False) -> list[Tensor]:
-    """The outputs on one tensor for each input. limited: whether the run is given up after LONGEST seconds."""
+    """The outputs on one tensor for each input. limited: whether a loop that takes too much is given up."""
     import onnxruntime as ort
 
     feed = {key: v.detach().cpu().contiguous().numpy() for key, v in values.items()}
     options = ort.RunOptions()
     options.log_severity_level = 4
-    clock = threading.Timer(LONGEST, setattr, (options, "terminate", True)) if limited else None
+    watch = _Watch(options) if limited else None
     try:
-        if clock is not None:
-            clock.daemon = True
-            clock.start()
+        if watch is not None:
+            watch.start()
         with memory_told(f"running {name}"):
             found = session.run(None, feed, options)
     except ReparamError:
         raise
     except Exception as error:
-        if options.terminate:
-            raise InputError(f"{name} has a loop that does not end within {LONGEST} seconds") from error
+        if watch is not None and watch.why:
+            raise InputError(f"{name} has a loop that {watch.why}") from error
         raise InputError(f"{name} does not run on these inputs: {reason_of(error)}") from error
     finally:
-        if clock is not None:
-            clock.cancel()
+        if watch is not None:
+            watch.over.set()
     return [torch.from_numpy(np.asarray(v, order="C")) for v in found if isinstance(v, np.ndarray)]

@@ -72,8 +72,21 @@ def digits(value: Tensor) -> Tensor:
     return value.float().view(torch.int32).bitwise_and(~0xF).view(torch.float32).to(value.dtype)
 
 
+class Sized(nn.Module):
+    """The size that it was traced at stands in its graph, which runs at no other, as the model itself does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        n, c, h, w = y.shape
+        return y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
 @pytest.mark.parametrize("worse", [half, digits])
-@pytest.mark.parametrize("make", [net, deep])
+@pytest.mark.parametrize("make", [net, deep, Sized])
 def test_dropped_digits_are_refused(
     worse: Callable[[Tensor], Tensor], make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,11 +97,11 @@ def test_dropped_digits_are_refused(
                 made.constants[name] = dataclasses.replace(constant, value=worse(constant.value))
         return made
 
-    x = torch.randn(2, 3, 8, 8) if make is net else torch.randn(2, 16)
-    assert convert(make(), x, to="fused").report.equivalent
+    x = torch.randn(2, 16) if make is deep else torch.randn(2, 3, 8, 8)
+    assert convert(make().eval(), x, to="fused").report.equivalent
     monkeypatch.setattr(conversion, "finalize", damaged)
     with pytest.raises(LostDigitsError):
-        convert(make(), x, to="fused")
+        convert(make().eval(), x, to="fused")
 
 
 def test_a_rewrite_that_loses_digits_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
