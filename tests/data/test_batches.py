@@ -45,7 +45,7 @@ def test_inputs_are_by_position_or_by_name() -> None:
         assert labels_of(samples) == (list(range(5)) if len(batch) == 3 else [None] * 5)
 
 
-def test_a_generator_is_read_once() -> None:
+def test_a_generator_is_only_what_is_needed() -> None:
     samples = open_samples((batch for batch in [ROWS]), vectors())
     assert len(list(samples)) == 5
     with pytest.raises(InputError, match="a generator holds 0 samples; it is empty, or was read to its end before"):
