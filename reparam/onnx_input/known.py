@@ -17,6 +17,7 @@ from torch import Tensor
 
 MOST = 4096  # whole numbers; a larger constant is a tensor alone
 MOST_FLOATS = 16
+MOST_NUMBERS = 1 << 16  # that are computed at once
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,31 @@ def test_names_from_files_become_plain_ones(tmp_path: Path) -> None:
     net = import_onnx(write(tmp_path, nodes, constants=constants | numbers))
     assert net(torch.zeros(1, 3, 8, 8))["y"].shape == (1, 3, 8, 8)
     assert {n for n, _ in (*net.named_parameters(), *net.named_buffers())} >= {"self_.to_forward", "a", "a_.b", "ab"}
+
+
+def tower(operator: str, **attributes: Any) -> list[onnx.NodeProto]:
+    """The size of an input, forty times with itself."""
+    nodes = [node("Shape", ["x"], ["s0"])]
+    for i in range(40):
+        nodes.append(node(operator, [f"s{i}", f"s{i}"], [f"s{i + 1}"], **attributes))
+    return [
+        *nodes,
+        node("Cast", ["s40"], ["f"], to=TensorProto.FLOAT),
+        node("ReduceSum", ["f"], ["r"]),
+        node("Add", ["x", "r"]),
+    ]
+
+
+@pytest.mark.parametrize("batch", ["n", 2])
+@pytest.mark.parametrize(
+    ("operator", "attributes", "why"),
+    [("Mul", {}, "no number of 64 bits"), ("Concat", {"axis": 0}, "it computes [0-9]+ numbers of sizes")],
+)
+def test_sizes_that_grow_without_bound_are_refused_soon(
+    operator: str, attributes: dict[str, Any], why: str, batch: Any, tmp_path: Path
+) -> None:
+    path = write(tmp_path, tower(operator, **attributes), {"x": (batch, 3)})
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=why):
+        reparam.convert(path)
+    assert time.perf_counter() - start < 10

@@ -6,14 +6,19 @@ numbers that are known beforehand (constants, and sizes), which then stays arith
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
+from reparam.errors import UnknownSizeError
+from reparam.ir import size_hint
 from reparam.onnx_input.call import Call, Node
-from reparam.onnx_input.known import Known, Results
+from reparam.onnx_input.known import MOST_NUMBERS, Known, Results
 
 _WHY = {
     "QuantizeLinear": "quantised networks are left alone; convert the network in floats, and quantise what comes out",
@@ -32,6 +37,7 @@ _WHY |= dict.fromkeys(("ConvInteger", "MatMulInteger"), _WHY["QuantizeLinear"])
 _WHY |= dict.fromkeys(("Compress", "Unique"), _WHY["NonZero"])
 _WHY |= dict.fromkeys(("RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"), _WHY["RandomNormal"])
 
+LIMIT = 1 << 63
 Compute = Callable[[Call], Results]
 
 
@@ -45,8 +51,23 @@ class Operator:
     def __call__(self, call: Call) -> Results:
         """The results of a call."""
         if self.known is not None and all(v is None or isinstance(v, Known) for v in call.inputs):
-            return self.known(call)
+            found = self.known(call)
+            _refuse_long(call, found)
+            return found
         return self.compute(call)
+
+
+def _refuse_long(call: Call, found: Results) -> None:
+    """Raises InputError for numbers that 64 bits do not hold, and for too many: Python computes on, without an end."""
+    for value in found if isinstance(found, tuple) else (found,):
+        if not isinstance(value, Known):
+            continue
+        if value.values.size > MOST_NUMBERS:
+            raise call.node.refused(f"it computes {value.values.size} numbers of sizes")
+        for number in value.values.flat:
+            with contextlib.suppress(UnknownSizeError):
+                if isinstance(number, int | torch.SymInt) and not -LIMIT <= size_hint(number) < LIMIT:
+                    raise call.node.refused("a size that it computes is no number of 64 bits")
 
 
 @functools.cache

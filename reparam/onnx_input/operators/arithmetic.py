@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reparam.onnx_input.call import Call, number_of
 from reparam.onnx_input.graph import dtype_of
-from reparam.onnx_input.known import Known, Value, as_kind, known, truncated
+from reparam.onnx_input.known import MOST_NUMBERS, Known, Value, as_kind, known, truncated
 
 Fn = Callable[..., Any]
 
@@ -190,6 +190,8 @@ def _each(function: Fn, dtype: torch.dtype | None = None) -> Fn:
     def compute(call: Call) -> Known:
         values = [call.known(i, "operand") for i in range(len(call.inputs))]
         arrays = np.broadcast_arrays(*(v.values for v in values)) if len(values) > 1 else [values[0].values]
+        if arrays[0].size > MOST_NUMBERS:
+            raise call.node.refused(f"it computes {arrays[0].size} numbers of sizes")
         found = np.empty(arrays[0].shape, dtype=object)
         flat = found.reshape(-1)
         for i, numbers in enumerate(zip(*(a.reshape(-1) for a in arrays), strict=True)):
