@@ -177,7 +177,10 @@ def tower(operator: str, **attributes: Any) -> list[onnx.NodeProto]:
 @pytest.mark.parametrize("batch", ["n", 2])
 @pytest.mark.parametrize(
     ("operator", "attributes", "why"),
-    [("Mul", {}, "no number of 64 bits"), ("Concat", {"axis": 0}, "it computes [0-9]+ numbers of sizes")],
+    [
+        ("Mul", {}, "no number of 64 bits"),
+        ("Concat", {"axis": 0}, "it computes [0-9]+ numbers of sizes|would become [0-9]+ while it is opened"),
+    ],
 )
 def test_sizes_that_grow_without_bound_are_refused_soon(
     operator: str, attributes: dict[str, Any], why: str, batch: Any, tmp_path: Path
