@@ -167,6 +167,8 @@ def _check_tensor(tensor: onnx.TensorProto, name: str) -> None:
     shown = one_line(tensor.name)[:60]
     if any(d < 0 for d in tensor.dims) or len(tensor.dims) > 64:
         raise _refused(name, f"'{shown}' has an impossible shape")
+    if tensor.HasField("segment"):
+        raise _refused(name, f"'{shown}' is a part of a tensor, which nothing reads")
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return
     count, bits = math.prod(tensor.dims), bits_of(tensor.data_type)

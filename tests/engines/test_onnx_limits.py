@@ -413,3 +413,9 @@ def test_weights_that_become_a_link_after_they_were_looked_at_are_not_read(
     monkeypatch.setattr(reading, "_check_places", exchange)
     with pytest.raises(UnsafeFileError, match="outside of its own folder"):
         reading.read_model(folder / "a.onnx")
+
+
+def test_parts_of_tensors_are_refused(tmp_path: Path) -> None:
+    part = whole([1, 2], "n")
+    part.segment.begin, part.segment.end = 0, 2
+    refused(write(tmp_path / "a.onnx", [relu()], [part]), "'n' is a part of a tensor, which nothing reads")
