@@ -93,7 +93,8 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
         if progress is not None:
             progress("analyze", i, len(wanted))
         try:
-            tables.append(field(sampled, unit) if name == "erf" else KINDS[name](sampled))
+            made = field(sampled, unit) if name == "erf" else KINDS[name](sampled)
+            tables.append(made.finite())
         except InputError as error:
             if len(wanted) == 1:
                 raise

@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import ADDS, NORMS, WEIGHTED, Program, aten, is_call, is_float, op_name, place_of
+from reparam.ir import ADDS, NORMS, WEIGHTED, Program, is_call, is_float, op_name, place_of
 
 from .functions import activations
 from .moments import predict
-from .power import Power, measured
+from .power import Power, measured, scaled
 from .roles import usual
-from .running import Sampled, differentiable
+from .running import PRODUCTS, Sampled, differentiable
 from .table import Table, ratio
 from .values import Value
-
-_PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
 
 
 def stations(program: Program) -> list[fx.Node]:
@@ -28,7 +26,7 @@ def stations(program: Program) -> list[fx.Node]:
     return [
         n
         for n in program.calls()
-        if n.meta["data"] and is_float(n) and (is_call(n, WEIGHTED | NORMS | ADDS | _PRODUCTS) or n in functions)
+        if n.meta["data"] and is_float(n) and (is_call(n, WEIGHTED | NORMS | ADDS | PRODUCTS) or n in functions)
     ]
 
 
@@ -171,6 +169,7 @@ def gaussianity(sampled: Sampled) -> Table:
 def normal_distance(values: Tensor, *, most: int = 2_000_000) -> float:
     """Kolmogorov and Smirnov's distance of values (n,) from N(mean, variance); 1 for values that are all the same."""
     x = values[:: max(1, len(values) // most)].to(torch.float64)
+    x = scaled(x - x.mean())
     deviation = float(x.std(correction=0))
     if not deviation > 0:
         return 1.0

@@ -57,7 +57,14 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
             part = gradient.abs().mean((0, 1))
             total = part if total is None else total + part
     assert total is not None
-    return _table(total / total.sum().clamp(min=1e-300), place_of(node))
+    most = float(total.max())
+    if not 0 < most < math.inf:
+        why = "zero everywhere" if most == 0 else "beyond the numbers of float64"
+        raise InputError(
+            f"the gradient of the central unit of '{place_of(node)}' by the input is {why}, so that there is no field"
+        )
+    total = total / most
+    return _table(total / total.sum(), place_of(node))
 
 
 def _image(program: Program) -> int:
