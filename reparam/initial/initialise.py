@@ -64,9 +64,9 @@ def init(  # the keywords are the options
     dynamic: axes whose size stays free, as for `convert`. preprocessing: of images.
     **options: those of `InitOptions` that the method reads, and seed=.
 
-    Tied weights stay tied, and what is not set is named with the reason. residual-scale, normalised-act and gaussian
-    put in parts that the model does not have: their module is the captured graph, in evaluation mode, with the model's
-    names for its weights.
+    The module is in the mode that the model is in, each submodule in its own. Tied weights stay tied, and what is not
+    set is named with the reason. residual-scale, normalised-act and gaussian put in parts that the model does not have:
+    their module is the captured graph, in evaluation mode, with the model's names for its weights.
 
     Raises InputError or CaptureError for a model that cannot be taken in, for options that the method does not read,
     and for a network in which it finds nothing to set.
@@ -91,7 +91,9 @@ def init(  # the keywords are the options
     if method not in WITH_DATA and data is not None:
         raise InputError(f"the method {method} looks at no samples; leave out --calibrate")
     with foreign_code("copying the model", errors=True):
-        module = copy.deepcopy(model).eval()
+        module = copy.deepcopy(model)
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
     home = device_of([*module.parameters(), *module.buffers()])
     with models_too():
         with _dropouts_seen(module):
@@ -109,7 +111,10 @@ def init(  # the keywords are the options
             source = _Labelled(program, data, labels, preprocessing, wanted.batch, tuple(example_inputs))
             outcome = _learn(weights, wanted, source, loss or nn.functional.cross_entropy, progress)
         refuse_unset(weights, method)
-    return _result(method, weights, outcome, (*given.notes, *captured.notes), home)
+    made = _result(method, weights, outcome, (*given.notes, *captured.notes), home)
+    for part, mode in modes:
+        part.training = mode
+    return made
 
 
 @contextmanager

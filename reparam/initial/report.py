@@ -47,9 +47,9 @@ class Outcome:
 class Initialised(Shown):
     """A model with new weights.
 
-    module: a copy of the model, in evaluation mode; where the method puts in parts that the model does not have, a
-    module of the captured graph, whose weights keep their names. program: what it computes. rewritten: whether it is
-    such a module. weights, left: what was set and what was not. inserted: in words, what was put in and where.
+    module: a copy of the model, in its mode; where the method puts in parts that the model does not have, a module of
+    the captured graph, whose weights keep their names. program: what it computes. rewritten: whether it is such a
+    module. weights, left: what was set and what was not. inserted: in words, what was put in and where.
     groups: of parameters, by name, with the factors of an optimiser's learning rate and weight decay; empty where all
     are treated alike. frozen: parameters that are not to be trained. figures: what was measured on the way.
     """

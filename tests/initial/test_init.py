@@ -51,6 +51,20 @@ def test_every_method_leaves_the_model_and_names_every_weight(method: str) -> No
     assert isinstance(made.as_dict()["weights"], list)
 
 
+@pytest.mark.parametrize("method", ["he", "autoinit", "lsuv", "gradinit"])
+def test_every_part_keeps_its_mode(method: str) -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 4)).train()
+    net[1].eval()
+    data = {"data": [(torch.randn(16, 6), torch.arange(16) % 4)]} if method in WITH_DATA else {}
+    steps = {"steps": 3} if method == "gradinit" else {}
+    made = init(net, torch.randn(2, 6), method=method, **data, **steps).module
+    wanted = [("", True), ("0", True), ("1", False), ("2", True), ("3", True), ("4", True)]
+    assert [(n, m.training) for n, m in made.named_modules()] == wanted
+    assert [(n, m.training) for n, m in net.named_modules()] == wanted
+    settled = init(net.eval(), torch.randn(2, 6), method=method, **data, **steps).module
+    assert not any(m.training for m in settled.modules())
+
+
 @pytest.mark.parametrize("method", ["he", "autoinit", "zero", "lsuv", "gaussian", "gradinit"])
 def test_tied_weights_stay_tied(method: str) -> None:
     net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))

@@ -340,6 +340,16 @@ def test_every_analysis_runs_or_says_what_it_needs(name: str) -> None:
     assert set(found.as_dict()) == {t.what for t in found.tables} | {"refused", "notes"}
 
 
+def test_all_stands_for_every_analysis() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4)
+    for what in ("all", ["all"], " all ", "dead,all"):
+        found = analyze(net, x, what=what)
+        assert [*(t.what for t in found.tables), *found.refused] == [
+            *("moments", "gradients", "rank", "gaussianity", "dead", "sensitivity"),
+            *("erf", "depth", "norm"),
+        ]
+
+
 def test_what_cannot_be_analysed_is_one_sentence() -> None:
     net, x = nn.Linear(4, 4), torch.randn(2, 4)
     for words, options in (
