@@ -19,6 +19,7 @@ from reparam.utils import check_callable, check_seed, checked_call
 
 from .by_layer import gaussianity, gradients, moments, norms
 from .fields import field
+from .places import call_after_weights
 from .precision import sensitivity
 from .running import Sampled, random_batches
 from .streams import depth, rank
@@ -87,6 +88,7 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
     captured = take_given(model, example_inputs, dynamic=dynamic, seed=seed).capture()
     program = captured.program
     refuse_broken_weights(program)
+    call_after_weights(program)
     held = list(_batches(program, data, batch, batches, preprocessing, seed))
     sampled = Sampled(program, held, training, data is None, seed)
     tables, refused = [], {}

@@ -9,25 +9,16 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import ADDS, NORMS, WEIGHTED, Program, is_call, is_float, op_name, place_of
+from reparam.ir import NORMS, is_call, op_name
 
 from .functions import activations
 from .moments import predict
+from .places import names_of, stations
 from .power import Power, measured, scaled
 from .roles import usual
-from .running import PRODUCTS, Sampled, differentiable
+from .running import Sampled, differentiable
 from .table import Table, ratio
 from .values import Value
-
-
-def stations(program: Program) -> list[fx.Node]:
-    """Layers, norms, activations and sums: the calls whose values are worth a row."""
-    functions = {f.result for f in activations(program)}
-    return [
-        n
-        for n in program.calls()
-        if n.meta["data"] and is_float(n) and (is_call(n, WEIGHTED | NORMS | ADDS | PRODUCTS) or n in functions)
-    ]
 
 
 class Moved:
@@ -43,18 +34,6 @@ class Moved:
     def power(self) -> Power:
         n = len(self.found)
         return Power(*(sum(getattr(p, k) for p in self.found) / n for k in ("mean", "channel", "sample", "place")))
-
-
-def names_of(nodes: list[fx.Node]) -> list[str]:
-    """A name for each node: its module, with the operator where several share it."""
-    places = [place_of(n) for n in nodes]
-    names = [p if places.count(p) == 1 else f"{p}: {op_name(n)}" for n, p in zip(nodes, places, strict=True)]
-    seen: dict[str, int] = {}
-    unique = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if names.count(name) == 1 else f"{name} {seen[name]}")
-    return unique
 
 
 def moments(sampled: Sampled) -> Table:

@@ -31,6 +31,7 @@ from reparam.ir import (
     shape_of,
 )
 
+from .places import names_of, stations
 from .running import Sampled, differentiable
 from .table import Table
 
@@ -44,7 +45,7 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
     program = sampled.program
     source = _image(program)
     axes = channel_axes(program)
-    node = _unit(axes, unit)
+    node = _unit(program, axes, unit)
     sides = program.inputs[source].shape[2:]
     axis, grid = axes[node], len(sides) == 2 and sides[0] == sides[1]
     total: Tensor | None = None
@@ -77,11 +78,14 @@ def _image(program: Program) -> int:
     raise InputError("a receptive field needs an input with places, (N, C, L) or (N, C, H, W)")
 
 
-def _unit(axes: Mapping[fx.Node, int], unit: str | None) -> fx.Node:
-    """The value whose centre is looked at. axes: of the channels of all values."""
+def _unit(program: Program, axes: Mapping[fx.Node, int], unit: str | None) -> fx.Node:
+    """The value whose centre is looked at. axes: of the channels of all values. unit: a name as tables have it, or a
+    module, whose last value is taken."""
     known = [n for n, axis in axes.items() if n.op == "call_function" and _has_places(n, axis)]
     if unit is not None:
-        known = [n for n in known if place_of(n) == unit]
+        shown = stations(program)
+        listed = {n for n, name in zip(shown, names_of(shown), strict=True) if name == unit}
+        known = [n for n in known if n in listed] or [n for n in known if place_of(n) == unit]
         if not known:
             raise InputError(
                 f"no value with places is made by a module '{unit[:60]}'; name one that --what moments lists"

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from reparam.errors import InputError
 from reparam.ir import WEIGHTED, arguments, is_call
 
-from .by_layer import names_of
+from .places import names_of
 from .running import Sampled, differentiable
 from .table import Table
 

@@ -13,9 +13,9 @@ from reparam.errors import InputError
 from reparam.ir import WEIGHTED, Program, arguments, aten, is_call, is_float, place_of, shape_of
 
 from .branches import Block, blocks, ends_of
-from .by_layer import names_of
 from .fields import channel_axes
 from .functions import depending
+from .places import names_of
 from .power import scaled
 from .running import Sampled, differentiable
 from .table import Table, ratio
