@@ -43,7 +43,7 @@ def normalised_act(weights: Weights, options: InitOptions) -> Outcome:
         factors.append(factor)
     for part in weights.first_parts():
         fan = part.fan_in
-        weights.put(part.weight, weights.draw(part, 1 / fan, options.drawn_from("normal")), f"variance 1/{fan}")
+        weights.put(part.weight, weights.draw(part, 1 / fan, options.drawn_from("normal")), f"variance 1/{fan:.10g}")
         weights.clear_bias(part)
     return Outcome(inserted=tuple(inserted), figures={"factors": factors})
 
@@ -75,9 +75,10 @@ def gaussian(weights: Weights, options: InitOptions) -> Outcome:
         function, n = reads[part.node], part.fan_in
         if function is not None and function.result in results:
             value = weibull(part.shape, options.theta, weights.generator) / n**0.5
-            weights.put(part.weight, value, f"Weibull({options.theta:g}, 1)/√{n}")
+            weights.put(part.weight, value, f"Weibull({options.theta:g}, 1)/√{n:.10g}")
         else:
-            weights.put(part.weight, weights.draw(part, 1 / n, "normal"), f"variance 1/{n}: it reads no activation")
+            what = f"variance 1/{n:.10g}: it reads no activation"
+            weights.put(part.weight, weights.draw(part, 1 / n, "normal"), what)
         weights.clear_bias(part)
     inserted = []
     for function in found:

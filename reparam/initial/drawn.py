@@ -36,6 +36,8 @@ WIDE = 1.0  # deviation of the power of single samples, over its mean, from whic
 def he(weights: Weights, options: InitOptions) -> Outcome:
     """Var(w) = g/fan_in, g = 1/E f(X)^2 of the function that the layer reads: 2 for a ReLU, 2/(1 + a^2) for a PReLU of
     slope a, 1 for what is no function. With fan_out: Var(w) = g/fan_out, g = 1/E f'(X)^2 of the function behind it.
+    Strides count: fan_in of a transposed convolution and fan_out of a convolution are divided by them, since of s
+    results (or values) one meets each tap.
 
     Source: He et al. 2015, "Delving deep into rectifiers", arXiv 1502.01852, equations 10, 14 and 15; it treats ReLU
     and PReLU, and other functions are treated alike here. Biases are zero.
@@ -54,7 +56,8 @@ def set_he(weights: Weights, part: Part, options: InitOptions) -> None:
     value = weights.draw(part, gain / fan, options.drawn_from("normal"))
     where = "no activation" if reads is None else f"'{place_of(reads.result)}'"
     whose = "behind it" if backward else "it reads"
-    weights.put(part.weight, value, f"variance {gain:.4g}/{fan}, {options.mode.replace('_', ' ')}; {whose}: {where}")
+    mode = options.mode.replace("_", " ")
+    weights.put(part.weight, value, f"variance {gain:.4g}/{fan:.10g}, {mode}; {whose}: {where}")
     weights.clear_bias(part)
 
 

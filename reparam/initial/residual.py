@@ -135,11 +135,11 @@ def depth_scale(weights: Weights, options: InitOptions) -> Outcome:
     for (_, _, shape, fan_in), names in chains.items():
         fresh = [n for n in names if n not in done]
         done |= set(fresh)
-        assert isinstance(shape, tuple) and isinstance(fan_in, int)
+        assert isinstance(shape, tuple) and isinstance(fan_in, float | int)
         values = paths(options.smooth, len(fresh), shape, weights.generator, options.hurst, options.length)
         for name, value in zip(fresh, values, strict=True):
             scale = factor if name in last else 1.0
-            text = f"variance 1/{fan_in}, {options.smooth}" + (f", times {factor:.4g}" if name in last else "")
+            text = f"variance 1/{fan_in:.10g}, {options.smooth}" + (f", times {factor:.4g}" if name in last else "")
             weights.put(name, value * (scale / math.sqrt(fan_in)), text)
     for name, constant in program.constants.items():
         if constant.trainable:

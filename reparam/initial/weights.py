@@ -37,7 +37,8 @@ class Part:
     matrix.
 
     x: what it reads. weight, bias: their names in the program; bias may be None.
-    shape: of the weight. groups: of a convolution. kind: conv, transposed, linear, or matrix, which is (in, out).
+    shape: of the weight. groups, stride: of a convolution. kind: conv, transposed, linear, or matrix, which is
+    (in, out).
     """
 
     node: fx.Node
@@ -47,6 +48,7 @@ class Part:
     shape: tuple[int, ...]
     groups: int
     kind: str
+    stride: tuple[int, ...] = ()
 
     @property
     def taps(self) -> int:
@@ -66,12 +68,17 @@ class Part:
         return self.shape[0] if self.kind == "matrix" else self.shape[1]
 
     @property
-    def fan_in(self) -> int:
-        return self.inputs * self.taps
+    def fan_in(self) -> float:
+        """The products that one result sums, away from the border: on average over places, where they differ.
+
+        A tap of a transposed convolution meets one result in each stride.
+        """
+        return self.inputs * self.taps / (math.prod(self.stride) if self.kind == "transposed" else 1)
 
     @property
-    def fan_out(self) -> int:
-        return self.outputs * self.taps
+    def fan_out(self) -> float:
+        """The results that one value goes into, in the same way: of a convolution, a tap meets one in each stride."""
+        return self.outputs * self.taps / (math.prod(self.stride) if self.kind == "conv" else 1)
 
 
 class Weights:
@@ -115,8 +122,8 @@ class Weights:
         layer = read_layer(self.program, node)
         if layer is not None:
             bias = None if layer.bias is None else str(layer.bias.target)
-            shape = shape_of(layer.weight)
-            return Part(node, layer.x, str(layer.weight.target), bias, shape, layer.geometry.groups, layer.kind)
+            name, shape, geometry = str(layer.weight.target), shape_of(layer.weight), layer.geometry
+            return Part(node, layer.x, name, bias, shape, geometry.groups, layer.kind, geometry.stride)
         if not is_call(node, _PRODUCTS):
             return None
         held = list(arguments(node).values())
