@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from reparam.ir import Program, is_float, place_of, shape_of
 from reparam.signal import (
+    Predicted,
     Scale,
     Weighed,
     as_it_is,
@@ -23,9 +25,10 @@ from reparam.signal import (
 )
 from reparam.utils import first_line
 
-from .driven import result_of, walk
+from .driven import Step, result_of, walk
 from .options import InitOptions
 from .report import Outcome
+from .shared import balance, is_table
 from .weights import Part, Weights
 
 NUMBERS = 1 << 22  # of the largest value of a network, over all random inputs
@@ -91,6 +94,7 @@ def autoinit(weights: Weights, options: InitOptions) -> Outcome:
         return Scale(squares[part.weight])
 
     found = predict(weights.program, policy=policy, training=True, seed=options.seed)
+    found, seen = _balanced(weights, found, squares, options)
     for part in weights.first_parts():
         if part.weight not in squares:
             set_he(weights, part, InitOptions(distribution=distribution))
@@ -99,13 +103,41 @@ def autoinit(weights: Weights, options: InitOptions) -> Outcome:
     outputs = [found.power(n) for n in weights.program.output.all_input_nodes]
     known = [p.second for p in outputs if p is not None]
     figures = {"values_without_moments": missing, "predicted_output_power": known[0] if known else None}
+    predicted = Outcome(figures=figures, seen=seen, measure="the predicted power")
     if options.samples == 0:
-        return Outcome(figures=figures)
+        return predicted
     try:
         return _scaled(weights, options, figures)
     except Exception as error:  # of any kind: the network need not run on random inputs
         why = first_line(error)
-        return Outcome(figures=figures, notes=(f"the layers behind a failure on random inputs are not scaled: {why}",))
+        return replace(predicted, notes=(f"the layers behind a failure on random inputs are not scaled: {why}",))
+
+
+def _balanced(
+    weights: Weights, found: Predicted, squares: Mapping[str, float], options: InitOptions
+) -> tuple[Predicted, dict[fx.Node, float]]:
+    """Moments once more, where a weight makes what its own layer reads. squares: Var(w) as drawn."""
+    parts = {part.node: part for part in weights.parts() if part.weight in squares}
+    drawn = {name: float(weights.value(name).square().mean()) for name in squares}
+
+    def square(part: Part) -> float:
+        return squares[part.weight] * float(weights.value(part.weight).square().mean()) / drawn[part.weight]
+
+    def power(part: Part, layers: Sequence[Weighed]) -> float:
+        return layers[0].fan * layers[0].power.second * square(part) / options.variance
+
+    def run(look: Step) -> Predicted:
+        def policy(layer: Weighed) -> Scale:
+            part = parts.get(layer.node)
+            if part is None:
+                return as_it_is(layer)
+            look(part, [layer])
+            return Scale(square(part))
+
+        return predict(weights.program, policy=policy, training=True, seed=options.seed)
+
+    again, seen = balance(weights, run, power)
+    return again or found, {node: value * options.variance for node, value in seen.items()}
 
 
 def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> Outcome:
@@ -124,9 +156,24 @@ def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> 
 
     count, whole = _sizes(weights.program, options.samples)
     batches = [tuple(b) for b in random_batches(weights.program, count, whole, weights.generator)]
-    outputs = [y for made in walk(weights, batches, step, weights.generator) for y in made[:1]]
+    results = walk(weights, batches, step, weights.generator)
+
+    def power_of(part: Part, inputs: Sequence[Any]) -> float:
+        powers = [float(result_of(weights.program, part, x).square().mean()) for x in inputs]
+        return sum(powers) / len(powers) / options.variance
+
+    def run(look: Step) -> list[tuple[Any, ...]]:
+        return walk(weights, batches, look, torch.Generator().manual_seed(options.seed))
+
+    again, given = balance(weights, run, power_of)
+    outputs = [y for made in again or results for y in made[:1]]
+    told = Outcome(
+        figures=figures,
+        seen={n: v * options.variance for n, v in given.items()},
+        measure="the power on random inputs",
+    )
     if not outputs or not all(isinstance(y, Tensor) and y.is_floating_point() and y.dim() for y in outputs):
-        return Outcome(figures=figures)
+        return told
     powers = torch.cat([y.square().flatten(1).mean(1) if y.dim() > 1 else y.square() for y in outputs])
     power = float(powers.mean())
     spread = float(powers.std(correction=0)) / power if power > 0 else 0.0
@@ -135,7 +182,7 @@ def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> 
         "it is the power of a few, as behind many plain layers of GELU, which drive samples apart"
     )
     figures |= {"measured_output_power": power, "deviation_between_samples": spread}
-    return Outcome(figures=figures, notes=(wide,) if spread > WIDE else ())
+    return replace(told, notes=(wide,) if spread > WIDE else ())
 
 
 def _sizes(program: Program, samples: int | None) -> tuple[int, int]:
@@ -174,11 +221,15 @@ def zero(weights: Weights, options: InitOptions) -> Outcome:
     a kernel; the last layers of residual branches are zero, and the layers behind them that give outputs.
 
     Source: Zhao et al. 2021, "ZerO initialization", arXiv 2110.12661, algorithms 1 and 2. In a network without residual
-    branches the last layer is set like the others.
+    branches the last layer is set like the others. A weight that is also the table of an embedding is left.
     """
     found = list(blocks(weights.program))
     ends = {node for block in found for node in block.last}
     for part in weights.first_parts():
+        if is_table(weights, part.weight):
+            weights.leave(part.weight, "it is also the table of an embedding, whose rows would be alike or zero")
+            weights.clear_bias(part)
+            continue
         outputs = bool(found) and _gives_output(part)
         if part.node in ends or outputs:
             why = "the last of a branch" if part.node in ends else "it gives an output"

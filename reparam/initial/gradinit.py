@@ -131,7 +131,7 @@ def _step(
         raise InputError(f"gradinit needs second derivatives of the network: {first_line(error)}") from error
     made.kinds.append(kind)
     made.norms.append(size)
-    made.objectives.append(float(objective))
+    made.objectives.append(float(objective.detach()))
     made.counts[kind] += 1
     for (name, first), slope in zip(start.items(), slopes, strict=True):
         # d/d alpha of f(alpha*W_0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from reparam.ir import Program
 from reparam.utils import Facts, Shown
@@ -34,13 +34,18 @@ class LeftWeight:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method has to say beside the weights that it set; see `Initialised`."""
+    """What a method has to say beside the weights that it set; see `Initialised`.
+
+    seen: what layers give, where it was measured; the measure in words.
+    """
 
     inserted: tuple[str, ...] = ()
     groups: tuple[Mapping[str, Any], ...] = ()
     frozen: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
+    seen: Mapping[fx.Node, float] = field(default_factory=dict)
+    measure: str = ""
 
 
 @dataclass(frozen=True, repr=False)
