@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from reparam.errors import InputError
 from reparam.ir import Program, aten, place_of
 from reparam.models.gaussian_preact import LIMIT, coefficients
-from reparam.signal import Function, activations, function_read, gain_of
+from reparam.signal import Function, Sums, activations, function_read, leading_factor
 
 from .options import InitOptions
 from .report import Outcome
@@ -35,9 +35,9 @@ def normalised_act(weights: Weights, options: InitOptions) -> Outcome:
     """
     program = weights.program
     backward = options.keep == "backward"
-    inserted, factors = [], []
+    inserted, factors, sums = [], [], Sums(program)
     for function in _found(program, "normalised-act"):
-        factor = gain_of(function, backward=backward) ** 0.5
+        factor = (sums.slope_in_front(function) if backward else sums.gain_in_front(function)) ** 0.5
         _behind(program, function.result, factor)
         inserted.append(f"the factor {factor:.5g} behind '{place_of(function.result)}'")
         factors.append(factor)
@@ -96,7 +96,8 @@ def weibull(shape: tuple[int, ...], theta: float, generator: torch.Generator) ->
 
 
 def _replace(program: Program, function: Function, theta: float) -> None:
-    """phi of the same value: x*P(u), u = 2.5/(1 + x^2/9) - 1.5, x clamped."""
+    """phi of the same value, behind a factor that the function takes it by: x*P(u), u = 2.5/(1 + x^2/9) - 1.5, x
+    clamped."""
     old, like = function.result, function.result.next
 
     def call(target: object, *args: object) -> fx.Node:
@@ -104,7 +105,8 @@ def _replace(program: Program, function: Function, theta: float) -> None:
         made.meta["module"] = old.meta.get("module", "")
         return made
 
-    x = call(aten.clamp.default, function.root, -LIMIT, LIMIT)
+    _, read = leading_factor(program, function)
+    x = call(aten.clamp.default, read, -LIMIT, LIMIT)
     bottom = call(aten.add.Tensor, call(aten.div.Tensor, call(aten.mul.Tensor, x, x), 9.0), 1.0)
     u = call(aten.sub.Tensor, call(aten.mul.Tensor, call(aten.reciprocal.default, bottom), 2.5), 1.5)
     *rest, last = coefficients(theta)

@@ -14,12 +14,13 @@ from reparam.ir import Program, is_float, place_of, shape_of
 from reparam.signal import (
     Predicted,
     Scale,
+    Sums,
     Weighed,
     as_it_is,
     blocks,
+    factors_of,
     function_behind,
     function_read,
-    gain_of,
     predict,
     random_batches,
 )
@@ -39,22 +40,26 @@ WIDE = 1.0  # deviation of the power of single samples, over its mean, from whic
 def he(weights: Weights, options: InitOptions) -> Outcome:
     """Var(w) = g/fan_in, g = 1/E f(X)^2 of the function that the layer reads: 2 for a ReLU, 2/(1 + a^2) for a PReLU of
     slope a, 1 for what is no function. With fan_out: Var(w) = g/fan_out, g = 1/E f'(X)^2 of the function behind it.
-    Strides count: fan_in of a transposed convolution and fan_out of a convolution are divided by them, since of s
-    results (or values) one meets each tap.
+    A factor at a residual sum belongs to the sum, and is neither made up for nor taken for a function. Strides count:
+    fan_in of a transposed convolution and fan_out of a convolution are divided by them, since of s results (or values)
+    one meets each tap.
 
     Source: He et al. 2015, "Delving deep into rectifiers", arXiv 1502.01852, equations 10, 14 and 15; it treats ReLU
     and PReLU, and other functions are treated alike here. Biases are zero.
     """
+    sums = Sums(weights.program)
     for part in weights.first_parts():
-        set_he(weights, part, options)
-    return Outcome()
+        set_he(weights, part, options, sums)
+    own = [(b, f) for b in sums.blocks.values() if (f := factors_of(weights.program, b).described())]
+    told = f"{len(own)} residual sums have factors of their own, for which no weight makes up, such as that of"
+    return Outcome(notes=tuple(f"{told} '{place_of(b.add)}': {f}" for b, f in own[:1]))
 
 
-def set_he(weights: Weights, part: Part, options: InitOptions) -> None:
-    """One layer as `he` sets it."""
+def set_he(weights: Weights, part: Part, options: InitOptions, sums: Sums) -> None:
+    """One layer as `he` sets it. sums: of the program."""
     backward = options.mode == "fan_out"
     reads = function_behind(weights.program, part.node) if backward else function_read(weights.program, part.x)
-    gain = gain_of(reads, backward=backward)
+    gain = sums.gain_behind(reads) if backward else sums.gain_in_front(reads)
     fan = part.fan_out if backward else part.fan_in
     value = weights.draw(part, gain / fan, options.drawn_from("normal"))
     where = "no activation" if reads is None else f"'{place_of(reads.result)}'"
@@ -95,9 +100,10 @@ def autoinit(weights: Weights, options: InitOptions) -> Outcome:
 
     found = predict(weights.program, policy=policy, training=True, seed=options.seed)
     found, seen = _balanced(weights, found, squares, options)
+    sums = Sums(weights.program)
     for part in weights.first_parts():
         if part.weight not in squares:
-            set_he(weights, part, InitOptions(distribution=distribution))
+            set_he(weights, part, InitOptions(distribution=distribution), sums)
             weights.changed[part.weight] += "; the moments of what it reads are not known"
     missing = sum(node.meta["data"] and value.power is None for node, value in found.values.items())
     outputs = [found.power(n) for n in weights.program.output.all_input_nodes]

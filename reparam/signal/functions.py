@@ -239,9 +239,9 @@ def function_behind(program: Program, node: fx.Node) -> Function | None:
         return found
 
 
-def gain_of(function: Function | None, *, backward: bool = False) -> float:
-    """1/E f(X)^2, or 1/E f'(X)^2, X ~ N(0, 1); 1 without a function."""
+def gain_of(function: Function | None, *, backward: bool = False, of: float = 1.0) -> float:
+    """1/E f(X)^2, X ~ N(0, of), or 1/E f'(X)^2, X ~ N(0, 1); 1 without a function."""
     if function is None:
         return 1.0
-    power = function.slope_power() if backward else function.power().second
+    power = function.slope_power() if backward else function.power(Power(place=of)).second
     return 1 / power if power > 0 and math.isfinite(power) else 1.0
