@@ -19,7 +19,7 @@ from reparam.signal import Power, points_of, power_of
 
 ACTIVATIONS = (
     *(nn.Sigmoid, nn.Tanh, nn.Softsign, nn.Softplus, nn.SELU, nn.ELU, nn.ReLU, nn.LeakyReLU, nn.PReLU),
-    *(nn.Mish, nn.GELU, nn.SiLU, nn.Hardswish),
+    *(nn.Mish, nn.GELU, nn.SiLU, nn.Hardswish, nn.Softshrink, nn.Tanhshrink),
 )
 STEP = 1e-3
 

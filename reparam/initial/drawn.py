@@ -30,11 +30,11 @@ from .driven import Step, result_of, walk
 from .options import InitOptions
 from .report import Outcome
 from .shared import balance, is_table
+from .spread import told_spread
 from .weights import Part, Weights
 
 NUMBERS = 1 << 22  # of the largest value of a network, over all random inputs
 FEWEST, MOST = 8, 1024  # random inputs
-WIDE = 1.0  # deviation of the power of single samples, over its mean, from which on it is told
 
 
 def he(weights: Weights, options: InitOptions) -> Outcome:
@@ -183,12 +183,8 @@ def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> 
     powers = torch.cat([y.square().flatten(1).mean(1) if y.dim() > 1 else y.square() for y in outputs])
     power = float(powers.mean())
     spread = float(powers.std(correction=0)) / power if power > 0 else 0.0
-    wide = (
-        f"the power of the result is {power:.3g} on random inputs, its deviation between them {spread:.2g} times that: "
-        "it is the power of a few, as behind many plain layers of GELU, which drive samples apart"
-    )
     figures |= {"measured_output_power": power, "deviation_between_samples": spread}
-    return replace(told, notes=(wide,) if spread > WIDE else ())
+    return replace(told, notes=told_spread(weights.program, powers))
 
 
 def _sizes(program: Program, samples: int | None) -> tuple[int, int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reparam import convert, init
 from reparam.loading import build_architecture
@@ -72,11 +74,44 @@ def test_autoinit_gives_it_on_average_where_samples_are_driven_apart(act: type[n
     assert sum(powers) / len(powers) == pytest.approx(1, rel=0.1)
 
 
-def test_autoinit_tells_where_samples_are_driven_apart() -> None:
-    for act, told in ((nn.SiLU, True), (nn.Tanh, False)):
-        made = init(plain(30, 64, act), torch.randn(2, 64), method="autoinit", samples=256)
-        assert (made.figures["deviation_between_samples"] > 1) == told
-        assert any("drive samples apart" in note for note in made.notes) == told
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (nn.SiLU, r"half of them have less than \S+: .*; 29 of 29 .* '1' \(silu\), behind .* grows as s\^2.35$"),
+        (nn.Mish, r"29 of 29 activations drive samples apart, such as '1' \(mish\), behind .* grows as s\^2.15$"),
+        (nn.Hardswish, r"'1' \(hardswish\), behind which E f\(sX\)² grows as s\^2.45$"),
+        (nn.Softshrink, r"9\d % of them give zero: it is the power of a few, .* '1' \(softshrink\), .* as s\^2.94$"),
+        (nn.Tanhshrink, r"9\d % of them give zero"),
+        (nn.Tanh, ""),
+        (nn.ReLU, ""),
+        (nn.Hardtanh, ""),
+    ],
+)
+def test_autoinit_tells_where_samples_are_driven_apart(act: type[nn.Module], words: str) -> None:
+    made = init(plain(30, 64, act), torch.randn(2, 64), method="autoinit", samples=256)
+    assert (made.figures["deviation_between_samples"] > 1) == bool(words)
+    assert len(made.notes) == bool(words) and all(re.search(words, note) for note in made.notes)
+
+
+def test_a_spread_that_no_activation_makes_has_no_reason() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.last(x * (x.mean(1, keepdim=True) > 0.6))
+            return y
+
+    (note,) = init(Scaled(), torch.randn(2, 8), method="autoinit", samples=1024).notes
+    assert "% of them give zero: it is the power of a few" in note and note.endswith("it may be another")
+
+
+def test_a_function_that_is_flat_near_zero_alone_is_an_activation() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Hardshrink(), nn.Linear(8, 8))
+    (factor,) = init(net, torch.randn(2, 8), method="normalised-act", keep="forward").figures["factors"]
+    x = torch.randn(1_000_000, dtype=torch.float64)
+    assert factor == pytest.approx(float(F.hardshrink(x).square().mean()) ** -0.5, rel=1e-2)
 
 
 @pytest.mark.parametrize(
