@@ -54,7 +54,7 @@ def residual_scale(weights: Weights, options: InitOptions) -> Outcome:
             inserted.append(f"a layer in the skip of '{place_of(block.add)}'" if added else _unfit(block))
         factors = own[block.add]
         c = options.factor * math.sqrt(2 / factors.power) if factors.power > 0 else options.factor
-        if abs(c - 1) < SAME and (options.scale != "learned" or factors.learned):
+        if factors.described() and abs(c - 1) < SAME and (options.scale != "learned" or factors.learned):
             kept.append(f"'{place_of(block.add)}' ({factors.described()})")
         else:
             inserted.append(_scaled(weights, block.add, options, c, factors.described()))

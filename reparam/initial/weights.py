@@ -202,10 +202,11 @@ class Weights:
         )
 
     def left_weights(self) -> tuple[LeftWeight, ...]:
-        """Every other trainable weight that the network reads, and what could have been set, with the reason."""
+        """Every other trainable weight that the network reads, and what could have been set, with the reason; none that
+        the method put in."""
         found = []
         for name, constant in self.program.constants.items():
-            if name not in self.changed and (constant.trainable or name in self.why):
+            if name in self.before and name not in self.changed and (constant.trainable or name in self.why):
                 found.append(LeftWeight(constant.origin, self.why.get(name, NOT_SET)))
         return tuple(found)
 

@@ -101,7 +101,10 @@ def test_what_is_put_in_and_what_is_not_is_told() -> None:
         "5 residual sums have factors of their own, for which no weight makes up, such as that of '1': "
         "0.7071 behind the sum",
     )
+    made = init(network("none"), x, method="residual-scale", factor=1.0)
+    assert made.inserted[0] == "the factor 1 behind the sum of '1'" and made.notes == ()
     made = init(network("behind"), x, method="residual-scale", scale="learned")
+    assert not any("residual_scale" in left.name for left in made.left)
     assert len(made.inserted) == DEPTH and "a parameter '1.residual_scale' of 1 behind" in made.inserted[0]
 
 

@@ -82,6 +82,16 @@ def test_every_system_has_a_command() -> None:
     assert {int(system) for system, _ in COMMANDS} == set(range(1, 21))
 
 
+def test_no_two_commands_write_one_file() -> None:
+    def output(command: str) -> str:
+        words = shlex.split(command)
+        told = dict(zip(words, words[1:], strict=False))
+        return told.get("-o", f"{told['--arch'].rpartition('/')[2]}-{told['--to']}.pt2")
+
+    written = [output(command) for _, command in COMMANDS]
+    assert sorted(set(written)) == sorted(written)
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize("command", dict.fromkeys(command for _, command in COMMANDS))
 def test_a_command_runs(command: str, tmp_path: Path) -> None:
