@@ -149,6 +149,7 @@ def _balanced(
 def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> Outcome:
     """Each layer times what gives its result the power `variance` on random inputs."""
     seen: set[str] = set()
+    lost: list[str] = []  # layers that give nothing
 
     def step(part: Part, inputs: Sequence[Any]) -> None:
         if part.weight in seen:
@@ -156,7 +157,9 @@ def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> 
         seen.add(part.weight)
         powers = [float(result_of(weights.program, part, x).square().mean()) for x in inputs]
         power = sum(powers) / len(powers)
-        if 0 < power < math.inf:
+        if not 0 < power < math.inf:
+            lost.append(place_of(part.node))
+        else:
             factor, what = math.sqrt(options.variance / power), weights.changed[part.weight]
             weights.put(part.weight, weights.value(part.weight) * factor, f"{what}; times {factor:.4g} for this draw")
 
@@ -173,18 +176,24 @@ def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> 
 
     again, given = balance(weights, run, power_of)
     outputs = [y for made in again or results for y in made[:1]]
+    of_some = "layers give nothing, or nothing finite, on random inputs, and are not scaled, such as"
+    unscaled = tuple(f"{len(lost)} {of_some} '{name}'" for name in lost[:1])
     told = Outcome(
         figures=figures,
         seen={n: v * options.variance for n, v in given.items()},
         measure="the power on random inputs",
     )
     if not outputs or not all(isinstance(y, Tensor) and y.is_floating_point() and y.dim() for y in outputs):
-        return told
+        return replace(told, notes=unscaled)
     powers = torch.cat([y.square().flatten(1).mean(1) if y.dim() > 1 else y.square() for y in outputs])
     power = float(powers.mean())
+    if not math.isfinite(power):
+        why = "the result is not finite on random inputs, so that its power is not known"
+        return replace(told, notes=(*unscaled, why))
     spread = float(powers.std(correction=0)) / power if power > 0 else 0.0
     figures |= {"measured_output_power": power, "deviation_between_samples": spread}
-    return replace(told, notes=told_spread(weights.program, powers))
+    numbers = outputs[0][0].numel()
+    return replace(told, notes=(*unscaled, *told_spread(weights.program, powers, numbers)))
 
 
 def _sizes(program: Program, samples: int | None) -> tuple[int, int]:

@@ -208,6 +208,8 @@ def _learn(
     by_origin = {c.origin: n for n, c in weights.program.constants.items() if c.trainable}
     module = weights.module
     names = [n for n, p in module.named_parameters() if n in by_origin and p.requires_grad]
+    if not names:
+        raise InputError("the network has no parameter that takes a gradient, so that gradinit has nothing to multiply")
     how = gradinit.Learning(options.optimizer, options.rate, options.bound, options.steps, options.step_size)
     module.train()
     try:

@@ -49,7 +49,8 @@ def shared_weights(weights: Weights) -> dict[str, Shared]:
             readers.setdefault(str(node.target), set()).update(_readers(node))
     found = {}
     for part in weights.first_parts():
-        calls = sorted(readers[part.weight] - {part.node}, key=order.__getitem__)
+        twice = {n for n in readers[part.weight] if n.all_input_nodes == part.node.all_input_nodes}  # the same call
+        calls = sorted(readers[part.weight] - twice, key=order.__getitem__)
         if calls:
             above = set(upstream([part.x]))
             found[part.weight] = Shared(part, tuple(calls), sum(n in above for n in calls))
@@ -141,7 +142,8 @@ def told(
             f"'{weights.name(name)}' is one tensor, read by {_listed(readers)}: one scale serves them all, that of "
             f"'{place_of(part)}'{values}"
         )
-    return tuple(notes)
+    more = f"{len(notes) - MOST_LISTED + 1} more tensors are read by several calls each"
+    return tuple(notes) if len(notes) <= MOST_LISTED else (*notes[: MOST_LISTED - 1], more)
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -23,11 +23,14 @@ def exponent_of(function: Function) -> float:
     return math.log(above / below) / (2 * STEP) if below > 0 < above else math.nan
 
 
-def told_spread(program: Program, powers: Tensor) -> tuple[str, ...]:
-    """One sentence where the powers of samples (N,) deviate by more than their mean."""
+def told_spread(program: Program, powers: Tensor, numbers: int) -> tuple[str, ...]:
+    """One sentence where the powers of samples (N,) deviate by more than their mean.
+
+    numbers: in the result of a sample; few normal ones make powers deviate by sqrt(2/numbers) of themselves.
+    """
     mean = float(powers.mean())
     spread = float(powers.std(correction=0)) / mean if mean > 0 else 0.0
-    if not spread > WIDE:
+    if not spread > math.hypot(WIDE, math.sqrt(2 / max(1, numbers))):
         return ()
     median, dead = float(powers.median()), float((powers == 0).double().mean())
     most_have = f"{100 * dead:.0f} % of them give zero" if median == 0 else f"half of them have less than {median:.2g}"

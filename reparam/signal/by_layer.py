@@ -15,7 +15,7 @@ from .functions import activations
 from .moments import predict
 from .places import names_of, stations
 from .power import Power, measured, scaled
-from .roles import usual
+from .roles import of_input, usual
 from .running import Sampled, differentiable
 from .table import Table, ratio
 from .values import Value
@@ -71,12 +71,13 @@ def _inputs(sampled: Sampled) -> dict[str, Power]:
     given: dict[str, Power] = {}
     if sampled.random:
         return given
+    nodes = {str(n.target): n for n in sampled.program.placeholders}
     for i, spec in enumerate(sampled.program.inputs):
         if spec.dtype.is_floating_point:
             seen = Moved()
             for batch in sampled.batches:
                 value = batch[i].to(torch.float64)
-                seen.add(value, usual(value.dim(), channels_last=value.dim() == 3))
+                seen.add(value, of_input(nodes[spec.name], value.dim()))
             given[spec.name] = seen.power
     return given
 
@@ -90,6 +91,8 @@ def _roles(known: Any, node: fx.Node, value: Tensor) -> Any:
 def gradients(sampled: Sampled) -> Table:
     """The gradient of a random function of the result, by each value: how it grows or shrinks on its way back."""
     nodes = [n for n in stations(sampled.program) if not is_call(n, NORMS)]
+    if not nodes:
+        raise InputError("the network has no layer, activation or sum whose gradient could be measured")
     generator = torch.Generator().manual_seed(sampled.seed)
     sums = dict.fromkeys(nodes, 0.0)
     squares = dict.fromkeys(nodes, 0.0)
@@ -115,7 +118,7 @@ def gradients(sampled: Sampled) -> Table:
         tuple(rows),
         {"backward gain": tuple(row[3] for row in rows)},
         log=True,
-        facts={"gain through the whole": rows[0][3] if rows else None},
+        facts={"gain through the whole": rows[0][3]},
     )
 
 

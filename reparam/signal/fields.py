@@ -32,6 +32,7 @@ from reparam.ir import (
 )
 
 from .places import names_of, stations
+from .roles import channels_read
 from .running import Sampled, differentiable
 from .table import Table
 
@@ -46,7 +47,9 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
     source = _image(program)
     axes = channel_axes(program)
     node = _unit(program, axes, unit)
-    sides = program.inputs[source].shape[2:]
+    own = channels_read(program.placeholders[source])
+    shape = shape_of(program.placeholders[source])
+    sides = [n for i, n in enumerate(shape) if i not in (0, own)]
     axis, grid = axes[node], len(sides) == 2 and sides[0] == sides[1]
     total: Tensor | None = None
     for index, batch in enumerate(sampled.batches):
@@ -55,7 +58,7 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
         for draw in range(DRAWS):
             generator = torch.Generator().manual_seed(sampled.seed + index * DRAWS + draw)
             (gradient,) = torch.autograd.grad(value, x, _at_centre(value, axis, grid, generator), retain_graph=True)
-            part = gradient.abs().mean((0, 1))
+            part = gradient.abs().mean((0, own))
             total = part if total is None else total + part
     assert total is not None
     most = float(total.max())
@@ -75,7 +78,7 @@ def _image(program: Program) -> int:
         spec = specs.get(str(node.target))
         if spec is not None and spec.dtype.is_floating_point and len(spec.shape) in (3, 4):
             return i
-    raise InputError("a receptive field needs an input with places, (N, C, L) or (N, C, H, W)")
+    raise InputError("a receptive field needs an input with places: (N, C, L), (N, C, H, W), or (N, tokens, features)")
 
 
 def _unit(program: Program, axes: Mapping[fx.Node, int], unit: str | None) -> fx.Node:
@@ -124,6 +127,8 @@ def _channel_axis(node: fx.Node, found: Mapping[fx.Node, int]) -> int:
     if is_call(node, LINEARS):
         return rank - 1
     above = next((i for i in node.all_input_nodes if i in found), None)
+    if rank == 0:
+        return 0
     if node.op != "call_function" or above is None:
         return 1 if rank == 4 else rank - 1
     args, before, after, axis = arguments(node), shape_of(above), shape_of(node), found[above]

@@ -135,6 +135,8 @@ def function_at(program: Program, node: fx.Node) -> Function | None:
     if node not in roots:
         return None
     root = roots[node]
+    if not is_float(root):  # of complex numbers
+        return None
     kept = [c for c in upstream([node], stop=lambda n: n is root or not _goes_on(n)) if c in roots]
     found = Function(program, root, node, tuple(kept))
     return found if all(roots[c] is root for c in kept) else None

@@ -11,13 +11,14 @@ random cotangents g, E (g . J d)^2 = |J d|^2, so that one pass back tells the si
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import WEIGHTED, arguments, is_call
+from reparam.ir import WEIGHTED, Program, arguments, is_call, op_name, place_of
 
 from .places import names_of
 from .running import Sampled, differentiable
@@ -75,7 +76,26 @@ def sensitivity(sampled: Sampled) -> Table:
         {p: tuple(min(row[i], MOST) for row in found) for i, p in enumerate(PRECISIONS)},
         facts=dict(worst),
         detail={"most sensitive in int8": order[:10]},
+        notes=_left_out(program, nodes),
     )
+
+
+def _left_out(program: Program, nodes: Sequence[fx.Node]) -> tuple[str, ...]:
+    """Calls that have weights and are no layers: they are not looked at. nodes: the layers."""
+    others = [
+        n
+        for n in program.calls()
+        if n not in nodes and n.meta["data"] and any(_is_matrix(program, w) for w in n.all_input_nodes)
+    ]
+    if not others:
+        return ()
+    names = ", ".join(f"'{place_of(n)}' ({op_name(n)})" for n in others[:3])
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return (f"calls with weights that are no convolutions or linear layers are not looked at: {names}{more}",)
+
+
+def _is_matrix(program: Program, node: fx.Node) -> bool:
+    return node.op == "get_attr" and program.constants[str(node.target)].value.dim() > 1
 
 
 def _decibels(signal: float, noise: float) -> float:

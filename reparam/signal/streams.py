@@ -36,6 +36,7 @@ def rank(sampled: Sampled) -> Table:
     """
     program = sampled.program
     nodes = [b.add for b in blocks(program)] or [n for n in program.calls() if is_call(n, WEIGHTED) and n.meta["data"]]
+    nodes = [n for n in nodes if len(shape_of(n)) > 1]
     if not nodes:
         raise InputError("the network has neither residual blocks nor layers")
     sources = [b.source for b in blocks(program) if b.source is not None and b.source.op == "call_function"]
@@ -197,7 +198,10 @@ def depth(sampled: Sampled) -> Table:
             (name, math.sqrt(moved), sum(v[1] for v in seen) / len(seen), "identity" if block.identity else "layer")
         )
     mean = sum(row[1] * row[1] for row in rows) / len(rows)
-    beta = -math.log(2 * mean) / (2 * math.log(len(rows))) if len(rows) > 1 and 0 < mean < math.inf else math.nan
+    alone = len(rows) == 1
+    beta = None if alone else math.nan
+    if not alone and 0 < mean < math.inf:
+        beta = -math.log(2 * mean) / (2 * math.log(len(rows)))
     return Table(
         "depth",
         "how much each block moves the stream",
@@ -205,6 +209,7 @@ def depth(sampled: Sampled) -> Table:
         tuple(rows),
         {"|f|/|h|": tuple(row[1] for row in rows)},
         facts={"blocks": len(rows), "beta": beta},
+        notes=("an exponent of depth takes two blocks, and there is one",) if alone else (),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from reparam.utils import Facts, Shown
 
 Cell = str | int | float | None
-UNDEFINED = "they divide by zero, as of values that are all zero, or lie beyond the numbers of float64"
+UNDEFINED = "a division by zero, as of values that are all zero, or what lies beyond the numbers of float64"
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Table:
         }
         facts = {name: None if _broken(value) else value for name, value in self.facts.items()}
         lost = sum(v is None and self.facts[n] is not None for n, v in facts.items())
-        note = f"{missing + lost} figures have no finite value: {UNDEFINED}"
-        notes = (*self.notes, note) if missing + lost else self.notes
+        count = missing + lost
+        note = f"{count} figure{' has' if count == 1 else 's have'} no finite value: {UNDEFINED}"
+        notes = (*self.notes, note) if count else self.notes
         return replace(self, rows=rows, series=series, facts=facts, detail=_without(self.detail), notes=notes)
 
     def column(self, name: str) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -85,7 +86,7 @@ def test_every_system_has_a_command() -> None:
 def test_no_two_commands_write_one_file() -> None:
     def output(command: str) -> str:
         words = shlex.split(command)
-        told = dict(zip(words, words[1:], strict=False))
+        told = dict(itertools.pairwise(words))
         return told.get("-o", f"{told['--arch'].rpartition('/')[2]}-{told['--to']}.pt2")
 
     written = [output(command) for _, command in COMMANDS]

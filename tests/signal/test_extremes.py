@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam import InputError, analyze
-from reparam.signal import KINDS, Table, measured
+from reparam.signal import KINDS, measured
 from reparam.signal.by_layer import normal_distance
-from reparam.signal.pictures import draw_pictures
+from support.tables import check_finite
 
 
 class Convolutions(nn.Module):
@@ -56,24 +55,6 @@ def times(factor: float, name: str) -> tuple[nn.Module, Tensor]:
     return net, torch.randn(2, *shape)
 
 
-def leaves(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    if isinstance(tree, list | tuple):
-        for part in tree:
-            yield from leaves(part)
-    else:
-        yield tree
-
-
-def check_finite(table: Table) -> None:
-    """No NaN and no infinity, but for the gaps of lines; where a figure is missing, a note says so."""
-    told = [*leaves(table.rows), *leaves(dict(table.facts)), *leaves(dict(table.detail)), *leaves(dict(table.maps))]
-    assert all(math.isfinite(v) for v in told if isinstance(v, float))
-    assert not any(math.isinf(v) for v in leaves(dict(table.series)))
-    dict(draw_pictures({"one": [table]}))
-
-
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("factor", [1e30, 1e-30, 0.0])
 def test_every_analysis_gives_finite_figures_or_one_sentence(factor: float, name: str) -> None:
@@ -106,7 +87,7 @@ def test_zero_weights_leave_nothing_to_compare() -> None:
             analyze(net, x, what=kind)
     depth = analyze(net, x, what="depth")["depth"]
     assert depth.rows[0][1:3] == (None, None) and depth.facts["beta"] is None
-    assert depth.notes[0].startswith("3 figures have no finite value: they divide by zero")
+    assert depth.notes[0].startswith("3 figures have no finite value: a division by zero")
     assert math.isnan(depth.series["|f|/|h|"][0])
 
 
