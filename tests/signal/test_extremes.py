@@ -87,7 +87,7 @@ def test_zero_weights_leave_nothing_to_compare() -> None:
             analyze(net, x, what=kind)
     depth = analyze(net, x, what="depth")["depth"]
     assert depth.rows[0][1:3] == (None, None) and depth.facts["beta"] is None
-    assert depth.notes[0].startswith("3 figures have no finite value: a division by zero")
+    assert depth.notes[1].startswith("2 figures have no finite value: a division by zero")
     assert math.isnan(depth.series["|f|/|h|"][0])
 
 
