@@ -21,6 +21,7 @@ from reparam.ir import (
     shape_of,
     upstream,
 )
+from reparam.utils import dtype_name
 
 from .report import LeftWeight, SetWeight
 
@@ -158,7 +159,7 @@ class Weights:
     def put(self, name: str, value: Tensor, what: str) -> None:
         """Sets a weight, in the model's own parameter, unless that is frozen or a buffer. what: in words.
 
-        Raises InputError where there is none.
+        Raises InputError where there is none, and for entries that its dtype does not hold.
         """
         constant = self.program.constants[name]
         if why := self._fixed.get(constant.origin):
@@ -167,8 +168,12 @@ class Weights:
         own = self._own.get(constant.origin)
         if own is None or own.shape != constant.value.shape:
             raise InputError(f"the model has no parameter '{constant.origin}' of the shape that its graph reads")
+        typed = value.to(own.dtype)
+        if not bool(torch.isfinite(typed).all()):
+            kind = dtype_name(own.dtype)
+            raise InputError(f"the weight '{constant.origin}' would have entries beyond the numbers of {kind} ({what})")
         with torch.no_grad():
-            own.copy_(value.to(own.dtype))
+            own.copy_(typed)
         self.program.constants[name] = replace(constant, value=own.detach())
         self.changed[name] = what
         self.why.pop(name, None)

@@ -46,6 +46,15 @@ def test_autoinit_tells_what_is_not_finite_on_random_inputs() -> None:
     assert made.notes[0] in init(dead, torch.randn(2, 8), method="autoinit").notes
 
 
+def test_a_weight_that_its_dtype_does_not_hold_is_named() -> None:
+    net = Of(lambda layer, x: layer(x * 1e-4), nn.Linear(8, 4)).half()
+    x = torch.randn(2, 8).half()
+    assert init(net, x, method="lsuv", data=[torch.randn(64, 8).half()]).weights[0].deviation > 1e3
+    tiny = Of(lambda layer, x: layer(x * 1e-6), nn.Linear(8, 4)).half()
+    with pytest.raises(InputError, match=r"weight 'parts.0.weight' would have entries beyond the numbers of float16"):
+        init(tiny, x, method="lsuv", data=[torch.randn(64, 8).half()])
+
+
 def test_few_results_are_not_taken_for_few_samples() -> None:
     for count in (1, 2, 64):
         net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, count))
