@@ -53,7 +53,7 @@ def residual_scale(weights: Weights, options: InitOptions) -> Outcome:
             added = _shortcut(weights, block)
             inserted.append(f"a layer in the skip of '{place_of(block.add)}'" if added else _unfit(block))
         factors = own[block.add]
-        c = options.factor * math.sqrt(2 / factors.power) if factors.power > 0 else options.factor
+        c = options.factor * math.sqrt(2 / factors.power) if 0 < factors.power < math.inf else options.factor
         if factors.described() and abs(c - 1) < SAME and (options.scale != "learned" or factors.learned):
             kept.append(f"'{place_of(block.add)}' ({factors.described()})")
         else:
@@ -178,7 +178,7 @@ def paths(
     t = torch.arange(1, layers + 1, dtype=torch.float64) / max(1, layers)
     gap = (t.unsqueeze(0) - t.unsqueeze(1)).abs()
     if kind == "rbf":
-        covariance = torch.exp(-gap.square() / (2 * length**2))
+        covariance = torch.exp(-(gap / length).square() / 2)
     else:
         power = t.pow(2 * hurst)
         covariance = (power.unsqueeze(0) + power.unsqueeze(1) - gap.pow(2 * hurst)) / 2

@@ -169,7 +169,7 @@ class Weights:
         if own is None or own.shape != constant.value.shape:
             raise InputError(f"the model has no parameter '{constant.origin}' of the shape that its graph reads")
         typed = value.to(own.dtype)
-        if not bool(torch.isfinite(typed).all()):
+        if not bool(torch.isfinite(typed).all()) or (bool(value.any()) and not bool(typed.any())):
             kind = dtype_name(own.dtype)
             raise InputError(f"the weight '{constant.origin}' would have entries beyond the numbers of {kind} ({what})")
         with torch.no_grad():

@@ -80,8 +80,9 @@ def factor_at(program: Program, node: fx.Node) -> float | None:
         other = evaluate_region(program, inner, {})[other]
     value = other if isinstance(other, Tensor) else torch.tensor(other, dtype=torch.float64)
     value = 1 / value if is_call(node, DIVS) else value
-    size = float(value.detach().to(torch.float64).square().mean().sqrt())
-    return (size if value.numel() > 1 else float(value)) if math.isfinite(size) else None
+    wide = value.detach().to(torch.float64)
+    size = float(wide) if wide.numel() == 1 else float(wide.square().mean().sqrt())
+    return size if math.isfinite(size) else None
 
 
 def leading_factor(program: Program, function: Function) -> tuple[float, fx.Node]:

@@ -53,6 +53,15 @@ def test_a_weight_that_its_dtype_does_not_hold_is_named() -> None:
     tiny = Of(lambda layer, x: layer(x * 1e-6), nn.Linear(8, 4)).half()
     with pytest.raises(InputError, match=r"weight 'parts.0.weight' would have entries beyond the numbers of float16"):
         init(tiny, x, method="lsuv", data=[torch.randn(64, 8).half()])
+    for method, options in (("autoinit", {"variance": 1e-300}), ("bn-scale", {"gamma": 1e300})):
+        with pytest.raises(InputError, match="beyond the numbers of float32"):
+            init(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), torch.randn(2, 8), method=method, **options)
+
+
+def test_a_short_length_of_paths_makes_weights_independent() -> None:
+    net = Of(lambda a, b, x: x + b(a(x).relu()), nn.Linear(8, 8), nn.Linear(8, 8))
+    made = init(net, torch.randn(2, 8), method="depth-scale", smooth="rbf", length=1e-300)
+    assert made.weights[-1].deviation == pytest.approx(8**-0.5, rel=0.4)
 
 
 def test_few_results_are_not_taken_for_few_samples() -> None:
