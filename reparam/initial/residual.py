@@ -116,7 +116,7 @@ def depth_scale(weights: Weights, options: InitOptions) -> Outcome:
     Weights of branches are uniform of variance 1/fan_in (smooth="iid"), or functions of the depth k/L: a Gaussian
     process with the kernel exp(-(s - t)^2/(2 length^2)) ("rbf"), a fractional Brownian motion with Hurst index `hurst`
     ("fbm"), a path for each entry. Paths go through layers at the same place of branches with the same weights. Of a
-    constant factor that a branch has already, the weights get what is missing.
+    constant factor that a branch has already, the weights get what is missing; one that is a parameter stays beside it.
 
     Source: Marion et al. 2022, "Scaling ResNets in the large-depth regime", arXiv 2206.06929. The critical beta is 1/2
     for independent weights, 1 for rbf, 1 - hurst for fbm.
@@ -143,12 +143,18 @@ def depth_scale(weights: Weights, options: InitOptions) -> Outcome:
     normed = sum(any(is_call(u, BATCH_NORMS) for n in block.last for u in n.users) for block in found)
     if normed:
         notes.append(f"{normed} of {len(found)} branches end in a batch norm, which takes the factor away in training")
-    own = {parts[n].weight: factors_of(program, b).branch for b in found for n in b.last if n in parts}
+    factors = [factors_of(program, block) for block in found]
+    own = {parts[n].weight: f.fixed for b, f in zip(found, factors, strict=True) for n in b.last if n in parts}
     own = {name: value for name, value in own.items() if value not in (0, 1)}
     if own:
         first = next(iter(own.values()))
         notes.append(f"{len(own)} branches have a factor of their own, such as {first:.4g}, which counts")
-    behind = [f"{f.skip * f.behind:.4g}" for b in found if (f := factors_of(program, b)).skip * f.behind != 1]
+    learned = [f.branch / f.fixed if f.fixed else 0.0 for f in factors if f.branch != f.fixed]
+    if learned:
+        notes.append(
+            f"{len(learned)} branches have a parameter that they are multiplied by, {learned[0]:.4g}: it stays"
+        )
+    behind = [f"{f.skip * f.behind:.4g}" for f in factors if f.skip * f.behind != 1]
     if behind:
         notes.append(
             f"{len(behind)} blocks multiply the stream by factors of their own, such as {behind[0]}: they stay"

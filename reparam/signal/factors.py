@@ -18,11 +18,13 @@ from .functions import PASSIVE, Function, depending, gain_of
 @dataclass(frozen=True)
 class Factors:
     """Of one block; 1 where there is none, the root of the mean square where channels differ. A factor that is a
-    parameter counts as it is now. learned: whether one behind the sum is such."""
+    parameter counts as it is now. fixed: of the branch, without those that are parameters. learned: whether one behind
+    the sum is a parameter."""
 
     skip: float = 1.0
     branch: float = 1.0
     behind: float = 1.0
+    fixed: float = 1.0
     learned: bool = False
 
     @property
@@ -42,10 +44,12 @@ def factors_of(program: Program, block: Block) -> Factors:
         math.prod(factor for n in _way(program, block, side) if (factor := factor_at(program, n)) is not None)
         for side in (block.branch, block.skip)
     )
+    own = [n for n in _way(program, block, block.branch) if not _is_learned(program, n)]
+    fixed = math.prod(factor for n in own if (factor := factor_at(program, n)) is not None)
     args = arguments(block.add)
     alpha = float(args.get("alpha") or 1)
     if args.get("other") is block.branch:
-        branch *= alpha
+        branch, fixed = branch * alpha, fixed * alpha
     elif args.get("other") is block.skip:
         skip *= alpha
     behind, learned, node = 1.0, False, block.add
@@ -56,11 +60,15 @@ def factors_of(program: Program, block: Block) -> Factors:
             break
         if factor is not None:
             behind *= factor
-            learned = learned or any(
-                n.op == "get_attr" and program.constants[str(n.target)].trainable for n in user.all_input_nodes
-            )
+            learned = learned or _is_learned(program, user)
         node = user
-    return Factors(skip, branch, behind, learned)
+    return Factors(skip, branch, behind, fixed, learned)
+
+
+def _is_learned(program: Program, node: fx.Node) -> bool:
+    """Whether a call reads a parameter."""
+    own = upstream([n for n in node.all_input_nodes if not n.meta.get("data")])
+    return any(n.op == "get_attr" and program.constants[str(n.target)].trainable for n in own)
 
 
 def factor_at(program: Program, node: fx.Node) -> float | None:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import WEIGHTED, Program, arguments, is_call, op_name, place_of
+from reparam.ir import CATS, MOVEMENTS, WEIGHTED, Program, arguments, is_call, op_name, place_of
 
+from .functions import is_pointwise
 from .places import names_of
 from .running import Sampled, differentiable
 from .table import Table
@@ -85,7 +86,11 @@ def _left_out(program: Program, nodes: Sequence[fx.Node]) -> tuple[str, ...]:
     others = [
         n
         for n in program.calls()
-        if n not in nodes and n.meta["data"] and any(_is_matrix(program, w) for w in n.all_input_nodes)
+        if n not in nodes
+        and n.meta["data"]
+        and not is_pointwise(n)
+        and not is_call(n, MOVEMENTS | CATS)
+        and any(_is_matrix(program, w) for w in n.all_input_nodes)
     ]
     if not others:
         return ()

@@ -119,6 +119,11 @@ def test_depth_scale_gives_what_is_missing() -> None:
     assert "5 branches have a factor of their own, such as 0.3, which counts" in made.notes
     weight = made.module.get_parameter("3.second.weight")
     assert 0.3 * math.sqrt(second_moment(weight)) == pytest.approx((DEPTH * WIDTH) ** -0.5, rel=0.02)
+    for kind, value in (("one of each channel", 0.3), ("a parameter", 0.5), ("nothing of the branch", 0)):
+        made = init(network(kind), torch.randn(2, WIDTH), method="depth-scale", beta=0.5)
+        assert f"5 branches have a parameter that they are multiplied by, {value}: it stays" in made.notes
+        weight = made.module.get_parameter("3.second.weight")
+        assert math.sqrt(second_moment(weight)) == pytest.approx((DEPTH * WIDTH) ** -0.5, rel=0.02)
     made = init(network("behind"), torch.randn(2, WIDTH), method="depth-scale")
     assert "5 blocks multiply the stream by factors of their own, such as 0.7071: they stay" in made.notes
 
