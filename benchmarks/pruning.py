@@ -46,7 +46,8 @@ TEXT = """\
 Accuracy in % after pruning without labels and without training, mean over {seeds} seeds, with the half-width of the
 95 % interval. The share is of the {budget} that may be left; each method stays just below. *recalibrated*:
 BN statistics measured again on the same 512 images. *refitted*: `reparam.refit` on the channels that Torch-Pruning
-chose. *random*: `reparam.prune` with channels drawn at random, refitted in the same loop. *then ... epochs*: trained
+chose. *reparam, group L2* and *random*: `reparam.prune` with channels chosen by the norm of their weights, as
+Torch-Pruning's first criterion does, or drawn at random, refitted in the same loop. *then ... epochs*: trained
 with labels afterwards, ours with batch norms put back.
 """
 
@@ -191,10 +192,24 @@ def _masked(module: nn.Module, pruned: nn.Module, groups: Sequence[Any]) -> nn.M
 
 
 def measure(
-    name: str, seed: int, budgets: Sequence[float], epochs: int, after: int = 0, *, latency: bool = False
+    name: str,
+    seed: int,
+    budgets: Sequence[float],
+    epochs: int,
+    after: int = 0,
+    *,
+    latency: bool = False,
+    only: Sequence[str] = (),
 ) -> Iterator[tuple[str, float, float]]:
-    """(method, share, accuracy) of one network; the method "base" has the share 1. after: epochs of training. latency:
-    whether the budgets are of that."""
+    """(method, share, accuracy) of one network; the method "base" has the share 1.
+
+    after: epochs of training. latency: whether the budgets are of that. only: parts of the names of methods that are
+    tried; all of them without any.
+    """
+
+    def wanted(method: str) -> bool:
+        return not only or any(part in method for part in only)
+
     images, labels = digits()
     images, test = images[:TRAINED], images[TRAINED:]
     x = torch.cat([distorted(test, 100_000 + i) for i in range(COPIES)])
@@ -207,6 +222,8 @@ def measure(
     tp = torch_pruning()
     for share in budgets:
         for method, options in OURS.items():
+            if not wanted(method):
+                continue
             budget = {"latency" if latency else "macs": share}
             try:
                 result = prune(module, x[:2], calibration, form="residual", seed=seed, **budget, **options)
@@ -219,29 +236,35 @@ def measure(
                 train(small, images, labels[:TRAINED], after, seed + SEEDS, RATE_AFTER)
                 yield f"{method}, then {after} epochs", share, accuracy(small, x, y)
         for criterion in ("group L2", "BN scale", "Taylor") if tp is not None else ():
+            given = peers(criterion, module, calibration)
+            tried = {m: f for m, f in given.items() if wanted(m)}
+            trained = f"Torch-Pruning, {criterion}, then {after} epochs"
+            if not tried and not (after and wanted(trained)):
+                continue
             found = chosen(tp, criterion, module, calibration, own, share, latency=latency)
             if found is None:
                 continue
             masked, small = found
-            yield from ((m, share, accuracy(f(), x, y)) for m, f in peers(criterion, masked, module, calibration))
-            if after:
+            yield from ((m, share, accuracy(f(masked), x, y)) for m, f in tried.items())
+            if after and wanted(trained):
                 train(small, images, labels[:TRAINED], after, seed + SEEDS, RATE_AFTER)
-                yield f"Torch-Pruning, {criterion}, then {after} epochs", share, accuracy(small, x, y)
+                yield trained, share, accuracy(small, x, y)
 
 
 OURS: dict[str, dict[str, Any]] = {
     "reparam, coupled": {},
     "reparam, per depth": {"streams": "per-depth"},
+    "reparam, group L2": {"score": "magnitude"},
     "reparam, random": {"score": "random"},
 }
 
 
-def peers(
-    criterion: str, masked: nn.Module, module: nn.Module, x: Tensor
-) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """What the peer's choice gives with new statistics, and with our refit."""
-    yield f"Torch-Pruning, {criterion}, recalibrated", lambda: _recalibrated(masked, x)
-    yield f"Torch-Pruning, {criterion}, refitted", lambda: refit(masked, module, x, example_inputs=x[:2]).module
+def peers(criterion: str, module: nn.Module, x: Tensor) -> dict[str, Callable[[nn.Module], nn.Module]]:
+    """What is made of the peer's choice, a masked copy of `module`: with new statistics, and with our refit."""
+    return {
+        f"Torch-Pruning, {criterion}, recalibrated": lambda masked: _recalibrated(masked, x),
+        f"Torch-Pruning, {criterion}, refitted": lambda masked: refit(masked, module, x, example_inputs=x[:2]).module,
+    }
 
 
 def _recalibrated(masked: nn.Module, x: Tensor) -> nn.Module:
@@ -263,6 +286,9 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--after", type=int, default=0, metavar="EPOCHS", help="train so many more with labels")
     parser.add_argument("--latency", action="store_true", help="budgets are of the time in onnxruntime")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="PART", help="methods with a part of these in the name"
+    )
     parser.add_argument("--quick", action="store_true", help="one network, two seeds, two epochs, one budget")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -275,7 +301,8 @@ def main() -> None:
         found: dict[tuple[str, float], list[float]] = {}
         for seed in range(seeds):
             with quiet():
-                for method, share, value in measure(name, seed, budgets, epochs, args.after, latency=args.latency):
+                figures = measure(name, seed, budgets, epochs, args.after, latency=args.latency, only=args.only)
+                for method, share, value in figures:
                     found.setdefault((method, share), []).append(value)
                     say(f"{name} {seed} {method} {share}: {value:.2f}")
         base = told(found["base", 1.0])

@@ -66,22 +66,30 @@ class Outside:
 
     def __init__(self, module: nn.Module) -> None:
         self._roots = {type(m).__module__.partition(".")[0] for m in module.modules()} - _NOT_OF_MODELS
+        self._seen: tuple[tuple[str, ...], dict[str, Any]] = ((), {})
         self._loaded: dict[str, Any] = {}
         self._undo: list[Callable[[], None]] = []
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """It is after the block what it was before the first such block."""
-        loaded = _loaded(self._roots)
+        loaded = self._now()
         if loaded.keys() != self._loaded.keys():
             self._loaded = loaded
             self._undo = [step for space in loaded.values() for step in _steps(vars(space), space, self._roots)]
         try:
             yield
         finally:
-            if _loaded(self._roots).keys() == loaded.keys():  # what an import has registered is there to stay
+            if self._now().keys() == loaded.keys():  # what an import has registered is there to stay
                 for step in self._undo:
                     step()
+
+    def _now(self) -> dict[str, Any]:
+        """The modules of the model's packages that are loaded; looked for where Python has loaded others since."""
+        names = tuple(sys.modules)
+        if names != self._seen[0]:
+            self._seen = (names, _loaded(self._roots))
+        return self._seen[1]
 
 
 def _loaded(roots: set[str]) -> dict[str, Any]:

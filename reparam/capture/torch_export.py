@@ -192,7 +192,7 @@ def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch
         try:
             with _silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
                 warnings.simplefilter("ignore")
-                with as_the_user_set(), _ConstantsStayReal(), _DataIsTraced(), values:
+                with as_the_user_set(), _AsWritten(), values:
                     return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except MachineError:
             raise
@@ -239,28 +239,22 @@ _PICKS = frozenset(
 )
 
 
-class _ConstantsStayReal(TorchFunctionMode):
-    """The numbers in a tensor that is a plain attribute (`float(self.stride[0])`) are read, not traced."""
+class _AsWritten(TorchFunctionMode):
+    """Two readings of tensors that torch.export gets wrong.
 
-    def __torch_function__(
-        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        first = args[0] if args else None
-        picks = getattr(func, "__name__", "") in _PICKS and type(first) is Tensor
-        if picks and not any(is_fake(v) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)):
-            with _disable_current_modes():
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-class _DataIsTraced(TorchFunctionMode):
-    """`x.data` of a traced tensor is x.detach(): torch.export would lose sight of it, and take it for a constant."""
+    The numbers in a tensor that is a plain attribute (`float(self.stride[0])`) are read, not traced; `x.data` of a
+    traced tensor is x.detach(), where torch.export would lose sight of it and take it for a constant.
+    """
 
     def __torch_function__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func == _DATA:
             return args[0].detach()
+        picks = bool(args) and type(args[0]) is Tensor and getattr(func, "__name__", "") in _PICKS
+        if picks and not any(is_fake(v) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)):
+            with _disable_current_modes():
+                return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

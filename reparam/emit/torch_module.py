@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -151,12 +152,23 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
         shapes.append({i: torch.export.Dim.AUTO for i, s in enumerate(spec.shape) if isinstance(s, str)} or None)
     positional, keywords = _nest(program, args)
     spec_tree, kw_shapes = _nest(program, shapes)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _without_lines():
         warnings.simplefilter("ignore")
         dynamic: Any = (
             {**dict(zip(_parameter_names(program), spec_tree, strict=False)), **kw_shapes} if kw_shapes else spec_tree
         )
         return torch.export.export(module, positional, keywords, dynamic_shapes=dynamic, strict=False)
+
+
+@contextmanager
+def _without_lines() -> Iterator[None]:
+    """torch does not look up which line made a node: that would be one of the code that it has generated itself."""
+    kept = fx.config.do_not_emit_stack_traces
+    fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx.config.do_not_emit_stack_traces = kept
 
 
 def _parameter_names(program: Program) -> list[str]:

@@ -78,7 +78,7 @@ def test_a_key_that_is_an_input_is_no_label() -> None:
         list(open_samples([((ROWS, ROWS, ROWS), torch.arange(5))], nested("a", "b")))
 
 
-def test_a_generator_is_read_once() -> None:
+def test_a_generator_is_only_what_is_needed() -> None:
     samples = open_samples((batch for batch in [ROWS]), vectors())
     assert len(list(samples)) == 5
     with pytest.raises(InputError, match="a generator holds 0 samples; it is empty, or was read to its end before"):

@@ -50,7 +50,7 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_nothing_need_be_said_again_that_a_manifest_tells(here: Path) -> None:
-    result = succeed(*LINE.split(), "--json", "b.json")
+    result = succeed(*LINE.split(), *FAST, "--json", "b.json")
     assert f"base.pt is taken as {SPEC}, as fused.onnx.json says" in result.stderr
     assert f"images {HOW}" in result.stdout and "\nship " in result.stdout
     found = json.loads(Path("b.json").read_text())

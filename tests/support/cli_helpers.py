@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer.testing
 from click.testing import Result
 from torch import nn
 from typer.testing import CliRunner
@@ -50,6 +52,9 @@ def stuck():
 def broken():
     raise OverflowError("of the author's own")
 """
+# The tree of commands is made once: to make it takes longer than many a command.
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
+
 TINY = ("tiny.pt", "--arch", "cli_nets:tiny")
 
 

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 import reparam
+from reparam.engines.onnx.translations import only_what_is_needed
 
 SIZE = 16
 
@@ -181,7 +182,7 @@ def by_tracing(
 
 def by_export(net: nn.Module, path: Path, x: torch.Tensor | None = None) -> None:
     """torch's newer exporter, without its optimiser, which folds norms itself."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), only_what_is_needed():
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
             net,

@@ -24,8 +24,8 @@ TO_THE_END = 2**63 - 1
 def for_free_sizes(program: Program) -> Program:
     """The program with what ONNX lacks in other words.
 
-    Adaptive average pools of free sizes become matrix products, adaptive max-pools of fixed sizes the largest of
-    slices, and parts of a free axis slices.
+    Adaptive average pools to one value become means, others of free sizes matrix products; adaptive max-pools of fixed
+    sizes the largest of slices, and parts of a free axis slices.
 
     Itself where there are none.
 
@@ -33,11 +33,15 @@ def for_free_sizes(program: Program) -> Program:
     """
     for node in program.calls():
         _refuse(node)
-    if not any(_needs_matrices(n) or _parts_of_free(n) or _needs_slices(n) for n in program.calls()):
+    if not any(_is_mean(n) or _needs_matrices(n) or _parts_of_free(n) or _needs_slices(n) for n in program.calls()):
         return program
     made = program.copy()
     for node in list(made.calls()):
-        if _needs_matrices(node):
+        if _is_mean(node):
+            axes = [-1 - i for i in range(len(_target(arguments(node)["output_size"])))]
+            node.replace_all_uses_with(made.call(aten.mean.dim, (node.args[0], axes, True), like=node))
+            made.erase([node])
+        elif _needs_matrices(node):
             node.replace_all_uses_with(_averaged(made, node))
             made.erase([node])
         elif _needs_slices(node):
@@ -103,6 +107,10 @@ def _target(sizes: Any) -> list[Any]:
 def _is_free(node: fx.Node) -> bool:
     shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
     return any(fixed_size(s) is None for s in shape[len(shape) - len(_target(arguments(node)["output_size"])) :])
+
+
+def _is_mean(node: fx.Node) -> bool:
+    return is_call(node, _AVERAGES) and all(n == 1 for n in _target(arguments(node)["output_size"]))
 
 
 def _needs_matrices(node: fx.Node) -> bool:

@@ -19,6 +19,8 @@ from reparam.errors import InputError
 from reparam.ir import ADDS, DIVS, MULS, SUBS, Program, arguments, is_call, module_of
 from reparam.utils import one_line
 
+from .translations import only_what_is_needed
+
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
@@ -88,7 +90,8 @@ def _written(exported: torch.export.ExportedProgram, opset: int, *, optimize: bo
     """
 
     def write(optimize: bool) -> ir.Model:
-        made: Any = torch.onnx.export(exported, dynamo=True, verbose=False, opset_version=opset, optimize=optimize)
+        with only_what_is_needed():
+            made: Any = torch.onnx.export(exported, dynamo=True, verbose=False, opset_version=opset, optimize=optimize)
         model: ir.Model = made.model
         return model
 
