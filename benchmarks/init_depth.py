@@ -19,7 +19,7 @@ from reparam.signal import Power, points_of, power_of
 
 ACTIVATIONS = (
     *(nn.Sigmoid, nn.Tanh, nn.Softsign, nn.Softplus, nn.SELU, nn.ELU, nn.ReLU, nn.LeakyReLU, nn.PReLU),
-    *(nn.Mish, nn.GELU, nn.SiLU, nn.Hardswish),
+    *(nn.Mish, nn.GELU, nn.SiLU, nn.Hardswish, nn.Softshrink, nn.Tanhshrink),
 )
 STEP = 1e-3
 
@@ -41,7 +41,7 @@ def powers(act: type[nn.Module], depth: int, width: int, seeds: int, samples: in
         with torch.no_grad():
             of_samples = made.module(torch.randn(4096, width)).square().mean(1)
         found.append(float(of_samples.mean()))
-        spread.append(float(of_samples.std()) / found[-1])
+        spread.append(float(of_samples.std()) / found[-1] if found[-1] else math.inf)  # all may be zero
     return found, statistics.median(spread)
 
 

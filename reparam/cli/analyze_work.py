@@ -16,7 +16,7 @@ from reparam._version import __version__
 from reparam.data import Preprocessing
 from reparam.errors import InputError
 from reparam.loading import LoadedModel
-from reparam.signal import KINDS, Analysis, Table, analyze, draw_pictures
+from reparam.signal import Analysis, Table, analyze, draw_pictures
 from reparam.utils import Shapes, one_line, refuse_existing, write_atomically
 
 from .render import line, table
@@ -64,10 +64,9 @@ def second(side: LoadedSide) -> tuple[str, LoadedModel]:
 
 def analyze_loaded(session: Session, models: Sequence[tuple[str, LoadedModel]], wanted: AnalyzeOptions) -> Found:
     """Analyses each model, and writes the pictures."""
-    what = ",".join(KINDS) if wanted.what.strip() == "all" else wanted.what
     shapes = shapes_for([m for _, m in models], wanted.shapes)
     start = time.perf_counter()
-    found = [_analyze(session, model, what, shapes, wanted) for _, model in models]
+    found = [_analyze(session, model, shapes, wanted) for _, model in models]
     seconds = time.perf_counter() - start
     names = [name for name, _ in models]
     names = names if len(set(names)) == len(names) else [f"{name} ({'AB'[i]})" for i, name in enumerate(names)]
@@ -77,16 +76,14 @@ def analyze_loaded(session: Session, models: Sequence[tuple[str, LoadedModel]], 
     return Found(names, found, report)
 
 
-def _analyze(
-    session: Session, model: LoadedModel, what: str, shapes: Shapes | None, wanted: AnalyzeOptions
-) -> Analysis:
+def _analyze(session: Session, model: LoadedModel, shapes: Shapes | None, wanted: AnalyzeOptions) -> Analysis:
     given = shapes if model.exported is None else None
     inputs = example_inputs(session, model, given, 2 if "batch" in wanted.dynamic else wanted.batch, wanted.seed)
     with session.working() as tell, explained_misfit(model, inputs):
         return analyze(
             model.exported or model.module,
             *inputs,
-            what=what,
+            what=wanted.what,
             data=wanted.data,
             batch=wanted.batch,
             batches=wanted.batches,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ def open_batches(source: Any, inputs: Inputs) -> Source:
     """The samples of an iterable of batches, or of one batch.
 
     A batch is a tensor (N, *shape), for a network with one input; a tuple or list of them, one for each input, and
-    perhaps one more of labels; or a mapping by the names of inputs. Raises InputError for what is none of these.
+    perhaps one more of labels, where the inputs may lie in a tuple of their own, (inputs, labels); or a mapping by the
+    names of inputs, alone or in front of labels. Raises InputError for what is none of these.
     """
     if isinstance(source, Tensor | np.ndarray | Mapping):
         return Source("the batch", lambda: iter([_block(source, inputs, "the batch")]), lambda: None)
@@ -36,28 +37,50 @@ def open_batches(source: Any, inputs: Inputs) -> Source:
 
 
 def _block(batch: Any, inputs: Inputs, where: str) -> Block:
-    names = inputs.names
-    labels: Any = None
-    if isinstance(batch, Mapping):
-        missing = [name for name in names if name not in batch]
-        if missing:
-            held = ", ".join(str(key)[:40] for key in batch)
-            raise InputError(f"{where} has no '{missing[0]}'; it holds {held or 'nothing'}")
-        values = [batch[name] for name in names]
-        labels = next((batch[name] for name in inputs.label_names if name in batch), None)
-    elif isinstance(batch, tuple | list):
-        if len(batch) not in (len(names), len(names) + 1):
-            raise InputError(
-                f"{where} holds {len(batch)} values, where the network takes {len(names)}, and one more may be labels"
-            )
-        values = list(batch[: len(names)])
-        labels = batch[-1] if len(batch) > len(names) else None
-    else:
-        values = [batch]
-        if len(names) != 1:
-            raise InputError(f"{where} is {describe_type(batch)}, but the network takes {len(names)} inputs")
+    values, labels = _parts(batch, inputs, where)
     columns = tuple(HeldColumn(_tensor(value, where)) for value in values)
     return Block(where, columns, None if labels is None else as_labels(labels, where, maps=inputs.maps))
+
+
+def _parts(batch: Any, inputs: Inputs, where: str) -> tuple[list[Any], Any]:
+    """The values of the inputs, and the labels or None."""
+    names = inputs.names
+    if isinstance(batch, Mapping):
+        named = _named(batch, names, where)
+        return list(named.values()), next((batch[n] for n in inputs.label_names if n in batch and n not in named), None)
+    if not isinstance(batch, tuple | list):
+        if len(names) != 1:
+            raise InputError(f"{where} is {describe_type(batch)}, but the network takes {len(names)} inputs")
+        return [batch], None
+    if len(batch) in (1, 2) and isinstance(batch[0], Mapping):
+        return list(_named(batch[0], names, where).values()), batch[1] if len(batch) == 2 else None
+    values = list(_leaves(batch)) if any(isinstance(v, tuple | list) for v in batch[:-1] or batch) else list(batch)
+    if len(values) not in (len(names), len(names) + 1):
+        raise InputError(
+            f"{where} holds {len(values)} values, where the network takes {len(names)}, and one more may be labels"
+        )
+    return values[: len(names)], values[-1] if len(values) > len(names) else None
+
+
+def _named(batch: Mapping[Any, Any], names: Sequence[str], where: str) -> dict[str, Any]:
+    """What the mapping calls each input, and its value; parts of one argument may leave out its name, `data_`."""
+    starts = [i + 1 for i, letter in enumerate(names[0]) if letter == "_"]
+    for start in (0, *starts):
+        if len({name[:start] for name in names}) == 1 and all(name[start:] in batch for name in names):
+            return {name[start:]: batch[name[start:]] for name in names}
+    missing = next(name for name in names if name not in batch)
+    held = ", ".join(str(key)[:40] for key in batch)
+    raise InputError(f"{where} has no '{missing}'; it holds {held or 'nothing'}")
+
+
+def _leaves(batch: Any) -> Iterator[Any]:
+    """What lies in tuples and lists that lie in each other, but for a list of labels at the end."""
+    for i, part in enumerate(batch):
+        plain = i == len(batch) - 1 and isinstance(part, list | tuple) and all(isinstance(v, int) for v in part)
+        if isinstance(part, tuple | list) and not plain:
+            yield from _leaves(part)
+        else:
+            yield part
 
 
 def _tensor(value: Any, where: str) -> Tensor:

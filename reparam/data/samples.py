@@ -124,7 +124,8 @@ def open_samples(
     source: a path, or batches from Python. A path is a `.npy` (N, *shape); a `.npz` or `.safetensors` with such an
     array for each input under its name, and perhaps `labels` (N,); a webdataset `.tar`; a folder of those in the order
     of their names; or a folder of images at any depth, in the order of their paths. Batches are an iterable of tensors
-    (N, *shape), of tuples with one for each input and perhaps labels (N,), or of mappings by name.
+    (N, *shape), of tuples with one for each input and perhaps labels (N,), of pairs (inputs, labels), or of mappings by
+    name.
     preprocessing: of images; a mapping has the names of the fields of `Preprocessing`. It is fitted to the size that
     the network takes. labels: N whole numbers, a `.npy` of them, or a `.txt` with a
     number or a name of a class on each line, in place of those in the source; "folders" takes

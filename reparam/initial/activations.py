@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from reparam.errors import InputError
 from reparam.ir import Program, aten, place_of
 from reparam.models.gaussian_preact import LIMIT, coefficients
-from reparam.signal import Function, activations, function_read, gain_of
+from reparam.signal import Function, Sums, activations, function_read, leading_factor
 
 from .options import InitOptions
 from .report import Outcome
@@ -35,15 +35,15 @@ def normalised_act(weights: Weights, options: InitOptions) -> Outcome:
     """
     program = weights.program
     backward = options.keep == "backward"
-    inserted, factors = [], []
+    inserted, factors, sums = [], [], Sums(program)
     for function in _found(program, "normalised-act"):
-        factor = gain_of(function, backward=backward) ** 0.5
+        factor = (sums.slope_in_front(function) if backward else sums.gain_in_front(function)) ** 0.5
         _behind(program, function.result, factor)
         inserted.append(f"the factor {factor:.5g} behind '{place_of(function.result)}'")
         factors.append(factor)
     for part in weights.first_parts():
         fan = part.fan_in
-        weights.put(part.weight, weights.draw(part, 1 / fan, options.drawn_from("normal")), f"variance 1/{fan}")
+        weights.put(part.weight, weights.draw(part, 1 / fan, options.drawn_from("normal")), f"variance 1/{fan:.10g}")
         weights.clear_bias(part)
     return Outcome(inserted=tuple(inserted), figures={"factors": factors})
 
@@ -75,9 +75,10 @@ def gaussian(weights: Weights, options: InitOptions) -> Outcome:
         function, n = reads[part.node], part.fan_in
         if function is not None and function.result in results:
             value = weibull(part.shape, options.theta, weights.generator) / n**0.5
-            weights.put(part.weight, value, f"Weibull({options.theta:g}, 1)/√{n}")
+            weights.put(part.weight, value, f"Weibull({options.theta:g}, 1)/√{n:.10g}")
         else:
-            weights.put(part.weight, weights.draw(part, 1 / n, "normal"), f"variance 1/{n}: it reads no activation")
+            what = f"variance 1/{n:.10g}: it reads no activation"
+            weights.put(part.weight, weights.draw(part, 1 / n, "normal"), what)
         weights.clear_bias(part)
     inserted = []
     for function in found:
@@ -95,7 +96,8 @@ def weibull(shape: tuple[int, ...], theta: float, generator: torch.Generator) ->
 
 
 def _replace(program: Program, function: Function, theta: float) -> None:
-    """phi of the same value: x*P(u), u = 2.5/(1 + x^2/9) - 1.5, x clamped."""
+    """phi of the same value, behind a factor that the function takes it by: x*P(u), u = 2.5/(1 + x^2/9) - 1.5, x
+    clamped."""
     old, like = function.result, function.result.next
 
     def call(target: object, *args: object) -> fx.Node:
@@ -103,7 +105,8 @@ def _replace(program: Program, function: Function, theta: float) -> None:
         made.meta["module"] = old.meta.get("module", "")
         return made
 
-    x = call(aten.clamp.default, function.root, -LIMIT, LIMIT)
+    _, read = leading_factor(program, function)
+    x = call(aten.clamp.default, read, -LIMIT, LIMIT)
     bottom = call(aten.add.Tensor, call(aten.div.Tensor, call(aten.mul.Tensor, x, x), 9.0), 1.0)
     u = call(aten.sub.Tensor, call(aten.mul.Tensor, call(aten.reciprocal.default, bottom), 2.5), 1.5)
     *rest, last = coefficients(theta)

@@ -3,58 +3,69 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from reparam.ir import Program, is_float, place_of, shape_of
 from reparam.signal import (
+    Predicted,
     Scale,
+    Sums,
     Weighed,
     as_it_is,
     blocks,
+    factors_of,
     function_behind,
     function_read,
-    gain_of,
     predict,
     random_batches,
 )
 from reparam.utils import first_line
 
-from .driven import result_of, walk
+from .driven import Step, result_of, walk
 from .options import InitOptions
 from .report import Outcome
+from .shared import balance, is_table
+from .spread import told_spread
 from .weights import Part, Weights
 
 NUMBERS = 1 << 22  # of the largest value of a network, over all random inputs
 FEWEST, MOST = 8, 1024  # random inputs
-WIDE = 1.0  # deviation of the power of single samples, over its mean, from which on it is told
 
 
 def he(weights: Weights, options: InitOptions) -> Outcome:
     """Var(w) = g/fan_in, g = 1/E f(X)^2 of the function that the layer reads: 2 for a ReLU, 2/(1 + a^2) for a PReLU of
     slope a, 1 for what is no function. With fan_out: Var(w) = g/fan_out, g = 1/E f'(X)^2 of the function behind it.
+    A factor at a residual sum belongs to the sum, and is neither made up for nor taken for a function. Strides count:
+    fan_in of a transposed convolution and fan_out of a convolution are divided by them, since of s results (or values)
+    one meets each tap.
 
     Source: He et al. 2015, "Delving deep into rectifiers", arXiv 1502.01852, equations 10, 14 and 15; it treats ReLU
     and PReLU, and other functions are treated alike here. Biases are zero.
     """
+    sums = Sums(weights.program)
     for part in weights.first_parts():
-        set_he(weights, part, options)
-    return Outcome()
+        set_he(weights, part, options, sums)
+    own = [(b, f) for b in sums.blocks.values() if (f := factors_of(weights.program, b).described())]
+    told = f"{len(own)} residual sums have factors of their own, for which no weight makes up, such as that of"
+    return Outcome(notes=tuple(f"{told} '{place_of(b.add)}': {f}" for b, f in own[:1]))
 
 
-def set_he(weights: Weights, part: Part, options: InitOptions) -> None:
-    """One layer as `he` sets it."""
+def set_he(weights: Weights, part: Part, options: InitOptions, sums: Sums) -> None:
+    """One layer as `he` sets it. sums: of the program."""
     backward = options.mode == "fan_out"
     reads = function_behind(weights.program, part.node) if backward else function_read(weights.program, part.x)
-    gain = gain_of(reads, backward=backward)
+    gain = sums.gain_behind(reads) if backward else sums.gain_in_front(reads)
     fan = part.fan_out if backward else part.fan_in
     value = weights.draw(part, gain / fan, options.drawn_from("normal"))
     where = "no activation" if reads is None else f"'{place_of(reads.result)}'"
     whose = "behind it" if backward else "it reads"
-    weights.put(part.weight, value, f"variance {gain:.4g}/{fan}, {options.mode.replace('_', ' ')}; {whose}: {where}")
+    mode = options.mode.replace("_", " ")
+    weights.put(part.weight, value, f"variance {gain:.4g}/{fan:.10g}, {mode}; {whose}: {where}")
     weights.clear_bias(part)
 
 
@@ -88,26 +99,57 @@ def autoinit(weights: Weights, options: InitOptions) -> Outcome:
         return Scale(squares[part.weight])
 
     found = predict(weights.program, policy=policy, training=True, seed=options.seed)
+    found, seen = _balanced(weights, found, squares, options)
+    sums = Sums(weights.program)
     for part in weights.first_parts():
         if part.weight not in squares:
-            set_he(weights, part, InitOptions(distribution=distribution))
+            set_he(weights, part, InitOptions(distribution=distribution), sums)
             weights.changed[part.weight] += "; the moments of what it reads are not known"
     missing = sum(node.meta["data"] and value.power is None for node, value in found.values.items())
     outputs = [found.power(n) for n in weights.program.output.all_input_nodes]
     known = [p.second for p in outputs if p is not None]
     figures = {"values_without_moments": missing, "predicted_output_power": known[0] if known else None}
+    predicted = Outcome(figures=figures, seen=seen, measure="the predicted power")
     if options.samples == 0:
-        return Outcome(figures=figures)
+        return predicted
     try:
         return _scaled(weights, options, figures)
     except Exception as error:  # of any kind: the network need not run on random inputs
         why = first_line(error)
-        return Outcome(figures=figures, notes=(f"the layers behind a failure on random inputs are not scaled: {why}",))
+        return replace(predicted, notes=(f"the layers behind a failure on random inputs are not scaled: {why}",))
+
+
+def _balanced(
+    weights: Weights, found: Predicted, squares: Mapping[str, float], options: InitOptions
+) -> tuple[Predicted, dict[fx.Node, float]]:
+    """Moments once more, where a weight makes what its own layer reads. squares: Var(w) as drawn."""
+    parts = {part.node: part for part in weights.parts() if part.weight in squares}
+    drawn = {name: float(weights.value(name).square().mean()) for name in squares}
+
+    def square(part: Part) -> float:
+        return squares[part.weight] * float(weights.value(part.weight).square().mean()) / drawn[part.weight]
+
+    def power(part: Part, layers: Sequence[Weighed]) -> float:
+        return layers[0].fan * layers[0].power.second * square(part) / options.variance
+
+    def run(look: Step) -> Predicted:
+        def policy(layer: Weighed) -> Scale:
+            part = parts.get(layer.node)
+            if part is None:
+                return as_it_is(layer)
+            look(part, [layer])
+            return Scale(square(part))
+
+        return predict(weights.program, policy=policy, training=True, seed=options.seed)
+
+    again, seen = balance(weights, run, power)
+    return again or found, {node: value * options.variance for node, value in seen.items()}
 
 
 def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> Outcome:
     """Each layer times what gives its result the power `variance` on random inputs."""
     seen: set[str] = set()
+    lost: list[str] = []  # layers that give nothing
 
     def step(part: Part, inputs: Sequence[Any]) -> None:
         if part.weight in seen:
@@ -115,24 +157,43 @@ def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> 
         seen.add(part.weight)
         powers = [float(result_of(weights.program, part, x).square().mean()) for x in inputs]
         power = sum(powers) / len(powers)
-        if 0 < power < math.inf:
+        if not 0 < power < math.inf:
+            lost.append(place_of(part.node))
+        else:
             factor, what = math.sqrt(options.variance / power), weights.changed[part.weight]
             weights.put(part.weight, weights.value(part.weight) * factor, f"{what}; times {factor:.4g} for this draw")
 
     count, whole = _sizes(weights.program, options.samples)
     batches = [tuple(b) for b in random_batches(weights.program, count, whole, weights.generator)]
-    outputs = [y for made in walk(weights, batches, step, weights.generator) for y in made[:1]]
+    results = walk(weights, batches, step, weights.generator)
+
+    def power_of(part: Part, inputs: Sequence[Any]) -> float:
+        powers = [float(result_of(weights.program, part, x).square().mean()) for x in inputs]
+        return sum(powers) / len(powers) / options.variance
+
+    def run(look: Step) -> list[tuple[Any, ...]]:
+        return walk(weights, batches, look, torch.Generator().manual_seed(options.seed))
+
+    again, given = balance(weights, run, power_of)
+    outputs = [y for made in again or results for y in made[:1]]
+    of_some = "layers give nothing, or nothing finite, on random inputs, and are not scaled, such as"
+    unscaled = tuple(f"{len(lost)} {of_some} '{name}'" for name in lost[:1])
+    told = Outcome(
+        figures=figures,
+        seen={n: v * options.variance for n, v in given.items()},
+        measure="the power on random inputs",
+    )
     if not outputs or not all(isinstance(y, Tensor) and y.is_floating_point() and y.dim() for y in outputs):
-        return Outcome(figures=figures)
+        return replace(told, notes=unscaled)
     powers = torch.cat([y.square().flatten(1).mean(1) if y.dim() > 1 else y.square() for y in outputs])
     power = float(powers.mean())
+    if not math.isfinite(power):
+        why = "the result is not finite on random inputs, so that its power is not known"
+        return replace(told, notes=(*unscaled, why))
     spread = float(powers.std(correction=0)) / power if power > 0 else 0.0
-    wide = (
-        f"the power of the result is {power:.3g} on random inputs, its deviation between them {spread:.2g} times that: "
-        "it is the power of a few, as behind many plain layers of GELU, which drive samples apart"
-    )
     figures |= {"measured_output_power": power, "deviation_between_samples": spread}
-    return Outcome(figures=figures, notes=(wide,) if spread > WIDE else ())
+    numbers = outputs[0][0].numel()
+    return replace(told, notes=(*unscaled, *told_spread(weights.program, powers, numbers)))
 
 
 def _sizes(program: Program, samples: int | None) -> tuple[int, int]:
@@ -171,11 +232,15 @@ def zero(weights: Weights, options: InitOptions) -> Outcome:
     a kernel; the last layers of residual branches are zero, and the layers behind them that give outputs.
 
     Source: Zhao et al. 2021, "ZerO initialization", arXiv 2110.12661, algorithms 1 and 2. In a network without residual
-    branches the last layer is set like the others.
+    branches the last layer is set like the others. A weight that is also the table of an embedding is left.
     """
     found = list(blocks(weights.program))
     ends = {node for block in found for node in block.last}
     for part in weights.first_parts():
+        if is_table(weights, part.weight):
+            weights.leave(part.weight, "it is also the table of an embedding, whose rows would be alike or zero")
+            weights.clear_bias(part)
+            continue
         outputs = bool(found) and _gives_output(part)
         if part.node in ends or outputs:
             why = "the last of a branch" if part.node in ends else "it gives an output"

@@ -28,6 +28,7 @@ from reparam.utils import foreign_code
 
 from .options import InitOptions
 from .report import Outcome
+from .shared import balance
 from .weights import Part, Weights
 
 Batches = Sequence[tuple[Tensor, ...]]
@@ -54,8 +55,12 @@ def lsuv(weights: Weights, options: InitOptions, batches: Batches) -> Outcome:
         weights.put(part.weight, weights.value(part.weight) / deviation, f"orthogonal, times {1 / deviation:.4g}")
         figures[weights.name(part.weight)] = deviation
 
+    def variance(part: Part, inputs: Sequence[Any]) -> float:
+        return float(torch.cat([result_of(weights.program, part, x).flatten() for x in inputs]).var(correction=0))
+
     walk(weights, batches, step)
-    return Outcome(figures={"deviations": figures})
+    _, given = balance(weights, lambda look: walk(weights, batches, look), variance)
+    return Outcome(figures={"deviations": figures}, seen=given, measure="the variance on the samples")
 
 
 def point_variance(weights: Weights, options: InitOptions, batches: Batches) -> Outcome:
@@ -80,8 +85,13 @@ def point_variance(weights: Weights, options: InitOptions, batches: Batches) -> 
         weights.put(part.weight, value, f"variance {variance:.4g}: 1/E|A|² on samples")
         weights.clear_bias(part)
 
+    def power(part: Part, inputs: Sequence[Any]) -> float:
+        square = float(weights.value(part.weight).square().mean())
+        return square * len(inputs) / sum(1 / _positive(_power_read(weights, part, x), part) for x in inputs)
+
     walk(weights, batches, step)
-    return Outcome()
+    _, given = balance(weights, lambda look: walk(weights, batches, look), power)
+    return Outcome(seen=given, measure="the power on the samples, on average over weights,")
 
 
 def _positive(value: float, part: Part) -> float:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reparam.errors import InputError, ReparamError
 from reparam.rewrite import Progress
@@ -87,6 +88,20 @@ def learn(
         except Exception as error:
             raise InputError(f"the loss cannot be computed: {first_line(error)}; pass another loss") from error
 
+    # fused attention has no second derivative; the spelled-out form has
+    with sdpa_kernel(SDPBackend.MATH):
+        _learn(made, start, batches, measure, how, progress)
+    return made
+
+
+def _learn(
+    made: Multipliers,
+    start: Mapping[str, Tensor],
+    batches: Callable[[], Iterator[Batch]],
+    measure: Callable[[Mapping[str, Tensor], Batch], Tensor],
+    how: Learning,
+    progress: Progress | None,
+) -> None:
     stream = itertools.chain.from_iterable(batches() for _ in itertools.count())
     before: Batch | None = None
     for step in range(how.steps):
@@ -95,7 +110,6 @@ def learn(
         _step(made, start, batch, _halves(batch, before), measure, how)
         if progress is not None:
             progress("learn", step + 1, how.steps)
-    return made
 
 
 def _step(
@@ -131,7 +145,7 @@ def _step(
         raise InputError(f"gradinit needs second derivatives of the network: {first_line(error)}") from error
     made.kinds.append(kind)
     made.norms.append(size)
-    made.objectives.append(float(objective))
+    made.objectives.append(float(objective.detach()))
     made.counts[kind] += 1
     for (name, first), slope in zip(start.items(), slopes, strict=True):
         # d/d alpha of f(alpha*W_0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from reparam.capture import capture
 from reparam.check import refuse_broken_weights
@@ -18,12 +19,14 @@ from reparam.errors import InputError
 from reparam.ir import CPU, Program, device_of
 from reparam.loading import FileOrModel, take_given
 from reparam.rewrite import Progress
+from reparam.signal import predict
 from reparam.training import open_batches
 from reparam.utils import DEFAULT_AXES, check_callable, checked_call, describe_type, foreign_code, models_too
 
 from . import activations, drawn, driven, gradinit, norms, residual
 from .options import REWRITING, WITH_DATA, InitOptions, read_options
 from .report import Initialised, Outcome
+from .shared import shared_weights, told
 from .weights import Weights, refuse_unset
 
 PLAIN: Mapping[str, Callable[[Weights, InitOptions], Outcome]] = {
@@ -36,6 +39,7 @@ PLAIN: Mapping[str, Callable[[Weights, InitOptions], Outcome]] = {
     "normalised-act": activations.normalised_act,
     "gaussian": activations.gaussian,
 }
+UNSCALED = ("bn-scale", "gradinit")  # methods that give layers no scale
 DRIVEN = {"lsuv": driven.lsuv, "point-variance": driven.point_variance}
 
 
@@ -64,9 +68,9 @@ def init(  # the keywords are the options
     dynamic: axes whose size stays free, as for `convert`. preprocessing: of images.
     **options: those of `InitOptions` that the method reads, and seed=.
 
-    Tied weights stay tied, and what is not set is named with the reason. residual-scale, normalised-act and gaussian
-    put in parts that the model does not have: their module is the captured graph, in evaluation mode, with the model's
-    names for its weights.
+    The module is in the mode that the model is in, each submodule in its own. Tied weights stay tied, and what is not
+    set is named with the reason. residual-scale, normalised-act and gaussian put in parts that the model does not have:
+    their module is the captured graph, in evaluation mode, with the model's names for its weights.
 
     Raises InputError or CaptureError for a model that cannot be taken in, for options that the method does not read,
     and for a network in which it finds nothing to set.
@@ -91,7 +95,9 @@ def init(  # the keywords are the options
     if method not in WITH_DATA and data is not None:
         raise InputError(f"the method {method} looks at no samples; leave out --calibrate")
     with foreign_code("copying the model", errors=True):
-        module = copy.deepcopy(model).eval()
+        module = copy.deepcopy(model)
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
     home = device_of([*module.parameters(), *module.buffers()])
     with models_too():
         with _dropouts_seen(module):
@@ -109,7 +115,21 @@ def init(  # the keywords are the options
             source = _Labelled(program, data, labels, preprocessing, wanted.batch, tuple(example_inputs))
             outcome = _learn(weights, wanted, source, loss or nn.functional.cross_entropy, progress)
         refuse_unset(weights, method)
-    return _result(method, weights, outcome, (*given.notes, *captured.notes), home)
+        if method not in UNSCALED:
+            notes = told(weights, outcome.seen, outcome.measure, _predicted(weights))
+            outcome = replace(outcome, notes=(*outcome.notes, *notes))
+    made = _result(method, weights, outcome, (*given.notes, *captured.notes), home)
+    for part, mode in modes:
+        part.training = mode
+    return made
+
+
+def _predicted(weights: Weights) -> dict[fx.Node, float]:
+    """What the calls that share a weight give, by moments; nothing where none is shared."""
+    shared = shared_weights(weights)
+    nodes = {n for s in shared.values() for n in (s.part.node, *s.others)}
+    found = predict(weights.program, training=True) if nodes else None
+    return {n: p.second for n in nodes if found is not None and (p := found.power(n)) is not None}
 
 
 @contextmanager
@@ -188,6 +208,8 @@ def _learn(
     by_origin = {c.origin: n for n, c in weights.program.constants.items() if c.trainable}
     module = weights.module
     names = [n for n, p in module.named_parameters() if n in by_origin and p.requires_grad]
+    if not names:
+        raise InputError("the network has no parameter that takes a gradient, so that gradinit has nothing to multiply")
     how = gradinit.Learning(options.optimizer, options.rate, options.bound, options.steps, options.step_size)
     module.train()
     try:

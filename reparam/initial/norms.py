@@ -34,7 +34,7 @@ def bn_scale(weights: Weights, options: InitOptions) -> Outcome:
         first = _reads_input(args["input"])
         gamma = options.gamma * (options.input_factor if first else 1.0)
         name = str(args["weight"].target)
-        weights.put(name, torch.full(tuple(weight.value.shape), gamma), f"{gamma:.4g}")
+        weights.put(name, torch.full(tuple(weight.value.shape), gamma, dtype=torch.float64), f"{gamma:.4g}")
         gammas.append(weight.origin)
         if first and bias is not None:
             frozen.append(bias.origin)

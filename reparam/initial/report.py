@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from reparam.ir import Program
 from reparam.utils import Facts, Shown
@@ -34,22 +34,27 @@ class LeftWeight:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method has to say beside the weights that it set; see `Initialised`."""
+    """What a method has to say beside the weights that it set; see `Initialised`.
+
+    seen: what layers give, where it was measured; the measure in words.
+    """
 
     inserted: tuple[str, ...] = ()
     groups: tuple[Mapping[str, Any], ...] = ()
     frozen: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
+    seen: Mapping[fx.Node, float] = field(default_factory=dict)
+    measure: str = ""
 
 
 @dataclass(frozen=True, repr=False)
 class Initialised(Shown):
     """A model with new weights.
 
-    module: a copy of the model, in evaluation mode; where the method puts in parts that the model does not have, a
-    module of the captured graph, whose weights keep their names. program: what it computes. rewritten: whether it is
-    such a module. weights, left: what was set and what was not. inserted: in words, what was put in and where.
+    module: a copy of the model, in its mode; where the method puts in parts that the model does not have, a module of
+    the captured graph, whose weights keep their names. program: what it computes. rewritten: whether it is such a
+    module. weights, left: what was set and what was not. inserted: in words, what was put in and where.
     groups: of parameters, by name, with the factors of an optimiser's learning rate and weight decay; empty where all
     are treated alike. frozen: parameters that are not to be trained. figures: what was measured on the way.
     """

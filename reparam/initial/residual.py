@@ -9,13 +9,14 @@ from torch import Tensor, fx
 
 from reparam.errors import InputError
 from reparam.ir import BATCH_NORMS, Program, aten, is_call, place_of, shape_of
-from reparam.signal import Block, blocks
+from reparam.signal import Block, Sums, blocks, factors_of
 
 from .drawn import set_he
 from .options import InitOptions
 from .report import Outcome
 from .weights import Weights, draw
 
+SAME = 1e-3  # of a factor to one
 _CONV = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
 
 
@@ -34,27 +35,37 @@ def residual_scale(weights: Weights, options: InitOptions) -> Outcome:
 
     With He's weights E|F(x)|^2 = E|x|^2, so that each sum doubles the power; c = sqrt(1/2), `factor`, keeps it. scale:
     fixed, a number; learned, a parameter for each block that starts there; shortcut, a number, and a layer of one tap
-    in each skip that has none.
+    in each skip that has none. Of a network that has factors of its own, a(s h + b F), c is such that the power is
+    multiplied by what it would be without them: c sqrt(2/(s^2 + b^2))/a.
 
     Source: Civitelli et al. 2021, "A robust initialization of residual blocks for effective ResNet training without
     batch normalization", arXiv 2112.12299.
     """
     program = weights.program
-    found = _found(program, "residual-scale")
+    found, sums = _found(program, "residual-scale"), Sums(program)
     for part in list(weights.first_parts()):
-        set_he(weights, part, InitOptions(distribution=options.distribution))
+        set_he(weights, part, InitOptions(distribution=options.distribution), sums)
+    own = {block.add: factors_of(program, block) for block in found}
     inserted: list[str] = []
+    kept: list[str] = []
     for block in reversed(found):  # what is put behind a sum then reaches the skips that read it
         if options.scale == "shortcut" and block.identity:
             added = _shortcut(weights, block)
             inserted.append(f"a layer in the skip of '{place_of(block.add)}'" if added else _unfit(block))
-        inserted.append(_scaled(weights, block.add, options))
-    return Outcome(inserted=tuple(reversed(inserted)))
+        factors = own[block.add]
+        c = options.factor * math.sqrt(2 / factors.power) if 0 < factors.power < math.inf else options.factor
+        if factors.described() and abs(c - 1) < SAME and (options.scale != "learned" or factors.learned):
+            kept.append(f"'{place_of(block.add)}' ({factors.described()})")
+        else:
+            inserted.append(_scaled(weights, block.add, options, c, factors.described()))
+    first = f"such as {kept[-1]}" if len(kept) > 1 else "".join(kept)
+    note = f"{len(kept)} of {len(found)} sums have the factors already, {first}: nothing is put behind them"
+    return Outcome(inserted=tuple(reversed(inserted)), notes=(note,) if kept else ())
 
 
-def _scaled(weights: Weights, add: fx.Node, options: InitOptions) -> str:
-    """Puts c behind the sum."""
-    program, c = weights.program, options.factor
+def _scaled(weights: Weights, add: fx.Node, options: InitOptions, c: float, own: str) -> str:
+    """Puts c behind the sum. own: the factors that it has, in words."""
+    program = weights.program
     place, after = place_of(add), add.next
     if options.scale == "learned":
         name = f"{place}.residual_scale"
@@ -65,7 +76,7 @@ def _scaled(weights: Weights, add: fx.Node, options: InitOptions) -> str:
     made = program.call(aten.mul.Tensor, (add, factor), like=after)
     made.meta["module"] = add.meta.get("module", "")
     add.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
-    return text
+    return f"{text}, beside those that it has: {own}" if own else text
 
 
 def _shortcut(weights: Weights, block: Block) -> bool:
@@ -104,7 +115,8 @@ def depth_scale(weights: Weights, options: InitOptions) -> Outcome:
 
     Weights of branches are uniform of variance 1/fan_in (smooth="iid"), or functions of the depth k/L: a Gaussian
     process with the kernel exp(-(s - t)^2/(2 length^2)) ("rbf"), a fractional Brownian motion with Hurst index `hurst`
-    ("fbm"), a path for each entry. Paths go through layers at the same place of branches with the same weights.
+    ("fbm"), a path for each entry. Paths go through layers at the same place of branches with the same weights. Of a
+    constant factor that a branch has already, the weights get what is missing; one that is a parameter stays beside it.
 
     Source: Marion et al. 2022, "Scaling ResNets in the large-depth regime", arXiv 2206.06929. The critical beta is 1/2
     for independent weights, 1 for rbf, 1 - hurst for fbm.
@@ -131,15 +143,31 @@ def depth_scale(weights: Weights, options: InitOptions) -> Outcome:
     normed = sum(any(is_call(u, BATCH_NORMS) for n in block.last for u in n.users) for block in found)
     if normed:
         notes.append(f"{normed} of {len(found)} branches end in a batch norm, which takes the factor away in training")
+    factors = [factors_of(program, block) for block in found]
+    own = {parts[n].weight: f.fixed for b, f in zip(found, factors, strict=True) for n in b.last if n in parts}
+    own = {name: value for name, value in own.items() if value not in (0, 1)}
+    if own:
+        first = next(iter(own.values()))
+        notes.append(f"{len(own)} branches have a factor of their own, such as {first:.4g}, which counts")
+    learned = [f.branch / f.fixed if f.fixed else 0.0 for f in factors if f.branch != f.fixed]
+    if learned:
+        notes.append(
+            f"{len(learned)} branches have a parameter that they are multiplied by, {learned[0]:.4g}: it stays"
+        )
+    behind = [f"{f.skip * f.behind:.4g}" for f in factors if f.skip * f.behind != 1]
+    if behind:
+        notes.append(
+            f"{len(behind)} blocks multiply the stream by factors of their own, such as {behind[0]}: they stay"
+        )
     done: set[str] = set()
     for (_, _, shape, fan_in), names in chains.items():
         fresh = [n for n in names if n not in done]
         done |= set(fresh)
-        assert isinstance(shape, tuple) and isinstance(fan_in, int)
+        assert isinstance(shape, tuple) and isinstance(fan_in, float | int)
         values = paths(options.smooth, len(fresh), shape, weights.generator, options.hurst, options.length)
         for name, value in zip(fresh, values, strict=True):
-            scale = factor if name in last else 1.0
-            text = f"variance 1/{fan_in}, {options.smooth}" + (f", times {factor:.4g}" if name in last else "")
+            scale = factor / own.get(name, 1.0) if name in last else 1.0
+            text = f"variance 1/{fan_in:.10g}, {options.smooth}" + (f", times {scale:.4g}" if name in last else "")
             weights.put(name, value * (scale / math.sqrt(fan_in)), text)
     for name, constant in program.constants.items():
         if constant.trainable:
@@ -156,7 +184,7 @@ def paths(
     t = torch.arange(1, layers + 1, dtype=torch.float64) / max(1, layers)
     gap = (t.unsqueeze(0) - t.unsqueeze(1)).abs()
     if kind == "rbf":
-        covariance = torch.exp(-gap.square() / (2 * length**2))
+        covariance = torch.exp(-(gap / length).square() / 2)
     else:
         power = t.pow(2 * hurst)
         covariance = (power.unsqueeze(0) + power.unsqueeze(1) - gap.pow(2 * hurst)) / 2

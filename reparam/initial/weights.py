@@ -21,6 +21,7 @@ from reparam.ir import (
     shape_of,
     upstream,
 )
+from reparam.utils import dtype_name
 
 from .report import LeftWeight, SetWeight
 
@@ -37,7 +38,8 @@ class Part:
     matrix.
 
     x: what it reads. weight, bias: their names in the program; bias may be None.
-    shape: of the weight. groups: of a convolution. kind: conv, transposed, linear, or matrix, which is (in, out).
+    shape: of the weight. groups, stride: of a convolution. kind: conv, transposed, linear, or matrix, which is
+    (in, out).
     """
 
     node: fx.Node
@@ -47,6 +49,7 @@ class Part:
     shape: tuple[int, ...]
     groups: int
     kind: str
+    stride: tuple[int, ...] = ()
 
     @property
     def taps(self) -> int:
@@ -66,12 +69,17 @@ class Part:
         return self.shape[0] if self.kind == "matrix" else self.shape[1]
 
     @property
-    def fan_in(self) -> int:
-        return self.inputs * self.taps
+    def fan_in(self) -> float:
+        """The products that one result sums, away from the border: on average over places, where they differ.
+
+        A tap of a transposed convolution meets one result in each stride.
+        """
+        return self.inputs * self.taps / (math.prod(self.stride) if self.kind == "transposed" else 1)
 
     @property
-    def fan_out(self) -> int:
-        return self.outputs * self.taps
+    def fan_out(self) -> float:
+        """The results that one value goes into, in the same way: of a convolution, a tap meets one in each stride."""
+        return self.outputs * self.taps / (math.prod(self.stride) if self.kind == "conv" else 1)
 
 
 class Weights:
@@ -115,8 +123,8 @@ class Weights:
         layer = read_layer(self.program, node)
         if layer is not None:
             bias = None if layer.bias is None else str(layer.bias.target)
-            shape = shape_of(layer.weight)
-            return Part(node, layer.x, str(layer.weight.target), bias, shape, layer.geometry.groups, layer.kind)
+            name, shape, geometry = str(layer.weight.target), shape_of(layer.weight), layer.geometry
+            return Part(node, layer.x, name, bias, shape, geometry.groups, layer.kind, geometry.stride)
         if not is_call(node, _PRODUCTS):
             return None
         held = list(arguments(node).values())
@@ -151,7 +159,7 @@ class Weights:
     def put(self, name: str, value: Tensor, what: str) -> None:
         """Sets a weight, in the model's own parameter, unless that is frozen or a buffer. what: in words.
 
-        Raises InputError where there is none.
+        Raises InputError where there is none, and for entries that its dtype does not hold.
         """
         constant = self.program.constants[name]
         if why := self._fixed.get(constant.origin):
@@ -160,8 +168,12 @@ class Weights:
         own = self._own.get(constant.origin)
         if own is None or own.shape != constant.value.shape:
             raise InputError(f"the model has no parameter '{constant.origin}' of the shape that its graph reads")
+        typed = value.to(own.dtype)
+        if not bool(torch.isfinite(typed).all()) or (bool(value.any()) and not bool(typed.any())):
+            kind = dtype_name(own.dtype)
+            raise InputError(f"the weight '{constant.origin}' would have entries beyond the numbers of {kind} ({what})")
         with torch.no_grad():
-            own.copy_(value.to(own.dtype))
+            own.copy_(typed)
         self.program.constants[name] = replace(constant, value=own.detach())
         self.changed[name] = what
         self.why.pop(name, None)
@@ -195,10 +207,11 @@ class Weights:
         )
 
     def left_weights(self) -> tuple[LeftWeight, ...]:
-        """Every other trainable weight that the network reads, and what could have been set, with the reason."""
+        """Every other trainable weight that the network reads, and what could have been set, with the reason; none that
+        the method put in."""
         found = []
         for name, constant in self.program.constants.items():
-            if name not in self.changed and (constant.trainable or name in self.why):
+            if name in self.before and name not in self.changed and (constant.trainable or name in self.why):
                 found.append(LeftWeight(constant.origin, self.why.get(name, NOT_SET)))
         return tuple(found)
 

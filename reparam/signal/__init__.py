@@ -4,6 +4,7 @@ Nothing here changes a network.
 
 from .analysis import KINDS, analyze
 from .branches import Block, blocks
+from .factors import Factors, Sums, factors_of, leading_factor
 from .functions import Function, activations, function_behind, function_read, gain_of
 from .gaussian import points_of, power_of
 from .moments import Predicted, predict
@@ -17,11 +18,13 @@ __all__ = [
     "KINDS",
     "Analysis",
     "Block",
+    "Factors",
     "Function",
     "Policy",
     "Power",
     "Predicted",
     "Scale",
+    "Sums",
     "Table",
     "Weighed",
     "activations",
@@ -29,9 +32,11 @@ __all__ = [
     "as_it_is",
     "blocks",
     "draw_pictures",
+    "factors_of",
     "function_behind",
     "function_read",
     "gain_of",
+    "leading_factor",
     "line_picture",
     "measured",
     "norm_of_batch",

@@ -19,6 +19,7 @@ from reparam.utils import DEFAULT_AXES, check_callable, check_seed, checked_call
 
 from .by_layer import gaussianity, gradients, moments, norms
 from .fields import field
+from .places import call_after_weights
 from .precision import sensitivity
 from .running import Sampled, random_batches
 from .streams import depth, rank
@@ -36,6 +37,7 @@ KINDS: Mapping[str, Callable[[Sampled], Table]] = {
     "dead": dead,
     "sensitivity": sensitivity,
 }
+ALL = "all"
 MOST = 1 << 20  # samples in a batch, and batches
 
 
@@ -58,8 +60,8 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
 
     model: a module, left untouched, an exported program, a file, or what `reparam.load` gave. example_inputs: its
         positional arguments (for a module); tensors are (N, ...). A file may tell them.
-    what: of moments, gradients, erf, rank, gaussianity, depth, norm, dead and sensitivity; a text may name several,
-        with commas. One that does not fit the network is told in `refused`, unless it is the only one.
+    what: of moments, gradients, erf, rank, gaussianity, depth, norm, dead and sensitivity, or all; a text may name
+        several, with commas. One that does not fit the network is told in `refused`, unless it is the only one.
     data: what `reparam.data.open_samples` takes; `batches` batches of `batch` samples are used. unit: of erf, the
         module whose value is looked at. training: whether batch norms take the statistics of the batch. dynamic: axes
         whose size stays free, as for `convert`. preprocessing: of images. seed: of random inputs and directions.
@@ -86,6 +88,7 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
     captured = take_given(model, example_inputs, dynamic=dynamic, seed=seed).capture()
     program = captured.program
     refuse_broken_weights(program)
+    call_after_weights(program)
     held = list(_batches(program, data, batch, batches, preprocessing, seed))
     sampled = Sampled(program, held, training, data is None, seed)
     tables, refused = [], {}
@@ -93,7 +96,8 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
         if progress is not None:
             progress("analyze", i, len(wanted))
         try:
-            tables.append(field(sampled, unit) if name == "erf" else KINDS[name](sampled))
+            made = field(sampled, unit) if name == "erf" else KINDS[name](sampled)
+            tables.append(made.finite())
         except InputError as error:
             if len(wanted) == 1:
                 raise
@@ -106,10 +110,12 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
 def _read_kinds(what: Any) -> tuple[str, ...]:
     names = what.split(",") if isinstance(what, str) else what
     if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names) or not names:
-        raise InputError(f"what is {str(what)[:40]!r}; give names out of {', '.join(KINDS)}")
+        raise InputError(f"what is {str(what)[:40]!r}; give names out of {', '.join(KINDS)}, or {ALL}")
     names = [n.strip() for n in names]
+    if ALL in names:
+        names = [*KINDS, *(n for n in names if n != ALL)]
     if unknown := [n for n in names if n not in KINDS]:
-        raise InputError(f"unknown analysis {unknown[0][:40]!r}; choose from {', '.join(KINDS)}")
+        raise InputError(f"unknown analysis {unknown[0][:40]!r}; choose from {', '.join(KINDS)}, or {ALL}")
     return tuple(dict.fromkeys(names))
 
 

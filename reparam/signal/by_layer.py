@@ -9,27 +9,16 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import ADDS, NORMS, WEIGHTED, Program, aten, is_call, is_float, op_name, place_of
+from reparam.ir import NORMS, is_call, op_name
 
 from .functions import activations
 from .moments import predict
-from .power import Power, measured
-from .roles import usual
+from .places import names_of, stations
+from .power import Power, measured, scaled
+from .roles import of_input, usual
 from .running import Sampled, differentiable
 from .table import Table, ratio
 from .values import Value
-
-_PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
-
-
-def stations(program: Program) -> list[fx.Node]:
-    """Layers, norms, activations and sums: the calls whose values are worth a row."""
-    functions = {f.result for f in activations(program)}
-    return [
-        n
-        for n in program.calls()
-        if n.meta["data"] and is_float(n) and (is_call(n, WEIGHTED | NORMS | ADDS | _PRODUCTS) or n in functions)
-    ]
 
 
 class Moved:
@@ -45,18 +34,6 @@ class Moved:
     def power(self) -> Power:
         n = len(self.found)
         return Power(*(sum(getattr(p, k) for p in self.found) / n for k in ("mean", "channel", "sample", "place")))
-
-
-def names_of(nodes: list[fx.Node]) -> list[str]:
-    """A name for each node: its module, with the operator where several share it."""
-    places = [place_of(n) for n in nodes]
-    names = [p if places.count(p) == 1 else f"{p}: {op_name(n)}" for n, p in zip(nodes, places, strict=True)]
-    seen: dict[str, int] = {}
-    unique = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if names.count(name) == 1 else f"{name} {seen[name]}")
-    return unique
 
 
 def moments(sampled: Sampled) -> Table:
@@ -94,12 +71,13 @@ def _inputs(sampled: Sampled) -> dict[str, Power]:
     given: dict[str, Power] = {}
     if sampled.random:
         return given
+    nodes = {str(n.target): n for n in sampled.program.placeholders}
     for i, spec in enumerate(sampled.program.inputs):
         if spec.dtype.is_floating_point:
             seen = Moved()
             for batch in sampled.batches:
                 value = batch[i].to(torch.float64)
-                seen.add(value, usual(value.dim(), channels_last=value.dim() == 3))
+                seen.add(value, of_input(nodes[spec.name], value.dim()))
             given[spec.name] = seen.power
     return given
 
@@ -113,6 +91,8 @@ def _roles(known: Any, node: fx.Node, value: Tensor) -> Any:
 def gradients(sampled: Sampled) -> Table:
     """The gradient of a random function of the result, by each value: how it grows or shrinks on its way back."""
     nodes = [n for n in stations(sampled.program) if not is_call(n, NORMS)]
+    if not nodes:
+        raise InputError("the network has no layer, activation or sum whose gradient could be measured")
     generator = torch.Generator().manual_seed(sampled.seed)
     sums = dict.fromkeys(nodes, 0.0)
     squares = dict.fromkeys(nodes, 0.0)
@@ -138,7 +118,7 @@ def gradients(sampled: Sampled) -> Table:
         tuple(rows),
         {"backward gain": tuple(row[3] for row in rows)},
         log=True,
-        facts={"gain through the whole": rows[0][3] if rows else None},
+        facts={"gain through the whole": rows[0][3]},
     )
 
 
@@ -171,6 +151,7 @@ def gaussianity(sampled: Sampled) -> Table:
 def normal_distance(values: Tensor, *, most: int = 2_000_000) -> float:
     """Kolmogorov and Smirnov's distance of values (n,) from N(mean, variance); 1 for values that are all the same."""
     x = values[:: max(1, len(values) // most)].to(torch.float64)
+    x = scaled(x - x.mean())
     deviation = float(x.std(correction=0))
     if not deviation > 0:
         return 1.0

@@ -31,6 +31,8 @@ from reparam.ir import (
     shape_of,
 )
 
+from .places import names_of, stations
+from .roles import channels_read
 from .running import Sampled, differentiable
 from .table import Table
 
@@ -44,8 +46,10 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
     program = sampled.program
     source = _image(program)
     axes = channel_axes(program)
-    node = _unit(axes, unit)
-    sides = program.inputs[source].shape[2:]
+    node = _unit(program, axes, unit)
+    own = channels_read(program.placeholders[source])
+    shape = shape_of(program.placeholders[source])
+    sides = [n for i, n in enumerate(shape) if i not in (0, own)]
     axis, grid = axes[node], len(sides) == 2 and sides[0] == sides[1]
     total: Tensor | None = None
     for index, batch in enumerate(sampled.batches):
@@ -54,10 +58,17 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
         for draw in range(DRAWS):
             generator = torch.Generator().manual_seed(sampled.seed + index * DRAWS + draw)
             (gradient,) = torch.autograd.grad(value, x, _at_centre(value, axis, grid, generator), retain_graph=True)
-            part = gradient.abs().mean((0, 1))
+            part = gradient.abs().mean((0, own))
             total = part if total is None else total + part
     assert total is not None
-    return _table(total / total.sum().clamp(min=1e-300), place_of(node))
+    most = float(total.max())
+    if not 0 < most < math.inf:
+        why = "zero everywhere" if most == 0 else "beyond the numbers of float64"
+        raise InputError(
+            f"the gradient of the central unit of '{place_of(node)}' by the input is {why}, so that there is no field"
+        )
+    total = total / most
+    return _table(total / total.sum(), place_of(node))
 
 
 def _image(program: Program) -> int:
@@ -67,14 +78,17 @@ def _image(program: Program) -> int:
         spec = specs.get(str(node.target))
         if spec is not None and spec.dtype.is_floating_point and len(spec.shape) in (3, 4):
             return i
-    raise InputError("a receptive field needs an input with places, (N, C, L) or (N, C, H, W)")
+    raise InputError("a receptive field needs an input with places: (N, C, L), (N, C, H, W), or (N, tokens, features)")
 
 
-def _unit(axes: Mapping[fx.Node, int], unit: str | None) -> fx.Node:
-    """The value whose centre is looked at. axes: of the channels of all values."""
+def _unit(program: Program, axes: Mapping[fx.Node, int], unit: str | None) -> fx.Node:
+    """The value whose centre is looked at. axes: of the channels of all values. unit: a name as tables have it, or a
+    module, whose last value is taken."""
     known = [n for n, axis in axes.items() if n.op == "call_function" and _has_places(n, axis)]
     if unit is not None:
-        known = [n for n in known if place_of(n) == unit]
+        shown = stations(program)
+        listed = {n for n, name in zip(shown, names_of(shown), strict=True) if name == unit}
+        known = [n for n in known if n in listed] or [n for n in known if place_of(n) == unit]
         if not known:
             raise InputError(
                 f"no value with places is made by a module '{unit[:60]}'; name one that --what moments lists"
@@ -113,6 +127,8 @@ def _channel_axis(node: fx.Node, found: Mapping[fx.Node, int]) -> int:
     if is_call(node, LINEARS):
         return rank - 1
     above = next((i for i in node.all_input_nodes if i in found), None)
+    if rank == 0:
+        return 0
     if node.op != "call_function" or above is None:
         return 1 if rank == 4 else rank - 1
     args, before, after, axis = arguments(node), shape_of(above), shape_of(node), found[above]

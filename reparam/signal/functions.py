@@ -104,8 +104,9 @@ class Function:
     @property
     def linear(self) -> bool:
         """Whether f(x) = a*x + b, as far as a few points show."""
-        y = self(torch.tensor([-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0], dtype=torch.float64)).reshape(-1, 7)
-        slopes = torch.stack([(y[:, i] - y[:, 3]) / x for i, x in ((0, -4), (1, -2), (2, -1), (4, 1), (5, 2), (6, 4))])
+        x = torch.tensor([0.0, -4.0, -2.0, -1.0, -0.25, -0.05, 0.05, 0.25, 1.0, 2.0, 4.0], dtype=torch.float64)
+        y = self(x).reshape(-1, len(x))
+        slopes = ((y[:, 1:] - y[:, :1]) / x[1:]).t()
         return bool(torch.allclose(slopes, slopes[:1].expand_as(slopes), rtol=1e-9, atol=1e-12))
 
     def power(self, of: Power | None = None) -> Power:
@@ -134,6 +135,8 @@ def function_at(program: Program, node: fx.Node) -> Function | None:
     if node not in roots:
         return None
     root = roots[node]
+    if not is_float(root):  # of complex numbers
+        return None
     kept = [c for c in upstream([node], stop=lambda n: n is root or not _goes_on(n)) if c in roots]
     found = Function(program, root, node, tuple(kept))
     return found if all(roots[c] is root for c in kept) else None
@@ -239,9 +242,9 @@ def function_behind(program: Program, node: fx.Node) -> Function | None:
         return found
 
 
-def gain_of(function: Function | None, *, backward: bool = False) -> float:
-    """1/E f(X)^2, or 1/E f'(X)^2, X ~ N(0, 1); 1 without a function."""
+def gain_of(function: Function | None, *, backward: bool = False, of: float = 1.0) -> float:
+    """1/E f(X)^2, X ~ N(0, of), or 1/E f'(X)^2, X ~ N(0, 1); 1 without a function."""
     if function is None:
         return 1.0
-    power = function.slope_power() if backward else function.power().second
+    power = function.slope_power() if backward else function.power(Power(place=of)).second
     return 1 / power if power > 0 and math.isfinite(power) else 1.0

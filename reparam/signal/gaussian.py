@@ -58,7 +58,7 @@ def power_of(values: Tensor) -> Power:
     same_sample = torch.minimum(covariances[0], variance)
     same_channel = torch.minimum(covariances[1], same_sample)
     overall = float(mean.mean())
-    channel = float((same_channel + mean.square()).mean()) - overall**2
+    channel = float((same_channel + mean.square()).mean()) - overall * overall
     return Power(
         overall,
         max(0.0, channel),

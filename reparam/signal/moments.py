@@ -18,20 +18,16 @@ import torch
 from torch import fx
 
 from reparam.ir import (
-    CONVS,
-    TRANSPOSED_CONVS,
     Program,
-    aten,
     call_node,
     default_dtype,
-    is_call,
     size_hint,
     weight_value,
 )
 
 from .operators import carry
 from .power import Power
-from .roles import usual
+from .roles import of_input
 from .values import Value
 from .walk import Policy, Walk, as_it_is
 
@@ -88,15 +84,9 @@ def _input(walk: Walk, node: fx.Node, given: Mapping[str, Power]) -> Any:
     if spec is None:
         return node.meta["val"]
     shape = walk.shape(node)
-    roles = usual(len(shape), channels_last=len(shape) == 3 and not _by_rows(node))
+    roles = of_input(node, len(shape))
     power = given.get(spec.name, Power(place=1.0)) if spec.dtype.is_floating_point else None
     return Value(shape, roles, power).settled()
-
-
-def _by_rows(node: fx.Node) -> bool:
-    """Whether an input (N, a, b) has its channels in axis 1: a layer reads it so."""
-    rows = CONVS | TRANSPOSED_CONVS | {aten.batch_norm.default}
-    return any(is_call(user, rows) for user in node.users)
 
 
 def _call(walk: Walk, node: fx.Node) -> Any:

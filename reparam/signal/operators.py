@@ -34,10 +34,10 @@ from .drawing import by_drawing, first_read, unknown, values_read
 from .functions import is_pointwise
 from .power import Power, Roles, measured, mixed
 from .roles import broadcast, moved, usual
+from .running import PRODUCTS
 from .values import Law, Value, affine, by_groups, of_constant, of_law
 from .walk import Walk, weigh
 
-PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
 _MEANS = frozenset({aten.mean.dim, aten.sum.dim_IntList})
 _SAME = IDENTITIES | CASTS
 

@@ -52,7 +52,9 @@ def line_picture(title: str, lines: Mapping[str, Sequence[float]], *, log: bool 
     shown = {n: [_at(v, log) for v in values] for n, values in lines.items()}
     known = [v for values in shown.values() for v in values if v is not None] or [0.0]
     low, high = min(known), max(known)
-    low, high = (low - 0.5, high + 0.5) if high - low < 1e-12 else (low, high)
+    if high - low < 1e-12 * max(1.0, abs(low), abs(high)):
+        margin = max(0.5, 1e-3 * abs(low))
+        low, high = low - margin, high + margin
     parts = _open(title)
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     for i in range(5):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 Roles = tuple[frozenset[str], ...]  # of each axis: whether it counts samples ("n"), channels ("c"), places ("p")
 MANY = 16
+LARGE = 1e100  # beyond it, and below its inverse, squares are taken of values that are scaled
 SAMPLE, CHANNEL, PLACE = frozenset("n"), frozenset("c"), frozenset("p")
 
 
@@ -39,12 +40,12 @@ class Power:
     @property
     def second(self) -> float:
         """E y^2."""
-        return self.mean**2 + self.variance
+        return self.mean * self.mean + self.variance
 
     @property
     def share_of_means(self) -> float:
         """The share of E y^2 that lies in the means of channels."""
-        return (self.mean**2 + self.channel) / self.second if self.second > 0 else 0.0
+        return (self.mean * self.mean + self.channel) / self.second if self.second > 0 else 0.0
 
     @property
     def finite(self) -> bool:
@@ -52,7 +53,7 @@ class Power:
 
     def scaled(self, factor: float) -> Power:
         """Of factor*y."""
-        q = factor**2
+        q = factor * factor
         return Power(self.mean * factor, self.channel * q, self.sample * q, self.place * q)
 
     def plus(self, other: Power) -> Power:
@@ -68,8 +69,8 @@ class Power:
         """Of x*y, independent."""
         mean = self.mean * other.mean
         parts = [
-            (self.mean**2, other.mean**2),
-            (self.mean**2 + self.channel, other.mean**2 + other.channel),
+            (self.mean * self.mean, other.mean * other.mean),
+            (self.mean * self.mean + self.channel, other.mean * other.mean + other.channel),
             (self.second - self.place, other.second - other.place),
             (self.second, other.second),
         ]
@@ -78,7 +79,7 @@ class Power:
 
     def weighed(self, gain: float) -> Power:
         """Behind a layer of independent weights of mean zero; gain: fan_in*E w^2."""
-        return Power(0.0, gain * (self.mean**2 + self.channel), gain * self.sample, gain * self.place)
+        return Power(0.0, gain * (self.mean * self.mean + self.channel), gain * self.sample, gain * self.place)
 
     def averaged(self, places: float) -> Power:
         """The mean over so many places at a time, uncorrelated among themselves."""
@@ -94,11 +95,11 @@ def mixed(parts: Sequence[tuple[float, Power]], *, channels: bool) -> Power:
     mean = sum(w * p.mean for w, p in parts)
     total = sum(w * p.second for w, p in parts)
     if channels:
-        channel = sum(w * (p.channel + p.mean**2) for w, p in parts) - mean**2
+        channel = sum(w * (p.channel + p.mean * p.mean) for w, p in parts) - mean * mean
         return Power(mean, channel, sum(w * p.sample for w, p in parts), sum(w * p.place for w, p in parts))
     channel = sum(w * w * p.channel for w, p in parts)
     sample = sum(w * w * p.sample for w, p in parts)
-    return Power(mean, channel, sample, max(0.0, total - mean**2 - channel - sample))
+    return Power(mean, channel, sample, max(0.0, total - mean * mean - channel - sample))
 
 
 def measured(value: Tensor, roles: Roles) -> Power:
@@ -110,9 +111,17 @@ def measured(value: Tensor, roles: Roles) -> Power:
     order = sorted(range(value.dim()), key=lambda i: "ncp".index(kinds[i]))
     sizes = [math.prod(value.shape[i] for i in range(value.dim()) if kinds[i] == k) for k in "ncp"]
     y = value.detach().to(torch.float64).permute(order).reshape(sizes)
-    samples, channels, places = sizes
     if not y.numel():
         return Power()
+    most = float(y.abs().max())
+    if math.isfinite(most) and most > 0 and not 1 / LARGE <= most <= LARGE:
+        return _parts(y / most).scaled(most)
+    return _parts(y)
+
+
+def _parts(y: Tensor) -> Power:
+    """Of values (samples, channels, places)."""
+    samples, channels, places = y.shape
     by_sample = y.mean(2)
     by_channel = by_sample.mean(0)
     place = float(y.var(2).mean()) if places > 1 else 0.0
@@ -121,9 +130,15 @@ def measured(value: Tensor, roles: Roles) -> Power:
     channel = float(by_channel.var(correction=0)) if channels > 1 else 0.0
     channel = max(0.0, channel - (sample + place / places) / samples)
     mean, parts = float(y.mean()), channel + sample + place
-    known = max(0.0, float(y.square().mean()) - mean**2)
+    known = max(0.0, float(y.square().mean()) - mean * mean)
     share = known / parts if parts > 0 else 0.0  # places whose sum is fixed, as behind a softmax, vary together
     return Power(mean, channel * share, sample * share, place * share)
+
+
+def scaled(value: Tensor) -> Tensor:
+    """The value over its largest entry, so that its squares are numbers of float64; as it is where that is zero."""
+    most = value.abs().max() if value.numel() else value.new_zeros(())
+    return value / most if most > 0 else value
 
 
 def drawn(power: Power, roles: Roles, shape: Sequence[int], generator: torch.Generator) -> Tensor:

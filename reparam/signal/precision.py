@@ -4,25 +4,30 @@ A layer whose weights and input are rounded gives y + d. To first order the resu
 random cotangents g, E (g . J d)^2 = |J d|^2, so that one pass back tells the signal to noise of every layer:
 
     10 log10(|result|^2/|J d|^2)    in dB; 6 dB are one bit
+
+"exact" stands where rounding changes nothing, "overflows" where a rounded value is infinite.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import WEIGHTED, arguments, is_call
+from reparam.ir import CATS, MOVEMENTS, WEIGHTED, Program, arguments, is_call, op_name, place_of
 
-from .by_layer import names_of
+from .functions import is_pointwise
+from .places import names_of
 from .running import Sampled, differentiable
 from .table import Table
 
 PRECISIONS = ("fp16", "bf16", "int8")
 DRAWS = 8
+MOST = 400.0  # dB that are drawn
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -33,7 +38,7 @@ def sensitivity(sampled: Sampled) -> Table:
     if not nodes:
         raise InputError("the network has no layer")
     noise = {n: dict.fromkeys(PRECISIONS, 0.0) for n in nodes}
-    signal = 0.0
+    signal = size = 0.0
     generator = torch.Generator().manual_seed(sampled.seed)
     for batch in sampled.batches:
         operands = {o for n in nodes for o in n.all_input_nodes}
@@ -43,32 +48,76 @@ def sensitivity(sampled: Sampled) -> Table:
         known = [n for n in nodes if n in made.values]
         with torch.no_grad():
             errors = {n: {p: _error(n, made.values, p) for p in PRECISIONS} for n in known}
-        signal += sum(float(y.detach().square().sum()) for y in made.outputs)
+        size = size or max(float(y.detach().abs().max()) if y.numel() else 0.0 for y in made.outputs)
+        if not 0 < size < math.inf:
+            why = "zero" if size == 0 else "not finite"
+            raise InputError(
+                f"the result of the network is {why} on these inputs, so that no noise can be told from it"
+            )
+        signal += sum(float((y.detach() / size).square().sum()) for y in made.outputs)
         for _ in range(DRAWS):
-            flows = made.gradients([made.values[n] for n in known], made.cotangents(generator))
+            flows = made.gradients([made.values[n] for n in known], [c / size for c in made.cotangents(generator)])
             for node, g in zip(known, flows, strict=True):
                 for name, error in errors[node].items():
+                    if not bool(torch.isfinite(error).all()):
+                        noise[node][name] = math.inf
+                        continue
                     per_sample = (g * error).flatten(1).sum(1) if g.dim() > 1 else (g * error).sum().reshape(1)
                     noise[node][name] += float(per_sample.square().sum()) / DRAWS
     found = [[_decibels(signal, noise[node][p]) for p in PRECISIONS] for node in nodes]
     names = names_of(nodes)
-    worst = {f"least {p}": min(row[i] for row in found) for i, p in enumerate(PRECISIONS)}
-    order = [name for _, name in sorted(zip((row[-1] for row in found), names, strict=True))]
+    told = [[_told(v) for v in row] for row in found]
+    worst = {f"least {p}": _told(min(_ranked(row[i]) for row in found)) for i, p in enumerate(PRECISIONS)}
+    order = [name for _, name in sorted(zip((_ranked(row[-1]) for row in found), names, strict=True))]
     return Table(
         "sensitivity",
         "signal to noise of the result when a layer alone is rounded, in dB, to first order",
         ("place", *PRECISIONS),
-        tuple((name, *row) for name, row in zip(names, found, strict=True)),
-        {p: tuple(min(row[i], 400.0) for row in found) for i, p in enumerate(PRECISIONS)},
+        tuple((name, *row) for name, row in zip(names, told, strict=True)),
+        {p: tuple(min(row[i], MOST) for row in found) for i, p in enumerate(PRECISIONS)},
         facts=dict(worst),
         detail={"most sensitive in int8": order[:10]},
+        notes=_left_out(program, nodes),
     )
 
 
+def _left_out(program: Program, nodes: Sequence[fx.Node]) -> tuple[str, ...]:
+    """Calls that have weights and are no layers: they are not looked at. nodes: the layers."""
+    others = [
+        n
+        for n in program.calls()
+        if n not in nodes
+        and n.meta["data"]
+        and not is_pointwise(n)
+        and not is_call(n, MOVEMENTS | CATS)
+        and any(_is_matrix(program, w) for w in n.all_input_nodes)
+    ]
+    if not others:
+        return ()
+    names = ", ".join(f"'{place_of(n)}' ({op_name(n)})" for n in others[:3])
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return (f"calls with weights that are no convolutions or linear layers are not looked at: {names}{more}",)
+
+
+def _is_matrix(program: Program, node: fx.Node) -> bool:
+    return node.op == "get_attr" and program.constants[str(node.target)].value.dim() > 1
+
+
 def _decibels(signal: float, noise: float) -> float:
-    if noise <= 0:
+    if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return -math.inf if noise == math.inf else 10 * (math.log10(signal) - math.log10(noise))
+
+
+def _ranked(decibels: float) -> float:
+    """What is not known comes last."""
+    return math.inf if math.isnan(decibels) else decibels
+
+
+def _told(decibels: float) -> float | str:
+    if math.isfinite(decibels) or math.isnan(decibels):
+        return decibels
+    return "exact" if decibels > 0 else "overflows"
 
 
 def _error(node: fx.Node, values: Any, precision: str) -> Tensor:
@@ -95,7 +144,7 @@ def _rounded(value: Tensor, precision: str, axis: int | None) -> Tensor:
         return short
     if axis is None:
         low, high = min(0.0, float(value.min())), max(0.0, float(value.max()))
-        step = (high - low) / 255 or 1.0
+        step = (high / 255 - low / 255) or 1.0
         zero = round(-low / step)
         made: Tensor = ((value / step).round().add(zero).clamp(0, 255) - zero) * step
         return made

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+
+from reparam.ir import CONVS, LINEARS, TRANSPOSED_CONVS, arguments, aten, is_call, is_float, shape_of
 
 from .power import CHANNEL, PLACE, SAMPLE, Roles
 
@@ -16,6 +18,41 @@ def usual(rank: int, *, channels_last: bool) -> Roles:
     if rank == 0:
         return ()
     at = rank - 1 if channels_last else 1
+    return tuple(SAMPLE if i == 0 else CHANNEL if i == at else PLACE for i in range(rank))
+
+
+def channels_read(node: fx.Node) -> int:
+    """The axis of an input (N, ...) that counts channels: the one that the first layer behind it reads.
+
+    1 for images and volumes and the last one for sequences where no layer tells.
+    """
+    rank = len(shape_of(node))
+    stack, seen = [(node, list(range(rank)))], {node}
+    while stack:
+        value, axes = stack.pop(0)  # axes: those of the input that the axes of the value are
+        for user in value.users:
+            if is_call(user, CONVS | TRANSPOSED_CONVS | {aten.batch_norm.default, aten.group_norm.default}):
+                return axes[1]
+            if is_call(user, LINEARS | {aten.layer_norm.default}):
+                return axes[-1]
+            if user in seen or user.op != "call_function" or not is_float(user):
+                continue
+            seen.add(user)
+            args = arguments(user)
+            if is_call(user, {aten.permute.default}):
+                stack.append((user, [axes[d] for d in args["dims"]]))
+            elif is_call(user, {aten.transpose.int}):
+                turned = list(axes)
+                turned[args["dim0"]], turned[args["dim1"]] = turned[args["dim1"]], turned[args["dim0"]]
+                stack.append((user, turned))
+            elif len(shape_of(user)) == rank:
+                stack.append((user, axes))
+    return 1 if rank >= 4 else rank - 1
+
+
+def of_input(node: fx.Node, rank: int) -> Roles:
+    """Of an input of the network, or of a value that stands for it."""
+    at = channels_read(node) if rank > 1 else rank
     return tuple(SAMPLE if i == 0 else CHANNEL if i == at else PLACE for i in range(rank))
 
 

@@ -16,8 +16,11 @@ from torch.nn import functional as F
 from reparam.errors import InputError
 from reparam.ir import (
     BATCH_NORMS,
+    NORMS,
+    WEIGHTED,
     Program,
     arguments,
+    aten,
     call_node,
     default_dtype,
     feed,
@@ -31,6 +34,7 @@ from reparam.ir import (
 from reparam.utils import foreign_code
 
 Inputs = Sequence[Tensor]
+PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ def _run(
                 value = value.clone().requires_grad_() if tracked and weights and trained else value
             else:
                 value = _call(node, env, training)
+                _refuse_broken(node, value)
                 if tracked and node in keep and _floats(value) and not value.requires_grad:
                     value = value.requires_grad_()  # behind a table, whose indices have no gradient
                 if observe is not None:
@@ -150,6 +155,15 @@ def _run(
                     env.pop(dead, None)
         result = fx.node.map_aggregate(program.output.args[0], lambda a: env[a] if isinstance(a, fx.Node) else a)
     return list(result) if isinstance(result, list | tuple) else [result]
+
+
+def _refuse_broken(node: fx.Node, value: Any) -> None:
+    """Raises InputError for a layer or a norm whose result is not finite; masks may hold infinities."""
+    if is_call(node, WEIGHTED | NORMS | PRODUCTS) and _floats(value) and not bool(torch.isfinite(value).all()):
+        raise InputError(
+            f"what '{place_of(node)}' gives on these inputs is not finite, in float64 too; the weights are too large, "
+            "or a value in front of it is not defined"
+        )
 
 
 def _floats(value: Any) -> bool:

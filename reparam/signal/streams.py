@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from reparam.errors import InputError
 from reparam.ir import WEIGHTED, Program, arguments, aten, is_call, is_float, place_of, shape_of
 
 from .branches import Block, blocks, ends_of
-from .by_layer import names_of
 from .fields import channel_axes
 from .functions import depending
+from .places import names_of
+from .power import scaled
 from .running import Sampled, differentiable
 from .table import Table, ratio
 
@@ -34,12 +36,13 @@ def rank(sampled: Sampled) -> Table:
     """
     program = sampled.program
     nodes = [b.add for b in blocks(program)] or [n for n in program.calls() if is_call(n, WEIGHTED) and n.meta["data"]]
+    nodes = [n for n in nodes if len(shape_of(n)) > 1]
     if not nodes:
         raise InputError("the network has neither residual blocks nor layers")
     sources = [b.source for b in blocks(program) if b.source is not None and b.source.op == "call_function"]
     first = next((s for s in sources if is_float(s)), None)
     nodes = [first, *nodes] if first is not None and first not in nodes else nodes
-    found: dict[fx.Node, list[tuple[float, float]]] = {n: [] for n in nodes}
+    found: dict[fx.Node, list[tuple[float, float, int]]] = {n: [] for n in nodes}
     axes = channel_axes(program)
 
     def observe(node: fx.Node, value: Any) -> None:
@@ -47,6 +50,7 @@ def rank(sampled: Sampled) -> Table:
             found[node].append(_alike(value, None if _of_tokens(node, axes[node]) else axes[node]))
 
     sampled.run(observe)
+    _refuse_alone([v for seen in found.values() for v in seen], tokens=all(_of_tokens(n, axes[n]) for n in nodes))
     attention = _attention_gradients(sampled)
     rows = []
     for node, name in zip(nodes, names_of(nodes), strict=True):
@@ -69,12 +73,23 @@ def rank(sampled: Sampled) -> Table:
     )
 
 
+def _refuse_alone(seen: Sequence[tuple[float, float, int]], *, tokens: bool) -> None:
+    """Raises InputError where no cosine was found. seen: of each value in each batch, see `_alike`."""
+    if any(math.isfinite(cosine) for cosine, _, _ in seen):
+        return
+    if max((count for _, _, count in seen), default=0) > 1:
+        raise InputError("the values of the network are zero on these inputs, so that there is nothing to compare")
+    what = "tokens of a sample" if tokens else "samples of a batch"
+    raise InputError(f"rank compares the {what} with each other, and here there is one alone; give two or more")
+
+
 def _of_tokens(node: fx.Node, channels: int) -> bool:
     return len(shape_of(node)) == 3 and channels == 2
 
 
-def _alike(value: Tensor, axis: int | None) -> tuple[float, float]:
-    """The mean cosine over pairs and the effective rank: of tokens (N, T, C), or of samples, averaged over places.
+def _alike(value: Tensor, axis: int | None) -> tuple[float, float, int]:
+    """The mean cosine over pairs, the effective rank, and of how many they are: of tokens (N, T, C), or of samples,
+    averaged over places.
 
     axis: of the channels of samples; None for tokens.
     """
@@ -82,16 +97,23 @@ def _alike(value: Tensor, axis: int | None) -> tuple[float, float]:
     if axis is not None and x.dim() > 2:
         x = x.movedim(axis, 1).flatten(2).mean(2)
     groups = x if axis is None else x.flatten(1).unsqueeze(0)
-    cosines, ranks = [], []
-    for group in groups:
-        n = len(group)
-        y = torch.nn.functional.normalize(group, dim=1)
-        gram = y @ y.t()
-        cosines.append(float((gram.sum() - gram.trace()) / (n * (n - 1))) if n > 1 else math.nan)
-        energy = torch.linalg.svdvals(group).square()
-        share = energy / energy.sum().clamp(min=1e-300)
-        ranks.append(float(torch.exp(-(share * share.clamp(min=1e-300).log()).sum())))
-    return sum(cosines) / len(cosines), sum(ranks) / len(ranks)
+    cosines, ranks = zip(*map(_alike_rows, groups), strict=True)
+    return sum(cosines) / len(cosines), sum(ranks) / len(ranks), groups.shape[1]
+
+
+def _alike_rows(rows: Tensor) -> tuple[float, float]:
+    """The mean cosine over pairs of rows that are not zero, and the effective rank; NaN where there are none."""
+    size = rows.abs().amax(1, keepdim=True)
+    y = rows[size.flatten() > 0] / size[size > 0].unsqueeze(1)
+    n = len(y)
+    if not n:
+        return math.nan, math.nan
+    gram = torch.nn.functional.normalize(y, dim=1)
+    gram = gram @ gram.t()
+    energy = torch.linalg.svdvals(scaled(rows)).square()
+    share = energy / energy.sum()
+    cosine = float((gram.sum() - gram.trace()) / (n * (n - 1))) if n > 1 else math.nan
+    return cosine, float(torch.exp(-(share * share.clamp(min=1e-300).log()).sum()))
 
 
 def _attention_gradients(sampled: Sampled) -> list[tuple[str, float, float]]:
@@ -175,8 +197,11 @@ def depth(sampled: Sampled) -> Table:
         rows.append(
             (name, math.sqrt(moved), sum(v[1] for v in seen) / len(seen), "identity" if block.identity else "layer")
         )
-    mean = sum(row[1] ** 2 for row in rows) / len(rows)
-    beta = -math.log(2 * mean) / (2 * math.log(len(rows))) if len(rows) > 1 and mean > 0 else math.nan
+    mean = sum(row[1] * row[1] for row in rows) / len(rows)
+    alone = len(rows) == 1
+    beta = None if alone else math.nan
+    if not alone and 0 < mean < math.inf:
+        beta = -math.log(2 * mean) / (2 * math.log(len(rows)))
     return Table(
         "depth",
         "how much each block moves the stream",
@@ -184,6 +209,7 @@ def depth(sampled: Sampled) -> Table:
         tuple(rows),
         {"|f|/|h|": tuple(row[1] for row in rows)},
         facts={"blocks": len(rows), "beta": beta},
+        notes=("an exponent of depth takes two blocks, and there is one",) if alone else (),
     )
 
 
@@ -207,8 +233,11 @@ def _run_blocks(
             block = by_add.get(node)
             if block is not None and block.skip in held and block.branch in held:
                 h, f = held[block.skip].flatten(), held[block.branch].flatten()
+                sizes = [float(v.abs().max()) if v.numel() else 0.0 for v in (h, f)]
+                h, f = scaled(h), scaled(f)
                 cosine = ratio(float(h @ f), float(h.norm() * f.norm()))
-                sums[node].append((ratio(float(f @ f), float(h @ h)), cosine))
+                moved = ratio(float(f.norm()), float(h.norm())) * ratio(sizes[1], sizes[0])
+                sums[node].append((moved * moved, cosine))
 
         one = Sampled(sampled.program, [batch], sampled.training, sampled.random, sampled.seed)
         one.run(observe)

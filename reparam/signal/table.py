@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reparam.utils import Facts, Shown
 
 Cell = str | int | float | None
+UNDEFINED = "a division by zero, as of values that are all zero, or what lies beyond the numbers of float64"
 
 
 @dataclass(frozen=True)
 class Table:
     """One analysis. what: its name. title: one sentence. columns: names; the first column is a place in the network.
 
-    series: numbers by depth, which can be drawn as lines. log: whether their size matters in powers of ten. maps: rows
-    of numbers that can be drawn as pictures. facts: single figures. detail: more of it, for JSON alone. notes: what the
-    reader should know.
+    series: numbers by depth, which can be drawn as lines, NaN where there is none. log: whether their size matters in
+    powers of ten. maps: rows of numbers that can be drawn as pictures. facts: single figures. detail: more of it, for
+    JSON alone. notes: what the reader should know. A cell or a figure is None where there is no finite number.
     """
 
     what: str
@@ -43,6 +44,20 @@ class Table:
             "detail": dict(self.detail),
             "notes": list(self.notes),
         }
+
+    def finite(self) -> Table:
+        """The same with None in place of numbers that are not finite, NaN in series, and a note that tells of them."""
+        missing = sum(_broken(cell) for row in self.rows for cell in row)
+        rows = tuple(tuple(None if _broken(cell) else cell for cell in row) for row in self.rows)
+        series = {
+            name: tuple(v if math.isfinite(v) else math.nan for v in values) for name, values in self.series.items()
+        }
+        facts = {name: None if _broken(value) else value for name, value in self.facts.items()}
+        lost = sum(v is None and self.facts[n] is not None for n, v in facts.items())
+        count = missing + lost
+        note = f"{count} figure{' has' if count == 1 else 's have'} no finite value: {UNDEFINED}"
+        notes = (*self.notes, note) if count else self.notes
+        return replace(self, rows=rows, series=series, facts=facts, detail=_without(self.detail), notes=notes)
 
     def column(self, name: str) -> list[Any]:
         """The entries of a column."""
@@ -79,8 +94,21 @@ class Analysis(Shown):
         return ", ".join(t.what for t in self.tables), [*facts, *self.refused.items()]
 
 
+def _broken(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _without(tree: Any) -> Any:
+    """Details with None in place of numbers that are not finite."""
+    if isinstance(tree, Mapping):
+        return {name: _without(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_without(value) for value in tree]
+    return None if _broken(tree) else tree
+
+
 def _cell(value: Cell) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def ratio(a: float, b: float) -> float:

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 from reparam.errors import InputError
 from reparam.ir import shape_of
 
-from .by_layer import names_of
+from .fields import channel_axes
 from .functions import Function, activations
-from .moments import predict
+from .places import names_of
 from .running import Sampled
 from .table import Table
 
@@ -54,14 +54,12 @@ def dead(sampled: Sampled) -> Table:
     functions = list(activations(sampled.program))
     if not functions:
         raise InputError("the network has no activation")
-    found = predict(sampled.program, seed=sampled.seed).values
+    axes = channel_axes(sampled.program)
     seen: dict[fx.Node, _Unit] = {}
     roots: dict[fx.Node, list[_Unit]] = {}
     for f in functions:
-        shape = shape_of(f.result)
-        roles = found[f.result].roles if f.result in found else ()
-        axis = next((i for i, r in enumerate(roles) if "c" in r), min(1, len(shape) - 1))
-        seen[f.result] = unit = _Unit(f, axis, shape[axis])
+        axis = axes[f.result]
+        seen[f.result] = unit = _Unit(f, axis, shape_of(f.result)[axis])
         roots.setdefault(f.root, []).append(unit)
 
     def observe(node: fx.Node, value: Any) -> None:

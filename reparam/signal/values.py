@@ -71,7 +71,7 @@ def affine(power: Power, scale: Tensor, shift: Tensor) -> Power:
     square = float(a.square().mean())
     mean = power.mean * float(a.mean()) + float(t.mean())
     of_means = float((power.mean * a + t).square().mean()) + power.channel * square
-    return Power(mean, max(0.0, of_means - mean**2), power.sample * square, power.place * square)
+    return Power(mean, max(0.0, of_means - mean * mean), power.sample * square, power.place * square)
 
 
 def by_groups(value: Tensor) -> Tensor | float:

@@ -129,7 +129,7 @@ def weigh(walk: Walk, node: fx.Node, x: Value, weight: Tensor, bias: Tensor | No
     if scale.sums_square is not None:
         inside = layer.fan / (weight[0].numel() or 1)  # the share of taps that do not lie on padding
         mean = power.mean * scale.sums * inside
-        of_mean = max(0.0, scale.sums_square * inside * power.mean**2 - mean**2)
+        of_mean = max(0.0, scale.sums_square * inside * power.mean * power.mean - mean * mean)
         made = replace(made, mean=mean, channel=of_mean + layer.fan * scale.square * power.channel)
     if linear and read == frozenset("p"):  # over places: each result has weights of its own
         made = Power(place=made.second)

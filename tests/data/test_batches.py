@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from reparam.data import open_samples
 from reparam.errors import InputError
+from reparam.ir import InputSpec
 from support.sample_files import indices, labels_of, numbered, pairs, rows_of, vectors
 
 ROWS = torch.from_numpy(numbered(5))
@@ -43,6 +44,38 @@ def test_inputs_are_by_position_or_by_name() -> None:
         samples = list(open_samples([batch], pairs()))
         assert [[float(v[0, 0]) for v in s.inputs] for s in samples] == [[i, i + 10] for i in range(5)]
         assert labels_of(samples) == (list(range(5)) if len(batch) == 3 else [None] * 5)
+
+
+def nested(*names: str) -> list[InputSpec]:
+    return [InputSpec(name, ("N", 3), torch.float32) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("batch", "labelled"),
+    [
+        (((ROWS, ROWS + 10), torch.arange(5)), True),
+        (([ROWS, ROWS + 10], list(range(5))), True),
+        (((ROWS, ROWS + 10),), False),
+        (({"a": ROWS, "b": ROWS + 10}, torch.arange(5)), True),
+        (({"data_b": ROWS + 10, "data_a": ROWS},), False),
+        ({"a": ROWS, "b": ROWS + 10, "y": torch.arange(5)}, True),
+        ({"data_a": ROWS, "data_b": ROWS + 10, "labels": torch.arange(5)}, True),
+    ],
+)
+def test_inputs_may_lie_in_a_container_of_their_own(batch: Any, labelled: bool) -> None:
+    """As of a dataset of ((a, b), label), or of a network that takes one mapping."""
+    samples = list(open_samples([batch], nested("data_a", "data_b")))
+    assert [[float(v[0, 0]) for v in s.inputs] for s in samples] == [[i, i + 10] for i in range(5)]
+    assert labels_of(samples) == (list(range(5)) if labelled else [None] * 5)
+
+
+def test_a_key_that_is_an_input_is_no_label() -> None:
+    samples = list(open_samples([{"x": ROWS, "y": ROWS + 10}], nested("data_x", "data_y")))
+    assert labels_of(samples) == [None] * 5 and float(samples[0].inputs[1][0, 0]) == 10
+    with pytest.raises(InputError, match=r"has no 'b_x'; it holds a_x, x"):
+        list(open_samples([{"a_x": ROWS, "x": ROWS}], nested("a_x", "b_x")))
+    with pytest.raises(InputError, match="holds 4 values, where the network takes 2"):
+        list(open_samples([((ROWS, ROWS, ROWS), torch.arange(5))], nested("a", "b")))
 
 
 def test_a_generator_is_only_what_is_needed() -> None:

@@ -51,6 +51,20 @@ def test_every_method_leaves_the_model_and_names_every_weight(method: str) -> No
     assert isinstance(made.as_dict()["weights"], list)
 
 
+@pytest.mark.parametrize("method", ["he", "autoinit", "lsuv", "gradinit"])
+def test_every_part_keeps_its_mode(method: str) -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 4)).train()
+    net[1].eval()
+    data = {"data": [(torch.randn(16, 6), torch.arange(16) % 4)]} if method in WITH_DATA else {}
+    steps = {"steps": 3} if method == "gradinit" else {}
+    made = init(net, torch.randn(2, 6), method=method, **data, **steps).module
+    wanted = [("", True), ("0", True), ("1", False), ("2", True), ("3", True), ("4", True)]
+    assert [(n, m.training) for n, m in made.named_modules()] == wanted
+    assert [(n, m.training) for n, m in net.named_modules()] == wanted
+    settled = init(net.eval(), torch.randn(2, 6), method=method, **data, **steps).module
+    assert not any(m.training for m in settled.modules())
+
+
 @pytest.mark.parametrize("method", ["he", "autoinit", "zero", "lsuv", "gaussian", "gradinit"])
 def test_tied_weights_stay_tied(method: str) -> None:
     net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
@@ -182,3 +196,37 @@ def test_a_distribution_has_the_variance_that_is_asked_for(distribution: str) ->
         assert float(w.abs().max()) < 2.4 * math.sqrt(0.3)
     if distribution == "orthogonal":
         torch.testing.assert_close(w @ w.t(), 0.3 * 400 * torch.eye(200, dtype=torch.float64))
+
+
+STRIDED: dict[str, nn.Module] = {
+    "conv, stride 2": nn.Conv2d(64, 48, 3, 2, bias=False),
+    "conv, dilated, grouped": nn.Conv2d(64, 96, 3, (2, 1), dilation=2, groups=4, bias=False),
+    "transposed, stride 2": nn.ConvTranspose2d(64, 48, 3, 2, bias=False),
+    "transposed, stride 2 and 3": nn.ConvTranspose2d(64, 96, (4, 5), (2, 3), groups=2, bias=False),
+    "transposed, dilated": nn.ConvTranspose1d(128, 256, 5, 3, dilation=2, bias=False),
+    "transposed, no overlap": nn.ConvTranspose3d(64, 64, 2, 2, bias=False),
+    "transposed, gaps": nn.ConvTranspose1d(256, 256, 1, 2, bias=False),
+}
+
+
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out"])
+@pytest.mark.parametrize("name", STRIDED)
+def test_he_knows_strides_in_both_modes(name: str, mode: str) -> None:
+    """Away from the border the power of values (of gradients) is kept on average: by Monte Carlo."""
+    layer = STRIDED[name]
+    stride, rank = layer.stride, len(layer.kernel_size)  # type: ignore[arg-type]
+    x = torch.randn(2, layer.in_channels, *({1: 600, 2: 48, 3: 16}[rank],) * rank)  # type: ignore[call-overload]
+    powers = []
+    for seed in range(8):
+        made = init(layer, x, method="he", mode=mode, seed=seed).module
+        values = torch.randn_like(x).requires_grad_()
+        result = made(values)
+        cotangent = torch.randn_like(result)
+        (gradient,) = torch.autograd.grad(result, values, cotangent)
+        seen = gradient if mode == "fan_out" else result.detach()
+        for axis, s in enumerate(stride, start=2):  # whole strides, far from the border
+            margin = 12 if rank == 1 else 6 if rank == 2 else 4
+            length = (seen.shape[axis] - 2 * margin) // s * s
+            seen = seen.narrow(axis, margin, length)
+        powers.append(second_moment(seen))
+    assert sum(powers) / len(powers) == pytest.approx(1, rel=0.03)

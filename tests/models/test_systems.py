@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -80,6 +81,16 @@ def test_what_takes_no_digits_is_said() -> None:
 
 def test_every_system_has_a_command() -> None:
     assert {int(system) for system, _ in COMMANDS} == set(range(1, 21))
+
+
+def test_no_two_commands_write_one_file() -> None:
+    def output(command: str) -> str:
+        words = shlex.split(command)
+        told = dict(itertools.pairwise(words))
+        return told.get("-o", f"{told['--arch'].rpartition('/')[2]}-{told['--to']}.pt2")
+
+    written = [output(command) for _, command in COMMANDS]
+    assert sorted(set(written)) == sorted(written)
 
 
 @pytest.mark.sweep

@@ -45,6 +45,18 @@ class Turned(nn.Module):
         return y
 
 
+class Tokens(nn.Module):
+    """Sequences (N, T, 6): a linear layer, and a convolution over the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv = nn.Linear(6, 8), nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(self.first(x).relu().transpose(1, 2)).transpose(1, 2)
+        return y
+
+
 # ---- 4: erf ----------------------------------------------------------------------------------------------------------
 
 
@@ -77,6 +89,7 @@ def test_conversion_leaves_the_field(name: str, side: int) -> None:
         (nn.Sequential(nn.Conv1d(1, 1, 5, padding=2)), (1, 21), 5, 10.0),
         (nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), Turned(8)), (3, 21), 3, 10.0),
         (nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Turned(8)), (3, 11, 21), 3, 10.0),
+        (Tokens(), (21, 6), 3, 10.0),
         (
             nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), Turned(8)),
             (3, 32, 32),
@@ -338,6 +351,16 @@ def test_every_analysis_runs_or_says_what_it_needs(name: str) -> None:
     pictures = dict(draw_pictures({"one": found.tables, "two": found.tables}))
     assert len(pictures) >= 6 and all(t.startswith("<svg") and t.endswith("</svg>\n") for t in pictures.values())
     assert set(found.as_dict()) == {t.what for t in found.tables} | {"refused", "notes"}
+
+
+def test_all_stands_for_every_analysis() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4)
+    for what in ("all", ["all"], " all ", "dead,all"):
+        found = analyze(net, x, what=what)
+        assert [*(t.what for t in found.tables), *found.refused] == [
+            *("moments", "gradients", "rank", "gaussianity", "dead", "sensitivity"),
+            *("erf", "depth", "norm"),
+        ]
 
 
 def test_what_cannot_be_analysed_is_one_sentence() -> None:

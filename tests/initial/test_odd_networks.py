@@ -1,0 +1,82 @@
+"""`init` of networks that few people have: weights, or one sentence, and nothing that is not so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reparam import InputError, init
+
+
+class Of(nn.Module):
+    """A function of layers and an input, as a module."""
+
+    def __init__(self, function: Callable[..., object], *parts: nn.Module) -> None:
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(*self.parts, x)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def test_gradinit_needs_parameters() -> None:
+    x, labels = torch.randn(16, 4), torch.arange(16) % 4
+    for net in (nn.ReLU(), nn.Linear(4, 4).requires_grad_(False)):
+        with pytest.raises(InputError, match="no parameter that takes a gradient"):
+            init(net, x[:2], method="gradinit", data=[(x, labels)], steps=1)
+
+
+def test_autoinit_tells_what_is_not_finite_on_random_inputs() -> None:
+    net = Of(lambda a, b, x: b(torch.log(a(x))), nn.Linear(8, 4), nn.Linear(4, 2))
+    made = init(net, torch.randn(2, 8), method="autoinit")
+    assert "measured_output_power" not in made.figures
+    assert made.notes == (
+        "1 layers give nothing, or nothing finite, on random inputs, and are not scaled, such as 'parts.1'",
+        "the result is not finite on random inputs, so that its power is not known",
+    )
+    dead = Of(lambda a, b, x: b((a(x) - 1e9).relu()), nn.Linear(8, 4), nn.Linear(4, 2))
+    assert made.notes[0] in init(dead, torch.randn(2, 8), method="autoinit").notes
+
+
+def test_a_weight_that_its_dtype_does_not_hold_is_named() -> None:
+    net = Of(lambda layer, x: layer(x * 1e-4), nn.Linear(8, 4)).half()
+    x = torch.randn(2, 8).half()
+    assert init(net, x, method="lsuv", data=[torch.randn(64, 8).half()]).weights[0].deviation > 1e3
+    tiny = Of(lambda layer, x: layer(x * 1e-6), nn.Linear(8, 4)).half()
+    with pytest.raises(InputError, match=r"weight 'parts.0.weight' would have entries beyond the numbers of float16"):
+        init(tiny, x, method="lsuv", data=[torch.randn(64, 8).half()])
+    for method, options in (("autoinit", {"variance": 1e-300}), ("bn-scale", {"gamma": 1e300})):
+        with pytest.raises(InputError, match="beyond the numbers of float32"):
+            init(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), torch.randn(2, 8), method=method, **options)
+
+
+def test_a_short_length_of_paths_makes_weights_independent() -> None:
+    net = Of(lambda a, b, x: x + b(a(x).relu()), nn.Linear(8, 8), nn.Linear(8, 8))
+    made = init(net, torch.randn(2, 8), method="depth-scale", smooth="rbf", length=1e-300)
+    assert made.weights[-1].deviation == pytest.approx(8**-0.5, rel=0.4)
+
+
+def test_few_results_are_not_taken_for_few_samples() -> None:
+    for count in (1, 2, 64):
+        net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, count))
+        assert init(net, torch.randn(2, 64), method="autoinit").notes == ()
+
+
+def test_a_layer_that_is_called_twice_on_one_value_is_not_shared() -> None:
+    net = Of(lambda layer, x: torch.tanh(layer(x)) * torch.sigmoid(layer(x)), nn.Linear(8, 8))
+    assert init(net, torch.randn(2, 8), method="he").notes == ()
+
+
+def test_functions_of_complex_numbers_are_no_activations() -> None:
+    net = Of(lambda layer, x: torch.fft.fft(layer(x)).abs(), nn.Linear(8, 4))
+    for method in ("gaussian", "normalised-act"):
+        with pytest.raises(InputError, match="no activation"):
+            init(net, torch.randn(2, 8), method=method)

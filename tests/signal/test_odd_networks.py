@@ -1,0 +1,88 @@
+"""Analyses of networks that few people have: a figure, or one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reparam import InputError, analyze
+from reparam.signal import KINDS
+from support.tables import check_finite
+
+
+class Of(nn.Module):
+    """A function of layers and an input, as a module."""
+
+    def __init__(self, function: Callable[..., object], *parts: nn.Module) -> None:
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(*self.parts, x)
+
+
+def recurrent(lstm: nn.LSTM, head: nn.Linear, x: Tensor) -> Tensor:
+    y: Tensor = head(lstm(x)[0][:, -1])
+    return y
+
+
+NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "volumes": (nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4), nn.ReLU()), (2, 4, 6, 6)),
+    "no layer": (Of(lambda x: x.relu() * 2), (8,)),
+    "nothing": (nn.Sequential(), (8,)),
+    "recurrent": (Of(recurrent, nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)), (5, 6)),
+    "one number": (Of(lambda layer, x: layer(x).mean(), nn.Linear(8, 4)), (8,)),
+    "a number for each": (Of(lambda layer, x: layer(x).sum(1), nn.Linear(8, 4)), (8,)),
+    "complex": (Of(lambda layer, x: torch.fft.fft(layer(x)).abs(), nn.Linear(8, 4)), (8,)),
+    "a mapping": (Of(lambda layer, x: {"z": layer(x).relu(), "best": layer(x).argmax(1)}, nn.Linear(8, 4)), (8,)),
+    "a gate": (Of(lambda layer, x: x + torch.tanh(layer(x)) * torch.sigmoid(layer(x)), nn.Linear(8, 8)), (8,)),
+    "half": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).half(), (3, 8, 8)),
+    "not defined": (Of(lambda a, b, x: b(torch.log(a(x))), nn.Linear(8, 4), nn.Linear(4, 2)), (8,)),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_analysis_gives_figures_or_one_sentence(name: str) -> None:
+    net, shape = NETS[name]
+    x = torch.randn(2, *shape, dtype=torch.float16 if name == "half" else torch.float32)
+    found = analyze(net.eval(), x, what="all")
+    assert {t.what for t in found.tables} | set(found.refused) == set(KINDS)
+    for table in found.tables:
+        assert table.rows
+        check_finite(table)
+
+
+def test_what_is_missing_is_told() -> None:
+    assert "no layer, activation or sum" in analyze(nn.Sequential(), torch.randn(2, 8), what="all").refused["gradients"]
+    block = Of(lambda layer, x: x + layer(x.relu()), nn.Linear(8, 8))
+    table = analyze(block, torch.randn(2, 8), what="depth")["depth"]
+    assert table.facts == {"blocks": 1, "beta": None}
+    assert table.notes == ("an exponent of depth takes two blocks, and there is one",)
+    with pytest.raises(InputError, match=r"what 'parts.1' gives on these inputs is not finite"):
+        analyze(NETS["not defined"][0], torch.randn(2, 8), what="moments")
+
+
+def test_sensitivity_names_weights_that_it_does_not_look_at() -> None:
+    net, shape = NETS["recurrent"]
+    (note,) = analyze(net, torch.randn(2, *shape), what="sensitivity")["sensitivity"].notes
+    assert note.endswith("are not looked at: 'parts.0' (lstm)")
+    plain = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.PReLU(8))
+    assert analyze(plain, torch.randn(2, 8), what="sensitivity")["sensitivity"].notes == ()
+
+
+def test_channels_of_inputs_lie_where_the_first_layer_reads_them() -> None:
+    """Behind a ReLU the layout is the same, of predicted moments and of the field."""
+    torch.manual_seed(0)
+    rows = nn.Sequential(nn.ReLU(), nn.Conv1d(64, 256, 3, padding=1, bias=False))
+    last = Of(lambda layer, x: layer(x.relu()), nn.Linear(64, 256, bias=False))
+    for net, shape in ((rows, (64, 32)), (last, (32, 64))):
+        x = torch.randn(16, *shape) + torch.randn(64).reshape(-1, *([1] if net is rows else []))
+        table = analyze(net, x[:2], what="moments", data=x, batch=16)["moments"]
+        row = dict(zip(table.columns, table.rows[-1], strict=True))
+        assert row["predicted in channel means"] == pytest.approx(row["in channel means"], abs=0.05)
+        assert row["in channel means"] > 0.3
+        reach = analyze(net, x[:2], what="erf")["erf"].facts["reach"]
+        assert reach == (3 if net is rows else 1)
