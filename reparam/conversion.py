@@ -19,6 +19,7 @@ from reparam.check import (
     NetworkEvidence,
     PathError,
     Round,
+    agree_in_float64,
     check_emitted,
     check_file,
     check_float64,
@@ -110,8 +111,7 @@ def convert(  # noqa: PLR0913  # the keywords are the options
         They may be left out for a file whose architecture has a usual size.
     to: fused, plain, or as-is, which rewrites nothing.
     dynamic: axes whose size stays free: "batch" (axis 0), "height" and "width" (the last two of four or more), or any
-        other by its input, its number and a name: "x:1=sequence". When it is left out, the batch stays free where the
-        model leaves it so, and is fixed at the example's with a note elsewhere.
+        other by its input, its number and a name: "x:1=sequence". Left out: batch, or a note where the model fixes it.
     dtype: of the emitted weights, default their own. seed: of the random inputs of all checks.
     progress: called with a stage, the steps done and their number.
     input_ranges: (low, high) of each tensor input; values are drawn from it and rules may rely on it.
@@ -144,8 +144,8 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     try:
         conversion = run.convert(given.model, captured, dtype)
     except PathError as error:
-        asked = not batch_is_unasked(read_axes(given.dynamic))
-        if isinstance(given.model, torch.export.ExportedProgram) or error.axes != ("batch",) or asked:
+        program = isinstance(given.model, torch.export.ExportedProgram)
+        if program or error.axes != ("batch",) or not batch_is_unasked(read_axes(given.dynamic)):
             raise
         size, others = batch_of(given.inputs), without_batch(read_axes(given.dynamic))
         note = f"the batch is fixed at {size}, that of the example: {error.what}"
@@ -371,7 +371,7 @@ class _Run:
             middle = (good + bad) // 2
             trial = original.copy()
             self._passed(trial, middle)
-            if _same(original, trial, self.seed):
+            if agree_in_float64(original, trial, self.seed):
                 good = middle
             else:
                 bad = middle
@@ -398,11 +398,3 @@ def _notes(captured: Captured) -> list[Remark]:
         *(Remark("analysis", "capture", "", "", note) for note in captured.notes),
         *([Remark("analysis", "jumps", "", "", jump)] if jump else []),
     ]
-
-
-def _same(original: Program, other: Program, seed: int) -> bool:
-    try:
-        check_float64(original, other, seed)
-    except NotEquivalentError:
-        return False
-    return True

@@ -386,3 +386,12 @@ def check_emitted(
                 f"{bad.new_rms:.3g}, the original's own {bad.old_rms:.3g})"
             )
     return replace(evidence, error=worst.new_rms, original_error=worst.old_rms, dtype=name)
+
+
+def agree_in_float64(original: Program, other: Program, seed: int) -> bool:
+    """Whether `check_float64` finds no difference."""
+    try:
+        check_float64(original, other, seed)
+    except NotEquivalentError:
+        return False
+    return True

@@ -18,7 +18,6 @@ from reparam.compare import open_engine
 from reparam.errors import InputError, UnsafeFileError
 from reparam.onnx_input import limits, session
 from support.payloads import PAYLOADS
-from support.warm_process import WarmProcess
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 X, Y = (helper.make_tensor_value_info(n, FLOAT, [2]) for n in "xy")
@@ -105,34 +104,6 @@ def test_loops_in_loops_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(session, "LONGEST", 1)
     path = write(tmp_path / "a.onnx", [loop("n", nested(3))], [whole(10_000, "n")])
     refused(path, r"has a loop that does not end within 1 seconds")
-
-
-PEAK = """
-import pathlib, resource, sys, time, torch
-from reparam.compare import open_engine
-from reparam.errors import InputError
-start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    open_engine(pathlib.Path(sys.argv[1])).run([torch.zeros(2)])
-    print("taken")
-except InputError as error:
-    print(error)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, int(time.monotonic() - start))
-"""
-
-
-def test_a_loop_whose_values_double_is_given_up_before_the_memory_is_full(tmp_path: Path, warm: WarmProcess) -> None:
-    kinds = (("i", INT64, []), ("go", BOOL, []), ("v", FLOAT, None))
-    infos = [helper.make_tensor_value_info(*kind) for kind in kinds]
-    outputs = [helper.make_tensor_value_info("on", BOOL, []), helper.make_tensor_value_info("w", FLOAT, None)]
-    nodes = [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Concat", ["v", "v"], ["w"], axis=0)]
-    doubling = helper.make_graph(nodes, "body", infos, outputs)
-    path = write(tmp_path / "a.onnx", [loop("n", doubling)], [whole(60, "n")])
-    done = warm.run(PEAK, str(path))
-    told, figures = done.stdout.splitlines()
-    megabytes, seconds = map(int, figures.split())
-    assert "has a loop that takes more than 512 MB" in told, (done.stdout, done.stderr)
-    assert megabytes < 2048 and seconds < 8
 
 
 def test_graphs_within_graphs_end(tmp_path: Path) -> None:
