@@ -99,7 +99,7 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
     how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation, data=calibrate)
     models = [(loaded.name, loaded.model)]
     if side is not None:
-        models.append(analyze_work.second(cli_work.load_side(session, side, trust=trust, seed=seed)))
+        models.append(analyze_work.second(session, side, trust=trust, seed=seed))
     wanted = analyze_work.AnalyzeOptions(
         what, calibrate, batch, batches, unit, training, shapes, axes, how, seed, svg, force
     )

@@ -14,14 +14,14 @@ from rich.console import RenderableType
 
 from reparam._version import __version__
 from reparam.data import Preprocessing
-from reparam.errors import InputError
 from reparam.loading import LoadedModel
 from reparam.signal import Analysis, Table, analyze, draw_pictures
 from reparam.utils import Shapes, one_line, refuse_existing, write_atomically
 
+from .options import Side
 from .render import line, table
 from .session import Session
-from .work import LoadedSide, example_inputs, explained_misfit, shapes_for
+from .work import example_inputs, explained_misfit, file_of, load, shapes_for
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDE = 60  # columns of a sparkline
@@ -55,11 +55,12 @@ class Found:
     report: Mapping[str, Any]
 
 
-def second(side: LoadedSide) -> tuple[str, LoadedModel]:
-    """B as a model with a graph. Raises InputError for an engine."""
-    if not isinstance(side.model, LoadedModel):
-        raise InputError(f"{side.name} is an engine; analyze takes checkpoints, .pt2 programs and source")
-    return side.name, side.model
+def second(session: Session, side: Side, *, trust: bool, seed: int) -> tuple[str, LoadedModel]:
+    """B, its name and the model, read as the first one is. Raises InputError for what has no graph."""
+    loaded = load(
+        session, file_of(side), side.arch, side.arch_args, side.weights, trust=trust, seed=seed, option="--arch-b"
+    )
+    return loaded.name, loaded.model
 
 
 def analyze_loaded(session: Session, models: Sequence[tuple[str, LoadedModel]], wanted: AnalyzeOptions) -> Found:
@@ -134,19 +135,17 @@ def describe(found: Found) -> list[RenderableType]:
         for name, made in own:
             prefix = f"{name}: " if len(found.names) > 1 else ""
             parts += [line(f"{prefix}{text}", indent=2) for text in _lines(made)]
-        parts += [
-            _side_by_side([t for _, t in own]) if len(own) > 1 and _alike(own) else _one(t) for _, t in _shown(own)
-        ]
+        if len(own) > 1 and _alike(own):
+            parts.append(_side_by_side([t for _, t in own]))
+            continue
+        for name, made in own:
+            parts += [*([line(name, "bold")] if len(own) > 1 else []), _one(made)]
     for name, analysis in zip(found.names, found.analyses, strict=True):
         parts += [line(f"{name}: {what} was left out: {why}") for what, why in analysis.refused.items()]
         parts += [line(f"note: {text}") for text in analysis.notes]
     if found.report["outputs"]:
         parts.append(line(f"pictures: {', '.join(found.report['outputs'])}"))
     return parts
-
-
-def _shown(own: Sequence[tuple[str, Table]]) -> Sequence[tuple[str, Table]]:
-    return own[:1] if len(own) > 1 and _alike(own) else own
 
 
 def _alike(own: Sequence[tuple[str, Table]]) -> bool:
@@ -172,7 +171,8 @@ def sparkline(values: Sequence[float], *, log: bool = False) -> str:
     low, high = min(heights), max(heights)
     span = high - low
     bars = "".join(" " if p is None else BARS[round(7 * (p - low) / span) if span > 0 else 3] for p in points)
-    return f"{bars}  {_text(values[0])} to {_text(values[-1])}, {_text(min(known))} .. {_text(max(known))}"
+    first, last = (_text(v if v is not None and math.isfinite(v) else None) for v in (values[0], values[-1]))
+    return f"{bars}  {first} to {last}, {_text(min(known))} .. {_text(max(known))}"
 
 
 def _point(value: float, scaled: bool) -> float | None:

@@ -93,12 +93,18 @@ def describe_twins(twins: Sequence[str]) -> str:
     return f"{', '.join(twins[:-1])} and {twins[-1]}, which compute something else"
 
 
+def file_of(side: Side) -> str | None:
+    """The file of A or B; None for `-`, random weights. Raises InputError without their architecture."""
+    if side.path != RANDOM_WEIGHTS:
+        return side.path
+    if side.arch is None:
+        raise InputError(f"- stands for random weights of an architecture; name it with --arch-{side.letter}")
+    return None
+
+
 def load_side(session: Session, side: Side, *, trust: bool, seed: int) -> LoadedSide:
     """A or B of `verify` and `diff`, engines too: `-` stands for random weights of its architecture."""
-    option = f"--arch-{side.letter}"
-    if side.path == RANDOM_WEIGHTS and side.arch is None:
-        raise InputError(f"- stands for random weights of an architecture; name it with {option}")
-    file = None if side.path == RANDOM_WEIGHTS else side.path
+    option, file = f"--arch-{side.letter}", file_of(side)
     with session.working() as tell:
         from reparam.compare import open_model
         from reparam.engines import Runnable

@@ -14,6 +14,8 @@ from .options import InitOptions
 from .report import Outcome
 from .weights import Weights
 
+SAME = 1e-3  # of a factor to the one that is missing
+
 
 def _found(program: Program, method: str) -> list[Function]:
     found = list(activations(program))
@@ -29,23 +31,31 @@ def normalised_act(weights: Weights, options: InitOptions) -> Outcome:
     """lambda*f(x) in place of each activation f, and Var(w) = 1/fan_in.
 
     lambda = E f'(X)^2^(-1/2) keeps the power of gradients (keep="backward"), E f(X)^2^(-1/2) that of values
-    (keep="forward"); X ~ N(0, 1). It is a number that training does not change, and conversion folds it.
+    (keep="forward"); X ~ N(0, 1). It is a number that training does not change, and conversion folds it. Of a constant
+    factor that stands behind an activation already, it is what is missing.
 
     Source: Yuan & Zhu 2022, "ANAct: adaptive normalization for activation functions", arXiv 2208.13315.
     """
     program = weights.program
     backward = options.keep == "backward"
-    inserted, factors, sums = [], [], Sums(program)
+    inserted, factors, kept, sums = [], [], [], Sums(program)
     for function in _found(program, "normalised-act"):
         factor = (sums.slope_in_front(function) if backward else sums.gain_in_front(function)) ** 0.5
-        _behind(program, function.result, factor)
-        inserted.append(f"the factor {factor:.5g} behind '{place_of(function.result)}'")
+        own, end = sums.factors_behind(function)
         factors.append(factor)
+        if own != 1 and abs(factor / own - 1) < SAME:
+            kept.append(f"'{place_of(end)}' ({own:.5g})")
+            continue
+        _behind(program, end, factor / own)
+        beside = f", beside the {own:.5g} that it has" if own != 1 else ""
+        inserted.append(f"the factor {factor / own:.5g} behind '{place_of(end)}'{beside}")
+    more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+    notes = (f"nothing is put behind activations that have their factor already: {kept[0]}{more}",) if kept else ()
     for part in weights.first_parts():
         fan = part.fan_in
         weights.put(part.weight, weights.draw(part, 1 / fan, options.drawn_from("normal")), f"variance 1/{fan:.10g}")
         weights.clear_bias(part)
-    return Outcome(inserted=tuple(inserted), figures={"factors": factors})
+    return Outcome(inserted=tuple(inserted), figures={"factors": factors}, notes=notes)
 
 
 def _behind(program: Program, node: fx.Node, factor: float) -> None:
@@ -69,8 +79,9 @@ def gaussian(weights: Weights, options: InitOptions) -> Outcome:
     """
     program = weights.program
     reads = {part.node: function_read(program, part.x) for part in weights.first_parts()}
-    found = _found(program, "gaussian")
-    results = {function.result for function in found}
+    found, sums = _found(program, "gaussian"), Sums(program)
+    ends = [sums.factors_behind(function)[1] for function in found]
+    results = {*(function.result for function in found), *ends}
     for part in weights.first_parts():
         function, n = reads[part.node], part.fan_in
         if function is not None and function.result in results:
@@ -81,9 +92,9 @@ def gaussian(weights: Weights, options: InitOptions) -> Outcome:
             weights.put(part.weight, weights.draw(part, 1 / n, "normal"), what)
         weights.clear_bias(part)
     inserted = []
-    for function in found:
-        _replace(program, function, options.theta)
-        inserted.append(f"phi of theta = {options.theta:g} in place of '{place_of(function.result)}'")
+    for function, end in zip(found, ends, strict=True):
+        inserted.append(f"phi of theta = {options.theta:g} in place of '{place_of(end)}'")
+        _replace(program, function, end, options.theta)
     return Outcome(inserted=tuple(inserted))
 
 
@@ -95,10 +106,13 @@ def weibull(shape: tuple[int, ...], theta: float, generator: torch.Generator) ->
     return torch.where(sign, -size, size)
 
 
-def _replace(program: Program, function: Function, theta: float) -> None:
+def _replace(program: Program, function: Function, old: fx.Node, theta: float) -> None:
     """phi of the same value, behind a factor that the function takes it by: x*P(u), u = 2.5/(1 + x^2/9) - 1.5, x
-    clamped."""
-    old, like = function.result, function.result.next
+    clamped.
+
+    old: what it stands in place of, the function with the factors behind it.
+    """
+    like = old.next
 
     def call(target: object, *args: object) -> fx.Node:
         made = program.call(target, args, like=like)

@@ -82,11 +82,14 @@ def learn(
         state = {**fixed, **parameters, **{n: b.clone() for n, b in buffers.items()}}
         try:
             with foreign_code("running the model"):
-                return loss(functional_call(module, state, batch[0]), batch[1])
+                value = loss(functional_call(module, state, batch[0]), batch[1])
         except ReparamError:
             raise
         except Exception as error:
             raise InputError(f"the loss cannot be computed: {first_line(error)}; pass another loss") from error
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise InputError("the loss is no tensor of one number that depends on the weights; pass another loss")
+        return value.reshape(())
 
     # fused attention has no second derivative; the spelled-out form has
     with sdpa_kernel(SDPBackend.MATH):

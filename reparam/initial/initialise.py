@@ -16,7 +16,7 @@ from reparam.check import refuse_broken_weights
 from reparam.data import Preprocessing, open_samples
 from reparam.emit import finalize, to_module
 from reparam.errors import InputError
-from reparam.ir import CPU, Program, device_of
+from reparam.ir import CPU, Program, device_of, refuse_odd_tensors
 from reparam.loading import FileOrModel, take_given
 from reparam.rewrite import Progress
 from reparam.signal import predict
@@ -90,6 +90,7 @@ def init(  # the keywords are the options
     model, example_inputs = given.model, given.inputs
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {describe_type(model)}; weights are those of an nn.Module")
+    refuse_odd_tensors((*model.named_parameters(), *model.named_buffers()), type(model).__name__)
     if method in WITH_DATA and data is None:
         raise InputError(f"the method {method} looks at samples; give some with --calibrate")
     if method not in WITH_DATA and data is not None:

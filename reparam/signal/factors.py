@@ -104,6 +104,19 @@ def leading_factor(program: Program, function: Function) -> tuple[float, fx.Node
         product, node = product * factor, users[0]
 
 
+def factors_behind(program: Program, function: Function) -> tuple[float, fx.Node]:
+    """The constant factors that stand behind a function and nothing else, c of c*f(x), and the value c*f(x); 1 and f(x)
+    without one."""
+    product, node = 1.0, function.result
+    while len(node.users) == 1:
+        (user,) = node.users
+        factor = factor_at(program, user)
+        if not factor or _is_learned(program, user):
+            break
+        product, node = product * factor, user
+    return product, node
+
+
 class Sums:
     """The residual sums of a program. blocks: by their sums. ends: the values of which nothing but factors and movement
     leads to such a sum."""
@@ -127,6 +140,10 @@ class Sums:
         """1/E f'(X)^2 in the same way, as a function of cX."""
         factor, _ = leading_factor(self.program, function) if function.root in self.blocks else (1.0, function.root)
         return gain_of(function, backward=True) * factor**2 if factor else 1.0
+
+    def factors_behind(self, function: Function) -> tuple[float, fx.Node]:
+        """`factors_behind`, but for factors in front of a residual sum, which belong to that."""
+        return (1.0, function.result) if function.result in self.ends else factors_behind(self.program, function)
 
     def gain_behind(self, function: Function | None) -> float:
         """1/E f'(X)^2 of what reads a layer; a factor in front of a residual sum is no such function."""

@@ -219,7 +219,8 @@ def test_a_batch_that_the_model_fixes_is_refused_where_it_was_asked_for(folder: 
         "    def __init__(self):\n        super().__init__()\n        self.net = tiny()\n\n    def forward(self, x):\n"
         "        return torch.stack([self.net(row[None])[0] for row in x])\n"
     )
-    arch = ("--arch", "fixing:Net")
+    torch.save({f"net.{name}": value for name, value in tiny().state_dict().items()}, folder / "fixing.pt")
+    arch = ("fixing.pt", "--arch", "fixing:Net")
     for verb in (("convert",), ("explain",), ("export", "--format", "onnx")):
         assert "the batch cannot stay free" in refuse(2, *verb, *arch, "--dynamic", "batch")
         assert "the batch is fixed at" in succeed(*verb, *arch).stdout

@@ -137,6 +137,10 @@ def test_two_models_stand_side_by_side(folder: Path, monkeypatch: pytest.MonkeyP
         if "sigma " in line and "area " in line and ": " in line
     )
     assert first == second
+    alone = [name for name in ("tiny.pt", "tiny-fused.pt2") if name in result.stdout.splitlines()]
+    assert alone == ["tiny.pt", "tiny-fused.pt2"]  # each above its own table
+    succeed("export", *TINY, "--format", "onnx", "-o", "tiny.onnx", "--quiet")
+    assert "tiny.onnx: backward gain" in succeed("analyze", "tiny-fused.pt2", "tiny.onnx", "--what", "gradients").stdout
     assert "norm was left out" in succeed("analyze", "tiny-fused.pt2", "--what", "norm,moments").stdout
 
 
@@ -152,6 +156,6 @@ def test_what_analyze_refuses() -> None:
 
 def test_a_sparkline_shows_the_shape_and_the_span() -> None:
     assert sparkline((0, 7, 3.5)) == "▁█▅  0 to 3.5, 0 .. 7"
-    assert sparkline((1, 10, 100, float("nan")), log=True).startswith("▁▅█   1 to nan, 1 .. 100")
+    assert sparkline((1, 10, 100, float("nan")), log=True).startswith("▁▅█   1 to -, 1 .. 100")
     assert sparkline((2.0, 2.0)).startswith("▄▄") and sparkline(()) == "nothing that is finite"
     assert len(sparkline(tuple(range(1000))).split()[0]) == 60

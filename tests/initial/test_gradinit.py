@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,18 @@ def test_gradinit_gives_two_processes_the_same_multipliers(tmp_path: Path) -> No
     assert [process.wait(timeout=120) for process in running] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first == second and any(abs(alpha - 1) > 1e-3 for alpha in first.values())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y, labels: 1.0,
+        lambda y, labels: None,
+        lambda y, labels: F.cross_entropy(y, labels, reduction="none"),
+        lambda y, labels: F.cross_entropy(y, labels).detach(),
+    ],
+)
+def test_a_loss_that_is_no_number_of_the_weights_is_refused(loss: Callable[[Tensor, Tensor], object]) -> None:
+    x, labels = torch.randn(16, 4), torch.arange(16) % 4
+    with pytest.raises(InputError, match="the loss is no tensor of one number that depends on the weights"):
+        init(nn.Linear(4, 4), x[:2], method="gradinit", data=[(x, labels)], loss=loss, steps=1)

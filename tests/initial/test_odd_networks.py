@@ -80,3 +80,8 @@ def test_functions_of_complex_numbers_are_no_activations() -> None:
     for method in ("gaussian", "normalised-act"):
         with pytest.raises(InputError, match="no activation"):
             init(net, torch.randn(2, 8), method=method)
+
+
+def test_weights_without_values_are_refused() -> None:
+    with pytest.raises(InputError, match="Linear has no values for 'weight', only its shape"):
+        init(nn.Linear(4, 4, device="meta"), torch.randn(2, 4), method="he")

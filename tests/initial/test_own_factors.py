@@ -147,3 +147,37 @@ def test_activations_that_read_a_sum_take_its_factor_along() -> None:
     program = init(Before(), x, method="gaussian").program
     clamp = next(n for n in program.calls() if "clamp" in n.name)
     assert "mul" in clamp.all_input_nodes[0].name
+
+
+class Times(nn.Module):
+    """c*relu(x)."""
+
+    def __init__(self, c: float) -> None:
+        super().__init__()
+        self.c = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c * torch.relu(x)
+
+
+def gain_back(net: nn.Module) -> float:
+    x = torch.randn(64, WIDTH, requires_grad=True)
+    y = net(x)
+    (g,) = torch.autograd.grad(y, x, torch.randn_like(y))
+    return second_moment(g)
+
+
+@pytest.mark.parametrize("c", [1.0, 2**0.5, 3.0])
+def test_factors_behind_activations_are_counted(c: float) -> None:
+    layers = [part for _ in range(10) for part in (nn.Linear(WIDTH, WIDTH), Times(c))]
+    net, x = nn.Sequential(*layers, nn.Linear(WIDTH, WIDTH)), torch.randn(64, WIDTH)
+    made = init(net, x[:2], method="normalised-act")
+    assert 0.7 < gain_back(made.module) < 1.4 and made.figures["factors"] == [pytest.approx(2**0.5)] * 10
+    beside = {1.0: "", 2**0.5: "", 3.0: ", beside the 3 that it has"}[c]
+    put_in = [] if c == 2**0.5 else [f"the factor {2**0.5 / c:.5g} behind '{2 * i + 1}'{beside}" for i in range(10)]
+    assert list(made.inserted) == put_in
+    kept = "nothing is put behind activations that have their factor already: '1' (1.4142) and 9 more"
+    assert (kept in made.notes) == (c == 2**0.5)
+    gaussian = init(net, x[:2], method="gaussian")
+    assert second_moment(gaussian.module(x)) == pytest.approx(1, rel=0.1)
+    assert sum("no activation" in weight.what for weight in gaussian.weights) == 1  # the first layer
