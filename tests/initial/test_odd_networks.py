@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reparam import InputError, init
-
-
-class Of(nn.Module):
-    """A function of layers and an input, as a module."""
-
-    def __init__(self, function: Callable[..., object], *parts: nn.Module) -> None:
-        super().__init__()
-        self.function, self.parts = function, nn.ModuleList(parts)
-
-    def forward(self, x: Tensor) -> object:
-        return self.function(*self.parts, x)
+from support.of import Of
 
 
 @pytest.fixture(autouse=True)

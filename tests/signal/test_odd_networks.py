@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from reparam import InputError, analyze
 from reparam.signal import KINDS
+from support.of import Of
 from support.tables import check_finite
-
-
-class Of(nn.Module):
-    """A function of layers and an input, as a module."""
-
-    def __init__(self, function: Callable[..., object], *parts: nn.Module) -> None:
-        super().__init__()
-        self.function, self.parts = function, nn.ModuleList(parts)
-
-    def forward(self, x: Tensor) -> object:
-        return self.function(*self.parts, x)
 
 
 def recurrent(lstm: nn.LSTM, head: nn.Linear, x: Tensor) -> Tensor:
