@@ -18,6 +18,7 @@ from reparam.emit import finalize, to_module
 from reparam.errors import InputError
 from reparam.ir import CPU, Program, device_of, refuse_odd_tensors
 from reparam.loading import FileOrModel, take_given
+from reparam.onnx_input import ImportedModel
 from reparam.rewrite import Progress
 from reparam.signal import predict
 from reparam.training import open_batches
@@ -90,6 +91,8 @@ def init(  # the keywords are the options
     model, example_inputs = given.model, given.inputs
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {describe_type(model)}; weights are those of an nn.Module")
+    if isinstance(model, ImportedModel):
+        raise InputError("an ONNX file is a graph for engines; weights are set in a model: give its checkpoint")
     refuse_odd_tensors((*model.named_parameters(), *model.named_buffers()), type(model).__name__)
     if method in WITH_DATA and data is None:
         raise InputError(f"the method {method} looks at samples; give some with --calibrate")
