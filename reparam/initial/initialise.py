@@ -98,6 +98,8 @@ def init(  # the keywords are the options
         raise InputError(f"the method {method} looks at samples; give some with --calibrate")
     if method not in WITH_DATA and data is not None:
         raise InputError(f"the method {method} looks at no samples; leave out --calibrate")
+    if method != "gradinit" and (labels is not None or loss is not None):
+        raise InputError(f"the method {method} looks at no labels and takes no loss; leave them out")
     with foreign_code("copying the model", errors=True):
         module = copy.deepcopy(model)
     modes = [(m, m.training) for m in module.modules()]

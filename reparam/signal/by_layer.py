@@ -127,7 +127,7 @@ def gaussianity(sampled: Sampled) -> Table:
     their mean and deviation."""
     roots = list(dict.fromkeys(f.root for f in activations(sampled.program)))
     if not roots:
-        raise InputError("the network has no activation, so that there are no pre-activations")
+        raise InputError("the network has no activation but gates, so that there are no pre-activations")
     held: dict[fx.Node, list[Tensor]] = {n: [] for n in roots}
 
     def observe(node: fx.Node, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from .running import Sampled
 from .table import Table
 
 SATURATED = 0.99  # of the values of a unit lie where the function is flat
-FLAT = 1e-3  # of the steepest slope
+FLAT = 1e-3  # of the steepest slope among values that are usual
+USUAL = 4.0  # times the root of the mean square of the first values
+STEPS = 6000
 CONSTANT = 1e-12  # deviation, relative to the size
 MOST_LISTED = 4096
 
@@ -31,10 +34,9 @@ class _Unit:
         self.high = torch.full((channels,), float("-inf"), dtype=torch.float64)
         self.flat = torch.zeros(channels, dtype=torch.float64)
         self.count = 0
-        x = torch.linspace(-30, 30, 6001, dtype=torch.float64)
-        y = function(x).reshape(-1, len(x)).mean(0)
-        slope = (y[2:] - y[:-2]).abs() / (x[2:] - x[:-2])
-        self.level = slope <= FLAT * slope.max()
+        self.function = function
+        self.reach = 0.0  # of what is looked at
+        self.level = torch.zeros(STEPS - 1, dtype=torch.bool)  # whether the function is flat, from -reach to reach
 
     def see_result(self, value: Tensor) -> None:
         rows = value.detach().movedim(self.axis, 0).flatten(1)
@@ -43,9 +45,18 @@ class _Unit:
 
     def see_root(self, value: Tensor) -> None:
         rows = value.detach().movedim(self.axis, 0).flatten(1)
-        at = ((rows + 30) * 100 - 1).round().clamp(0, len(self.level) - 1).long()
+        if self.count == 0:
+            self._look(float(rows.double().square().mean().sqrt()))
+        at = ((rows / self.reach + 1) * (STEPS / 2) - 1).round().clamp(0, len(self.level) - 1).long()
         self.flat += self.level[at].sum(1)
         self.count += rows.shape[1]
+
+    def _look(self, size: float) -> None:
+        self.reach = USUAL * size if 0 < size < math.inf else 30.0
+        x = torch.linspace(-self.reach, self.reach, STEPS + 1, dtype=torch.float64)
+        y = self.function(x).reshape(-1, len(x)).mean(0)
+        slope = (y[2:] - y[:-2]).abs() / (x[2:] - x[:-2])
+        self.level = slope <= FLAT * slope.max()
 
 
 def dead(sampled: Sampled) -> Table:
@@ -53,7 +64,7 @@ def dead(sampled: Sampled) -> Table:
     function is flat for 99 % of the values."""
     functions = list(activations(sampled.program))
     if not functions:
-        raise InputError("the network has no activation")
+        raise InputError("the network has no activation: no function of one value but gates")
     axes = channel_axes(sampled.program)
     seen: dict[fx.Node, _Unit] = {}
     roots: dict[fx.Node, list[_Unit]] = {}

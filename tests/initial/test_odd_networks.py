@@ -73,3 +73,10 @@ def test_functions_of_complex_numbers_are_no_activations() -> None:
 def test_weights_without_values_are_refused() -> None:
     with pytest.raises(InputError, match="Linear has no values for 'weight', only its shape"):
         init(nn.Linear(4, 4, device="meta"), torch.randn(2, 4), method="he")
+
+
+def test_labels_and_a_loss_are_for_gradinit() -> None:
+    x = torch.randn(2, 4)
+    for options in ({"labels": torch.zeros(2)}, {"loss": nn.functional.mse_loss}):
+        with pytest.raises(InputError, match="the method he looks at no labels and takes no loss"):
+            init(nn.Linear(4, 4), x, method="he", **options)

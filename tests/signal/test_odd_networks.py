@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -74,3 +76,25 @@ def test_channels_of_inputs_lie_where_the_first_layer_reads_them() -> None:
         assert row["in channel means"] > 0.3
         reach = analyze(net, x[:2], what="erf")["erf"].facts["reach"]
         assert reach == (3 if net is rows else 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "scale", "least", "most"),
+    [
+        (torch.exp, 1, 0, 0),
+        (torch.sinh, 1, 0, 0),
+        (lambda x: x**4, 1, 0, 0),
+        (torch.tanh, 1, 0, 0),
+        (lambda x: torch.tanh(x / 100), 1e4, 8, 32),
+        (torch.tanh, 1e3, 8, 32),
+    ],
+)
+def test_a_unit_is_saturated_where_its_function_is_flat_for_the_values_that_there_are(
+    function: Callable[[Tensor], Tensor], scale: float, least: int, most: int
+) -> None:
+    net = Of(lambda a, b, x: b(function(a(x))), nn.Linear(16, 32), nn.Linear(32, 4))
+    with torch.no_grad():
+        for value in net.parts[0].parameters():
+            value.mul_(scale)
+    ((_, units, silent, constant, saturated),) = analyze(net, torch.randn(256, 16), what="dead")["dead"].rows
+    assert (units, silent, constant) == (32, 0, 0) and least <= int(saturated) <= most
