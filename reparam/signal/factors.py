@@ -105,13 +105,14 @@ def leading_factor(program: Program, function: Function) -> tuple[float, fx.Node
 
 
 def factors_behind(program: Program, function: Function) -> tuple[float, fx.Node]:
-    """The constant factors that stand behind a function and nothing else, c of c*f(x), and the value c*f(x); 1 and f(x)
-    without one."""
+    """The constant numbers that stand behind a function and nothing else, c of c*f(x), and the value c*f(x); 1 and f(x)
+    without one. What differs between channels or places, such as a mask, is no such number."""
     product, node = 1.0, function.result
     while len(node.users) == 1:
         (user,) = node.users
         factor = factor_at(program, user)
-        if not factor or _is_learned(program, user):
+        one = all(n.meta["val"].numel() == 1 for n in user.all_input_nodes if n is not node)
+        if not factor or not one or _is_learned(program, user):
             break
         product, node = product * factor, user
     return product, node

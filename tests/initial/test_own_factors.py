@@ -160,6 +160,25 @@ class Times(nn.Module):
         return self.c * torch.relu(x)
 
 
+class Masked(nn.Module):
+    """relu(x) with every other feature off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([1.0, 0.0]).repeat(WIDTH // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.relu(x) * self.mask
+        return y
+
+
+@pytest.mark.parametrize("method", ["normalised-act", "gaussian"])
+def test_a_mask_behind_an_activation_stays(method: str) -> None:
+    net, x = nn.Sequential(nn.Linear(WIDTH, WIDTH), Masked()), torch.randn(2, WIDTH)
+    y = init(net, x, method=method).module(x)
+    assert bool((y[:, 1::2] == 0).all()) and bool((y[:, ::2] != 0).any())
+
+
 def gain_back(net: nn.Module) -> float:
     x = torch.randn(64, WIDTH, requires_grad=True)
     y = net(x)
