@@ -139,10 +139,19 @@ def resolve_writes(draft: Draft) -> Draft:
         graph, weights = _lift(_without_dropouts(draft.exported).run_decompositions({}), draft.names)
     except Exception as error:
         raise CaptureError(explain_writes(draft.exported.graph, error)) from error
+    _leave_inputs(graph)
     if not functionalize_locally(graph):
         raise CaptureError(explain_writes(graph))
     notes = (*draft.notes, "in-place writes through views were made functional")
     return replace(draft, graph=graph, weights=weights, notes=notes)
+
+
+def _leave_inputs(graph: fx.Graph) -> None:
+    """Without the copies at the end, by which torch gives an input the values that the model wrote to it."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and op_name(node) == "copy_" and "val" not in node.meta:
+            node.replace_all_uses_with(node.args[1])
+            graph.erase_node(node)
 
 
 def _without_dropouts(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
