@@ -143,7 +143,8 @@ def _of_function(value: Any, depth: int) -> Iterator[Callable[[], None]]:
     if isinstance(value, functools._lru_cache_wrapper):
         yield _Cleared(value)
     if isinstance(value, functools.partial):
-        inner, kept = [value.func], [*value.args, *value.keywords.values()]
+        inner: list[Any] = [value.func]
+        kept = [*value.args, *value.keywords.values()]
     else:
         inner = [getattr(value, "__wrapped__", None), getattr(value, "__func__", None)]
         kept = [*(getattr(value, "__defaults__", None) or ()), *(getattr(value, "__kwdefaults__", None) or {}).values()]

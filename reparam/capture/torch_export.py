@@ -27,10 +27,12 @@ from .explain import explain
 from .fast_path import fast_path_notes
 from .free_axes import bound_axes, dynamic_shapes, frees_batch, read_axes, wanted_axes, widened, without_batch
 from .fresh import Outside, fresh_copy
+from .guards import probes_at
 from .known_weights import WeightsAreKnown
 from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
+from .texts import MOST, texts_of_sizes
 
 _log = logging.getLogger(__name__)
 FAKE_TENSORS = "torch._subclasses.fake_tensor"  # a logger
@@ -83,11 +85,12 @@ def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[st
             notes.append("the model was in training mode; it was captured in evaluation mode")
         with outside.kept():
             notes.extend(fast_path_notes(module, lambda: _run(fresh_copy(module), example_inputs)))
-        with watched(module) as assigned:
+        with watched(module) as assigned, texts_of_sizes() as named:
             exported, samples = _export(module, _distinct(example_inputs), dynamic, notes, outside)
         refuse_state(exported, assigned)
         captured = from_exported(exported)
-    program = replace(captured.program, samples=samples) if samples > 1 else captured.program
+    program = replace(captured.program, probes=(*captured.program.probes, *probes_at(exported, sorted(named)[:MOST])))
+    program = replace(program, samples=samples) if samples > 1 else program
     calls = sum(1 for _ in program.calls())
     _log.info("captured %s: %d calls, %d weights", type(module).__name__, calls, len(program.constants))
     return Captured(program, (*notes, *captured.notes))
@@ -152,7 +155,8 @@ def _export(
     except CaptureError as error:
         if without_batch(dynamic) or not batch_is_unasked(dynamic):
             _export_once(module, args, None, outside)  # what no choice of axes helps is told as it is
-            raise CaptureError(f"{error}; leave out what need not be free of {', '.join(dynamic)}") from error
+            stuck = [d for d in dynamic if len(dynamic) > 1 and not _can_be_free(module, args, d, outside)]
+            raise CaptureError(f"{error}; leave out what need not be free of {', '.join(stuck or dynamic)}") from error
         fixed = _export_once(module, args, None, outside)
         notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {error}")
         return fixed, batch_of(args) if frees_batch(dynamic) else 1
@@ -167,6 +171,18 @@ def _export(
     size = batch_of(args)
     notes.append(f"the batch is fixed at {size}, that of the example: {bound['batch']}")
     return _export(module, args, without_batch(dynamic), notes, outside)[0], size
+
+
+def _can_be_free(module: nn.Module, args: tuple[Any, ...], axis: str, outside: Outside) -> bool:
+    """Whether the model can be captured with this axis alone free."""
+    wide = widened(module, args, (axis,))
+    try:
+        _export_once(
+            module, wide, _by_parameter(module, dynamic_shapes(wide, wanted_axes(module, wide, (axis,)))), outside
+        )
+    except CaptureError:
+        return False
+    return True
 
 
 def batch_of(args: Sequence[Any]) -> int:

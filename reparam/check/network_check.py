@@ -35,7 +35,7 @@ from reparam.utils import dtype_name, first_line
 from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
 from .input_plan import Plan, plans_of
 from .judge import Judge
-from .path_error import PathError, captured_stops, path_error, shape_of_first
+from .path_error import PathError, captured_stops, other_path, path_error, shape_of_first
 from .values import all_finite, largest_difference
 
 _log = logging.getLogger(__name__)
@@ -305,12 +305,8 @@ class _Check:
         if captured is None:
             self._refuse_float64(found.values)
             return captured_stops(self.original, found.values, plan.sizes)
-        return path_error(
-            self.original,
-            f"the model takes another path for inputs of shape {shape_of_first(found.values)} than the one that was "
-            "traced: the captured graph computes something else there",
-            plan.sizes,
-        )
+        how = "the captured graph computes something else there"
+        return other_path(self.original, found.values, how, plan.sizes)
 
     def _refuse_float64(self, values: Feed) -> None:
         """Raises CaptureError where the captured graph runs in its own dtypes and not in float64."""
