@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.ir import is_uninitialised
 
+from .assemble import refuse_repeated
+
 SMALL = 1 << 22  # bytes of one weight that may be copied
 _CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 _VALUES = (type(None), bool, int, float, complex, str, tuple, Tensor)
@@ -44,6 +46,17 @@ def fresh_copy(module: nn.Module, *, to_write: bool = False) -> nn.Module:
             for part in module.modules():
                 shared |= {id(v): v for v in vars(part).values() if not _can_be_copied(v)}
             return copy.deepcopy(module, shared)
+
+
+def own_copy(module: nn.Module) -> nn.Module:
+    """A copy of the module with weights of its own, whole ones where they were stored once and repeated.
+
+    Raises CaptureError for a weight that the memory would not hold once it is written out, by its name.
+    """
+    for name, weight in (*module.named_parameters(), *module.named_buffers()):
+        if not is_uninitialised(weight) and weight.layout is torch.strided:
+            refuse_repeated(name, weight)
+    return copy.deepcopy(module)
 
 
 def _is_small(weight: Tensor) -> bool:

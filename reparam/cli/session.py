@@ -225,7 +225,7 @@ def _only_errors_logged() -> Iterator[None]:
 def run_guarded(body: Callable[[], object], session: Session) -> int:
     """Runs `body` and returns the exit code; a failure becomes one sentence on standard error."""
     try:
-        with on_the_command_line(), _terminations(), refused_exits():
+        with on_the_command_line(), _terminations(), refused_exits(), _asides_kept_quiet(session):
             body()
             with session._delivering():
                 pass
@@ -237,6 +237,22 @@ def run_guarded(body: Callable[[], object], session: Session) -> int:
             session.error(f"{message}{_left_behind(session, error)}")
         return code
     return 0
+
+
+@contextlib.contextmanager
+def _asides_kept_quiet(session: Session) -> Iterator[None]:
+    """What the code of a model raises where nobody can catch it (in `__del__`, a thread) is told with --debug alone."""
+    before = sys.unraisablehook, threading.excepthook
+
+    def tell(words: Any) -> None:
+        if session.debug and words.exc_value is not None:
+            session.err.write(visible_lines("".join(traceback.format_exception(words.exc_value))))
+
+    sys.unraisablehook, threading.excepthook = tell, tell
+    try:
+        yield
+    finally:
+        sys.unraisablehook, threading.excepthook = before
 
 
 def _left_behind(session: Session, error: BaseException) -> str:

@@ -184,6 +184,35 @@ def test_code_that_takes_the_streams_away_changes_neither_the_words_nor_the_exit
     assert not (folder / "stolen").exists() or (folder / "stolen").read_bytes() == b""
 
 
+ASIDE = """
+import os, sys, threading
+from good import Net
+
+class Falls:
+    def __del__(self):
+        1 / 0
+
+class Aside(Net):
+    def forward(self, *x):
+        Falls()
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        return super().forward(*x)
+"""
+
+
+def test_what_is_raised_where_nobody_can_catch_it_is_no_traceback(folder: Path, warm: WarmProcess) -> None:
+    """As Python writes it for `__del__` and for threads; --debug tells."""
+    write(folder, "pass")
+    (folder / "aside.py").write_text(ASIDE)
+    words = ("convert", "net.pt", "--arch", "aside:Aside", "--force")
+    done = warm.module("reparam", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = warm.module("reparam", *words, "--debug").stderr
+    assert "ZeroDivisionError" in told and "in __del__" in told and "in <lambda>" in told
+
+
 def test_the_process_itself_is_ended_by_nobody(folder: Path, warm: WarmProcess) -> None:
     write(folder, "os._exit(0)")
     for place in ("import", "factory", "forward", "verify"):
