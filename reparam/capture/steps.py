@@ -32,6 +32,7 @@ from .assemble import assemble, attributes_read
 from .explain import explain_writes
 from .functionalize import functionalize_locally, module_path, normalize_batch_norm
 from .guards import probes
+from .places import line_of
 from .randomness import describe_call, refuse_random_calls
 
 _REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "_vmap_increment_nesting")
@@ -128,6 +129,19 @@ def _lift(exported: torch.export.ExportedProgram, names: Mapping[str, str]) -> t
 def refuse_random(draft: Draft) -> Draft:
     """What draws random numbers is no function of its inputs."""
     refuse_random_calls(draft.graph)
+    return draft
+
+
+def refuse_without_values(draft: Draft) -> Draft:
+    """A result on the device meta has a shape and no values that could be compared."""
+    for node in next(n for n in draft.graph.nodes if n.op == "output").all_input_nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.device.type == "meta":
+            line = line_of(node)
+            raise CaptureError(
+                f"a result of the model has no values, as it lies on the device meta{f', at {line}' if line else ''}; "
+                "give it a device of its own"
+            )
     return draft
 
 
@@ -307,6 +321,7 @@ _PICKS = frozenset(
 
 STEPS: tuple[Callable[[Draft], Draft], ...] = (
     refuse_random,
+    refuse_without_values,
     resolve_writes,
     come_to_the_cpu,
     restore_batch_norms,

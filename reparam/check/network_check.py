@@ -349,7 +349,8 @@ def check_emitted(
     dtype: the dtype that both run in when it differs from the original's own, else None. In float64, where the truth is
     the original's own result, the bar is that of the check before. Raises LostDigitsError when the converted model is
     less exact than the original, PathError when the captured original does not run at sizes that are said to be free,
-    InputError when this machine cannot compute in that dtype, or the original overflows.
+    CaptureError when it runs in float64 alone, InputError when this machine cannot compute in that dtype, or the
+    original overflows.
     """
     name = dtype_name(dtype or original.dtype)
     floor = max(4.0 * torch.finfo(dtype or original.dtype).eps, *(r.limit for r in rounds))
@@ -364,6 +365,8 @@ def check_emitted(
                 if r.unclaimed:  # the rewrites made it run there, and nothing is said of that size
                     continue
                 raise captured_stops(original, r.values, r.plan.sizes) from e
+            if dtype is None and "not implemented" not in str(e):
+                raise _does_not_run(e) from e
             raise InputError(f"this machine cannot run the network in {name}: {first_line(e)}") from e
         measured.append(r)
         add_spreads(outputs, r.truth, old, new, r.inputs)
