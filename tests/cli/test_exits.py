@@ -263,6 +263,35 @@ def make():
     assert done.stderr.endswith("ed, nothing was written\n")
 
 
+LOST = """
+import os, time
+from good import Net
+
+class Falls:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+        time.sleep(0.01)
+
+class Lost(Net):
+    def forward(self, *x):
+        Falls()
+        time.sleep(1)
+        return super().forward(*x)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_where_python_forgets_it_is_not_lost(
+    number: signal.Signals, folder: Path, warm: WarmProcess
+) -> None:
+    """What is raised in `__del__`, or while a weak reference ends, reaches nobody."""
+    write(folder, "pass")
+    (folder / "lost.py").write_text(LOST.format(number=int(number)))
+    done = warm.run(CHILD, "convert", "net.pt", "--arch", "lost:Lost", "--force")
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stderr.endswith("ed, nothing was written\n") and "Traceback" not in done.stderr
+
+
 def test_an_operator_of_others_that_ends_the_process(folder: Path) -> None:
     """Its shape is known to the capture, and its code runs in the checks alone."""
 
