@@ -239,7 +239,7 @@ FIGURES = (
         for n in (5, 10, 20, 40)
     ),
     *(
-        Figure(4, f"√area/RF, {n} layers", v, 2e-3, lambda n=n: chain_field(n)["side/reach"])
+        Figure(4, f"√area/RF, {n} layers", v, 2e-3, lambda n=n: chain_field(n)["side/field"])
         for n, v in ((5, 0.755), (10, 0.557), (20, 0.394), (40, 0.281))
     ),
     Figure(4, "change of the field by conversion to plain", 0, 1e-12, lambda: moved(2)),
