@@ -20,7 +20,7 @@ from reparam.ir import CPU, Program, device_of, refuse_odd_tensors
 from reparam.loading import FileOrModel, take_given
 from reparam.onnx_input import ImportedModel
 from reparam.rewrite import Progress
-from reparam.signal import predict
+from reparam.signal import predict, spell_sums
 from reparam.training import open_batches
 from reparam.utils import DEFAULT_AXES, check_callable, checked_call, describe_type, foreign_code, models_too
 
@@ -110,6 +110,7 @@ def init(  # the keywords are the options
             captured = capture(module.to(CPU), example_inputs, dynamic=given.dynamic)
         program = captured.program
         refuse_broken_weights(program)
+        spell_sums(program)
         weights = Weights(program, module, torch.Generator().manual_seed(wanted.seed))
         if method in PLAIN:
             outcome = PLAIN[method](weights, wanted)

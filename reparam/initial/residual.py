@@ -144,7 +144,7 @@ def depth_scale(weights: Weights, options: InitOptions) -> Outcome:
     if normed:
         notes.append(f"{normed} of {len(found)} branches end in a batch norm, which takes the factor away in training")
     factors = [factors_of(program, block) for block in found]
-    own = {parts[n].weight: f.fixed for b, f in zip(found, factors, strict=True) for n in b.last if n in parts}
+    own = {parts[n].weight: abs(f.fixed) for b, f in zip(found, factors, strict=True) for n in b.last if n in parts}
     own = {name: value for name, value in own.items() if value not in (0, 1)}
     if own:
         first = next(iter(own.values()))

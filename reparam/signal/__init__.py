@@ -11,6 +11,7 @@ from .moments import Predicted, predict
 from .pictures import draw_pictures, line_picture
 from .power import Power, measured
 from .running import norm_of_batch, random_batches
+from .spelled import spell_sums
 from .table import Analysis, Table
 from .walk import Policy, Scale, Weighed, as_it_is
 
@@ -44,4 +45,5 @@ __all__ = [
     "power_of",
     "predict",
     "random_batches",
+    "spell_sums",
 ]
