@@ -15,6 +15,7 @@ from .report import Outcome
 from .weights import Weights
 
 SAME = 1e-3  # of a factor to the one that is missing
+LEAST = 1e-9  # power of a function, or of its slope, for which there is a factor
 
 
 def _found(program: Program, method: str) -> list[Function]:
@@ -41,9 +42,10 @@ def normalised_act(weights: Weights, options: InitOptions) -> Outcome:
     inserted, factors, kept, sums = [], [], [], Sums(program)
     for function in _found(program, "normalised-act"):
         factor = (sums.slope_in_front(function) if backward else sums.gain_in_front(function)) ** 0.5
+        _refuse_silent(function, backward=backward)
         own, end = sums.factors_behind(function)
         factors.append(factor)
-        if own != 1 and abs(factor / own - 1) < SAME:
+        if abs(factor / own - 1) < SAME:
             kept.append(f"'{place_of(end)}' ({own:.5g})")
             continue
         _behind(program, end, factor / own)
@@ -56,6 +58,17 @@ def normalised_act(weights: Weights, options: InitOptions) -> Outcome:
         weights.put(part.weight, weights.draw(part, 1 / fan, options.drawn_from("normal")), f"variance 1/{fan:.10g}")
         weights.clear_bias(part)
     return Outcome(inserted=tuple(inserted), figures={"factors": factors}, notes=notes)
+
+
+def _refuse_silent(function: Function, *, backward: bool) -> None:
+    """Raises InputError for a function that is flat, or zero, for nearly all values of variance 1."""
+    power = function.slope_power() if backward else function.power().second
+    if not power > LEAST:
+        what = "the slope of" if backward else "what is given by"
+        raise InputError(
+            f"{what} the activation '{place_of(function.result)}' is zero for nearly all values "
+            "from N(0, 1), so that no factor keeps its power"
+        )
 
 
 def _behind(program: Program, node: fx.Node, factor: float) -> None:
