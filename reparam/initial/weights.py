@@ -28,6 +28,21 @@ from .report import LeftWeight, SetWeight
 NOT_SET = "it is no weight that the method sets"
 FROZEN = "it is frozen: it takes no gradient, and other parameters do"
 BUFFER = "it is a buffer, such as a fixed filter, and no parameter"
+COMPUTED = (
+    "the weight that its layer reads is computed from it, as weight norms and standardisation do, so that setting it "
+    "need not set the scale of the layer"
+)
+RECURRENT = "a recurrent layer packs all its gates in it, and its state passes through it at each step: no rule here is for that"
+EINSUM = "einsum contracts it, along axes of its own choice, and no method takes that for a linear layer"
+BILINEAR = "a bilinear layer multiplies it by two values, and the rules are for one"
+PRODUCT = "a product of tensors reads it that is no linear layer: it is a matrix for each part, stands on the left, or is moved"
+_CELLS = [getattr(aten, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")]
+_LEFT_READERS = (  # calls whose weights no method sets
+    (frozenset(p for cell in _CELLS for p in (cell.input, cell.data)), RECURRENT),
+    (frozenset({aten.einsum.default}), EINSUM),
+    (frozenset({aten.bilinear.default}), BILINEAR),
+    (MATMULS - {aten.einsum.default}, PRODUCT),
+)
 TRUNCATED_AT = 2.0  # standard deviations, of the truncated normal distribution
 _PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
 
@@ -108,7 +123,7 @@ class Weights:
                 self.leave(part.weight, why)
             elif part is not None:
                 yield part
-            elif is_call(node, WEIGHTED | MATMULS):
+            elif part is None:
                 self._explain(node)
 
     def first_parts(self) -> Iterator[Part]:
@@ -138,13 +153,18 @@ class Weights:
         return Part(node, x, str(weight.target), bias, shape_of(weight), 1, "matrix")
 
     def _explain(self, node: fx.Node) -> None:
-        """Why the weights that only compute the weight of this call are left."""
+        """Why the weights that a call reads are left, where no method sets those of its kind."""
+        own = next((why for targets, why in _LEFT_READERS if is_call(node, targets)), None)
+        if own is None and not is_call(node, WEIGHTED):
+            return
         for operand in node.all_input_nodes:
+            if operand.op == "get_attr" and own is not None:
+                self.leave(str(operand.target), own)
             if operand.meta["data"] or operand.op == "get_attr":
                 continue
             for above in upstream([operand]):
                 if above.op == "get_attr":
-                    self.leave(str(above.target), "the weight of its layer is computed from it, and others")
+                    self.leave(str(above.target), own or COMPUTED)
 
     def value(self, name: str) -> Tensor:
         """A weight in float64."""
