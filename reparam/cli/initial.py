@@ -13,6 +13,7 @@ from reparam.errors import InputError
 from . import options as opt
 from . import which_weights as which
 from .outputs import STANDARD_OUTPUT, check_folder, check_report, delivering, plan_checkpoint, plan_outputs
+from .processes import place_in_group, process_group
 from .session import begin
 
 
@@ -89,8 +90,13 @@ def init(  # noqa: PLR0913  # the parameters are the options
 
     With --arch alone, the network is built first. What was set, to which scale, and what was left is told.
     residual-scale, normalised-act and gaussian put parts in that the architecture does not have: they write a .pt2.
+    Under torchrun, gradinit shares the samples out among the processes; the first one prints and writes.
     """
+    rank, size_of_group = place_in_group()
+    quiet = quiet or rank > 0
     session = begin(ctx, quiet=quiet, debug=debug)
+    if rank > 0 and method != Method.gradinit:
+        return  # the first process does what there is to do
     weights = which.Weights(key, prefix, pretrained)
     shapes, axes, arguments = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_arguments(arch_args)
     given = opt.read_arguments(options, "--options") or {}
@@ -112,10 +118,15 @@ def init(  # noqa: PLR0913  # the parameters are the options
 
     loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
     how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation, data=calibrate)
-    wanted = initial_work.InitOptions(method.value, given, calibrate, labels, shapes, axes, how, seed)
-    with delivering(session, json) as deliver:
-        report = initial_work.init_loaded(session, loaded, wanted, path, source, force=force)
-        deliver(report)
+    share = (rank, size_of_group)
+    wanted = initial_work.InitOptions(method.value, given, calibrate, labels, shapes, axes, how, seed, share)
+    with process_group(size_of_group if method == Method.gradinit else 1):
+        if rank > 0:
+            initial_work.join_in(session, loaded, wanted)
+            return
+        with delivering(session, json) as deliver:
+            report = initial_work.init_loaded(session, loaded, wanted, path, source, force=force)
+            deliver(report)
     if not quiet and json != STANDARD_OUTPUT:
         session.show(*initial_work.describe(report, cli_work.describe_arch(loaded.model)))
         if report["notes"]:

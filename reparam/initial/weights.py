@@ -32,10 +32,10 @@ COMPUTED = (
     "the weight that its layer reads is computed from it, as weight norms and standardisation do, so that setting it "
     "need not set the scale of the layer"
 )
-RECURRENT = "a recurrent layer packs all its gates in it, and its state passes through it at each step: no rule here is for that"
+RECURRENT = "a recurrent layer packs all its gates in it, and its state passes it at each step: no rule fits that"
 EINSUM = "einsum contracts it, along axes of its own choice, and no method takes that for a linear layer"
 BILINEAR = "a bilinear layer multiplies it by two values, and the rules are for one"
-PRODUCT = "a product of tensors reads it that is no linear layer: it is a matrix for each part, stands on the left, or is moved"
+PRODUCT = "a product that is no linear layer reads it: it is a matrix for each part, stands on the left, or moves"
 _CELLS = [getattr(aten, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")]
 _LEFT_READERS = (  # calls whose weights no method sets
     (frozenset(p for cell in _CELLS for p in (cell.input, cell.data)), RECURRENT),
