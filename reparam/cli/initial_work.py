@@ -12,12 +12,10 @@ from rich.console import RenderableType
 
 from reparam._version import __version__
 from reparam.data import Preprocessing
-from reparam.emit import save_pt2
 from reparam.errors import InputError
 from reparam.initial import Initialised, init
 from reparam.utils import Shapes, one_line, together
 
-from .recalibrate_work import write_checkpoint
 from .render import line, table
 from .session import Session
 from .work import Loaded, example_inputs, explained_misfit
@@ -75,14 +73,9 @@ def init_loaded(
     made = _made(session, loaded, wanted)
     seconds = time.perf_counter() - start
     with session.working(), together():
-        if made.rewritten:
-            save_pt2(made.program, path, force=force)
-        else:
-            write_checkpoint(made.module, path, force=force)
+        made.save(path, force=force)
         if source is not None:
-            from reparam.emit.source import write_source
-
-            write_source(made.program, source, force=force)
+            made.save_source(source, force=force)
     return {
         "schema": 1,
         "reparam": __version__,
