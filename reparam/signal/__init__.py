@@ -5,7 +5,7 @@ Nothing here changes a network.
 from .analysis import KINDS, analyze
 from .branches import Block, blocks
 from .factors import Factors, Sums, factors_of, leading_factor
-from .functions import Function, activations, function_behind, function_read, gain_of
+from .functions import PASSIVE, POOLS, Function, activations, function_behind, function_read, gain_of
 from .gaussian import points_of, power_of
 from .moments import Predicted, predict
 from .pictures import draw_pictures, line_picture
@@ -17,6 +17,8 @@ from .walk import Policy, Scale, Weighed, as_it_is
 
 __all__ = [
     "KINDS",
+    "PASSIVE",
+    "POOLS",
     "Analysis",
     "Block",
     "Factors",
