@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,7 @@ class Method(StrEnum):
     gradinit = "gradinit"
 
 
+WITH_DATA = (Method.point_variance, Method.lsuv, Method.gradinit)
 REWRITING = (Method.residual_scale, Method.normalised_act, Method.gaussian)
 
 
@@ -99,6 +101,8 @@ def init(  # noqa: PLR0913  # the parameters are the options
         return  # the first process does what there is to do
     weights = which.Weights(key, prefix, pretrained)
     shapes, axes, arguments = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_arguments(arch_args)
+    reading = {"--config": config, "--mean": mean, "--std": std, "--size": size, "--interpolation": interpolation}
+    _refuse_idle(method, reading)
     given = opt.read_arguments(options, "--options") or {}
     if method in REWRITING:
         path = plan_outputs(model, arch, output, source, method.value, force=force).model
@@ -131,3 +135,10 @@ def init(  # noqa: PLR0913  # the parameters are the options
         session.show(*initial_work.describe(report, cli_work.describe_arch(loaded.model)))
         if report["notes"]:
             session.show(*(render.line(f"note: {text}") for text in report["notes"]))
+
+
+def _refuse_idle(method: Method, given: Mapping[str, object]) -> None:
+    """Raises InputError for options about samples, where the method looks at none."""
+    named = next((name for name, value in given.items() if value is not None), None)
+    if named is not None and method not in WITH_DATA:
+        raise InputError(f"{named} is about samples, and the method {method.value} looks at none; leave it out")

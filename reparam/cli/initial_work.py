@@ -113,6 +113,8 @@ def describe(report: Mapping[str, Any], arch: str) -> list[RenderableType]:
     for why, names in reasons.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         parts.append(line(f"left: {', '.join(names[:3])}{more}: {why}"))
+    if report["frozen"]:
+        parts.append(line(f"frozen, not to be trained: {', '.join(report['frozen'])}"))
     for group in report["groups"]:
         parts.append(
             line(

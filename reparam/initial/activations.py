@@ -77,8 +77,8 @@ def _refuse_silent(function: Function, *, backward: bool) -> None:
 
 
 def scale_inside(program: Program, node: fx.Node) -> float:
-    """The g of the layers that read a value, whose weights are computed and have variance g^2/fan_in on average; 1 where
-    they differ, or another kind of call reads it."""
+    """The g of the layers that read a value, whose weights are computed and have variance g^2/fan_in on average; 1
+    where they differ, or another kind of call reads it."""
     found: list[float] = []
     stack = [node]
     while stack:
@@ -92,7 +92,7 @@ def scale_inside(program: Program, node: fx.Node) -> float:
                 return 1.0
             value: Tensor = evaluate_region(program, upstream([weight]), {})[weight]
             found.append(float(value.detach().double().square().sum() / len(value)) ** 0.5)
-    alike = bool(found) and 0 < min(found) and max(found) / min(found) - 1 < ALIKE
+    alike = bool(found) and min(found) > 0 and max(found) / min(found) - 1 < ALIKE
     mean = sum(found) / len(found) if alike else 1.0
     return 1.0 if abs(mean - 1) < SAME else mean
 

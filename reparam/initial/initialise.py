@@ -123,7 +123,7 @@ def init(  # noqa: PLR0913  # the keywords are the options
             outcome = DRIVEN[method](weights, wanted, batches)
         else:
             source = _Labelled(program, data, labels, preprocessing, wanted.batch, tuple(example_inputs), share)
-            outcome = _learn(weights, wanted, source, loss or nn.functional.cross_entropy, progress)
+            outcome = _learn(weights, wanted, source, loss or _cross_entropy, progress)
         refuse_unset(weights, method)
         if method not in UNSCALED:
             notes = told(weights, outcome.seen, outcome.measure, _predicted(weights))
@@ -183,6 +183,14 @@ def _result(method: str, weights: Weights, outcome: Outcome, notes: tuple[str, .
         (*notes, *outcome.notes),
         outcome.figures,
     )
+
+
+def _cross_entropy(y: Any, labels: Tensor) -> Tensor:
+    """Raises InputError for labels of classes that the network does not have."""
+    if isinstance(y, Tensor) and y.dim() > 1 and labels.numel() and int(labels.max()) >= y.shape[1]:
+        most, classes = int(labels.max()), y.shape[1]
+        raise InputError(f"a label is {most}, and the network has {classes} classes, counted from 0 to {classes - 1}")
+    return nn.functional.cross_entropy(y, labels)
 
 
 # ---- gradinit ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from reparam.ir import (
     shape_of,
     upstream,
 )
+from reparam.signal import moved_alone
 from reparam.utils import dtype_name
 
 from .report import LeftWeight, SetWeight
@@ -32,6 +33,7 @@ COMPUTED = (
     "the weight that its layer reads is computed from it, as weight norms and standardisation do, so that setting it "
     "need not set the scale of the layer"
 )
+PICKED = "layers read it in parts, or turned, and the method sets whole weights"
 RECURRENT = "a recurrent layer packs all its gates in it, and its state passes it at each step: no rule fits that"
 EINSUM = "einsum contracts it, along axes of its own choice, and no method takes that for a linear layer"
 BILINEAR = "a bilinear layer multiplies it by two values, and the rules are for one"
@@ -43,6 +45,7 @@ _LEFT_READERS = (  # calls whose weights no method sets
     (frozenset({aten.bilinear.default}), BILINEAR),
     (MATMULS - {aten.einsum.default}, PRODUCT),
 )
+LOST = 0.05  # of the size of a weight, by rounding to its dtype
 TRUNCATED_AT = 2.0  # standard deviations, of the truncated normal distribution
 _PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
 
@@ -164,7 +167,8 @@ class Weights:
                 continue
             for above in upstream([operand]):
                 if above.op == "get_attr":
-                    self.leave(str(above.target), own or COMPUTED)
+                    picked = own is None and moved_alone(upstream([operand]))
+                    self.leave(str(above.target), PICKED if picked else own or COMPUTED)
 
     def value(self, name: str) -> Tensor:
         """A weight in float64."""
@@ -189,7 +193,8 @@ class Weights:
         if own is None or own.shape != constant.value.shape:
             raise InputError(f"the model has no parameter '{constant.origin}' of the shape that its graph reads")
         typed = value.to(own.dtype)
-        if not bool(torch.isfinite(typed).all()) or (bool(value.any()) and not bool(typed.any())):
+        before, after = _size(value), _size(typed)
+        if not bool(torch.isfinite(typed).all()) or (before > 0 and not abs(after / before - 1) < LOST):
             kind = dtype_name(own.dtype)
             raise InputError(f"the weight '{constant.origin}' would have entries beyond the numbers of {kind} ({what})")
         with torch.no_grad():

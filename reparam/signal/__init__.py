@@ -8,6 +8,7 @@ from .factors import Factors, Sums, factors_of, leading_factor
 from .functions import PASSIVE, POOLS, Function, activations, function_behind, function_read, gain_of
 from .gaussian import points_of, power_of
 from .moments import Predicted, predict
+from .packed import moved_alone, packed_parts
 from .pictures import draw_pictures, line_picture
 from .power import Power, measured
 from .running import norm_of_batch, random_batches
@@ -42,7 +43,9 @@ __all__ = [
     "leading_factor",
     "line_picture",
     "measured",
+    "moved_alone",
     "norm_of_batch",
+    "packed_parts",
     "points_of",
     "power_of",
     "predict",

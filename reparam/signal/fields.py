@@ -32,7 +32,7 @@ from reparam.ir import (
     shape_of,
 )
 
-from .boxes import Box, joined
+from .boxes import Box, joined, one, whole
 from .places import names_of, stations
 from .reach import reach_of
 from .roles import channels_read
@@ -73,7 +73,8 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
         )
     total = total / most
     at = _centre(shape_of(node), axis, grid=grid)
-    reached = reach_of(program, node, at, program.placeholders[source])
+    start = tuple(whole(n) if i is None else one(n, i) for n, i in zip(shape_of(node), at, strict=True))
+    reached = reach_of(program, node, start, program.placeholders[source])
     return _table(total / total.sum(), place_of(node), reached, own)
 
 

@@ -7,7 +7,7 @@ statistics of batch norms count as constants, as in evaluation mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from torch import Tensor, fx
 
@@ -36,13 +36,8 @@ _REDUCTIONS = ("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp",
 _ALONG = ("softmax", "log_softmax", "_softmax", "_safe_softmax", "cumsum", "glu")
 
 
-def reach_of(program: Program, unit: fx.Node, places: Sequence[int | None], source: fx.Node) -> Box | str:
-    """The places of `source` on which one place of `unit` depends, or what is not known, in words.
-
-    places: of the unit, for each axis; None for channels, of which all are looked at.
-    """
-    sizes = shape_of(unit)
-    start = tuple(whole(n) if at is None else one(n, at) for n, at in zip(sizes, places, strict=True))
+def reach_of(program: Program, unit: fx.Node, start: Box, source: fx.Node) -> Box | str:
+    """The places of `source` on which the places `start` of `unit` depend, or what is not known, in words."""
     boxes: dict[fx.Node, Box] = {unit: start}
     for node in reversed(list(program.graph.nodes)):
         if node not in boxes or node is source:
