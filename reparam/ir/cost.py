@@ -27,6 +27,7 @@ from .aten import (
     arguments,
     aten,
     is_call,
+    op_name,
 )
 from .program import Program, is_float, shape_of
 
@@ -36,6 +37,9 @@ _PRODUCTS = frozenset(
         *(aten.linalg_multi_dot.default, aten.chain_matmul.default),
         *(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input),
     }
+)
+_OF_SIZES = frozenset(  # what reads the size of its operand alone
+    ("sym_size", "sym_numel", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 )
 _SQUASHED = frozenset({aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int, aten.tanh.default})
 
@@ -146,18 +150,26 @@ _POINTWISE = (
 )
 
 
-def _data(node: fx.Node) -> list[fx.Node]:
-    return [i for i in node.all_input_nodes if is_float(i) and i.meta["data"]]
+def _operands(program: Program) -> dict[fx.Node, list[fx.Node]]:
+    """For each node what it reads of floats that depend on what the inputs are, and not on their sizes alone."""
+    varying: set[fx.Node] = set()
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in program.graph.nodes:
+        read = [i for i in node.all_input_nodes if i in varying]
+        if node.op == "placeholder" or (read and op_name(node) not in _OF_SIZES):
+            varying.add(node)
+        found[node] = [i for i in read if is_float(i)]
+    return found
 
 
-def _sources(program: Program) -> dict[fx.Node, fx.Node]:
+def _sources(program: Program, data: dict[fx.Node, list[fx.Node]]) -> dict[fx.Node, fx.Node]:
     """For each node the value that it is a pointwise function of: itself, unless all its operands have one source."""
     source: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
         source[node] = node
         if not is_call(node, _POINTWISE):
             continue
-        operands = _data(node)
+        operands = data[node]
         found = {source[i] for i in operands}
         if len(found) == 1 and all(_extent(i) == _extent(node) for i in operands):
             source[node] = found.pop()
@@ -169,12 +181,13 @@ def spelled_out(program: Program) -> dict[fx.Node, fx.Node]:
 
     x * sigmoid(x) is one node however it is spelled. A call belongs to the last product or sum that reads it again.
     """
-    source = _sources(program)
+    data = _operands(program)
+    source = _sources(program, data)
     inside: dict[fx.Node, fx.Node] = {}
     for node in reversed(list(program.calls())):
-        if node in inside or len(_data(node)) < 2 or source[node] is node:
+        if node in inside or len(data[node]) < 2 or source[node] is node:
             continue
-        stack = _data(node)
+        stack = list(data[node])
         inside[node] = node
         while stack:
             n = stack.pop()
@@ -183,8 +196,8 @@ def spelled_out(program: Program) -> dict[fx.Node, fx.Node]:
             if any(u not in inside or inside[u] is not node for u in n.users):
                 continue
             inside[n] = node
-            stack.extend(_data(n))
-        reads = {i for n in inside if inside[n] is node for i in _data(n) if inside.get(i) is not node}
+            stack.extend(data[n])
+        reads = {i for n in inside if inside[n] is node for i in data[n] if inside.get(i) is not node}
         if len(reads) != 1:  # a value inside is read from outside as well: then it is a merge after all
             inside = {n: last for n, last in inside.items() if last is not node}
     return inside
@@ -192,10 +205,10 @@ def spelled_out(program: Program) -> dict[fx.Node, fx.Node]:
 
 def joins(program: Program) -> dict[fx.Node, Literal["merge", "gate"]]:
     """The calls that join several values that depend on the inputs, and whether each is a merge or a gate."""
-    inside = spelled_out(program)
+    inside, data = spelled_out(program), _operands(program)
     found: dict[fx.Node, Literal["merge", "gate"]] = {}
     for node in program.calls():
-        operands = _data(node)
+        operands = data[node]
         if len(operands) > 1 and node not in inside:
             found[node] = "gate" if _is_gate(node, operands) else "merge"
     return found

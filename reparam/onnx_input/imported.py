@@ -43,7 +43,9 @@ from .reading import read_file
 
 MOST_DRAWN = 2  # an example's integers are below this
 _STATISTICS = {"BatchNormalization": (3, 4)}  # inputs that are buffers
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization"})
+_WEIGHTED = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization", "LSTM", "GRU", "RNN"}
+)
 
 
 class ImportedModel(fx.GraphModule):

@@ -39,6 +39,8 @@ class Step:
             if is_out_of_memory(error) or any(is_fake(v) for v in values):  # torch.export tells it in its own words
                 raise
             raise self.node.broken(first_line(error)) from error
+        if isinstance(found, tuple) and self.node.results == 1:  # the others have no names in the file
+            found = found[0]
         for value in found if isinstance(found, tuple) else (found,):
             self._refuse_huge(value)
         return found

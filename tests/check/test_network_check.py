@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from reparam.check import NetworkEvidence, check_emitted, check_float64, depth_limit
 from reparam.check import network_check as subject
@@ -170,7 +170,14 @@ def test_the_amplification_excuses_nothing_else() -> None:
 
 def test_the_bar_grows_with_depth_from_1e_10_to_1e_9() -> None:
     def deep(layers: int) -> Program:
-        return program_of(nn.Sequential(*(nn.Linear(2, 2) for _ in range(layers))), torch.randn(2, 2))
+        program = program_of(nn.Linear(2, 2), torch.randn(2, 2))
+        (last,) = program.calls()
+        x = before = last.args[0]
+        assert isinstance(x, fx.Node)
+        for _ in range(layers - 1):
+            before = program.clone(last, {x: before})
+        last.replace_input_with(x, before)
+        return program
 
     assert [depth_limit(deep(n)) for n in (1, 50)] == [1e-10, 1e-10]
     assert depth_limit(deep(100)) == pytest.approx(2e-10)

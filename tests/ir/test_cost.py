@@ -66,6 +66,32 @@ def test_what_meets_elsewhere_is_a_merge_or_a_gate(name: str) -> None:
     assert not is_chain(program)
 
 
+OF_SIZES: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros of its shape": lambda x: x + torch.zeros(x.shape[0], 4, 5, 5),
+    "zeros like it": lambda x: x * 2 + torch.ones_like(x).cumsum(1),
+    "a constant as large as it": lambda x: x + torch.arange(4.0).reshape(1, 4, 1, 1).expand_as(x),
+}
+
+
+@pytest.mark.parametrize("name", OF_SIZES)
+def test_what_is_made_of_sizes_alone_is_no_merge(name: str) -> None:
+    counts = census(program_of(Function(OF_SIZES[name]), torch.randn(2, 4, 5, 5)))
+    assert (counts.merges, counts.gates) == (0, 0)
+
+
+def test_a_recurrent_layer_that_starts_from_zeros_is_no_merge() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent = nn.LSTM(6, 4, batch_first=True)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.recurrent(x)[0])  # type: ignore[no-any-return]
+
+    assert is_chain(program_of(Tagger(), torch.randn(2, 5, 6)))
+
+
 def test_reading_a_size_is_no_second_user() -> None:
     def shuffle(x: Tensor) -> Tensor:
         n, c, h, w = x.shape

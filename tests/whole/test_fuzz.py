@@ -1,7 +1,7 @@
 """Random networks through the whole target `fused`: the outputs stay, the cost does not grow, no rule needs catching.
 
 Every network is checked on the traced size, on other batches, and on other maps where height and width are free. Most
-come through the direct builder; some through the real capture, against the module itself. The default suite tries 500;
+come through the direct builder; some through the real capture, against the module itself. The default suite tries 140;
 `make sweep` 20,000. A failure prints the spec, which `check(Spec(...))` runs again. It is not shrunk, since that takes
 minutes; for a smaller one, add `Phase.shrink` to `PHASES`.
 """

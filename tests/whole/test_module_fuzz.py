@@ -4,7 +4,7 @@ The models branch on sizes, keep state, and compute with bool and integer values
 is the module itself, a fresh copy for every run, in its own dtype, and not the project's own evaluator. A model may be
 refused; what is converted may raise at a size that it was not converted for, but never give another result.
 
-The default suite tries 40 models; `make sweep` 20,000.
+The default suite tries 20 models; `make sweep` 20,000.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Random networks through the whole target `plain`: the outputs and gradients stay, and what can be a chain is one.
 
 Every network is built directly and checked on the traced size, on other batches, and on other maps where height and
-width are free. The default suite tries 500; `make sweep` 20,000. A failure prints what was drawn, which
+width are free. The default suite tries 80; `make sweep` 20,000. A failure prints what was drawn, which
 `check(Drawn(...))` runs again.
 """
 
