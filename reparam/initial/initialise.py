@@ -189,7 +189,8 @@ def _cross_entropy(y: Any, labels: Tensor) -> Tensor:
     """Raises InputError for labels of classes that the network does not have."""
     if isinstance(y, Tensor) and y.dim() > 1 and labels.numel() and int(labels.max()) >= y.shape[1]:
         most, classes = int(labels.max()), y.shape[1]
-        raise InputError(f"a label is {most}, and the network has {classes} classes, counted from 0 to {classes - 1}")
+        told = f"a label is {most}, and the network has {classes} classes, counted from 0 to {classes - 1}"
+        raise InputError(f"{told}; where labels are no classes, pass another loss" if classes == 1 else told)
     return nn.functional.cross_entropy(y, labels)
 
 
