@@ -43,7 +43,7 @@ def test_gradinit_takes_another_loss_and_refuses_one_that_does_not_fit() -> None
     mse = lambda y, t: (y[:, 0] - t).square().mean()  # noqa: E731
     made = init(net, x[:2], method="gradinit", data=data, loss=mse, steps=3)
     assert made.figures["multipliers"].keys() == {"weight", "bias"}
-    with pytest.raises(InputError, match="a label is 2, and the network has 1 classes.* pass another loss"):
+    with pytest.raises(InputError, match=r"a label is 2, and the network has 1 classes.* pass another loss"):
         init(net, x[:2], method="gradinit", data=data, steps=1)
 
 
