@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from reparam import InputError, init
+from reparam import InputError, analyze, init
 from support.of import Of
 
 
@@ -80,3 +80,31 @@ def test_labels_and_a_loss_are_for_gradinit() -> None:
     for options in ({"labels": torch.zeros(2)}, {"loss": nn.functional.mse_loss}):
         with pytest.raises(InputError, match="the method he looks at no labels and takes no loss"):
             init(nn.Linear(4, 4), x, method="he", **options)
+
+
+@pytest.mark.parametrize("limit", [5.0, 100.0])
+def test_a_clamp_beyond_the_usual_values_is_an_activation(limit: float) -> None:
+    net = nn.Sequential(nn.Linear(32, 32), nn.Hardtanh(-limit, limit), nn.Linear(32, 4))
+    x = torch.randn(2, 32)
+    made = init(net, x, method="normalised-act")
+    assert made.figures["factors"] == pytest.approx([1.0], abs=1e-3)
+    assert made.inserted == () and "'1' (1)" in made.notes[0]  # its factor is one
+    assert "phi of theta" in init(net, x, method="gaussian").inserted[0]
+    loud = torch.full((16, 32), 300.0)
+    row = analyze(net, loud, what="dead", data=[loud])["dead"].rows[0]
+    assert row[:2] == ("1", 32)
+    assert analyze(net, loud, what="gaussianity", data=[loud])["gaussianity"].rows[0][0] == "0"
+
+
+def test_an_affine_spelled_as_a_function_is_none() -> None:
+    net = Of(lambda a, b, x: b((a(x) * 3.0 + 0.7) / 2), nn.Linear(8, 8), nn.Linear(8, 4))
+    with pytest.raises(InputError, match="no activation"):
+        init(net, torch.randn(2, 8), method="normalised-act")
+
+
+@pytest.mark.parametrize("silent", [nn.Softshrink(10.0), nn.Threshold(20.0, 0.0)])
+@pytest.mark.parametrize("keep", ["forward", "backward"])
+def test_normalised_act_refuses_what_gives_nothing(silent: nn.Module, keep: str) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), silent, nn.Linear(8, 4))
+    with pytest.raises(InputError, match="'1' is zero for nearly all values"):
+        init(net, torch.randn(2, 8), method="normalised-act", keep=keep)
