@@ -3,7 +3,8 @@
 A network has L linear layers of 64 features with ReLU between them; its residual twin the same layers in blocks
 x + second(relu(first(x))). Both are trained for some epochs of SGD with momentum, with the best of three rates for each
 kind of initial weights (the lowest mean loss), five seeds; gradients are clipped at norm 1. All rates and seeds of a
-kind are trained at once. A run whose loss is not finite counts as loss 2.303, that of guessing.
+kind are trained at once. A run whose loss is not finite counts as loss 2.303, that of guessing. bn-scale has no row, as
+there are no batch norms here; gradinit starts from torch's own weights and makes 390 steps.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +82,11 @@ def made(kind: str, depth: int, residual: bool, seed: int, data: Digits) -> nn.M
     if kind == "residual-scale, converted to plain":
         scaled = reparam.init(net, example, method="residual-scale", seed=seed).module
         return reparam.convert(scaled, example, to="plain", signed="prelu").module
-    options = {"data": [data.x], "batch": 256, "batches": 1} if kind == "lsuv" else {}
+    options: dict[str, Any] = {}
+    if kind in ("lsuv", "point-variance"):
+        options = {"data": [data.x], "batch": 256, "batches": 1}
+    if kind == "gradinit":
+        options = {"data": [(data.x, data.y)], "batch": BATCH, "rate": max(RATES)}
     return reparam.init(net, example, method=kind, seed=seed, **options).module
 
 
@@ -129,8 +135,18 @@ def train(
     return curves, [float(r.double().mean()) if a else 0.1 for r, a in zip(right, alive, strict=True)]
 
 
-PLAIN = ("torch's own", "he", "autoinit", "zero", "normalised-act", "gaussian", "lsuv")
-RESIDUAL = ("torch's own", "he", "autoinit", "zero", "lsuv", "depth-scale", "residual-scale")
+PLAIN = ("torch's own", "he", "autoinit", "zero", "normalised-act", "gaussian", "lsuv", "point-variance", "gradinit")
+RESIDUAL = (
+    "torch's own",
+    "he",
+    "autoinit",
+    "zero",
+    "lsuv",
+    "point-variance",
+    "gradinit",
+    "depth-scale",
+    "residual-scale",
+)
 
 
 def measure(
@@ -154,6 +170,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of the names of initial weights")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--curves", action="store_true", help="the loss of every epoch, not of three of them")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.quick:
@@ -167,7 +184,8 @@ def main() -> None:
                 continue
             rate, curve, right = measure(kind, depth, residual, data, arguments.seeds, arguments.epochs)
             form = "plain" if not residual or "converted" in kind else "residual"
-            shown = " ".join(f"{v:.2f}" for v in (curve[0], curve[len(curve) // 2], curve[-1]))
+            chosen = curve if arguments.curves else (curve[0], curve[len(curve) // 2], curve[-1])
+            shown = " ".join(f"{v:.2f}" for v in chosen)
             print(f"| {depth} | {form} | {kind} | {rate:g} | {shown} | {100 * right:.1f} % |", flush=True)
 
 

@@ -211,25 +211,34 @@ def mean_cosine(tokens: Tensor) -> float:
 
 @functools.cache
 @torch.no_grad()
-def powers(proxy: bool, batch_norm: bool) -> list[list[float]]:
-    """The share of channel means in the power of normalised values, behind each of 20 random convolutions of 64
-    channels, of eight networks."""
+def powers(proxy: bool, batch_norm: bool, width: int = 64, networks: int = 8) -> list[list[float]]:
+    """The share of channel means in the power of normalised values, behind each of 20 random convolutions of `width`
+    channels, of some networks."""
 
     def once() -> list[float]:
-        x, found = torch.randn(32, 64, 8, 8), []
+        x, found = torch.randn(32, width, 8, 8), []
         for _ in range(20):
             wrapped = F.pad(x, (1, 1, 1, 1), mode="circular")
-            y = F.conv2d(wrapped, torch.randn(64, 64, 3, 3) * math.sqrt(2 / 576))
+            y = F.conv2d(wrapped, torch.randn(width, width, 3, 3) * math.sqrt(2 / (9 * width)))
             normal = F.batch_norm(y, None, None, training=True) if batch_norm else F.group_norm(y, 1)
             found.append(float(normal.mean((0, 2, 3)).square().mean() / normal.square().mean()))
-            x = normal.relu() if batch_norm else ProxyNorm(64, proxy=proxy)(y)
+            x = normal.relu() if batch_norm else ProxyNorm(width, proxy=proxy)(y)
         return found
 
-    return over_seeds(8, once)
+    return over_seeds(networks, once)
 
 
-def power_of_means(layer: int, proxy: bool, batch_norm: bool = False) -> float:
-    return fmean(network[layer - 1] for network in powers(proxy, batch_norm))
+def power_of_means(layer: int, proxy: bool, batch_norm: bool = False, *, width: int = 64, networks: int = 8) -> float:
+    return fmean(network[layer - 1] for network in powers(proxy, batch_norm, width, networks))
+
+
+def share_in_theory(layer: int) -> float:
+    """The correlation of places that share nothing, behind layers of infinitely many channels and ReLU: it starts at 0,
+    and c becomes (sqrt(1 - c^2) + c (pi - arccos c))/pi in each."""
+    c = 0.0
+    for _ in range(layer - 1):
+        c = (math.sqrt(1 - c * c) + c * (math.pi - math.acos(c))) / math.pi
+    return c
 
 
 @torch.no_grad()
@@ -313,10 +322,20 @@ FIGURES = (
         Figure(
             12, f"power in channel means, layer {n}, layer norm", value, within, lambda n=n: power_of_means(n, False)
         )
-        for n, value, within in ((1, 0.001, 1.0), (5, 0.639, 0.1), (10, 0.793, 0.1), (20, 0.905, 0.1))
+        for n, value, within in ((1, 1 / 2048, 0.05), (5, 0.639, 0.1), (10, 0.793, 0.075), (20, 0.905, 0.04))
     ),
     *(
-        Figure(12, f"the same with proxy normalisation, layer {n}", 0.001, 3.0, lambda n=n: power_of_means(n, True))
+        Figure(
+            12,
+            f"the same, 256 channels, layer {n}, against infinitely many",
+            share_in_theory(n),
+            within,
+            lambda n=n: power_of_means(n, False, width=256, networks=6),
+        )
+        for n, within in ((5, 0.025), (10, 0.04), (20, 0.02))
+    ),
+    *(
+        Figure(12, f"the same with proxy normalisation, layer {n}", 0.001, 2.0, lambda n=n: power_of_means(n, True))
         for n in (1, 5, 10, 20)
     ),
     Figure(12, "the same, layer 20, batch norm", 0, 1e-9, lambda: power_of_means(20, False, True)),
@@ -335,7 +354,7 @@ FIGURES = (
         for n, value in ((1, 0.257), (3, 0.111), (10, 0.036))
     ),
     Figure(15, "E y², first point convolution", 1, 0.15, lambda: point_outputs(True, 0)),
-    Figure(15, "E y², third point convolution", 1, 0.3, lambda: point_outputs(True, 2)),
+    Figure(15, "E y², third point convolution", 1, 0.25, lambda: point_outputs(True, 2)),
     Figure(16, "x_N − x_0 − Σ(1 − γ^(N−j))f_j, ten layers, relative", 0, 1e-14, unrolled),
     Figure(17, "E‖h_L‖²/‖h_0‖², β = ½", (1 + 0.01 / 2) ** 100, 0.05, lambda: scaled(0.5)),
     Figure(17, "E‖h_L‖²/‖h_0‖², β = 1", (1 + 1e-4 / 2) ** 100, 0.01, lambda: scaled(1.0)),

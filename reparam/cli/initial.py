@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from reparam.errors import InputError
 from . import options as opt
 from . import which_weights as which
 from .outputs import STANDARD_OUTPUT, check_folder, check_report, delivering, plan_checkpoint, plan_outputs
+from .processes import place_in_group, process_group
 from .session import begin
 
 
@@ -32,6 +34,7 @@ class Method(StrEnum):
     gradinit = "gradinit"
 
 
+WITH_DATA = (Method.point_variance, Method.lsuv, Method.gradinit)
 REWRITING = (Method.residual_scale, Method.normalised_act, Method.gaussian)
 
 
@@ -89,10 +92,17 @@ def init(  # noqa: PLR0913  # the parameters are the options
 
     With --arch alone, the network is built first. What was set, to which scale, and what was left is told.
     residual-scale, normalised-act and gaussian put parts in that the architecture does not have: they write a .pt2.
+    Under torchrun, gradinit shares the samples out among the processes; the first one prints and writes.
     """
+    rank, size_of_group = place_in_group()
+    quiet = quiet or rank > 0
     session = begin(ctx, quiet=quiet, debug=debug)
+    if rank > 0 and method != Method.gradinit:
+        return  # the first process does what there is to do
     weights = which.Weights(key, prefix, pretrained)
     shapes, axes, arguments = opt.read_shapes(input_shape), opt.read_dynamic(dynamic), opt.read_arguments(arch_args)
+    reading = {"--config": config, "--mean": mean, "--std": std, "--size": size, "--interpolation": interpolation}
+    _refuse_idle(method, reading)
     given = opt.read_arguments(options, "--options") or {}
     if method in REWRITING:
         path = plan_outputs(model, arch, output, source, method.value, force=force).model
@@ -112,11 +122,23 @@ def init(  # noqa: PLR0913  # the parameters are the options
 
     loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
     how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation, data=calibrate)
-    wanted = initial_work.InitOptions(method.value, given, calibrate, labels, shapes, axes, how, seed)
-    with delivering(session, json) as deliver:
-        report = initial_work.init_loaded(session, loaded, wanted, path, source, force=force)
-        deliver(report)
+    share = (rank, size_of_group)
+    wanted = initial_work.InitOptions(method.value, given, calibrate, labels, shapes, axes, how, seed, share)
+    with process_group(size_of_group if method == Method.gradinit else 1):
+        if rank > 0:
+            initial_work.join_in(session, loaded, wanted)
+            return
+        with delivering(session, json) as deliver:
+            report = initial_work.init_loaded(session, loaded, wanted, path, source, force=force)
+            deliver(report)
     if not quiet and json != STANDARD_OUTPUT:
         session.show(*initial_work.describe(report, cli_work.describe_arch(loaded.model)))
         if report["notes"]:
             session.show(*(render.line(f"note: {text}") for text in report["notes"]))
+
+
+def _refuse_idle(method: Method, given: Mapping[str, object]) -> None:
+    """Raises InputError for options about samples, where the method looks at none."""
+    named = next((name for name, value in given.items() if value is not None), None)
+    if named is not None and method not in WITH_DATA:
+        raise InputError(f"{named} is about samples, and the method {method.value} looks at none; leave it out")

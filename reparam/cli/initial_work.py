@@ -12,12 +12,10 @@ from rich.console import RenderableType
 
 from reparam._version import __version__
 from reparam.data import Preprocessing
-from reparam.emit import save_pt2
 from reparam.errors import InputError
-from reparam.initial import init
+from reparam.initial import Initialised, init
 from reparam.utils import Shapes, one_line, together
 
-from .recalibrate_work import write_checkpoint
 from .render import line, table
 from .session import Session
 from .work import Loaded, example_inputs, explained_misfit
@@ -27,7 +25,8 @@ MOST_ROWS = 40
 
 @dataclass(frozen=True)
 class InitOptions:
-    """What `init` is asked for beside the model; see `reparam.init`. options: those of the method, from JSON."""
+    """What `init` is asked for beside the model; see `reparam.init`. options: those of the method, from JSON. share:
+    which process this is, of how many."""
 
     method: str
     options: Mapping[str, Any]
@@ -37,6 +36,32 @@ class InitOptions:
     dynamic: tuple[str, ...]
     preprocessing: Preprocessing | None
     seed: int
+    share: tuple[int, int] = (0, 1)
+
+
+def _made(session: Session, loaded: Loaded, wanted: InitOptions) -> Initialised:
+    model = loaded.model
+    if model.exported is not None:
+        raise InputError(f"{loaded.name} is an exported program; weights are set in a model: give its checkpoint")
+    inputs = example_inputs(session, model, wanted.shapes, 2, wanted.seed)
+    with session.working() as tell, explained_misfit(model, inputs):
+        return init(
+            model.module,
+            *inputs,
+            method=wanted.method,
+            data=wanted.data,
+            labels=wanted.labels,
+            share=wanted.share,
+            dynamic=wanted.dynamic,
+            preprocessing=wanted.preprocessing,
+            progress=tell,
+            **{"seed": wanted.seed, **wanted.options},
+        )
+
+
+def join_in(session: Session, loaded: Loaded, wanted: InitOptions) -> None:
+    """The work of a process that writes nothing."""
+    _made(session, loaded, wanted)
 
 
 def init_loaded(
@@ -44,33 +69,13 @@ def init_loaded(
 ) -> dict[str, Any]:
     """Sets the weights and writes; returns the report."""
     model = loaded.model
-    if model.exported is not None:
-        raise InputError(f"{loaded.name} is an exported program; weights are set in a model: give its checkpoint")
-    inputs = example_inputs(session, model, wanted.shapes, 2, wanted.seed)
-    with session.working() as tell:
-        start = time.perf_counter()
-        with explained_misfit(model, inputs):
-            made = init(
-                model.module,
-                *inputs,
-                method=wanted.method,
-                data=wanted.data,
-                labels=wanted.labels,
-                dynamic=wanted.dynamic,
-                preprocessing=wanted.preprocessing,
-                progress=tell,
-                **{"seed": wanted.seed, **wanted.options},
-            )
-        seconds = time.perf_counter() - start
-        with together():
-            if made.rewritten:
-                save_pt2(made.program, path, force=force)
-            else:
-                write_checkpoint(made.module, path, force=force)
-            if source is not None:
-                from reparam.emit.source import write_source
-
-                write_source(made.program, source, force=force)
+    start = time.perf_counter()
+    made = _made(session, loaded, wanted)
+    seconds = time.perf_counter() - start
+    with session.working(), together():
+        made.save(path, force=force)
+        if source is not None:
+            made.save_source(source, force=force)
     return {
         "schema": 1,
         "reparam": __version__,
@@ -108,6 +113,8 @@ def describe(report: Mapping[str, Any], arch: str) -> list[RenderableType]:
     for why, names in reasons.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         parts.append(line(f"left: {', '.join(names[:3])}{more}: {why}"))
+    if report["frozen"]:
+        parts.append(line(f"frozen, not to be trained: {', '.join(report['frozen'])}"))
     for group in report["groups"]:
         parts.append(
             line(

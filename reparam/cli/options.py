@@ -302,7 +302,8 @@ def read_arguments(text: str | None, option: str = "--arch-args") -> dict[str, A
     """The JSON object of `--arch-args`."""
     if text is None:
         return None
-    example = "write an object, such as '{\"num_classes\": 10}'"
+    such = '{"beta": 1.0}' if option == "--options" else '{"num_classes": 10}'
+    example = f"write an object, such as '{such}'"
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import torch
-from torch import Tensor, nn
+from typing import Any
 
 from reparam._version import __version__
 from reparam.data import Preprocessing
+from reparam.emit import save_checkpoint
 from reparam.errors import InputError
 from reparam.training import recalibrate
-from reparam.utils import Shapes, is_batch, write_atomically
+from reparam.utils import Shapes, is_batch
 
 from .session import Session
 from .work import Loaded, example_inputs, explained_misfit
@@ -56,7 +53,7 @@ def recalibrate_loaded(
                 progress=tell,
             )
         seconds = time.perf_counter() - start
-        write_checkpoint(found.module, path, force=force)
+        save_checkpoint(found.module, path, force=force)
     return {
         "schema": 1,
         "reparam": __version__,
@@ -67,31 +64,6 @@ def recalibrate_loaded(
         **found.as_dict(),
         "seconds": {"load": round(loaded.seconds, 3), "measure": round(seconds, 3)},
     }
-
-
-def write_checkpoint(module: nn.Module, path: Path, *, force: bool) -> None:
-    """The state dict as the suffix says. It is made in memory: torch's writer ends the process where a disk is full."""
-    state: Mapping[str, Any] = module.state_dict()
-
-    def write(file: IO[bytes]) -> None:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save
-
-            file.write(save(_apart(state), metadata={"format": "pt"}))
-            return
-        content = io.BytesIO()
-        torch.save(dict(state), content)
-        file.write(content.getbuffer())
-
-    write_atomically(path, write, force=force)
-
-
-def _apart(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a state, each with storage of its own. Raises InputError for a state that holds anything else."""
-    other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
-    if other is not None:
-        raise InputError(f"'{other}' of the state is no tensor, and a .safetensors file holds nothing else; name a .pt")
-    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
 def describe(report: Mapping[str, Any], arch: str) -> list[str]:

@@ -1,7 +1,8 @@
-"""A program as it leaves the compiler: weights cast once, as a torch module or a `.pt2`.
+"""A program as it leaves the compiler: weights cast once, as a torch module, a `.pt2` or a checkpoint.
 Readable source has a room of its own, `emit.source`.
 """
 
+from .checkpoint import save_checkpoint
 from .finalize import finalize, overflow_told
 from .torch_module import export_program, save_pt2, to_module
 
@@ -9,6 +10,7 @@ __all__ = [
     "export_program",
     "finalize",
     "overflow_told",
+    "save_checkpoint",
     "save_pt2",
     "to_module",
 ]

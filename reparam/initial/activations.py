@@ -6,15 +6,17 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import Program, aten, place_of
+from reparam.ir import CONVS, LINEARS, Program, arguments, aten, evaluate_region, is_call, place_of, upstream
 from reparam.models.gaussian_preact import LIMIT, coefficients
-from reparam.signal import Function, Sums, activations, function_read, leading_factor
+from reparam.signal import PASSIVE, POOLS, Function, Sums, activations, function_read, leading_factor
 
 from .options import InitOptions
 from .report import Outcome
 from .weights import Weights
 
 SAME = 1e-3  # of a factor to the one that is missing
+ALIKE = 0.02  # scales of layers that are taken for one
+LEAST = 1e-9  # power of a function, or of its slope, for which there is a factor
 
 
 def _found(program: Program, method: str) -> list[Function]:
@@ -32,7 +34,8 @@ def normalised_act(weights: Weights, options: InitOptions) -> Outcome:
 
     lambda = E f'(X)^2^(-1/2) keeps the power of gradients (keep="backward"), E f(X)^2^(-1/2) that of values
     (keep="forward"); X ~ N(0, 1). It is a number that training does not change, and conversion folds it. Of a constant
-    factor that stands behind an activation already, it is what is missing.
+    factor that stands behind an activation already, it is what is missing. Weights that are computed, as standardised
+    ones are, stay; where those of all layers that read an activation have variance g^2/fan_in, g counts as a factor.
 
     Source: Yuan & Zhu 2022, "ANAct: adaptive normalization for activation functions", arXiv 2208.13315.
     """
@@ -41,13 +44,17 @@ def normalised_act(weights: Weights, options: InitOptions) -> Outcome:
     inserted, factors, kept, sums = [], [], [], Sums(program)
     for function in _found(program, "normalised-act"):
         factor = (sums.slope_in_front(function) if backward else sums.gain_in_front(function)) ** 0.5
+        _refuse_silent(function, backward=backward)
         own, end = sums.factors_behind(function)
+        inside = scale_inside(program, end)
         factors.append(factor)
-        if own != 1 and abs(factor / own - 1) < SAME:
+        own *= inside
+        if abs(factor / own - 1) < SAME:
             kept.append(f"'{place_of(end)}' ({own:.5g})")
             continue
         _behind(program, end, factor / own)
         beside = f", beside the {own:.5g} that it has" if own != 1 else ""
+        beside += f", {inside:.5g} of it in the weights behind it" if inside != 1 else ""
         inserted.append(f"the factor {factor / own:.5g} behind '{place_of(end)}'{beside}")
     more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
     notes = (f"nothing is put behind activations that have their factor already: {kept[0]}{more}",) if kept else ()
@@ -56,6 +63,38 @@ def normalised_act(weights: Weights, options: InitOptions) -> Outcome:
         weights.put(part.weight, weights.draw(part, 1 / fan, options.drawn_from("normal")), f"variance 1/{fan:.10g}")
         weights.clear_bias(part)
     return Outcome(inserted=tuple(inserted), figures={"factors": factors}, notes=notes)
+
+
+def _refuse_silent(function: Function, *, backward: bool) -> None:
+    """Raises InputError for a function that is flat, or zero, for nearly all values of variance 1."""
+    power = function.slope_power() if backward else function.power().second
+    if not power > LEAST:
+        what = "the slope of" if backward else "what is given by"
+        raise InputError(
+            f"{what} the activation '{place_of(function.result)}' is zero for nearly all values "
+            "from N(0, 1), so that no factor keeps its power"
+        )
+
+
+def scale_inside(program: Program, node: fx.Node) -> float:
+    """The g of the layers that read a value, whose weights are computed and have variance g^2/fan_in on average; 1
+    where they differ, or another kind of call reads it."""
+    found: list[float] = []
+    stack = [node]
+    while stack:
+        at = stack.pop()
+        for user in at.users:
+            if is_call(user, PASSIVE | POOLS):
+                stack.append(user)
+                continue
+            weight = arguments(user).get("weight") if is_call(user, CONVS | LINEARS) else None
+            if not isinstance(weight, fx.Node) or weight.op == "get_attr" or weight.meta["data"]:
+                return 1.0
+            value: Tensor = evaluate_region(program, upstream([weight]), {})[weight]
+            found.append(float(value.detach().double().square().sum() / len(value)) ** 0.5)
+    alike = bool(found) and min(found) > 0 and max(found) / min(found) - 1 < ALIKE
+    mean = sum(found) / len(found) if alike else 1.0
+    return 1.0 if abs(mean - 1) < SAME else mean
 
 
 def _behind(program: Program, node: fx.Node, factor: float) -> None:

@@ -21,6 +21,7 @@ from reparam.signal import (
     factors_of,
     function_behind,
     function_read,
+    packed_parts,
     predict,
     random_batches,
 )
@@ -232,7 +233,8 @@ def zero(weights: Weights, options: InitOptions) -> Outcome:
     a kernel; the last layers of residual branches are zero, and the layers behind them that give outputs.
 
     Source: Zhao et al. 2021, "ZerO initialization", arXiv 2110.12661, algorithms 1 and 2. In a network without residual
-    branches the last layer is set like the others. A weight that is also the table of an embedding is left.
+    branches the last layer is set like the others. A linear layer whose results are read in equal parts, as queries,
+    keys and values are, is one for each part. A weight that is also the table of an embedding is left.
     """
     found = list(blocks(weights.program))
     ends = {node for block in found for node in block.last}
@@ -246,9 +248,11 @@ def zero(weights: Weights, options: InitOptions) -> Outcome:
             why = "the last of a branch" if part.node in ends else "it gives an output"
             weights.put(part.weight, torch.zeros(part.shape), f"zero: {why}")
         else:
-            wide = part.outputs > part.inputs
-            what = "Hadamard matrix" if wide else "identity"
-            weights.put(part.weight, zero_weight(part), f"{what} {part.outputs} x {part.inputs}")
+            count = packed_parts(weights.program, part.node) if part.kind == "linear" else 1
+            rows = part.outputs // count
+            what = "Hadamard matrix" if rows > part.inputs else "identity"
+            each = f", {count} times, as its results are read in {count} parts" if count > 1 else ""
+            weights.put(part.weight, zero_weight(part, count), f"{what} {rows} x {part.inputs}{each}")
         weights.clear_bias(part)
     notes = [
         f"the branch at '{place_of(block.add)}' does not end in a layer, so that it does not start at zero"
@@ -258,9 +262,9 @@ def zero(weights: Weights, options: InitOptions) -> Outcome:
     return Outcome(notes=tuple(notes))
 
 
-def zero_weight(part: Part) -> Tensor:
-    """ZerO's weight of a layer that is no last one, for each group."""
-    matrix = zero_matrix(part.outputs, part.inputs)
+def zero_weight(part: Part, count: int = 1) -> Tensor:
+    """ZerO's weight of a layer that is no last one, for each group. count: layers that it stands for."""
+    matrix = zero_matrix(part.outputs // count, part.inputs).repeat(count, 1)
     if part.kind in ("transposed", "matrix"):
         matrix = matrix.t()
     flat = matrix.repeat(part.groups, 1) if part.kind != "matrix" else matrix

@@ -19,7 +19,7 @@ from reparam.ir import CPU, Program, device_of, refuse_odd_tensors
 from reparam.loading import FileOrModel, take_given
 from reparam.onnx_input import ImportedModel
 from reparam.rewrite import Progress
-from reparam.signal import predict
+from reparam.signal import predict, spell_sums
 from reparam.training import open_batches
 from reparam.utils import DEFAULT_AXES, check_callable, checked_call, describe_type, foreign_code, models_too
 
@@ -44,12 +44,13 @@ DRIVEN = {"lsuv": driven.lsuv, "point-variance": driven.point_variance}
 
 
 @checked_call
-def init(  # the keywords are the options
+def init(  # noqa: PLR0913  # the keywords are the options
     model: FileOrModel,
     *example_inputs: Any,
     method: str,
     data: Any = None,
     labels: Any = None,
+    share: tuple[int, int] = (0, 1),
     loss: Callable[[Any, Tensor], Tensor] | None = None,
     dynamic: Sequence[str] = DEFAULT_AXES,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
@@ -64,7 +65,8 @@ def init(  # the keywords are the options
         gradinit. The last three need samples.
     data: what `reparam.data.open_samples` takes, such as a file or an iterable of batches (inputs, labels). labels: of
         gradinit, where they do not come with the data. loss: of gradinit: takes the result of the model and the labels
-        (N,); cross entropy unless told.
+        (N,); cross entropy unless told. share: of gradinit, in a process group of torch.distributed: (k, n) takes every
+        n-th sample from the k-th on, for processes that read the same data.
     dynamic: axes whose size stays free, as for `convert`. preprocessing: of images.
     **options: those of `InitOptions` that the method reads, and seed=.
 
@@ -97,6 +99,7 @@ def init(  # the keywords are the options
         raise InputError(f"the method {method} looks at samples; give some with --calibrate")
     if method not in WITH_DATA and data is not None:
         raise InputError(f"the method {method} looks at no samples; leave out --calibrate")
+    _check_share(share)
     if method != "gradinit" and (labels is not None or loss is not None):
         raise InputError(f"the method {method} looks at no labels and takes no loss; leave them out")
     with foreign_code("copying the model", errors=True):
@@ -109,6 +112,7 @@ def init(  # the keywords are the options
             captured = capture(module.to(CPU), example_inputs, dynamic=given.dynamic)
         program = captured.program
         refuse_broken_weights(program)
+        spell_sums(program)
         weights = Weights(program, module, torch.Generator().manual_seed(wanted.seed))
         if method in PLAIN:
             outcome = PLAIN[method](weights, wanted)
@@ -117,8 +121,8 @@ def init(  # the keywords are the options
             batches = [inputs for inputs, _ in zip(found, range(wanted.batches), strict=False)]
             outcome = DRIVEN[method](weights, wanted, batches)
         else:
-            source = _Labelled(program, data, labels, preprocessing, wanted.batch, tuple(example_inputs))
-            outcome = _learn(weights, wanted, source, loss or nn.functional.cross_entropy, progress)
+            source = _Labelled(program, data, labels, preprocessing, wanted.batch, tuple(example_inputs), share)
+            outcome = _learn(weights, wanted, source, loss or _cross_entropy, progress)
         refuse_unset(weights, method)
         if method not in UNSCALED:
             notes = told(weights, outcome.seen, outcome.measure, _predicted(weights))
@@ -127,6 +131,12 @@ def init(  # the keywords are the options
     for part, mode in modes:
         part.training = mode
     return made
+
+
+def _check_share(share: Any) -> None:
+    whole = isinstance(share, tuple) and len(share) == 2 and all(type(n) is int for n in share)
+    if not whole or not 0 <= share[0] < share[1]:
+        raise InputError(f"share is {str(share)[:40]}; give (k, n): process k of n, from 0 to n - 1")
 
 
 def _predicted(weights: Weights) -> dict[fx.Node, float]:
@@ -174,6 +184,15 @@ def _result(method: str, weights: Weights, outcome: Outcome, notes: tuple[str, .
     )
 
 
+def _cross_entropy(y: Any, labels: Tensor) -> Tensor:
+    """Raises InputError for labels of classes that the network does not have."""
+    if isinstance(y, Tensor) and y.dim() > 1 and labels.numel() and int(labels.max()) >= y.shape[1]:
+        most, classes = int(labels.max()), y.shape[1]
+        told = f"a label is {most}, and the network has {classes} classes, counted from 0 to {classes - 1}"
+        raise InputError(f"{told}; where labels are no classes, pass another loss" if classes == 1 else told)
+    return nn.functional.cross_entropy(y, labels)
+
+
 # ---- gradinit ----------------------------------------------------------------------------------------------------
 
 
@@ -181,14 +200,26 @@ class _Labelled:
     """Batches of samples with their labels, from the start each time."""
 
     def __init__(
-        self, program: Program, data: Any, labels: Any, preprocessing: Any, size: int, examples: tuple[Any, ...]
+        self,
+        program: Program,
+        data: Any,
+        labels: Any,
+        preprocessing: Any,
+        size: int,
+        examples: tuple[Any, ...],
+        share: tuple[int, int],
     ) -> None:
+        self.first, self.step = share
         self.samples = open_samples(data, program, preprocessing=preprocessing, labels=labels)
         self.dtypes, self.size, self.examples = [s.dtype for s in program.inputs], size, examples
 
     def __call__(self) -> Iterator[gradinit.Batch]:
         held: list[Any] = []
-        for sample in self.samples:
+        own = False  # whether any sample is this process's
+        for index, sample in enumerate(self.samples):
+            if index % self.step != self.first:
+                continue
+            own = True
             if sample.label is None:
                 raise InputError("the method gradinit needs labels; give them in the data, or apart as labels")
             held.append(sample)
@@ -197,6 +228,8 @@ class _Labelled:
                 held = []
         if held:
             yield self._joined(held)
+        if not own:
+            raise InputError(f"there are fewer samples than the {self.step} processes that share them")
 
     def _joined(self, held: Sequence[Any]) -> gradinit.Batch:
         columns = zip(*(s.inputs for s in held), strict=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import fx, nn
 
+from reparam.emit import save_checkpoint, save_pt2
+from reparam.errors import InputError
 from reparam.ir import Program
-from reparam.utils import Facts, Shown
+from reparam.utils import Facts, Shown, as_path, checked_call
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,36 @@ class Initialised(Shown):
     frozen: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @checked_call
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Writes the weights as a checkpoint, `.pt` or `.safetensors`, which the model's own class or architecture
+        loads; where parts were put in, a `.pt2`. Whole or not at all.
+
+        Raises InputError for another suffix and when `path` exists and `force` is false, MachineError when it cannot be
+        written.
+        """
+        target = as_path(path, "the output")
+        if not self.rewritten:
+            save_checkpoint(self.module, target, force=force)
+            return
+        if target.suffix != ".pt2":
+            what = f"{self.method} puts parts in that the architecture does not have"
+            raise InputError(f"{what}; name the output {target.stem or 'model'}.pt2")
+        save_pt2(self.program, target, force=force)
+
+    @checked_call
+    def save_source(self, folder: str | Path, *, force: bool = False) -> None:
+        """Writes a readable `model.py` and its weights, `model.safetensors`, into `folder`, where parts were put in.
+
+        Raises like `save`; InputError also where no parts were put in, and for a program that cannot be written as
+        ordinary layers.
+        """
+        from reparam.emit.source import write_source
+
+        if not self.rewritten:
+            raise InputError(f"{self.method} puts no parts in: save() writes the weights")
+        write_source(self.program, as_path(folder, "the folder"), force=force)
 
     def parameter_groups(self, rate: float, decay: float) -> list[dict[str, Any]]:
         """Groups for an optimiser of torch with the learning rate `rate` and the weight decay `decay`."""

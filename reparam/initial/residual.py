@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from reparam.errors import InputError
 from reparam.ir import BATCH_NORMS, Program, aten, is_call, place_of, shape_of
 from reparam.signal import Block, Sums, blocks, factors_of
+from reparam.utils import dtype_name
 
 from .drawn import set_he
 from .options import InitOptions
@@ -17,6 +18,7 @@ from .report import Outcome
 from .weights import Weights, draw
 
 SAME = 1e-3  # of a factor to one
+LARGEST = 700.0  # logarithm of a factor
 _CONV = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
 
 
@@ -67,6 +69,10 @@ def _scaled(weights: Weights, add: fx.Node, options: InitOptions, c: float, own:
     """Puts c behind the sum. own: the factors that it has, in words."""
     program = weights.program
     place, after = place_of(add), add.next
+    held = torch.finfo(program.dtype)
+    if not held.tiny <= abs(c) <= held.max:
+        what = f"the factor {c:.4g} behind the sum of '{place}' is beyond the numbers of {dtype_name(program.dtype)}"
+        raise InputError(f"{what}: it would make everything zero or infinite")
     if options.scale == "learned":
         name = f"{place}.residual_scale"
         factor: object = program.weight(torch.tensor(c), name, like=after)
@@ -124,7 +130,7 @@ def depth_scale(weights: Weights, options: InitOptions) -> Outcome:
     program = weights.program
     found = _found(program, "depth-scale")
     parts = {part.node: part for part in weights.parts()}
-    factor = len(found) ** -options.beta
+    factor = _depth_factor(len(found), options.beta)
     chains: dict[tuple[object, ...], list[str]] = {}
     last: set[str] = set()
     notes: list[str] = []
@@ -144,7 +150,7 @@ def depth_scale(weights: Weights, options: InitOptions) -> Outcome:
     if normed:
         notes.append(f"{normed} of {len(found)} branches end in a batch norm, which takes the factor away in training")
     factors = [factors_of(program, block) for block in found]
-    own = {parts[n].weight: f.fixed for b, f in zip(found, factors, strict=True) for n in b.last if n in parts}
+    own = {parts[n].weight: abs(f.fixed) for b, f in zip(found, factors, strict=True) for n in b.last if n in parts}
     own = {name: value for name, value in own.items() if value not in (0, 1)}
     if own:
         first = next(iter(own.values()))
@@ -173,6 +179,14 @@ def depth_scale(weights: Weights, options: InitOptions) -> Outcome:
         if constant.trainable:
             weights.leave(name, "it lies in no residual branch")
     return Outcome(notes=tuple(notes), figures={"blocks": len(found), "factor": factor, "beta": options.beta})
+
+
+def _depth_factor(count: int, beta: float) -> float:
+    """L^-beta. Raises InputError where float64 does not hold it."""
+    factor = math.exp(size) if abs(size := -beta * math.log(count)) < LARGEST else 0.0
+    if factor == 0.0:
+        raise InputError(f"beta is {beta:g}: branches times {count}^{-beta:g} are zero or infinite in float64")
+    return factor
 
 
 def paths(

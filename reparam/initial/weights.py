@@ -21,6 +21,7 @@ from reparam.ir import (
     shape_of,
     upstream,
 )
+from reparam.signal import moved_alone
 from reparam.utils import dtype_name
 
 from .report import LeftWeight, SetWeight
@@ -28,6 +29,23 @@ from .report import LeftWeight, SetWeight
 NOT_SET = "it is no weight that the method sets"
 FROZEN = "it is frozen: it takes no gradient, and other parameters do"
 BUFFER = "it is a buffer, such as a fixed filter, and no parameter"
+COMPUTED = (
+    "the weight that its layer reads is computed from it, as weight norms and standardisation do, so that setting it "
+    "need not set the scale of the layer"
+)
+PICKED = "layers read it in parts, or turned, and the method sets whole weights"
+RECURRENT = "a recurrent layer packs all its gates in it, and its state passes it at each step: no rule fits that"
+EINSUM = "einsum contracts it, along axes of its own choice, and no method takes that for a linear layer"
+BILINEAR = "a bilinear layer multiplies it by two values, and the rules are for one"
+PRODUCT = "a product that is no linear layer reads it: it is a matrix for each part, stands on the left, or moves"
+_CELLS = [getattr(aten, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")]
+_LEFT_READERS = (  # calls whose weights no method sets
+    (frozenset(p for cell in _CELLS for p in (cell.input, cell.data)), RECURRENT),
+    (frozenset({aten.einsum.default}), EINSUM),
+    (frozenset({aten.bilinear.default}), BILINEAR),
+    (MATMULS - {aten.einsum.default}, PRODUCT),
+)
+LOST = 0.05  # of the size of a weight, by rounding to its dtype
 TRUNCATED_AT = 2.0  # standard deviations, of the truncated normal distribution
 _PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
 
@@ -108,7 +126,7 @@ class Weights:
                 self.leave(part.weight, why)
             elif part is not None:
                 yield part
-            elif is_call(node, WEIGHTED | MATMULS):
+            elif part is None:
                 self._explain(node)
 
     def first_parts(self) -> Iterator[Part]:
@@ -138,13 +156,19 @@ class Weights:
         return Part(node, x, str(weight.target), bias, shape_of(weight), 1, "matrix")
 
     def _explain(self, node: fx.Node) -> None:
-        """Why the weights that only compute the weight of this call are left."""
+        """Why the weights that a call reads are left, where no method sets those of its kind."""
+        own = next((why for targets, why in _LEFT_READERS if is_call(node, targets)), None)
+        if own is None and not is_call(node, WEIGHTED):
+            return
         for operand in node.all_input_nodes:
+            if operand.op == "get_attr" and own is not None:
+                self.leave(str(operand.target), own)
             if operand.meta["data"] or operand.op == "get_attr":
                 continue
             for above in upstream([operand]):
                 if above.op == "get_attr":
-                    self.leave(str(above.target), "the weight of its layer is computed from it, and others")
+                    picked = own is None and moved_alone(upstream([operand]))
+                    self.leave(str(above.target), PICKED if picked else own or COMPUTED)
 
     def value(self, name: str) -> Tensor:
         """A weight in float64."""
@@ -169,7 +193,8 @@ class Weights:
         if own is None or own.shape != constant.value.shape:
             raise InputError(f"the model has no parameter '{constant.origin}' of the shape that its graph reads")
         typed = value.to(own.dtype)
-        if not bool(torch.isfinite(typed).all()) or (bool(value.any()) and not bool(typed.any())):
+        before, after = _size(value), _size(typed)
+        if not bool(torch.isfinite(typed).all()) or (before > 0 and not abs(after / before - 1) < LOST):
             kind = dtype_name(own.dtype)
             raise InputError(f"the weight '{constant.origin}' would have entries beyond the numbers of {kind} ({what})")
         with torch.no_grad():

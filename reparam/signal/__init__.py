@@ -5,17 +5,21 @@ Nothing here changes a network.
 from .analysis import KINDS, analyze
 from .branches import Block, blocks
 from .factors import Factors, Sums, factors_of, leading_factor
-from .functions import Function, activations, function_behind, function_read, gain_of
+from .functions import PASSIVE, POOLS, Function, activations, function_behind, function_read, gain_of
 from .gaussian import points_of, power_of
 from .moments import Predicted, predict
+from .packed import moved_alone, packed_parts
 from .pictures import draw_pictures, line_picture
 from .power import Power, measured
 from .running import norm_of_batch, random_batches
+from .spelled import spell_sums
 from .table import Analysis, Table
 from .walk import Policy, Scale, Weighed, as_it_is
 
 __all__ = [
     "KINDS",
+    "PASSIVE",
+    "POOLS",
     "Analysis",
     "Block",
     "Factors",
@@ -39,9 +43,12 @@ __all__ = [
     "leading_factor",
     "line_picture",
     "measured",
+    "moved_alone",
     "norm_of_batch",
+    "packed_parts",
     "points_of",
     "power_of",
     "predict",
     "random_batches",
+    "spell_sums",
 ]

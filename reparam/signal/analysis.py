@@ -22,6 +22,7 @@ from .fields import field
 from .places import call_after_weights
 from .precision import sensitivity
 from .running import Sampled, random_batches
+from .spelled import spell_sums
 from .streams import depth, rank
 from .table import Analysis, Table
 from .units import dead
@@ -86,9 +87,10 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
     if unit is not None and "erf" not in wanted:
         raise InputError("unit is for the analysis erf, which is not asked for")
     captured = take_given(model, example_inputs, dynamic=dynamic, seed=seed).capture()
-    program = captured.program
+    program = captured.program.copy()
     refuse_broken_weights(program)
     call_after_weights(program)
+    spell_sums(program)
     held = list(_batches(program, data, batch, batches, preprocessing, seed))
     sampled = Sampled(program, held, training, data is None, seed)
     tables, refused = [], {}

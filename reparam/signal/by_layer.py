@@ -13,6 +13,7 @@ from reparam.ir import NORMS, is_call, op_name
 
 from .functions import activations
 from .moments import predict
+from .norms import norms_of
 from .places import names_of, stations
 from .power import Power, measured, scaled
 from .roles import of_input, usual
@@ -163,15 +164,16 @@ def normal_distance(values: Tensor, *, most: int = 2_000_000) -> float:
 
 def norms(sampled: Sampled) -> Table:
     """What norms leave: the share of power that lies in the means of channels, and what tells samples apart."""
-    nodes = [n for n in sampled.program.calls() if is_call(n, NORMS) and n.meta["data"]]
+    found_norms = list(norms_of(sampled.program))
+    nodes = [n.result for n in found_norms]
     if not nodes:
-        raise InputError("the network has no norm")
+        raise InputError("the network has no norm, and no quotient of a value by a statistic of its own")
     found = predict(sampled.program, training=sampled.training, seed=sampled.seed).values
     before: dict[fx.Node, Moved] = {n: Moved() for n in nodes}
     after: dict[fx.Node, Moved] = {n: Moved() for n in nodes}
     readers: dict[fx.Node, list[fx.Node]] = {}
-    for n in nodes:
-        readers.setdefault(n.all_input_nodes[0], []).append(n)
+    for norm in found_norms:
+        readers.setdefault(norm.x, []).append(norm.result)
 
     def observe(node: fx.Node, value: Any) -> None:
         for reader in readers.get(node, ()):
@@ -181,11 +183,11 @@ def norms(sampled: Sampled) -> Table:
 
     sampled.run(observe)
     rows = []
-    for node, name in zip(nodes, names_of(nodes), strict=True):
-        new = after[node].power
+    for norm, name in zip(found_norms, names_of(nodes), strict=True):
+        node, new = norm.result, after[norm.result].power
         old = before[node].power if before[node].found else None
         samples = None if old is None else ratio(old.sample, old.second)
-        rows.append((name, op_name(node), new.share_of_means, samples, ratio(new.sample, new.second)))
+        rows.append((name, norm.kind, new.share_of_means, samples, ratio(new.sample, new.second)))
     return Table(
         "norm",
         "collapse behind norms: power in the means of channels, and power that tells samples apart",

@@ -1,9 +1,9 @@
 """erf: the effective receptive field. The gradient of one unit at the centre of a value, by the input.
 
-    sigma of the map |dy/dx|, as a distribution over places; area: places above 1 - 0.9545 of its largest entry; reach:
-    the side of what is not zero
+    sigma of the map |dy/dx|, as a distribution over places; area: places above 1 - 0.9545 of its largest entry, side:
+    its root; field: the side of the theoretical receptive field; reach: the side of what is not zero in this image
 
-For n convolutions of kernel k with equal weights sigma = sqrt(n(k^2 - 1)/12), and the reach is n(k - 1) + 1.
+For n convolutions of kernel k with equal weights sigma = sqrt(n(k^2 - 1)/12), and the field is n(k - 1) + 1.
 
 Source: Luo et al. 2016, "Understanding the effective receptive field in deep convolutional neural networks",
 arXiv 1701.04128.
@@ -12,7 +12,7 @@ arXiv 1701.04128.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -27,17 +27,21 @@ from reparam.ir import (
     aten,
     is_call,
     is_float,
+    op_name,
     place_of,
     shape_of,
 )
 
+from .boxes import Box, joined, one, whole
 from .places import names_of, stations
+from .reach import reach_of
 from .roles import channels_read
 from .running import Sampled, differentiable
-from .table import Table
+from .table import Cell, Table
 
 LEVEL = 1 - 0.9545  # of the largest entry
 MOST_POINTS = 128  # of a side of the map that is kept
+WHOLE = "whole image"
 DRAWS = 4  # of random directions in the channels of a unit
 
 
@@ -68,7 +72,10 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
             f"the gradient of the central unit of '{place_of(node)}' by the input is {why}, so that there is no field"
         )
     total = total / most
-    return _table(total / total.sum(), place_of(node))
+    at = _centre(shape_of(node), axis, grid=grid)
+    start = tuple(whole(n) if i is None else one(n, i) for n, i in zip(shape_of(node), at, strict=True))
+    reached = reach_of(program, node, start, program.placeholders[source])
+    return _table(total / total.sum(), place_of(node), reached, own)
 
 
 def _image(program: Program) -> int:
@@ -150,19 +157,27 @@ def _looks_around(node: fx.Node) -> bool:
 def _at_centre(value: Tensor, axis: int, grid: bool, generator: torch.Generator) -> Tensor:
     """A random sign for each channel at the central place, zero elsewhere; +1 for a single channel.
 
-    axis: of the channels. grid: whether places in a row, such as tokens, are those of a square image, behind others
-    (of a class) or none.
+    axis: of the channels. grid: see `_centre`.
     """
     cotangent = torch.zeros_like(value)
-    last = cotangent.movedim(axis, -1)  # (N, places, C), with one or two axes of places
-    signs = _signs(value.shape[axis], generator)
-    if last.dim() == 4:
-        last[:, last.shape[1] // 2, last.shape[2] // 2] = signs
-        return cotangent
-    count = last.shape[1]
-    side = math.isqrt(count) if grid else 1
-    last[:, count - side * side + (side // 2) * (side + 1) if side > 1 else count // 2] = signs
+    at = tuple(slice(None) if p is None else p for p in _centre(value.shape, axis, grid=grid)[1:])
+    cotangent[:, *at] = _signs(value.shape[axis], generator)
     return cotangent
+
+
+def _centre(shape: Sequence[int], channels: int, *, grid: bool) -> list[int | None]:
+    """The central place: for each axis the index, 0 for samples, None for channels.
+
+    grid: whether places in a row, such as tokens, are those of a square image, behind others (of a class) or none.
+    """
+    found: list[int | None] = [None if i == channels else n // 2 for i, n in enumerate(shape)]
+    found[0] = 0
+    if len(shape) == 3:
+        axis = 3 - channels
+        count = shape[axis]
+        side = math.isqrt(count) if grid else 1
+        found[axis] = count - side * side + (side // 2) * (side + 1) if side > 1 else count // 2
+    return found
 
 
 def _signs(count: int, generator: torch.Generator) -> Tensor:
@@ -171,27 +186,52 @@ def _signs(count: int, generator: torch.Generator) -> Tensor:
     return 2.0 * torch.randint(0, 2, (count,), generator=generator).to(torch.float64) - 1
 
 
-def _table(share: Tensor, name: str) -> Table:
+def _table(share: Tensor, name: str, reached: Box | str, channels: int) -> Table:
+    """share: of the gradient, for each place. reached: the theoretical field, in all axes of the input, or why it is
+    not known; channels: the axis that is none of places."""
     flat = share if share.dim() == 2 else share.unsqueeze(0)
     sigmas = [_deviation(flat.sum(1 - axis)) for axis in range(2) if flat.shape[axis] > 1]
     sigma = math.sqrt(sum(s * s for s in sigmas) / max(1, len(sigmas)))
     area = int((share >= LEVEL * share.max()).sum())
-    reached = share > 0
-    sides = [
-        int(reached.any(1 - axis).sum()) if share.dim() == 2 else int(reached.sum()) for axis in range(share.dim())
-    ]
+    seen = share > 0
+    sides = [int(seen.any(1 - axis).sum()) if share.dim() == 2 else int(seen.sum()) for axis in range(share.dim())]
     reach = max(sides)
     side = area ** (1 / share.dim())
-    row = (name, sigma, area, side, reach, side / reach if reach else None)
+    told, mean_side, notes = _theory(reached, channels, share.shape)
+    row = (
+        *(name, sigma, area, side, told, side / mean_side if mean_side else None),
+        *(reach, side / reach if reach else None),
+    )
+    columns = ("place", "sigma", "area", "side", "field", "side/field", "reach", "side/reach")
     return Table(
         "erf",
         "effective receptive field of the central unit",
-        ("place", "sigma", "area", "side", "reach", "side/reach"),
+        columns,
         (row,),
         {"across": tuple(map(float, _shrunk(flat.sum(0).unsqueeze(0))[0]))},
         maps={"field": tuple(tuple(map(float, r)) for r in _shrunk(flat))},
-        facts=dict(zip(("sigma", "area", "side", "reach", "side/reach"), row[1:], strict=True)),
+        facts=dict(zip(columns[1:], row[1:], strict=True)),
+        notes=notes,
     )
+
+
+def _theory(reached: Box | str, channels: int, image: Sequence[int]) -> tuple[Cell, float | None, tuple[str, ...]]:
+    """The theoretical field in words, its side (the geometric mean of two), and a note; the image's own sides count
+    where the field is the whole of it."""
+    if isinstance(reached, str):
+        return None, None, (f"the theoretical field is not known: {reached}",)
+    spans = [joined(axis) for i, axis in enumerate(reached) if i not in (0, channels)]
+    sides = [n if span.whole else int(span.count) for span, n in zip(spans, image, strict=True)]
+    mean = math.prod(sides) ** (1 / len(sides))
+    through = next((s.by for s in spans if s.whole and s.by is not None), None)
+    notes = () if through is None else (f"what is reached by '{place_of(through)}' ({op_name(through)}) has no end",)
+    if all(span.whole for span in spans):
+        return WHOLE, mean, notes
+    if any(not span.whole and span.count > n for span, n in zip(spans, image, strict=True)):
+        notes = (*notes, "the theoretical field is larger than the input, at whose border this one ends")
+    told = ["all" if span.whole else str(int(span.count)) for span in spans]
+    alike = len(set(told)) == 1
+    return sides[0] if alike else " × ".join(told), mean, notes
 
 
 def _deviation(profile: Tensor) -> float:

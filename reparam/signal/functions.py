@@ -103,8 +103,9 @@ class Function:
 
     @property
     def linear(self) -> bool:
-        """Whether f(x) = a*x + b, as far as a few points show."""
-        x = torch.tensor([0.0, -4.0, -2.0, -1.0, -0.25, -0.05, 0.05, 0.25, 1.0, 2.0, 4.0], dtype=torch.float64)
+        """Whether f(x) = a*x + b, as far as points up to +-1e6 show: a clamp at 100 is an activation, too."""
+        sizes = torch.tensor([0.05, 0.25, *(2.0**k for k in range(21))], dtype=torch.float64)
+        x = torch.cat([torch.zeros(1, dtype=torch.float64), -sizes, sizes])
         y = self(x).reshape(-1, len(x))
         slopes = ((y[:, 1:] - y[:, :1]) / x[1:]).t()
         return bool(torch.allclose(slopes, slopes[:1].expand_as(slopes), rtol=1e-9, atol=1e-12))

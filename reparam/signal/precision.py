@@ -71,7 +71,7 @@ def sensitivity(sampled: Sampled) -> Table:
     order = [name for _, name in sorted(zip((_ranked(row[-1]) for row in found), names, strict=True))]
     return Table(
         "sensitivity",
-        "signal to noise of the result when a layer alone is rounded, in dB, to first order",
+        "signal to noise of the result in dB, to first order, when one layer alone reads rounded weights and inputs",
         ("place", *PRECISIONS),
         tuple((name, *row) for name, row in zip(names, told, strict=True)),
         {p: tuple(min(row[i], MOST) for row in found) for i, p in enumerate(PRECISIONS)},

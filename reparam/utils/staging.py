@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from reparam.errors import InputError, MachineError
+from reparam.errors import InputError, MachineError, ReparamError
 
 from .files import publish, refuse_existing
 from .leftovers import NEW, OLD, Move, make_temporary, undo, write_plan
@@ -27,6 +27,8 @@ def together() -> Iterator[Together]:
     moved by then is taken back by the next run that writes there (see `leftovers`). The output that is staged first is
     moved last, so that whoever finds it finds all others.
 
+    An error of the block names the outputs as they were named, and not where they are written until then.
+
     Raises MachineError when an output cannot be moved, InputError for one that came into being in the meantime.
     """
     outer = _current.get()
@@ -38,6 +40,9 @@ def together() -> Iterator[Together]:
     try:
         yield run
         run.commit()
+    except ReparamError as error:
+        error.args = tuple(run.as_named(a) if isinstance(a, str) else a for a in error.args)
+        raise
     finally:
         _current.reset(token)
         run.discard()
@@ -97,6 +102,12 @@ class Together:
             output.staged.parent.mkdir(parents=True, exist_ok=True)
         self._outputs.append(output)
         return output.staged
+
+    def as_named(self, text: str) -> str:
+        """`text` with the names of the outputs in place of those of what is under way."""
+        for output in self._outputs:
+            text = text.replace(str(output.staged), str(output.target))
+        return text
 
     def _folder_for(self, wanted: Path, make_folder: bool) -> Path:
         """Where the temporary folder lies: beside outputs further up, if there are some on the same disk."""

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from reparam import init
 from reparam.cli.analyze_work import sparkline
-from reparam.cli.initial import REWRITING, Method
+from reparam.cli.initial import REWRITING, WITH_DATA, Method
 from reparam.initial import METHODS
 from reparam.initial import REWRITING as REWRITES
+from reparam.initial import WITH_DATA as LOOKING
 from reparam.signal import KINDS
 from support.cli_helpers import TINY, files, prepare_folder, refuse, succeed, tiny
 
@@ -34,6 +35,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_methods_of_both_doors_are_the_same() -> None:
     assert tuple(m.value for m in Method) == METHODS and tuple(m.value for m in REWRITING) == REWRITES
+    assert tuple(m.value for m in WITH_DATA) == LOOKING
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--size", "16,16"), ("--mean", "0.5"), ("--std", "0.5"), ("--config", "c.json"), ("--interpolation", "bilinear")],
+)
+def test_options_about_samples_are_refused_where_none_are_looked_at(words: tuple[str, ...]) -> None:
+    Path("c.json").write_text("{}")
+    sentence = f"{words[0]} is about samples, and the method he looks at none; leave it out"
+    assert sentence in refuse(2, "init", *TINY, "--method", "he", *words)
+
+
+def test_options_that_are_no_object_are_told_with_an_example_of_options() -> None:
+    told = refuse(2, "init", *TINY, "--method", "depth-scale", "--options", "[1]")
+    assert "--options is a JSON list, not an object; write an object, such as '{\"beta\": 1.0}'" in told
 
 
 def test_it_writes_a_checkpoint_that_loads_and_says_what_it_set(folder: Path) -> None:
@@ -56,6 +73,8 @@ def test_the_suffix_decides_the_format_and_options_are_json(folder: Path) -> Non
     save_file(torch.load("tiny.pt"), folder / "tiny.safetensors")
     words = ("init", "tiny.safetensors", *TINY[1:], "--method", "bn-scale", "--options", '{"gamma": 0.2}')
     assert "optimiser: 2 parameters at 0.01 x rate, 0 x decay" in succeed(*words).stdout
+    named = ("init", "--arch", "reparam/input_bn_resnet_small", "--method", "bn-scale")
+    assert "frozen, not to be trained: input_bn.bias" in succeed(*named).stdout
     assert torch.allclose(load_file("tiny-bn-scale.safetensors")["1.weight"], torch.tensor(0.2))
 
 

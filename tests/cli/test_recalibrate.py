@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reparam import InputError, recalibrate
-from reparam.cli import recalibrate_work
 from reparam.cli.options import read_preprocessing
 from reparam.data import Preprocessing
+from reparam.emit import checkpoint
 from support.cli_helpers import TINY, failing_save, files, prepare_folder, refuse, succeed, tiny
 from support.sample_files import png
 
@@ -111,7 +111,7 @@ def test_what_is_no_good_is_told_in_one_sentence(folder: Path) -> None:
 
 def test_a_failing_disk_keeps_the_older_output(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "tiny-recalibrated.pt").write_text("precious")
-    monkeypatch.setattr(recalibrate_work.torch, "save", failing_save(OSError(28, "No space left on device")))
+    monkeypatch.setattr(checkpoint.torch, "save", failing_save(OSError(28, "No space left on device")))
     assert "No space left on device" in refuse(3, *WORDS, "--force", "--json", "report.json")
     assert (folder / "tiny-recalibrated.pt").read_text() == "precious"
 
@@ -122,8 +122,8 @@ def test_what_is_no_tensor_is_refused_in_safetensors_and_tied_tensors_are_writte
             return {"seen": 3}
 
     with pytest.raises(InputError, match="'_extra_state' of the state is no tensor"):
-        recalibrate_work._apart(Extra(2).state_dict())
+        checkpoint._apart(Extra(2).state_dict())
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     net[1].weight = net[0].weight
-    apart = recalibrate_work._apart(net.state_dict())
+    apart = checkpoint._apart(net.state_dict())
     assert apart["0.weight"].data_ptr() != apart["1.weight"].data_ptr()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reparam import InputError, init
+from support.two_processes import run_two
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +43,7 @@ def test_gradinit_takes_another_loss_and_refuses_one_that_does_not_fit() -> None
     mse = lambda y, t: (y[:, 0] - t).square().mean()  # noqa: E731
     made = init(net, x[:2], method="gradinit", data=data, loss=mse, steps=3)
     assert made.figures["multipliers"].keys() == {"weight", "bias"}
-    with pytest.raises(InputError, match="the loss cannot be computed"):
+    with pytest.raises(InputError, match=r"a label is 2, and the network has 1 classes.* pass another loss"):
         init(net, x[:2], method="gradinit", data=data, steps=1)
 
 
@@ -103,30 +102,18 @@ def test_samples_of_several_inputs_are_pairs_or_mappings(mapping: bool, method: 
 
 
 TWO_PROCESSES = """
-import sys
-
-import torch
-from torch import distributed as dist, nn
-
-import reparam
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
 torch.manual_seed(rank)
 x = torch.randn(64, 8)
 made = reparam.init(net, x[:2], method="gradinit", data=[(x, x[:, :4].argmax(1))], steps=12, batch=32)
 torch.save(made.figures["multipliers"], f"{folder}/{rank}.pt")
-dist.destroy_process_group()
 """
 
 
 @pytest.mark.sweep
 def test_gradinit_gives_two_processes_the_same_multipliers(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", TWO_PROCESSES]
-    running = [subprocess.Popen([*words, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    run_two(TWO_PROCESSES, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first == second and any(abs(alpha - 1) > 1e-3 for alpha in first.values())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from reparam import CaptureError, InputError, init, recalibrate
+from reparam import CaptureError, InputError, analyze, init, recalibrate
 from support.of import Of
 
 
@@ -94,3 +94,31 @@ def test_a_weight_that_no_memory_holds_a_copy_of_is_named(kind: str) -> None:
             CaptureError, match=r"'0\.big' has 1,099,511,627,776 values and stores 1 of them; .* 8,796 GB"
         ):
             work()
+
+
+@pytest.mark.parametrize("limit", [5.0, 100.0])
+def test_a_clamp_beyond_the_usual_values_is_an_activation(limit: float) -> None:
+    net = nn.Sequential(nn.Linear(32, 32), nn.Hardtanh(-limit, limit), nn.Linear(32, 4))
+    x = torch.randn(2, 32)
+    made = init(net, x, method="normalised-act")
+    assert made.figures["factors"] == pytest.approx([1.0], abs=1e-3)
+    assert made.inserted == () and "'1' (1)" in made.notes[0]  # its factor is one
+    assert "phi of theta" in init(net, x, method="gaussian").inserted[0]
+    loud = torch.full((16, 32), 300.0)
+    row = analyze(net, loud, what="dead", data=[loud])["dead"].rows[0]
+    assert row[:2] == ("1", 32)
+    assert analyze(net, loud, what="gaussianity", data=[loud])["gaussianity"].rows[0][0] == "0"
+
+
+def test_an_affine_spelled_as_a_function_is_none() -> None:
+    net = Of(lambda a, b, x: b((a(x) * 3.0 + 0.7) / 2), nn.Linear(8, 8), nn.Linear(8, 4))
+    with pytest.raises(InputError, match="no activation"):
+        init(net, torch.randn(2, 8), method="normalised-act")
+
+
+@pytest.mark.parametrize("silent", [nn.Softshrink(10.0), nn.Threshold(20.0, 0.0)])
+@pytest.mark.parametrize("keep", ["forward", "backward"])
+def test_normalised_act_refuses_what_gives_nothing(silent: nn.Module, keep: str) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), silent, nn.Linear(8, 4))
+    with pytest.raises(InputError, match="'1' is zero for nearly all values"):
+        init(net, torch.randn(2, 8), method="normalised-act", keep=keep)

@@ -200,3 +200,45 @@ def test_factors_behind_activations_are_counted(c: float) -> None:
     gaussian = init(net, x[:2], method="gaussian")
     assert second_moment(gaussian.module(x)) == pytest.approx(1, rel=0.1)
     assert sum("no activation" in weight.what for weight in gaussian.weights) == 1  # the first layer
+
+
+class Standardised(nn.Linear):
+    """Rows of mean zero and norm g; g of its own, as the published networks have it, or that of the activation."""
+
+    def __init__(self, width: int, g: float) -> None:
+        super().__init__(width, width, bias=False)
+        self.g = g
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean(1, keepdim=True)
+        return nn.functional.linear(x, self.g * w / w.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("g", [1.0, 1.7139588594436646])
+def test_gains_inside_standardised_weights_count_for_normalised_act(g: float) -> None:
+    """The first layer has a weight of its own, and the gain stands inside of the ten behind it."""
+    layers = [part for _ in range(10) for part in (nn.ReLU(), Standardised(WIDTH, g))]
+    net, x = nn.Sequential(nn.Linear(WIDTH, WIDTH), *layers), torch.randn(64, WIDTH)
+    made = init(net, x[:2], method="normalised-act")
+    assert 0.7 < gain_back(made.module) < 1.4
+    assert f"the factor {2**0.5 / g:.4g}" == made.inserted[0].split(" behind")[0][: len(f"the factor {2**0.5 / g:.4g}")]
+    assert ("in the weights behind it" in made.inserted[0]) == (g != 1)
+    for name, value in net.named_parameters():
+        if name.split(".")[0] not in ("0",):
+            assert torch.equal(made.module.get_parameter(name), value)
+
+
+def test_layers_behind_an_activation_that_differ_are_not_taken_for_one() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(WIDTH, WIDTH)
+            self.a, self.b = Standardised(WIDTH, 1.0), Standardised(WIDTH, 3.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).relu()
+            z: Tensor = self.a(y) + self.b(y)
+            return z
+
+    made = init(Two(), torch.randn(2, WIDTH), method="normalised-act")
+    assert made.inserted[0].startswith("the factor 1.4142 behind") and "beside" not in made.inserted[0]

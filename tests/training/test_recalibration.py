@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from reparam import InputError, recalibrate
 from reparam.data import spool
 from reparam.data.samples import open_samples
 from support.sample_files import pictures
+from support.two_processes import run_two
 
 
 def network() -> nn.Sequential:
@@ -113,20 +111,12 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 
 WORKER = """
-import sys
-import torch
-from torch import distributed as dist, nn
-from reparam import recalibrate
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 saved = torch.load(f"{folder}/saved.pt")
 model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4))
 model.load_state_dict(saved["state"])
 share = saved["x"][:32] if rank == 0 else saved["x"][32:]
-found = recalibrate(model, share[:2], data=share, batch=16)
+found = reparam.recalibrate(model, share[:2], data=share, batch=16)
 torch.save((found.module.state_dict(), found.as_dict()), f"{folder}/{rank}.pt")
-dist.destroy_process_group()
 """
 
 
@@ -134,12 +124,7 @@ def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4))
     x = torch.randn(48, 3, 8, 7) + torch.arange(48).reshape(-1, 1, 1, 1) / 8
     torch.save({"state": model.state_dict(), "x": x}, tmp_path / "saved.pt")
-    command = [sys.executable, "-c", WORKER]
-    root = str(Path(__file__).resolve().parent.parent.parent)
-    workers = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], env=os.environ | {"PYTHONPATH": root}) for rank in (0, 1)
-    ]
-    assert [w.wait(timeout=120) for w in workers] == [0, 0]
+    run_two(WORKER, tmp_path)
     one = recalibrate(model, x[:2], data=x, batch=16)
     for rank in (0, 1):
         state, report = torch.load(tmp_path / f"{rank}.pt")

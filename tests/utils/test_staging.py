@@ -104,6 +104,13 @@ def test_one_output_cannot_be_two(tmp_path: Path) -> None:
         outputs.stage(tmp_path / "a", force=True)
 
 
+def test_an_error_names_the_outputs_as_they_were_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught, together() as outputs:
+        staged = outputs.stage(tmp_path / "net.onnx", force=False)
+        raise InputError(f"{staged} and {staged}.json are refused")
+    assert str(caught.value) == f"{tmp_path / 'net.onnx'} and {tmp_path / 'net.onnx'}.json are refused"
+
+
 def test_a_file_that_appeared_in_the_meantime_is_kept(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists already"), together() as outputs:
         outputs.stage(tmp_path / "a", force=False).write_bytes(b"ours")

@@ -48,8 +48,9 @@ def graph_of(program: Program) -> ir.Model:
     from .cleanup import simplified, strip
     from .free_sizes import for_free_sizes
     from .naming import name_by_weights, name_inputs, name_nodes, name_outputs, name_sizes
+    from .other_words import in_other_words
 
-    program = with_settled_attention(for_free_sizes(program))
+    program = with_settled_attention(in_other_words(for_free_sizes(program)))
     _refuse_constants(program)
     exported = export_program(program)
     opset = BFLOAT16_OPSET if program.dtype == torch.bfloat16 else OPSET

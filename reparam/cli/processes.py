@@ -1,0 +1,51 @@
+"""Several processes of one command, as `torchrun` starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from reparam.errors import InputError, MachineError
+
+MOST = 4096
+
+
+def place_in_group() -> tuple[int, int]:
+    """The number of this process and how many there are, from the environment that torchrun sets; (0, 1) alone.
+
+    Raises InputError for numbers that are none.
+    """
+    given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if "MASTER_ADDR" not in os.environ:  # variables of that name that somebody else has set
+        return 0, 1
+    try:
+        rank, size = map(int, given)
+    except ValueError:
+        rank, size = -1, 0
+    if not 0 <= rank < size <= MOST:
+        raise InputError(f"RANK is {given[0][:20]!r} and WORLD_SIZE {given[1][:20]!r} in the environment; use torchrun")
+    return rank, size
+
+
+@contextmanager
+def process_group(size: int) -> Iterator[None]:
+    """A process group of torch.distributed on the CPU, where there are several processes.
+
+    Raises MachineError where they do not meet.
+    """
+    if size == 1:
+        yield
+        return
+    from torch import distributed as dist
+
+    if not dist.is_available():
+        raise MachineError("this torch has no torch.distributed, so that several processes cannot work together")
+    try:
+        dist.init_process_group("gloo")
+    except (RuntimeError, ValueError) as error:
+        raise MachineError(f"the {size} processes do not meet: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

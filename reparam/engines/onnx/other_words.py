@@ -1,0 +1,118 @@
+"""Operators that ONNX lacks, in the words that it has: distances, and the sums of bags of equal length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from reparam.errors import InputError
+from reparam.ir import Program, arguments, aten, fixed_size, is_call, place_of
+
+_DISTANCES = frozenset({aten.cdist.default})
+_BAGS = frozenset({aten.embedding_bag.default, aten.embedding_bag.padding_idx})
+_SUM, _MEAN = 0, 1  # what becomes of a bag; 2 is its largest
+
+
+def in_other_words(program: Program) -> Program:
+    """The program with distances as norms of differences, and bags of equal length as embeddings that are summed.
+
+    Itself where there are none.
+
+    Raises InputError naming the layer for bags whose lengths differ, or are not known.
+    """
+    if not any(is_call(n, _DISTANCES | _BAGS) for n in program.calls()):
+        return program
+    made = program.copy()
+    for node in list(made.calls()):
+        if is_call(node, _DISTANCES):
+            node.replace_all_uses_with(_distances(made, node))
+            made.erase([node])
+        elif is_call(node, _BAGS):
+            _unpack(made, node)
+    return made
+
+
+def _distances(program: Program, node: fx.Node) -> fx.Node:
+    """d[..., i, j] = |a_i - b_j|_p for rows a_i and b_j."""
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        return program.call(target, args, like=node)
+
+    args = arguments(node)
+    a, b = call(aten.unsqueeze.default, args["x1"], -2), call(aten.unsqueeze.default, args["x2"], -3)
+    return call(aten.linalg_vector_norm.default, call(aten.sub.Tensor, a, b), args["p"], [-1])
+
+
+def _unpack(program: Program, node: fx.Node) -> None:
+    """The rows of each bag, times their weights, and their sum, mean or largest; a row of padding does not count.
+
+    A bag of padding alone is zero.
+    """
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        return program.call(target, args, like=node)
+
+    args = arguments(node)
+    length = _length(program, node)
+    if any(u.args[1] != 0 for u in node.users) or length is None:
+        raise InputError(
+            f"ONNX has no form of the embedding_bag of '{place_of(node)}', whose bags are not known to be of one "
+            "length; pass indices of two axes, a bag a row"
+        )
+    indices = call(aten.reshape.default, args["indices"], [-1, length])
+    rows = call(aten.embedding.default, args["weight"], indices)
+    weights, padding, mode = args.get("per_sample_weights"), args.get("padding_idx"), args["mode"]
+    if weights is not None:
+        each = call(aten.reshape.default, weights, [-1, length, 1])
+        rows = call(aten.mul.Tensor, rows, each)
+    if padding is None or padding < 0:
+        value = call(_OF_A_BAG[mode], rows, [1])
+    else:
+        counts = call(aten.unsqueeze.default, call(aten.ne.Scalar, indices, padding), -1)
+        value = _without_padding(program, node, rows, counts, mode)
+    for picked in list(node.users):
+        picked.replace_all_uses_with(value)
+        program.erase([picked])
+    program.erase([node])
+
+
+_OF_A_BAG: Any = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default)
+
+
+def _without_padding(program: Program, node: fx.Node, rows: fx.Node, counts: fx.Node, mode: int) -> fx.Node:
+    """counts: which rows count (bags, length, 1)."""
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        return program.call(target, args, like=node)
+
+    dtype = rows.meta["val"].dtype
+    if mode in (_SUM, _MEAN):
+        ones = call(aten.to.dtype, counts, dtype)
+        total = call(aten.sum.dim_IntList, call(aten.mul.Tensor, rows, ones), [1])
+        if mode == _SUM:
+            return total
+        return call(aten.div.Tensor, total, call(aten.clamp.default, call(aten.sum.dim_IntList, ones, [1]), 1))
+    lowest = call(aten.masked_fill.Scalar, rows, call(aten.logical_not.default, counts), torch.finfo(dtype).min)
+    some = call(aten.any.dim, counts, 1)
+    return call(aten.mul.Tensor, call(aten.amax.default, lowest, [1]), call(aten.to.dtype, some, dtype))
+
+
+def _length(program: Program, node: fx.Node) -> int | None:
+    """How many indices each bag has; None where that differs or is not known."""
+    args = arguments(node)
+    if args.get("include_last_offset"):
+        return None
+    offsets, indices = args["offsets"], args["indices"]
+    constant = program.constant(offsets)
+    if constant is not None:
+        total = fixed_size(indices.meta["val"].shape[0])
+        starts = [int(v) for v in constant.value.reshape(-1)]
+        length = total // len(starts) if total and starts else 0
+        return length if length and starts == list(range(0, total or 0, length)) else None
+    if not is_call(offsets, frozenset({aten.arange.start_step})):
+        return None
+    start, end, step = (offsets.args[i] if i < len(offsets.args) else 1 for i in range(3))
+    whole = isinstance(end, fx.Node) and str(end.meta["val"]) == str(indices.meta["val"].shape[0])
+    return step if start == 0 and isinstance(step, int) and whole else None

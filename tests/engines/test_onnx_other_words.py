@@ -1,0 +1,86 @@
+"""What ONNX has no operator for: distances and bags of embeddings, by onnxruntime and by torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from reparam.errors import InputError
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+class Distances(nn.Module):
+    """How far each row is from some centres."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.linear, self.centres, self.p = nn.Linear(6, 5), nn.Parameter(torch.randn(7, 5)), p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(self.linear(x), self.centres, self.p)
+
+
+class Bags(nn.Module):
+    def __init__(self, mode: str, padding: int | None = None) -> None:
+        super().__init__()
+        self.bags, self.head = nn.EmbeddingBag(10, 4, mode=mode, padding_idx=padding), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bags(x))
+
+
+class Weighted(Bags):
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:  # type: ignore[override]
+        return self.head(self.bags(x, per_sample_weights=w))
+
+
+def assert_same(model: nn.Module, path: Path, *inputs: Tensor) -> None:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {p.name: v.numpy() for p, v in zip(session.get_inputs(), inputs, strict=True)}
+    (got,) = session.run(None, feed)
+    with torch.no_grad():
+        np.testing.assert_allclose(got, model(*inputs).numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [2.0, 1.0, 3.0, float("inf"), 0.0])
+def test_distances(p: float, tmp_path: Path) -> None:
+    model, path = Distances(p).eval(), tmp_path / "net.onnx"
+    reparam.export(model, torch.randn(3, 6), path=path)
+    for batch in (3, 1, 40):
+        assert_same(model, path, torch.randn(batch, 6))
+    reparam.export(model, torch.randn(2, 4, 6), path=tmp_path / "rows.onnx")
+    assert_same(model, tmp_path / "rows.onnx", torch.randn(5, 4, 6))
+
+
+@pytest.mark.parametrize("free", [True, False], ids=["free batch", "fixed batch"])
+@pytest.mark.parametrize("padding", [None, 2], ids=["no padding", "padding"])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_one_length(mode: str, padding: int | None, free: bool, tmp_path: Path) -> None:
+    model, path = Bags(mode, padding).eval(), tmp_path / "net.onnx"
+    reparam.export(model, torch.randint(10, (3, 4)), path=path, dynamic=("batch",) if free else ())
+    for batch in (3, 1, 6) if free else (3,):
+        x = torch.randint(10, (batch, 4))
+        x[0] = 2  # a bag of padding alone
+        assert_same(model, path, x)
+
+
+def test_bags_with_weights(tmp_path: Path) -> None:
+    model, path = Weighted("sum", 2).eval(), tmp_path / "net.onnx"
+    reparam.export(model, torch.randint(10, (3, 4)), torch.rand(3, 4), path=path)
+    assert_same(model, path, torch.randint(10, (5, 4)), torch.rand(5, 4))
+
+
+def test_bags_of_other_lengths_are_refused_at_their_layer(tmp_path: Path) -> None:
+    class Uneven(Bags):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.bags(x, torch.tensor([0, 1, 4])))
+
+    with pytest.raises(InputError, match="embedding_bag of 'bags', whose bags are not known to be of one length"):
+        reparam.export(Uneven("sum").eval(), torch.randint(10, (8,)), path=tmp_path / "net.onnx", dynamic=())
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,172 @@
+"""The theoretical receptive field, against fields computed by hand and against what gradients reach."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reparam import analyze
+from reparam.loading import build_architecture
+from reparam.signal.table import Table
+
+
+class Function(nn.Module):
+    """A convolution of 3 x 3 and what is made of its result."""
+
+    def __init__(self, then: Any, channels: int = 1, tail: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv, self.then = nn.Conv2d(1, channels, 3, padding=1, bias=False), then
+        self.tail = tail or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.tail(self.then(self.conv(x)))
+        return y
+
+
+class Two(nn.Module):
+    """The sum of two branches."""
+
+    def __init__(self, a: nn.Module, b: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.a(x) + self.b(x)
+        return y
+
+
+def conv(k: Any, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(1, 1, k, bias=False, **options)
+
+
+def up(k: Any, **options: Any) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(1, 1, k, bias=False, **options)
+
+
+def windows(x: Tensor) -> Tensor:
+    """The mean of each window of 4 x 4, put in its place, as attention inside of windows would."""
+    n, c, h, w = x.shape
+    y = x.view(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+    y = y - y.mean(1, keepdim=True).expand_as(y) * 0.5
+    return y.view(n, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
+
+
+def erf(net: nn.Module, *shape: int, **options: Any) -> Table:
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.in_channels * layer.out_channels == 1:
+            nn.init.constant_(layer.weight, 0.5)
+    return analyze(net, torch.randn(2, *shape), what="erf", batch=1, **options)["erf"]
+
+
+def extents(table: Table) -> tuple[int, int]:
+    """From the first to the last row and column whose gradient is not zero."""
+    seen = torch.tensor(table.maps["field"]) > 0
+    rows, columns = (seen.any(axis).nonzero().flatten() for axis in (1, 0))
+    return int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+
+
+NETS = [
+    (nn.Sequential(conv(3), conv(3), conv(3)), 7),
+    (nn.Sequential(conv(3, stride=2), conv(3, stride=2), conv(3, stride=2)), 15),  # 1 + 2(1 + 2 + 4)
+    (nn.Sequential(conv(3, dilation=2, padding="same"), conv(3, dilation=4, padding="same")), 13),
+    (
+        nn.Sequential(conv(5, padding=2), nn.AvgPool2d(2), conv(3, padding=1), nn.AvgPool2d(3, 2, 1)),
+        14,
+    ),  # 5+1+4+4
+    (nn.Sequential(conv(3, padding=1), conv(2, stride=2)), 4),
+    (Two(conv(1), nn.Sequential(conv(3, padding=1), conv(3, padding=1))), 5),
+    (nn.Sequential(conv(3, stride=2, padding=1), nn.Upsample(scale_factor=2), conv(3, padding=1)), 5),
+    (nn.Sequential(conv(3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear"), conv(1)), 4),
+    (nn.Sequential(nn.ZeroPad2d((2, 0, 2, 0)), conv(3)), 3),
+    (Function(lambda y: y.roll((2, 2), (2, 3)), tail=conv(3, padding=1)), 5),
+    (Function(lambda y: y.flip(2)[:, :, 1:].flip(3)[:, :, :, 1:], tail=conv(2)), 4),
+    (Function(lambda y: y[:, :, ::2, ::2], tail=conv(3, padding=1)), 7),  # 3 + 2*2
+    (Function(windows), 6),  # a window and the two places beside it
+    (Function(lambda y: torch.cat([y, y], 1).chunk(2, 1)[1]), 3),
+    (Function(lambda y: F.gelu(y).clone().unsqueeze(1).squeeze(1)), 3),
+    (Function(lambda y: F.pixel_unshuffle(y, 2).sum(1, keepdim=True), tail=conv(3, padding=1)), 8),  # 3 + 1 + 4
+]
+
+
+@pytest.mark.parametrize(("net", "field"), NETS)
+def test_a_field_computed_by_hand_is_found_and_is_what_gradients_reach(net: nn.Module, field: int) -> None:
+    table = erf(net, 1, 48, 48)
+    facts = table.facts
+    assert facts["field"] == field and extents(table) == (field, field)
+    assert facts["side/field"] == pytest.approx(facts["side"] / field)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "field"),
+    [
+        (nn.Sequential(conv(3, padding=1), up(4, stride=2, padding=1)), (1, 40, 40), (4, 4)),
+        (nn.Sequential(conv(3, padding=1), up(3, stride=2, dilation=3)), (1, 40, 40), (6, 6)),  # taps 0 and 2
+        (nn.Sequential(conv(3, padding=1), up(3, stride=2, dilation=3)), (1, 41, 41), (3, 3)),  # tap 1 alone
+        (nn.Sequential(up(2, stride=2), conv((3, 5), padding="same")), (1, 40, 40), (2, 3)),
+        (conv((1, 7), padding=(0, 3)), (1, 40, 40), (1, 7)),
+    ],
+)
+def test_fields_of_transposed_convolutions_and_of_kernels_that_are_not_square(
+    net: nn.Module, shape: tuple[int, ...], field: tuple[int, int]
+) -> None:
+    table = erf(net, *shape)
+    told = table.facts["field"]
+    found = (told, told) if isinstance(told, int) else tuple(map(int, str(told).split(" × ")))
+    assert found == field == extents(table)
+
+
+def caffe(model: nn.Module) -> nn.Module:
+    """The stride of each bottleneck on its first layer, as in the original."""
+    for block in model.modules():
+        if hasattr(block, "conv3"):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "field"),
+    [("resnet50", lambda m: m, 427), ("resnet50", caffe, 483), ("vgg16", lambda m: m.features, 212)],
+)
+def test_fields_of_known_networks(name: str, change: Any, field: int) -> None:
+    model = change(build_architecture(f"torchvision/{name}").module)
+    table = analyze(model, torch.randn(1, 3, 64, 64), what="erf", batch=1)["erf"]
+    assert table.facts["field"] == field
+    assert any("larger than the input" in note for note in table.notes)
+
+
+def test_what_looks_at_all_places_has_the_whole_image_as_its_field() -> None:
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.attention = nn.Conv2d(1, 4, 3), attention
+
+        def forward(self, x: Tensor) -> Tensor:
+            t = self.conv(x).flatten(2).transpose(1, 2)
+            y: Tensor = self.attention(t, t, t, need_weights=False)[0]
+            return y
+
+    gate = Function(lambda y: y * y.mean((2, 3), keepdim=True).sigmoid())
+    normed = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3))
+    linear = Function(lambda y: nn.functional.linear(y, torch.ones(12, 12)))
+    for net, cause in ((Attends(), "attention"), (gate, "mean"), (normed, "group_norm")):
+        table = erf(net, 1, 12, 12)
+        assert table.facts["field"] == "whole image"
+        assert table.facts["side/field"] == pytest.approx(table.facts["side"] / 12)
+        assert cause in table.notes[0]
+    assert erf(linear, 1, 12, 12).facts["field"] == "3 × all"
+    channels = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+    assert erf(channels, 1, 12, 12).facts["field"] == 5
+
+
+def test_a_field_that_is_not_known_is_none_with_the_operator_that_makes_it_so() -> None:
+    grid = torch.zeros(1, 6, 6, 2)
+    table = erf(Function(lambda y: F.grid_sample(y, grid.expand(len(y), -1, -1, -1), align_corners=False)), 1, 8, 8)
+    assert table.facts["field"] is None and table.facts["side/field"] is None
+    assert re.search(r"not known: what .*grid_sampler", table.notes[0])
