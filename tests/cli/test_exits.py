@@ -263,6 +263,26 @@ def make():
     assert done.stderr.endswith("ed, nothing was written\n")
 
 
+EARLY = """
+import sys
+sys.modules.pop("reparam.cli.app")
+
+class Pressed:
+    def find_spec(name, *rest):
+        if name == "reparam.cli.app":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Pressed)
+from reparam.cli import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_traceback(folder: Path, warm: WarmProcess) -> None:
+    done = warm.run(EARLY, "convert", "net.pt")
+    assert (done.returncode, done.stderr) == (130, "reparam: interrupted\n")
+
+
 LOST = """
 import os, time
 from good import Net
