@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ def pruned(name: str = "residual", **options: Any) -> Pruned:
     return prune(make(name), images(2), DATA, **({"macs": 0.5, "form": "residual"} | options))
 
 
+@functools.cache
+def looked_at(**options: Any) -> Pruned:
+    """`pruned`, once for all tests that only look at it."""
+    return pruned(**options)
+
+
 @pytest.mark.parametrize("name", mostly_in_sweeps(NETS, "residual", "dense"))
 def test_the_result_is_within_the_budget_and_close_to_the_original(name: str) -> None:
     module = make(name)
@@ -45,7 +52,7 @@ def test_the_result_is_within_the_budget_and_close_to_the_original(name: str) ->
 
 
 def test_refitting_is_what_keeps_the_outputs() -> None:
-    with_refit, without = pruned(), pruned(refit=False)
+    with_refit, without = looked_at(), looked_at(refit=False)
     assert with_refit.report.final.error < 0.7 * without.report.final.error
     assert without.report.steps[-1].cut == without.report.steps[-1].refitted
 
@@ -230,7 +237,7 @@ def test_an_engine_that_is_not_here_is_told_before_the_work(monkeypatch: pytest.
 
 
 def test_the_report_is_json_and_says_what_was_measured() -> None:
-    found = json.loads(json.dumps(pruned().report.as_dict()))
+    found = json.loads(json.dumps(looked_at().report.as_dict()))
     assert found["equivalent"] is False and found["budget"] == {"macs": 0.5}
     assert found["evidence"]["float64_max_rel"] < 1e-12
     assert found["quality"]["original"]["agreement"] == 1.0
@@ -245,13 +252,13 @@ def test_the_report_is_json_and_says_what_was_measured() -> None:
 
 @pytest.mark.sweep
 def test_the_refit_of_all_layers_may_be_left_out() -> None:
-    assert pruned(joint=0).report.joint is None and pruned(refit=False).report.joint is None
+    assert pruned(joint=0).report.joint is None and looked_at(refit=False).report.joint is None
     one = pruned(joint=1).report.joint
     assert one is not None and one.steps == 1
 
 
 def test_results_are_saved_as_a_program_and_as_source(tmp_path: Path) -> None:
-    result = pruned()
+    result = looked_at()
     result.save(tmp_path / "small.pt2")
     result.save_source(tmp_path / "source")
     assert {p.name for p in tmp_path.iterdir()} == {"small.pt2", "source"}
