@@ -25,6 +25,7 @@ from reparam.check import (
     check_float64,
     check_runs,
     refuse_broken_weights,
+    unasked_batch_is_to_blame,
 )
 from reparam.emit import finalize, overflow_told, save_pt2, to_module
 from reparam.ir import Program, Range, census, describe_jumps, is_chain, jumps, unlift, with_labels, with_ranges
@@ -36,7 +37,6 @@ from reparam.utils import (
     DEFAULT_AXES,
     Reported,
     as_path,
-    batch_is_unasked,
     check_callable,
     check_seed,
     checked_call,
@@ -143,11 +143,10 @@ def convert(  # noqa: PLR0913  # the keywords are the options
     captured = run.take_in(given.model, given.inputs, given.dynamic, input_ranges, *given.notes)
     try:
         conversion = run.convert(given.model, captured, dtype)
-    except PathError as error:
-        program = isinstance(given.model, torch.export.ExportedProgram)
-        if program or error.axes != ("batch",) or not batch_is_unasked(read_axes(given.dynamic)):
-            raise
-        size, others = batch_of(given.inputs), without_batch(read_axes(given.dynamic))
+    except PathError as found:
+        axes = read_axes(given.dynamic)
+        error = unasked_batch_is_to_blame(found, given.model, given.inputs, axes, seed)
+        size, others = batch_of(given.inputs), without_batch(axes)
         note = f"the batch is fixed at {size}, that of the example: {error.what}"
         captured = run.take_in(given.model, given.inputs, others, input_ranges, *given.notes, note)
         captured = replace(captured, program=replace(captured.program, samples=size))

@@ -3,7 +3,7 @@ is refused with the line of the model.
 """
 
 from .free_axes import frees_batch, read_axes, without_batch
-from .fresh import Outside, fresh_copy
+from .fresh import Outside, fresh_copy, own_copy
 from .outputs import keep_outputs
 from .places import line_of
 from .steps import Captured, from_exported
@@ -20,6 +20,7 @@ __all__ = [
     "from_exported",
     "keep_outputs",
     "line_of",
+    "own_copy",
     "read_axes",
     "without_batch",
 ]

@@ -33,7 +33,8 @@ def assemble(graph: fx.Graph, weights: Mapping[str, Any]) -> Program:
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))  # a dead dropout is dead
     for name in set(constants) - {str(n.target) for n in graph.nodes if n.op == "get_attr"}:
         del constants[name]
-    _refuse_repeated(constants)
+    for name, constant in constants.items():
+        refuse_repeated(name, constant.value)
     plain = _plain_copy(graph)
     _refuse_constants(plain)
     _refuse_names(info.in_spec, "takes")
@@ -83,17 +84,16 @@ def _intern_weights(graph: fx.Graph, weights: Mapping[str, Any]) -> dict[str, Co
     return constants
 
 
-def _refuse_repeated(constants: Mapping[str, Constant]) -> None:
+def refuse_repeated(name: str, value: Any) -> None:
     """Raises CaptureError for a weight that is stored once, repeated, and too large for the memory once written out."""
-    for name, constant in constants.items():
-        value, memory = constant.value, memory_size()
-        needed = value.numel() * torch.float64.itemsize
-        stored = value.untyped_storage().nbytes() // value.element_size()
-        if memory is not None and stored < value.numel() and needed > memory * SHARE_OF_MEMORY:
-            raise CaptureError(
-                f"'{name}' has {value.numel():,} values and stores {stored:,} of them; computing with it needs "
-                f"{needed / 1e9:,.0f} GB: keep what is stored, and expand it in the forward"
-            )
+    memory = memory_size()
+    needed = value.numel() * torch.float64.itemsize
+    stored = value.untyped_storage().nbytes() // value.element_size()
+    if memory is not None and stored < value.numel() and needed > memory * SHARE_OF_MEMORY:
+        raise CaptureError(
+            f"'{name}' has {value.numel():,} values and stores {stored:,} of them; computing with it needs "
+            f"{needed / 1e9:,.0f} GB: keep what is stored, and expand it in the forward"
+        )
 
 
 def attributes_read(module: fx.GraphModule) -> dict[str, Any]:

@@ -51,6 +51,16 @@ _CAUSES = (
         "choose between values with torch.where in place of Python's if",
     ),
     _Cause(
+        "unhashable type: non-nested SymInt",
+        "the size of a free axis is a key of a table or a member of a set",
+        "fix that size, or compute with it in place of looking it up",
+    ),
+    _Cause(
+        r"unsupported format string passed to SymInt|argument 0 of type SymInt",
+        "the size of a free axis is made a text or a number of another library",
+        "fix that size, or compute with it as it is",
+    ),
+    _Cause(
         r"in output, which is not a known type|unsupported output|not a supported (tree )?type",
         "an output is of a class that torch cannot take apart",
         "return tensors, tuples, lists or dicts of them",

@@ -10,7 +10,8 @@ import functools
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.ir import is_uninitialised
+
+from .assemble import refuse_repeated
 
 SMALL = 1 << 22  # bytes of one weight that may be copied
 _CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
@@ -43,6 +46,17 @@ def fresh_copy(module: nn.Module, *, to_write: bool = False) -> nn.Module:
             for part in module.modules():
                 shared |= {id(v): v for v in vars(part).values() if not _can_be_copied(v)}
             return copy.deepcopy(module, shared)
+
+
+def own_copy(module: nn.Module) -> nn.Module:
+    """A copy of the module with weights of its own, whole ones where they were stored once and repeated.
+
+    Raises CaptureError for a weight that the memory would not hold once it is written out, by its name.
+    """
+    for name, weight in (*module.named_parameters(), *module.named_buffers()):
+        if not is_uninitialised(weight) and weight.layout is torch.strided:
+            refuse_repeated(name, weight)
+    return copy.deepcopy(module)
 
 
 def _is_small(weight: Tensor) -> bool:
@@ -71,10 +85,12 @@ class Outside:
     """What the code of a model keeps outside of it.
 
     These are caches of functions, containers, numbers and tensors, as names of the modules (and packages) that its
-    classes come from, or as attributes of classes there.
+    classes come from, or as attributes of classes there; and what functions that it holds keep (hooks, closures,
+    partial and cached functions, defaults), which a copy of the model has in common with it.
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self._module = module
         self._roots = {type(m).__module__.partition(".")[0] for m in module.modules()} - _NOT_OF_MODELS
         self._seen: tuple[tuple[str, ...], dict[str, Any]] = ((), {})
         self._loaded: dict[str, Any] = {}
@@ -87,6 +103,7 @@ class Outside:
         if loaded.keys() != self._loaded.keys():
             self._loaded = loaded
             self._undo = [step for space in loaded.values() for step in _steps(vars(space), space, self._roots)]
+            self._undo += _held(self._module, self._roots)
         try:
             yield
         finally:
@@ -112,14 +129,54 @@ def _steps(names: Mapping[str, Any], owner: Any, roots: set[str]) -> Iterator[Ca
     for name, value in list(names.items()):
         if name.startswith("__"):
             continue
-        if isinstance(value, functools._lru_cache_wrapper):
-            yield _Cleared(value)
+        if callable(value) and not isinstance(value, type):
+            yield from _of_function(value, _DEEPEST)
         elif type(value) in _CONTAINERS:
             yield from _contents(value, _DEEPEST)
         elif type(value) in _VALUES or isinstance(value, Tensor):
             yield functools.partial(_bind, owner, name, value)
         elif isinstance(value, type) and not isinstance(owner, type) and value.__module__.partition(".")[0] in roots:
             yield from _steps(vars(value), value, roots)
+
+
+def _held(module: nn.Module, roots: set[str]) -> Iterator[Callable[[], None]]:
+    """What puts back the parts of a model itself, the functions that these hold, and their classes, wherever made."""
+    for part in module.modules():
+        yield from _contents(vars(part), 2 * _DEEPEST)
+    classes = {c: None for part in module.modules() for c in type(part).__mro__}
+    for c in classes:
+        if c.__module__.partition(".")[0] in roots:
+            yield from _steps(vars(c), c, roots)
+
+
+def _of_function(value: Any, depth: int) -> Iterator[Callable[[], None]]:
+    """What puts back what a function keeps: its cache, its defaults, what it closes over, what it is a part of."""
+    if depth == 0:
+        return
+    if isinstance(value, functools._lru_cache_wrapper):
+        yield _Cleared(value)
+    if isinstance(value, functools.partial):
+        inner: list[Any] = [value.func]
+        kept = [*value.args, *value.keywords.values()]
+    else:
+        inner = [getattr(value, "__wrapped__", None), getattr(value, "__func__", None)]
+        kept = [*(getattr(value, "__defaults__", None) or ()), *(getattr(value, "__kwdefaults__", None) or {}).values()]
+    for function in filter(callable, inner):
+        yield from _of_function(function, depth - 1)
+    for cell in getattr(value, "__closure__", None) or ():
+        with suppress(ValueError):  # of an empty one
+            kept.append(cell.cell_contents)
+            if type(cell.cell_contents) in _VALUES:
+                yield functools.partial(setattr, cell, "cell_contents", cell.cell_contents)
+    for held in kept:
+        yield from _of_held(held, depth)
+
+
+def _of_held(value: Any, depth: int) -> Iterator[Callable[[], None]]:
+    if type(value) in _CONTAINERS:
+        yield from _contents(value, depth)
+    elif isinstance(value, FunctionType | MethodType | functools.partial | functools._lru_cache_wrapper):
+        yield from _of_function(value, depth - 1)
 
 
 class _Cleared:
@@ -145,8 +202,7 @@ def _contents(container: Any, depth: int) -> Iterator[Callable[[], None]]:
         return
     kept = dict(container) if isinstance(container, dict) else list(container)
     for value in kept.values() if isinstance(kept, dict) else kept:
-        if type(value) in _CONTAINERS:
-            yield from _contents(value, depth - 1)
+        yield from _of_held(value, depth - 1)
     yield functools.partial(_refill, container, kept)
 
 

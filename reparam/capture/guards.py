@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -191,6 +191,12 @@ def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[
             if breaks is not None and (probe := traced | {symbol: breaks}) not in found:
                 found.append(probe)
     return tuple(found[:most])
+
+
+def probes_at(exported: torch.export.ExportedProgram, sizes: Iterable[int]) -> tuple[dict[str, int], ...]:
+    """Values of free sizes with one of them at each of the given numbers, the others as they were traced."""
+    traced = _traced(exported)
+    return tuple(traced | {symbol: n} for n in sizes for symbol in traced)
 
 
 def _traced(exported: torch.export.ExportedProgram) -> dict[str, int]:

@@ -32,6 +32,7 @@ from .assemble import assemble, attributes_read
 from .explain import explain_writes
 from .functionalize import functionalize_locally, module_path, normalize_batch_norm
 from .guards import probes
+from .places import line_of
 from .randomness import describe_call, refuse_random_calls
 
 _REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "_vmap_increment_nesting")
@@ -131,6 +132,19 @@ def refuse_random(draft: Draft) -> Draft:
     return draft
 
 
+def refuse_without_values(draft: Draft) -> Draft:
+    """A result on the device meta has a shape and no values that could be compared."""
+    for node in next(n for n in draft.graph.nodes if n.op == "output").all_input_nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.device.type == "meta":
+            line = line_of(node)
+            raise CaptureError(
+                f"a result of the model has no values, as it lies on the device meta{f', at {line}' if line else ''}; "
+                "give it a device of its own"
+            )
+    return draft
+
+
 def resolve_writes(draft: Draft) -> Draft:
     """Writes in place become values of their own; hard ones are left to torch's own functionalisation."""
     if functionalize_locally(draft.graph):
@@ -139,10 +153,19 @@ def resolve_writes(draft: Draft) -> Draft:
         graph, weights = _lift(_without_dropouts(draft.exported).run_decompositions({}), draft.names)
     except Exception as error:
         raise CaptureError(explain_writes(draft.exported.graph, error)) from error
+    _leave_inputs(graph)
     if not functionalize_locally(graph):
         raise CaptureError(explain_writes(graph))
     notes = (*draft.notes, "in-place writes through views were made functional")
     return replace(draft, graph=graph, weights=weights, notes=notes)
+
+
+def _leave_inputs(graph: fx.Graph) -> None:
+    """Without the copies at the end, by which torch gives an input the values that the model wrote to it."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and op_name(node) == "copy_" and "val" not in node.meta:
+            node.replace_all_uses_with(node.args[1])
+            graph.erase_node(node)
 
 
 def _without_dropouts(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -298,6 +321,7 @@ _PICKS = frozenset(
 
 STEPS: tuple[Callable[[Draft], Draft], ...] = (
     refuse_random,
+    refuse_without_values,
     resolve_writes,
     come_to_the_cpu,
     restore_batch_norms,

@@ -27,10 +27,12 @@ from .explain import explain
 from .fast_path import fast_path_notes
 from .free_axes import bound_axes, dynamic_shapes, frees_batch, read_axes, wanted_axes, widened, without_batch
 from .fresh import Outside, fresh_copy
+from .guards import probes_at
 from .known_weights import WeightsAreKnown
 from .model_check import check_model, refuse_misfit
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
+from .texts import MOST, texts_of_sizes
 
 _log = logging.getLogger(__name__)
 FAKE_TENSORS = "torch._subclasses.fake_tensor"  # a logger
@@ -66,8 +68,8 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
         check_model(module, example_inputs)
         example_inputs = _beside_the_weights(module, example_inputs)
         try:
-            with Outside(module).kept():
-                return _capture(_without_empty_buffers(fresh_copy(module)), example_inputs, axes)
+            with (outside := Outside(module)).kept():
+                return _capture(_without_empty_buffers(fresh_copy(module)), example_inputs, axes, outside)
         except EndedError:
             raise
         except CaptureError:
@@ -76,17 +78,19 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
             raise
 
 
-def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[str, ...]) -> Captured:
+def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[str, ...], outside: Outside) -> Captured:
     notes = list(_hook_notes(module))
     with evaluation_mode(module) as switched:
         if switched:
             notes.append("the model was in training mode; it was captured in evaluation mode")
-        notes.extend(fast_path_notes(module, lambda: _run(fresh_copy(module), example_inputs)))
-        with watched(module) as assigned:
-            exported, samples = _export(module, _distinct(example_inputs), dynamic, notes)
+        with outside.kept():
+            notes.extend(fast_path_notes(module, lambda: _run(fresh_copy(module), example_inputs)))
+        with watched(module) as assigned, texts_of_sizes() as named:
+            exported, samples = _export(module, _distinct(example_inputs), dynamic, notes, outside)
         refuse_state(exported, assigned)
         captured = from_exported(exported)
-    program = replace(captured.program, samples=samples) if samples > 1 else captured.program
+    program = replace(captured.program, probes=(*captured.program.probes, *probes_at(exported, sorted(named)[:MOST])))
+    program = replace(program, samples=samples) if samples > 1 else program
     calls = sum(1 for _ in program.calls())
     _log.info("captured %s: %d calls, %d weights", type(module).__name__, calls, len(program.constants))
     return Captured(program, (*notes, *captured.notes))
@@ -135,7 +139,7 @@ def _by_parameter(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]
 
 
 def _export(
-    module: nn.Module, args: tuple[Any, ...], dynamic: tuple[str, ...], notes: list[str]
+    module: nn.Module, args: tuple[Any, ...], dynamic: tuple[str, ...], notes: list[str], outside: Outside
 ) -> tuple[torch.export.ExportedProgram, int]:
     """The exported program with the axes free that the model leaves free, and the samples of a batch that it fixes.
 
@@ -143,16 +147,17 @@ def _export(
     another axis.
     """
     if not dynamic:
-        return _export_once(module, args, None), 1
+        return _export_once(module, args, None, outside), 1
     wide = widened(module, args, dynamic)
     wanted = wanted_axes(module, wide, dynamic)
     try:
-        exported = _export_once(module, wide, _by_parameter(module, dynamic_shapes(wide, wanted)))
+        exported = _export_once(module, wide, _by_parameter(module, dynamic_shapes(wide, wanted)), outside)
     except CaptureError as error:
         if without_batch(dynamic) or not batch_is_unasked(dynamic):
-            _export_once(module, args, None)  # what no choice of axes helps is told as it is
-            raise CaptureError(f"{error}; leave out what need not be free of {', '.join(dynamic)}") from error
-        fixed = _export_once(module, args, None)
+            _export_once(module, args, None, outside)  # what no choice of axes helps is told as it is
+            stuck = [d for d in dynamic if len(dynamic) > 1 and not _can_be_free(module, args, d, outside)]
+            raise CaptureError(f"{error}; leave out what need not be free of {', '.join(stuck or dynamic)}") from error
+        fixed = _export_once(module, args, None, outside)
         notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {error}")
         return fixed, batch_of(args) if frees_batch(dynamic) else 1
     bound = bound_axes(exported, wanted)
@@ -165,7 +170,19 @@ def _export(
         return exported, 1
     size = batch_of(args)
     notes.append(f"the batch is fixed at {size}, that of the example: {bound['batch']}")
-    return _export(module, args, without_batch(dynamic), notes)[0], size
+    return _export(module, args, without_batch(dynamic), notes, outside)[0], size
+
+
+def _can_be_free(module: nn.Module, args: tuple[Any, ...], axis: str, outside: Outside) -> bool:
+    """Whether the model can be captured with this axis alone free."""
+    wide = widened(module, args, (axis,))
+    try:
+        _export_once(
+            module, wide, _by_parameter(module, dynamic_shapes(wide, wanted_axes(module, wide, (axis,)))), outside
+        )
+    except CaptureError:
+        return False
+    return True
 
 
 def batch_of(args: Sequence[Any]) -> int:
@@ -186,22 +203,28 @@ def _without_empty_buffers(module: nn.Module) -> nn.Module:
     return module
 
 
-def _export_once(module: nn.Module, args: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:
+def _export_once(
+    module: nn.Module, args: tuple[Any, ...], shapes: Any, outside: Outside
+) -> torch.export.ExportedProgram:
+    """One try after the other, each with what the model keeps, in itself or outside, as it was before the first."""
     doing = f"capturing {type(module).__name__}"
-    values: AbstractContextManager[Any] = nullcontext()
+    known = False
     for _ in range(8):
+        fresh = fresh_copy(module)
+        values: AbstractContextManager[Any] = WeightsAreKnown(fresh) if known else nullcontext()
         try:
-            with _silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
+            with outside.kept(), _silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
                 warnings.simplefilter("ignore")
                 with as_the_user_set(), _AsWritten(), values:
-                    return torch.export.export(module, _unmarked(args), dynamic_shapes=shapes, strict=False)
+                    return torch.export.export(fresh, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except MachineError:
             raise
         except Exception as error:
-            if isinstance(values, nullcontext) and _asks_for_values(error):
-                values = WeightsAreKnown(module)
-            elif not _register_output_type(module, args, error):
-                raise CaptureError(explain(module, error, lambda: _run(module, args))) from error
+            with outside.kept():
+                if not known and _asks_for_values(error):
+                    known = True
+                elif not _register_output_type(module, args, error):
+                    raise CaptureError(explain(module, error, lambda: _run(module, args))) from error
     raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
 
 

@@ -2,6 +2,7 @@
 Everything is compared in float64 against a bound that comes from the arithmetic, then once more in the emitted dtype.
 """
 
+from .blame import unasked_batch_is_to_blame
 from .claim_check import Claim, Slot, check_claims
 from .exactness import DISTURBED, LostDigitsError, disturbed
 from .file_check import check_file
@@ -49,5 +50,6 @@ __all__ = [
     "find_region",
     "not_finite_in",
     "refuse_broken_weights",
+    "unasked_batch_is_to_blame",
     "whole_region",
 ]

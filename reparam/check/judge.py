@@ -119,11 +119,17 @@ class Judge:
         return outputs if kept is None else [outputs[i] for i in kept]
 
     def _arguments(self, values: Feed) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        spec, given = self._program.in_spec, [on_device(v, self._program.home) for v in values]
+        given = [_own(on_device(v, self._program.home)) for v in values]
+        spec = self._program.in_spec
         if spec is None:
             return given, {}
         args, kwargs = pytree.tree_unflatten(given, spec)
         return args, kwargs
+
+
+def _own(value: Any) -> Any:
+    """A copy of a tensor: a model may write to its inputs."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _random_state() -> tuple[Any, ...]:

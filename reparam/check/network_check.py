@@ -35,7 +35,7 @@ from reparam.utils import dtype_name, first_line
 from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
 from .input_plan import Plan, plans_of
 from .judge import Judge
-from .path_error import PathError, captured_stops, path_error, shape_of_first
+from .path_error import PathError, captured_stops, other_path, path_error, shape_of_first
 from .values import all_finite, largest_difference
 
 _log = logging.getLogger(__name__)
@@ -305,12 +305,8 @@ class _Check:
         if captured is None:
             self._refuse_float64(found.values)
             return captured_stops(self.original, found.values, plan.sizes)
-        return path_error(
-            self.original,
-            f"the model takes another path for inputs of shape {shape_of_first(found.values)} than the one that was "
-            "traced: the captured graph computes something else there",
-            plan.sizes,
-        )
+        how = "the captured graph computes something else there"
+        return other_path(self.original, found.values, how, plan.sizes)
 
     def _refuse_float64(self, values: Feed) -> None:
         """Raises CaptureError where the captured graph runs in its own dtypes and not in float64."""
@@ -353,7 +349,8 @@ def check_emitted(
     dtype: the dtype that both run in when it differs from the original's own, else None. In float64, where the truth is
     the original's own result, the bar is that of the check before. Raises LostDigitsError when the converted model is
     less exact than the original, PathError when the captured original does not run at sizes that are said to be free,
-    InputError when this machine cannot compute in that dtype, or the original overflows.
+    CaptureError when it runs in float64 alone, InputError when this machine cannot compute in that dtype, or the
+    original overflows.
     """
     name = dtype_name(dtype or original.dtype)
     floor = max(4.0 * torch.finfo(dtype or original.dtype).eps, *(r.limit for r in rounds))
@@ -368,6 +365,8 @@ def check_emitted(
                 if r.unclaimed:  # the rewrites made it run there, and nothing is said of that size
                     continue
                 raise captured_stops(original, r.values, r.plan.sizes) from e
+            if dtype is None and "not implemented" not in str(e):
+                raise _does_not_run(e) from e
             raise InputError(f"this machine cannot run the network in {name}: {first_line(e)}") from e
         measured.append(r)
         add_spreads(outputs, r.truth, old, new, r.inputs)

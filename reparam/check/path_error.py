@@ -40,11 +40,20 @@ def captured_stops(original: Program, values: Feed, sizes: Mapping[str, int]) ->
 
     values: such inputs, in float64. The error names the line of the model at which the graph stops.
     """
-    return path_error(
-        original,
-        f"the model takes another path for inputs of shape {shape_of_first(values)} than the one that was traced: the "
-        f"captured graph does not run there{_where_it_stops(original, values)}",
-        sizes,
+    how = f"the captured graph does not run there{_where_it_stops(original, values)}"
+    return other_path(original, values, how, sizes)
+
+
+def other_path(original: Program, values: Feed, how: str, sizes: Mapping[str, int]) -> PathError:
+    """What to raise where the captured graph is not the model on some inputs. how: it shows."""
+    shape = shape_of_first(values)
+    if sizes:
+        message = f"the model takes another path for inputs of shape {shape} than the one that was traced: {how}"
+        return path_error(original, message, sizes)
+    return PathError(
+        f"the model does something else when it runs on inputs of shape {shape} than when it is traced with such "
+        f"inputs: {how}; it may ask whether it is traced, or of what type its inputs and their sizes are",
+        (),
     )
 
 

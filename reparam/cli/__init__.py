@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ __all__ = ["apply", "main"]
 def main() -> None:
     """The entry point `reparam`. Nothing that is installed is imported before the search path is what it should be."""
     leave_current_folder()
-    from .app import main as run
+    try:
+        from .app import main as run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # in the seconds before a verb has begun, which tells by itself
+        print("reparam: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 @checked_call

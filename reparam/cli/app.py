@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -89,6 +91,8 @@ def main() -> None:
         app()
     finally:
         ignore_exits()  # what the code of a model left for the end does not change the exit code
+        with contextlib.suppress(ValueError):  # outside of the main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and what is left is the end of Python
 
 
 def run_verb(*words: str) -> Any:

@@ -7,6 +7,7 @@ codes: 0 done and equivalent; 1 not equivalent; 2 bad input or usage; 3 the envi
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import logging
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 160  # columns of tables that do not go to a terminal
 INTERRUPTED = 128 + signal.SIGINT
+LATER = 0.1  # seconds after which an interruption that was lost comes once more
 Tell = Callable[[str, int, int], None]
 
 
@@ -225,7 +227,7 @@ def _only_errors_logged() -> Iterator[None]:
 def run_guarded(body: Callable[[], object], session: Session) -> int:
     """Runs `body` and returns the exit code; a failure becomes one sentence on standard error."""
     try:
-        with on_the_command_line(), _terminations(), refused_exits():
+        with on_the_command_line(), _terminations(), refused_exits(), _asides_kept_quiet(session):
             body()
             with session._delivering():
                 pass
@@ -237,6 +239,30 @@ def run_guarded(body: Callable[[], object], session: Session) -> int:
             session.error(f"{message}{_left_behind(session, error)}")
         return code
     return 0
+
+
+@contextlib.contextmanager
+def _asides_kept_quiet(session: Session) -> Iterator[None]:
+    """What the code of a model raises where nobody can catch it (in `__del__`, a thread) is told with --debug alone."""
+    before = sys.unraisablehook, threading.excepthook
+
+    def again(words: Any) -> None:
+        """An interruption that came there, which Python would forget, comes once more."""
+        if isinstance(words.exc_value, KeyboardInterrupt):
+            number = getattr(words.exc_value, "number", signal.SIGINT)
+            threading.Timer(LATER, _thread.interrupt_main, [number]).start()
+        else:
+            tell(words)
+
+    def tell(words: Any) -> None:
+        if session.debug and words.exc_value is not None:
+            session.err.write(visible_lines("".join(traceback.format_exception(words.exc_value))))
+
+    sys.unraisablehook, threading.excepthook = again, tell
+    try:
+        yield
+    finally:
+        sys.unraisablehook, threading.excepthook = before
 
 
 def _left_behind(session: Session, error: BaseException) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from reparam.check import depth_limit
 from reparam.engines import Runnable
 from reparam.errors import InputError
-from reparam.ir import Program, check_shapes, shape_of_input
+from reparam.ir import Program, check_shapes, odd_kind, shape_of_input
 from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
 from reparam.scoring import UnlikeOutputsError
@@ -122,6 +122,9 @@ def _compared(
     progress: Progress | None,
 ) -> Verdict:
     """The verdict on random inputs."""
+    for x in example_inputs:
+        if isinstance(x, Tensor) and not x.is_meta and (kind := odd_kind(x)):
+            raise InputError(f"an example input is {kind}; give an ordinary tensor")
     told = input_shapes or [tuple(x.shape[1:]) for x in example_inputs if isinstance(x, Tensor)] or None
     if isinstance(first, Runnable) or isinstance(second, Runnable):
         return verify_engines(

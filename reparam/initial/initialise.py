@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.capture import capture
+from reparam.capture import capture, own_copy
 from reparam.check import refuse_broken_weights
 from reparam.data import Preprocessing, open_samples
 from reparam.emit import finalize, to_module
@@ -104,7 +103,7 @@ def init(  # noqa: PLR0913  # the keywords are the options
     if method != "gradinit" and (labels is not None or loss is not None):
         raise InputError(f"the method {method} looks at no labels and takes no loss; leave them out")
     with foreign_code("copying the model", errors=True):
-        module = copy.deepcopy(model)
+        module = own_copy(model)
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     home = device_of([*module.parameters(), *module.buffers()])

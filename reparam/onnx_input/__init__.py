@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .imported import ImportedModel, import_onnx
     from .limits import has_loops, tensors_in
     from .reading import LARGE_FILE, external_files, external_size, is_onnx, read_file, read_model, side_files
+    from .run_sizes import RunSizes
     from .session import has_bfloat16, open_session, reason_of, run_session, runtime_version, widen
     from .wire import add_metadata, write_from_where_it_lies
 
@@ -19,6 +20,7 @@ _DOORS = {
     "imported": ("ImportedModel", "import_onnx"),
     "limits": ("has_loops", "tensors_in"),
     "reading": ("LARGE_FILE", "external_files", "external_size", "is_onnx", "read_file", "read_model", "side_files"),
+    "run_sizes": ("RunSizes",),
     "session": ("has_bfloat16", "open_session", "reason_of", "run_session", "runtime_version", "widen"),
     "wire": ("add_metadata", "write_from_where_it_lies"),
 }
@@ -27,6 +29,7 @@ __getattr__ = lazy_doors(__name__, _DOORS)
 __all__ = [
     "LARGE_FILE",
     "ImportedModel",
+    "RunSizes",
     "add_metadata",
     "external_files",
     "external_size",

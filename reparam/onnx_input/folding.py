@@ -53,9 +53,9 @@ def check_folding(model: onnx.ModelProto, name: str) -> None:
 
 def _sizes_of_constants(model: onnx.ModelProto, name: str) -> Iterator[int]:
     """The elements of each value that is computed of constants, one after the other."""
-    walk = _Walk(model)
+    walk = Walk(model)
     walk.enter(model.graph)
-    for node in walk.nodes(_written_out(model, name)):
+    for node in walk.nodes(written_out(model, name)):
         for output, size in walk.follow(node).items():
             if size is None and (node.op_type in _GROWS or (node.domain and node.op_type not in _SAME_SIZE)):
                 shown = one_line(output)[:60]
@@ -63,7 +63,7 @@ def _sizes_of_constants(model: onnx.ModelProto, name: str) -> Iterator[int]:
             yield size or 0
 
 
-def _written_out(model: onnx.ModelProto, name: str) -> Iterator[onnx.NodeProto]:
+def written_out(model: onnx.ModelProto, name: str) -> Iterator[onnx.NodeProto]:
     """The nodes of the graph, with functions written out where they are called, as onnxruntime does it."""
     if not model.functions:
         yield from model.graph.node
@@ -86,7 +86,7 @@ def _written_out(model: onnx.ModelProto, name: str) -> Iterator[onnx.NodeProto]:
         raise InputError(f"{name} is damaged: its functions cannot be written out; export it again") from error
 
 
-class _Walk:
+class Walk:
     """What is known of the values of a graph: types of all, and the small constants themselves."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -164,7 +164,7 @@ class _Walk:
         """Notes the shape of a value where it is known, since it is a constant then; whether it was."""
         import onnx
 
-        dims = _dims(self.types.get(node.input[0])) if node.op_type in ("Shape", "Size") and node.input else None
+        dims = dims_of(self.types.get(node.input[0])) if node.op_type in ("Shape", "Size") and node.input else None
         if dims is None or node.domain:
             return False
         limits = {a.name: int(a.i) for a in node.attribute}
@@ -180,7 +180,7 @@ class _Walk:
         self._infer(node)
         sizes: dict[str, int | None] = {}
         for output in (o for o in node.output if o):
-            dims = _dims(self.types.get(output))
+            dims = dims_of(self.types.get(output))
             sizes[output] = None if dims is None else math.prod(dims)
             self.constants.add(output)
         small = all(s is not None and s <= SMALL for s in sizes.values())
@@ -221,7 +221,7 @@ class _Walk:
                 self._add(output.name, onnx.numpy_helper.from_array(result, output.name))
 
 
-def _dims(kind: onnx.TypeProto | None) -> list[int] | None:
+def dims_of(kind: onnx.TypeProto | None) -> list[int] | None:
     """The sizes of a tensor, where all are known."""
     if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 import time
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from reparam.errors import InputError, MachineError, ReparamError
-from reparam.utils import Stamp, first_line, memory_told, opened, path_of, stamp_of
+from reparam.utils import Stamp, first_line, memory_available, memory_told, opened, path_of, stamp_of
 
 from .limits import tensors_in
+from .run_sizes import RunSizes
 
 if TYPE_CHECKING:
     import onnx
@@ -114,20 +116,25 @@ def reason_of(error: BaseException) -> str:
 
 
 class _Watch(threading.Thread):
-    """Gives up a run that takes too long or too much memory. why: what it took."""
+    """Gives up a run that takes too long or too much memory. why: what it took.
 
-    def __init__(self, options: Any) -> None:
+    loops: whether it has any; without, it has as long as it takes, and all the memory that is left.
+    """
+
+    def __init__(self, options: Any, loops: bool) -> None:
         super().__init__(daemon=True)
         self.options, self.over, self.why = options, threading.Event(), ""
+        self.longest = LONGEST if loops else math.inf
+        self.largest = LARGEST if loops else (memory_available() or LARGEST)
 
     def run(self) -> None:
         """Looks at the clock and at the memory until the run is over."""
         start, before = time.monotonic(), _resident()
         while not self.over.wait(LOOK):
-            if time.monotonic() - start > LONGEST:
+            if time.monotonic() - start > self.longest:
                 self.why = f"does not end within {LONGEST} seconds"
-            elif _resident() - before > LARGEST:
-                self.why = f"takes more than {LARGEST >> 20} MB"
+            elif _resident() - before > self.largest:
+                self.why = f"takes more than {self.largest >> 20} MB"
             if self.why:
                 self.options.terminate = True
                 return
@@ -142,14 +149,22 @@ def _resident() -> int:
     return pages * mmap.PAGESIZE
 
 
-def run_session(session: Any, values: Mapping[str, Tensor], name: str, *, limited: bool = False) -> list[Tensor]:
-    """The outputs on one tensor for each input. limited: whether a loop that takes too much is given up."""
+def run_session(
+    session: Any, values: Mapping[str, Tensor], name: str, *, limited: bool = False, sizes: RunSizes | None = None
+) -> list[Tensor]:
+    """The outputs on one tensor for each input.
+
+    limited: whether a loop that takes too much is given up. sizes: of the values of the graph, where they are to be
+    looked at before it runs. Raises InputError for inputs that it does not run on, or whose values do not fit into the
+    memory.
+    """
     import onnxruntime as ort
 
     feed = {key: v.detach().cpu().contiguous().numpy() for key, v in values.items()}
     options = ort.RunOptions()
     options.log_severity_level = 4
-    watch = _Watch(options) if limited else None
+    large = sizes is not None and sizes.check(values, name)
+    watch = _Watch(options, limited) if limited or large else None
     try:
         if watch is not None:
             watch.start()
@@ -159,7 +174,9 @@ def run_session(session: Any, values: Mapping[str, Tensor], name: str, *, limite
         raise
     except Exception as error:
         if watch is not None and watch.why:
-            raise InputError(f"{name} has a loop that {watch.why}") from error
+            raise InputError(
+                f"{name} {'has a loop that' if limited else 'is not run on, as it'} {watch.why}"
+            ) from error
         raise InputError(f"{name} does not run on these inputs: {reason_of(error)}") from error
     finally:
         if watch is not None:

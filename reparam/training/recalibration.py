@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reparam.capture import capture
+from reparam.capture import capture, own_copy
 from reparam.data import Preprocessing
 from reparam.errors import InputError, ReparamError
 from reparam.ir import on_device
@@ -137,7 +136,7 @@ def recalibrate(
     check_callable(progress, "progress")
     program = capture(model, example_inputs, dynamic=given.dynamic).program
     with foreign_code("copying the model", errors=True):
-        module = copy.deepcopy(model).eval()
+        module = own_copy(model).eval()
     counts = _Counts({name: _Count() for name, _ in _norms(module)})
     old = {name: _statistics(norm) for name, norm in _norms(module)}
     batches = open_batches(data, program, batch, preprocessing)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .files import SOURCE_FILES, refuse_existing
     from .foreign import Interrupted, foreign_code, ignore_exits, place_of_error, refused_exits
     from .logs import quiet
-    from .memory import is_out_of_memory, memory_size, memory_told
+    from .memory import is_out_of_memory, memory_available, memory_size, memory_told
     from .names import is_plain_path, name_complaint, plain_path, prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
     from .plugins import plugins
@@ -48,7 +48,7 @@ _DOORS = {
     "files": ("SOURCE_FILES", "refuse_existing"),
     "foreign": ("Interrupted", "foreign_code", "ignore_exits", "place_of_error", "refused_exits"),
     "logs": ("quiet",),
-    "memory": ("is_out_of_memory", "memory_size", "memory_told"),
+    "memory": ("is_out_of_memory", "memory_available", "memory_size", "memory_told"),
     "names": (
         "is_plain_path",
         "name_complaint",
@@ -158,6 +158,7 @@ __all__ = [
     "is_safetensors",
     "lazy_doors",
     "leave_current_folder",
+    "memory_available",
     "memory_size",
     "memory_told",
     "models_too",

@@ -48,3 +48,16 @@ def memory_size() -> int | None:
     with contextlib.suppress(OSError, ValueError):  # of a container
         found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     return min(found, default=None)
+
+
+def memory_available() -> int | None:
+    """The bytes of memory that are left for this process, where the system tells."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # of a container
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text(encoding="ascii"))
+        found.append(max(0, most - int((group / "memory.current").read_text(encoding="ascii"))))
+    return min(found, default=memory_size())

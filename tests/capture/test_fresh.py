@@ -154,6 +154,106 @@ def test_what_changes_stays_where_an_import_came_between(monkeypatch: pytest.Mon
     LIST.clear()
 
 
+def _cached() -> Any:
+    return functools.lru_cache(None)(lambda width: torch.linspace(0, 1, width))
+
+
+def _closed_over() -> Any:
+    made: dict[int, Tensor] = {}
+    runs = 0
+
+    def ramp(width: int) -> Tensor:
+        nonlocal runs
+        runs += 1
+        return made.setdefault(width, torch.linspace(0, 1, width)) * runs
+
+    return ramp
+
+
+def _with_a_default() -> Any:
+    def ramp(width: int, made: list[Tensor] = []) -> Tensor:  # noqa: B006  # as such models do
+        made.append(torch.linspace(0, 1, width))
+        return made[-1] * len(made)
+
+    return ramp
+
+
+def _partial() -> Any:
+    return functools.partial(lambda made, width: made.setdefault(width, torch.linspace(0, 1, width)), {})
+
+
+def _partial_of_a_cached_one() -> Any:
+    return functools.partial(_cached())
+
+
+class Holding(Ramped):
+    """Has its ramp from a function that it holds, which a copy has in common with it."""
+
+    alone: ClassVar[bool] = False
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.ramp = held
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.alone:
+            return torch.cat([self.conv(x[i : i + 1]) for i in range(x.shape[0])]) * self.ramp(x.shape[3])
+        return self.conv(x) * self.ramp(x.shape[3])
+
+
+class HoldingAlone(Holding):
+    """Fixes its batch, so that it is traced twice."""
+
+    alone: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize("kind", [Holding, HoldingAlone])
+@pytest.mark.parametrize("held", [_cached, _closed_over, _with_a_default, _partial, _partial_of_a_cached_one])
+def test_what_functions_keep_that_a_model_holds_is_left_as_it_is(kind: type[Holding], held: Any) -> None:
+    net = kind(held()).eval()
+    result = reparam.convert(net, X)
+    truth = net.conv(X) * torch.linspace(0, 1, 8)
+    for module in (result.module, net):
+        torch.testing.assert_close(module(X), truth)
+    assert net(torch.randn(2, 3, 65, 65)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_that_fixes_its_batch_is_traced_twice_from_the_same_start(way: type[Ramped]) -> None:
+    """The second trace would find tensors of the first one in the caches."""
+    net = way().eval()
+    net.forward = lambda x: torch.cat([net.conv(x[i : i + 1]) for i in range(2)]) * net.ramp(x.shape[3])
+    torch.testing.assert_close(reparam.convert(net, X).module(X), net(X))
+    TABLE.clear(), NESTED["grids"].clear(), Ramped.made.clear()
+
+
+def test_a_class_that_no_module_names_keeps_what_it_has() -> None:
+    class Local(Ramped):
+        kept: ClassVar[dict[int, Tensor]] = {}
+
+        def ramp(self, width: int) -> Tensor:
+            return self.kept.setdefault(width, super().ramp(width))
+
+    net = Local().eval()
+    torch.testing.assert_close(reparam.convert(net, X).module(X), net(X))
+    assert Local.kept.keys() == {8} and Local.kept[8].dtype == torch.float32
+
+
+def test_a_hook_that_takes_itself_away_is_still_there() -> None:
+    """It reaches the model that was given, not the copy that runs."""
+    net = Ramped().eval()
+
+    def once(module: nn.Module, args: Any, result: Tensor) -> Tensor:
+        handle.remove()
+        return result * 2
+
+    handle = net.conv.register_forward_hook(once)
+    result = reparam.convert(net, X)
+    assert len(net.conv._forward_hooks) == 1
+    torch.testing.assert_close(result.module(X), net(X))
+    torch.testing.assert_close(net(X) * 2, result.module(X))
+
+
 class Listed(Ramped):
     """Keeps a tensor in a list of its own, and counts in it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from reparam import convert, explain
+from reparam import convert, explain, verify
 from reparam.cli.app import app
-from reparam.errors import InputError
+from reparam.errors import CaptureError, InputError
+from support.helpers import Lambda
 
 
 class Heads(nn.Module):
@@ -107,3 +109,15 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert told.exit_code == 0, told.output
     result = torch.export.load(path).module()(torch.rand(1, 3, 32, 32))
     assert isinstance(result, Tensor) and not any("aux" in n for n in torch.export.load(path).state_dict)
+
+
+@pytest.mark.parametrize(
+    "work", [convert, explain, lambda net, x: verify(net, net, x)], ids=["convert", "explain", "verify"]
+)
+def test_a_result_without_values_is_refused_with_its_line(work: Callable[..., Any]) -> None:
+    """There is nothing to compare; a shape that is asked of such a tensor is another matter."""
+    net = Lambda(lambda net, x: (net.fc(x), x.to("meta")), fc=nn.Linear(4, 4))
+    with pytest.raises(CaptureError, match=r"has no values, as it lies on the device meta, at .*\.py:\d+ `"):
+        work(net, torch.randn(2, 4))
+    asks = Lambda(lambda net, x: net.fc(x).view(torch.empty(2, 4, device="meta").shape), fc=nn.Linear(4, 4))
+    assert convert(asks, torch.randn(2, 4), dynamic=()).report.equivalent

@@ -56,6 +56,19 @@ def test_weights_are_given_back_as_they_are_read(monkeypatch: pytest.MonkeyPatch
     assert given == [p.data_ptr() for layer in (model[0], model[2]) for p in (layer.weight, layer.bias)]
 
 
+def test_what_a_model_writes_to_its_inputs_is_not_seen_by_the_next_run() -> None:
+    """The converted network would be run on what the model has left there, and be compared in narrower dtypes alone."""
+    model = Lambda(lambda m, x: m.fc(x.mul_(2)) + x, fc=nn.Linear(3, 3)).eval()
+    given = torch.ones(2, 3)
+    judge, truth = judged(model, given.clone())
+    feed = [given.double()]
+    torch.testing.assert_close(judge.truth(feed)[0], truth[0])
+    torch.testing.assert_close(feed[0], given.double())
+    example = given.clone()
+    assert convert(model, example).report.evidence.float64_max_rel < 1e-12
+    torch.testing.assert_close(example, given)
+
+
 @pytest.mark.parametrize("way", NARROW)
 def test_every_number_is_float64(way: str) -> None:
     model = Lambda(NARROW[way], fc=nn.Linear(3, 3)).eval()

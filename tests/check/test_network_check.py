@@ -15,7 +15,7 @@ from reparam.check import NetworkEvidence, check_emitted, check_float64, depth_l
 from reparam.check import network_check as subject
 from reparam.conversion import convert
 from reparam.emit import finalize
-from reparam.errors import InputError, NotEquivalentError
+from reparam.errors import CaptureError, InputError, NotEquivalentError
 from reparam.ir import InputSpec, Program, feed, random_input
 from support.helpers import Lambda, conv_bn, fuse, healthy, program_of
 
@@ -124,6 +124,12 @@ def test_a_dtype_that_the_machine_cannot_compute_is_the_callers_problem(monkeypa
     monkeypatch.setattr(subject, "evaluate", refuse)
     with pytest.raises(InputError, match=r"this machine cannot run the network in float16: .* not implemented"):
         check_emitted(original, original, rounds, evidence, torch.float16)
+
+
+def test_a_network_that_runs_in_float64_alone_is_not_the_machines_fault() -> None:
+    """Its weights are float32 and its example is float64, which torch.export does not mind."""
+    with pytest.raises(CaptureError, match=r"does not run on random inputs of the traced size: .* Double and Float"):
+        convert(nn.Linear(4, 4), torch.randn(2, 4, dtype=torch.float64))
 
 
 # ---- the float64 bar ---------------------------------------------------------------------------------------------

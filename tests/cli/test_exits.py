@@ -140,12 +140,20 @@ def test_the_python_api_says_the_same(end: str, folder: Path) -> None:
         load(None, arch="ends:in_factory")
 
 
-@pytest.mark.parametrize("last", ["atexit.register(lambda: os._exit(0))", "atexit.register(sys.exit, 0)"])
+LAST = (
+    "atexit.register(lambda: os._exit(0))",
+    "atexit.register(sys.exit, 0)",
+    "import signal; signal.signal(2, signal.default_int_handler); atexit.register(os.kill, os.getpid(), 2)",
+)
+
+
+@pytest.mark.parametrize("last", LAST)
 def test_what_is_left_for_the_end_does_not_change_the_exit_code(last: str, folder: Path, warm: WarmProcess) -> None:
     write(folder, f"{last}; raise ValueError('of the net')")
     done = warm.module("reparam", "convert", "--arch", "ends:in_factory")
     assert done.returncode == 2
     assert "could not be built (ValueError: of the net)" in done.stderr
+    assert "KeyboardInterrupt" not in done.stderr  # Ctrl-C comes too late then
 
 
 STREAMS = (
@@ -182,6 +190,35 @@ def test_code_that_takes_the_streams_away_changes_neither_the_words_nor_the_exit
         assert "does not run on the input shape 4" in failed.stderr
         (folder / "net-fused.pt2").unlink()
     assert not (folder / "stolen").exists() or (folder / "stolen").read_bytes() == b""
+
+
+ASIDE = """
+import os, sys, threading
+from good import Net
+
+class Falls:
+    def __del__(self):
+        1 / 0
+
+class Aside(Net):
+    def forward(self, *x):
+        Falls()
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        return super().forward(*x)
+"""
+
+
+def test_what_is_raised_where_nobody_can_catch_it_is_no_traceback(folder: Path, warm: WarmProcess) -> None:
+    """As Python writes it for `__del__` and for threads; --debug tells."""
+    write(folder, "pass")
+    (folder / "aside.py").write_text(ASIDE)
+    words = ("convert", "net.pt", "--arch", "aside:Aside", "--force")
+    done = warm.module("reparam", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = warm.module("reparam", *words, "--debug").stderr
+    assert "ZeroDivisionError" in told and "in __del__" in told and "in <lambda>" in told
 
 
 def test_the_process_itself_is_ended_by_nobody(folder: Path, warm: WarmProcess) -> None:
@@ -224,6 +261,55 @@ def make():
     done = child.wait()
     assert done.returncode == 128 + number, done.stderr
     assert done.stderr.endswith("ed, nothing was written\n")
+
+
+EARLY = """
+import sys
+sys.modules.pop("reparam.cli.app")
+
+class Pressed:
+    def find_spec(name, *rest):
+        if name == "reparam.cli.app":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Pressed)
+from reparam.cli import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_traceback(folder: Path, warm: WarmProcess) -> None:
+    done = warm.run(EARLY, "convert", "net.pt")
+    assert (done.returncode, done.stderr) == (130, "reparam: interrupted\n")
+
+
+LOST = """
+import os, time
+from good import Net
+
+class Falls:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+        time.sleep(0.01)
+
+class Lost(Net):
+    def forward(self, *x):
+        Falls()
+        time.sleep(1)
+        return super().forward(*x)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_where_python_forgets_it_is_not_lost(
+    number: signal.Signals, folder: Path, warm: WarmProcess
+) -> None:
+    """What is raised in `__del__`, or while a weak reference ends, reaches nobody."""
+    write(folder, "pass")
+    (folder / "lost.py").write_text(LOST.format(number=int(number)))
+    done = warm.run(CHILD, "convert", "net.pt", "--arch", "lost:Lost", "--force")
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stderr.endswith("ed, nothing was written\n") and "Traceback" not in done.stderr
 
 
 def test_an_operator_of_others_that_ends_the_process(folder: Path) -> None:

@@ -42,6 +42,8 @@ def test_conversions_programs_and_files_are_compared(tmp_path: Path) -> None:
         (net(), "\ud800", (X,), {}, "has characters that file names cannot have"),
         (net(), "a" * 300, (X,), {}, "has a name of more than 255 bytes"),
         (net(), "none.pt2", (X,), {}, r"there is no file none\.pt2"),
+        (net(), net(), (X.to_sparse(),), {}, "an example input is a sparse tensor"),
+        (net(), net(), (torch.nested.nested_tensor([X[0]]),), {}, "an example input is a nested tensor"),
         (net(), net(), (), {}, "the shapes of the models' inputs are not known"),
         (net(), net(), (), {"input_shapes": "3,8,8"}, "is not a shape; give one for each input"),
         (net(), net(), (), {"input_shapes": 3}, "is not a shape"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from reparam import InputError, analyze, init
+from reparam import CaptureError, InputError, analyze, init, recalibrate
 from support.of import Of
 
 
@@ -80,6 +80,20 @@ def test_labels_and_a_loss_are_for_gradinit() -> None:
     for options in ({"labels": torch.zeros(2)}, {"loss": nn.functional.mse_loss}):
         with pytest.raises(InputError, match="the method he looks at no labels and takes no loss"):
             init(nn.Linear(4, 4), x, method="he", **options)
+
+
+@pytest.mark.parametrize("kind", ["weight", "buffer"])
+def test_a_weight_that_no_memory_holds_a_copy_of_is_named(kind: str) -> None:
+    """It is stored once and repeated."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    big = torch.zeros(1).expand(2**40)
+    net[0].register_parameter("big", nn.Parameter(big)) if kind == "weight" else net[0].register_buffer("big", big)
+    x = torch.randn(2, 4)
+    for work in (lambda: init(net, x, method="he"), lambda: recalibrate(net, x, data=[torch.randn(8, 4)])):
+        with pytest.raises(
+            CaptureError, match=r"'0\.big' has 1,099,511,627,776 values and stores 1 of them; .* 8,796 GB"
+        ):
+            work()
 
 
 @pytest.mark.parametrize("limit", [5.0, 100.0])

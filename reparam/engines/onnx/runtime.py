@@ -16,6 +16,7 @@ from torch import Tensor
 from reparam.engines.format import Port, Runnable
 from reparam.errors import InputError
 from reparam.onnx_input import (
+    RunSizes,
     external_size,
     has_bfloat16,
     has_loops,
@@ -69,7 +70,7 @@ class OnnxRunnable(Runnable):
                 widen(model)
         else:
             stored, widened = model, False
-        self.precision, self._limited = precision_of(stored), has_loops(stored)
+        self.precision, self._limited, self._sizes = precision_of(stored), has_loops(stored), RunSizes(stored)
         large = model is None and bool(side_files(stored))
         self.model = model if widened or stamp is None else None
         del stored
@@ -117,7 +118,7 @@ class OnnxRunnable(Runnable):
 
     def _run(self, session: Any, values: Sequence[Tensor]) -> list[Tensor]:
         feed = {p.name: v for p, v in zip(self.inputs, values, strict=True)}
-        return run_session(session, feed, self.path.name, limited=self._limited)
+        return run_session(session, feed, self.path.name, limited=self._limited, sizes=self._sizes)
 
     def _proto(self) -> onnx.ModelProto:
         return self.model if self.model is not None else read_model(self.path)
