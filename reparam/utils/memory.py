@@ -56,8 +56,17 @@ def memory_available() -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):  # of a container
-        group = Path("/sys/fs/cgroup")
-        most = int((group / "memory.max").read_text(encoding="ascii"))
-        found.append(max(0, most - int((group / "memory.current").read_text(encoding="ascii"))))
+    with contextlib.suppress(OSError, ValueError):
+        found.append(left_in_container(Path("/sys/fs/cgroup")))
     return min(found, default=memory_size())
+
+
+def left_in_container(group: Path) -> int:
+    """The bytes that a control group has left; pages of files, which it also counts, give way.
+
+    group: its folder. Raises OSError and ValueError where it tells nothing, or has no limit.
+    """
+    most, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+    pages = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    files = sum(int(pages.get(kind, 0)) for kind in ("active_file", "inactive_file"))
+    return max(0, most - used + files)

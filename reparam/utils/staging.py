@@ -88,12 +88,17 @@ class Together:
         """Where to write what becomes `target`: a path of the same name, in a temporary folder on the same disk.
 
         make_folder: whether the folder of `target` is made where it is missing. Raises InputError when `target` exists
-        and `force` is false, or is staged already; MachineError when nothing can be written there.
+        and `force` is false, is staged already, or would be a file and a folder; MachineError when nothing can be
+        written there.
         """
         refuse_existing(target, force=force)
         place = target.absolute()
         if any(o.place == place for o in self._outputs):
             raise InputError(f"two outputs are named {target}; name another file for one of them")
+        for other in self._outputs:
+            inner, outer = (target, other.target) if other.place in place.parents else (other.target, target)
+            if outer.absolute() in inner.absolute().parents:
+                raise InputError(f"{outer} is an output and the folder of another, {inner}; name another folder")
         with writing(target):
             folder = self._folder_for(place.parent, make_folder)
             temporary = self._temporary.get(folder) or make_temporary(folder)

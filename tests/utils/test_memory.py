@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import reparam
 from reparam.errors import InputError, MachineError
 from reparam.utils import foreign_code, memory_told
+from reparam.utils.memory import left_in_container
 from support.cli_helpers import refuse
 
 MODULE = """
@@ -73,6 +74,16 @@ def test_a_model_that_asks_for_more_memory_than_there_is(words: tuple[str, ...],
     torch.save({"conv.weight": torch.zeros(4, 3, 3, 3), "conv.bias": torch.zeros(4)}, "greedy.pt")
     message = refuse(3, *words)
     assert message.startswith("not enough memory while ") and "allocate memory" in message, message
+
+
+def test_what_a_container_has_left_counts_pages_of_files(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 150\nfile 750\ninactive_file 600\nactive_file 100\n")
+    assert left_in_container(tmp_path) == 800
+    (tmp_path / "memory.max").write_text("max\n")
+    with pytest.raises(ValueError, match="max"):
+        left_in_container(tmp_path)
 
 
 class Large(nn.Module):

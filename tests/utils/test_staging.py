@@ -104,6 +104,15 @@ def test_one_output_cannot_be_two(tmp_path: Path) -> None:
         outputs.stage(tmp_path / "a", force=True)
 
 
+def test_one_output_cannot_be_the_folder_of_another(tmp_path: Path) -> None:
+    for names in (("net.pt2", "net.pt2/model.py"), ("net.pt2/model.py", "net.pt2")):
+        told = "net.pt2 is an output and the folder of another, .*model.py"
+        with pytest.raises(InputError, match=told), together() as outputs:
+            for name in names:
+                outputs.stage(tmp_path / name, force=False, make_folder=True)
+        assert not list(tmp_path.iterdir())
+
+
 def test_an_error_names_the_outputs_as_they_were_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught, together() as outputs:
         staged = outputs.stage(tmp_path / "net.onnx", force=False)
