@@ -93,14 +93,14 @@ class Outside:
         self._module = module
         self._roots = {type(m).__module__.partition(".")[0] for m in module.modules()} - _NOT_OF_MODELS
         self._seen: tuple[tuple[str, ...], dict[str, Any]] = ((), {})
-        self._loaded: dict[str, Any] = {}
+        self._loaded: dict[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """It is after the block what it was before the first such block."""
         loaded = self._now()
-        if loaded.keys() != self._loaded.keys():
+        if self._loaded is None or loaded.keys() != self._loaded.keys():
             self._loaded = loaded
             self._undo = [step for space in loaded.values() for step in _steps(vars(space), space, self._roots)]
             self._undo += _held(self._module, self._roots)

@@ -239,6 +239,15 @@ def test_a_class_that_no_module_names_keeps_what_it_has() -> None:
     assert Local.kept.keys() == {8} and Local.kept[8].dtype == torch.float32
 
 
+def test_a_hook_of_a_network_of_torchs_own_layers_keeps_what_it_has() -> None:
+    shapes: list[tuple[int, ...]] = []
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    net[0].register_forward_hook(lambda module, args, result: shapes.append(tuple(result.shape)))
+    result = reparam.convert(net, X)
+    assert shapes == []
+    torch.testing.assert_close(result.module(X), net(X))
+
+
 def test_a_hook_that_takes_itself_away_is_still_there() -> None:
     """It reaches the model that was given, not the copy that runs."""
     net = Ramped().eval()
