@@ -120,8 +120,8 @@ def _behind_taps(span: Span, k: int, stride: int, dilation: int, padding: int) -
 
 
 def _adaptive(node: fx.Node, box: Box) -> Reads:
-    x = first_of(node)
-    before, after = shape_of(x), shape_of(node)
+    x, given = first_of(node), node.meta["val"]  # of maxima, values and their places
+    before, after = shape_of(x), (given[0] if isinstance(given, list | tuple) else given).shape
     rank = int(name_of(node)[-2])
     made = list(box)
     for axis in range(-rank, 0):

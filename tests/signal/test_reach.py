@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam import analyze
+from reparam import InputError, analyze
 from reparam.loading import build_architecture
 from reparam.signal.table import Table
+from support.of import Of
 
 
 class Function(nn.Module):
@@ -170,3 +171,49 @@ def test_a_field_that_is_not_known_is_none_with_the_operator_that_makes_it_so() 
     table = erf(Function(lambda y: F.grid_sample(y, grid.expand(len(y), -1, -1, -1), align_corners=False)), 1, 8, 8)
     assert table.facts["field"] is None and table.facts["side/field"] is None
     assert re.search(r"not known: what .*grid_sampler", table.notes[0])
+
+
+class Pair(nn.Module):
+    """Two images and two results: of the first image three numbers, of the second one an image."""
+
+    def __init__(self, both: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.l, self.both = nn.Conv2d(3, 4, 3), nn.Conv2d(2, 4, 5), nn.Linear(4, 3), both
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.a(x), self.b(y)
+        return self.l(a.mean((2, 3))), b + a[:, :, 1:-1, 1:-1] if self.both else b
+
+
+def test_of_several_images_the_one_that_the_unit_depends_on_is_looked_at() -> None:
+    x, y = torch.randn(2, 3, 12, 12), torch.randn(2, 2, 12, 12)
+    found = analyze(Pair(), x, y, what="all")
+    assert "erf" not in found.refused and found["erf"].notes == ("of the inputs x, y the field is that in 'y'",)
+    for unit, name, side in (("b", "y", 5), ("a", "x", 3)):
+        table = analyze(Pair(), x, y, what="erf", unit=unit)["erf"]
+        assert (table.facts["field"], table.facts["reach"]) == (side, side)
+        assert table.notes == (f"of the inputs x, y the field is that in '{name}'",)
+    assert analyze(Pair(both=True), x, y, what="erf")["erf"].facts["field"] == 3
+
+
+def test_a_field_in_an_input_that_no_gradient_leads_to_is_told() -> None:
+    net = nn.Sequential(Of(lambda x: x.argmax(1).to(x.dtype).unsqueeze(1)), nn.Conv2d(1, 4, 3))
+    with pytest.raises(InputError, match="by the input is zero everywhere"):
+        analyze(net, torch.randn(2, 3, 8, 8), what="erf")
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "field"),
+    [
+        (nn.AdaptiveMaxPool2d(5), (3, 20, 20), 6),  # 4 places and one at either side
+        (nn.AdaptiveMaxPool1d(5), (3, 20), 6),
+        (Of(lambda x: F.adaptive_max_pool2d(x, 5, return_indices=True)[0]), (3, 20, 20), 6),
+        (nn.AdaptiveMaxPool2d((1, 5)), (3, 20, 20), "all × 6"),
+        (Of(lambda x: F.max_pool2d(x, 4, return_indices=True)[0]), (3, 20, 20), 6),
+    ],
+)
+def test_fields_behind_maxima(layer: nn.Module, shape: tuple[int, ...], field: int | str) -> None:
+    kind = nn.Conv1d if len(shape) == 2 else nn.Conv2d
+    net = nn.Sequential(kind(3, 4, 3, padding=1), layer, kind(4, 4, 1))
+    assert analyze(net, torch.randn(2, *shape), what="erf", unit="2")["erf"].facts["field"] == field
+    assert analyze(net[:2], torch.randn(2, *shape), what="erf")["erf"].facts["field"] == field
