@@ -12,26 +12,15 @@ arXiv 1701.04128.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import (
-    CONVS,
-    LINEARS,
-    TRANSPOSED_CONVS,
-    Program,
-    arguments,
-    aten,
-    is_call,
-    is_float,
-    op_name,
-    place_of,
-    shape_of,
-)
+from reparam.ir import CONVS, Program, arguments, is_call, op_name, place_of, shape_of
 
+from .axes import channel_axes
 from .boxes import Box, joined, one, whole
 from .places import names_of, stations
 from .reach import reach_of
@@ -139,48 +128,6 @@ def _has_places(node: fx.Node, channels: int) -> bool:
         return False
     places = [n for axis, n in enumerate(shape) if axis not in (0, channels)]
     return max(places) > 1 or _looks_around(node)
-
-
-def channel_axes(program: Program) -> dict[fx.Node, int]:
-    """The axis of the channels of every value (N, ...): 1 behind a convolution, the last behind a linear layer.
-
-    It is followed through permutations, flattened places and operators that keep the shape. Where that ends nowhere, it
-    is 1 of values of four axes and the last of others.
-    """
-    found: dict[fx.Node, int] = {}
-    for node in program.graph.nodes:
-        if node.op != "output" and node.meta["data"] and is_float(node):
-            found[node] = _channel_axis(node, found)
-    return found
-
-
-def _channel_axis(node: fx.Node, found: Mapping[fx.Node, int]) -> int:
-    """found: the axes of the values before it."""
-    rank = len(shape_of(node))
-    if is_call(node, CONVS | TRANSPOSED_CONVS):
-        return 1
-    if is_call(node, LINEARS):
-        return rank - 1
-    above = next((i for i in _operands(node) if i in found), None)
-    if rank == 0:
-        return 0
-    if node.op != "call_function" or above is None:
-        return 1 if rank == 4 else rank - 1
-    args, before, after, axis = arguments(node), shape_of(above), shape_of(node), found[above]
-    if is_call(node, {aten.permute.default}):
-        return [d % rank for d in args["dims"]].index(axis)
-    if is_call(node, {aten.transpose.int}):
-        pair = {args["dim0"] % rank, args["dim1"] % rank}
-        return next(iter(pair - {axis})) if axis in pair and len(pair) == 2 else axis
-    if len(before) == rank or before[: axis + 1] == after[: axis + 1]:
-        return axis
-    return rank - 1 if axis == len(before) - 1 and before[-1] == after[-1] else (1 if rank == 4 else rank - 1)
-
-
-def _operands(node: fx.Node) -> Iterator[fx.Node]:
-    """What a call reads: of a part of a result, what that was made of."""
-    for operand in node.all_input_nodes:
-        yield from operand.all_input_nodes if isinstance(operand.meta.get("val"), list | tuple) else (operand,)
 
 
 def _looks_around(node: fx.Node) -> bool:

@@ -29,6 +29,7 @@ from reparam.ir import (
 )
 
 from .boxes import Axis, Box, Span, joined, one, regrouped, whole
+from .roles import TURNS, order_of
 
 Reads = Iterator[tuple[Any, Box]]
 Reader = Callable[[fx.Node, Box], Reads]
@@ -172,17 +173,10 @@ def _view(node: fx.Node, box: Box) -> Reads:
 
 
 def _turned(node: fx.Node, box: Box) -> Reads:
-    x, args, rank = first_of(node), arguments(node), len(box)
-    if name_of(node) == "permute":
-        order = [d % rank for d in args["dims"]]
-    else:
-        order = list(range(rank))
-        a, b = (args["dim0"] % rank, args["dim1"] % rank) if "dim0" in args else (0, rank - 1)
-        order[a], order[b] = order[b], order[a]
-    made: list[Axis] = [()] * rank
-    for to, origin in enumerate(order):
+    made: list[Axis] = [()] * len(box)
+    for to, origin in enumerate(order_of(node) or ()):
         made[origin] = box[to]
-    yield x, tuple(made)
+    yield first_of(node), tuple(made)
 
 
 def _expand(node: fx.Node, box: Box) -> Reads:
@@ -310,10 +304,10 @@ BY_TARGET: tuple[tuple[Any, Reader], ...] = (
     (CATS, _cat),
     (STACKS, _stack),
     (PADS, _padded),
+    (TURNS, _turned),
 )
 BY_NAME: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (_VIEWS, _view),
-    (("permute", "transpose", "t"), _turned),
     (("expand", "expand_as"), _expand),
     (("slice", "narrow", "select"), _picked),
     (("roll",), _rolled),
