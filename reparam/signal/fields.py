@@ -21,7 +21,7 @@ from reparam.errors import InputError
 from reparam.ir import CONVS, Program, arguments, is_call, op_name, place_of, shape_of
 
 from .axes import channel_axes
-from .boxes import Box, joined, one, whole
+from .boxes import Box, complete, one, opened
 from .places import names_of, stations
 from .reach import reach_of
 from .roles import channels_read
@@ -63,7 +63,7 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
         )
     total = total / most
     at = _centre(shape_of(node), axis, grid=grid)
-    start = tuple(whole(n) if i is None else one(n, i) for n, i in zip(shape_of(node), at, strict=True))
+    start = tuple(complete(n) if i is None else one(n, i) for n, i in zip(shape_of(node), at, strict=True))
     reached = reach_of(program, node, start, program.placeholders[source])
     return _table(total / total.sum(), place_of(node), reached, own, note)
 
@@ -201,7 +201,7 @@ def _theory(reached: Box | str, channels: int, image: Sequence[int]) -> tuple[Ce
     where the field is the whole of it."""
     if isinstance(reached, str):
         return None, None, (f"the theoretical field is not known: {reached}",)
-    spans = [joined(axis) for i, axis in enumerate(reached) if i not in (0, channels)]
+    spans = [opened(axis) for i, axis in enumerate(reached) if i not in (0, channels)]
     sides = [n if span.whole else int(span.count) for span, n in zip(spans, image, strict=True)]
     mean = math.prod(sides) ** (1 / len(sides))
     through = next((s.by for s in spans if s.whole and s.by is not None), None)

@@ -217,3 +217,63 @@ def test_fields_behind_maxima(layer: nn.Module, shape: tuple[int, ...], field: i
     net = nn.Sequential(kind(3, 4, 3, padding=1), layer, kind(4, 4, 1))
     assert analyze(net, torch.randn(2, *shape), what="erf", unit="2")["erf"].facts["field"] == field
     assert analyze(net[:2], torch.randn(2, *shape), what="erf")["erf"].facts["field"] == field
+
+
+def wide(k: int, before: int, after: int, groups: int = 1) -> nn.Conv2d:
+    layer = nn.Conv2d(before, after, k, padding=k // 2, groups=groups, bias=False)
+    nn.init.uniform_(layer.weight, 0.5, 1.5)  # no sum of some is zero
+    return layer
+
+
+def seven(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """Four channels that see 7 x 7, and four that see 3 x 3."""
+    return torch.cat([a(x), b(x)], 1)
+
+
+PARTS: dict[str, tuple[Any, list[nn.Module], int]] = {
+    "a slice": (lambda t: t[:, 4:], [wide(3, 4, 4)], 5),
+    "another slice": (lambda t: t[:, 3:], [wide(3, 5, 4)], 9),
+    "groups": (lambda t: t, [wide(3, 8, 4, 2), Of(lambda x: x[:, 2:])], 5),
+    "groups that both count": (lambda t: t, [wide(3, 8, 4, 2), Of(lambda x: x[:, 1:])], 9),
+    "one for each": (lambda t: t, [wide(3, 8, 8, 8), Of(lambda x: x[:, 4:])], 5),
+    "a mean of groups": (lambda t: t, [nn.Conv2d(8, 8, 1, groups=4), Of(lambda x: x[:, 3:5])], 7),
+    "pools and norms": (lambda t: F.max_pool2d(F.relu(t), 1), [nn.BatchNorm2d(8).eval(), Of(lambda x: x[:, 4:])], 3),
+    "a part": (lambda t: t.chunk(2, 1)[1], [wide(1, 4, 4), wide(3, 4, 2)], 5),
+    "one channel": (lambda t: t.unbind(1)[5].unsqueeze(1), [wide(3, 1, 1)], 5),
+    "a shuffle": (lambda t: t.view(-1, 2, 4, 40, 40).transpose(1, 2).flatten(1, 2)[:, 1::2], [wide(1, 4, 4)], 7),
+    "a part of a shuffle": (lambda t: t.view(-1, 2, 4, 40, 40)[:, 1].flatten(1, 1), [wide(1, 4, 4)], 3),
+    "a roll": (lambda t: t.roll(2, 1)[:, 6:], [wide(1, 2, 2)], 3),
+    "a roll that turns round": (lambda t: t.roll(2, 1)[:, :2], [wide(1, 2, 2)], 3),
+    "a flip": (lambda t: t.flip(1)[:, :4], [wide(1, 4, 4)], 3),
+    "padding": (lambda t: F.pad(t, (0, 0, 0, 0, 4, 0))[:, 8:], [wide(1, 4, 4)], 3),
+    "a linear layer": (lambda t: t[:, 4:].permute(0, 2, 3, 1), [nn.Linear(4, 4)], 3),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_field_counts_the_channels_that_are_read(name: str) -> None:
+    take, tail, field = PARTS[name]
+    net = Of(lambda a, b, last, x: last(take(seven(x, a, b))), wide(7, 1, 4), wide(3, 1, 4), nn.Sequential(*tail))
+    facts = analyze(net, torch.rand(1, 1, 40, 40), what="erf")["erf"].facts
+    told, reach = facts["field"], facts["reach"]
+    assert told == field and reach == (3 if name == "a shuffle" else field)  # every other channel is no interval
+
+
+def test_groups_of_a_group_norm_see_the_whole_image_of_their_own_channels() -> None:
+    two = Of(lambda x: torch.cat([x[:, :1].mean((2, 3), keepdim=True).expand(-1, 2, 20, 20), x[:, 1:]], 1))
+    normed = nn.Sequential(wide(3, 1, 3), two, nn.GroupNorm(2, 4), Of(lambda x: x[:, 2:]))
+    table = analyze(normed, torch.randn(2, 1, 20, 20), what="erf")["erf"]
+    assert table.facts["field"] == "whole image" and "group_norm" in table.notes[0]
+
+
+def test_a_mixer_of_tokens_sees_the_whole_image_beside_its_residual_sum() -> None:
+    first = nn.Conv2d(1, 4, 4, 4)
+    net = Of(lambda a, b, x: (t := a(x).flatten(2)) + b(t), first, nn.Linear(36, 36))
+    table = analyze(net, torch.randn(2, 1, 24, 24), what="erf")["erf"]
+    assert table.facts["field"] == "whole image" and "linear" in table.notes[0]
+
+
+def test_channels_that_become_places_are_all_of_them() -> None:
+    mixed = Of(lambda a, b, x: b(a(x).flatten(2).transpose(1, 2)), wide(3, 1, 4), nn.Conv1d(144, 144, 1))
+    table = analyze(mixed, torch.randn(2, 1, 12, 12), what="erf")["erf"]
+    assert table.facts["field"] == "whole image" and "conv1d" in table.notes[0]
