@@ -13,6 +13,7 @@ from reparam.ir import (
     MOVEMENTS,
     TRANSPOSED_CONVS,
     Program,
+    arguments,
     aten,
     is_call,
     is_float,
@@ -29,10 +30,14 @@ _MIXERS = frozenset(  # the order in memory changes: these are no views
 
 @dataclass(frozen=True)
 class _Layout:
-    """Of one value. axis: of its channels. parts: what each axis is made of, the factors that count channels whole."""
+    """Of one value. axis: of its channels. parts: what each axis is made of, the factors that count channels whole.
+
+    gone: whether one channel was picked, or all were reduced to one, so that no axis is left that counts them.
+    """
 
     axis: int
     parts: Box
+    gone: bool = False
 
 
 def channel_axes(program: Program) -> dict[fx.Node, int]:
@@ -63,19 +68,58 @@ def _layout(node: fx.Node, found: Mapping[fx.Node, _Layout]) -> _Layout:
     if node.op != "call_function" or not known:
         return _plain(after, channels_read(node) if node.op == "placeholder" else _usual(rank))
     above = max(known, key=lambda i: (len(shape_of(i)) == rank, shape_of(i) == after))
-    before, layout = shape_of(above), found[above]
+    return _followed(node, shape_of(above), found[above])
+
+
+def _followed(node: fx.Node, before: tuple[int, ...], layout: _Layout) -> _Layout:
+    """Of a call's result. before, layout: of the operand that it takes after."""
+    after = shape_of(node)
+    rank = len(after)
     order = order_of(node)
     if order is not None:
-        return _Layout(order.index(layout.axis), tuple(layout.parts[i] for i in order))
+        return _Layout(order.index(layout.axis), tuple(layout.parts[i] for i in order), layout.gone)
     if is_call(node, MOVEMENTS - _MIXERS):
         parts = regrouped(layout.parts, after)
+        if parts is not None and layout.gone:
+            return _Layout(_single(after), parts, gone=True)
         if parts is not None:
             return _Layout(_chosen(before, layout.axis, after, parts), parts)
+    dims = _dropped(node, len(before) - rank, len(before))
+    if dims:
+        return _without(layout, dims, after)
     if len(before) == rank:
+        if before == after:
+            return layout
         sized = enumerate(zip(layout.parts, before, after, strict=True))
         return _Layout(layout.axis, tuple(_resized(*of, channels=i == layout.axis) for i, of in sized))
     kept = _kept(before, layout.axis, after)
     return _plain(after, _usual(rank) if kept is None else kept)
+
+
+def _dropped(node: fx.Node, count: int, rank: int) -> list[int]:
+    """The axes of an operand of `rank` that a pick or a reduction leaves out; none where they are not `count`."""
+    parent = node.args[0] if node.args else None
+    several = isinstance(parent, fx.Node) and isinstance(parent.meta.get("val"), list | tuple)
+    dims = arguments(parent if several and isinstance(parent, fx.Node) else node).get("dim")
+    dims = [dims] if isinstance(dims, int) else dims
+    if count < 1 or not isinstance(dims, list | tuple) or not all(isinstance(d, int) for d in dims):
+        return []
+    return [d % rank for d in dims] if len(dims) == count else []
+
+
+def _without(layout: _Layout, dims: list[int], after: tuple[int, ...]) -> _Layout:
+    left = [i for i in range(len(layout.parts)) if i not in dims]
+    parts = tuple(layout.parts[i] for i in left)
+    if layout.axis in left and not layout.gone:
+        return _Layout(left.index(layout.axis), parts)
+    found = [i for i, part in enumerate(parts) if _counts(part)]
+    return _Layout(found[-1], parts) if found else _Layout(_single(after), parts, gone=True)
+
+
+def _single(shape: tuple[int, ...]) -> int:
+    """The axis that takes the place of that of channels where there is one channel: of one, if any is."""
+    alone = [i for i, n in enumerate(shape) if n == 1 and i]
+    return _usual(len(shape)) if not alone or shape[_usual(len(shape))] == 1 else alone[0]
 
 
 def _operands(node: fx.Node) -> Iterator[fx.Node]:

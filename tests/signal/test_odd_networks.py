@@ -107,6 +107,8 @@ MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     "heads": headed,
     "halves of the last axis": lambda t: torch.cat(t.permute(0, 2, 3, 1).chunk(2, 3)[::-1], 3),
     "pixels": lambda t: nn.functional.pixel_unshuffle(nn.functional.pixel_shuffle(t, 2), 2),
+    "one of two groups": lambda t: torch.cat([t, t], 1).view(-1, 2, *t.shape[1:])[:, 1],
+    "picked one by one": lambda t: torch.cat([part.unsqueeze(1) for part in t.unbind(1)], 1),
     "a mask": lambda t: (t[:, :1] * 0 + 1) * t,
     "all but one column": lambda t: t.swapaxes(1, 3)[:, 1:],
     "the mean of the rows": lambda t: t.permute(0, 3, 2, 1).mean(2),
@@ -135,6 +137,23 @@ def test_the_field_of_a_network_with_shuffles_is_what_its_gradient_reaches() -> 
     model = build_architecture("torchvision/shufflenet_v2_x0_5").module.eval()
     facts = analyze(model, torch.randn(2, 3, 64, 64), what="erf", unit="stage2.0")["erf"].facts
     assert (facts["field"], facts["reach"]) == (15, 15)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t: t[:, 5].unsqueeze(1),
+        lambda t: t.unbind(1)[5].unsqueeze(-1),
+        lambda t: t.mean(1).unsqueeze(1).flatten(2),
+        lambda t: t.view(-1, 8, 1, *t.shape[2:])[:, 5],
+    ],
+)
+def test_a_channel_that_is_left_alone_is_no_row_of_places(function: Callable[[Tensor], Tensor]) -> None:
+    net = Of(lambda layer, x: function(layer(x)), nn.Conv2d(3, 8, 3, padding=1))
+    facts = analyze(net, torch.randn(2, 3, 16, 16), what="erf")["erf"].facts
+    assert (facts["reach"], facts["field"]) == (3, 3)
+    counted = analyze(nn.Sequential(net, nn.ReLU()), torch.randn(2, 3, 16, 16), what="dead")["dead"].facts
+    assert counted == {"units": 1, "dead": 0}
 
 
 @pytest.mark.parametrize(
