@@ -63,7 +63,7 @@ def set_he(weights: Weights, part: Part, options: InitOptions, sums: Sums) -> No
     gain = sums.gain_behind(reads) if backward else sums.gain_in_front(reads)
     fan = part.fan_out if backward else part.fan_in
     value = weights.draw(part, gain / fan, options.drawn_from("normal"))
-    where = "no activation" if reads is None else f"'{place_of(reads.result)}'"
+    where = "no single activation" if reads is None else f"'{place_of(reads.result)}'"
     whose = "behind it" if backward else "it reads"
     mode = options.mode.replace("_", " ")
     weights.put(part.weight, value, f"variance {gain:.4g}/{fan:.10g}, {mode}; {whose}: {where}")

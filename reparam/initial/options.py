@@ -132,4 +132,8 @@ def read_options(method: Any, given: dict[str, Any]) -> InitOptions:
     if idle := sorted(set(given) - set(used)):
         takes = ", ".join(used)
         raise InputError(f"the method {method} does not read the option '{idle[0]}'; it reads {takes}")
-    return InitOptions(**given)
+    made = InitOptions(**given)
+    for name, smooth in (("hurst", "fbm"), ("length", "rbf")):
+        if name in given and made.smooth != smooth:
+            raise InputError(f"{name} is read where smooth is '{smooth}', and it is '{made.smooth}'")
+    return made

@@ -192,6 +192,9 @@ class Weights:
         own = self._own.get(constant.origin)
         if own is None or own.shape != constant.value.shape:
             raise InputError(f"the model has no parameter '{constant.origin}' of the shape that its graph reads")
+        if own.dtype.is_complex:
+            self.leave(name, "its numbers are complex")
+            return
         typed = value.to(own.dtype)
         before, after = _size(value), _size(typed)
         if not bool(torch.isfinite(typed).all()) or (before > 0 and not abs(after / before - 1) < LOST):
@@ -237,7 +240,9 @@ class Weights:
         found = []
         for name, constant in self.program.constants.items():
             if name in self.before and name not in self.changed and (constant.trainable or name in self.why):
-                found.append(LeftWeight(constant.origin, self.why.get(name, NOT_SET)))
+                found.append(
+                    LeftWeight(constant.origin, self.why.get(name) or self._fixed.get(constant.origin, NOT_SET))
+                )
         return tuple(found)
 
 

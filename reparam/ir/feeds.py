@@ -69,16 +69,19 @@ def _shrunk(size: int, small: int) -> int:
     return 3 * size // 4 | 1 if small % 2 else 3 * size // 4 // 8 * 8 or size
 
 
+_TABLES = frozenset({aten.embedding.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx})
+
+
 def _largest_index(node: fx.Node) -> float:
     """The largest entry of an integer input that is looked up in a table; infinite when it is used otherwise."""
     rows = [math.inf]
-    stack = list(node.users)
+    stack = [(node, user) for user in node.users]
     while stack:
-        user = stack.pop()
-        if user.target is aten.embedding.default:
+        read, user = stack.pop()
+        if is_call(user, _TABLES) and user.args[1] is read:
             rows.append(shape_of(user.args[0])[0] - 1)  # type: ignore[arg-type]
         elif is_call(user, IDENTITIES | CASTS | MOVEMENTS):
-            stack.extend(user.users)
+            stack.extend((user, following) for following in user.users)
     return min(rows)
 
 

@@ -46,8 +46,8 @@ class Block:
 
 
 def blocks(program: Program) -> Iterator[Block]:
-    """The residual blocks of a program, in execution order: sums of two values of one shape, of which one passed
-    through more layers than the other, which passed through one at most."""
+    """The residual blocks of a program, in execution order: sums of two values of one shape that come from a common
+    one, of which one passed through more layers than the other, which passed through one at most."""
     order = {node: i for i, node in enumerate(program.graph.nodes)}
     for node in program.calls():
         held = depending(node)
@@ -73,9 +73,10 @@ def _block(add: fx.Node, operands: list[fx.Node], order: dict[fx.Node, int]) -> 
     for i, operand in enumerate(operands):
         push(operand, 1 << i)
     own: tuple[list[fx.Node], list[fx.Node]] = ([], [])
-    source = None
+    source, met = None, False
     while heap:
         _, node = heapq.heappop(heap)
+        met = met or sides[node] == 3
         if sides[node] == 3 and not heap:
             source = node
             break
@@ -84,7 +85,7 @@ def _block(add: fx.Node, operands: list[fx.Node], order: dict[fx.Node, int]) -> 
         for operand in depending(node):
             push(operand, sides[node])
     at = 0 if len(own[0]) > len(own[1]) else 1
-    if not own[at] or len(own[1 - at]) > 1 or len(own[0]) == len(own[1]):
+    if not met or not own[at] or len(own[1 - at]) > 1 or len(own[0]) == len(own[1]):
         return None
     branch = operands[at]
     layers = tuple(sorted(own[at], key=order.__getitem__))

@@ -15,13 +15,17 @@ from reparam.ir import (
     AVG_POOLS,
     BATCH_NORMS,
     CASTS,
+    CATS,
     DIVS,
     DROPOUTS,
     IDENTITIES,
+    MATMULS,
     MAX_POOLS,
     MEANS,
     MOVEMENTS,
     MULS,
+    PADS,
+    STACKS,
     SUBS,
     SUMS,
     WEIGHTED,
@@ -31,6 +35,7 @@ from reparam.ir import (
     is_call,
     is_float,
     is_tensor,
+    op_name,
     upstream,
 )
 
@@ -56,6 +61,16 @@ POOLS = (
     | MAX_POOLS
     | {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
 )
+_REFLECTED = ("reflection_pad", "replication_pad", "upsample_", "_upsample", "adaptive_max_pool")
+_MOVED = ("movedim", "moveaxis", "swapaxes", "swapdims", "index", "take_along_dim")
+
+
+def _passes(node: fx.Node) -> bool:
+    """Whether a call gives values of its operand as they are, or means or the largest of them, perhaps beside zeros."""
+    name = op_name(node)
+    if is_call(node, PASSIVE | POOLS | PADS | {aten.mean.dim, aten.amax.default}):
+        return True
+    return name in _MOVED or name.startswith(_REFLECTED)
 
 
 def is_pointwise(node: fx.Node) -> bool:
@@ -125,6 +140,8 @@ class Function:
 
 def function_at(program: Program, node: fx.Node) -> Function | None:
     """The longest pointwise function of one value whose result `node` is; None where it is none."""
+    if not is_float(node):
+        return None
     roots: dict[fx.Node, fx.Node] = {}
     calls = [n for n in upstream([node], stop=lambda n: not _goes_on(n))]
     for call in calls:
@@ -144,7 +161,9 @@ def function_at(program: Program, node: fx.Node) -> Function | None:
 
 
 def _goes_on(node: fx.Node) -> bool:
-    return is_pointwise(node) and bool(node.meta.get("data")) and is_float(node)
+    """Whether it may be a part of a function: also a comparison, by which `where` chooses."""
+    chosen = is_tensor(node) and node.meta["val"].dtype == torch.bool
+    return is_pointwise(node) and bool(node.meta.get("data")) and (is_float(node) or chosen)
 
 
 def activations(program: Program) -> Iterator[Function]:
@@ -154,9 +173,9 @@ def activations(program: Program) -> Iterator[Function]:
     """
     made: set[fx.Node] = set()  # by some layer
     for node in program.calls():
-        if node.meta["data"] and (is_call(node, WEIGHTED) or any(n in made for n in node.all_input_nodes)):
+        if node.meta["data"] and (is_call(node, WEIGHTED | MATMULS) or any(n in made for n in node.all_input_nodes)):
             made.add(node)
-        if not _goes_on(node) or node not in made or _is_scaling(node):
+        if not _goes_on(node) or not is_float(node) or node not in made or _is_scaling(node):
             continue
         found = function_at(program, node)
         if found is None or _continued(program, node, found.root) or _is_gate(node) or found.linear:
@@ -205,16 +224,24 @@ def _is_gate(node: fx.Node) -> bool:
 
 
 def function_read(program: Program, node: fx.Node) -> Function | None:
-    """The function whose values `node` is, perhaps moved, pooled or dropped from; None where it is something else."""
+    """The function whose values `node` is, perhaps moved, padded, pooled or dropped from, or joined with those of
+    others that have the same power behind a normal variable; None where it is something else."""
     while True:
         if _goes_on(node) and (found := function_at(program, node)) is not None:
             return found
-        if not is_call(node, PASSIVE | POOLS | {aten.mean.dim}):
-            return None
         held = depending(node)
-        if len(held) != 1:
+        if is_call(node, CATS | STACKS) and held:
+            parts = [function_read(program, n) for n in held]
+            first = parts[0]
+            same = first is not None and all(p is not None and _alike(p, first) for p in parts[1:])
+            return first if same else None
+        if not _passes(node) or len(held) != 1:
             return None
         node = held[0]
+
+
+def _alike(one: Function, other: Function) -> bool:
+    return math.isclose(gain_of(one), gain_of(other), rel_tol=1e-6)
 
 
 def function_behind(program: Program, node: fx.Node) -> Function | None:

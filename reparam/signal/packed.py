@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from reparam.ir import LINEARS, MOVEMENTS, SPLITS, Program, aten, is_call, shape_of
+from reparam.ir import LINEARS, MOVEMENTS, SPLITS, Program, aten, is_call, op_name, shape_of
 
 from .boxes import Span, joined
 from .functions import PASSIVE
@@ -24,6 +24,8 @@ def packed_parts(program: Program, node: fx.Node) -> int:
             several = is_call(user, SPLITS | {aten.unbind.int})
             if is_call(user, PASSIVE) and user.users and (several or isinstance(user.meta["val"], Tensor)):
                 stack.append(user)
+            elif at is node and op_name(user) == "glu" and channels % 2 == 0:
+                found |= {(0, channels // 2 - 1), (channels // 2, channels - 1)}
             elif not isinstance(at.meta["val"], Tensor) or at is node:
                 return 1
             else:
@@ -32,7 +34,8 @@ def packed_parts(program: Program, node: fx.Node) -> int:
                     return 1
                 span = joined(box[axis])
                 found.add((span.low, span.high))
-    return _equal(sorted(found), channels)
+    whole = {s for s in found if not any(s != t and t[0] <= s[0] and s[1] <= t[1] for t in found)}
+    return _equal(sorted(whole), channels)  # a part may be read in halves as well, as rotary positions do
 
 
 def _equal(spans: list[tuple[float, float]], channels: int) -> int:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from reparam import InputError, init
+from reparam.ir import feed
+from support.helpers import program_of
 from support.of import Of
 
 
@@ -66,3 +68,51 @@ def test_what_is_left_has_the_reason_of_its_kind(
 def test_a_network_of_nothing_else_says_so() -> None:
     with pytest.raises(InputError, match="no weight to set in this network: a recurrent layer packs"):
         init(Of(lambda layer, x: layer(x)[0], nn.LSTM(4, 4)), torch.randn(2, 3, 4), method="he")
+
+
+def test_what_is_frozen_is_told_by_gradinit_too() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    net[0].weight.requires_grad_(False)
+    x, labels = torch.randn(32, 6), torch.randint(3, (32,))
+    made = init(net, x[:2], method="gradinit", data=[(x, labels)], steps=2)
+    assert "frozen" in {left.name: left.why for left in made.left}["0.weight"]
+
+
+class Spectral(nn.Module):
+    """Complex numbers between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.mixing = nn.Linear(5, 5, dtype=torch.complex64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(torch.fft.irfft(self.mixing(torch.fft.rfft(self.first(x))), n=8))
+        return y
+
+
+def test_complex_weights_are_left() -> None:
+    made = init(Spectral(), torch.randn(2, 8), method="he")
+    assert {left.name: left.why for left in made.left}["mixing.weight"] == "its numbers are complex"
+    assert {"first.weight", "last.weight"} <= {w.name for w in made.weights}
+
+
+@pytest.mark.parametrize(("given", "told"), [({"hurst": 0.6}, "'fbm', and it is"), ({"length": 0.2}, "'rbf', and it")])
+def test_numbers_of_another_kind_of_path_are_refused(given: dict[str, float], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        init(Spectral(), torch.randn(2, 8), method="depth-scale", **given)
+
+
+def test_random_indices_of_a_bag_reach_its_last_row() -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.head = nn.EmbeddingBag(1000, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.bag(x))
+            return y
+
+    program = program_of(Bag(), torch.randint(1000, (4, 6)))
+    (drawn,) = feed(program, {}, torch.Generator().manual_seed(0))
+    assert 900 < int(drawn.max()) < 1000

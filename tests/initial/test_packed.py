@@ -56,6 +56,24 @@ def test_packed_layers_are_an_identity_for_each_part(name: str) -> None:
     assert torch.equal(weight, torch.eye(8).repeat(3, 1))
 
 
+def rotary(t: Tensor) -> Tensor:
+    return t * 0.8 + torch.cat([-t[..., 4:], t[..., :4]], -1) * 0.6
+
+
+def test_parts_that_are_also_read_in_halves_stay_parts() -> None:
+    def turned(y: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = y.chunk(3, -1)
+        return rotary(q), rotary(k), v
+
+    made = init(Packed(turned), X, method="zero").module
+    assert torch.equal(made.qkv.weight, torch.eye(8).repeat(3, 1))  # type: ignore[union-attr, arg-type]
+
+
+def test_the_two_parts_of_a_gated_linear_unit() -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.GLU(), nn.Linear(8, 8))
+    assert torch.equal(init(net, X, method="zero").module[0].weight, torch.eye(8).repeat(2, 1))  # type: ignore[index]
+
+
 def test_a_layer_that_is_read_whole_or_in_unequal_parts_is_one() -> None:
     def unequal(y: Tensor) -> tuple[Tensor, ...]:
         return y[..., :8], y[..., 4:12], y[..., 16:]

@@ -210,7 +210,7 @@ def test_a_pooled_shortcut_of_an_odd_or_free_map_is_refused(shape: tuple[int, ..
 def test_the_shortcut_of_stochastic_depth(how: str) -> None:
     """An average pool, then channels of zeros, which cost nothing to carry."""
     model = net(basic(4, 8, 2, ZeroChannels(4, how)), basic(8))
-    fused = assert_chain(model, *X, merges=2 + (how != "pad"))
+    fused = assert_chain(model, *X, merges=2 + (how == "mul"))
     assert fused.text == f"relu(conv3x3(relu(conv3x3(relu(conv3x3(relu(conv3x3s2({STEM}))))))))"
 
 
@@ -238,7 +238,7 @@ def test_a_reversible_pair() -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.9])
 def test_a_stream_with_momentum(gamma: float) -> None:
-    fused = assert_chain(net(momentum(steps=3, gamma=gamma)), *X, merges=6, sizes=ODD)
+    fused = assert_chain(net(momentum(steps=3, gamma=gamma)), *X, merges=5, sizes=ODD)
     convs = fused.text.count("conv")
     assert convs <= 1 + 2 * 3 + 2
 
