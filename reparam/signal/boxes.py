@@ -110,7 +110,19 @@ def _hull(x: Span, y: Span) -> Span:
 
 
 def regrouped(axes: Iterable[Axis], sizes: Sequence[int]) -> Box | None:
-    """The same places under other axes of `sizes`, as views make them; None where the axes do not fit each other."""
+    """The same places under other axes of `sizes`, as views make them; None where the axes do not fit each other.
+
+    Where factors do not fit, such as 3 x 2 that is split into 2 x 3, their axis is taken as one interval.
+    """
+    given = list(axes)
+    found = _regrouped(given, sizes)
+    if found is None:
+        alike = [len({span.whole for span in axis}) <= 1 for axis in given]
+        found = _regrouped([(joined(axis),) if same else axis for axis, same in zip(given, alike, strict=True)], sizes)
+    return found
+
+
+def _regrouped(axes: Iterable[Axis], sizes: Sequence[int]) -> Box | None:
     left = [span for axis in axes for span in axis if span.size != 1]
     made: list[Axis] = []
     for size in sizes:

@@ -95,6 +95,12 @@ def headed(t: Tensor) -> Tensor:
     return t.flatten(2).transpose(1, 2).unflatten(2, (2, c // 2)).transpose(1, 2).transpose(1, 2).reshape(n, h * w, c)
 
 
+def split_anew(t: Tensor) -> Tensor:
+    """12 channels, shuffled as 3 x 4, whose factors 4 x 3 are split into 3 x 4 again."""
+    n, c, h, w = t.shape
+    return t.view(n, 3, 4, h, w).transpose(1, 2).reshape(n, c, h, w).view(n, 3, 4, h, w)
+
+
 MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     "a shuffle": shuffled,
     "torch's shuffle": lambda t: nn.functional.channel_shuffle(t, 2),
@@ -107,6 +113,7 @@ MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     "heads": headed,
     "halves of the last axis": lambda t: torch.cat(t.permute(0, 2, 3, 1).chunk(2, 3)[::-1], 3),
     "pixels": lambda t: nn.functional.pixel_unshuffle(nn.functional.pixel_shuffle(t, 2), 2),
+    "a shuffle of other groups": lambda t: split_anew(torch.cat([t, t[:, :4]], 1))[:, :2].flatten(1, 2),
     "one of two groups": lambda t: torch.cat([t, t], 1).view(-1, 2, *t.shape[1:])[:, 1],
     "picked one by one": lambda t: torch.cat([part.unsqueeze(1) for part in t.unbind(1)], 1),
     "a mask": lambda t: (t[:, :1] * 0 + 1) * t,
