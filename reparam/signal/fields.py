@@ -18,21 +18,10 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import (
-    CONVS,
-    LINEARS,
-    TRANSPOSED_CONVS,
-    Program,
-    arguments,
-    aten,
-    is_call,
-    is_float,
-    op_name,
-    place_of,
-    shape_of,
-)
+from reparam.ir import CONVS, Program, arguments, is_call, op_name, place_of, shape_of
 
-from .boxes import Box, joined, one, whole
+from .axes import channel_axes
+from .boxes import Box, complete, one, opened
 from .places import names_of, stations
 from .reach import reach_of
 from .roles import channels_read
@@ -48,9 +37,9 @@ DRAWS = 4  # of random directions in the channels of a unit
 def field(sampled: Sampled, unit: str | None = None) -> Table:
     """The field of the centre of the value that the module `unit` gives, by default of the last value with places."""
     program = sampled.program
-    source = _image(program)
+    images = _images(program)
     axes = channel_axes(program)
-    node = _unit(program, axes, unit)
+    node, source, note = _unit(program, axes, unit, images)
     own = channels_read(program.placeholders[source])
     shape = shape_of(program.placeholders[source])
     sides = [n for i, n in enumerate(shape) if i not in (0, own)]
@@ -61,8 +50,9 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
         value, x = made.values[node], made.leaves[source]
         for draw in range(DRAWS):
             generator = torch.Generator().manual_seed(sampled.seed + index * DRAWS + draw)
-            (gradient,) = torch.autograd.grad(value, x, _at_centre(value, axis, grid, generator), retain_graph=True)
-            part = gradient.abs().mean((0, own))
+            cotangent = _at_centre(value, axis, grid, generator)
+            (gradient,) = torch.autograd.grad(value, x, cotangent, retain_graph=True, allow_unused=True)
+            part = (torch.zeros_like(x) if gradient is None else gradient).abs().mean((0, own))
             total = part if total is None else total + part
     assert total is not None
     most = float(total.max())
@@ -73,24 +63,32 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
         )
     total = total / most
     at = _centre(shape_of(node), axis, grid=grid)
-    start = tuple(whole(n) if i is None else one(n, i) for n, i in zip(shape_of(node), at, strict=True))
+    start = tuple(complete(n) if i is None else one(n, i) for n, i in zip(shape_of(node), at, strict=True))
     reached = reach_of(program, node, start, program.placeholders[source])
-    return _table(total / total.sum(), place_of(node), reached, own)
+    return _table(total / total.sum(), place_of(node), reached, own, note)
 
 
-def _image(program: Program) -> int:
-    """The placeholder whose values lie in places."""
+def _images(program: Program) -> list[int]:
+    """The placeholders whose values lie in places."""
     specs = {s.name: s for s in program.inputs}
+    found = []
     for i, node in enumerate(program.placeholders):
         spec = specs.get(str(node.target))
         if spec is not None and spec.dtype.is_floating_point and len(spec.shape) in (3, 4):
-            return i
-    raise InputError("a receptive field needs an input with places: (N, C, L), (N, C, H, W), or (N, tokens, features)")
+            found.append(i)
+    if not found:
+        raise InputError(
+            "a receptive field needs an input with places: (N, C, L), (N, C, H, W), or (N, tokens, features)"
+        )
+    return found
 
 
-def _unit(program: Program, axes: Mapping[fx.Node, int], unit: str | None) -> fx.Node:
-    """The value whose centre is looked at. axes: of the channels of all values. unit: a name as tables have it, or a
-    module, whose last value is taken."""
+def _unit(
+    program: Program, axes: Mapping[fx.Node, int], unit: str | None, images: Sequence[int]
+) -> tuple[fx.Node, int, tuple[str, ...]]:
+    """The value whose centre is looked at, the input of `images` that it is looked at from, and a note where there are
+    several. axes: of the channels of all values. unit: a name as tables have it, or a module, whose last value is
+    taken."""
     known = [n for n, axis in axes.items() if n.op == "call_function" and _has_places(n, axis)]
     if unit is not None:
         shown = stations(program)
@@ -102,7 +100,26 @@ def _unit(program: Program, axes: Mapping[fx.Node, int], unit: str | None) -> fx
             )
     if not known:
         raise InputError("the network has no value with places, (N, C, H, W), (N, C, L) or (N, tokens, features)")
-    return known[-1]
+    for node in reversed(known):
+        behind = _behind(node)
+        met = [i for i in images if program.placeholders[i] in behind]
+        if met:
+            names = [str(program.placeholders[i].target) for i in images]
+            first = str(program.placeholders[met[0]].target)
+            note = f"of the inputs {', '.join(names)} the field is that in '{first}'"
+            return node, met[0], (note,) if len(images) > 1 else ()
+    raise InputError(f"what '{place_of(known[-1])}' gives depends on no input with places, so that there is no field")
+
+
+def _behind(node: fx.Node) -> set[fx.Node]:
+    """All that a value is made of."""
+    found, stack = {node}, [node]
+    while stack:
+        for operand in stack.pop().all_input_nodes:
+            if operand not in found:
+                found.add(operand)
+                stack.append(operand)
+    return found
 
 
 def _has_places(node: fx.Node, channels: int) -> bool:
@@ -111,42 +128,6 @@ def _has_places(node: fx.Node, channels: int) -> bool:
         return False
     places = [n for axis, n in enumerate(shape) if axis not in (0, channels)]
     return max(places) > 1 or _looks_around(node)
-
-
-def channel_axes(program: Program) -> dict[fx.Node, int]:
-    """The axis of the channels of every value (N, ...): 1 behind a convolution, the last behind a linear layer.
-
-    It is followed through permutations, flattened places and operators that keep the shape. Where that ends nowhere, it
-    is 1 of values of four axes and the last of others.
-    """
-    found: dict[fx.Node, int] = {}
-    for node in program.graph.nodes:
-        if node.op != "output" and node.meta["data"] and is_float(node):
-            found[node] = _channel_axis(node, found)
-    return found
-
-
-def _channel_axis(node: fx.Node, found: Mapping[fx.Node, int]) -> int:
-    """found: the axes of the values before it."""
-    rank = len(shape_of(node))
-    if is_call(node, CONVS | TRANSPOSED_CONVS):
-        return 1
-    if is_call(node, LINEARS):
-        return rank - 1
-    above = next((i for i in node.all_input_nodes if i in found), None)
-    if rank == 0:
-        return 0
-    if node.op != "call_function" or above is None:
-        return 1 if rank == 4 else rank - 1
-    args, before, after, axis = arguments(node), shape_of(above), shape_of(node), found[above]
-    if is_call(node, {aten.permute.default}):
-        return [d % rank for d in args["dims"]].index(axis)
-    if is_call(node, {aten.transpose.int}):
-        pair = {args["dim0"] % rank, args["dim1"] % rank}
-        return next(iter(pair - {axis})) if axis in pair and len(pair) == 2 else axis
-    if len(before) == rank or before[: axis + 1] == after[: axis + 1]:
-        return axis
-    return rank - 1 if axis == len(before) - 1 and before[-1] == after[-1] else (1 if rank == 4 else rank - 1)
 
 
 def _looks_around(node: fx.Node) -> bool:
@@ -186,9 +167,9 @@ def _signs(count: int, generator: torch.Generator) -> Tensor:
     return 2.0 * torch.randint(0, 2, (count,), generator=generator).to(torch.float64) - 1
 
 
-def _table(share: Tensor, name: str, reached: Box | str, channels: int) -> Table:
+def _table(share: Tensor, name: str, reached: Box | str, channels: int, said: tuple[str, ...]) -> Table:
     """share: of the gradient, for each place. reached: the theoretical field, in all axes of the input, or why it is
-    not known; channels: the axis that is none of places."""
+    not known; channels: the axis that is none of places. said: notes that come first."""
     flat = share if share.dim() == 2 else share.unsqueeze(0)
     sigmas = [_deviation(flat.sum(1 - axis)) for axis in range(2) if flat.shape[axis] > 1]
     sigma = math.sqrt(sum(s * s for s in sigmas) / max(1, len(sigmas)))
@@ -211,7 +192,7 @@ def _table(share: Tensor, name: str, reached: Box | str, channels: int) -> Table
         {"across": tuple(map(float, _shrunk(flat.sum(0).unsqueeze(0))[0]))},
         maps={"field": tuple(tuple(map(float, r)) for r in _shrunk(flat))},
         facts=dict(zip(columns[1:], row[1:], strict=True)),
-        notes=notes,
+        notes=(*said, *notes),
     )
 
 
@@ -220,7 +201,7 @@ def _theory(reached: Box | str, channels: int, image: Sequence[int]) -> tuple[Ce
     where the field is the whole of it."""
     if isinstance(reached, str):
         return None, None, (f"the theoretical field is not known: {reached}",)
-    spans = [joined(axis) for i, axis in enumerate(reached) if i not in (0, channels)]
+    spans = [opened(axis) for i, axis in enumerate(reached) if i not in (0, channels)]
     sides = [n if span.whole else int(span.count) for span, n in zip(spans, image, strict=True)]
     mean = math.prod(sides) ** (1 / len(sides))
     through = next((s.by for s in spans if s.whole and s.by is not None), None)

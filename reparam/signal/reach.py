@@ -27,7 +27,7 @@ from reparam.ir import (
     shape_of,
 )
 
-from .boxes import Box, one, united, whole
+from .boxes import Box, complete, groups_of, one, united, whole
 from .functions import is_pointwise
 from .reads import BY_NAME, BY_TARGET, Reader, Reads, UnknownReachError, broadcast, first_of, name_of, read_item
 
@@ -104,7 +104,7 @@ def _linear(node: fx.Node, box: Box) -> Reads:
     if args["weight"].meta.get("data"):
         raise UnknownReachError
     x = args["input"]
-    yield x, (*box[:-1], whole(shape_of(x)[-1], node))
+    yield x, (*box[:-1], complete(shape_of(x)[-1], node))
 
 
 def _product(node: fx.Node, box: Box) -> Reads:
@@ -153,7 +153,10 @@ def _norm(node: fx.Node, box: Box) -> Reads:
             return
         yield x, (*box[:2], *(whole(n, node) for n in sizes[2:]))
         return
-    yield x, (*box[: len(sizes) - count], *(whole(n, node) for n in sizes[len(sizes) - count :]))
+    made = [*box[: len(sizes) - count], *(whole(n, node) for n in sizes[len(sizes) - count :])]
+    if name_of(node) == "group_norm":
+        made[1] = groups_of(box[1], args["num_groups"], sizes[1], node)
+    yield x, tuple(made)
 
 
 def _reduction(node: fx.Node, box: Box) -> Reads:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -28,7 +29,8 @@ from reparam.ir import (
     shape_of,
 )
 
-from .boxes import Axis, Box, Span, joined, one, regrouped, whole
+from .boxes import Axis, Box, Span, complete, groups_of, joined, one, opened, regrouped, whole
+from .roles import TURNS, order_of
 
 Reads = Iterator[tuple[Any, Box]]
 Reader = Callable[[fx.Node, Box], Reads]
@@ -71,7 +73,10 @@ def _conv(node: fx.Node, box: Box) -> Reads:
     args = arguments(node)
     x, kernel = args["input"], shape_of(args["weight"])[2:]
     if not args["weight"].meta.get("data"):
-        yield x, _window(node, box, x, args, kernel, transposed=is_call(node, TRANSPOSED_CONVS))
+        made = _window(node, box, x, args, kernel, transposed=is_call(node, TRANSPOSED_CONVS))
+        at = -len(kernel) - 1
+        read = groups_of(box[at], args["groups"], shape_of(x)[at], node)
+        yield x, (*made[:at], read, *made[at + 1 :])
         return
     raise UnknownReachError
 
@@ -81,21 +86,19 @@ def _pool(node: fx.Node, box: Box) -> Reads:
     x = args["self"]
     rank = int(str(name_of(node)).partition("pool")[2][0])
     kernel = pair(args["kernel_size"], rank)
-    made = _window(node, box, x, {**args, "stride": args["stride"] or kernel}, kernel)
-    yield x, (*made[: -rank - 1], box[-rank - 1], *made[-rank:])
+    yield x, _window(node, box, x, {**args, "stride": args["stride"] or kernel}, kernel)
 
 
 def _window(
     node: fx.Node, box: Box, x: fx.Node, args: Mapping[str, Any], kernel: Sequence[int], *, transposed: bool = False
 ) -> Box:
-    """What windows read along the last axes, and all channels in front of them."""
+    """What windows read along the last axes; the axes in front of them are as they are."""
     rank, sizes = len(kernel), shape_of(x)
     stride, dilation = pair(args["stride"], rank), pair(args.get("dilation") or 1, rank)
     padding = args["padding"]
-    made: list[Axis] = list(box[: -rank - 1])
-    made.append(whole(sizes[-rank - 1], node))
+    made: list[Axis] = list(box[:-rank])
     for i, k in enumerate(kernel):
-        wide, s, span = dilation[i] * (k - 1), stride[i], joined(box[i - rank])
+        wide, s, span = dilation[i] * (k - 1), stride[i], opened(box[i - rank])
         if isinstance(padding, str):
             p = wide // 2 if padding == "same" else 0
         else:
@@ -120,13 +123,13 @@ def _behind_taps(span: Span, k: int, stride: int, dilation: int, padding: int) -
 
 
 def _adaptive(node: fx.Node, box: Box) -> Reads:
-    x = first_of(node)
-    before, after = shape_of(x), shape_of(node)
+    x, given = first_of(node), node.meta["val"]  # of maxima, values and their places
+    before, after = shape_of(x), (given[0] if isinstance(given, list | tuple) else given).shape
     rank = int(name_of(node)[-2])
     made = list(box)
     for axis in range(-rank, 0):
         n, m = before[axis], after[axis]
-        span = joined(box[axis])
+        span = opened(box[axis])
         if m == 1 and n > 1:
             made[axis] = whole(n, node)
         elif not span.whole:
@@ -143,7 +146,7 @@ def _upsample(node: fx.Node, box: Box) -> Reads:
     before, after = shape_of(x), shape_of(node)
     made = list(box)
     for axis in range(2, len(before)):
-        n, m, span = before[axis], after[axis], joined(box[axis])
+        n, m, span = before[axis], after[axis], opened(box[axis])
         if span.whole:
             made[axis] = (Span(n, span.low, span.high, span.by),)
             continue
@@ -172,17 +175,10 @@ def _view(node: fx.Node, box: Box) -> Reads:
 
 
 def _turned(node: fx.Node, box: Box) -> Reads:
-    x, args, rank = first_of(node), arguments(node), len(box)
-    if name_of(node) == "permute":
-        order = [d % rank for d in args["dims"]]
-    else:
-        order = list(range(rank))
-        a, b = (args["dim0"] % rank, args["dim1"] % rank) if "dim0" in args else (0, rank - 1)
-        order[a], order[b] = order[b], order[a]
-    made: list[Axis] = [()] * rank
-    for to, origin in enumerate(order):
+    made: list[Axis] = [()] * len(box)
+    for to, origin in enumerate(order_of(node) or ()):
         made[origin] = box[to]
-    yield x, tuple(made)
+    yield first_of(node), tuple(made)
 
 
 def _expand(node: fx.Node, box: Box) -> Reads:
@@ -191,7 +187,12 @@ def _expand(node: fx.Node, box: Box) -> Reads:
 
 
 def _moved(span: Span, size: int, by: float, step: int = 1) -> Axis:
-    return (Span(size, span.low * step + by, span.high * step + by, span.by),) if size > 1 else one(1)
+    if size == 1:
+        return one(1)
+    low, high = span.low * step + by, span.high * step + by
+    if span.closed:
+        low, high = (min(max(end, 0.0), size - 1.0) for end in (low, high))
+    return (Span(size, low, high, span.by, closed=span.closed),)
 
 
 def _picked(node: fx.Node, box: Box) -> Reads:
@@ -201,7 +202,7 @@ def _picked(node: fx.Node, box: Box) -> Reads:
     axis = args["dim"] % len(sizes)
     n, made = sizes[axis], list(box)
     if name_of(node) == "select":
-        made.insert(axis, one(n, args["index"] % n))
+        made.insert(axis, one(n, args["index"] % n, closed=True))
     else:
         start, step = args.get("start") or 0, args.get("step") or 1
         if not isinstance(start, int):
@@ -225,7 +226,7 @@ def read_item(node: fx.Node, box: Box) -> Reads:
         start = sum(int(v.shape[axis]) for v in parent.meta["val"][:index])
         made[axis] = _moved(joined(box[axis]), sizes[axis], start)
     else:
-        made.insert(axis, one(sizes[axis], index))
+        made.insert(axis, one(sizes[axis], index % sizes[axis], closed=True))
     yield x, tuple(made)
 
 
@@ -237,7 +238,7 @@ def _cat(node: fx.Node, box: Box) -> Reads:
         low, high = max(span.low - start, 0), min(span.high - start, n - 1)
         start += n
         if low <= high:
-            own = Span(n, -math.inf, math.inf, span.by) if span.whole else Span(n, low, high)
+            own = replace(span, size=n) if span.whole else Span(n, low, high, span.by, closed=span.closed)
             yield x, (*box[:axis], (own,) if n > 1 else one(1), *box[axis + 1 :])
 
 
@@ -267,9 +268,17 @@ def _rolled(node: fx.Node, box: Box) -> Reads:
     if not dims:
         raise UnknownReachError
     for axis, shift in zip(dims, args["shifts"], strict=True):
-        span = joined(box[axis])
-        made[axis] = _moved(span, sizes[axis], -shift)
+        made[axis] = _turned_round(joined(box[axis]), sizes[axis], shift)
     yield x, tuple(made)
+
+
+def _turned_round(span: Span, size: int, shift: int) -> Axis:
+    """Places in front of a roll; those of a closed axis come in again at its other end."""
+    if not span.closed:
+        return _moved(span, size, -shift)
+    low = (span.low - shift) % size
+    high = low + span.high - span.low
+    return (replace(span, low=low, high=high),) if high < size else complete(size, span.by)
 
 
 def _flipped(node: fx.Node, box: Box) -> Reads:
@@ -277,7 +286,7 @@ def _flipped(node: fx.Node, box: Box) -> Reads:
     made = list(box)
     for axis in arguments(node)["dims"]:
         span, n = joined(box[axis]), shape_of(x)[axis]
-        made[axis] = (Span(n, n - 1 - span.high, n - 1 - span.low, span.by),)
+        made[axis] = (replace(span, low=n - 1 - span.high, high=n - 1 - span.low),)
     yield x, tuple(made)
 
 
@@ -285,9 +294,9 @@ def _shuffled(node: fx.Node, box: Box) -> Reads:
     """pixel_shuffle, pixel_unshuffle, channel_shuffle: channels become places, or the other way."""
     x = first_of(node)
     before, after = shape_of(x), shape_of(node)
-    made: list[Axis] = [*box[:-3], whole(before[-3], node)]
+    made: list[Axis] = [*box[:-3], complete(before[-3], node)]
     for axis in (-2, -1):
-        n, m, span = before[axis], after[axis], joined(box[axis])
+        n, m, span = before[axis], after[axis], opened(box[axis])
         if span.whole or n == m:
             made.append((Span(n, span.low, span.high, span.by),))
         elif m > n:
@@ -310,10 +319,10 @@ BY_TARGET: tuple[tuple[Any, Reader], ...] = (
     (CATS, _cat),
     (STACKS, _stack),
     (PADS, _padded),
+    (TURNS, _turned),
 )
 BY_NAME: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (_VIEWS, _view),
-    (("permute", "transpose", "t"), _turned),
     (("expand", "expand_as"), _expand),
     (("slice", "narrow", "select"), _picked),
     (("roll",), _rolled),

@@ -12,6 +12,14 @@ from reparam.ir import CONVS, LINEARS, TRANSPOSED_CONVS, arguments, aten, is_cal
 
 from .power import CHANNEL, PLACE, SAMPLE, Roles
 
+TURNS = frozenset(  # permutations of axes
+    {
+        *(aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default),
+        *(aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist),
+        *(aten.swapaxes.default, aten.swapdims.default, aten.mT.default),
+    }
+)
+
 
 def usual(rank: int, *, channels_last: bool) -> Roles:
     """Of an input (N, C, ...) or (N, ..., C)."""
@@ -38,16 +46,22 @@ def channels_read(node: fx.Node) -> int:
             if user in seen or user.op != "call_function" or not is_float(user):
                 continue
             seen.add(user)
-            args = arguments(user)
-            if is_call(user, {aten.permute.default}):
-                stack.append((user, [axes[d] for d in args["dims"]]))
-            elif is_call(user, {aten.transpose.int}):
-                turned = list(axes)
-                turned[args["dim0"]], turned[args["dim1"]] = turned[args["dim1"]], turned[args["dim0"]]
-                stack.append((user, turned))
+            order = order_of(user)
+            if order is not None:
+                stack.append((user, [axes[d] for d in order]))
             elif len(shape_of(user)) == rank:
                 stack.append((user, axes))
     return 1 if rank >= 4 else rank - 1
+
+
+def order_of(node: fx.Node) -> list[int] | None:
+    """For each axis of a permutation's result the axis of its operand, None for other calls."""
+    if not is_call(node, TURNS):
+        return None
+    args = list(arguments(node).values())
+    counted = torch.empty(tuple(range(2, len(shape_of(args[0])) + 2)), device="meta")  # axes that differ in size
+    assert callable(node.target)
+    return [n - 2 for n in node.target(counted, *args[1:]).shape]
 
 
 def of_input(node: fx.Node, rank: int) -> Roles:

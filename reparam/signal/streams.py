@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from reparam.errors import InputError
 from reparam.ir import WEIGHTED, Program, arguments, aten, is_call, is_float, place_of, shape_of
 
+from .axes import channel_axes
 from .branches import Block, blocks, ends_of
-from .fields import channel_axes
 from .functions import depending
 from .places import names_of
 from .power import scaled

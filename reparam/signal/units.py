@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from reparam.errors import InputError
 from reparam.ir import shape_of
 
-from .fields import channel_axes
+from .axes import channel_axes
 from .functions import Function, activations
 from .places import names_of
 from .running import Sampled

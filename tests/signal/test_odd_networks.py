@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam import InputError, analyze
+from reparam.loading import build_architecture
 from reparam.signal import KINDS
 from support.of import Of
 from support.tables import check_finite
@@ -76,6 +77,90 @@ def test_channels_of_inputs_lie_where_the_first_layer_reads_them() -> None:
         assert row["in channel means"] > 0.3
         reach = analyze(net, x[:2], what="erf")["erf"].facts["reach"]
         assert reach == (3 if net is rows else 1)
+
+
+def shuffled(t: Tensor) -> Tensor:
+    n, c, h, w = t.shape
+    return t.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def windowed(t: Tensor) -> Tensor:
+    n, c, h, w = t.shape
+    return t.view(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+
+
+def headed(t: Tensor) -> Tensor:
+    """Tokens whose channels were split among heads and joined again."""
+    n, c, h, w = t.shape
+    return t.flatten(2).transpose(1, 2).unflatten(2, (2, c // 2)).transpose(1, 2).transpose(1, 2).reshape(n, h * w, c)
+
+
+def split_anew(t: Tensor) -> Tensor:
+    """12 channels, shuffled as 3 x 4, whose factors 4 x 3 are split into 3 x 4 again."""
+    n, c, h, w = t.shape
+    return t.view(n, 3, 4, h, w).transpose(1, 2).reshape(n, c, h, w).view(n, 3, 4, h, w)
+
+
+MOVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a shuffle": shuffled,
+    "torch's shuffle": lambda t: nn.functional.channel_shuffle(t, 2),
+    "two shuffles": lambda t: shuffled(shuffled(t)),
+    "movedim": lambda t: t.movedim(1, 3),
+    "movedim of several": lambda t: t.movedim((2, 3), (0, 1)).movedim((0, 1), (2, 3)),
+    "swapaxes": lambda t: t.swapaxes(1, 3),
+    "there and back": lambda t: (t.movedim(1, -1) * 2).movedim(-1, 1),
+    "windows": windowed,
+    "heads": headed,
+    "halves of the last axis": lambda t: torch.cat(t.permute(0, 2, 3, 1).chunk(2, 3)[::-1], 3),
+    "pixels": lambda t: nn.functional.pixel_unshuffle(nn.functional.pixel_shuffle(t, 2), 2),
+    "a shuffle of other groups": lambda t: split_anew(torch.cat([t, t[:, :4]], 1))[:, :2].flatten(1, 2),
+    "one of two groups": lambda t: torch.cat([t, t], 1).view(-1, 2, *t.shape[1:])[:, 1],
+    "picked one by one": lambda t: torch.cat([part.unsqueeze(1) for part in t.unbind(1)], 1),
+    "a mask": lambda t: (t[:, :1] * 0 + 1) * t,
+    "all but one column": lambda t: t.swapaxes(1, 3)[:, 1:],
+    "the mean of the rows": lambda t: t.permute(0, 3, 2, 1).mean(2),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_units_are_channels_wherever_they_are_moved(name: str) -> None:
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    with torch.no_grad():
+        conv.bias[2] = -100.0  # type: ignore[index]
+    net = Of(lambda layer, x: MOVES[name](layer(x)).relu(), conv)
+    assert analyze(net, torch.randn(2, 3, 16, 16), what="dead")["dead"].facts == {"units": 8, "dead": 1}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in MOVES if n not in ("windows", "all but one column", "the mean of the rows")]
+)
+def test_fields_lie_in_places_wherever_channels_are_moved(name: str) -> None:
+    net = Of(lambda layer, x: MOVES[name](layer(x)), nn.Conv2d(3, 8, 3, padding=1))
+    facts = analyze(net, torch.randn(2, 3, 16, 16), what="erf")["erf"].facts
+    assert (facts["reach"], facts["field"]) == (3, 3)
+
+
+def test_the_field_of_a_network_with_shuffles_is_what_its_gradient_reaches() -> None:
+    model = build_architecture("torchvision/shufflenet_v2_x0_5").module.eval()
+    facts = analyze(model, torch.randn(2, 3, 64, 64), what="erf", unit="stage2.0")["erf"].facts
+    assert (facts["field"], facts["reach"]) == (15, 15)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t: t[:, 5].unsqueeze(1),
+        lambda t: t.unbind(1)[5].unsqueeze(-1),
+        lambda t: t.mean(1).unsqueeze(1).flatten(2),
+        lambda t: t.view(-1, 8, 1, *t.shape[2:])[:, 5],
+    ],
+)
+def test_a_channel_that_is_left_alone_is_no_row_of_places(function: Callable[[Tensor], Tensor]) -> None:
+    net = Of(lambda layer, x: function(layer(x)), nn.Conv2d(3, 8, 3, padding=1))
+    facts = analyze(net, torch.randn(2, 3, 16, 16), what="erf")["erf"].facts
+    assert (facts["reach"], facts["field"]) == (3, 3)
+    counted = analyze(nn.Sequential(net, nn.ReLU()), torch.randn(2, 3, 16, 16), what="dead")["dead"].facts
+    assert counted == {"units": 1, "dead": 0}
 
 
 @pytest.mark.parametrize(

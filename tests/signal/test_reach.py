@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam import analyze
+from reparam import InputError, analyze
 from reparam.loading import build_architecture
 from reparam.signal.table import Table
+from support.of import Of
 
 
 class Function(nn.Module):
@@ -170,3 +171,109 @@ def test_a_field_that_is_not_known_is_none_with_the_operator_that_makes_it_so() 
     table = erf(Function(lambda y: F.grid_sample(y, grid.expand(len(y), -1, -1, -1), align_corners=False)), 1, 8, 8)
     assert table.facts["field"] is None and table.facts["side/field"] is None
     assert re.search(r"not known: what .*grid_sampler", table.notes[0])
+
+
+class Pair(nn.Module):
+    """Two images and two results: of the first image three numbers, of the second one an image."""
+
+    def __init__(self, both: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.l, self.both = nn.Conv2d(3, 4, 3), nn.Conv2d(2, 4, 5), nn.Linear(4, 3), both
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.a(x), self.b(y)
+        return self.l(a.mean((2, 3))), b + a[:, :, 1:-1, 1:-1] if self.both else b
+
+
+def test_of_several_images_the_one_that_the_unit_depends_on_is_looked_at() -> None:
+    x, y = torch.randn(2, 3, 12, 12), torch.randn(2, 2, 12, 12)
+    found = analyze(Pair(), x, y, what="all")
+    assert "erf" not in found.refused and found["erf"].notes == ("of the inputs x, y the field is that in 'y'",)
+    for unit, name, side in (("b", "y", 5), ("a", "x", 3)):
+        table = analyze(Pair(), x, y, what="erf", unit=unit)["erf"]
+        assert (table.facts["field"], table.facts["reach"]) == (side, side)
+        assert table.notes == (f"of the inputs x, y the field is that in '{name}'",)
+    assert analyze(Pair(both=True), x, y, what="erf")["erf"].facts["field"] == 3
+
+
+def test_a_field_in_an_input_that_no_gradient_leads_to_is_told() -> None:
+    net = nn.Sequential(Of(lambda x: x.argmax(1).to(x.dtype).unsqueeze(1)), nn.Conv2d(1, 4, 3))
+    with pytest.raises(InputError, match="by the input is zero everywhere"):
+        analyze(net, torch.randn(2, 3, 8, 8), what="erf")
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "field"),
+    [
+        (nn.AdaptiveMaxPool2d(5), (3, 20, 20), 6),  # 4 places and one at either side
+        (nn.AdaptiveMaxPool1d(5), (3, 20), 6),
+        (Of(lambda x: F.adaptive_max_pool2d(x, 5, return_indices=True)[0]), (3, 20, 20), 6),
+        (nn.AdaptiveMaxPool2d((1, 5)), (3, 20, 20), "all × 6"),
+        (Of(lambda x: F.max_pool2d(x, 4, return_indices=True)[0]), (3, 20, 20), 6),
+    ],
+)
+def test_fields_behind_maxima(layer: nn.Module, shape: tuple[int, ...], field: int | str) -> None:
+    kind = nn.Conv1d if len(shape) == 2 else nn.Conv2d
+    net = nn.Sequential(kind(3, 4, 3, padding=1), layer, kind(4, 4, 1))
+    assert analyze(net, torch.randn(2, *shape), what="erf", unit="2")["erf"].facts["field"] == field
+    assert analyze(net[:2], torch.randn(2, *shape), what="erf")["erf"].facts["field"] == field
+
+
+def wide(k: int, before: int, after: int, groups: int = 1) -> nn.Conv2d:
+    layer = nn.Conv2d(before, after, k, padding=k // 2, groups=groups, bias=False)
+    nn.init.uniform_(layer.weight, 0.5, 1.5)  # no sum of some is zero
+    return layer
+
+
+def seven(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """Four channels that see 7 x 7, and four that see 3 x 3."""
+    return torch.cat([a(x), b(x)], 1)
+
+
+PARTS: dict[str, tuple[Any, list[nn.Module], int]] = {
+    "a slice": (lambda t: t[:, 4:], [wide(3, 4, 4)], 5),
+    "another slice": (lambda t: t[:, 3:], [wide(3, 5, 4)], 9),
+    "groups": (lambda t: t, [wide(3, 8, 4, 2), Of(lambda x: x[:, 2:])], 5),
+    "groups that both count": (lambda t: t, [wide(3, 8, 4, 2), Of(lambda x: x[:, 1:])], 9),
+    "one for each": (lambda t: t, [wide(3, 8, 8, 8), Of(lambda x: x[:, 4:])], 5),
+    "a mean of groups": (lambda t: t, [nn.Conv2d(8, 8, 1, groups=4), Of(lambda x: x[:, 3:5])], 7),
+    "pools and norms": (lambda t: F.max_pool2d(F.relu(t), 1), [nn.BatchNorm2d(8).eval(), Of(lambda x: x[:, 4:])], 3),
+    "a part": (lambda t: t.chunk(2, 1)[1], [wide(1, 4, 4), wide(3, 4, 2)], 5),
+    "one channel": (lambda t: t.unbind(1)[5].unsqueeze(1), [wide(3, 1, 1)], 5),
+    "a shuffle": (lambda t: t.view(-1, 2, 4, 40, 40).transpose(1, 2).flatten(1, 2)[:, 1::2], [wide(1, 4, 4)], 7),
+    "a part of a shuffle": (lambda t: t.view(-1, 2, 4, 40, 40)[:, 1].flatten(1, 1), [wide(1, 4, 4)], 3),
+    "a roll": (lambda t: t.roll(2, 1)[:, 6:], [wide(1, 2, 2)], 3),
+    "a roll that turns round": (lambda t: t.roll(2, 1)[:, :2], [wide(1, 2, 2)], 3),
+    "a flip": (lambda t: t.flip(1)[:, :4], [wide(1, 4, 4)], 3),
+    "padding": (lambda t: F.pad(t, (0, 0, 0, 0, 4, 0))[:, 8:], [wide(1, 4, 4)], 3),
+    "a linear layer": (lambda t: t[:, 4:].permute(0, 2, 3, 1), [nn.Linear(4, 4)], 3),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_field_counts_the_channels_that_are_read(name: str) -> None:
+    take, tail, field = PARTS[name]
+    net = Of(lambda a, b, last, x: last(take(seven(x, a, b))), wide(7, 1, 4), wide(3, 1, 4), nn.Sequential(*tail))
+    facts = analyze(net, torch.rand(1, 1, 40, 40), what="erf")["erf"].facts
+    told, reach = facts["field"], facts["reach"]
+    assert told == field and reach == (3 if name == "a shuffle" else field)  # every other channel is no interval
+
+
+def test_groups_of_a_group_norm_see_the_whole_image_of_their_own_channels() -> None:
+    two = Of(lambda x: torch.cat([x[:, :1].mean((2, 3), keepdim=True).expand(-1, 2, 20, 20), x[:, 1:]], 1))
+    normed = nn.Sequential(wide(3, 1, 3), two, nn.GroupNorm(2, 4), Of(lambda x: x[:, 2:]))
+    table = analyze(normed, torch.randn(2, 1, 20, 20), what="erf")["erf"]
+    assert table.facts["field"] == "whole image" and "group_norm" in table.notes[0]
+
+
+def test_a_mixer_of_tokens_sees_the_whole_image_beside_its_residual_sum() -> None:
+    first = nn.Conv2d(1, 4, 4, 4)
+    net = Of(lambda a, b, x: (t := a(x).flatten(2)) + b(t), first, nn.Linear(36, 36))
+    table = analyze(net, torch.randn(2, 1, 24, 24), what="erf")["erf"]
+    assert table.facts["field"] == "whole image" and "linear" in table.notes[0]
+
+
+def test_channels_that_become_places_are_all_of_them() -> None:
+    mixed = Of(lambda a, b, x: b(a(x).flatten(2).transpose(1, 2)), wide(3, 1, 4), nn.Conv1d(144, 144, 1))
+    table = analyze(mixed, torch.randn(2, 1, 12, 12), what="erf")["erf"]
+    assert table.facts["field"] == "whole image" and "conv1d" in table.notes[0]
