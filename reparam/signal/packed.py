@@ -10,6 +10,8 @@ from .boxes import Span, joined
 from .functions import PASSIVE
 from .reach import reach_of
 
+_TURNED = ("movedim", "moveaxis", "swapaxes", "swapdims")
+
 
 def packed_parts(program: Program, node: fx.Node) -> int:
     """How many layers of equal width a layer stands for: each of its readers takes the channels of one of them. 1 for
@@ -22,7 +24,8 @@ def packed_parts(program: Program, node: fx.Node) -> int:
         at = stack.pop()
         for user in at.users:
             several = is_call(user, SPLITS | {aten.unbind.int})
-            if is_call(user, PASSIVE) and user.users and (several or isinstance(user.meta["val"], Tensor)):
+            passes = is_call(user, PASSIVE) or op_name(user) in _TURNED
+            if passes and user.users and (several or isinstance(user.meta["val"], Tensor)):
                 stack.append(user)
             elif at is node and op_name(user) == "glu" and channels % 2 == 0:
                 found |= {(0, channels // 2 - 1), (channels // 2, channels - 1)}

@@ -44,6 +44,7 @@ SPLITS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
     "split": lambda y: y.split(8, -1),
     "slices": lambda y: (y[..., :8], y[..., 8:16], y[..., 16:]),
     "unbind": lambda y: y.reshape(2, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0),
+    "movedim": lambda y: y.reshape(2, 5, 3, 2, 4).movedim(2, 0).swapaxes(2, 3).unbind(0),
     "select": lambda y: tuple(y.unflatten(-1, (3, 8))[:, :, i] for i in range(3)),
 }
 
