@@ -14,10 +14,12 @@ MOST = 4096
 def place_in_group() -> tuple[int, int]:
     """The number of this process and how many there are, from the environment that torchrun sets; (0, 1) alone.
 
+    A machine of a cluster may have such numbers without torchrun: a command that is run there is alone, and does all.
+
     Raises InputError for numbers that are none.
     """
     given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if "MASTER_ADDR" not in os.environ:  # variables of that name that somebody else has set
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return 0, 1
     try:
         rank, size = map(int, given)

@@ -38,7 +38,7 @@ _PRODUCTS = frozenset(
         *(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input),
     }
 )
-_OF_SIZES = frozenset(  # what reads the size of its operand alone
+_OF_SIZES = frozenset(  # what reads the size of its first operand alone
     ("sym_size", "sym_numel", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 )
 _SQUASHED = frozenset({aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int, aten.tanh.default})
@@ -156,7 +156,8 @@ def _operands(program: Program) -> dict[fx.Node, list[fx.Node]]:
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in program.graph.nodes:
         read = [i for i in node.all_input_nodes if i in varying]
-        if node.op == "placeholder" or (read and op_name(node) not in _OF_SIZES):
+        sized = node.args[0] if op_name(node) in _OF_SIZES else None
+        if node.op == "placeholder" or any(i is not sized for i in read):
             varying.add(node)
         found[node] = [i for i in read if is_float(i)]
     return found

@@ -41,6 +41,7 @@ from reparam.ir import (
 
 from .gaussian import points_of, power_of
 from .power import Power
+from .roles import TURNS
 from .values import by_groups
 
 _UNTAGGED = frozenset({aten.prelu.default, aten.log_sigmoid.default, aten.softplus.default})
@@ -61,16 +62,15 @@ POOLS = (
     | MAX_POOLS
     | {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
 )
-_REFLECTED = ("reflection_pad", "replication_pad", "upsample_", "_upsample", "adaptive_max_pool")
-_MOVED = ("movedim", "moveaxis", "swapaxes", "swapdims", "index", "take_along_dim")
+_PASSING = (
+    PASSIVE | POOLS | TURNS | PADS | {aten.mean.dim, aten.amax.default, aten.index.Tensor, aten.take_along_dim.default}
+)
+_PASSING_FAMILIES = ("reflection_pad", "replication_pad", "upsample_", "_upsample", "adaptive_max_pool")
 
 
 def _passes(node: fx.Node) -> bool:
     """Whether a call gives values of its operand as they are, or means or the largest of them, perhaps beside zeros."""
-    name = op_name(node)
-    if is_call(node, PASSIVE | POOLS | PADS | {aten.mean.dim, aten.amax.default}):
-        return True
-    return name in _MOVED or name.startswith(_REFLECTED)
+    return is_call(node, _PASSING) or op_name(node).startswith(_PASSING_FAMILIES)
 
 
 def is_pointwise(node: fx.Node) -> bool:

@@ -9,8 +9,7 @@ from reparam.ir import LINEARS, MOVEMENTS, SPLITS, Program, aten, is_call, op_na
 from .boxes import Span, joined
 from .functions import PASSIVE
 from .reach import reach_of
-
-_TURNED = ("movedim", "moveaxis", "swapaxes", "swapdims")
+from .roles import TURNS
 
 
 def packed_parts(program: Program, node: fx.Node) -> int:
@@ -24,8 +23,7 @@ def packed_parts(program: Program, node: fx.Node) -> int:
         at = stack.pop()
         for user in at.users:
             several = is_call(user, SPLITS | {aten.unbind.int})
-            passes = is_call(user, PASSIVE) or op_name(user) in _TURNED
-            if passes and user.users and (several or isinstance(user.meta["val"], Tensor)):
+            if is_call(user, PASSIVE | TURNS) and user.users and (several or isinstance(user.meta["val"], Tensor)):
                 stack.append(user)
             elif at is node and op_name(user) == "glu" and channels % 2 == 0:
                 found |= {(0, channels // 2 - 1), (channels // 2, channels - 1)}

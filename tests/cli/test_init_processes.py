@@ -86,8 +86,18 @@ def test_fewer_samples_than_processes_are_refused(folder: Path) -> None:
 
 
 def test_numbers_of_processes_that_are_none_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = run(folder, *INIT, "--method", "he", "-o", "he.pt")
     assert result.returncode == 2 and "RANK is '2' and WORLD_SIZE '2'" in result.stderr
+
+
+def test_a_command_on_a_machine_of_a_cluster_is_alone_without_torchrun(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    result = run(folder, *INIT, "--method", "he", "-o", "he.pt")
+    assert result.returncode == 0, result.stderr
+    assert (folder / "he.pt").exists()

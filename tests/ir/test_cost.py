@@ -73,6 +73,16 @@ OF_SIZES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def test_a_value_that_fills_another_is_no_size() -> None:
+    """Of `full_like` the first operand is a shape alone; what it is filled with comes from the network."""
+
+    class Filled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 + torch.full_like(x, x[0, 0, 0, 0].item())
+
+    assert census(program_of(Filled(), torch.randn(2, 4, 5, 5), dynamic=())).merges == 1
+
+
 @pytest.mark.parametrize("name", OF_SIZES)
 def test_what_is_made_of_sizes_alone_is_no_merge(name: str) -> None:
     counts = census(program_of(Function(OF_SIZES[name]), torch.randn(2, 4, 5, 5)))
