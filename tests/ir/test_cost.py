@@ -80,7 +80,7 @@ def test_a_value_that_fills_another_is_no_size() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * 2 + torch.full_like(x, x[0, 0, 0, 0].item())
 
-    assert census(program_of(Filled(), torch.randn(2, 4, 5, 5), dynamic=())).merges == 1
+    assert census(program_of(Filled(), torch.randn(2, 4, 5, 5))).merges == 1
 
 
 @pytest.mark.parametrize("name", OF_SIZES)
