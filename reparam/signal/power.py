@@ -146,7 +146,7 @@ def drawn(power: Power, roles: Roles, shape: Sequence[int], generator: torch.Gen
     result = torch.full(tuple(shape), power.mean, dtype=torch.float64)
     for variance, wanted in ((power.channel, {"c"}), (power.sample, {"n", "c"}), (power.place, {"n", "c", "p"})):
         if variance > 0:
-            sizes = [s if r & wanted or (not r and "p" in wanted) else 1 for s, r in zip(shape, roles, strict=True)]
+            sizes = [s if r & wanted else 1 for s, r in zip(shape, roles, strict=True)]  # repeated along other axes
             part = torch.randn(sizes, generator=generator, dtype=torch.float64)
             if part.numel() >= MANY:
                 part = (part - part.mean()) / part.std(correction=0)
