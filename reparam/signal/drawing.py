@@ -22,7 +22,7 @@ from .walk import Walk
 
 CLOSE = 0.003  # standard error of E y^2, over itself, at which enough has been drawn
 FEWEST, MOST = 12, 256  # draws of which a standard error is taken, and draws
-NUMBERS = 1 << 22  # of all draws together, where two do not have more
+NUMBERS = 1 << 21  # of all draws together, where one does not have more
 
 
 def values_read(walk: Walk, node: fx.Node) -> list[tuple[fx.Node, Value]]:
@@ -55,13 +55,13 @@ def by_drawing(walk: Walk, node: fx.Node) -> Value | list[Value]:
     return drawn_often(walk, node, lambda: run_call(walk, node, _operands(walk, node))) or nothing
 
 
-def drawn_often(walk: Walk, node: fx.Node, once: Callable[[], Any]) -> Value | None:
+def drawn_often(walk: Walk, node: fx.Node, once: Callable[[], Any], size: int = 0) -> Value | None:
     """The value of a call from random results, of which as many are drawn as it takes to know E y^2; None where they
-    cannot be had."""
+    cannot be had. size: how many numbers are computed for one, where they are more than its own."""
     found: list[Power] = []
     roles: Roles = ()
     numbers, close = 0, False
-    while len(found) < 2 or not (close or numbers > NUMBERS or len(found) >= MOST):
+    while not (close or numbers > NUMBERS or len(found) >= MOST):
         try:
             result = once()
         except Exception:  # of any kind: the operator need not run on random numbers
@@ -69,10 +69,11 @@ def drawn_often(walk: Walk, node: fx.Node, once: Callable[[], Any]) -> Value | N
         if not isinstance(result, Tensor) or not result.is_floating_point() or result.dim() < 1:
             return None
         roles = roles_of(walk, node, tuple(result.shape))
-        found.append(measured(result, roles))
+        halves = result.chunk(2) if not found and max(size, result.numel()) > NUMBERS else (result,)
+        found += [measured(part, roles) for part in halves]  # two draws in one
         if not found[-1].finite:
             return None
-        numbers += result.numel()
+        numbers += max(size, result.numel())
         close = len(found) >= FEWEST and _error(found) < CLOSE
     walk.drawn[node] = _error(found)
     return Value(tuple(result.shape), roles, joined(found))

@@ -118,7 +118,7 @@ def jointly(walk: Walk, node: fx.Node, unit: fx.Node | None = None) -> Value | N
         return made[node]
 
     with torch.no_grad():
-        return drawn_often(walk, node, once)
+        return drawn_often(walk, node, once, numbers)
 
 
 def _region(walk: Walk, node: fx.Node, unit: fx.Node | None) -> tuple[list[fx.Node], list[fx.Node]] | None:

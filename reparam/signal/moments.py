@@ -173,8 +173,9 @@ def _traced(walk: Walk, node: fx.Node, value: Value) -> Value:
     """With what it is made of, where the operator has not told."""
     held = [v for v in (walk.values[n] for n in node.all_input_nodes) if isinstance(v, Value)]
     if not value.sources:
-        lists = [v for n in node.all_input_nodes if isinstance(walk.values[n], list) for v in walk.values[n]]
-        value = replace(value, sources=united(v.sources for v in (*held, *lists)) or {node: WHOLE})
+        lists = [v for n in node.all_input_nodes if isinstance(w := walk.values[n], list) for v in w]
+        own = united(v.sources for v in (*held, *lists) if isinstance(v, Value))
+        value = replace(value, sources=own or {node: WHOLE})
     kept = is_pointwise(node) or is_call(node, NORMS | DROPOUTS)
     if kept and node not in walk.drawn:
         value = replace(value, woven=value.woven.union(*(v.woven for v in held)))

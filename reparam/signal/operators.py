@@ -54,8 +54,9 @@ def carry(walk: Walk, node: fx.Node) -> Value | list[Value]:
         whole, index = operands[0], node.args[1]
         if not isinstance(whole, list) or not isinstance(index, int):
             return unknown(walk, node)
-        known = whole[index].power is not None or not is_float(node)
-        return whole[index] if known else jointly(walk, node) or unknown(walk, node)
+        part = whole[index]
+        known = not isinstance(part, Value) or part.power is not None or not is_float(node)
+        return part if known else jointly(walk, node) or unknown(walk, node)
     if any(isinstance(v, list) for v in operands):
         return unknown(walk, node)
     if is_call(node, PRODUCTS) and (product := _matrix(walk, node)) is not None:
@@ -201,14 +202,21 @@ def _movement(walk: Walk, node: fx.Node) -> Value | list[Value]:
         if track and math.prod(shape) < math.prod(x.shape):
             left = track.channels()
             sources = {key: mask & left for key, mask in sources.items()}
-        woven = x.woven | {k for k in "cp" if _entries(roles, shape, k) > _entries(x.roles, x.shape, k)}
-        values.append(Value(shape, roles, x.power, sources=sources, track=track, woven=woven))
+        values.append(
+            Value(shape, roles, x.power, sources=sources, track=track, woven=x.woven | _repeated(x, roles, shape))
+        )
     return values if several else values[0]
 
 
-def _entries(roles: Roles, shape: Sequence[int], kind: str) -> int:
-    """How many there are along the axes that count channels, or places."""
-    return math.prod(n for r, n in zip(roles, shape, strict=True) if kind in r)
+def _repeated(x: Value, roles: Roles, shape: Sequence[int]) -> frozenset[str]:
+    """Whether channels, or places, are repeated in a result of those roles and that shape: there are more numbers."""
+
+    def entries(roles: Roles, shape: Sequence[int], kinds: str) -> int:
+        return math.prod(n for r, n in zip(roles, shape, strict=True) if r & set(kinds))
+
+    if entries(roles, shape, "ncp") <= entries(x.roles, x.shape, "ncp"):
+        return frozenset()
+    return frozenset(k for k in "cp" if entries(roles, shape, k) > entries(x.roles, x.shape, k))
 
 
 def _tensors(value: Any) -> Sequence[Tensor]:
