@@ -21,7 +21,7 @@ from .values import Value
 from .walk import Walk
 
 CLOSE = 0.003  # standard error of E y^2, over itself, at which enough has been drawn
-FEWEST, MOST = 12, 256  # draws of which a standard error is taken, and draws
+FEWEST, MOST = 12, 512  # draws of which a standard error is taken, and draws
 NUMBERS = 1 << 21  # of all draws together, where one does not have more
 
 
@@ -52,7 +52,8 @@ def by_drawing(walk: Walk, node: fx.Node) -> Value | list[Value]:
     nothing = unknown(walk, node)
     if isinstance(nothing, list):
         return nothing
-    return drawn_often(walk, node, lambda: run_call(walk, node, _operands(walk, node))) or nothing
+    size = sum(math.prod(v.shape) for _, v in values_read(walk, node))
+    return drawn_often(walk, node, lambda: run_call(walk, node, _operands(walk, node)), size) or nothing
 
 
 def drawn_often(walk: Walk, node: fx.Node, once: Callable[[], Any], size: int = 0) -> Value | None:

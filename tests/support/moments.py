@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from reparam.capture import capture
 from reparam.ir import evaluate, filled
 from reparam.signal import Power, Predicted, measured, predict
-from reparam.signal.power import drawn
 
 PARTS = Power(0.4, 0.3, 0.5, 0.8)
 IMAGE = (16, 768, 4, 4)
@@ -30,8 +29,18 @@ class Of(nn.Module):
 
 
 def image(seed: int, power: Power = PARTS, shape: tuple[int, ...] = IMAGE) -> Tensor:
-    """Normal numbers (N, C, H, W) of a power."""
-    return drawn(power, ROLES, shape, torch.Generator().manual_seed(seed))
+    """Normal numbers (N, C, H, W) of a power; what many have in common has its variance exactly."""
+    generator, (n, c, *places) = torch.Generator().manual_seed(seed), shape
+    result = torch.full(shape, power.mean, dtype=torch.float64)
+    for variance, sizes in (
+        (power.channel, (1, c, 1, 1)),
+        (power.sample, (n, c, 1, 1)),
+        (power.place, (n, c, *places)),
+    ):
+        if variance:
+            part = torch.randn(sizes, generator=generator, dtype=torch.float64)
+            result = result + variance**0.5 * (part - part.mean()) / part.std(correction=0)
+    return result
 
 
 def agreed(model: nn.Module, *inputs: Tensor, within: float = 0.01) -> tuple[Power, Power]:
