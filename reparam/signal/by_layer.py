@@ -65,9 +65,13 @@ def moments(sampled: Sampled) -> Table:
         {"variance": variances, "in channel means": tuple(seen[n].power.share_of_means for n in nodes)},
         log=True,
         facts={"drawn": len(found.drawn), "unknown": sum(found.power(n) is None for n in nodes)},
-        detail={"drawn": [{"place": place_of(n), "call": op_name(n), "error": e} for n, e in found.drawn.items()]},
+        detail={"drawn": [_drawn(node, error) for node, error in found.drawn.items()]},
         notes=found.remarks,
     )
+
+
+def _drawn(node: fx.Node, error: float) -> dict[str, Any]:
+    return {"place": place_of(node), "call": op_name(node), "error": error if math.isfinite(error) else None}
 
 
 def _inputs(sampled: Sampled) -> dict[str, Power]:

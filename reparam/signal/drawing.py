@@ -21,8 +21,8 @@ from .values import Value
 from .walk import Walk
 
 CLOSE = 0.003  # standard error of E y^2, over itself, at which enough has been drawn
-FEWEST, MOST = 12, 512  # draws of which a standard error is taken, and draws
-NUMBERS = 1 << 21  # of all draws together, where one does not have more
+FEWEST, MOST = 6, 256  # pairs of draws of which a standard error is taken, and pairs
+NUMBERS = 1 << 22  # of all draws together, where a pair does not have more
 
 
 def values_read(walk: Walk, node: fx.Node) -> list[tuple[fx.Node, Value]]:
@@ -57,27 +57,44 @@ def by_drawing(walk: Walk, node: fx.Node) -> Value | list[Value]:
 
 
 def drawn_often(walk: Walk, node: fx.Node, once: Callable[[], Any], size: int = 0) -> Value | None:
-    """The value of a call from random results, of which as many are drawn as it takes to know E y^2; None where they
-    cannot be had. size: how many numbers are computed for one, where they are more than its own."""
+    """The value of a call from random results, of which as many are drawn as it takes to know E y^2, two at a time with
+    opposite signs; None where they cannot be had.
+
+    size: how many numbers are computed for one, where they are more than its own.
+    """
     found: list[Power] = []
+    result: Tensor | None = None
     roles: Roles = ()
     numbers, close = 0, False
-    while not (close or numbers > NUMBERS or len(found) >= MOST):
-        try:
-            result = once()
-        except Exception:  # of any kind: the operator need not run on random numbers
-            return None
-        if not isinstance(result, Tensor) or not result.is_floating_point() or result.dim() < 1:
-            return None
-        roles = roles_of(walk, node, tuple(result.shape))
-        halves = result.chunk(2) if not found and max(size, result.numel()) > NUMBERS else (result,)
-        found += [measured(part, roles) for part in halves]  # two draws in one
+    while result is None or not (close or numbers > NUMBERS or len(found) >= MOST):
+        pair: list[Power] = []
+        state = walk.generator.get_state()
+        for sign in (1.0, -1.0):
+            walk.generator.set_state(state)
+            result = _drawn_once(walk, once, sign)
+            if result is None:
+                return None
+            roles = roles or roles_of(walk, node, tuple(result.shape))
+            pair.append(measured(result, roles))
+            numbers += max(size, result.numel())
+        found.append(joined(pair))
         if not found[-1].finite:
             return None
-        numbers += max(size, result.numel())
         close = len(found) >= FEWEST and _error(found) < CLOSE
     walk.drawn[node] = _error(found)
     return Value(tuple(result.shape), roles, joined(found))
+
+
+def _drawn_once(walk: Walk, once: Callable[[], Any], sign: float) -> Tensor | None:
+    walk.sign = sign
+    try:
+        result = once()
+    except Exception:  # of any kind: the operator need not run on random numbers
+        return None
+    finally:
+        walk.sign = 1.0
+    fits = isinstance(result, Tensor) and result.is_floating_point() and result.dim() > 0
+    return result if fits else None
 
 
 def _error(found: list[Power]) -> float:
@@ -88,6 +105,8 @@ def _error(found: list[Power]) -> float:
     second = float(seconds.mean())
     if not second > 0:
         return 0.0
+    if len(found) < 2:
+        return math.nan
     return max(float(seconds.std()) / second, float(means.std()) / math.sqrt(second) / 3) / math.sqrt(len(found))
 
 
@@ -108,10 +127,10 @@ def _operands(walk: Walk, node: fx.Node) -> dict[fx.Node, Tensor]:
         law = value.law_at(operand)
         root = walk.values[law.root]
         if law.root not in roots:
-            roots[law.root] = drawn(root.known, value.roles, value.shape, walk.generator)
+            roots[law.root] = drawn(root.known, value.roles, value.shape, walk.generator, sign=walk.sign)
         x = roots[law.root]
         if tuple(x.shape) != value.shape:
-            x = drawn(root.known, value.roles, value.shape, walk.generator)
+            x = drawn(root.known, value.roles, value.shape, walk.generator, sign=walk.sign)
         made[operand] = x if law.root is operand else at_points(law.values, root.known, x)
     return made
 

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir import WEIGHTED, is_call
-
 from .drawing import drawn_often, run_call, values_read
 from .functions import is_pointwise
 from .gaussian import points_of, power_of
@@ -112,7 +110,7 @@ def jointly(walk: Walk, node: fx.Node, unit: fx.Node | None = None) -> Value | N
         for base in bases:
             value: Value = walk.values[base]
             power = Power(place=1.0) if base is unit else value.known
-            made[base] = drawn(power, value.roles, value.shape, walk.generator)
+            made[base] = drawn(power, value.roles, value.shape, walk.generator, sign=walk.sign)
         for call in calls:
             made[call] = run_call(walk, call, made)
         return made[node]
@@ -156,6 +154,6 @@ def _is_tangled(walk: Walk, node: fx.Node, front: set[fx.Node]) -> bool:
 
 
 def _opens(walk: Walk, node: fx.Node) -> bool:
-    """Whether a value can be run from its operands: it is no input, and no layer's result."""
+    """Whether a value can be run from its operands: it is no input, and no result of a layer of random weights."""
     value: Value = walk.values[node]
-    return node.op == "call_function" and node not in value.sources and not is_call(node, WEIGHTED)
+    return node.op == "call_function" and node not in value.sources

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -115,6 +116,34 @@ def _matrix(walk: Walk, node: fx.Node) -> Value | None:
     if not plain or weight.dim() != 2 or len(x.shape) < 2:
         return None
     return weigh(walk, node, x, weight.t(), bias, given[-1])
+
+
+def _product(walk: Walk, node: fx.Node) -> Value | None:
+    """Of two independent values: E y^2 of each sum of K products exactly, its parts by drawing.
+
+    E (sum_k a_k b_k)^2 = K*E a^2*E b^2 + K(K - 1)*E a_k a_l*E b_k b_l
+    """
+    drawn = by_drawing(walk, node)
+    held = [walk.values[n] for n in list(arguments(node).values())[:2]]
+    if not isinstance(drawn, Value) or drawn.power is None or not all(isinstance(v, Value) for v in held):
+        return None
+    a, b = held
+    if a is b or min(len(a.shape), len(b.shape)) < 2 or "n" in a.roles[-1] | b.roles[-2]:
+        return drawn
+    count, p = a.shape[-1], drawn.power
+    second = count * a.known.second * b.known.second
+    second += count * (count - 1) * _common(a.known, a.roles[-1]) * _common(b.known, b.roles[-2])
+    mean = count * a.known.mean * b.known.mean
+    share = max(0.0, second - mean * mean) / p.variance if p.variance > 0 else 0.0
+    walk.drawn.pop(node, None)
+    return replace(drawn, power=Power(mean, p.channel * share, p.sample * share, p.place * share))
+
+
+def _common(power: Power, axis: frozenset[str]) -> float:
+    """E y_k y_l of two entries along an axis that counts that."""
+    if "c" in axis:
+        return power.mean * power.mean
+    return power.second - power.place if axis else power.second
 
 
 def _embedding(walk: Walk, node: fx.Node) -> Value:
@@ -332,6 +361,7 @@ _RULES: tuple[tuple[Container[Any], Rule], ...] = (
     (STACKS, _stack),
     (PADS, _pad),
     (_MEANS, _mean),
+    (frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default}), _product),
     (AVG_POOLS, _avg_pool),
     (
         frozenset(

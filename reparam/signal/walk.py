@@ -42,6 +42,10 @@ class Scale:
     bias: Power = field(default_factory=Power)
 
 
+LEAST = 4  # numbers of which a mean tells something
+COHERENT = 0.5  # share of the power
+FAR = 6.0  # standard deviations
+
 Policy = Callable[[Weighed], Scale]
 
 
@@ -64,7 +68,7 @@ class Walk:
     values: what is known of each node. drawn: calls that were run on random tensors, with the
     standard error of E y^2 over itself. dependent: calls whose operands
     depend on one another and were taken as independent. same: for calls that give what an earlier one gives, that one.
-    order: of the nodes.
+    order: of the nodes. sign: of the random numbers that are drawn.
     """
 
     program: Program
@@ -77,6 +81,7 @@ class Walk:
     dependent: list[fx.Node] = field(default_factory=list)
     same: dict[fx.Node, fx.Node] = field(default_factory=dict)
     order: dict[fx.Node, int] = field(default_factory=dict)
+    sign: float = 1.0
 
     def rep(self, node: fx.Node) -> fx.Node:
         """The node that stands for those that have the same value: the first of them."""
@@ -146,6 +151,8 @@ def weigh(walk: Walk, node: fx.Node, x: Value, weight: Tensor, bias: Tensor | No
     layer = Weighed(node, weight, bias, fan_of(node, weight, x.shape), power)
     scale = walk.policy(layer)
     made = power.weighed(layer.fan * scale.square)
+    if scale.sums_square is not None and is_filter(weight):
+        nothing = replace(nothing, sources=x.sources, track=None)
     if scale.sums_square is not None:
         inside = layer.fan / (weight[0].numel() or 1)  # the share of taps that do not lie on padding
         mean = power.mean * scale.sums * inside
@@ -154,6 +161,21 @@ def weigh(walk: Walk, node: fx.Node, x: Value, weight: Tensor, bias: Tensor | No
     if linear and over == frozenset("p"):  # over places: each result has weights of its own
         made = Power(place=made.second)
     return replace(nothing, power=made.plus(scale.bias))
+
+
+def is_filter(weight: Tensor) -> bool:
+    """Whether a weight (out, in, ...) is so far from random numbers of mean zero that its results depend on what it
+    reads at the same place: where most of its power is in the means of rows, as that of a blur, or in a diagonal, as
+    that of an identity."""
+    size = float(weight.square().mean())
+    rows = weight.flatten(1)
+    if rows.shape[1] >= LEAST and float(rows.mean(1).square().mean()) > COHERENT * size:
+        return True
+    at: tuple[slice | int, ...] = (slice(None), slice(None), *(k // 2 for k in weight.shape[2:]))
+    centre = weight[at]
+    diagonal = centre.flatten() if centre.shape[1] == 1 else torch.diagonal(centre)
+    square = centre.shape[1] in (1, centre.shape[0]) and len(diagonal) >= LEAST
+    return square and float(diagonal.mean()) ** 2 * len(diagonal) > FAR * FAR * size
 
 
 def _behind(roles: Roles, axis: int, *, linear: bool) -> Roles:

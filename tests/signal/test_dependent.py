@@ -137,6 +137,22 @@ def test_a_branch_with_random_weights_is_uncorrelated() -> None:
     assert not found.dependent and not found.drawn
 
 
+@pytest.mark.parametrize("kind", ["identity", "blur", "depthwise"])
+def test_a_branch_whose_weights_are_no_random_numbers(kind: str) -> None:
+    """x + W x is 2x where W is an identity, and x - W x what a blur takes away; both are run as they are."""
+    groups = 1 if kind == "identity" else SMALL[1]
+    layer = nn.Conv2d(SMALL[1], SMALL[1], 3, padding=1, groups=groups, bias=False)
+    with torch.no_grad():
+        if kind == "identity":
+            nn.init.dirac_(layer.weight)
+        elif kind == "blur":
+            layer.weight.fill_(1 / 9)
+        else:
+            layer.weight[:, 0, 1, 1] += 1
+    sign = -1 if kind == "blur" else 1
+    agreed(Of(lambda f, x: x + sign * f(x), layer).double(), image(0, shape=SMALL))
+
+
 def test_what_can_be_neither_summed_nor_drawn_is_told() -> None:
     """Two values that one weight makes are not independent, and layers are not run on random tensors."""
     layer = nn.Linear(16, 16)
