@@ -42,7 +42,7 @@ from .values import Value
 from .walk import Policy, Walk, as_it_is
 
 MOST_NAMED = 3
-LOOSE = 0.01  # standard error, from which on it is told
+LOOSE = 0.01  # two standard errors, from which on it is told
 _PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
 _SHARES = frozenset({aten.softmax.int, aten.log_softmax.int, aten.cumsum.default})
 SAMPLES = 8  # that a free batch counts while operators are run on random tensors
@@ -64,12 +64,12 @@ class Predicted:
     def remarks(self) -> tuple[str, ...]:
         """A sentence where some of those that were run are known to no 1 %, and one where there are dependent ones."""
         said = []
-        loose = {n: e for n, e in self.drawn.items() if e > LOOSE}
+        loose = {n: 2 * e for n, e in self.drawn.items() if 2 * e > LOOSE}
         if loose:
             most = max(loose, key=loose.__getitem__)
             said.append(
                 f"of {len(self.drawn)} values that are predicted from random numbers, {len(loose)} may be off by more "
-                f"than {LOOSE:.0%} (standard error), that of {_named([most])} by {loose[most]:.1%}"
+                f"than {LOOSE:.0%} (two standard errors), that of {_named([most])} by {loose[most]:.1%}"
             )
         if self.dependent:
             what = _named(self.dependent)
