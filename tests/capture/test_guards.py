@@ -18,6 +18,7 @@ from reparam.capture import capture
 from reparam.capture.guards import probes, size_guards
 from reparam.errors import CaptureError, InputError
 from reparam.utils import DEFAULT_AXES
+from support.choice import crossed
 from support.helpers import Lambda, healthy
 
 ALL = ("batch", "height", "width")
@@ -252,8 +253,9 @@ GROUPED = {
 }
 
 
-@pytest.mark.parametrize("way", GROUPED)
-@pytest.mark.parametrize("dynamic", [("batch",), ALL, "batch,height,width", {"inputs_0": {0: "batch"}}], ids=str)
+@pytest.mark.parametrize(
+    "way, dynamic", crossed(GROUPED, [("batch",), ALL, "batch,height,width", {"inputs_0": {0: "batch"}}])
+)
 def test_a_batch_that_was_asked_for_and_comes_in_groups_is_refused(way: str, dynamic: Any) -> None:
     net, x = on_maps(GROUPED[way]), torch.randn(4, 3, 8, 8)
     with pytest.raises(CaptureError, match=r"inputs of shape 1x3x8x8.*; leave batch out of the free axes"):
@@ -280,8 +282,7 @@ def test_a_batch_that_the_model_asks_for_is_fixed_unless_it_was_asked_to_stay_fr
             work(net, x, dynamic=("batch",))
 
 
-@pytest.mark.parametrize("way", GROUPED)
-@pytest.mark.parametrize("free", [(), ("height", "width")], ids=str)
+@pytest.mark.parametrize("way, free", crossed(GROUPED, [(), ("height", "width")]))
 def test_a_batch_that_comes_in_groups_is_fixed_at_that_of_the_example(way: str, free: Any) -> None:
     """As networks for video do it, which take so many frames of each film: no single frame runs."""
     net, x = on_maps(GROUPED[way]), torch.randn(4, 3, 8, 8)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.errors import CaptureError
+from support.choice import crossed
 from support.helpers import healthy
 
 Body = Callable[["Net", Tensor], Tensor]
@@ -58,8 +59,7 @@ def mapped(net: Net, y: Tensor) -> Tensor:
     return torch.vmap(lambda one: torch.relu(one) * 2 + one.mean())(y)
 
 
-@pytest.mark.parametrize("body", [off, off_on_a_gpu, nested, written, mapped])
-@pytest.mark.parametrize("to", ["fused", "plain"])
+@pytest.mark.parametrize("body, to", crossed([off, off_on_a_gpu, nested, written, mapped], ["fused", "plain"]))
 def test_a_region_is_part_of_the_graph(body: Body, to: str) -> None:
     net, x = healthy(Net(body)).float(), torch.randn(2, 3, 8, 8)
     made = reparam.convert(net, x, to=to)

@@ -17,6 +17,7 @@ from reparam.check.exactness import OutputSpread
 from reparam.conversion import convert
 from reparam.emit import finalize
 from reparam.ir import Program
+from support.choice import crossed
 
 FLOOR = 4 * torch.finfo(torch.float32).eps
 
@@ -85,8 +86,7 @@ class Sized(nn.Module):
         return y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-@pytest.mark.parametrize("worse", [half, digits])
-@pytest.mark.parametrize("make", [net, deep, Sized])
+@pytest.mark.parametrize("make, worse", crossed([net, deep, Sized], [half, digits]))
 def test_dropped_digits_are_refused(
     worse: Callable[[Tensor], Tensor], make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:

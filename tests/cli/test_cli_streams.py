@@ -26,6 +26,13 @@ from support.warm_process import WarmProcess
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
 
+@pytest.fixture
+def warm(warm: WarmProcess, monkeypatch: pytest.MonkeyPatch) -> WarmProcess:
+    """Its commands end as a whole process does."""
+    monkeypatch.setattr(warm, "whole_end", True)
+    return warm
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An own working folder with a network and its checkpoint."""

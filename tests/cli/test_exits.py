@@ -14,8 +14,17 @@ from torch import nn
 import reparam
 from reparam.errors import CaptureError, InputError
 from reparam.loading import load
+from support.choice import crossed, mostly_in_sweeps
 from support.cli_helpers import files, prepare_folder, refuse, run
 from support.warm_process import WarmProcess
+
+
+@pytest.fixture
+def warm(warm: WarmProcess, monkeypatch: pytest.MonkeyPatch) -> WarmProcess:
+    """Its commands end as a whole process does."""
+    monkeypatch.setattr(warm, "whole_end", True)
+    return warm
+
 
 NETS = """
 import atexit, os, sys
@@ -170,7 +179,7 @@ STREAMS = (
 )
 
 
-@pytest.mark.parametrize("takes", STREAMS)
+@pytest.mark.parametrize("takes", mostly_in_sweeps(STREAMS, STREAMS[2], STREAMS[4], STREAMS[6], STREAMS[9]))
 def test_code_that_takes_the_streams_away_changes_neither_the_words_nor_the_exit_code(
     takes: str, folder: Path, warm: WarmProcess
 ) -> None:
@@ -236,8 +245,10 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("handler", ["raise", "sys.exit(0)", "os._exit(0)", "raise ValueError('no')"])
+@pytest.mark.parametrize(
+    "handler, number",
+    crossed(["raise", "sys.exit(0)", "os._exit(0)", "raise ValueError('no')"], [signal.SIGINT, signal.SIGTERM]),
+)
 def test_a_signal_is_one_whatever_the_code_makes_of_it(
     number: signal.Signals, handler: str, folder: Path, warm: WarmProcess
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from reparam.cli import view_work
+from support.choice import mostly_in_sweeps
 from support.cli_helpers import files, prepare_folder, refuse, run, succeed
 
 A = ("tiny.pt", "--arch-a", "cli_nets:tiny")
@@ -118,7 +119,10 @@ def heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
+ENDED = ((signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM))
+
+
+@pytest.mark.parametrize(("number", "code"), mostly_in_sweeps(ENDED, ENDED[0]))
 def test_the_server_runs_until_ctrl_c(folder: Path, heard: None, number: signal.Signals, code: int) -> None:
     page = folder / "site" / "model_explorer" / "web_app"
     page.mkdir(parents=True)

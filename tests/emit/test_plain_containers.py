@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from reparam import convert
 from reparam.emit.plain_containers import plain_containers
+from support.choice import mostly_in_sweeps
 
 Pair = namedtuple("Pair", "mean spread")
 
@@ -51,14 +52,14 @@ class Net(nn.Module):
         return ModelOutput(logits=y, hidden=(y.relu(),)) if self.kind == "mapping" else Pair(y.mean(), y.std())
 
 
-@pytest.mark.parametrize(
-    ("kind", "own", "alone"),
-    [
-        ("dataclass", Answer, "['logits', 'hidden'] tuple"),
-        ("mapping", ModelOutput, "['logits', 'hidden']"),
-        ("named tuple", Pair, "tuple"),
-    ],
+ALONE = (
+    ("dataclass", Answer, "['logits', 'hidden'] tuple"),
+    ("mapping", ModelOutput, "['logits', 'hidden']"),
+    ("named tuple", Pair, "tuple"),
 )
+
+
+@pytest.mark.parametrize(("kind", "own", "alone"), mostly_in_sweeps(ALONE, ALONE[0]))
 def test_archive_opens_with_torch_alone(kind: str, own: type, alone: str, tmp_path: Path) -> None:
     x = torch.rand(2, 3, 6, 6)
     done = convert(Net(kind).eval(), x)

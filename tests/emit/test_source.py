@@ -17,6 +17,7 @@ from reparam.emit import finalize
 from reparam.emit.source import write_source
 from reparam.errors import InputError, MachineError
 from reparam.ir import Program, evaluate
+from support.choice import crossed
 from support.emit_source_cases import (
     IMAGE,
     NETWORKS,
@@ -32,8 +33,7 @@ from support.emit_source_cases import (
 )
 
 
-@pytest.mark.parametrize("fuse", [False, True], ids=["as-is", "fused"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name, fuse", crossed(NETWORKS, [False, True]))
 def test_written_network_computes_the_program(name: str, fuse: bool, tmp_path: Path) -> None:
     build, inputs = NETWORKS[name]
     args = inputs()
@@ -140,8 +140,9 @@ def test_missing_weight_is_an_error(tmp_path: Path) -> None:
 # ---- real networks -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fuse", [False, True], ids=["as-is", "fused"])
-@pytest.mark.parametrize("source", ["torchvision/resnet18", "timm/test_vit", "timm/test_byobnet"])
+@pytest.mark.parametrize(
+    "source, fuse", crossed(["torchvision/resnet18", "timm/test_vit", "timm/test_byobnet"], [False, True])
+)
 def test_real_networks(source: str, fuse: bool, tmp_path: Path) -> None:
     library, name = source.split("/")
     if library == "torchvision":

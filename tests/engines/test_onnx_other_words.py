@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.errors import InputError
+from support.choice import crossed
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -58,9 +59,7 @@ def test_distances(p: float, tmp_path: Path) -> None:
     assert_same(model, tmp_path / "rows.onnx", torch.randn(5, 4, 6))
 
 
-@pytest.mark.parametrize("free", [True, False], ids=["free batch", "fixed batch"])
-@pytest.mark.parametrize("padding", [None, 2], ids=["no padding", "padding"])
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("mode, padding, free", crossed(["sum", "mean", "max"], [None, 2], [True, False]))
 def test_bags_of_one_length(mode: str, padding: int | None, free: bool, tmp_path: Path) -> None:
     model, path = Bags(mode, padding).eval(), tmp_path / "net.onnx"
     reparam.export(model, torch.randint(10, (3, 4)), path=path, dynamic=("batch",) if free else ())

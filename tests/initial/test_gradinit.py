@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reparam import InputError, init
+from support.choice import crossed
 from support.two_processes import run_two
 
 
@@ -82,8 +83,7 @@ class OfMapping(Beside):
         return super().forward(given["x"], given["y"])
 
 
-@pytest.mark.parametrize("method", ["gradinit", "lsuv"])
-@pytest.mark.parametrize("mapping", [False, True])
+@pytest.mark.parametrize("method, mapping", crossed(["gradinit", "lsuv"], [False, True]))
 def test_samples_of_several_inputs_are_pairs_or_mappings(mapping: bool, method: str) -> None:
     x, y, labels = torch.randn(64, 8), torch.randn(64, 6), torch.arange(64) % 4
     few = {"steps": 2} if method == "gradinit" else {}

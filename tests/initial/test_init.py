@@ -13,6 +13,7 @@ from reparam import CaptureError, InputError, init
 from reparam.initial import METHODS, REWRITING, USED, WITH_DATA
 from reparam.initial.weights import draw
 from reparam.loading import build_architecture
+from support.choice import crossed
 from support.initial_nets import plain, second_moment
 
 
@@ -209,8 +210,7 @@ STRIDED: dict[str, nn.Module] = {
 }
 
 
-@pytest.mark.parametrize("mode", ["fan_in", "fan_out"])
-@pytest.mark.parametrize("name", STRIDED)
+@pytest.mark.parametrize("name, mode", crossed(STRIDED, ["fan_in", "fan_out"]))
 def test_he_knows_strides_in_both_modes(name: str, mode: str) -> None:
     """Away from the border the power of values (of gradients) is kept on average: by Monte Carlo."""
     layer = STRIDED[name]

@@ -13,6 +13,7 @@ from reparam.errors import InputError
 from reparam.loading import build_architecture, infer
 from reparam.loading.infer import check_architecture, infer_architecture, same_function, shapes_of
 from reparam.loading.zoo import meta_state
+from support.choice import mostly_in_sweeps
 
 
 def state_of(spec: str, arch_args: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
@@ -20,22 +21,22 @@ def state_of(spec: str, arch_args: Mapping[str, Any] | None = None) -> dict[str,
     return {key: torch.empty(shape, device="meta") for key, shape in meta_state(spec, arch_args).items()}
 
 
-@pytest.mark.parametrize(
-    "spec, file_name",
-    [
-        ("torchvision/resnet50", "resnet50.pt"),
-        ("torchvision/resnet50", "/data/resnet50-0676ba61.pth"),
-        ("torchvision/resnet50", "ResNet-50_best.pth.tar"),
-        ("torchvision/mobilenet_v3_small", "mobilenet_v3_small.safetensors"),
-        ("timm/repvgg_a0", "repvgg_a0.rvgg_in1k.bin"),
-        ("timm/repvgg_a0", "hub/repvgg_a0.rvgg_in1k/pytorch_model.bin"),
-        ("timm/tf_efficientnet_b0", "tf_efficientnet_b0_aa-827b6e33.pth"),
-        ("timm/efficientnet_b0", "efficientnet_b0.pt"),
-        ("torchvision/efficientnet_b0", "efficientnet_b0.pt"),
-        ("timm/test_resnet", "test_resnet.pt"),
-        ("torchvision/fcn_resnet50", "fcn_resnet50_coco-1167a1af.pth"),
-    ],
+NAMED = (
+    ("torchvision/resnet50", "resnet50.pt"),
+    ("torchvision/resnet50", "/data/resnet50-0676ba61.pth"),
+    ("torchvision/resnet50", "ResNet-50_best.pth.tar"),
+    ("torchvision/mobilenet_v3_small", "mobilenet_v3_small.safetensors"),
+    ("timm/repvgg_a0", "repvgg_a0.rvgg_in1k.bin"),
+    ("timm/repvgg_a0", "hub/repvgg_a0.rvgg_in1k/pytorch_model.bin"),
+    ("timm/tf_efficientnet_b0", "tf_efficientnet_b0_aa-827b6e33.pth"),
+    ("timm/efficientnet_b0", "efficientnet_b0.pt"),
+    ("torchvision/efficientnet_b0", "efficientnet_b0.pt"),
+    ("timm/test_resnet", "test_resnet.pt"),
+    ("torchvision/fcn_resnet50", "fcn_resnet50_coco-1167a1af.pth"),
 )
+
+
+@pytest.mark.parametrize("spec, file_name", mostly_in_sweeps(NAMED, *NAMED[:8:2], *NAMED[8:10]))
 def test_the_files_name_proposes(spec: str, file_name: str) -> None:
     assert infer_architecture(state_of(spec), file_name).spec == spec
 

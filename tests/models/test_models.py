@@ -105,7 +105,13 @@ def test_every_architecture_has_a_case() -> None:
     assert {c.name for c in CASES} | {c.name + SMALL for c in CASES} == names
 
 
-@named
+# Of a kind that another one shows as well, or whose blocks have tests of their own.
+ALIKE = {"acnet", "dbbnet", "mobileone", "nfnet", "repvgg", "scaled_resnet", "stochastic_depth_resnet"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=pytest.mark.sweep if c.name in ALIKE else ()) for c in CASES]
+)
 def test_a_small_architecture_converts_to_both_targets(case: Case) -> None:
     built, x = network(case.name + SMALL)
     fused = convert(built.module, *x, to="fused")

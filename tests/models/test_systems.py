@@ -48,7 +48,21 @@ def _hold(figure: Any) -> None:
     assert gap <= figure.within * (abs(figure.expected) or 1.0)
 
 
-@pytest.mark.parametrize("figure", SYSTEMS.FIGURES + FIELDS.FIGURES, ids=_name)
+# Further figures of a system, each of which takes more than a second.
+SLOW = (
+    "5: cosine of tokens, L = 50, a = 1/\u221aL",
+    "7: backward gain of 50 layers, silu",
+    "15: E y\u00b2, first point convolution",
+)
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        pytest.param(f, id=_name(f), marks=pytest.mark.sweep if _name(f) in SLOW else ())
+        for f in SYSTEMS.FIGURES + FIELDS.FIGURES
+    ],
+)
 def test_a_figure_is_what_it_is_expected_to_be(figure: Any) -> None:
     _hold(figure)
 

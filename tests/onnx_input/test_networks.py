@@ -15,6 +15,7 @@ import reparam
 from reparam.errors import InputError, NotEquivalentError
 from reparam.loading import load
 from reparam.onnx_input import ImportedModel, import_onnx
+from support.choice import mostly_in_sweeps
 from support.onnx_graphs import imported, model, node
 from support.onnx_nets import NETS, SIZE, Zoo, by_export, by_tracing, by_us, example, network
 
@@ -102,7 +103,7 @@ def test_names_that_python_lacks_stay_the_names_of_inputs(tmp_path: Path) -> Non
 NAMES = ["class", "None", "none", "self", "Self", "lambda", "__class__", "__", "_", "..", "../x", "a b", "é", "1", "X"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_in_sweeps(NAMES, "class", "self", "__class__", "../x", "é"))
 def test_an_input_of_any_name_is_converted_and_written_as_source(name: str, tmp_path: Path) -> None:
     """Words of Python, and names that its classes have for themselves, are none for parameters."""
     weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)

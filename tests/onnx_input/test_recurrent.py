@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import reparam
+from support.choice import mostly_in_sweeps
 from support.onnx_graphs import differs, draw, imported, ints, model, node, theirs, values
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -120,7 +121,7 @@ class Speech(nn.Module):
         return self.head(self.recurrent(y.transpose(1, 2))[0])
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", mostly_in_sweeps([nn.LSTM, nn.GRU], nn.LSTM))
 def test_a_network_comes_back_from_its_own_file(tmp_path, kind):
     net = Speech(kind).eval()
     nn.init.uniform_(net.norm.running_var, 0.5, 2.0)

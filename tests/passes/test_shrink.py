@@ -12,6 +12,7 @@ from torch.nn.utils import prune
 
 from reparam.ir import text_of
 from reparam.passes.shrink import Shrink
+from support.choice import crossed
 from support.helpers import EXACT, doubles, fuse, max_rel, module_rel, program_of, run_rules
 from support.shrinking import Wired, shrunk, widths, zero
 
@@ -35,8 +36,7 @@ class Chain(nn.Module):
 ACTIVATIONS = [torch.relu, F.silu, F.gelu, torch.tanh, torch.sigmoid, F.hardswish, F.relu6, F.elu, F.softplus, F.mish]
 
 
-@pytest.mark.parametrize("act", ACTIVATIONS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("act, padding", crossed(ACTIVATIONS, [0, 1]))
 def test_constants_through_norms_and_activations(act: Callable[[Tensor], Tensor], padding: int) -> None:
     """Without a border of zeros every constant becomes bias; before one, all of them become one channel."""
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ from reparam.plain.group_packing import Layout, Packer, _spread
 from reparam.plain.schedule import Planner
 from reparam.plain.schedule_search import search
 from reparam.plain.stage import Schedule
+from support.choice import mostly_in_sweeps
 from support.direct import build
 from support.helpers import EXACT, Lambda, conv_bn, doubles, max_rel, program_of, run_phases
 from support.networks import Net
@@ -65,7 +66,7 @@ def assert_priced_right(program: Program, carry: str) -> int:
     return tried
 
 
-@pytest.mark.parametrize("carry", ["auto", "dense", "split=2", "split=3"])
+@pytest.mark.parametrize("carry", mostly_in_sweeps(["auto", "dense", "split=2", "split=3"], "auto", "split=2"))
 def test_a_chain_costs_what_its_layout_says(carry: str) -> None:
     tried = []
 

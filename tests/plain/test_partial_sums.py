@@ -21,6 +21,7 @@ from reparam.plain.partial_sums import Split, Splitter, _cut, _sums
 from reparam.plain.schedule import Planner
 from reparam.plain.schedule_search import search
 from reparam.plain.stage import Schedule
+from support.choice import crossed
 from support.helpers import EXACT, Fused, doubles, module_rel, program_of
 from support.plain_blocks import (
     basic,
@@ -61,8 +62,7 @@ def captured(name: str) -> tuple[nn.Module, Program, Fused]:
     return model, program, plain_of(program)
 
 
-@pytest.mark.parametrize("carry", ["split=2", "split=3", "split=8"])
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name, carry", crossed(EXAMPLES, ["split=2", "split=3", "split=8"]))
 def test_every_kind_of_block_is_a_chain_and_equal(name: str, carry: str) -> None:
     model, program, whole = captured(name)
     fused = plain_of(program, carry=carry)

@@ -18,6 +18,7 @@ from reparam.plain.register_value import SpanValues
 from reparam.plain.schedule import Planner
 from reparam.plain.schedule_search import search
 from reparam.plain.stage import Infeasible, Schedule, Stage
+from support.choice import mostly_in_sweeps
 from support.direct import build
 from support.helpers import doubles, program_of, run_phases
 from support.networks import Net
@@ -101,12 +102,13 @@ def assert_exact(span_values: SpanValues, seen: set[Any]) -> int:
     return 1
 
 
-def test_the_search_finds_the_cheapest_of_all_schedules() -> None:
+@pytest.mark.parametrize("count", mostly_in_sweeps([20, 40], 20))
+def test_the_search_finds_the_cheapest_of_all_schedules(count: int) -> None:
     seen: set[Any] = set()
     tried = []
 
     @seed(1)
-    @settings(max_examples=40, **DRAWN)
+    @settings(max_examples=count, **DRAWN)
     @given(drawn=specs())
     def run(drawn: Drawn) -> None:
         tried.extend(assert_exact(span_values, seen) for span_values in networks(drawn))
@@ -168,11 +170,12 @@ def _read(span_values: SpanValues) -> list[Any]:
     return found
 
 
-def test_any_levels_are_laid_out_validly_or_refused_with_a_reason() -> None:
+@pytest.mark.parametrize("count", mostly_in_sweeps([15, 40], 15))
+def test_any_levels_are_laid_out_validly_or_refused_with_a_reason(count: int) -> None:
     valid = []
 
     @seed(2)
-    @settings(max_examples=40, **DRAWN)
+    @settings(max_examples=count, **DRAWN)
     @given(drawn=specs(), data=st.data())
     def run(drawn: Drawn, data: st.DataObject) -> None:
         for span_values in networks(drawn)[:2]:

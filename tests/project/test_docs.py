@@ -59,7 +59,10 @@ def test_every_block_is_of_a_kind_that_is_run_or_read() -> None:
         assert page.read_text().count("```") == 2 * len(blocks(page)), page.name
 
 
-HEAVY = {"checkpoints", "comparing", "engines", "initial-weights", "int8", "plain", "scripts", "signals"}
+HEAVY = {
+    *("checkpoints", "comparing", "converting", "engines", "initial-weights", "int8", "onnx-files", "plain", "report"),
+    *("scripts", "signals"),
+}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,7 @@ def test_blocks_of_the_training_page(folder: Path, warm: WarmProcess) -> None:
     assert (folder / "resnet18_training" / "model.py").exists()
 
 
+@pytest.mark.sweep
 def test_blocks_of_the_questions(folder: Path, warm: WarmProcess) -> None:
     assert run_page(DOCS / "faq.md", warm) == ["True\n", "2 0\n"]
 

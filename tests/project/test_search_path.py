@@ -37,7 +37,7 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
         (("-m", "reparam"), {}),
         pytest.param(("-m", "reparam"), {"PYTHONSAFEPATH": "1"}, marks=pytest.mark.sweep),
         pytest.param(("SCRIPT",), {}, marks=pytest.mark.sweep),
-        (("SCRIPT",), {"PYTHONPATH": f":{ROOT}"}),
+        pytest.param(("SCRIPT",), {"PYTHONPATH": f":{ROOT}"}, marks=pytest.mark.sweep),
     ],
     ids=["module", "safe", "script", "empty-part"],
 )

@@ -11,6 +11,7 @@ from reparam.conversion import convert, convert_program
 from reparam.ir import census
 from reparam.pruning.gated import Gated, with_gates
 from reparam.pruning.price import cost
+from support.choice import crossed
 from support.prunable import NETS, fused, images, make
 
 COUPLED = {
@@ -75,8 +76,7 @@ def test_a_product_of_two_layers_has_one_gate() -> None:
     assert cost(gated.plan(), "macs") == pytest.approx(before * 2 / 3)
 
 
-@pytest.mark.parametrize("coupled", [True, False])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name, coupled", crossed(NETS, [True, False]))
 def test_the_masked_network_is_what_it_says_and_costs_what_the_plan_says(name: str, coupled: bool) -> None:
     program = fused(name)
     gated = with_gates(program, coupled=coupled)

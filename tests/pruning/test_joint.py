@@ -15,6 +15,7 @@ from reparam.pruning.joint import STEPS, affordable, refit_jointly
 from reparam.pruning.mixing import only_mixes, with_mixes
 from reparam.pruning.quality import Judge
 from reparam.pruning.refitting import refit_layers
+from support.choice import mostly_in_sweeps
 from support.prunable import NETS, Twice, error, fused, half_off, images
 
 
@@ -37,7 +38,7 @@ def judged(gated: Gated, seed: int = 5) -> Judge:
     return Judge(gated.reference, Held(images(96, seed=seed)), 32)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", mostly_in_sweeps(NETS, "residual", "attention", "inverted"))
 def test_outputs_come_closer_than_layers_by_themselves_bring_them(name: str) -> None:
     gated = with_gates(fused(name), coupled=True)
     half_off(gated)

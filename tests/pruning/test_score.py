@@ -12,6 +12,7 @@ from reparam.conversion import convert
 from reparam.ir import evaluate
 from reparam.pruning.gated import Gated, with_gates
 from reparam.pruning.score import SCORES, gradients, scores
+from support.choice import crossed
 from support.prunable import NETS, fused, images
 
 
@@ -40,8 +41,7 @@ def test_gradients_are_those_of_the_loss_of_each_sample(gated: Gated) -> None:
             assert torch.allclose(found[gate][:, channel].double(), slope, atol=2e-3, rtol=2e-2)
 
 
-@pytest.mark.parametrize("kind", SCORES)
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("kind, name", crossed(SCORES, NETS))
 def test_every_score_has_a_number_for_every_channel(kind: str, name: str) -> None:
     gated = with_gates(fused(name))
     found = scores(kind, gated, [(images(6),), (images(3, seed=2),)])

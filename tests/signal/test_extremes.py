@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from reparam import InputError, analyze
 from reparam.signal import KINDS, measured
 from reparam.signal.by_layer import normal_distance
+from support.choice import crossed
 from support.tables import check_finite
 
 
@@ -55,8 +56,7 @@ def times(factor: float, name: str) -> tuple[nn.Module, Tensor]:
     return net, torch.randn(2, *shape)
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("factor", [1e30, 1e-30, 0.0])
+@pytest.mark.parametrize("name, factor", crossed(NETS, [1e30, 1e-30, 0.0]))
 def test_every_analysis_gives_finite_figures_or_one_sentence(factor: float, name: str) -> None:
     net, x = times(factor, name)
     found = analyze(net, x, what=list(KINDS))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reparam import InputError, analyze
 from reparam.loading import build_architecture
 from reparam.signal.table import Table
+from support.choice import mostly_in_sweeps
 from support.of import Of
 
 
@@ -130,10 +131,10 @@ def caffe(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "field"),
-    [("resnet50", lambda m: m, 427), ("resnet50", caffe, 483), ("vgg16", lambda m: m.features, 212)],
-)
+FIELDS = (("resnet50", lambda m: m, 427), ("resnet50", caffe, 483), ("vgg16", lambda m: m.features, 212))
+
+
+@pytest.mark.parametrize(("name", "change", "field"), mostly_in_sweeps(FIELDS, FIELDS[0]))
 def test_fields_of_known_networks(name: str, change: Any, field: int) -> None:
     model = change(build_architecture(f"torchvision/{name}").module)
     table = analyze(model, torch.randn(1, 3, 64, 64), what="erf", batch=1)["erf"]

@@ -44,7 +44,7 @@ class Case:
 
 
 CASES = (
-    Case("timm/repvgg_a0", 64, deploy=True, fast=True),
+    Case("timm/repvgg_a0", 64, deploy=True),
     Case("timm/repvgg_b1g4", 64, deploy=True),
     Case("timm/mobileone_s0", 64, deploy=True),
     Case("timm/mobileone_s1", 64, deploy=True),

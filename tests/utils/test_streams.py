@@ -13,6 +13,13 @@ from reparam.utils import drop_broken_streams, foreign_code, own_stream
 from support.warm_process import WarmProcess
 
 
+@pytest.fixture
+def warm(warm: WarmProcess, monkeypatch: pytest.MonkeyPatch) -> WarmProcess:
+    """Its commands end as a whole process does."""
+    monkeypatch.setattr(warm, "whole_end", True)
+    return warm
+
+
 def test_what_is_said_arrives_after_the_stream_was_closed(tmp_path: Path) -> None:
     path = tmp_path / "said"
     with open(path, "w", encoding="ascii") as stream:

@@ -116,7 +116,7 @@ def cases(count: int, part: int, *, views: bool = False) -> Any:
     return decorate
 
 
-@pytest.mark.parametrize("part", mostly_in_sweeps(range(PARTS), 0, 1))
+@pytest.mark.parametrize("part", mostly_in_sweeps(range(PARTS), 0))
 def test_random_networks_built_directly(part: int) -> None:
     @cases(440 // PARTS, part)
     def run(spec: Spec) -> None:
@@ -125,7 +125,7 @@ def test_random_networks_built_directly(part: int) -> None:
     run()
 
 
-@pytest.mark.parametrize("part", mostly_in_sweeps(range(4), 0, 1))
+@pytest.mark.parametrize("part", mostly_in_sweeps(range(4), 0))
 def test_random_networks_through_the_capture(part: int) -> None:
     @cases(15, part, views=True)
     def run(spec: Spec) -> None:

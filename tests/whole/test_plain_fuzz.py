@@ -118,7 +118,7 @@ def test_random_networks(part: int) -> None:
     run()
 
 
-@pytest.mark.parametrize("carry", mostly_in_sweeps(["split=2", "split=3"], "split=2"))
+@pytest.mark.parametrize("carry", mostly_in_sweeps(["split=2", "split=3"]))
 def test_random_networks_in_slices(carry: str) -> None:
     @cases(30, 500)
     def run(drawn: Drawn) -> None:

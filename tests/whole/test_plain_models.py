@@ -38,7 +38,7 @@ class Plain:
 
 CASES = (
     Plain("torchvision/resnet18", 1.77, small=64),
-    Plain("torchvision/resnet18", 1.18, small=64, options={"carry": "split=8"}),
+    Plain("torchvision/resnet18", 1.18, options={"carry": "split=8"}),
     Plain("torchvision/resnet34", 1.89),
     Plain("torchvision/resnet50", 3.92),
     Plain("torchvision/resnet50", 1.69, options={"carry": "split=8"}),
@@ -47,7 +47,7 @@ CASES = (
     Plain("torchvision/resnet152", 4.61),
     Plain("torchvision/wide_resnet50_2", 2.63),
     Plain("torchvision/resnext50_32x4d", 2.41),
-    Plain("torchvision/mobilenet_v2", 1.09, small=64),
+    Plain("torchvision/mobilenet_v2", 1.09),
     Plain("torchvision/regnet_x_400mf", 1.85),
     Plain("timm/resnet50d", 3.75),
     Plain("timm/resnet26t", 2.93),

@@ -26,6 +26,7 @@ from support.blocks import (
     branch_1x1_avg,
     branch_1x1_kxk,
 )
+from support.choice import crossed, mostly_in_sweeps
 from support.helpers import EXACT, assert_verification_bites, doubles, fuse_exactly, graph_text, healthy
 
 # ---- RepVGG and its relatives ------------------------------------------------------------------------------------
@@ -90,9 +91,7 @@ def test_acnet_is_one_convolution(c_in: int, c_out: int, stride: int, groups: in
     assert_verification_bites(fused, [x], bound=EXACT)
 
 
-@pytest.mark.parametrize("k", [7, 9])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("dynamic", [("batch",), ("batch", "height", "width")])
+@pytest.mark.parametrize("k, stride, dynamic", crossed([7, 9], [1, 2], [("batch",), ("batch", "height", "width")]))
 def test_the_dilated_block_is_one_convolution(k: int, stride: int, dynamic: Sequence[str]) -> None:
     x = doubles(2, 4, 15, 14)
     fused = fuse_exactly(healthy(DilatedReparam(4, k, stride)), x, bound=EXACT, dynamic=dynamic)
@@ -150,9 +149,7 @@ def test_averaged_heads_behind_norms_are_one_linear_layer() -> None:
 # ---- diverse branch block ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("inner", [None, 6])
-@pytest.mark.parametrize("k", [3, 5])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("inner, k, stride", crossed([None, 6], [3, 5], [1, 2]))
 def test_the_1x1_kxk_branch_with_its_own_border_is_one_convolution(inner: int | None, k: int, stride: int) -> None:
     x = doubles(2, 4, 9, 8)
     fused = fuse_exactly(healthy(branch_1x1_kxk(4, 6, k, stride, 1, inner)), x, bound=EXACT)
@@ -178,17 +175,19 @@ def test_the_1x1_avg_branch_with_its_own_border_is_one_convolution(stride: int) 
     assert fused.text == strided("conv3x3", stride, 1) + "(x)"
 
 
+DIVERSE = (
+    (4, 6, 3, 1, 1, 4),
+    (4, 6, 3, 2, 1, 4),
+    (4, 4, 3, 1, 1, None),
+    (4, 8, 3, 2, 2, None),
+    (6, 6, 3, 1, 6, None),
+    (6, 6, 3, 2, 6, None),
+    (4, 6, 5, 1, 1, None),
+)
+
+
 @pytest.mark.parametrize(
-    "c_in, c_out, k, stride, groups, inner",
-    [
-        (4, 6, 3, 1, 1, 4),
-        (4, 6, 3, 2, 1, 4),
-        (4, 4, 3, 1, 1, None),
-        (4, 8, 3, 2, 2, None),
-        (6, 6, 3, 1, 6, None),
-        (6, 6, 3, 2, 6, None),
-        (4, 6, 5, 1, 1, None),
-    ],
+    "c_in, c_out, k, stride, groups, inner", mostly_in_sweeps(DIVERSE, DIVERSE[0], DIVERSE[3], DIVERSE[4])
 )
 def test_the_diverse_branch_block_is_one_convolution(
     c_in: int, c_out: int, k: int, stride: int, groups: int, inner: int | None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from reparam.conversion import Conversion, convert
 from reparam.errors import InputError
 from reparam.ir import Program, evaluate
+from support.choice import mostly_in_sweeps
 from support.zoo_cases import CASES, Case, Fused, batch_norms, constant_arithmetic, fuse_case, healthy_network
 
 FLOAT64 = 1e-10
@@ -157,7 +158,7 @@ def dtypes(program: Program) -> set[torch.dtype]:
     return {c.value.dtype for c in program.constants.values() if c.value.is_floating_point()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", mostly_in_sweeps([torch.float16, torch.bfloat16], torch.bfloat16))
 def test_a_half_precision_checkpoint_folds_in_float64(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     model = resnet18().to(dtype)
     seen = folded_before_emission(monkeypatch)
@@ -173,7 +174,9 @@ def test_a_half_precision_checkpoint_folds_in_float64(dtype: torch.dtype, monkey
     assert output.dtype == dtype and bool(torch.isfinite(output).all())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", mostly_in_sweeps([torch.float16, torch.bfloat16, torch.float64], torch.float16, torch.float64)
+)
 def test_the_emitted_dtype_can_be_chosen(dtype: torch.dtype) -> None:
     result = convert(resnet18(), torch.randn(2, 3, 64, 64), dtype=dtype)
     assert dtypes(result.program) == {dtype}
