@@ -14,9 +14,9 @@ from torch import Tensor, fx
 
 from .drawing import drawn_often, run_call, values_read
 from .functions import is_pointwise
-from .gaussian import points_of, power_of
+from .gaussian import power_of
 from .power import Power, Roles, drawn
-from .sources import Sources, meet, united
+from .sources import meet
 from .values import Law, Mix, Value, of_constant
 from .walk import Walk
 
@@ -50,8 +50,8 @@ def sum_of(walk: Walk, mix: Mix, shape: tuple[int, ...], roles: Roles) -> Value 
     groups: dict[fx.Node, list[fx.Node]] = {}
     for node in mix.terms:
         value = walk.values[node]
-        groups.setdefault(value.law_at(node).root if isinstance(value, Value) else node, []).append(node)
-    seen: Sources = {}
+        groups.setdefault(value.root_at(node) if isinstance(value, Value) else node, []).append(node)
+    seen: dict[fx.Node | str, int] = {}
     total, law = Power(mix.offset), None
     for root, nodes in groups.items():
         value = walk.values[root]
@@ -61,7 +61,7 @@ def sum_of(walk: Walk, mix: Mix, shape: tuple[int, ...], roles: Roles) -> Value 
         own = value.sources
         if meet(seen, own):
             return None
-        seen = united((seen, own))
+        seen |= {key: mask | seen.get(key, 0) for key, mask in own.items()}
         if len(nodes) == 1:
             held = walk.values[nodes[0]]
             total = total.plus(held.known.scaled(mix.terms[nodes[0]]))
@@ -76,8 +76,8 @@ def sum_of(walk: Walk, mix: Mix, shape: tuple[int, ...], roles: Roles) -> Value 
 
 
 def _at_points(walk: Walk, node: fx.Node) -> Tensor:
-    value: Value = walk.values[node]
-    return value.law.values if value.law else points_of(value.known).unsqueeze(0)
+    found: Tensor = walk.values[node].law_at(node).values
+    return found
 
 
 # ---- others ------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _region(walk: Walk, node: fx.Node, unit: fx.Node | None) -> tuple[list[fx.No
 
 def _is_tangled(walk: Walk, node: fx.Node, front: set[fx.Node]) -> bool:
     value: Value = walk.values[node]
-    if value.power is None or value.woven or (value.law and value.law.root is not node):
+    if value.power is None or value.woven or value.root_at(node) is not node:
         return True
     return any(meet(value.sources, walk.values[other].sources) for other in front if other is not node)
 

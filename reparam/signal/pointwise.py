@@ -18,6 +18,7 @@ from .functions import first_of
 from .joint import mix_of, sum_of
 from .power import Power, Roles
 from .roles import broadcast
+from .sources import meet
 from .values import Law, Mix, Value, by_groups, of_constant, of_law
 from .walk import Walk
 
@@ -68,7 +69,7 @@ def together(walk: Walk, node: fx.Node) -> Value | None:
     alone = sum(isinstance(v, Value) for v in operands) == 1 and all(
         isinstance(v, Value) or not isinstance(v, Tensor) or bool((v == v.flatten()[0]).all()) for v in operands
     )
-    same = len({v.law_at(n).root for n, v in values_read(walk, node)}) == 1
+    same = len({v.root_at(n) for n, v in values_read(walk, node)}) == 1
     found = None
     if alone or (same and all(isinstance(v, Value) for v in operands)):
         found = pointwise(walk, node)
@@ -85,6 +86,8 @@ def together(walk: Walk, node: fx.Node) -> Value | None:
     if found is not None:
         return replace(found, mix=mix)
     held = [v for v in operands if isinstance(v, Value)]
+    if len(held) == 2 and not meet(held[0].sources, held[1].sources) and (apart := linear_pair(walk, node)):
+        return replace(apart, mix=mix)
     return sum_of(walk, mix, shape, _roles_beside(held, operands, len(shape)))
 
 

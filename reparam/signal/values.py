@@ -72,6 +72,10 @@ class Value:
         """Its law; `node`, which gives it, is the root of a value that has none."""
         return self.law or Law(node, points_of(self.known).unsqueeze(0))
 
+    def root_at(self, node: fx.Node) -> fx.Node:
+        """The root of its law; `node`, which gives it, where it has none."""
+        return self.law.root if self.law else node
+
     def settled(self) -> Value:
         """Without power of places where there is one place alone, and unknown where it is not finite."""
         if self.power is None or not self.power.finite:
