@@ -21,7 +21,7 @@ from .values import Value
 from .walk import Walk
 
 CLOSE = 0.003  # standard error of E y^2, over itself, at which enough has been drawn
-FEWEST, MOST = 6, 256  # pairs of draws of which a standard error is taken, and pairs
+FEWEST, MOST = 10, 256  # pairs of draws of which a standard error is taken, and pairs
 NUMBERS = 1 << 22  # of all draws together, where a pair does not have more
 
 
