@@ -42,10 +42,11 @@ MOST_NAMED = 3
 
 def he(weights: Weights, options: InitOptions) -> Outcome:
     """Var(w) = g/fan_in, g = 1/E f(X)^2 of the function that the layer reads: 2 for a ReLU, 2/(1 + a^2) for a PReLU of
-    slope a, 1 for what is no function. With fan_out: Var(w) = g/fan_out, g = 1/E f'(X)^2 of the function behind it.
-    A factor at a residual sum belongs to the sum, and is neither made up for nor taken for a function. Strides count:
-    fan_in of a transposed convolution and fan_out of a convolution are divided by them, since of s results (or values)
-    one meets each tap.
+    slope a, 1 for what is no function. Of functions side by side, E f(X)^2 is the mean over the channels; of the
+    largest of k linear maps it is E max(X_1, ..., X_k)^2. With fan_out: Var(w) = g/fan_out, g = 1/E f'(X)^2 of the
+    function behind it. A factor at a residual sum belongs to the sum, and is neither made up for nor taken for a
+    function. Strides count: fan_in of a transposed convolution and fan_out of a convolution are divided by them, since
+    of s results (or values) one meets each tap.
 
     Source: He et al. 2015, "Delving deep into rectifiers", arXiv 1502.01852, equations 10, 14 and 15; it treats ReLU
     and PReLU, and other functions are treated alike here. Biases are zero.

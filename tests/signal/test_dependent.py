@@ -175,6 +175,17 @@ def test_what_can_be_neither_summed_nor_drawn_is_told() -> None:
     assert analyze(alone, a, what="moments")["moments"].notes == ()
 
 
+def test_the_error_of_what_is_drawn_is_told() -> None:
+    """A gate of two channels by the mean of eight samples: two thousand numbers or so are not enough for 1 %."""
+    net = Of(lambda a, b, x: b((y := a(x)) * y.mean(0)), nn.Linear(2, 2), nn.Linear(2, 2))
+    table = analyze(net, torch.randn(8, 2), what="moments", batch=8)["moments"]
+    drawn = table.detail["drawn"]
+    assert {d["call"] for d in drawn} == {"mean", "mul"} and all(0 < d["error"] < 0.3 for d in drawn)
+    (note,) = table.notes
+    worst = max(2 * d["error"] for d in drawn)
+    assert "two standard errors" in note and f"by {worst:.1%}" in note
+
+
 @pytest.mark.parametrize("norm", [spelled_norm, by_var_mean])
 def test_a_norm_that_is_spelled_out_is_known_behind_what_is_not(norm: Callable[[Tensor], Tensor]) -> None:
     power, found = of_function(lambda x: norm((x - 9).log()))
