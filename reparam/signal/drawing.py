@@ -20,8 +20,8 @@ from .running import norm_of_batch
 from .values import Value
 from .walk import Walk
 
-CLOSE = 0.003  # standard error of E y^2, over itself, at which enough has been drawn
-FEWEST, MOST = 10, 256  # pairs of draws of which a standard error is taken, and pairs
+CLOSE = 0.004  # standard error of E y^2, over itself, at which enough has been drawn
+FEWEST, MOST = 10, 128  # pairs of draws of which a standard error is taken, and pairs
 NUMBERS = 1 << 22  # of all draws together, where a pair does not have more
 
 

@@ -22,6 +22,7 @@ from .walk import Walk
 
 MOST_CALLS = 64
 MOST_NUMBERS = 1 << 26  # of all values between
+OVERHEAD = 2000  # numbers that could be computed in the time that a call takes
 
 
 # ---- sums --------------------------------------------------------------------------------------------------------
@@ -83,10 +84,13 @@ def _at_points(walk: Walk, node: fx.Node) -> Tensor:
 # ---- others ------------------------------------------------------------------------------------------------------
 
 
-def depends(walk: Walk, node: fx.Node) -> bool:
-    """Whether operands of a call have sources in common, or it reduces one whose elements depend on one another."""
+def depends(walk: Walk, node: fx.Node, over: str) -> bool:
+    """Whether operands of a call have sources in common, or it reduces one whose elements depend on one another.
+
+    over: what it reduces, "p" for places, "c" for channels.
+    """
     held = values_read(walk, node)
-    if any(v.woven for _, v in held) and not is_pointwise(node):
+    if any(v.woven & set(over) for _, v in held) and not is_pointwise(node):
         return True
     return any(meet(a.sources, b.sources) for (_, a), (_, b) in combinations(held, 2))
 
@@ -116,7 +120,7 @@ def jointly(walk: Walk, node: fx.Node, unit: fx.Node | None = None) -> Value | N
         return made[node]
 
     with torch.no_grad():
-        return drawn_often(walk, node, once, numbers)
+        return drawn_often(walk, node, once, numbers + OVERHEAD * len(calls))
 
 
 def _region(walk: Walk, node: fx.Node, unit: fx.Node | None) -> tuple[list[fx.Node], list[fx.Node]] | None:

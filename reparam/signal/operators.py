@@ -33,7 +33,7 @@ from reparam.ir import (
 )
 
 from .drawing import by_drawing, first_read, remarked, unknown, values_read
-from .functions import is_pointwise
+from .functions import POOLS, is_pointwise
 from .joint import depends, jointly
 from .norms import spelled_at
 from .pointwise import LINEAR, linear_pair, pointwise, together
@@ -70,9 +70,18 @@ def carry(walk: Walk, node: fx.Node) -> Value | list[Value]:
     exact = together if is_call(node, LINEAR) else pointwise if is_pointwise(node) and not _has_rule(node) else None
     if exact is not None and (found := exact(walk, node)) is not None:
         return found
-    if is_call(node, CATS | STACKS | _SAME | DROPOUTS | PADS) or not depends(walk, node):
+    if is_call(node, CATS | STACKS | _SAME | DROPOUTS | PADS) or not depends(walk, node, _reduced(walk, node)):
         return _independent(walk, node)
     return jointly(walk, node) or remarked(walk, node, _independent(walk, node))
+
+
+def _reduced(walk: Walk, node: fx.Node) -> str:
+    """What a call reduces, as far as it may: "p" for places, "c" for channels."""
+    if is_call(node, _MEANS):
+        x, dims = first_read(walk, node), arguments(node)["dim"]
+        dims = range(len(x.shape)) if dims is None else [dims] if isinstance(dims, int) else dims
+        return "".join({k for d in dims for k in x.roles[d]})
+    return "p" if is_call(node, POOLS) else "cp"
 
 
 def _has_rule(node: fx.Node) -> bool:
