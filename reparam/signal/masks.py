@@ -18,6 +18,7 @@ from reparam.ir import (
     aten,
     evaluate_region,
     is_call,
+    is_tensor,
     shape_of,
     upstream,
 )
@@ -104,7 +105,7 @@ def _unmoved(node: Any) -> Any:
     """What a value is in front of dropouts, casts and views that leave its last two axes."""
     while is_call(node, DROPOUTS | CASTS | IDENTITIES | MOVEMENTS):
         held = depending(node)
-        if len(held) != 1 or shape_of(held[0])[-2:] != shape_of(node)[-2:]:
+        if len(held) != 1 or not is_tensor(held[0]) or shape_of(held[0])[-2:] != shape_of(node)[-2:]:
             break
         node = held[0]
     return node

@@ -34,6 +34,7 @@ from reparam.ir import (
 
 from .drawing import by_drawing, first_read, remarked, unknown, values_read
 from .functions import POOLS, is_pointwise
+from .gaussian import power_of
 from .joint import depends, jointly
 from .norms import spelled_at
 from .pointwise import LINEAR, linear_pair, pointwise, together
@@ -301,6 +302,15 @@ def _woven(walk: Walk, node: fx.Node, kind: str) -> frozenset[str]:
     return known | {kind} if any(meet(a.sources, b.sources) for a, b in combinations(held, 2)) else known
 
 
+def _glu(walk: Walk, node: fx.Node) -> Value | None:
+    """a*sigmoid(b), a and b the halves of the channels, which are independent."""
+    x, axis = first_read(walk, node), arguments(node)["dim"]
+    if "c" not in x.roles[axis] or x.woven:
+        return None
+    gate = power_of(x.law_at(node).values.to(torch.float64).sigmoid())
+    return Value(walk.shape(node), x.roles, x.known.times(gate))
+
+
 def _dropout(walk: Walk, node: fx.Node) -> Value:
     x = first_read(walk, node)
     rate = float(arguments(node).get("p") or 0.0)
@@ -369,6 +379,7 @@ _RULES: tuple[tuple[Container[Any], Rule], ...] = (
     (CATS, _cat),
     (STACKS, _stack),
     (PADS, _pad),
+    (frozenset({aten.glu.default}), _glu),
     (_MEANS, _mean),
     (frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default}), _product),
     (AVG_POOLS, _avg_pool),

@@ -301,12 +301,20 @@ def added(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.dropout(scores.softmax(-1), 0.1, training=False) @ v
 
 
+def packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries, keys and values are parts of one value."""
+    q, k, v = torch.stack([q, k, v]).unbind(0)
+    hidden = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
+    return torch.where(~hidden, q @ k.transpose(1, 2), torch.tensor(-torch.inf)).softmax(-1).to(q.dtype) @ v
+
+
 TOKENS = 12
 MASKED: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], int, int]] = {
     "causal": (causal, 7, 7),
     "window": (window, 4, 7),
     "masked_fill": (filled, 7, 7),
     "added": (added, 7, 7),
+    "where, of one value": (packed, 7, 7),
 }
 
 
