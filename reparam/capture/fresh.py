@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ _CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 _VALUES = (type(None), bool, int, float, complex, str, tuple, Tensor)
 _NOT_OF_MODELS = frozenset({"torch", "reparam", "builtins"})
 _DEEPEST = 3  # containers within containers
+_HOLDING = frozenset({*_CONTAINERS, FunctionType, MethodType, functools.partial, functools._lru_cache_wrapper})
 
 
 def fresh_copy(module: nn.Module, *, to_write: bool = False) -> nn.Module:
@@ -102,8 +104,9 @@ class Outside:
         loaded = self._now()
         if self._loaded is None or loaded.keys() != self._loaded.keys():
             self._loaded = loaded
-            self._undo = [step for space in loaded.values() for step in _steps(vars(space), space, self._roots)]
-            self._undo += _held(self._module, self._roots)
+            seen: set[int] = set()
+            self._undo = [step for space in loaded.values() for step in _steps(vars(space), space, self._roots, seen)]
+            self._undo += _held(self._module, self._roots, seen)
         try:
             yield
         finally:
@@ -124,34 +127,43 @@ def _loaded(roots: set[str]) -> dict[str, Any]:
     return {n: m for n, m in list(sys.modules.items()) if (n.startswith(below) or n in roots) and m is not None}
 
 
-def _steps(names: Mapping[str, Any], owner: Any, roots: set[str]) -> Iterator[Callable[[], None]]:
-    """What puts back each of the values that some names have now."""
+def _steps(names: Mapping[str, Any], owner: Any, roots: set[str], seen: set[int]) -> Iterator[Callable[[], None]]:
+    """What puts back each of the values that some names have now.
+
+    seen: the functions, containers and classes that other names stand for; each is looked at once.
+    """
     for name, value in list(names.items()):
         if name.startswith("__"):
             continue
-        if callable(value) and not isinstance(value, type):
-            yield from _of_function(value, _DEEPEST)
-        elif type(value) in _CONTAINERS:
-            yield from _contents(value, _DEEPEST)
-        elif type(value) in _VALUES or isinstance(value, Tensor):
+        if type(value) in _VALUES or isinstance(value, Tensor):
             yield functools.partial(_bind, owner, name, value)
-        elif isinstance(value, type) and not isinstance(owner, type) and value.__module__.partition(".")[0] in roots:
-            yield from _steps(vars(value), value, roots)
+        elif id(value) in seen:
+            continue
+        elif isinstance(value, type):
+            if not isinstance(owner, type) and value.__module__.partition(".")[0] in roots:
+                seen.add(id(value))
+                yield from _steps(vars(value), value, roots, seen)
+        elif type(value) in _CONTAINERS:
+            seen.add(id(value))
+            yield from _contents(value, _DEEPEST)
+        elif callable(value):
+            seen.add(id(value))
+            yield from _of_function(value, _DEEPEST)
 
 
-def _held(module: nn.Module, roots: set[str]) -> Iterator[Callable[[], None]]:
+def _held(module: nn.Module, roots: set[str], seen: set[int]) -> Iterator[Callable[[], None]]:
     """What puts back the parts of a model itself, the functions that these hold, and their classes, wherever made."""
     for part in module.modules():
         yield from _contents(vars(part), 2 * _DEEPEST)
     classes = {c: None for part in module.modules() for c in type(part).__mro__}
     for c in classes:
-        if c.__module__.partition(".")[0] in roots:
-            yield from _steps(vars(c), c, roots)
+        if c.__module__.partition(".")[0] in roots and id(c) not in seen:
+            yield from _steps(vars(c), c, roots, seen)
 
 
 def _of_function(value: Any, depth: int) -> Iterator[Callable[[], None]]:
     """What puts back what a function keeps: its cache, its defaults, what it closes over, what it is a part of."""
-    if depth == 0:
+    if depth == 0 or (type(value) is FunctionType and _keeps_nothing(value)):
         return
     if isinstance(value, functools._lru_cache_wrapper):
         yield _Cleared(value)
@@ -172,10 +184,15 @@ def _of_function(value: Any, depth: int) -> Iterator[Callable[[], None]]:
         yield from _of_held(held, depth)
 
 
+def _keeps_nothing(function: FunctionType) -> bool:
+    """As most do: no defaults, nothing that it closes over, no attributes."""
+    return not (function.__defaults__ or function.__kwdefaults__ or function.__closure__ or function.__dict__)
+
+
 def _of_held(value: Any, depth: int) -> Iterator[Callable[[], None]]:
     if type(value) in _CONTAINERS:
         yield from _contents(value, depth)
-    elif isinstance(value, FunctionType | MethodType | functools.partial | functools._lru_cache_wrapper):
+    elif type(value) in _HOLDING:
         yield from _of_function(value, depth - 1)
 
 
@@ -200,19 +217,21 @@ def _contents(container: Any, depth: int) -> Iterator[Callable[[], None]]:
     """What puts back a container's own contents, and those of the containers in it."""
     if depth == 0:
         return
-    kept = dict(container) if isinstance(container, dict) else list(container)
+    kept = copy.copy(container)
     for value in kept.values() if isinstance(kept, dict) else kept:
-        yield from _of_held(value, depth - 1)
+        if type(value) in _HOLDING:
+            yield from _of_held(value, depth - 1)
     yield functools.partial(_refill, container, kept)
 
 
 def _refill(container: Any, kept: Any) -> None:
-    if isinstance(container, dict):
-        same = len(container) == len(kept) and all(k in kept and kept[k] is v for k, v in container.items())
-    elif isinstance(container, set):
-        same = container == set(kept)
+    same = len(container) == len(kept)
+    if isinstance(container, set):
+        same = same and container == kept
     else:
-        same = len(container) == len(kept) and all(a is b for a, b in zip(container, kept, strict=True))
+        same = same and all(map(operator.is_, container, kept))
+        if isinstance(container, dict):
+            same = same and all(map(operator.is_, container.values(), kept.values()))
     if same:
         return
     container.clear()

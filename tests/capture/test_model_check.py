@@ -140,7 +140,6 @@ def test_a_tensor_of_an_odd_kind_is_named_wherever_it_lies(kind: str, depth: int
 
 
 @given(dtype=st.sampled_from([torch.uint8, torch.int16, torch.int64, torch.bool, torch.complex64, torch.float64]))
-@settings(max_examples=10, deadline=None)
 def test_tensors_that_networks_do_hold_are_taken(dtype: torch.dtype) -> None:
     net = Lambda(lambda net, x: net.layer(x), layer=nn.Linear(4, 4))
     net.register_buffer("table", torch.ones(3).to(dtype))

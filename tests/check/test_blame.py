@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -79,7 +79,6 @@ def test_no_axis_is_named_where_none_helps(way: str, dynamic: Any) -> None:
     assert "leave" not in str(told.value)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(axis=st.sampled_from([(2, "height"), (3, "width")]), size=st.integers(2, 200), form=st.integers(0, 3))
 def test_a_text_of_any_size_that_the_code_names_is_tried(axis: tuple[int, str], size: int, form: int) -> None:
     index, name = axis

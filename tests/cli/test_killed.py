@@ -55,7 +55,7 @@ def all_files(folder: Path) -> set[str]:
     return {f for f in found if "__pycache__" not in f}
 
 
-@pytest.mark.parametrize(("older", "verb"), mostly_in_sweeps(RUNS, (False, "run"), (True, "export")))
+@pytest.mark.parametrize(("older", "verb"), mostly_in_sweeps(RUNS, (False, "convert"), (True, "run")))
 def test_a_command_that_is_killed_between_its_outputs(verb: str, older: bool, folder: Path, warm: WarmProcess) -> None:
     words, outputs = COMMANDS[verb]
     (folder / "source").mkdir()

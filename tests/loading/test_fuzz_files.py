@@ -31,6 +31,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]))
 
 
+@pytest.mark.sweep
 def test_a_seed_gives_one_file_and_most_are_changed() -> None:
     for kind in MIXES:
         assert mutated(kind, 5) == mutated(kind, 5)

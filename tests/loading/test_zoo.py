@@ -160,6 +160,7 @@ def test_a_fresh_process_needs_no_preparation_and_prints_nothing() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.sweep
 def test_a_trusted_pickle_of_torchvision_needs_no_preparation_either(tmp_path: Path) -> None:
     """Beside a torch of another build, torchvision imports only once its operators are declared."""
     from torchvision.ops import Permute

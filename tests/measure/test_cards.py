@@ -75,6 +75,7 @@ def test_the_manifest_is_of_that_very_file(here: Path) -> None:
     assert result.exit_code == 2 and "give it with --arch" in result.stderr
 
 
+@pytest.mark.sweep
 def test_python_of_ones_own_is_not_run_because_a_manifest_names_it(tmp_path: Path, monkeypatch: Any) -> None:
     prepare_digits(tmp_path, monkeypatch, count=60)
     succeed("export", "base.pt", "--arch", "digit_nets:net", *IMAGES, "--format", "onnx", "-o", "fused.onnx")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -35,7 +35,6 @@ MIXES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     behind=st.booleans(),
     to=st.sampled_from(["fused", "plain"]),
 )
-@settings(max_examples=40, deadline=None)
 def test_the_dtype_of_a_result_is_that_of_the_original(
     mix: str, own: torch.dtype, other: torch.dtype, behind: bool, to: str
 ) -> None:
