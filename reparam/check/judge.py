@@ -39,6 +39,7 @@ _WIDE = {
     torch.complex32: torch.complex128,
     torch.complex64: torch.complex128,
 }
+_SINGLE = (Tensor, bool, int, float, str, type(None), torch.dtype)  # arguments that hold no others
 AGAIN = 10  # runs that a model which draws random numbers has to agree with itself in
 SAME = 1e-9
 
@@ -176,8 +177,8 @@ class _CallsInFloat64(TorchFunctionMode):
         if name in _ASKS or (name.startswith("__") and name not in _COMPUTES):
             return func(*args, **(kwargs or {}))
         writes = name.endswith("_") and not name.endswith("__")
-        first = args[:1] if writes else pytree.tree_map(_widen, args[:1])
-        return func(*first, *pytree.tree_map(_widen, args[1:]), **pytree.tree_map(_widen, dict(kwargs or {})))
+        first = args[:1] if writes else _all_widened(args[:1])
+        return func(*first, *_all_widened(args[1:]), **_widened_by_name(kwargs))
 
 
 # Special methods that compute a new value; all others ask for something, or write.
@@ -202,8 +203,21 @@ class _InFloat64(TorchDispatchMode):
     ) -> Any:
         written = func._schema.arguments if func._schema.is_mutable else ()
         kept = {i for i, a in enumerate(written) if a.alias_info is not None and a.alias_info.is_write}
-        wide = [a if i in kept else pytree.tree_map(_widen, a) for i, a in enumerate(args)]
-        return func(*wide, **pytree.tree_map(_widen, dict(kwargs or {})))
+        wide = [a if i in kept else _widened(a) for i, a in enumerate(args)]
+        return func(*wide, **_widened_by_name(kwargs))
+
+
+def _all_widened(values: Sequence[Any]) -> list[Any]:
+    return [_widened(v) for v in values]
+
+
+def _widened_by_name(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: _widened(v) for name, v in values.items()} if values else {}
+
+
+def _widened(value: Any) -> Any:
+    """The argument with all that is in it widened."""
+    return _widen(value) if isinstance(value, _SINGLE) else pytree.tree_map(_widen, value)
 
 
 def _widen(value: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from reparam.ir import may_alias
 from reparam.ir.aten import FRESH_PREFIXES
+from support.choice import crossed
 from support.helpers import Lambda, doubles, healthy, module_rel, program_of
 
 
@@ -132,32 +133,30 @@ def _filled_buffer(m: Any, x: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("dynamic", [(), ("batch",)], ids=["fixed", "free batch"])
-@pytest.mark.parametrize(
-    "forward",
-    [
-        _relu_,
-        _read_after,
-        _view_then_write,
-        _write_through_view,
-        _write_through_slice,
-        _expanded_then_write,
-        _expanded_as_then_write,
-        _dropout_aliases,
-        _contiguous_aliases,
-        _clone_does_not,
-        _split_then_write,
-        _write_the_input,
-        _write_a_view_of_the_input,
-        _assign_to_the_input,
-        _write_the_input_and_return_it,
-        _residual_in_place,
-        _index_put,
-        _masked,
-        _filled_buffer,
-    ],
-    ids=lambda f: f.__name__[1:],
+WRITING = (
+    _relu_,
+    _read_after,
+    _view_then_write,
+    _write_through_view,
+    _write_through_slice,
+    _expanded_then_write,
+    _expanded_as_then_write,
+    _dropout_aliases,
+    _contiguous_aliases,
+    _clone_does_not,
+    _split_then_write,
+    _write_the_input,
+    _write_a_view_of_the_input,
+    _assign_to_the_input,
+    _write_the_input_and_return_it,
+    _residual_in_place,
+    _index_put,
+    _masked,
+    _filled_buffer,
 )
+
+
+@pytest.mark.parametrize("forward, dynamic", crossed(WRITING, [(), ("batch",)]))
 def test_writes_in_place_become_values(forward: Callable[..., Tensor], dynamic: tuple[str, ...]) -> None:
     model = healthy(Lambda(forward, conv=nn.Conv2d(4, 4, 3, padding=1)))
     x = doubles(2, 4, 5, 6)

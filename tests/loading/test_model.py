@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from reparam.errors import InputError, UnsafeFileError
 from reparam.loading import build_architecture, load, randomize_statistics
 from reparam.loading.checkpoint import load_checkpoint
+from support.choice import mostly_in_sweeps
 
 SPEC = "timm/test_resnet"
 
@@ -89,9 +90,10 @@ def test_which_of_two_state_dicts_is_used_is_said(module, state, tmp_path: Path)
     assert load_checkpoint(tmp_path / "nested.pt").found_under == "ema.module"
 
 
-@pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net."]
-)
+PREFIXES = ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.")
+
+
+@pytest.mark.parametrize("prefix", mostly_in_sweeps(PREFIXES, "module.", "_orig_mod.module.", "model."))
 def test_prefixes_of_wrappers_are_stripped(prefix: str, module, state, tmp_path: Path) -> None:
     torch.save(with_prefix(state, prefix), tmp_path / "test_resnet.pt")
     assert_same(load(tmp_path / "test_resnet.pt").module, module)

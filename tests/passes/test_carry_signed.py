@@ -13,6 +13,7 @@ from reparam.conversion import convert
 from reparam.errors import InputError
 from reparam.ir import Program, aten, census, evaluate, is_chain
 from reparam.passes import plain_phases
+from support.choice import crossed
 from support.helpers import EXACT, doubles, healthy, max_rel, run_phases
 from support.helpers import program_of as captured
 
@@ -78,17 +79,14 @@ def assert_without_prelu(model: nn.Module, *shape: int, **options: str) -> Progr
     return program
 
 
-@pytest.mark.parametrize("carry", ["auto", "grouped", "dense"])
-@pytest.mark.parametrize(
-    "model",
-    [
-        pytest.param(
-            nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), PreActivation(4, 6), PreActivation(4, 4)), id="preact"
-        ),
-        pytest.param(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), Inverted(4, 8), Inverted(4, 8)), id="inverted"),
-        pytest.param(Strided(3), id="strided"),
-    ],
+SIGNED_BLOCKS = (
+    nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), PreActivation(4, 6), PreActivation(4, 4)),
+    nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), Inverted(4, 8), Inverted(4, 8)),
+    Strided(3),
 )
+
+
+@pytest.mark.parametrize("model, carry", crossed(SIGNED_BLOCKS, ["auto", "grouped", "dense"]))
 def test_nothing_but_relus(model: nn.Module, carry: str) -> None:
     torch.manual_seed(0)
     model = healthy(model)

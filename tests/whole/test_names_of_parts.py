@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.loading import load
+from support.choice import mostly_in_sweeps
 from support.cli_helpers import run
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(2))
@@ -145,9 +146,10 @@ def taking(name: str) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize(
-    "name", ["inf", "nan", "torch", "device", "fx_pytree", "pytree", "operator", "F", "graph", "x"]
-)
+OF_INPUTS = ("inf", "nan", "torch", "device", "fx_pytree", "pytree", "operator", "F", "graph", "x")
+
+
+@pytest.mark.parametrize("name", mostly_in_sweeps(OF_INPUTS, "inf", "torch", "F", "graph"))
 def test_an_input_of_any_name(name: str, tmp_path: Path) -> None:
     """torch writes `inf` and `torch` into the code of a graph, where an input of that name would be read instead."""
     check_everywhere(taking(name).eval(), "fused", tmp_path)
