@@ -3,15 +3,17 @@
 A network has L linear layers of 64 features with ReLU between them; its residual twin the same layers in blocks
 x + second(relu(first(x))). Both are trained for some epochs of SGD with momentum, with the best of three rates for each
 kind of initial weights (the lowest mean loss), five seeds; gradients are clipped at norm 1. All rates and seeds of a
-kind are trained at once. A run whose loss is not finite counts as loss 2.303, that of guessing. bn-scale has no row, as
-there are no batch norms here; gradinit starts from torch's own weights and makes 390 steps.
+kind are trained at once. A run whose loss is not finite counts as loss 2.303, that of guessing. gradinit starts from
+torch's own weights and makes 390 steps. bn-scale is for networks with batch norms: its row, and one beside it, are of
+the same networks with a norm of the input and one behind every layer but the last, and its scales learn at a hundredth
+of the rate.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -28,27 +30,35 @@ WIDTH, BATCH = 64, 64
 RATES = (0.03, 0.01, 0.001)
 
 
-class Residual(nn.Module):
-    """The twin: (N, 64) -> (N, 10)."""
+def layer(norms: bool) -> nn.Module:
+    """(N, 64) -> (N, 64), with a batch norm or without."""
+    linear = nn.Linear(WIDTH, WIDTH)
+    return nn.Sequential(linear, nn.BatchNorm1d(WIDTH)) if norms else linear
 
-    def __init__(self, depth: int) -> None:
+
+class Residual(nn.Module):
+    """The twin: (N, 64) -> (N, 10). norms: whether it has batch norms."""
+
+    def __init__(self, depth: int, norms: bool = False) -> None:
         super().__init__()
         count = (depth - 2) // 2
-        self.stem, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 10)
-        self.first, self.second = (nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(count)) for _ in range(2))
+        self.norm = nn.BatchNorm1d(WIDTH) if norms else nn.Identity()
+        self.stem, self.head = layer(norms), nn.Linear(WIDTH, 10)
+        self.first, self.second = (nn.ModuleList(layer(norms) for _ in range(count)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+        x = self.stem(self.norm(x))
         for first, second in zip(self.first, self.second, strict=True):
             x = x + second(torch.relu(first(torch.relu(x))))
         y: Tensor = self.head(torch.relu(x))
         return y
 
 
-def plain(depth: int) -> nn.Sequential:
-    """(N, 64) -> (N, 10), `depth` layers."""
-    layers = [part for _ in range(depth - 1) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
-    return nn.Sequential(*layers, nn.Linear(WIDTH, 10))
+def plain(depth: int, norms: bool = False) -> nn.Sequential:
+    """(N, 64) -> (N, 10), `depth` layers. norms: whether it has batch norms."""
+    layers = [part for _ in range(depth - 1) for part in (layer(norms), nn.ReLU())]
+    first = [nn.BatchNorm1d(WIDTH)] if norms else []
+    return nn.Sequential(*first, *layers, nn.Linear(WIDTH, 10))
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,10 @@ def digits() -> Digits:
 def made(kind: str, depth: int, residual: bool, seed: int, data: Digits) -> nn.Module:
     """A network with initial weights of a kind."""
     torch.manual_seed(seed)
-    net = Residual(depth) if residual else plain(depth)
+    norms = kind in NORMED
+    net = Residual(depth, norms) if residual else plain(depth, norms)
     example = data.x[:2]
-    if kind == "torch's own":
+    if kind.startswith("torch's own"):
         return net
     if kind == "residual-scale, converted to plain":
         scaled = reparam.init(net, example, method="residual-scale", seed=seed).module
@@ -90,12 +101,24 @@ def made(kind: str, depth: int, residual: bool, seed: int, data: Digits) -> nn.M
     return reparam.init(net, example, method=kind, seed=seed, **options).module
 
 
+def slower(kind: str, net: nn.Module) -> dict[str, float]:
+    """What the learning rate of some parameters is multiplied by: of scales behind bn-scale."""
+    norms = [n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm1d)]
+    return {f"{n}.weight": 0.01 for n in norms} if kind == "bn-scale" else {}
+
+
 def train(
-    nets: Sequence[nn.Module], rates: Sequence[float], seeds: Sequence[int], data: Digits, epochs: int
+    nets: Sequence[nn.Module],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    data: Digits,
+    epochs: int,
+    factors: Mapping[str, float],
 ) -> tuple[list[list[float]], list[float]]:
     """The mean loss of each epoch and the accuracy on what was held out, of networks of one structure, all at once.
 
-    rates, seeds: the learning rate of each network, and the seed of the order of its samples.
+    rates, seeds: the learning rate of each network, and the seed of the order of its samples. factors: of the rate, by
+    the names of parameters; 1 where none is given.
     """
     model, count = nets[0].train(), len(nets)
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
@@ -124,7 +147,7 @@ def train(
             for name, g in found.items():
                 shape = (count, *[1] * (g.dim() - 1))
                 momentum[name] = 0.9 * momentum[name] + g * scale.view(shape)
-                moved = weights[name] - rows.view(shape) * momentum[name]
+                moved = weights[name] - factors.get(name, 1.0) * rows.view(shape) * momentum[name]
                 weights[name] = torch.where(alive.view(shape), moved, weights[name])
         for i, curve in enumerate(curves):
             curve.append(float(total[i]) / len(orders[i]) if alive[i] else GUESS)
@@ -149,13 +172,16 @@ RESIDUAL = (
 )
 
 
+NORMED = ("torch's own, batch norms", "bn-scale")
+
+
 def measure(
     kind: str, depth: int, residual: bool, data: Digits, seeds: int, epochs: int
 ) -> tuple[float, list[float], float]:
     """The best rate, its mean curve over seeds, and its mean accuracy."""
     nets = [made(kind, depth, residual, s, data) for s in range(seeds)]
     runs = [(net, rate, s) for rate in RATES for s, net in enumerate(nets)]
-    curves, right = train(*zip(*runs, strict=True), data, epochs)
+    curves, right = train(*zip(*runs, strict=True), data, epochs, slower(kind, nets[0]))
     found = []
     for i, rate in enumerate(RATES):
         own = slice(i * seeds, (i + 1) * seeds)
@@ -179,7 +205,9 @@ def main() -> None:
     print("| layers | form | initial weights | rate | loss by epoch | accuracy |\n|---|---|---|---|---|---|")
     for depth in arguments.depths:
         rows = [(False, kind) for kind in PLAIN] + [(True, "residual-scale, converted to plain")]
-        for residual, kind in rows + [(True, kind) for kind in RESIDUAL]:
+        rows += [(True, kind) for kind in RESIDUAL]
+        rows += [(residual, kind) for residual in (False, True) for kind in NORMED]
+        for residual, kind in rows:
             if arguments.only not in kind:
                 continue
             rate, curve, right = measure(kind, depth, residual, data, arguments.seeds, arguments.epochs)

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from reparam.ir import Program, is_float, place_of, shape_of
 from reparam.signal import (
     Predicted,
+    Read,
     Scale,
     Sums,
     Weighed,
@@ -20,10 +21,10 @@ from reparam.signal import (
     blocks,
     factors_of,
     function_behind,
-    function_read,
     packed_parts,
     predict,
     random_batches,
+    read_of,
 )
 from reparam.utils import first_line
 
@@ -36,14 +37,16 @@ from .weights import Part, Weights
 
 NUMBERS = 1 << 22  # of the largest value of a network, over all random inputs
 FEWEST, MOST = 8, 1024  # random inputs
+MOST_NAMED = 3
 
 
 def he(weights: Weights, options: InitOptions) -> Outcome:
     """Var(w) = g/fan_in, g = 1/E f(X)^2 of the function that the layer reads: 2 for a ReLU, 2/(1 + a^2) for a PReLU of
-    slope a, 1 for what is no function. With fan_out: Var(w) = g/fan_out, g = 1/E f'(X)^2 of the function behind it.
-    A factor at a residual sum belongs to the sum, and is neither made up for nor taken for a function. Strides count:
-    fan_in of a transposed convolution and fan_out of a convolution are divided by them, since of s results (or values)
-    one meets each tap.
+    slope a, 1 for what is no function. Of functions side by side, E f(X)^2 is the mean over the channels; of the
+    largest of k linear maps it is E max(X_1, ..., X_k)^2. With fan_out: Var(w) = g/fan_out, g = 1/E f'(X)^2 of the
+    function behind it. A factor at a residual sum belongs to the sum, and is neither made up for nor taken for a
+    function. Strides count: fan_in of a transposed convolution and fan_out of a convolution are divided by them, since
+    of s results (or values) one meets each tap.
 
     Source: He et al. 2015, "Delving deep into rectifiers", arXiv 1502.01852, equations 10, 14 and 15; it treats ReLU
     and PReLU, and other functions are treated alike here. Biases are zero.
@@ -59,15 +62,29 @@ def he(weights: Weights, options: InitOptions) -> Outcome:
 def set_he(weights: Weights, part: Part, options: InitOptions, sums: Sums) -> None:
     """One layer as `he` sets it. sums: of the program."""
     backward = options.mode == "fan_out"
-    reads = function_behind(weights.program, part.node) if backward else function_read(weights.program, part.x)
-    gain = sums.gain_behind(reads) if backward else sums.gain_in_front(reads)
+    if backward:
+        behind = function_behind(weights.program, part.node)
+        gain, whose = sums.gain_behind(behind), "behind it"
+        where = "no single activation" if behind is None else f"'{place_of(behind.result)}'"
+    else:
+        read = read_of(sums, part.x)
+        gain, whose, where = 1 / read.second, "it reads", _named(read)
     fan = part.fan_out if backward else part.fan_in
     value = weights.draw(part, gain / fan, options.drawn_from("normal"))
-    where = "no single activation" if reads is None else f"'{place_of(reads.result)}'"
-    whose = "behind it" if backward else "it reads"
     mode = options.mode.replace("_", " ")
     weights.put(part.weight, value, f"variance {gain:.4g}/{fan:.10g}, {mode}; {whose}: {where}")
     weights.clear_bias(part)
+
+
+def _named(read: Read) -> str:
+    """What a layer reads, in words."""
+    if not read.of:
+        return "no single activation"
+    names = [f"'{place_of(n)}'" for n in read.of[:MOST_NAMED]]
+    more = f" and {len(read.of) - MOST_NAMED} more" if len(read.of) > MOST_NAMED else ""
+    beside = " side by side" if len(read.of) > 1 else ""
+    largest = f", the largest of {read.largest}" if read.largest > 1 else ""
+    return f"{', '.join(names)}{more}{beside}{largest}"
 
 
 def autoinit(weights: Weights, options: InitOptions) -> Outcome:
@@ -110,14 +127,15 @@ def autoinit(weights: Weights, options: InitOptions) -> Outcome:
     outputs = [found.power(n) for n in weights.program.output.all_input_nodes]
     known = [p.second for p in outputs if p is not None]
     figures = {"values_without_moments": missing, "predicted_output_power": known[0] if known else None}
-    predicted = Outcome(figures=figures, seen=seen, measure="the predicted power")
+    predicted = Outcome(figures=figures, seen=seen, measure="the predicted power", notes=found.remarks)
     if options.samples == 0:
         return predicted
     try:
         return _scaled(weights, options, figures)
     except Exception as error:  # of any kind: the network need not run on random inputs
         why = first_line(error)
-        return replace(predicted, notes=(f"the layers behind a failure on random inputs are not scaled: {why}",))
+        failed = f"the layers behind a failure on random inputs are not scaled: {why}"
+        return replace(predicted, notes=(*found.remarks, failed))
 
 
 def _balanced(
@@ -248,11 +266,12 @@ def zero(weights: Weights, options: InitOptions) -> Outcome:
             why = "the last of a branch" if part.node in ends else "it gives an output"
             weights.put(part.weight, torch.zeros(part.shape), f"zero: {why}")
         else:
-            count = packed_parts(weights.program, part.node) if part.kind == "linear" else 1
+            parts = packed_parts(weights.program, part.node) if part.kind == "linear" else ()
+            count = max(1, len(parts))
             rows = part.outputs // count
             what = "Hadamard matrix" if rows > part.inputs else "identity"
             each = f", {count} times, as its results are read in {count} parts" if count > 1 else ""
-            weights.put(part.weight, zero_weight(part, count), f"{what} {rows} x {part.inputs}{each}")
+            weights.put(part.weight, zero_weight(part, parts), f"{what} {rows} x {part.inputs}{each}")
         weights.clear_bias(part)
     notes = [
         f"the branch at '{place_of(block.add)}' does not end in a layer, so that it does not start at zero"
@@ -262,9 +281,13 @@ def zero(weights: Weights, options: InitOptions) -> Outcome:
     return Outcome(notes=tuple(notes))
 
 
-def zero_weight(part: Part, count: int = 1) -> Tensor:
-    """ZerO's weight of a layer that is no last one, for each group. count: layers that it stands for."""
+def zero_weight(part: Part, parts: Sequence[Tensor] = ()) -> Tensor:
+    """ZerO's weight of a layer that is no last one, for each group. parts: the results of each of the layers that it
+    stands for, one for none."""
+    count = max(1, len(parts))
     matrix = zero_matrix(part.outputs // count, part.inputs).repeat(count, 1)
+    if count > 1:
+        matrix = matrix[torch.argsort(torch.cat(tuple(parts)))]
     if part.kind in ("transposed", "matrix"):
         matrix = matrix.t()
     flat = matrix.repeat(part.groups, 1) if part.kind != "matrix" else matrix

@@ -11,6 +11,7 @@ from .moments import Predicted, predict
 from .packed import moved_alone, packed_parts
 from .pictures import draw_pictures, line_picture
 from .power import Power, measured
+from .read import Read, read_of
 from .running import norm_of_batch, random_batches
 from .spelled import spell_sums
 from .table import Analysis, Table
@@ -27,6 +28,7 @@ __all__ = [
     "Policy",
     "Power",
     "Predicted",
+    "Read",
     "Scale",
     "Sums",
     "Table",
@@ -50,5 +52,6 @@ __all__ = [
     "power_of",
     "predict",
     "random_batches",
+    "read_of",
     "spell_sums",
 ]

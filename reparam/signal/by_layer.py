@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import NORMS, is_call, op_name
+from reparam.ir import NORMS, is_call, op_name, place_of
 
 from .functions import activations
 from .moments import predict
@@ -65,7 +65,13 @@ def moments(sampled: Sampled) -> Table:
         {"variance": variances, "in channel means": tuple(seen[n].power.share_of_means for n in nodes)},
         log=True,
         facts={"drawn": len(found.drawn), "unknown": sum(found.power(n) is None for n in nodes)},
+        detail={"drawn": [_drawn(node, error) for node, error in found.drawn.items()]},
+        notes=found.remarks,
     )
+
+
+def _drawn(node: fx.Node, error: float) -> dict[str, Any]:
+    return {"place": place_of(node), "call": op_name(node), "error": error if math.isfinite(error) else None}
 
 
 def _inputs(sampled: Sampled) -> dict[str, Power]:

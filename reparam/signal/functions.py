@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -68,7 +69,7 @@ _PASSING = (
 _PASSING_FAMILIES = ("reflection_pad", "replication_pad", "upsample_", "_upsample", "adaptive_max_pool")
 
 
-def _passes(node: fx.Node) -> bool:
+def passes(node: fx.Node) -> bool:
     """Whether a call gives values of its operand as they are, or means or the largest of them, perhaps beside zeros."""
     return is_call(node, _PASSING) or op_name(node).startswith(_PASSING_FAMILIES)
 
@@ -86,6 +87,11 @@ def depending(node: fx.Node) -> list[fx.Node]:
     return [
         n for n in node.all_input_nodes if n.meta.get("data") and isinstance(n.meta.get("val"), Tensor | tuple | list)
     ]
+
+
+def first_of(args: Mapping[str, Any]) -> Any:
+    """The first operand among the arguments of a call, which operators name in two ways."""
+    return args.get("self", args.get("input"))
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def function_at(program: Program, node: fx.Node) -> Function | None:
     if not is_float(node):
         return None
     roots: dict[fx.Node, fx.Node] = {}
-    calls = [n for n in upstream([node], stop=lambda n: not _goes_on(n))]
+    calls = [n for n in upstream([node], stop=lambda n: not goes_on(n))]
     for call in calls:
         held = depending(call)
         above = {roots.get(n, n) for n in held}
@@ -155,13 +161,13 @@ def function_at(program: Program, node: fx.Node) -> Function | None:
     root = roots[node]
     if not is_float(root):  # of complex numbers
         return None
-    kept = [c for c in upstream([node], stop=lambda n: n is root or not _goes_on(n)) if c in roots]
+    kept = [c for c in upstream([node], stop=lambda n: n is root or not goes_on(n)) if c in roots]
     found = Function(program, root, node, tuple(kept))
     return found if all(roots[c] is root for c in kept) else None
 
 
-def _goes_on(node: fx.Node) -> bool:
-    """Whether it may be a part of a function: also a comparison, by which `where` chooses."""
+def goes_on(node: fx.Node) -> bool:
+    """Whether a call may be a part of a function: also a comparison, by which `where` chooses."""
     chosen = is_tensor(node) and node.meta["val"].dtype == torch.bool
     return is_pointwise(node) and bool(node.meta.get("data")) and (is_float(node) or chosen)
 
@@ -175,7 +181,7 @@ def activations(program: Program) -> Iterator[Function]:
     for node in program.calls():
         if node.meta["data"] and (is_call(node, WEIGHTED | MATMULS) or any(n in made for n in node.all_input_nodes)):
             made.add(node)
-        if not _goes_on(node) or not is_float(node) or node not in made or _is_scaling(node):
+        if not goes_on(node) or not is_float(node) or node not in made or _is_scaling(node):
             continue
         found = function_at(program, node)
         if found is None or _continued(program, node, found.root) or _is_gate(node) or found.linear:
@@ -194,7 +200,7 @@ def _is_statistic(node: fx.Node, root: fx.Node) -> bool:
 def _continued(program: Program, node: fx.Node, root: fx.Node) -> bool:
     """Whether some user computes more of the same function of `root`, other than by scaling and shifting the whole."""
     for user in node.users:
-        if not _goes_on(user):
+        if not goes_on(user):
             continue
         if _is_scaling(user):
             if _continued(program, user, root):
@@ -227,7 +233,7 @@ def function_read(program: Program, node: fx.Node) -> Function | None:
     """The function whose values `node` is, perhaps moved, padded, pooled or dropped from, or joined with those of
     others that have the same power behind a normal variable; None where it is something else."""
     while True:
-        if _goes_on(node) and (found := function_at(program, node)) is not None:
+        if goes_on(node) and (found := function_at(program, node)) is not None:
             return found
         held = depending(node)
         if is_call(node, CATS | STACKS) and held:
@@ -235,7 +241,7 @@ def function_read(program: Program, node: fx.Node) -> Function | None:
             first = parts[0]
             same = first is not None and all(p is not None and _alike(p, first) for p in parts[1:])
             return first if same else None
-        if not _passes(node) or len(held) != 1:
+        if not passes(node) or len(held) != 1:
             return None
         node = held[0]
 
@@ -251,7 +257,7 @@ def function_behind(program: Program, node: fx.Node) -> Function | None:
         if len(users) == 1 and is_call(users[0], PASSIVE | BATCH_NORMS):
             node = users[0]
             continue
-        ends = [u for u in node.users if _goes_on(u)]
+        ends = [u for u in node.users if goes_on(u)]
         if not ends or len(ends) != len(node.users):
             return None
         found: Function | None = None
@@ -266,7 +272,7 @@ def function_behind(program: Program, node: fx.Node) -> Function | None:
             if whole is None or whole.root is not node:
                 continue
             found = whole if found is None or len(whole.calls) > len(found.calls) else found
-            stack += [u for u in user.users if _goes_on(u)]
+            stack += [u for u in user.users if goes_on(u)]
         return found
 
 

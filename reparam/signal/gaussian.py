@@ -72,7 +72,7 @@ def at_points(values: Tensor, power: Power, x: Tensor) -> Tensor:
 
     Of K rows, the mean is taken.
     """
-    one = values.reshape(-1, FINE + 2 * COARSE**2)[:, :FINE].mean(0)
+    one = values.to(torch.float64).reshape(-1, FINE + 2 * COARSE**2)[:, :FINE].mean(0)
     deviation = math.sqrt(max(power.variance, 1e-300))
     at = ((x - power.mean) / deviation + LIMIT) * ((FINE - 1) / (2 * LIMIT))
     at = at.clamp(0, FINE - 1.001)

@@ -12,13 +12,11 @@ from torch import Tensor, fx
 from reparam.ir import (
     ADDS,
     DIVS,
-    MEANS,
     MULS,
     NORMS,
     SUBS,
-    SUMS,
+    WEIGHTED,
     Program,
-    aten,
     evaluate_region,
     is_call,
     is_float,
@@ -26,24 +24,8 @@ from reparam.ir import (
     shape_of,
 )
 
-from .functions import PASSIVE, depending, is_pointwise
+from .functions import depending
 
-_STATISTICS = (
-    MEANS
-    | SUMS
-    | {
-        aten.mean.default,
-        aten.sum.default,
-        aten.var.correction,
-        aten.var.dim,
-        aten.std.correction,
-        aten.std.dim,
-        aten.linalg_vector_norm.default,
-        aten.norm.ScalarOpt_dim,
-        aten.amax.default,
-        aten.logsumexp.default,
-    }
-)
 MOST_CALLS = 40
 SCALES = (1e3, 3e5)  # of random numbers, beside which the eps of a norm is nothing
 SHIFT = 5.0  # times the scale
@@ -75,11 +57,27 @@ def norms_of(program: Program) -> Iterator[Norm]:
             yield found
 
 
+def spelled_at(program: Program, node: fx.Node, order: Mapping[fx.Node, int]) -> fx.Node | None:
+    """The value of which a product or quotient is a norm that is spelled out, without the affine behind it; None where
+    it is none. order: of the nodes of the program."""
+    found = _read(program, node, order)
+    return found[0] if found else None
+
+
 def _spelled(program: Program, node: fx.Node, order: Mapping[fx.Node, int]) -> Norm | None:
+    found = _read(program, node, order)
+    if found is None:
+        return None
+    x, centred = found
+    return Norm(x, _with_affine(node), "spelled out, centred" if centred else "spelled out")
+
+
+def _read(program: Program, node: fx.Node, order: Mapping[fx.Node, int]) -> tuple[fx.Node, bool] | None:
+    """The value that a call is a norm of, and whether a shift of it leaves the result as well."""
     if len(depending(node)) != 2:
         return None
     region, x = _region(node, order)
-    if x is None or not is_float(x) or not any(is_call(n, _STATISTICS) for n in region):
+    if x is None or not is_float(x) or not any(_reduces(n) for n in region):
         return None
     try:
         still, centred = _invariant(program, region, node, x)
@@ -93,20 +91,32 @@ def _spelled(program: Program, node: fx.Node, order: Mapping[fx.Node, int]) -> N
                 centred, x = True, root
     except Exception:  # of any kind: the calls need not run on random numbers of this shape
         return None
-    return Norm(x, _with_affine(node), "spelled out, centred" if centred else "spelled out") if still else None
+    return (x, centred) if still else None
+
+
+def _reduces(node: fx.Node) -> bool:
+    """Whether some result of a call has fewer numbers than some value that it reads: whether it is a statistic."""
+    given = [v.numel() for v in _tensors(node)]
+    read = [v.numel() for n in depending(node) for v in _tensors(n)]
+    return bool(given and read) and min(given) < max(read)
+
+
+def _tensors(node: fx.Node) -> list[Tensor]:
+    value = node.meta.get("val")
+    return [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, Tensor)]
 
 
 def _region(node: fx.Node, order: Mapping[fx.Node, int]) -> tuple[list[fx.Node], fx.Node | None]:
-    """The calls between a call and the one value that both of its operands come from; None where there is none."""
+    """The calls between a call and the one value that both of its operands come from; None where there is none. Layers
+    and norms are no such calls."""
     heap = [(-order[n], n) for n in depending(node)]
     heapq.heapify(heap)
     seen, region = {n for _, n in heap}, [node]
     while heap:
         _, above = heapq.heappop(heap)
-        if not heap:
+        if not heap and isinstance(above.meta.get("val"), Tensor):
             return sorted(region, key=order.__getitem__), above
-        statistic = is_call(above, _STATISTICS)
-        if len(region) > MOST_CALLS or not (statistic or is_pointwise(above) or is_call(above, PASSIVE)):
+        if len(region) > MOST_CALLS or above.op != "call_function" or is_call(above, WEIGHTED | NORMS):
             return [], None
         region.append(above)
         for operand in depending(above):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from reparam.ir import (
-    ADDS,
     AVG_POOLS,
     CASTS,
     CATS,
@@ -22,20 +23,26 @@ from reparam.ir import (
     MULS,
     NORMS,
     PADS,
-    SUBS,
+    STACKS,
     WEIGHTED,
     arguments,
     aten,
     is_call,
+    is_float,
     pair,
 )
 
-from .drawing import by_drawing, first_read, unknown, values_read
-from .functions import is_pointwise
+from .drawing import by_drawing, first_read, remarked, unknown, values_read
+from .functions import POOLS, is_pointwise
+from .gaussian import power_of
+from .joint import depends, jointly
+from .norms import spelled_at
+from .pointwise import LINEAR, linear_pair, pointwise, together
 from .power import Power, Roles, measured, mixed
 from .roles import broadcast, moved, usual
 from .running import PRODUCTS
-from .values import Law, Value, affine, by_groups, of_constant, of_law
+from .sources import meet, picker
+from .values import Value, affine, of_constant
 from .walk import Walk, weigh
 
 _MEANS = frozenset({aten.mean.dim, aten.sum.dim_IntList})
@@ -47,7 +54,11 @@ def carry(walk: Walk, node: fx.Node) -> Value | list[Value]:
     operands = [walk.values[n] for n in node.all_input_nodes]
     if is_call(node, {operator.getitem}):
         whole, index = operands[0], node.args[1]
-        return whole[index] if isinstance(whole, list) and isinstance(index, int) else unknown(walk, node)
+        if not isinstance(whole, list) or not isinstance(index, int):
+            return unknown(walk, node)
+        part = whole[index]
+        known = not isinstance(part, Value) or part.power is not None or not is_float(node)
+        return part if known else jointly(walk, node) or unknown(walk, node)
     if any(isinstance(v, list) for v in operands):
         return unknown(walk, node)
     if is_call(node, PRODUCTS) and (product := _matrix(walk, node)) is not None:
@@ -56,11 +67,43 @@ def carry(walk: Walk, node: fx.Node) -> Value | list[Value]:
         if is_call(node, family):
             return special(walk, node)
     if any(isinstance(v, Value) and v.power is None for v in operands):
-        return unknown(walk, node)
+        return _of_unknown(walk, node)
+    exact = together if is_call(node, LINEAR) else pointwise if is_pointwise(node) and not _has_rule(node) else None
+    if exact is not None and (found := exact(walk, node)) is not None:
+        return found
+    if is_call(node, CATS | STACKS | _SAME | DROPOUTS | PADS) or not depends(walk, node, _reduced(walk, node)):
+        return _independent(walk, node)
+    return jointly(walk, node) or remarked(walk, node, _independent(walk, node))
+
+
+def _reduced(walk: Walk, node: fx.Node) -> str:
+    """What a call reduces, as far as it may: "p" for places, "c" for channels."""
+    if is_call(node, _MEANS):
+        x, dims = first_read(walk, node), arguments(node)["dim"]
+        dims = range(len(x.shape)) if dims is None else [dims] if isinstance(dims, int) else dims
+        return "".join({k for d in dims for k in x.roles[d]})
+    return "p" if is_call(node, POOLS) else "cp"
+
+
+def _has_rule(node: fx.Node) -> bool:
+    return any(is_call(node, family) for family, _ in _RULES)
+
+
+def _independent(walk: Walk, node: fx.Node) -> Value | list[Value]:
+    """Of operands, and places, that do not depend on one another."""
     for family, rule in _RULES:
         if is_call(node, family):
             return rule(walk, node) or by_drawing(walk, node)
-    return (_pointwise(walk, node) if is_pointwise(node) else None) or by_drawing(walk, node)
+    return by_drawing(walk, node)
+
+
+def _of_unknown(walk: Walk, node: fx.Node) -> Value | list[Value]:
+    """Of an operand of which nothing is known: something where it can be run, as places and truth values are, or where
+    the call is the end of a norm that is spelled out."""
+    if (found := jointly(walk, node)) is not None:
+        return found
+    x = spelled_at(walk.program, node, walk.order) if is_call(node, MULS | DIVS) else None
+    return (None if x is None else jointly(walk, node, unit=walk.rep(x))) or unknown(walk, node)
 
 
 # ---- layers, norms, tables ---------------------------------------------------------------------------------------
@@ -72,17 +115,45 @@ def _weighted(walk: Walk, node: fx.Node) -> Value | list[Value]:
     plain = isinstance(x, Value) and isinstance(weight, Tensor) and isinstance(bias, Tensor | None)
     if not plain or len(x.shape) < 2:
         return unknown(walk, node)
-    return weigh(walk, node, x, weight, bias)
+    return weigh(walk, node, x, weight, bias, arguments(node)["weight"])
 
 
 def _matrix(walk: Walk, node: fx.Node) -> Value | None:
     """x W + b as a product with a constant matrix (n, m); None for another product."""
-    args = list(walk.given(arguments(node)).values())
-    bias, x, weight = args[:3] if is_call(node, {aten.addmm.default}) else (None, *args[:2])
+    given = list(arguments(node).values())[: 3 if is_call(node, {aten.addmm.default}) else 2]
+    bias, x, weight = (None, None, None, *walk.given(given))[-3:]
     plain = isinstance(x, Value) and isinstance(weight, Tensor) and isinstance(bias, Tensor | None)
     if not plain or weight.dim() != 2 or len(x.shape) < 2:
         return None
-    return weigh(walk, node, x, weight.t(), bias)
+    return weigh(walk, node, x, weight.t(), bias, given[-1])
+
+
+def _product(walk: Walk, node: fx.Node) -> Value | None:
+    """Of two independent values: E y^2 of each sum of K products exactly, its parts by drawing.
+
+    E (sum_k a_k b_k)^2 = K*E a^2*E b^2 + K(K - 1)*E a_k a_l*E b_k b_l
+    """
+    drawn = by_drawing(walk, node)
+    held = [walk.values[n] for n in list(arguments(node).values())[:2]]
+    if not isinstance(drawn, Value) or drawn.power is None or not all(isinstance(v, Value) for v in held):
+        return None
+    a, b = held
+    if a is b or min(len(a.shape), len(b.shape)) < 2 or "n" in a.roles[-1] | b.roles[-2]:
+        return drawn
+    count, p = a.shape[-1], drawn.power
+    second = count * a.known.second * b.known.second
+    second += count * (count - 1) * _common(a.known, a.roles[-1]) * _common(b.known, b.roles[-2])
+    mean = count * a.known.mean * b.known.mean
+    share = max(0.0, second - mean * mean) / p.variance if p.variance > 0 else 0.0
+    walk.drawn.pop(node, None)
+    return replace(drawn, power=Power(mean, p.channel * share, p.sample * share, p.place * share))
+
+
+def _common(power: Power, axis: frozenset[str]) -> float:
+    """E y_k y_l of two entries along an axis that counts that."""
+    if "c" in axis:
+        return power.mean * power.mean
+    return power.second - power.place if axis else power.second
 
 
 def _embedding(walk: Walk, node: fx.Node) -> Value:
@@ -162,97 +233,33 @@ def _movement(walk: Walk, node: fx.Node) -> Value | list[Value]:
         shapes = [tuple(r.shape) for r in _tensors(run(torch.empty(()).expand(x.shape)))]
     except Exception:
         return unknown(walk, node)
-    values = [Value(s, r, x.power) for s, r in zip(shapes, results, strict=True)]
-    return values[0] if isinstance(node.meta["val"], Tensor) else values
+    several = not isinstance(node.meta["val"], Tensor)
+    values = []
+    for i, (shape, roles) in enumerate(zip(shapes, results, strict=True)):
+        track = x.track and x.track.moved(picker(run, i if several else None))
+        sources = x.sources
+        if track and math.prod(shape) < math.prod(x.shape):
+            left = track.channels()
+            sources = {key: mask & left for key, mask in sources.items()}
+        values.append(
+            Value(shape, roles, x.power, sources=sources, track=track, woven=x.woven | _repeated(x, roles, shape))
+        )
+    return values if several else values[0]
+
+
+def _repeated(x: Value, roles: Roles, shape: Sequence[int]) -> frozenset[str]:
+    """Whether channels, or places, are repeated in a result of those roles and that shape: there are more numbers."""
+
+    def entries(roles: Roles, shape: Sequence[int], kinds: str) -> int:
+        return math.prod(n for r, n in zip(roles, shape, strict=True) if r & set(kinds))
+
+    if entries(roles, shape, "ncp") <= entries(x.roles, x.shape, "ncp"):
+        return frozenset()
+    return frozenset(k for k in "cp" if entries(roles, shape, k) > entries(x.roles, x.shape, k))
 
 
 def _tensors(value: Any) -> Sequence[Tensor]:
     return value if isinstance(value, list | tuple) else [value]
-
-
-# ---- pointwise ---------------------------------------------------------------------------------------------------
-
-
-def _pointwise(walk: Walk, node: fx.Node) -> Value | None:
-    """A function of one normal value; None for what reads several, or varies otherwise than by channels."""
-    held = values_read(walk, node)
-    laws = {n: v.law_at(n) for n, v in held}
-    roots = {law.root for law in laws.values()}
-    shape = walk.shape(node)
-    if len(roots) != 1 or any(v.shape != shape for _, v in held) or not node.meta["val"].is_floating_point():
-        return None
-    roles = held[0][1].roles
-
-    def point(a: Any) -> Any:
-        if not isinstance(a, fx.Node):
-            return torch.float64 if isinstance(a, torch.dtype) and a.is_floating_point else a
-        if a in laws:
-            return laws[a].values
-        return by_groups(known) if isinstance(known := walk.values[a], Tensor) else known
-
-    args: Any = fx.node.map_aggregate(node.args, point)
-    kwargs: Any = fx.node.map_aggregate(node.kwargs, point)
-    if is_call(node, {aten.prelu.default}):
-        x, slope = args
-        values = torch.where(x > 0, x, slope * x)
-    else:
-        assert callable(node.target)
-        values = node.target(*(_as_tensor(a, node, i) for i, a in enumerate(args)), **kwargs)
-    return of_law(Law(next(iter(roots)), values), shape, roles)
-
-
-def _as_tensor(value: Any, node: fx.Node, place: int) -> Any:
-    """A number where the operator wants a tensor."""
-    original = node.args[place]
-    wants = isinstance(original, fx.Node) and isinstance(original.meta.get("val"), Tensor)
-    return torch.tensor(value, dtype=torch.float64) if wants and not isinstance(value, Tensor) else value
-
-
-def _linear_pair(walk: Walk, node: fx.Node) -> Value | None:
-    """x + y, x - y and x*y; of functions of one value exactly, of others as uncorrelated or independent."""
-    args = arguments(node)
-    first, second = args.get("self", args.get("input")), args["other"]
-    operands = [walk.values[a] if isinstance(a, fx.Node) else a for a in (first, second)]
-    alone = sum(isinstance(v, Value) for v in operands) == 1 and all(
-        isinstance(v, Value) or not isinstance(v, Tensor) or bool((v == v.flatten()[0]).all()) for v in operands
-    )
-    same = len({v.law.root if v.law else n for n, v in values_read(walk, node)}) == 1
-    if alone or (same and all(isinstance(v, Value) for v in operands)):
-        return _pointwise(walk, node)
-    shape = walk.shape(node)
-    held = [v for v in operands if isinstance(v, Value)]
-    if is_call(node, ADDS) and (other := _beside_zero(walk, node, shape)) is not None:
-        return other
-    roles = broadcast([v.roles for v in held], [v.shape for v in held])
-    powers = [_power(v, roles, reciprocal=is_call(node, DIVS) and i == 1) for i, v in enumerate(operands)]
-    if powers[0] is None or powers[1] is None:
-        return None
-    if is_call(node, MULS | DIVS):
-        return Value(shape, roles, powers[0].times(powers[1]))
-    alpha = float(args.get("alpha") or 1)
-    reverse = node.target in (aten.rsub.Scalar, aten.rsub.Tensor)
-    factors = (-alpha, 1.0) if reverse else (1.0, -alpha if is_call(node, SUBS) else alpha)
-    return Value(shape, roles, powers[0].scaled(factors[0]).plus(powers[1].scaled(factors[1])))
-
-
-def _beside_zero(walk: Walk, node: fx.Node, shape: tuple[int, ...]) -> Value | None:
-    """x + 0 is x, with its law: as behind a branch that starts at zero."""
-    held = values_read(walk, node)
-    if len(held) != 2 or float(arguments(node).get("alpha") or 1) != 1:
-        return None
-    (a, x), (b, y) = held
-    for source, value, other in ((a, x, y), (b, y, x)):
-        if other.known.second == 0 and value.shape == shape:
-            return Value(shape, value.roles, value.power, value.law_at(source))
-    return None
-
-
-def _power(value: Any, roles: Roles, *, reciprocal: bool) -> Power | None:
-    if isinstance(value, Value):
-        return None if reciprocal else value.power
-    if isinstance(value, Tensor):
-        return of_constant(1 / value if reciprocal else value, roles)
-    return Power(1 / float(value) if reciprocal else float(value))
 
 
 # ---- several places ----------------------------------------------------------------------------------------------
@@ -271,7 +278,37 @@ def _cat(walk: Walk, node: fx.Node) -> Value | None:
     ]
     axis %= len(shape)
     roles[axis] = roles[axis] or (frozenset("c") if axis == 1 else frozenset("p"))
-    return Value(shape, tuple(roles), mixed(parts, channels="c" in roles[axis]))
+    kind = "c" if "c" in roles[axis] else "p"
+    return Value(shape, tuple(roles), mixed(parts, channels=kind == "c"), woven=_woven(walk, node, kind))
+
+
+def _stack(walk: Walk, node: fx.Node) -> Value | None:
+    """Of values alone. The new axis counts places, which are not alike: a sum over them is drawn."""
+    args = arguments(node)
+    held = [walk.values[n] for n in args["tensors"]]
+    if not all(isinstance(v, Value) for v in held):
+        return None
+    shape = walk.shape(node)
+    roles = list(broadcast([v.roles for v in held], [v.shape for v in held]))
+    roles.insert(int(args["dim"]) % len(shape), frozenset("p"))
+    power = mixed([(1 / len(held), v.known) for v in held], channels=False)
+    return Value(shape, tuple(roles), power, woven=_woven(walk, node, "p") | {"p"})
+
+
+def _woven(walk: Walk, node: fx.Node, kind: str) -> frozenset[str]:
+    """What depends on one another in values side by side, along an axis of that kind."""
+    held = [v for n in arguments(node)["tensors"] if isinstance(v := walk.values[n], Value)]
+    known = frozenset().union(*(v.woven for v in held))
+    return known | {kind} if any(meet(a.sources, b.sources) for a, b in combinations(held, 2)) else known
+
+
+def _glu(walk: Walk, node: fx.Node) -> Value | None:
+    """a*sigmoid(b), a and b the halves of the channels, which are independent."""
+    x, axis = first_read(walk, node), arguments(node)["dim"]
+    if "c" not in x.roles[axis] or x.woven:
+        return None
+    gate = power_of(x.law_at(node).values.to(torch.float64).sigmoid())
+    return Value(walk.shape(node), x.roles, x.known.times(gate))
 
 
 def _dropout(walk: Walk, node: fx.Node) -> Value:
@@ -305,9 +342,8 @@ def _mean(walk: Walk, node: fx.Node) -> Value | None:
     )
     if axes is None or any(x.roles[i] - {"p"} for i in axes) or not node.meta["val"].is_floating_point():
         return None
-    places = math.prod(x.shape[i] for i in axes)
-    power = x.known.averaged(places)
-    power = power.scaled(places) if is_call(node, {aten.sum.dim_IntList}) else power
+    power = x.known.averaged(math.prod(x.shape[i] for i in axes if x.roles[i]))  # along other axes values are repeated
+    power = power.scaled(math.prod(x.shape[i] for i in axes)) if is_call(node, {aten.sum.dim_IntList}) else power
     keep = bool(args.get("keepdim"))
     roles = [frozenset() if i in axes else r for i, r in enumerate(x.roles) if keep or i not in axes]
     return Value(shape, tuple(roles), power)
@@ -339,10 +375,13 @@ _SPECIAL: tuple[tuple[Container[Any], Callable[[Walk, fx.Node], Value | list[Val
 _RULES: tuple[tuple[Container[Any], Rule], ...] = (
     (_SAME, first_read),
     (DROPOUTS, _dropout),
-    (ADDS | SUBS | MULS | DIVS, _linear_pair),
+    (LINEAR, linear_pair),
     (CATS, _cat),
+    (STACKS, _stack),
     (PADS, _pad),
+    (frozenset({aten.glu.default}), _glu),
     (_MEANS, _mean),
+    (frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default}), _product),
     (AVG_POOLS, _avg_pool),
     (
         frozenset(

@@ -37,12 +37,17 @@ def call_after_weights(program: Program) -> None:
 
 
 def stations(program: Program) -> list[fx.Node]:
-    """Layers, norms, activations and sums: the calls whose values are worth a row."""
-    functions = {f.result for f in activations(program)}
+    """Layers, norms, activations and sums: the calls whose values are worth a row. What is a part of an activation, as
+    the sums of a polynomial are, is none."""
+    found = list(activations(program))
+    functions = {f.result for f in found}
+    inside = {call for f in found for call in f.calls} - functions
     return [
         n
         for n in program.calls()
-        if n.meta["data"] and is_float(n) and (is_call(n, WEIGHTED | NORMS | ADDS | PRODUCTS) or n in functions)
+        if n.meta["data"]
+        and is_float(n)
+        and ((is_call(n, WEIGHTED | NORMS | ADDS | PRODUCTS) and n not in inside) or n in functions)
     ]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 Roles = tuple[frozenset[str], ...]  # of each axis: whether it counts samples ("n"), channels ("c"), places ("p")
 MANY = 16
+LARGE_DRAW = 1 << 16
 LARGE = 1e100  # beyond it, and below its inverse, squares are taken of values that are scaled
 SAMPLE, CHANNEL, PLACE = frozenset("n"), frozenset("c"), frozenset("p")
 
@@ -141,14 +142,16 @@ def scaled(value: Tensor) -> Tensor:
     return value / most if most > 0 else value
 
 
-def drawn(power: Power, roles: Roles, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """A Gaussian tensor of that power, in float64. Each part that has many entries has its variance exactly."""
+def drawn(power: Power, roles: Roles, shape: Sequence[int], generator: torch.Generator, *, sign: float = 1.0) -> Tensor:
+    """A Gaussian tensor of that power, in float64. Each part that has many entries has its power exactly; its mean is
+    not taken out, so that entries are uncorrelated. sign: -1 for the same one, mirrored at the mean."""
     result = torch.full(tuple(shape), power.mean, dtype=torch.float64)
     for variance, wanted in ((power.channel, {"c"}), (power.sample, {"n", "c"}), (power.place, {"n", "c", "p"})):
         if variance > 0:
-            sizes = [s if r & wanted or (not r and "p" in wanted) else 1 for s, r in zip(shape, roles, strict=True)]
-            part = torch.randn(sizes, generator=generator, dtype=torch.float64)
+            sizes = [s if r & wanted else 1 for s, r in zip(shape, roles, strict=True)]  # repeated along other axes
+            kind = torch.float32 if math.prod(sizes) >= LARGE_DRAW else torch.float64  # four times as fast
+            part = torch.randn(sizes, generator=generator, dtype=kind).to(torch.float64)
             if part.numel() >= MANY:
-                part = (part - part.mean()) / part.std(correction=0)
-            result = result + math.sqrt(variance) * part
+                part = part / part.square().mean().sqrt()
+            result = result + sign * math.sqrt(variance) * part
     return result

@@ -29,16 +29,24 @@ from reparam.ir import (
 
 from .boxes import Box, complete, groups_of, one, united, whole
 from .functions import is_pointwise
+from .masks import masked, masks_of
 from .reads import BY_NAME, BY_TARGET, Reader, Reads, UnknownReachError, broadcast, first_of, name_of, read_item
 
 _SAME = IDENTITIES | DROPOUTS | CASTS | BATCH_NORMS
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp", "linalg_vector_norm", "max", "min")
+_WHY = (
+    (("grid_sample", "grid_sampler"), ": it looks where another value tells, on other inputs elsewhere"),
+    (("gather", "index", "take_along_dim", "index_select"), ": it picks places, which need not lie in an interval"),
+    (("col2im", "im2col", "unfold"), ": it lays windows into channels, where no interval tells them apart"),
+    (("stft", "istft"), ": Fourier transforms of windows are laid out in axes of their own"),
+)
 _ALONG = ("softmax", "log_softmax", "_softmax", "_safe_softmax", "cumsum", "glu")
 
 
 def reach_of(program: Program, unit: fx.Node, start: Box, source: fx.Node) -> Box | str:
     """The places of `source` on which the places `start` of `unit` depend, or what is not known, in words."""
     boxes: dict[fx.Node, Box] = {unit: start}
+    masks = masks_of(program)
     for node in reversed(list(program.graph.nodes)):
         if node not in boxes or node is source:
             continue
@@ -46,21 +54,22 @@ def reach_of(program: Program, unit: fx.Node, start: Box, source: fx.Node) -> Bo
         if node.op != "call_function":
             continue
         try:
-            steps = list(_steps(node, box))
+            steps = list(_steps(node, box, masks.get(node)))
         except UnknownReachError:
-            return f"what '{place_of(node)}' ({op_name(node)}) reads is not known"
+            reason = next((why for names, why in _WHY if name_of(node).startswith(names)), "")
+            return f"what '{place_of(node)}' ({op_name(node)}) reads is not known{reason}"
         for operand, part in steps:
             boxes[operand] = united(boxes[operand], part) if operand in boxes else part
     return boxes.get(source, tuple(one(n) for n in shape_of(source)))
 
 
-def _steps(node: fx.Node, box: Box) -> Iterator[tuple[fx.Node, Box]]:
-    """What a call reads of its operands that depend on the inputs."""
+def _steps(node: fx.Node, box: Box, mask: Tensor | None) -> Iterator[tuple[fx.Node, Box]]:
+    """What a call reads of its operands that depend on the inputs. mask: of attention, see `masks_of`."""
     for operand, part in _reader(node)(node, box):
         if isinstance(operand, fx.Node) and operand.meta.get("data") and isinstance(operand.meta.get("val"), Tensor):
             if len(part) != len(shape_of(operand)):
                 raise UnknownReachError
-            yield operand, part
+            yield operand, part if mask is None else masked(node, operand, box, part, mask)
 
 
 def _reader(node: fx.Node) -> Reader:
@@ -186,6 +195,22 @@ def _along(node: fx.Node, box: Box) -> Reads:
     yield x, tuple(made)
 
 
+def _fourier(node: fx.Node, box: Box) -> Reads:
+    """All along each axis that is transformed."""
+    x, dims = first_of(node), arguments(node).get("dim")
+    dims = [dims] if isinstance(dims, int) else dims
+    made = list(box)
+    for axis in range(len(made)) if dims is None else dims:
+        made[axis] = whole(shape_of(x)[axis], node)
+    yield x, tuple(made)
+
+
+def _of_complex(node: fx.Node, box: Box) -> Reads:
+    """The real and imaginary parts, as one axis more of the result, or of what is read."""
+    x = first_of(node)
+    yield x, box[:-1] if name_of(node) == "view_as_real" else (*box, complete(2, node))
+
+
 _BY_NAME: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (("matmul", "mm", "bmm", "addmm", "baddbmm"), _product),
     (("scaled_dot_product_attention",), _attention),
@@ -193,4 +218,7 @@ _BY_NAME: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (("layer_norm", "rms_norm", "group_norm", "instance_norm"), _norm),
     (_REDUCTIONS, _reduction),
     (_ALONG, _along),
+    (tuple(f"fft_{kind}fft{n}" for kind in ("", "i", "r", "ir", "h", "ih") for n in ("", "2", "n")), _fourier),
+    (("real", "imag", "conj", "_conj", "angle"), _same),
+    (("view_as_real", "view_as_complex"), _of_complex),
 )

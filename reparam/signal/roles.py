@@ -95,9 +95,9 @@ def _label(held: Sequence[bool], shape: Sequence[int]) -> Tensor:
     return label.expand(tuple(shape))
 
 
-def broadcast(roles: Sequence[Roles], shapes: Sequence[Sequence[int]]) -> Roles:
-    """The roles of a pointwise result of values of these roles and shapes."""
-    rank = max(len(s) for s in shapes)
+def broadcast(roles: Sequence[Roles], shapes: Sequence[Sequence[int]], rank: int = 0) -> Roles:
+    """The roles of a pointwise result of values of these roles and shapes; it has `rank` axes, or as many as they."""
+    rank = max(rank, *(len(s) for s in shapes))
     result: list[frozenset[str]] = []
     for axis in range(-rank, 0):
         kept = [r[axis] for r, s in zip(roles, shapes, strict=True) if len(s) >= -axis and s[axis] > 1]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
@@ -11,6 +12,7 @@ from torch import Tensor, fx
 from .gaussian import points_of, power_of
 from .power import Power, Roles, measured
 from .roles import has_places
+from .sources import Sources, Track
 
 GROUPS = 16  # of channels, where a function differs from channel to channel
 
@@ -24,14 +26,41 @@ class Law:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """A value as a sum. terms: by nodes, those of other values and of constants, with their factors. offset: a number
+    beside them."""
+
+    terms: Mapping[fx.Node, float]
+    offset: float = 0.0
+
+    def scaled(self, factor: float) -> Mix:
+        """Of factor*y."""
+        return Mix({n: c * factor for n, c in self.terms.items()}, self.offset * factor)
+
+    def plus(self, other: Mix) -> Mix:
+        """Of x + y."""
+        terms = {n: self.terms.get(n, 0.0) + other.terms.get(n, 0.0) for n in {**self.terms, **other.terms}}
+        return Mix({n: c for n, c in terms.items() if c}, self.offset + other.offset)
+
+
+@dataclass(frozen=True)
 class Value:
     """shape: with sizes for free axes. power: None where nothing is known of it. law: where it is a function of one
-    normal value; without it, it is taken as normal itself."""
+    normal value; without it, it is taken as normal itself.
+
+    mix: where it is a sum of others. sources: what it is made of, empty until the walk has told. track: how it lies in
+    its source, where it is only moved. woven: "p" where its places, "c" where its channels depend on one another, as
+    those do that are repeated, and shares whose sum is one.
+    """
 
     shape: tuple[int, ...]
     roles: Roles
     power: Power | None
     law: Law | None = None
+    mix: Mix | None = None
+    sources: Sources = field(default_factory=dict)
+    track: Track | None = None
+    woven: frozenset[str] = frozenset()
 
     @property
     def known(self) -> Power:
@@ -43,10 +72,14 @@ class Value:
         """Its law; `node`, which gives it, is the root of a value that has none."""
         return self.law or Law(node, points_of(self.known).unsqueeze(0))
 
+    def root_at(self, node: fx.Node) -> fx.Node:
+        """The root of its law; `node`, which gives it, where it has none."""
+        return self.law.root if self.law else node
+
     def settled(self) -> Value:
         """Without power of places where there is one place alone, and unknown where it is not finite."""
         if self.power is None or not self.power.finite:
-            return replace(self, power=None, law=None)
+            return replace(self, power=None, law=None, mix=None)
         if self.power.place and not has_places(self.roles, self.shape):
             return replace(self, power=self.power.without_places())
         return self

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from reparam.ir import TRANSPOSED_CONVS, Program, arguments, is_call, pair, size_hint
 
 from .power import Power, Roles
+from .sources import WHOLE, Sources, Track
 from .values import Value
 
 
@@ -41,6 +42,10 @@ class Scale:
     bias: Power = field(default_factory=Power)
 
 
+LEAST = 4  # numbers of which a mean tells something
+COHERENT = 0.5  # share of the power
+FAR = 6.0  # standard deviations
+
 Policy = Callable[[Weighed], Scale]
 
 
@@ -58,7 +63,13 @@ def as_it_is(layer: Weighed) -> Scale:
 
 @dataclass
 class Walk:
-    """One walk through a program. training: whether norms take the statistics of the batch and dropouts drop."""
+    """One walk through a program. training: whether norms take the statistics of the batch and dropouts drop.
+
+    values: what is known of each node. drawn: calls that were run on random tensors, with the
+    standard error of E y^2 over itself. dependent: calls whose operands
+    depend on one another and were taken as independent. same: for calls that give what an earlier one gives, that one.
+    order: of the nodes. sign: of the random numbers that are drawn.
+    """
 
     program: Program
     policy: Policy
@@ -66,8 +77,19 @@ class Walk:
     generator: torch.Generator
     sizes: dict[Any, int]
     values: dict[fx.Node, Any] = field(default_factory=dict)
-    drawn: set[fx.Node] = field(default_factory=set)
-    samples: dict[fx.Node, Tensor] = field(default_factory=dict)
+    drawn: dict[fx.Node, float] = field(default_factory=dict)
+    dependent: list[fx.Node] = field(default_factory=list)
+    same: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    order: dict[fx.Node, int] = field(default_factory=dict)
+    sign: float = 1.0
+
+    def rep(self, node: fx.Node) -> fx.Node:
+        """The node that stands for those that have the same value: the first of them."""
+        return self.same.get(node, node)
+
+    def read(self, node: fx.Node) -> list[fx.Node]:
+        """The operands of a call, each value once."""
+        return list(dict.fromkeys(map(self.rep, node.all_input_nodes)))
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         return tuple(size_hint(s, self.sizes) for s in node.meta["val"].shape)
@@ -114,26 +136,46 @@ def _taps_along(k: int, size: int, stride: int, dilation: int, padding: Any, ext
     return float(torch.nn.functional.conv_transpose1d(x, w, None, stride, padding, extra, 1, dilation).mean())
 
 
-def weigh(walk: Walk, node: fx.Node, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
-    """The result of a convolution, transposed convolution or linear layer."""
+def weigh(walk: Walk, node: fx.Node, x: Value, weight: Tensor, bias: Tensor | None, read: fx.Node) -> Value:
+    """The result of a convolution, transposed convolution or linear layer. read: the node of the weight."""
     shape, linear = walk.shape(node), weight.dim() == 2
     axis = len(x.shape) - 1 if linear else 1
     roles = _behind(x.roles, axis, linear=linear)
+    own: Sources = {node: WHOLE, f"weight of {walk.rep(read)}": WHOLE}
+    track = Track(node, shape, axis) if roles[axis] == frozenset("c") else None
+    nothing = Value(shape, roles, None, sources=own, track=track, woven=x.woven - {"c"})
     if x.power is None:
-        return Value(shape, roles, None)
-    read = x.roles[axis]
-    power = x.power.without_places() if linear and read >= frozenset("cp") else x.power
+        return nothing
+    over = x.roles[axis]
+    power = x.power.without_places() if linear and over >= frozenset("cp") else x.power
     layer = Weighed(node, weight, bias, fan_of(node, weight, x.shape), power)
     scale = walk.policy(layer)
     made = power.weighed(layer.fan * scale.square)
+    if scale.sums_square is not None and is_filter(weight):
+        nothing = replace(nothing, sources=x.sources, track=None)
     if scale.sums_square is not None:
         inside = layer.fan / (weight[0].numel() or 1)  # the share of taps that do not lie on padding
         mean = power.mean * scale.sums * inside
         of_mean = max(0.0, scale.sums_square * inside * power.mean * power.mean - mean * mean)
         made = replace(made, mean=mean, channel=of_mean + layer.fan * scale.square * power.channel)
-    if linear and read == frozenset("p"):  # over places: each result has weights of its own
+    if linear and over == frozenset("p"):  # over places: each result has weights of its own
         made = Power(place=made.second)
-    return Value(shape, roles, made.plus(scale.bias))
+    return replace(nothing, power=made.plus(scale.bias))
+
+
+def is_filter(weight: Tensor) -> bool:
+    """Whether a weight (out, in, ...) is so far from random numbers of mean zero that its results depend on what it
+    reads at the same place: where most of its power is in the means of rows, as that of a blur, or in a diagonal, as
+    that of an identity."""
+    size = float(weight.square().mean())
+    rows = weight.flatten(1)
+    if rows.shape[1] >= LEAST and float(rows.mean(1).square().mean()) > COHERENT * size:
+        return True
+    at: tuple[slice | int, ...] = (slice(None), slice(None), *(k // 2 for k in weight.shape[2:]))
+    centre = weight[at]
+    diagonal = centre.flatten() if centre.shape[1] == 1 else torch.diagonal(centre)
+    square = centre.shape[1] in (1, centre.shape[0]) and len(diagonal) >= LEAST
+    return square and float(diagonal.mean()) ** 2 * len(diagonal) > FAR * FAR * size
 
 
 def _behind(roles: Roles, axis: int, *, linear: bool) -> Roles:

@@ -57,6 +57,19 @@ def test_packed_layers_are_an_identity_for_each_part(name: str) -> None:
     assert torch.equal(weight, torch.eye(8).repeat(3, 1))
 
 
+def by_heads(y: Tensor) -> tuple[Tensor, ...]:
+    """Each head has its query, key and value side by side."""
+    return y.view(2, 5, 2, 12).transpose(1, 2).chunk(3, -1)
+
+
+@pytest.mark.parametrize("split", [by_heads, lambda y: y.unflatten(-1, (2, 3, 4)).permute(3, 0, 2, 1, 4).unbind(0)])
+def test_parts_that_are_packed_head_by_head_are_identities_too(split: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+    made = init(Packed(split), X, method="zero").module
+    weight: Tensor = made.qkv.weight  # type: ignore[union-attr, assignment]
+    for part in weight.unflatten(0, (2, 3, 4)).unbind(1):
+        assert torch.equal(part.flatten(0, 1), torch.eye(8))
+
+
 def rotary(t: Tensor) -> Tensor:
     return t * 0.8 + torch.cat([-t[..., 4:], t[..., :4]], -1) * 0.6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,8 +46,9 @@ READ: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int, float]] = {
     "adaptive max pool": (lambda a, b: F.adaptive_max_pool2d(a.relu(), 4), 8, 2.0),
     "index": (lambda a, b: a.relu()[:, [0, 2, 1, 4, 3, 5, 7, 6]], 8, 2.0),
     "where": (lambda a, b: leaky(a), 8, 2 / 1.04),
-    "two that differ": (lambda a, b: torch.cat([a.relu(), b.sigmoid()], 1), 16, 1.0),
-    "one and a layer": (lambda a, b: torch.cat([a.relu(), b], 1), 16, 1.0),
+    "two that differ": (lambda a, b: torch.cat([a.relu(), b.sigmoid()], 1), 16, 2 / (0.5 + 0.29338)),
+    "three, of other widths": (lambda a, b: torch.cat([a.relu(), b[:, :4], b[:, 4:].relu()], 1), 16, 1.6),
+    "one and a layer": (lambda a, b: torch.cat([a.relu(), b], 1), 16, 4 / 3),
     "a layer": (lambda a, b: a, 8, 1.0),
 }
 
@@ -59,6 +61,33 @@ def test_he_finds_the_activation_that_a_layer_reads(name: str) -> None:
     fan = channels * 9
     assert what.startswith(f"variance {gain:.4g}/{fan}, fan in; ")
     assert ("no single activation" in what) == (gain == 1)
+
+
+LARGEST: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int, int]] = {
+    "maximum": (torch.maximum, 8, 2),
+    "max of two": (torch.max, 8, 2),
+    "amax": (lambda a, b: a.unflatten(1, (2, 4)).amax(2), 2, 4),
+    "max over views": (lambda a, b: a.view(-1, 4, 2, 12, 12).max(2).values, 4, 2),
+    "first factor": (lambda a, b: a.reshape(2, 2, 4, 12, 12).amax(1), 4, 2),
+}
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_he_knows_the_largest_of_several_linear_maps(name: str) -> None:
+    """E max(X_1, ..., X_k)^2 is 1 for two normal variables, and 1 + sqrt(3)/pi for four."""
+    between, channels, count = LARGEST[name]
+    made = reparam.init(Between(between, channels).eval(), torch.randn(2, 8, 12, 12), method="he", dynamic=())
+    (what,) = (w.what for w in made.weights if w.name == "last.weight")
+    second = {2: 1.0, 4: 1 + 3**0.5 / math.pi}[count]
+    assert what.startswith(f"variance {1 / second:.4g}/{channels * 9}, fan in; ")
+    assert f"the largest of {count}" in what
+
+
+@pytest.mark.parametrize("pooled", [lambda a, b: a.amax((2, 3), keepdim=True), lambda a, b: torch.maximum(a, a.relu())])
+def test_the_largest_of_places_or_of_one_value_is_no_maxout(pooled: Callable[[Tensor, Tensor], Tensor]) -> None:
+    made = reparam.init(Between(pooled, 8).eval(), torch.randn(2, 8, 12, 12), method="he")
+    (what,) = (w.what for w in made.weights if w.name == "last.weight")
+    assert "largest" not in what
 
 
 def test_a_pad_in_the_network_is_as_good_as_one_in_the_layer() -> None:

@@ -25,6 +25,20 @@ def shared_difference(x: Tensor) -> Tensor:
     return d * torch.rsqrt(d.square().mean(-1, keepdim=True) + 1e-5)
 
 
+def by_var_mean(x: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(x, -1, keepdim=True, correction=0)
+    return (x - mean) * torch.rsqrt(variance + 1e-5)
+
+
+def by_std(x: Tensor) -> Tensor:
+    deviation, mean = torch.std_mean(x, -1, keepdim=True, correction=0)
+    return (x - mean) / deviation
+
+
+def by_einsum(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(torch.einsum("nc,nc->n", x, x)[:, None] / 16 + 1e-6)
+
+
 SPELLED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], str]] = {
     "layer norm": (layer_norm, lambda x: F.layer_norm(x, (16,)), "spelled out, centred"),
     "difference once": (shared_difference, lambda x: F.layer_norm(x, (16,)), "spelled out, centred"),
@@ -41,6 +55,14 @@ SPELLED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor],
     "with a gain": (
         lambda x: GAIN * (x / (x.norm(dim=-1, keepdim=True) / 4)),
         lambda x: F.rms_norm(x, (16,), GAIN, eps=0),
+        "spelled out",
+    ),
+    "var_mean": (by_var_mean, lambda x: F.layer_norm(x, (16,)), "spelled out, centred"),
+    "std_mean": (by_std, lambda x: F.layer_norm(x, (16,)), "spelled out, centred"),
+    "einsum": (by_einsum, lambda x: F.rms_norm(x, (16,), eps=1e-6), "spelled out"),
+    "matmul": (
+        lambda x: x / (x.unsqueeze(1) @ x.unsqueeze(2)).flatten(1).sqrt() * 4,
+        lambda x: F.rms_norm(x, (16,), eps=0),
         "spelled out",
     ),
     "normalize": (lambda x: F.normalize(x, dim=-1) * 4, lambda x: F.rms_norm(x, (16,), eps=0), "spelled out"),
@@ -62,9 +84,18 @@ def test_a_norm_that_is_spelled_out_is_measured_like_the_call(name: str) -> None
         assert a == pytest.approx(b, rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [lambda x: x.abs().max(), lambda x: x.max(-1, keepdim=True).values, torch.std])
+def test_a_quotient_by_any_statistic_of_its_own_is_a_norm(size: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    net = Of(lambda a, b, x: b((y := a(x)) / size(y)), nn.Linear(16, 16), nn.Linear(16, 16))
+    (row,) = analyze(net, torch.randn(4, 16), what="norm")["norm"].rows
+    assert row[1] == "spelled out"
+
+
 @pytest.mark.parametrize(
     "function",
     [
+        lambda x: x * (x == x.max(-1, keepdim=True).values),
         lambda x: x * x.mean(-1, keepdim=True).sigmoid(),  # a gate
         lambda x: x - x.mean(-1, keepdim=True),
         lambda x: x.exp() / x.exp().sum(-1, keepdim=True),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reparam import InputError, analyze, convert
+from reparam import InputError, analyze, convert, init
 from reparam.loading import build_architecture
 from reparam.models.transformer import Block
 
@@ -54,3 +54,11 @@ def test_modules_with_several_layers_number_them() -> None:
     net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     listed = analyze(net, torch.randn(2, 4, 8), what="sensitivity")["sensitivity"].column("place")
     assert listed[0] == "self_attn: linear 1" and listed[-1] == "linear2"
+
+
+def test_the_sums_inside_of_an_activation_have_no_rows() -> None:
+    """phi of `init --method gaussian` is a polynomial, whose ten sums are a part of it."""
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), torch.randn(8, 4)
+    made = init(net, x, method="gaussian").module
+    for what in ("moments", "gradients"):
+        assert analyze(made, x, what=what)[what].column("call") == ["linear", "mul", "linear"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -278,3 +279,81 @@ def test_channels_that_become_places_are_all_of_them() -> None:
     mixed = Of(lambda a, b, x: b(a(x).flatten(2).transpose(1, 2)), wide(3, 1, 4), nn.Conv1d(144, 144, 1))
     table = analyze(mixed, torch.randn(2, 1, 12, 12), what="erf")["erf"]
     assert table.facts["field"] == "whole image" and "conv1d" in table.notes[0]
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each token looks at itself and three before it."""
+    mask = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril().triu(-3)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def filled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    hidden = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
+    return (q @ k.transpose(1, 2)).masked_fill(hidden, -torch.inf).softmax(-1) @ v
+
+
+def added(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.transpose(1, 2) + torch.full((TOKENS, TOKENS), -torch.inf).triu(1)
+    return F.dropout(scores.softmax(-1), 0.1, training=False) @ v
+
+
+def packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries, keys and values are parts of one value."""
+    q, k, v = torch.stack([q, k, v]).unbind(0)
+    hidden = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
+    return torch.where(~hidden, q @ k.transpose(1, 2), torch.tensor(-torch.inf)).softmax(-1).to(q.dtype) @ v
+
+
+TOKENS = 12
+MASKED: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], int, int]] = {
+    "causal": (causal, 7, 7),
+    "window": (window, 4, 7),
+    "masked_fill": (filled, 7, 7),
+    "added": (added, 7, 7),
+    "where, of one value": (packed, 7, 7),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_mask_bounds_the_field_of_attention(name: str) -> None:
+    """The central token of twelve, the seventh, sees those that the mask leaves: of one layer, and of two."""
+    attend, one, two = MASKED[name]
+
+    def net(layer: nn.Module, x: Tensor) -> Tensor:
+        y = layer(x)
+        return attend(y, y, y)
+
+    def twice(layer: nn.Module, x: Tensor) -> Tensor:
+        y = net(layer, x)
+        return attend(y, y, y)
+
+    for function, field in ((net, one), (twice, two)):
+        facts = analyze(Of(function, nn.Linear(4, 4)), torch.randn(2, TOKENS, 4), what="erf")["erf"].facts
+        assert facts["field"] == field and facts["reach"] == field
+
+
+def test_a_fourier_transform_reaches_all_along_its_axes() -> None:
+    def mixed(layer: nn.Module, x: Tensor) -> Tensor:
+        y = torch.fft.irfft2(torch.fft.rfft2(layer(x)))
+        return y + torch.view_as_complex(torch.view_as_real(torch.fft.fft(x)[..., 1:-1])).real[..., 1:-1, :]
+
+    facts = analyze(Of(mixed, nn.Conv2d(1, 1, 3)), torch.randn(2, 1, 8, 8), what="erf")["erf"].facts
+    assert facts["field"] == "whole image"
+    along = Of(lambda layer, x: torch.fft.fft(layer(x)).real, nn.Conv2d(1, 1, 3))
+    assert analyze(along, torch.randn(2, 1, 8, 8), what="erf")["erf"].facts["field"] == "3 × all"
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda layer, x: F.grid_sample(x, layer(F.pad(x, (1, 1, 1, 1))).movedim(1, -1)), "another value tells"),
+        (lambda layer, x: layer(F.fold(F.unfold(x, 3), (8, 8), 3)), "windows"),
+    ],
+)
+def test_a_field_that_is_not_known_says_why(function: Callable[..., Tensor], why: str) -> None:
+    (note,) = analyze(Of(function, nn.Conv2d(1, 2, 3)), torch.randn(2, 1, 8, 8), what="erf")["erf"].notes
+    assert "is not known: " in note and why in note

@@ -30,6 +30,10 @@ class Net(nn.Module):
         return x
 
 
+def weighted(x: Tensor, f: Tensor) -> Tensor:
+    return torch.einsum("kbc,k->bc", torch.stack([x, f]), torch.tensor([1.0, 0.5]))
+
+
 SPELLINGS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
     "x - f": (lambda x, f: x - f, 1, -1),
     "f - x": (lambda x, f: f - x, -1, 1),
@@ -40,6 +44,14 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = 
     "mean of a stack": (lambda x, f: torch.stack([x, f], -1).mean(-1), 0.5, 0.5),
     "alpha": (lambda x, f: x.add(f, alpha=0.5), 1, 0.5),
     "sub with alpha": (lambda x, f: x.sub(f, alpha=0.5), 1, -0.5),
+    "addcmul": (lambda x, f: torch.addcmul(x, f, torch.tensor(0.5), value=0.5), 1, 0.25),
+    "addcmul, turned": (lambda x, f: torch.addcmul(x, torch.tensor(0.5), f), 1, 0.5),
+    "addcdiv": (lambda x, f: torch.addcdiv(x, f, torch.tensor(4.0), value=2), 1, 0.5),
+    "cat": (lambda x, f: torch.cat([x, f], 1).unflatten(1, (2, 256)).sum(1), 1, 1),
+    "cat, viewed": (lambda x, f: torch.cat([x, f]).view(2, -1, 256).sum(0), 1, 1),
+    "einsum": (lambda x, f: torch.einsum("kbc->bc", torch.stack([x, f])), 1, 1),
+    "einsum with weights": (weighted, 1, 0.5),
+    "twice": (lambda x, f: x + f + 0.5 * f, 1, 1.5),
 }
 
 
