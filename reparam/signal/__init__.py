@@ -7,11 +7,11 @@ from .branches import Block, blocks
 from .factors import Factors, Sums, factors_of, leading_factor
 from .functions import PASSIVE, POOLS, Function, activations, function_behind, function_read, gain_of
 from .gaussian import points_of, power_of
+from .layer_inputs import Read, read_of
 from .moments import Predicted, predict
 from .packed import moved_alone, packed_parts
 from .pictures import draw_pictures, line_picture
 from .power import Power, measured
-from .read import Read, read_of
 from .running import norm_of_batch, random_batches
 from .spelled import spell_sums
 from .table import Analysis, Table
