@@ -59,6 +59,23 @@ def test_distances(p: float, tmp_path: Path) -> None:
     assert_same(model, tmp_path / "rows.onnx", torch.randn(5, 4, 6))
 
 
+class Picked(nn.Module):
+    """images (N, 3, H, W): places by indices of 32 and of 64 bits, and the places of a crop written."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = torch.arange(2, dtype=torch.int32)[:, None], torch.tensor([0, 2, 3])
+        y = x.clone()
+        y[:, :, rows, columns] = 2 * x[:, :, rows + 1, columns]
+        return y
+
+
+def test_indices_of_two_widths(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    reparam.export(Picked().eval(), torch.randn(2, 3, 5, 6), path=path)
+    for batch in (2, 1, 5):
+        assert_same(Picked(), path, torch.randn(batch, 3, 5, 6))
+
+
 @pytest.mark.parametrize("mode, padding, free", crossed(["sum", "mean", "max"], [None, 2], [True, False]))
 def test_bags_of_one_length(mode: str, padding: int | None, free: bool, tmp_path: Path) -> None:
     model, path = Bags(mode, padding).eval(), tmp_path / "net.onnx"

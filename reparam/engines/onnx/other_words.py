@@ -1,4 +1,4 @@
-"""Operators that ONNX lacks, in the words that it has: distances, and the sums of bags of equal length."""
+"""Operators that ONNX lacks, in the words that it has: distances, the sums of bags of equal length, narrow indices."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from reparam.ir import Program, arguments, aten, fixed_size, is_call, place_of
 
 _DISTANCES = frozenset({aten.cdist.default})
 _BAGS = frozenset({aten.embedding_bag.default, aten.embedding_bag.padding_idx})
+_INDEXING = frozenset({aten.index.Tensor, aten.index_put.default})
 _SUM, _MEAN = 0, 1  # what becomes of a bag; 2 is its largest
 
 
 def in_other_words(program: Program) -> Program:
-    """The program with distances as norms of differences, and bags of equal length as embeddings that are summed.
+    """The program with distances as norms of differences, bags of equal length as embeddings that are summed, and long
+    whole numbers for indices.
 
-    Itself where there are none.
+    Itself where there is nothing of these.
 
     Raises InputError naming the layer for bags whose lengths differ, or are not known.
     """
-    if not any(is_call(n, _DISTANCES | _BAGS) for n in program.calls()):
+    if not any(is_call(n, _DISTANCES | _BAGS) or _narrow_indices(n) for n in program.calls()):
         return program
     made = program.copy()
     for node in list(made.calls()):
@@ -31,7 +33,17 @@ def in_other_words(program: Program) -> Program:
             made.erase([node])
         elif is_call(node, _BAGS):
             _unpack(made, node)
+        elif narrow := _narrow_indices(node):
+            wide = {i: made.call(aten.to.dtype, (i, torch.int64), like=node) for i in narrow}
+            indices = [wide.get(i, i) for i in arguments(node)["indices"]]
+            node.update_arg(1, indices)
     return made
+
+
+def _narrow_indices(node: fx.Node) -> list[fx.Node]:
+    """The indices of a call that have 32 bits, where ONNX wants 64, each once."""
+    indices = arguments(node)["indices"] if is_call(node, _INDEXING) else ()
+    return list(dict.fromkeys(i for i in indices if i is not None and i.meta["val"].dtype is torch.int32))
 
 
 def _distances(program: Program, node: fx.Node) -> fx.Node:
