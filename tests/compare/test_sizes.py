@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reparam
+from reparam.compare import sizes
 from support.helpers import Lambda
 
 Forward = Callable[[Any, Tensor], Tensor]
@@ -32,6 +33,17 @@ def pooled(m: Any, x: Tensor) -> Tensor:
 
 def counted(m: Any, x: Tensor) -> Tensor:
     return plain(m, x) if x.shape[0] <= 2 else -plain(m, x)
+
+
+@pytest.mark.parametrize("traced", [1, 2, 8, 21, 224])
+def test_sides_are_even_odd_prime_and_small_and_no_longer_than_wanted(traced: int) -> None:
+    most = sizes.TIMES * traced
+    found = list(sizes._no_longer_than(most))
+    (even, odd, prime, small), batches = zip(*found, strict=True)
+    assert batches == (2, 3, 5, 7) and max(even, odd, prime, small) <= most
+    assert even % 2 == 0 and odd % 2 == 1 and prime in (2, 3, 31, 53, 7) and small == 3
+    if most >= 81:
+        assert found == list(sizes.VARIANTS)
 
 
 def refusing(m: Any, x: Tensor) -> Tensor:
