@@ -21,7 +21,7 @@ from reparam.loading import LoadedModel
 LARGEST = 256  # sides above are not made larger still
 GROWN = 32  # what sides are made larger by, beside by one
 VARIANTS = ((48, 2), (81, 3), (53, 5), (3, 7))  # a side that is even, odd, prime, small, and the batch beside it
-TIMES = 4  # how many times as long as the traced one a side is at most: networks of small images may be wide
+TIMES = 4  # a batch has no more values than an image of so many times the traced sides: networks may be wide
 
 
 def difference_at_sizes(
@@ -64,9 +64,10 @@ def _variants(inputs: Sequence[InputSpec]) -> Iterator[tuple[InputSpec, ...]]:
 
 
 def _no_longer_than(most: int) -> Iterator[tuple[int, int]]:
-    """The variants, with the next shorter sides of the same kind in place of those that are too long."""
+    """The variants, with the next shorter sides of the same kind where the batch is larger than an image of `most`."""
     for side, batch in VARIANTS:
-        yield next((n for n in range(min(side, most), 0, -1) if _kind(n) == _kind(side)), 1), batch
+        longest = min(side, math.isqrt(most * most // batch))
+        yield next((n for n in range(longest, 0, -1) if _kind(n) == _kind(side)), 1), batch
 
 
 def _kind(n: int) -> str:
