@@ -7,6 +7,7 @@ show only when the modules themselves run at other sizes. Where one of them refu
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from reparam.loading import LoadedModel
 LARGEST = 256  # sides above are not made larger still
 GROWN = 32  # what sides are made larger by, beside by one
 VARIANTS = ((48, 2), (81, 3), (53, 5), (3, 7))  # a side that is even, odd, prime, small, and the batch beside it
+TIMES = 4  # a batch has no more values than an image of so many times the traced sides: networks may be wide
 
 
 def difference_at_sizes(
@@ -51,13 +53,27 @@ def _variants(inputs: Sequence[InputSpec]) -> Iterator[tuple[InputSpec, ...]]:
         grows = max(sides) <= LARGEST
         if grows:
             yield tuple(_sized(s, 1, 1, grown=True) for s in inputs)
-        for side, batch in VARIANTS:
+        for side, batch in _no_longer_than(TIMES * max(sides)):
             yield tuple(_sized(s, side, batch) for s in inputs)
         if grows:
-            yield tuple(_sized(s, GROWN, 1, grown=True) for s in inputs)
+            more = min(GROWN, (TIMES - 1) * max(sides))
+            yield tuple(_sized(s, more, 1, grown=True) for s in inputs)
     if any(map(_is_sequence, inputs)):
         for length, batch in VARIANTS:
             yield tuple(_of_length(s, length, batch) for s in inputs)
+
+
+def _no_longer_than(most: int) -> Iterator[tuple[int, int]]:
+    """The variants, with the next shorter sides of the same kind where the batch is larger than an image of `most`."""
+    for side, batch in VARIANTS:
+        longest = min(side, math.isqrt(most * most // batch))
+        yield next((n for n in range(longest, 0, -1) if _kind(n) == _kind(side)), 1), batch
+
+
+def _kind(n: int) -> str:
+    if n % 2 == 0:
+        return "even"
+    return "prime" if n > 1 and all(n % d for d in range(3, math.isqrt(n) + 1, 2)) else "odd"
 
 
 def _is_sequence(spec: InputSpec) -> bool:

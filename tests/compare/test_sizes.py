@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reparam
+from reparam.compare import sizes
 from support.helpers import Lambda
 
 Forward = Callable[[Any, Tensor], Tensor]
@@ -32,6 +33,14 @@ def pooled(m: Any, x: Tensor) -> Tensor:
 
 def counted(m: Any, x: Tensor) -> Tensor:
     return plain(m, x) if x.shape[0] <= 2 else -plain(m, x)
+
+
+@pytest.mark.parametrize(
+    ("traced", "found"),
+    [(1, (2, 1, 1, 1)), (2, (4, 1, 3, 3)), (8, (22, 15, 13, 3)), (32, (48, 69, 53, 3)), (224, (48, 81, 53, 3))],
+)
+def test_sides_are_even_odd_prime_and_small_and_the_batch_is_not_too_large(traced: int, found: tuple[int, ...]) -> None:
+    assert list(sizes._no_longer_than(sizes.TIMES * traced)) == list(zip(found, (2, 3, 5, 7), strict=True))
 
 
 def refusing(m: Any, x: Tensor) -> Tensor:
