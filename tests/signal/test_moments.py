@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -199,3 +200,13 @@ def test_a_network_whose_channels_have_means() -> None:
         assert power is not None
         ratios.append(power.second / float(model(torch.randn(16, 3, 16, 16)).square().mean()))
     assert sum(ratios) / 2 == pytest.approx(1, rel=0.3)
+
+
+def test_what_is_so_large_that_it_is_drawn_once_has_no_known_error_and_is_named() -> None:
+    model = Of(lambda x: torch.softmax(x, 1)).double()
+    program = capture(model, (torch.zeros(2, 600, 1000, dtype=torch.float64),)).program
+    found = predict(program)
+    assert [math.isnan(e) for e in found.drawn.values()] == [True]
+    assert found.remarks == (
+        "'softmax' (softmax): so many numbers were drawn once alone, and how far off they are is not known",
+    )
