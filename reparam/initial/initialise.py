@@ -251,7 +251,9 @@ def _learn(
     how = gradinit.Learning(options.optimizer, options.rate, options.bound, options.steps, options.step_size)
     module.train()
     try:
-        made = gradinit.learn(module, names, source, how, loss, progress)
+        with torch.random.fork_rng(devices=[]):  # dropouts draw from torch's own generator
+            torch.default_generator.manual_seed((options.seed + source.first) % (1 << 63))
+            made = gradinit.learn(module, names, source, how, loss, progress)
     finally:
         module.eval()
     for name in names:

@@ -56,6 +56,16 @@ def by_drawing(walk: Walk, node: fx.Node) -> Value | list[Value]:
     return drawn_often(walk, node, lambda: run_call(walk, node, _operands(walk, node)), size) or nothing
 
 
+def part_by_drawing(walk: Walk, node: fx.Node) -> Value | list[Value]:
+    """One of several results of a call, such as the values of `max`, on random tensors as in `by_drawing`."""
+    whole, index = node.args[0], node.args[1]
+    if not isinstance(whole, fx.Node) or any(v.power is None for _, v in values_read(walk, whole)):
+        return unknown(walk, node)
+    size = sum(math.prod(v.shape) for _, v in values_read(walk, whole))
+    made = drawn_often(walk, node, lambda: run_call(walk, whole, _operands(walk, whole))[index], size)
+    return made or unknown(walk, node)
+
+
 def drawn_often(walk: Walk, node: fx.Node, once: Callable[[], Any], size: int = 0) -> Value | None:
     """The value of a call from random results, of which as many are drawn as it takes to know E y^2, two at a time with
     opposite signs; None where they cannot be had.

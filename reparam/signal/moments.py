@@ -10,6 +10,7 @@ arXiv 2109.08958, which carries a mean and a variance; here the variance is kept
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,7 +63,8 @@ class Predicted:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """A sentence where some of those that were run are known to no 1 %, and one where there are dependent ones."""
+        """A sentence where some of those that were run are known to no 1 %, one where their error is not known, and one
+        where there are dependent ones."""
         said = []
         loose = {n: 2 * e for n, e in self.drawn.items() if 2 * e > LOOSE}
         if loose:
@@ -71,6 +73,9 @@ class Predicted:
                 f"of {len(self.drawn)} values that are predicted from random numbers, {len(loose)} may be off by more "
                 f"than {LOOSE:.0%} (two standard errors), that of {_named([most])} by {loose[most]:.1%}"
             )
+        once = [n for n, e in self.drawn.items() if math.isnan(e)]
+        if once:
+            said.append(f"{_named(once)}: so many numbers were drawn once alone, and how far off they are is not known")
         if self.dependent:
             what = _named(self.dependent)
             said.append(f"what {what} read depends on one another, and its moments are predicted as if it did not")

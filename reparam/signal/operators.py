@@ -32,7 +32,7 @@ from reparam.ir import (
     pair,
 )
 
-from .drawing import by_drawing, first_read, remarked, unknown, values_read
+from .drawing import by_drawing, first_read, part_by_drawing, remarked, unknown, values_read
 from .functions import POOLS, is_pointwise
 from .gaussian import power_of
 from .joint import depends, jointly
@@ -58,7 +58,7 @@ def carry(walk: Walk, node: fx.Node) -> Value | list[Value]:
             return unknown(walk, node)
         part = whole[index]
         known = not isinstance(part, Value) or part.power is not None or not is_float(node)
-        return part if known else jointly(walk, node) or unknown(walk, node)
+        return part if known else jointly(walk, node) or remarked(walk, node, part_by_drawing(walk, node))
     if any(isinstance(v, list) for v in operands):
         return unknown(walk, node)
     if is_call(node, PRODUCTS) and (product := _matrix(walk, node)) is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from reparam.ir import TRANSPOSED_CONVS, Program, arguments, is_call, pair, size_hint
 
 from .power import Power, Roles
+from .roles import TURNS
 from .sources import WHOLE, Sources, Track
 from .values import Value
 
@@ -33,12 +34,11 @@ class Weighed:
 
 @dataclass(frozen=True)
 class Scale:
-    """Of the weights of a call: square is E w^2; sums and sums_square are E s and E s^2, s the sum of all weights of a
-    result, None where weights are independent of mean zero. bias: its power."""
+    """Of the weights of a call: square is E w^2. own: whether they are those that the program has, whose sums count;
+    else they are independent, of mean zero. bias: its power."""
 
     square: float
-    sums: float = 0.0
-    sums_square: float | None = None
+    own: bool = False
     bias: Power = field(default_factory=Power)
 
 
@@ -47,6 +47,7 @@ COHERENT = 0.5  # share of the power
 FAR = 6.0  # standard deviations
 
 Policy = Callable[[Weighed], Scale]
+_Window = tuple[int, int, int, int, Any]  # of an axis: the kernel, the places, stride, dilation, padding
 
 
 def as_it_is(layer: Weighed) -> Scale:
@@ -57,8 +58,7 @@ def as_it_is(layer: Weighed) -> Scale:
     w = layer.weight
     if is_call(layer.node, TRANSPOSED_CONVS):
         return Scale(float(w.square().mean()), bias=bias)
-    sums = w.flatten(1).sum(1)
-    return Scale(float(w.square().mean()), float(sums.mean()), float(sums.square().mean()), bias)
+    return Scale(float(w.square().mean()), own=True, bias=bias)
 
 
 @dataclass
@@ -116,16 +116,17 @@ def fan_of(node: fx.Node, weight: Tensor, shape: Sequence[int]) -> float:
 
 def _taps(node: fx.Node, kernel: tuple[int, ...], places: tuple[int, ...]) -> float:
     """The taps that lie inside of the input, on average over the results: the axes are independent."""
-    args, rank = arguments(node), len(kernel)
-    stride, dilation = pair(args["stride"], rank), pair(args["dilation"], rank)
-    padding = args["padding"] if isinstance(args["padding"], str) else pair(args["padding"], rank)
-    extra = pair(args.get("output_padding", 0), rank)
+    extra = pair(arguments(node).get("output_padding", 0), len(kernel))
     total = 1.0
-    for i in range(rank):
-        pad: Any = padding if isinstance(padding, str) else padding[i]
-        kind = is_call(node, TRANSPOSED_CONVS)
-        total *= _taps_along(kernel[i], places[i], stride[i], dilation[i], pad, extra[i] if kind else None)
+    for i, window in enumerate(_windows(node, kernel, places)):
+        total *= _taps_along(*window, extra[i] if is_call(node, TRANSPOSED_CONVS) else None)
     return total
+
+
+def _windows(node: fx.Node, kernel: tuple[int, ...], places: tuple[int, ...]) -> list[_Window]:
+    args, rank = arguments(node), len(kernel)
+    padding = (args["padding"],) * rank if isinstance(args["padding"], str) else pair(args["padding"], rank)
+    return list(zip(kernel, places, pair(args["stride"], rank), pair(args["dilation"], rank), padding, strict=True))
 
 
 @functools.cache
@@ -136,31 +137,61 @@ def _taps_along(k: int, size: int, stride: int, dilation: int, padding: Any, ext
     return float(torch.nn.functional.conv_transpose1d(x, w, None, stride, padding, extra, 1, dilation).mean())
 
 
+@functools.cache
+def _inside(k: int, size: int, stride: int, dilation: int, padding: Any) -> tuple[Tensor, Tensor]:
+    """Which taps lie inside of the input (kinds, k), of each kind of result along an axis, and its share (kinds)."""
+    one, taps = torch.ones(1, 1, size, dtype=torch.float64), torch.eye(k, dtype=torch.float64).unsqueeze(1)
+    inside = torch.nn.functional.conv1d(one, taps, None, stride, padding, dilation)[0]
+    kinds, counts = torch.unique(inside, dim=1, return_counts=True)
+    return kinds.t(), counts.double() / counts.sum()
+
+
+def _of_one(node: fx.Node, weight: Tensor, shape: Sequence[int]) -> Power:
+    """What a layer makes of ones: the sums of its weights, of those that lie inside of the input, exactly."""
+    sums, share = weight.sum(1), weight.new_ones(())
+    for window in _windows(node, tuple(weight.shape[2:]), tuple(shape[2:])) if weight.dim() > 2 else ():
+        kinds, shares = _inside(*window)
+        sums, share = torch.tensordot(sums, kinds, dims=([1], [1])), share.unsqueeze(-1) * shares
+    means = (sums * share).flatten(1).sum(1) if weight.dim() > 2 else sums
+    apart = sums - means.view(-1, *(1 for _ in weight.shape[2:]))
+    place = float((apart.square() * share).sum()) / len(means)
+    return Power(float(means.mean()), float(means.var(correction=0)), place=place)
+
+
 def weigh(walk: Walk, node: fx.Node, x: Value, weight: Tensor, bias: Tensor | None, read: fx.Node) -> Value:
     """The result of a convolution, transposed convolution or linear layer. read: the node of the weight."""
     shape, linear = walk.shape(node), weight.dim() == 2
     axis = len(x.shape) - 1 if linear else 1
     roles = _behind(x.roles, axis, linear=linear)
-    own: Sources = {node: WHOLE, f"weight of {walk.rep(read)}": WHOLE}
+    held = f"weight of {_held(walk, read)}"
+    own: Sources = {node: WHOLE, held: WHOLE}
     track = Track(node, shape, axis) if roles[axis] == frozenset("c") else None
     nothing = Value(shape, roles, None, sources=own, track=track, woven=x.woven - {"c"})
     if x.power is None:
         return nothing
     over = x.roles[axis]
     power = x.power.without_places() if linear and over >= frozenset("cp") else x.power
+    if held in x.sources:
+        walk.dependent.append(node)
     layer = Weighed(node, weight, bias, fan_of(node, weight, x.shape), power)
     scale = walk.policy(layer)
     made = power.weighed(layer.fan * scale.square)
-    if scale.sums_square is not None and is_filter(weight):
-        nothing = replace(nothing, sources=x.sources, track=None)
-    if scale.sums_square is not None:
-        inside = layer.fan / (weight[0].numel() or 1)  # the share of taps that do not lie on padding
-        mean = power.mean * scale.sums * inside
-        of_mean = max(0.0, scale.sums_square * inside * power.mean * power.mean - mean * mean)
-        made = replace(made, mean=mean, channel=of_mean + layer.fan * scale.square * power.channel)
+    if scale.own:
+        if is_filter(weight):
+            nothing = replace(nothing, sources=x.sources, track=None)
+        ones = _of_one(node, weight, x.shape).scaled(power.mean)
+        channel = ones.channel + layer.fan * scale.square * power.channel
+        made = replace(made, mean=ones.mean, channel=channel, place=made.place + ones.place)
     if linear and over == frozenset("p"):  # over places: each result has weights of its own
         made = Power(place=made.second)
     return replace(nothing, power=made.plus(scale.bias))
+
+
+def _held(walk: Walk, read: fx.Node) -> fx.Node:
+    """The weight whose axes a layer reads in another order."""
+    while is_call(read, TURNS) and isinstance(read.args[0], fx.Node):
+        read = read.args[0]
+    return walk.rep(read)
 
 
 def is_filter(weight: Tensor) -> bool:

@@ -114,3 +114,12 @@ def test_three_are_named_and_the_others_counted(draws: list[bool]) -> None:
     message = str(raised.value)
     assert all(p in message for p in places[:3]) and not any(p in message for p in places[3:])
     assert (f" and {len(places) - 3} more" in message) == (len(places) > 3)
+
+
+@pytest.mark.parametrize("name", ["dropout", "randn", "rand_like"])
+def test_the_state_of_torchs_generator_is_left_as_it_was(name: str) -> None:
+    torch.manual_seed(3)
+    model, before = net(RANDOM[name][1]), torch.get_rng_state()
+    with pytest.raises(CaptureError):
+        capture(model, (IMAGE,))
+    assert torch.equal(torch.get_rng_state(), before)

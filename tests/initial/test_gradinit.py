@@ -131,3 +131,16 @@ def test_a_loss_that_is_no_number_of_the_weights_is_refused(loss: Callable[[Tens
     x, labels = torch.randn(16, 4), torch.arange(16) % 4
     with pytest.raises(InputError, match="the loss is no tensor of one number that depends on the weights"):
         init(nn.Linear(4, 4), x[:2], method="gradinit", data=[(x, labels)], loss=loss, steps=1)
+
+
+def test_dropouts_draw_by_the_seed_and_leave_the_state_of_torchs_generator() -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 3))
+    data = [(torch.randn(16, 8), torch.zeros(16, dtype=torch.long))]
+    found = []
+    for state, seed in ((1, 0), (2, 0), (2, 5)):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        made = init(net, torch.ones(2, 8), method="gradinit", data=data, steps=3, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(made.figures["norms"])
+    assert found[0] == found[1] != found[2]

@@ -191,3 +191,29 @@ def test_a_norm_that_is_spelled_out_is_known_behind_what_is_not(norm: Callable[[
     power, found = of_function(lambda x: norm((x - 9).log()))
     assert any(v.power is None for v in found.values.values())
     assert power.second == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_layer_that_reads_what_its_own_weight_made_is_named(turned: bool) -> None:
+    """As the second half of an autoencoder with one matrix: E y^2 is a third larger than predicted."""
+    layer = nn.Linear(64, 64, bias=False)
+
+    def twice(read: nn.Linear, x: Tensor) -> Tensor:
+        return F.linear(read(x).relu(), read.weight.t() if turned else read.weight)
+
+    (note,) = analyze(Of(twice, layer), torch.randn(4, 64), what="moments")["moments"].notes
+    assert "'linear_1' (linear)" in note and "as if it did not" in note
+
+
+@pytest.mark.parametrize("name", ["max", "topk", "var_mean"])
+def test_one_of_several_results_over_places_that_depend_on_one_another_is_predicted_and_named(name: str) -> None:
+    """As the largest of the logits of all tokens, which a second head gives."""
+    reduced = {
+        "max": lambda y: y.max(1)[0],
+        "topk": lambda y: y.topk(2, 1)[0],
+        "var_mean": lambda y: torch.var_mean(y, 1)[0],
+    }[name]
+    model = Of(lambda read, x: reduced(read(x.cumsum(1))) + 1, nn.Linear(32, 32))
+    table = analyze(model, torch.randn(4, 12, 32), what="moments")["moments"]
+    assert table.facts["unknown"] == 0
+    assert any("depends on one another" in n for n in table.notes)

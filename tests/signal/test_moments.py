@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -96,6 +97,27 @@ def test_a_layer(name: str) -> None:
     agreed(LAYERS[name]().double(), image(0), within=within)
 
 
+@pytest.mark.parametrize("name", ["padded", "strided", "cut off"])
+def test_the_mean_of_its_input_meets_fewer_taps_at_the_border(name: str) -> None:
+    """Sums of weights are those of the taps inside of the image, and are large where most weights have one sign."""
+    torch.manual_seed(0)
+    layer = {
+        "padded": nn.Conv2d(256, 256, 3, padding=1, groups=256, bias=False),
+        "strided": nn.Conv2d(256, 256, 5, 2, 2, groups=256, bias=False),
+        "cut off": nn.Conv2d(256, 256, (3, 1), padding=(2, 1), dilation=2, groups=256, bias=False),
+    }[name].double()
+    with torch.no_grad():
+        layer.weight.uniform_(-0.2, 1)
+    program = capture(layer, (image(0)[:2, :256, :4, :4],)).program
+    found = predict(program, inputs={s.name: Power(1.0, 0.0, 0.0, 1e-4) for s in program.inputs})
+    (last,) = program.output.all_input_nodes
+    power, seen = found.power(last), layer(torch.ones(1, 256, 4, 4, dtype=torch.float64)).detach()
+    assert power is not None
+    assert power.mean == pytest.approx(float(seen.mean()), rel=1e-9)
+    assert power.second == pytest.approx(float(seen.square().mean()), rel=1e-3)
+    assert power.channel == pytest.approx(float(seen.mean((2, 3)).var(correction=0)), rel=1e-3)
+
+
 def test_batch_norms_and_dropouts_in_training_and_in_evaluation() -> None:
     norm, drop = nn.BatchNorm2d(IMAGE[1]), nn.Dropout(0.25)
     with torch.no_grad():
@@ -178,3 +200,13 @@ def test_a_network_whose_channels_have_means() -> None:
         assert power is not None
         ratios.append(power.second / float(model(torch.randn(16, 3, 16, 16)).square().mean()))
     assert sum(ratios) / 2 == pytest.approx(1, rel=0.3)
+
+
+def test_what_is_so_large_that_it_is_drawn_once_has_no_known_error_and_is_named() -> None:
+    model = Of(lambda x: torch.softmax(x, 1)).double()
+    program = capture(model, (torch.zeros(2, 600, 1000, dtype=torch.float64),)).program
+    found = predict(program)
+    assert [math.isnan(e) for e in found.drawn.values()] == [True]
+    assert found.remarks == (
+        "'softmax' (softmax): so many numbers were drawn once alone, and how far off they are is not known",
+    )
