@@ -44,7 +44,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "check.output_error": ("check/test_output_error.py",),
     "check.input_plan": ("check/test_input_plan.py",),
     "algebra.branch_term": ("passes/test_merge_branches.py",),
-    "algebra.fold_affine": ("passes/test_fold_batch_norm.py", "passes/test_fold_channel_affine.py"),
+    "algebra.fold_affine": ("algebra/test_fold_affine.py",),
     "algebra.layer": ("passes/test_fold_batch_norm.py", "passes/test_merge_shared_inputs.py"),
     "algebra.propagate_backward": ("passes/test_fold_channel_affine.py", "passes/test_fold_norm_affine.py"),
     "algebra.route": ("algebra/test_propagate_forward.py",),
