@@ -45,6 +45,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "check.input_plan": ("check/test_input_plan.py",),
     "algebra.branch_term": ("passes/test_merge_branches.py",),
     "algebra.fold_affine": ("algebra/test_fold_affine.py",),
+    "passes.fold_constants": ("passes/test_fold_constants.py", "passes/test_fold_constants_weights.py"),
     "algebra.layer": ("passes/test_fold_batch_norm.py", "passes/test_merge_shared_inputs.py"),
     "algebra.propagate_backward": ("passes/test_fold_channel_affine.py", "passes/test_fold_norm_affine.py"),
     "algebra.route": ("algebra/test_propagate_forward.py",),
