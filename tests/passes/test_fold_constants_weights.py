@@ -96,3 +96,9 @@ def test_a_dropout_of_weights_draws_nothing_in_evaluation_mode(rate: float) -> N
     )  # fmt: skip
     assert made(done).origin == "weight"
     assert not [r for r in done.outcome.remarks if "random" in r.message]
+
+
+def test_it_keeps_a_dtype_that_is_not_the_networks() -> None:
+    done = folded(lambda m, x: (x.double() * (m.scale.double() + 1)).float(), scale=parameter(3, 1, 1))
+    (constant,) = done.program.constants.values()
+    assert constant.dtype == torch.float64 and done.program.dtype == torch.float32
