@@ -64,6 +64,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     the line that asks for its size; InputError for an unknown axis name.
     """
     axes = read_axes(dynamic)
+    # A model that draws random numbers would move torch's generator, which is the caller's.
     with foreign_code(f"capturing {type(module).__name__}"), torch.random.fork_rng(devices=[]):
         check_model(module, example_inputs)
         example_inputs = _beside_the_weights(module, example_inputs)

@@ -45,6 +45,7 @@ from .power import Power
 from .roles import TURNS
 from .values import by_groups
 
+STACKED_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})  # of attention that is spelled out
 _UNTAGGED = frozenset({aten.prelu.default, aten.log_sigmoid.default, aten.softplus.default})
 _POWERS = frozenset(
     {

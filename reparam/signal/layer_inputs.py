@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +69,7 @@ def largest_of(node: fx.Node) -> int:
             stack += [a for a in args[:2] if isinstance(a, fx.Node)]
             leaves += [] if args else [_unmoved(at)]
         return len(leaves) if len(set(leaves)) == len(leaves) and all(is_call(n, WEIGHTED) for n in leaves) else 1
-    if str(node.target).endswith("getitem>") or is_call(node, _LARGEST):
+    if is_call(node, _LARGEST | {operator.getitem}):
         return _of_parts(node)
     return 1
 

@@ -24,10 +24,9 @@ from reparam.ir import (
 )
 
 from .boxes import Axis, Box, Span, opened
-from .functions import depending, first_of
+from .functions import STACKED_PRODUCTS, depending, first_of
 
 HIDDEN = -1e4  # what is added to a score, from which on its key is left out
-_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
 
 
 def masks_of(program: Program) -> dict[fx.Node, Tensor]:
@@ -42,7 +41,7 @@ def masks_of(program: Program) -> dict[fx.Node, Tensor]:
             continue
         if is_call(node, {aten.scaled_dot_product_attention.default}):
             _add(found, (node,), _of_call(program, node))
-        elif is_call(node, _PRODUCTS) and (scores := _scores_of(node)) is not None:
+        elif is_call(node, STACKED_PRODUCTS) and (scores := _scores_of(node)) is not None:
             _add(found, (node, scores), _of_scores(program, scores))
     return found
 
@@ -61,9 +60,11 @@ def masked(node: fx.Node, operand: fx.Node, box: Box, part: Box, mask: Tensor) -
     args = arguments(node)
     if keys is None:
         return part
-    if operand in (args.get("key"), args.get("value")) or (is_call(node, _PRODUCTS) and operand is not _first(node)):
+    if operand in (args.get("key"), args.get("value")) or (
+        is_call(node, STACKED_PRODUCTS) and operand is not _first(node)
+    ):
         return (*part[:-2], keys, part[-1])
-    scores = "query" not in args and not is_call(node, _PRODUCTS)
+    scores = "query" not in args and not is_call(node, STACKED_PRODUCTS)
     return (*part[:-1], keys) if scores and shape_of(operand)[-2:] == shape_of(node)[-2:] else part
 
 

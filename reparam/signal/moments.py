@@ -34,7 +34,7 @@ from reparam.ir import (
     weight_value,
 )
 
-from .functions import is_pointwise
+from .functions import STACKED_PRODUCTS, is_pointwise
 from .operators import carry
 from .power import Power, Roles
 from .roles import of_input
@@ -44,7 +44,6 @@ from .walk import Policy, Walk, as_it_is
 
 MOST_NAMED = 3
 LOOSE = 0.01  # two standard errors, from which on it is told
-_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
 _SHARES = frozenset({aten.softmax.int, aten.log_softmax.int, aten.cumsum.default})
 SAMPLES = 8  # that a free batch counts while operators are run on random tensors
 
@@ -186,7 +185,7 @@ def _traced(walk: Walk, node: fx.Node, value: Value) -> Value:
         value = replace(value, woven=value.woven.union(*(v.woven for v in held)))
     if kept and len(held) == 1 and held[0].shape == value.shape:
         value = replace(value, track=held[0].track)
-    scores = is_call(node, _PRODUCTS) and len(value.roles) > 1 and value.roles[-1] == value.roles[-2]
+    scores = is_call(node, STACKED_PRODUCTS) and len(value.roles) > 1 and value.roles[-1] == value.roles[-2]
     if scores or is_call(node, _SHARES):  # rows have factors, or a sum, in common
         value = replace(value, woven=value.woven | {"c", "p"})
     return value

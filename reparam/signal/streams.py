@@ -14,14 +14,11 @@ from reparam.ir import WEIGHTED, Program, arguments, aten, is_call, is_float, pl
 
 from .axes import channel_axes
 from .branches import Block, blocks, ends_of
-from .functions import depending
+from .functions import STACKED_PRODUCTS, depending
 from .places import names_of
 from .power import scaled
 from .running import Sampled, differentiable
 from .table import Table, ratio
-
-_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
-
 
 # ---- rank --------------------------------------------------------------------------------------------------------
 
@@ -152,13 +149,13 @@ def _attentions(program: Program) -> Any:
             yield node, args["query"], args["key"]
         elif is_call(node, {aten.softmax.int}):
             product = node
-            while not is_call(product, _PRODUCTS):
+            while not is_call(product, STACKED_PRODUCTS):
                 held = depending(product)
                 if len(held) != 1 or is_call(product, WEIGHTED):
                     break
                 product = held[0]
             held = depending(product)
-            if is_call(product, _PRODUCTS) and len(held) == 2 and all(is_float(n) for n in held):
+            if is_call(product, STACKED_PRODUCTS) and len(held) == 2 and all(is_float(n) for n in held):
                 yield node, held[0], held[1]
 
 

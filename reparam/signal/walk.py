@@ -65,10 +65,9 @@ def as_it_is(layer: Weighed) -> Scale:
 class Walk:
     """One walk through a program. training: whether norms take the statistics of the batch and dropouts drop.
 
-    values: what is known of each node. drawn: calls that were run on random tensors, with the
-    standard error of E y^2 over itself. dependent: calls whose operands
-    depend on one another and were taken as independent. same: for calls that give what an earlier one gives, that one.
-    order: of the nodes. sign: of the random numbers that are drawn.
+    values: what is known of each node. drawn: calls that were run on random tensors, with the standard error of E y^2
+    over itself. dependent: calls whose operands depend on one another and were taken as independent. same: for calls
+    that give what an earlier one gives, that one. order: of the nodes. sign: of the random numbers that are drawn.
     """
 
     program: Program
