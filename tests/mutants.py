@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".mutants"
 ROOMS = ("check", "algebra", "rewrite", "passes")
 
-# The tests of a module are those of its room, or of its pass; here are the modules for which that is too much, too
-# little, or too slow. The most important modules stand first, and are run first.
+# The tests of a module are in the file of its name, or in all files of its room where there is none. Here are the
+# modules with others. The most important modules stand first, and are run first.
 TESTS: dict[str, tuple[str, ...]] = {
     "check.rewrite_check": ("check/test_samples.py", "check/test_affine_regions.py", "check/test_rewrite_check.py"),
     "check.region": ("check/test_region.py",),
@@ -48,7 +48,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "passes.fold_constants": ("passes/test_fold_constants.py", "passes/test_fold_constants_weights.py"),
     "algebra.layer": ("passes/test_fold_batch_norm.py", "passes/test_merge_shared_inputs.py"),
     "algebra.propagate_backward": ("passes/test_fold_channel_affine.py", "passes/test_fold_norm_affine.py"),
+    "algebra.sample_maps": ("passes/test_compose_maps.py",),
     "algebra.route": ("algebra/test_propagate_forward.py",),
+    "passes.shrink": ("passes/test_shrink.py", "passes/test_shrink_attention.py"),
     "passes.carry_residual": (
         "passes/test_carry_residual.py",
         "passes/test_carry_refusals.py",
@@ -71,8 +73,9 @@ def modules() -> list[str]:
 def tests_of(module: str) -> list[str]:
     """Test files, relative to the root."""
     room, name = module.split(".")
-    own = TESTS.get(module, (f"passes/test_{name}.py",) if room == "passes" else (room,))
-    return [f"tests/{path}" for path in own if (ROOT / "tests" / path).exists()]
+    of_its_name = f"{room}/test_{name}.py"
+    own = TESTS.get(module, (of_its_name if (ROOT / "tests" / of_its_name).exists() else room,))
+    return [f"tests/{path}" for path in own]
 
 
 def chosen(names: Sequence[str]) -> list[str]:
