@@ -21,7 +21,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.errors import CaptureError, EndedError, MachineError
 from reparam.ir import device_of
-from reparam.utils import DEFAULT_AXES, as_the_user_set, batch_is_unasked, foreign_code, memory_told, quiet
+from reparam.utils import (
+    DEFAULT_AXES,
+    FAKE_TENSORS,
+    SYMBOLIC_SHAPES,
+    as_the_user_set,
+    batch_is_unasked,
+    foreign_code,
+    memory_told,
+    quiet,
+)
 
 from .explain import explain
 from .fast_path import fast_path_notes
@@ -35,8 +44,6 @@ from .steps import Captured, from_exported
 from .texts import MOST, texts_of_sizes
 
 _log = logging.getLogger(__name__)
-FAKE_TENSORS = "torch._subclasses.fake_tensor"  # a logger
-SYMBOLIC_SHAPES = "torch.fx.experimental.symbolic_shapes"
 
 
 @contextmanager

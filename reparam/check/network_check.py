@@ -21,6 +21,8 @@ from torch import Tensor
 from reparam.errors import CaptureError, InputError, NotEquivalentError, ReparamError
 from reparam.ir import (
     EVEN_SIZE,
+    MIDDLE_SIZE,
+    SMALL_SIZE,
     WEIGHTED,
     Feed,
     Program,
@@ -185,6 +187,7 @@ class _Check:
         self.original, self.converted, self.judge, self.generator = original, converted, judge, generator
         self.floor = depth_limit(original)
         self.in_float64: bool | None = None  # whether the judge is run in float64; None before the first run
+        self.sides: tuple[int, ...] = (SMALL_SIZE, MIDDLE_SIZE, EVEN_SIZE)  # of smaller images, the next to try first
         self.rounds: list[Round] = []
         self.largest = 0.0
 
@@ -208,12 +211,15 @@ class _Check:
 
     def compare(self, plan: Plan) -> None:
         """Adds one round; smaller images than the traced ones are tried first, and are no reason to refuse."""
-        found = self._try(plan, plan.small)
-        others = (None,) if found.truth is None else (EVEN_SIZE, None)
-        for small in () if plan.small is None or found.gap <= self.floor else others:
-            found = self._try(plan, small)
+        sides: tuple[int | None, ...] = (None,) if plan.small is None else (*self.sides, None)
+        found = self._try(plan, sides[0])
+        for small in sides[1:]:
             if found.gap <= self.floor:
                 break
+            if small == EVEN_SIZE and found.truth is None:
+                continue
+            found = self._try(plan, small)
+            self.sides = tuple(s for s in self.sides if small is not None and s >= small)
         if found.truth is None:
             if not self.rounds:
                 self._say_why(plan, found.values)

@@ -17,6 +17,7 @@ from reparam.capture import capture, from_exported
 from reparam.check import ErrorSums, depth_limit
 from reparam.errors import CaptureError, EndedError, InputError, ReparamError
 from reparam.ir import (
+    MIDDLE_SIZE,
     SMALL_SIZE,
     Feed,
     InputSpec,
@@ -128,10 +129,11 @@ class _Comparison:
         if trials == 1:
             self.small = None
             return [whole]
-        rest = self.draw(trials - 1)
-        if any(evaluate_where_it_runs(p, rest) is None for p in (self.a, self.b)):
-            self.small = None
+        rest: Feed = []
+        for self.small in (SMALL_SIZE, MIDDLE_SIZE, None):
             rest = self.draw(trials - 1)
+            if self.small is None or not any(evaluate_where_it_runs(p, rest) is None for p in (self.a, self.b)):
+                break
         return [whole, rest]
 
     def measure(self, values: Feed) -> str:

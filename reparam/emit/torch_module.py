@@ -17,7 +17,7 @@ from torch._export.serde.serialize import SerializeError
 
 from reparam.errors import InputError
 from reparam.ir import CPU, Constant, Program, attribute_names, move_graph, on_device, shape_of
-from reparam.utils import first_line, refuse_existing, unused_name, write_atomically
+from reparam.utils import SYMBOLIC_SHAPES, first_line, quiet, refuse_existing, unused_name, write_atomically
 
 from .input_check import InputCheck
 from .plain_containers import plain_containers
@@ -118,7 +118,7 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
         shapes.append({i: torch.export.Dim.AUTO for i, s in enumerate(spec.shape) if isinstance(s, str)} or None)
     positional, keywords = _nest(program, args)
     spec_tree, kw_shapes = _nest(program, shapes)
-    with warnings.catch_warnings(), torch.no_grad(), _without_lines():
+    with warnings.catch_warnings(), torch.no_grad(), _without_lines(), quiet(SYMBOLIC_SHAPES):
         warnings.simplefilter("ignore")
         dynamic: Any = (
             {**dict(zip(_parameter_names(program), spec_tree, strict=False)), **kw_shapes} if kw_shapes else spec_tree

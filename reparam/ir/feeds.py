@@ -13,10 +13,11 @@ from torch import Tensor, fx
 from .aten import CASTS, IDENTITIES, MOVEMENTS, aten, is_call
 from .program import InputSpec, Program, shape_of
 
-SMALL_SIZE = 65
-
-
-EVEN_SIZE = 96  # for networks whose branches meet at even sizes only
+# Sides of smaller images, each for networks that do not run at the one before. Five halvings leave 2 pixels of 33, the
+# two borders, and 3 of 65, with an inside between them; branches of some networks meet at even sizes only.
+SMALL_SIZE = 33
+MIDDLE_SIZE = 65
+EVEN_SIZE = 96
 
 
 Feed = list[Any]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .default_device import as_the_user_set, models_too
     from .files import SOURCE_FILES, refuse_existing
     from .foreign import Interrupted, foreign_code, ignore_exits, place_of_error, refused_exits
-    from .logs import quiet
+    from .logs import FAKE_TENSORS, SYMBOLIC_SHAPES, quiet
     from .memory import is_out_of_memory, memory_available, memory_size, memory_told
     from .names import is_plain_path, name_complaint, plain_path, prefixes, unused_name
     from .packages import PACKAGES, PackageState, check_package
@@ -47,7 +47,7 @@ _DOORS = {
     "default_device": ("as_the_user_set", "models_too"),
     "files": ("SOURCE_FILES", "refuse_existing"),
     "foreign": ("Interrupted", "foreign_code", "ignore_exits", "place_of_error", "refused_exits"),
-    "logs": ("quiet",),
+    "logs": ("FAKE_TENSORS", "SYMBOLIC_SHAPES", "quiet"),
     "memory": ("is_out_of_memory", "memory_available", "memory_size", "memory_told"),
     "names": (
         "is_plain_path",
@@ -118,9 +118,11 @@ __getattr__ = lazy_doors(__name__, _DOORS)
 __all__ = [
     "AXES",
     "DEFAULT_AXES",
+    "FAKE_TENSORS",
     "INTEGERS",
     "PACKAGES",
     "SOURCE_FILES",
+    "SYMBOLIC_SHAPES",
     "Facts",
     "Interrupted",
     "NamedAxis",

@@ -6,6 +6,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+FAKE_TENSORS = "torch._subclasses.fake_tensor"
+SYMBOLIC_SHAPES = "torch.fx.experimental.symbolic_shapes"
+
 
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 import resource
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from reparam.conversion import convert
 from reparam.emit import export_program, finalize, save_pt2, to_module
 from reparam.errors import InputError, MachineError
 from reparam.ir import Program, aten, evaluate
+from reparam.utils import SYMBOLIC_SHAPES
 from support.helpers import Lambda, conv_bn, fuse, healthy, program_of
 
 
@@ -345,3 +347,16 @@ def test_a_weight_whose_name_a_module_has_for_itself_is_renamed(name: str, tmp_p
     assert torch.equal(module(x), convert(network(), x).module(x))
     save_pt2(given, tmp_path / "n.pt2")
     assert torch.equal(module(x), torch.export.load(tmp_path / "n.pt2").module()(x))
+
+
+def test_torch_logs_nothing_of_sizes_that_it_cannot_solve(tmp_path: Path) -> None:
+    """As many distances as there are pairs in a batch of any size."""
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = told.append  # type: ignore[method-assign]
+    model = Lambda(lambda m, x: torch.pdist(m.layer(x)), layer=nn.Linear(4, 2))
+    fused = fuse(model, torch.randn(3, 4)).program
+    logging.getLogger(SYMBOLIC_SHAPES).addHandler(handler)
+    save_pt2(fused, tmp_path / "distances.pt2")
+    logging.getLogger(SYMBOLIC_SHAPES).removeHandler(handler)
+    assert told == []
