@@ -68,7 +68,7 @@ class CollectSums:
         written = _write(results, terms)
         calls = sum(_calls(t) for _, t in written)
         merges = sum(max(0, len(t) - 1) for _, t in written)
-        if calls >= len(members) or merges > sum(is_call(n, _SUMS) for n in members):
+        if calls >= len(members) or merges > sum(_is_merge(n, terms) for n in members):
             return None
         return Plan(written, len(members), calls)
 
@@ -116,6 +116,11 @@ def _alike(value: Any, node: fx.Node) -> bool:
 
 def _is_scaled(node: fx.Node) -> bool:
     return is_call(node, _SCALES | ZEROS) or arguments(node)["alpha"] != 1
+
+
+def _is_merge(node: fx.Node, terms: Mapping[fx.Node, Terms]) -> bool:
+    """A sum of two values, neither of which is zero."""
+    return is_call(node, _SUMS) and all(terms.get(v, {v: 1.0}) for v, _ in _combination(node) or ())
 
 
 def _connected(root: fx.Node) -> list[fx.Node]:

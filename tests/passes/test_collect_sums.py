@@ -71,6 +71,13 @@ def test_never_more_merges_than_the_recurrence_without_its_zero_has(steps: int, 
     assert module_rel(model, fused.program, [x]) <= EXACT
 
 
+def test_a_sum_with_zero_is_none_that_could_be_saved() -> None:
+    """Three steps from a zero that still stands: five sums of two values, for which six would come."""
+    model = Momentum(3, 0.5).double()
+    after = run_rules(program_of(model, doubles(3, 6)), *RULES)
+    assert (census(after.original).merges, census(after.program).merges) == (5, 5)
+
+
 def test_a_later_result_starts_from_an_earlier_one_when_that_is_shorter() -> None:
     model = Lambda(lambda m, x: (y := 2 * (0.5 * (x.exp() + x.cos()) + x.sin()), m.f(y) * 0.25 + y), f=nn.Softmax(-1))
     x = doubles(3, 6)
