@@ -21,7 +21,6 @@ from reparam.ir import (
     aten,
     is_call,
     op_name,
-    pair,
     place_of,
 )
 
@@ -111,8 +110,8 @@ def _pool(node: fx.Node, carried: Pair) -> Refusal | None:
     if not is_call(node, AVG_POOLS) or carried.shift is None:
         return None
     args = arguments(node)
-    padded = any(pair(args["padding"], 1)) if not isinstance(args["padding"], (list, tuple)) else any(args["padding"])
-    if args.get("divisor_override") is not None or (padded and args["count_include_pad"]):
+    padded = any(args["padding"]) and args["count_include_pad"]
+    if args.get("divisor_override") is not None or padded:
         return Refusal("the shift meets the average pool's padding, which counts as zero", node)
     return None
 
