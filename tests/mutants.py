@@ -47,7 +47,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     "algebra.fold_affine": ("algebra/test_fold_affine.py",),
     "passes.fold_constants": ("passes/test_fold_constants.py", "passes/test_fold_constants_weights.py"),
     "algebra.propagate_backward": ("passes/test_fold_channel_affine.py", "passes/test_fold_norm_affine.py"),
-    "algebra.sample_maps": ("passes/test_compose_maps.py",),
     "passes.shrink": ("passes/test_shrink.py", "passes/test_shrink_attention.py"),
     "passes.carry_residual": (
         "passes/test_carry_residual.py",
