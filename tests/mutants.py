@@ -46,7 +46,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "algebra.branch_term": ("passes/test_merge_branches.py",),
     "algebra.fold_affine": ("algebra/test_fold_affine.py",),
     "passes.fold_constants": ("passes/test_fold_constants.py", "passes/test_fold_constants_weights.py"),
-    "algebra.propagate_backward": ("passes/test_fold_channel_affine.py", "passes/test_fold_norm_affine.py"),
+    "algebra.propagate_backward": ("algebra/test_propagate_backward.py", "algebra/test_backward_refusals.py"),
     "passes.shrink": ("passes/test_shrink.py", "passes/test_shrink_attention.py"),
     "passes.carry_residual": (
         "passes/test_carry_residual.py",

@@ -32,7 +32,9 @@ def read_picks(program: Program, node: fx.Node) -> Picks | None:
     args = arguments(node)
     if node.target is aten.index_select.default:
         index = program.tensor(args["index"])
-        return None if index is None else Picks(args["self"], args["dim"] % len(shape_of(node)), tuple(index.tolist()))
+        if index is None:
+            return None
+        return Picks(args["self"], args["dim"] % len(shape_of(node)), tuple(index.reshape(-1).tolist()))
     if node.target is aten.channel_shuffle.default:
         channels = static_shape(node)[1]
         if channels is None:
@@ -43,12 +45,10 @@ def read_picks(program: Program, node: fx.Node) -> Picks | None:
     if is_call(node, _REPEATS):
         return _copies(node)
     found = _range(node) if is_call(node, SLICES) else None
-    if found is None or found[1] is None:
+    rank = len(shape_of(node))
+    if found is None or found[1] is None or (args["dim"] % rank > 1 and rank >= 4):
         return None
-    axis, size = args["dim"] % len(shape_of(node)), static_shape(args["self"])[args["dim"] % len(shape_of(node))]
-    if size is None or (axis > 1 and len(shape_of(node)) >= 4):
-        return None
-    return Picks(args["self"], axis, tuple(range(*found[1].indices(size))))
+    return Picks(args["self"], args["dim"] % rank, tuple(found[1]))
 
 
 def read_cut(node: fx.Node) -> Window | None:
@@ -78,23 +78,24 @@ def _piece(node: fx.Node) -> Picks | None:
     return Picks(args["self"], axis, tuple(range(start, start + whole[which])))
 
 
-def _range(node: fx.Node) -> tuple[tuple[int | None, int | None, int], slice | None] | None:
-    """Of a slice: where it starts, what it leaves out behind, its step; and as a slice, where the size is fixed.
+def _range(node: fx.Node) -> tuple[tuple[int | None, int | None, int], range | None] | None:
+    """Of a slice: where it starts, what it leaves out behind, its step; and its positions, where the size is fixed.
 
     Start and rest are None where they depend on a free size.
     """
     args = arguments(node)
     size = static_shape(args["self"])[args["dim"] % len(shape_of(node))]
-    start = args["start"] or 0
-    end = start + args["length"] if "length" in args and isinstance(start, int) else args.get("end")
-    step = args.get("step", 1)
-    if not all(isinstance(v, int) for v in (start, step, 0 if end is None else end)):
+    start, end, step = args["start"] or 0, args.get("end"), args.get("step", 1)
+    length = args.get("length", 0)
+    if not all(isinstance(v, int) for v in (start, step, length, 0 if end is None else end)):
         return None
+    if "length" in args:
+        end = start + length
     if size is not None:
         where = range(*slice(start, end, step).indices(size))
-        return ((where.start, size - where.stop, step), slice(start, end, step)) if where else None
-    behind = 0 if end is None or end >= 2**62 else -end
-    return (start if start >= 0 else None, behind if behind >= 0 else None, step), None
+        return ((where.start, size - where.stop, step), where) if where else None
+    behind = 0 if end is None or end >= 2**62 else -end if end < 0 else None
+    return (start if start >= 0 else None, behind, step), None
 
 
 def _interleaved(node: fx.Node) -> Picks | None:

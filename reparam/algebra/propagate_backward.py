@@ -28,7 +28,7 @@ from reparam.ir import (
     shape_of,
 )
 
-from .channel_affine import Affine, Pair, along, compress, is_movement, move_backward, read_affine, same
+from .channel_affine import Affine, Pair, along, is_movement, move_backward, read_affine, same
 from .layer import Layer, read_layer
 from .route import (
     GLOBAL_POOLS,
@@ -114,13 +114,13 @@ def _is_split(node: fx.Node) -> bool:
 
 
 def _agree(a: Any, b: Any) -> bool:
-    if isinstance(a, dict) or isinstance(b, dict):
-        return isinstance(a, dict) and isinstance(b, dict) and not set(a) & set(b)
+    if isinstance(a, dict):  # of a split, whose pieces are asked one by one
+        return not set(a) & set(b)
     return same(a.scale, b.scale) and same(a.shift, b.shift)
 
 
 def _join(a: Any, b: Any) -> Any:
-    return {**a, **b} if isinstance(a, dict) and isinstance(b, dict) else b
+    return {**a, **b} if isinstance(a, dict) else b
 
 
 BackwardStep = tuple[Action, Pair | Swap, Sequence[tuple[fx.Node, Any]]]
@@ -194,10 +194,8 @@ def _backward_cat(node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
 
 def _two_operands(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     left, right = arguments(node)["self"], arguments(node)["other"]
-    full = shape_of(node)
-    for side in (left, right):
-        if not is_float(side) or program.constant(side) is not None or len(shape_of(side)) != len(full):
-            return None
+    if any(not is_float(side) or program.constant(side) is not None for side in (left, right)):
+        return None
     return (left, right) if left is not right else None
 
 
@@ -285,9 +283,10 @@ def _moved_back(program: Program, node: fx.Node, x: fx.Node, wanted: Pair) -> Pa
 
 def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) -> BackwardStep | Refusal:
     """A split whose pieces have their own affines; pieces that nobody asked for keep theirs."""
-    x = node.args[0] if node.args else None
-    if not isinstance(x, fx.Node) or not is_call(node, MOVEMENTS):
+    if not is_call(node, MOVEMENTS):
         return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
     parts: list[Tensor | None] = []
     shapes = [v.shape for v in node.meta["val"]]
     for part, neutral in (("scale", 1.0), ("shift", 0.0)):
@@ -300,7 +299,6 @@ def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) ->
             for c, s in zip(chosen, shapes, strict=True)
         ]
         moved = move_backward(program, node, x, full, neutral)
-        if moved is None:
-            return Refusal("the pieces share elements", node)
-        parts.append(compress(moved))
+        assert moved is not None, "the pieces share no elements"
+        parts.append(moved)
     return "clone", Pair(), [(x, Pair(*parts))]

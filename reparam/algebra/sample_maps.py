@@ -96,8 +96,10 @@ def keeps_samples(program: Program, node: fx.Node) -> bool:
     What is summed over has the size of a constant or disappears, so that it is not the axis of the samples.
     """
     x = data_operand(program, node) if node.op == "call_function" and is_float(node) else None
-    before, after = (free_axis(x), free_axis(node)) if x is not None else (None, None)
-    if x is None or before is None or after is None or before[1] != after[1]:
+    if x is None:
+        return False
+    before, after = free_axis(x), free_axis(node)
+    if before is None or after is None or before[1] != after[1]:
         return False
     if is_call(node, _PERMUTES | IDENTITIES):
         return True
@@ -138,7 +140,6 @@ def _matrix_of(program: Program, plan: SampleMap) -> tuple[Tensor, Tensor | None
     widest = max(math.prod(shape_of(n, {plan.symbol: 1})) for n in (plan.x, *plan.steps))
     chunk = max(1, min(n_out, _LARGEST // widest))
     rows = []
-    bias: Tensor | None = None
     for begin in range(0, n_out, chunk):
         count = min(chunk, n_out - begin)
         x = torch.zeros(count, n_in, dtype=FOLD_DTYPE, requires_grad=True)
@@ -146,8 +147,7 @@ def _matrix_of(program: Program, plan: SampleMap) -> tuple[Tensor, Tensor | None
         unit = torch.zeros_like(y)
         unit[torch.arange(count), torch.arange(begin, begin + count)] = 1
         rows.append(torch.autograd.grad(y, x, unit)[0])
-        bias = y[0].detach()
-    assert bias is not None
+    bias = y[0].detach()
     return torch.cat(rows), bias if bool((bias != 0).any()) else None
 
 

@@ -18,7 +18,7 @@ Make = Callable[[ByHand, fx.Node], fx.Node]
 
 
 def w(graph: ByHand, *shape: int) -> fx.Node:
-    return graph.weight(doubles(*shape, seed=3))
+    return graph.weight(doubles(*shape, seed=3).float())
 
 
 def twice(call: Any) -> Make:
@@ -69,8 +69,9 @@ STEPS: dict[str, tuple[Make, tuple[int, ...], int]] = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_has_the_matrix_and_the_bias_of_what_it_does_to_a_sample(name: str) -> None:
+    """In double precision, whatever the weights are kept in."""
     make, shape, axis = STEPS[name]
-    graph = ByHand()
+    graph = ByHand(torch.float32)
     x = graph.input(*shape, free=(axis,))
     node = make(graph, x)
     assert data_operand(graph.program, node) is x and keeps_samples(graph.program, node)
@@ -100,7 +101,7 @@ OTHERS: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "sum over samples, kept": (lambda g, x: g.call(aten.sum.dim_IntList, x, [-2], True), (2, 4), 0),
     "sum of everything": (lambda g, x: g.call(aten.sum.dim_IntList, x, None), (2, 4), 0),
     "sum of another dtype": (
-        lambda g, x: g.call(aten.sum.dim_IntList, x, [1], dtype=torch.float32),
+        lambda g, x: g.call(aten.sum.dim_IntList, x, [1], dtype=torch.float64),
         (2, 4),
         0,
     ),
@@ -112,6 +113,7 @@ OTHERS: dict[str, tuple[Make, tuple[int, ...], int]] = {
     ),
     "two free axes": (lambda g, x: g.call(aten.mul.Tensor, x, 2.0), (2, 4), -1),
     "no free axis": (lambda g, x: g.call(aten.mul.Tensor, x, 2.0), (2, 4), -2),
+    "a split": (lambda g, x: g.call(aten.split.Tensor, x, 2, 1), (2, 4), 0),
     "a size of its own": (lambda g, x: g.call(aten.slice.Tensor, x, 0, 1), (2, 4), 0),
     "twice the samples": (lambda g, x: g.call(aten.repeat.default, x, [2, 1]), (2, 4), 0),
 }
@@ -120,7 +122,7 @@ OTHERS: dict[str, tuple[Make, tuple[int, ...], int]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_no_step(name: str) -> None:
     make, shape, axis = OTHERS[name]
-    graph = ByHand()
+    graph = ByHand(torch.float32)
     node = make(graph, graph.input(*shape, free=(axis,) if axis >= 0 else (0, 1) if axis == -1 else ()))
     assert not keeps_samples(graph.program, node)
 
@@ -168,7 +170,7 @@ def chain(graph: ByHand) -> tuple[fx.Node, list[fx.Node]]:
 def test_a_chain_is_one_matrix(mode: Callable[[], Any]) -> None:
     """Whether derivatives are wanted where it is called or not; the matrix is one."""
     with mode():
-        graph = ByHand()
+        graph = ByHand(torch.float32)
         x, steps = chain(graph)
         plan = map_of(x, steps)
         assert plan is not None and plan.axes == (1, 0) and plan.size == (12, 10)
@@ -181,7 +183,7 @@ def test_a_matrix_is_computed_a_few_rows_at_a_time(
     monkeypatch: pytest.MonkeyPatch, largest: int, expected: list[int]
 ) -> None:
     """As many as fit: the widest value of a sample, behind the first product, has 30 numbers."""
-    graph = ByHand()
+    graph = ByHand(torch.float32)
     x, steps = chain(graph)
     counts, run = [], sample_maps._run
 
