@@ -111,7 +111,7 @@ def _bounds(program: Program, node: fx.Node) -> tuple[Tensor, Tensor] | None:
             return None
         assert vector is not None
         ends.append(vector)
-    low, high = ends
+    low, high = torch.broadcast_tensors(*ends)
     return (low, high) if bool((low <= high).all()) else None
 
 
