@@ -43,7 +43,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     "check.values": ("check/test_values.py",),
     "check.output_error": ("check/test_output_error.py",),
     "check.input_plan": ("check/test_input_plan.py",),
-    "algebra.branch_term": ("passes/test_merge_branches.py",),
     "algebra.fold_affine": ("algebra/test_fold_affine.py",),
     "passes.fold_constants": ("passes/test_fold_constants.py", "passes/test_fold_constants_weights.py"),
     "algebra.propagate_backward": ("algebra/test_propagate_backward.py", "algebra/test_backward_refusals.py"),

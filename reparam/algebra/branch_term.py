@@ -128,9 +128,7 @@ def branches_to(program: Program, value: fx.Node, user: fx.Node, depth: int = 6)
     links: list[Link] = []
     reader = user
     for _ in range(depth):
-        if value.op != "call_function" or any(u is not reader for u in value.users):
-            break
-        step = read_link(program, value)
+        step = read_link(program, value) if all(u is reader for u in value.users) else None
         if step is None:
             break
         link, operand = step

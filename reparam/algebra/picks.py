@@ -45,8 +45,10 @@ def read_picks(program: Program, node: fx.Node) -> Picks | None:
     if is_call(node, _REPEATS):
         return _copies(node)
     found = _range(node) if is_call(node, SLICES) else None
+    if found is None or found[1] is None:
+        return None
     rank = len(shape_of(node))
-    if found is None or found[1] is None or (args["dim"] % rank > 1 and rank >= 4):
+    if args["dim"] % rank > 1 and rank >= 4:  # a cut of the map
         return None
     return Picks(args["self"], args["dim"] % rank, tuple(found[1]))
 

@@ -76,11 +76,8 @@ def test_a_positive_scale_passes_unchanged(name: str, scale: list[float], behind
     s = torch.tensor(scale).double().reshape(1, 4, 1)
     found = (scale_behind if behind else scale_before)(graph.program, activation(graph, name), s)
     assert not isinstance(found, Refusal)
-    factor = (
-        s
-        if name not in ("prelu", "one slope")
-        else torch.where(s < 0, s * column(SLOPES if name == "prelu" else SLOPES[:1], 3), s)
-    )
+    slopes = {"prelu": SLOPES, "one slope": SLOPES[:1]}.get(name, torch.ones(1).double())
+    factor = torch.where(s < 0, s * column(slopes, 3), s)
     assert torch.equal(found[0], factor)
 
 
