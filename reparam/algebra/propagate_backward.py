@@ -74,7 +74,7 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
     while heap:
         node = heapq.heappop(heap).node
         outsiders = [u for u in node.users if u not in asked[node]]
-        siblings = _siblings(node, outsiders, demands[node])
+        siblings = _siblings(outsiders, demands[node])
         if len(siblings) != len(outsiders):
             user_name = place_of(outsiders[0])
             return Refusal(f"the value before it is also used by '{user_name}'", node)
@@ -102,15 +102,11 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
     return Route(tuple(reversed(steps)), "backward", tuple(others))
 
 
-def _siblings(node: fx.Node, outsiders: list[fx.Node], wanted: Any) -> list[fx.Node]:
+def _siblings(outsiders: list[fx.Node], wanted: Any) -> list[fx.Node]:
     """The outside users of a split that read a piece whose values stay as they are."""
     if not isinstance(wanted, dict):
         return []
     return [u for u in outsiders if op_name(u) == "getitem" and u.args[1] not in wanted]
-
-
-def _is_split(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), (list, tuple))
 
 
 def _agree(a: Any, b: Any) -> bool:
@@ -203,7 +199,7 @@ def _backward_sum(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep
     sides = _two_operands(program, node)
     if sides is None or any(shape_of(s) != shape_of(node) for s in sides):
         return Refusal(f"the affine does not pass back through this {op_name(node)}", node)
-    if is_call(node, SUBS) or arguments(node).get("alpha", 1) != 1:
+    if is_call(node, SUBS) or arguments(node)["alpha"] != 1:
         return Refusal("the affine does not pass back through a difference", node)
     left, right = sides
     if read_layer(program, left) is None and read_layer(program, right) is not None:
@@ -223,9 +219,8 @@ def _backward_product(program: Program, node: fx.Node, wanted: Pair) -> Backward
 
 def _backward_matmul(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     """(r_i c) sum_k A_ik B_kj: a scale of the rows goes into A, of the columns into B, of the whole into A."""
-    left, right = node.args[:2]
-    sides = [s for s in (left, right) if isinstance(s, fx.Node) and is_float(s) and program.constant(s) is None]
-    if wanted.shift is not None or len(sides) < 2 or left is right:
+    sides = [s for s in node.all_input_nodes if is_float(s) and program.constant(s) is None]
+    if wanted.shift is not None or len(sides) < 2:
         return Refusal("a shift does not pass back through a product with data", node)
     scale, rank = wanted.scale, len(shape_of(node))
     if scale is None or rank < 2 or any(len(shape_of(s)) != rank for s in sides):
@@ -240,7 +235,7 @@ def _backward_unary(program: Program, node: fx.Node, wanted: Pair) -> BackwardSt
     x = node.args[0] if node.args else None
     if not isinstance(x, fx.Node):
         return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
-    if op_name(node) == "getitem" and _is_split(x):
+    if op_name(node) == "getitem":
         return "clone", wanted, [(x, {int(node.args[1]): wanted})]  # type: ignore[arg-type]
     if is_call(node, TRANSPARENT):
         return "clone", wanted, [(x, wanted)]

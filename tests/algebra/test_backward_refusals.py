@@ -13,7 +13,7 @@ from torch import fx
 from reparam.algebra import Pair
 from reparam.ir import Refusal, aten
 from support.by_hand import ByHand
-from support.carried_back import BOTH, SCALE, SHIFT, Way, asked, conv, gate, tanh, tokens
+from support.carried_back import BOTH, SCALE, SHIFT, UP, Way, asked, conv, gate, tanh, tokens
 from support.helpers import doubles
 
 
@@ -254,6 +254,20 @@ STOPPED: dict[str, tuple[Way, Pair, int, str, str]] = {
         1,
         "clamp does not commute with a channel affine",
         "clamp",
+    ),
+    "an operand by name": (
+        lambda g, x: g.call(aten.relu.default, self=conv(g, x)),
+        UP,
+        1,
+        "relu does not commute with a channel affine",
+        "relu",
+    ),
+    "nothing, matrices": (
+        lambda g, x: g.call(aten.matmul.default, tokens(g, x), tokens(g, x, 2)),
+        Pair(),
+        1,
+        "the scale does not pass back through a product that broadcasts",
+        "matmul",
     ),
     "nothing": (_with(aten.add.Tensor), Pair(), 1, "nothing before it could absorb it", "add"),
 }

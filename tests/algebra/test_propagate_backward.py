@@ -8,10 +8,25 @@ import pytest
 import torch
 from torch import fx
 
-from reparam.algebra import Pair, Route, execute
+from reparam.algebra import Pair, Route, backward, execute
 from reparam.ir import aten, evaluate
 from support.by_hand import ByHand
-from support.carried_back import BOTH, SCALE, SHAPE, SHIFT, UP, Way, apply_pair, asked, conv, gate, tanh, tokens
+from support.carried_back import (
+    BOTH,
+    SCALE,
+    SHAPE,
+    SHIFT,
+    UP,
+    Way,
+    apply_pair,
+    asked,
+    conv,
+    gate,
+    linear,
+    shaped,
+    tanh,
+    tokens,
+)
 from support.helpers import EXACT, doubles
 
 
@@ -31,6 +46,11 @@ def _two_pieces(graph: ByHand, x: fx.Node) -> fx.Node:
     """The pieces of one split, the other way round, each with its own half of the affine; the middle is not read."""
     split = graph.call(aten.split_with_sizes.default, conv(graph, x, channels=6), [2, 2, 2], 1)
     return graph.call(aten.cat.default, [graph.call(operator.getitem, split, i) for i in (2, 0)], 1)
+
+
+def _every_piece(graph: ByHand, x: fx.Node) -> fx.Node:
+    split = graph.call(aten.split_with_sizes.default, conv(graph, x), [1, 3], 1)
+    return graph.call(aten.cat.default, [graph.call(operator.getitem, split, i) for i in (1, 0)], 1)
 
 
 def _bend(graph: ByHand, x: fx.Node) -> fx.Node:
@@ -70,6 +90,12 @@ EVERYTHING: dict[str, tuple[Way, int, str]] = {
         "sink sink clone",
     ),
     "pieces": (_two_pieces, 1, "sink clone clone clone clone"),
+    "all pieces": (_every_piece, 1, "sink clone clone clone clone"),
+    "selection": (
+        lambda g, x: g.call(aten.index_select.default, conv(g, x), 1, g.weight(torch.tensor([2, 0, 3, 1]), "i")),
+        1,
+        "sink clone",
+    ),
     "clone": (lambda g, x: g.call(aten.clone.default, conv(g, x)), 1, "sink clone"),
     "permute": (lambda g, x: g.call(aten.permute.default, conv(g, x), [0, 2, 3, 1]), 3, "sink clone"),
     "repeated rows": (lambda g, x: g.call(aten.repeat.default, conv(g, x), [1, 1, 2, 1]), 1, "sink clone"),
@@ -103,6 +129,11 @@ SCALES: dict[str, tuple[Way, int, str]] = {
         1,
         "sink clone clone",
     ),
+    "rows of two matrices": (
+        lambda g, x: g.call(aten.mm.default, g.call(aten.t.default, _matrix(g, x, 4)), _matrix(g, x, 3)),
+        0,
+        "sink clone clone",
+    ),
     "columns of a product": (
         lambda g, x: g.call(aten.bmm.default, g.call(aten.flatten.using_ints, tanh(g, x), 2), _columns(g, x)),
         2,
@@ -115,6 +146,11 @@ POSITIVE: dict[str, tuple[Way, int, str]] = {
     "rectifier": (lambda g, x: g.call(aten.relu.default, conv(g, x)), 1, "sink clone"),
     "max pool": (lambda g, x: g.call(aten.max_pool2d.default, conv(g, x), [2, 2]), 1, "sink clone"),
 }
+
+
+def _matrix(graph: ByHand, x: fx.Node, channels: int) -> fx.Node:
+    """(2, channels)"""
+    return linear(graph, graph.call(aten.mean.dim, x, [2, 3]), channels, channels)
 
 
 def _columns(graph: ByHand, x: fx.Node) -> fx.Node:
@@ -177,6 +213,53 @@ def test_a_shift_goes_into_one_operand_of_a_sum_best_a_layer() -> None:
 @pytest.mark.parametrize(("pair", "actions"), [(BOTH, "sink sink clone"), (Pair(None, SHIFT), "sink clone")])
 def test_a_scale_goes_into_both_operands_of_a_sum(pair: Pair, actions: str) -> None:
     assert_carried(lambda g, x: g.call(aten.add.Tensor, conv(g, x), conv(g, x, 2)), 1, actions, pair)
+
+
+def test_a_shift_goes_into_the_first_of_two_layers() -> None:
+    _, value, _, route = asked(lambda g, x: g.call(aten.add.Tensor, conv(g, x), conv(g, x, 2)), Pair(None, SHIFT))
+    assert isinstance(route, Route) and route.sinks == (value.args[0],)
+
+
+def test_an_affine_that_all_ask_for_alike() -> None:
+    """Both halves of a concatenation are one value."""
+    way: Way = lambda g, x: g.call(  # noqa: E731
+        aten.cat.default, [y := conv(g, x, channels=2), g.call(aten.clone.default, y)], 1
+    )
+    assert_carried(way, 1, "sink clone clone", Pair(SCALE[:2].repeat(2), SHIFT[:2].repeat(2)))
+
+
+def test_channels_that_do_not_reach_the_value_stay_as_they_are() -> None:
+    *_, route = asked(lambda g, x: g.call(aten.slice.Tensor, conv(g, x, channels=7), 1, 1, 5), BOTH)
+    assert isinstance(route, Route)
+    pair = next(s.pair for s in route.steps if s.action == "sink")
+    one, none = torch.ones(1).double(), torch.zeros(2).double()
+    assert pair.scale is not None and torch.equal(pair.scale, torch.cat([one, SCALE, one, one]))
+    assert pair.shift is not None and torch.equal(pair.shift, torch.cat([none[:1], SHIFT, none]))
+
+
+def test_the_mean_of_everything() -> None:
+    graph = ByHand()
+    value = graph.call(aten.mean.dim, conv(graph, graph.input(*SHAPE)), None)
+    route = backward(graph.program, graph.call(aten.sin.default, value), value, Pair(SCALE[1], SHIFT[2]))
+    assert isinstance(route, Route)
+    pair = next(s.pair for s in route.steps if s.action == "sink")
+    assert pair.scale is not None and pair.shift is not None
+    assert pair.scale.tolist() == [-2.0] * 4 and pair.shift.tolist() == [0.5] * 4
+
+
+def test_pieces_of_free_size() -> None:
+    """Rows of a map whose height is not fixed."""
+    graph = ByHand()
+    y = conv(graph, graph.input(*SHAPE, free=(2,)))
+    rows = graph.call(operator.sub, graph.call(aten.sym_size.int, y, 2), 2)
+    split = graph.call(aten.split_with_sizes.default, y, [2, rows], 2)
+    value = graph.call(aten.cat.default, [graph.call(operator.getitem, split, i) for i in (1, 0)], 2)
+    pair = shaped(BOTH, 4, 1)
+    route = backward(graph.program, graph.call(aten.sin.default, value), value, pair)
+    assert isinstance(route, Route) and route.sinks == (y,)
+    found = next(s.pair for s in route.steps if s.action == "sink")
+    assert found.scale is not None and torch.equal(found.scale, SCALE)
+    assert found.shift is not None and torch.equal(found.shift, SHIFT)
 
 
 def test_a_layer_on_a_short_and_on_a_long_way_is_taken_last() -> None:

@@ -47,7 +47,7 @@ class ByHand:
         node.meta["module"] = module
         return node
 
-    def call(self, target: Any, *args: Any, module: str = "", **kwargs: Any) -> fx.Node:
+    def call(self, target: Any, /, *args: Any, module: str = "", **kwargs: Any) -> fx.Node:
         node = self.program.call(target, args, kwargs, like=self._output)
         node.meta["module"] = module
         return node
