@@ -250,8 +250,8 @@ def test_the_mean_of_everything() -> None:
 def test_pieces_of_free_size() -> None:
     """Rows of a map whose height is not fixed."""
     graph = ByHand()
-    y = conv(graph, graph.input(*SHAPE, free=(2,)))
-    rows = graph.call(operator.sub, graph.call(aten.sym_size.int, y, 2), 2)
+    x = graph.input(*SHAPE, free=(2,))
+    y, rows = conv(graph, x), graph.call(operator.sub, graph.call(aten.sym_size.int, x, 2), 2)
     split = graph.call(aten.split_with_sizes.default, y, [2, rows], 2)
     value = graph.call(aten.cat.default, [graph.call(operator.getitem, split, i) for i in (1, 0)], 2)
     pair = shaped(BOTH, 4, 1)
