@@ -55,14 +55,16 @@ def read_picks(program: Program, node: fx.Node) -> Picks | None:
 
 def read_cut(node: fx.Node) -> Window | None:
     """A slice along a spatial axis, of a fixed or a free size, as a window; None for anything else."""
-    found = _range(node) if is_call(node, SLICES) else None
-    rank = len(shape_of(node)) if found is not None else 0
-    if found is None or rank < 4 or arguments(node)["dim"] % rank <= 1:
+    if not is_call(node, SLICES):
+        return None
+    rank, found = len(shape_of(node)), _range(node)
+    axis = arguments(node)["dim"] % rank - 2
+    if found is None or rank < 4 or axis < 0:
         return None
     (start, behind, step), _ = found
     if start is None or behind is None:
         return None
-    return cut_window(rank - 2, arguments(node)["dim"] % rank - 2, start, behind, step)
+    return cut_window(rank - 2, axis, start, behind, step)
 
 
 def _piece(node: fx.Node) -> Picks | None:
@@ -88,10 +90,10 @@ def _range(node: fx.Node) -> tuple[tuple[int | None, int | None, int], range | N
     args = arguments(node)
     size = static_shape(args["self"])[args["dim"] % len(shape_of(node))]
     start, end, step = args["start"] or 0, args.get("end"), args.get("step", 1)
-    length = args.get("length", 0)
-    if not all(isinstance(v, int) for v in (start, step, length, 0 if end is None else end)):
+    length = args.get("length")
+    if not all(v is None or isinstance(v, int) for v in (start, end, step, length)):
         return None
-    if "length" in args:
+    if length is not None:
         end = start + length
     if size is not None:
         where = range(*slice(start, end, step).indices(size))

@@ -124,6 +124,10 @@ FREE: dict[str, tuple[int, Any]] = {
         2,
         lambda g, x: g.call(aten.narrow.default, x, 1, 0, g.call(aten.sym_size.int, x, 2)),
     ),
+    "slice as far as another axis": (
+        2,
+        lambda g, x: g.call(aten.slice.Tensor, x, 1, 0, g.call(aten.sym_size.int, x, 2)),
+    ),
     "shuffle": (1, lambda g, x: g.call(aten.channel_shuffle.default, x, 1)),
     "repeat": (1, lambda g, x: g.call(aten.repeat.default, x, [1, 2, 1])),
     "repeat as often as another axis": (
@@ -189,7 +193,11 @@ def test_a_cut_of_a_map_of_three_axes() -> None:
     assert read_cut(node) == Window((1, 1, 1), (1, 1, 1), (1, 1, 1), (0, 1, 0), (-1, -4, -1))
 
 
-@pytest.mark.parametrize("options", [(-3,), (0, 4), (0, 0)], ids=["from behind", "up to a position", "nothing"])
+@pytest.mark.parametrize(
+    "options",
+    [(-3,), (0, 4), (0, 200), (0, 0)],
+    ids=["from behind", "up to a position", "up to a far position", "nothing"],
+)
 def test_a_cut_that_depends_on_a_free_size(options: tuple[int, ...]) -> None:
     """What is left out in front or behind is another number for every size; of nothing there is no window."""
     graph = ByHand()
