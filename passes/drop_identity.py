@@ -234,12 +234,8 @@ def _repeat_is_one(program: Program, node: fx.Node, x: fx.Node) -> bool:
 
 def _pool_is_one(program: Program, node: fx.Node, x: fx.Node) -> bool:
     args = arguments(node)
-    kernel = args["kernel_size"]
-    stride = args["stride"] or kernel
-    padding = args["padding"]
-    flat = [v for part in (kernel, stride) for v in (part if isinstance(part, (list, tuple)) else [part])]
-    pads = padding if isinstance(padding, (list, tuple)) else [padding]
-    return all(v == 1 for v in flat) and not any(pads) and args.get("divisor_override") in (None, 1)
+    ones = all(v == 1 for v in (*args["kernel_size"], *args["stride"]))
+    return ones and not any(args["padding"]) and args.get("divisor_override") in (None, 1)
 
 
 def _inside_range(program: Program, node: fx.Node, x: fx.Node) -> bool:

@@ -35,7 +35,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "algebra.channel_affine": ("algebra/test_channel_affine.py",),
     "rewrite.driver": ("rewrite/test_accepted.py", "rewrite/test_driver.py"),
     "rewrite.rule": ("rewrite/test_rule.py",),
-    "passes.drop_identity": ("passes/test_drop_identity.py",),
+    "passes.drop_identity": ("passes/test_drop_identity_calls.py",),
     "passes.merge_shared_inputs": ("passes/test_merge_shared_inputs.py",),
     "passes.merge_branches": ("passes/test_merge_branches.py",),
     "check.rounding_bound": ("check/test_rounding_bound.py",),
