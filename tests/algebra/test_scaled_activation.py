@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, Any] = {  # the arguments behind the input, with its rank
     "hardtanh": (aten.hardtanh.default, lambda rank: ()),
     "hardtanh between others": (aten.hardtanh.default, lambda rank: (-0.1, 0.7)),
     "clamp": (aten.clamp.default, lambda rank: (-0.1, 0.2)),
+    "clamp to one number": (aten.clamp.default, lambda rank: (0.3, 0.3)),
     "clamp from below": (aten.clamp.default, lambda rank: (-0.1,)),
     "clamp from above": (aten.clamp.default, lambda rank: (None, 0.1)),
     "clamp by tensors": (aten.clamp.Tensor, lambda rank: (column(LOW, rank), column(HIGH, rank))),
@@ -61,6 +62,7 @@ def test_both_sides_are_the_same_function(name: str, rank: int, behind: bool) ->
         found = (scale_behind if behind else scale_before)(graph.program, node, s)
         assert not isinstance(found, Refusal)
         moved, swap = found
+        assert swap.target is (aten.prelu.default if node.target is aten.prelu.default else aten.clamp.Tensor)
         assert moved.dim() == rank and moved.numel() == max(moved.shape)
         new = emit_swap(graph.program, swap, node.args[0], node)  # type: ignore[arg-type]
         assert new < node and new.meta["module"] == "act"
@@ -91,11 +93,12 @@ def test_bounds_that_all_channels_share_are_numbers() -> None:
         assert new.target is aten.clamp.default and new.args[1:] == expected
 
 
-def test_other_bounds_and_slopes_are_weights_named_after_their_place() -> None:
+@pytest.mark.parametrize("move", [scale_before, scale_behind])
+def test_other_bounds_and_slopes_are_weights_named_after_their_place(move: Any) -> None:
     graph = ByHand()
     for name, parts in (("clamp", {"act.low": False, "act.high": False}), ("prelu", {"act.slopes": True})):
         node = activation(graph, name)
-        found = scale_before(graph.program, node, OTHER.reshape(1, 4, 1))
+        found = move(graph.program, node, OTHER.reshape(1, 4, 1))
         assert not isinstance(found, Refusal)
         new = emit_swap(graph.program, found[1], node.args[0], node)  # type: ignore[arg-type]
         made = [graph.program.constant(n) for n in new.args[1:]]
@@ -125,15 +128,15 @@ def test_bounds_of_which_one_differs_are_all_weights() -> None:
         ([-0.5], False, None),
         ([0.5, 0.0, 0.5, 0.0], False, 1),
         ([0.5, -1.0, 0.5, 0.0], True, 1),
-        ([0.0, 0.5, 0.0, 0.5], True, None),
-        ([0.0, 0.5, 0.0, 0.5], False, None),
+        ([0.0, 0.5, 0.25, -1.0], True, None),
+        ([0.0, 0.5, 0.25, 0.0], False, None),
     ],
 )
 def test_a_slope_that_cannot_be_turned(slopes: list[float], behind: bool, refused: int | None) -> None:
-    """It matters where the scale is negative alone: here in the second and, unless it is zero there, the third."""
+    """It matters where the scale is negative alone: here in the second and the third channel."""
     graph = ByHand()
     node = graph.call(aten.prelu.default, graph.input(2, 4, 6), graph.weight(torch.tensor(slopes).double()))
-    s = torch.tensor([1.0, -1.0, -2.0 if len(slopes) == 1 else 2.0, 3.0]).double().reshape(1, 4, 1)
+    s = torch.tensor([1.0, -1.0, -2.0, 3.0]).double().reshape(1, 4, 1)
     found = (scale_behind if behind else scale_before)(graph.program, node, s)
     if refused is None:
         assert not isinstance(found, Refusal)
