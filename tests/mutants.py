@@ -37,7 +37,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "rewrite.rule": ("rewrite/test_rule.py",),
     "passes.drop_identity": ("passes/test_drop_identity_calls.py",),
     "passes.merge_shared_inputs": ("passes/test_merge_shared_inputs.py",),
-    "passes.merge_branches": ("passes/test_merge_branches.py",),
+    "passes.merge_branches": ("passes/test_merge_branches_calls.py",),
     "check.rounding_bound": ("check/test_rounding_bound.py",),
     "check.network_check": ("check/test_network_check.py",),
     "check.values": ("check/test_values.py",),

@@ -11,7 +11,8 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from reparam.ir import InputSpec, Program
+from reparam.ir import InputSpec, Program, Refusal, evaluate
+from reparam.rewrite import Match, Rewrite
 
 
 class ByHand:
@@ -55,3 +56,20 @@ class ByHand:
     def returns(self, *nodes: fx.Node) -> Program:
         self._output.args = (nodes,)
         return self.program
+
+
+def rewritten(
+    rule: Any, graph: ByHand, root: fx.Node, *inputs: Tensor, bound: float = 1e-12
+) -> Rewrite | Refusal | None:
+    """What `rule` makes of `root`, the only output: the same numbers, in a program without the old calls."""
+    graph.returns(root)
+    plan = rule.check(graph.program, Match(root, {}))
+    if plan is None or isinstance(plan, Refusal):
+        return plan
+    made: Rewrite = rule.rewrite(graph.program, plan)
+    [before], [after] = (evaluate(graph.returns(n), inputs) for n in (root, made.replace[root]))
+    assert before.shape == after.shape and before.dtype == after.dtype
+    assert float((before - after).abs().max()) <= bound * float(before.abs().max())
+    graph.program.graph.eliminate_dead_code()
+    graph.program.graph.lint()
+    return made
