@@ -272,7 +272,7 @@ def _write(program: Program, root: fx.Node, source: fx.Node, branch: MergedBranc
 
 
 def _write_sum(program: Program, values: list[tuple[fx.Node, float]], like: fx.Node) -> fx.Node:
-    """Of factor * value, those with the factor one first. The first value is a merged branch, which has its sign in it."""
+    """Of factor * value. Those with the factor one come first, among them the merged branches."""
     (total, _), *others = sorted(values, key=lambda v: v[1] != 1.0)
     for value, factor in others:
         if factor in (1.0, -1.0):

@@ -148,10 +148,8 @@ def build_term(program: Program, chain: Branch, ndim: int, axis: int, sign: floa
         if isinstance(result, Refusal):
             return result
         term = result
-    if sign != 1.0:
-        bias = None if term.bias is None else sign * term.bias
-        term = replace(term, weight=sign * term.weight, bias=bias)
-    return term
+    bias = None if term.bias is None else sign * term.bias
+    return replace(term, weight=sign * term.weight, bias=bias)
 
 
 def _extend(program: Program, term: Term, link: Link, ndim: int, axis: int) -> Term | Refusal:

@@ -118,6 +118,8 @@ CHAINS: dict[str, tuple[Step, ...]] = {
     "channels": (take,),
     "channels of a grouped conv": (conv(6, groups=2), take, conv(3, seed=2)),
     "channels without a bias": (conv(6, groups=2, bias=False), take),
+    "channels listed": (call(aten.index_select.default, 1, torch.tensor([3, 0, 3])), conv(6)),
+    "one number for all, without a bias": (conv(4, bias=False), call(aten.add.Tensor, 2.0)),
     "channels repeated": (conv(2), repeat),
 }
 
@@ -131,9 +133,10 @@ def test_a_chain_is_one_kernel(name: str) -> None:
     [truth] = evaluate(graph.returns(value), [x])
     assert_close(value_of(term, x), truth)
     assert len(branches) == len(CHAINS[name]) + 1 and branches[-1].source is graph.program.placeholders[0]
-    minus = build_term(graph.program, branches[-1], 2, 1, -1.0)
-    assert isinstance(minus, Term) and (minus.window, minus.groups) == (term.window, term.groups)
-    assert_close(value_of(minus, x), -truth)
+    for sign in (-1.0, 2.0):
+        other = build_term(graph.program, branches[-1], 2, 1, sign)
+        assert isinstance(other, Term) and (other.window, other.groups) == (term.window, term.groups)
+        assert_close(value_of(other, x), sign * truth)
 
 
 def test_groups_of_a_chain_are_those_that_both_parts_keep_apart() -> None:
@@ -196,12 +199,12 @@ def test_a_part_along_another_axis_than_the_channels_is_named() -> None:
 
 
 def test_a_bias_of_zero_passes_a_padded_border() -> None:
-    graph, branches, value = chained(conv(6, 1), conv(3, padding=1, seed=2))
+    graph, branches, value = chained(conv(6, 1), conv(3, padding=1, seed=2, bias=False))
     name = next(n for n, c in graph.program.constants.items() if c.origin == "b")
     old = graph.program.constants[name]
     graph.program.constants[name] = replace(old, value=torch.zeros(6).double())
     term = build_term(graph.program, branches[-1], 2, 1)
-    assert isinstance(term, Term)
+    assert isinstance(term, Term) and term.bias is None
     x = doubles(*SHAPE, seed=9)
     assert_close(value_of(term, x), evaluate(graph.returns(value), [x])[0])
 
@@ -289,10 +292,9 @@ def test_a_sum_of_two_terms_over_a_window_that_holds_both(biases: tuple[bool, bo
     other = Term(Window((1, 1), (2, 2), (2, 3), (-1, -1), (1, 2)), 4, doubles(8, 1, 2, 2, seed=3), shifts[1])
     joint = unite(one.window, other.window, SHAPE[2:])
     assert isinstance(joint, Window)
-    total = add_terms(one, other, joint)
-    assert total.groups == 2 and total.window == joint and (total.bias is not None) == any(biases)
     x = doubles(*SHAPE, seed=9)
-    truth = sum(value_of(t, x) for t in (one, other))
-    assert isinstance(truth, Tensor)
-    assert_close(value_of(total, x), truth)
+    truth = value_of(one, x) + value_of(other, x)
+    for total in (add_terms(one, other, joint), add_terms(other, one, joint)):
+        assert total.groups == 2 and total.window == joint and (total.bias is not None) == any(biases)
+        assert_close(value_of(total, x), truth)
     assert_close(value_of(Term(joint, 4, fit(other.weight, other.window, joint), other.bias), x), value_of(other, x))
