@@ -46,6 +46,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "algebra.fold_affine": ("algebra/test_fold_affine.py",),
     "passes.fold_constants": ("passes/test_fold_constants.py", "passes/test_fold_constants_weights.py"),
     "algebra.propagate_backward": ("algebra/test_propagate_backward.py", "algebra/test_backward_refusals.py"),
+    "passes.name_activation": ("passes/test_name_activation_calls.py",),
     "passes.shrink": ("passes/test_shrink.py", "passes/test_shrink_attention.py"),
     "passes.carry_residual": (
         "passes/test_carry_residual.py",

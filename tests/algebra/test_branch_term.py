@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -16,16 +14,15 @@ from reparam.algebra import Branch, Link, Term, add_terms, branches_to, build_te
 from reparam.algebra.branch_term import read_link
 from reparam.algebra.window import Window
 from reparam.ir import Refusal, aten, evaluate
-from support.by_hand import ByHand
+from support.by_hand import ByHand, Make, call
 from support.helpers import EXACT, doubles
 
 SHAPE = (2, 4, 7, 8)
-Step = Callable[[ByHand, fx.Node], fx.Node]
 
 
 def conv(
     c_out: int = 4, k: int = 3, padding: int = 0, *, stride: int = 1, groups: int = 1, bias: bool = True, seed: int = 1
-) -> Step:
+) -> Make:
     """Of as many channels as it finds, with other numbers for each axis."""
 
     def step(graph: ByHand, x: fx.Node) -> fx.Node:
@@ -36,17 +33,12 @@ def conv(
     return step
 
 
-def linear(c_out: int, seed: int = 1, bias: bool = True) -> Step:
+def linear(c_out: int, seed: int = 1, bias: bool = True) -> Make:
     def step(graph: ByHand, x: fx.Node) -> fx.Node:
         b = graph.weight(doubles(c_out, seed=seed + 50), "b") if bias else None
         return graph.call(aten.linear.default, x, graph.weight(doubles(c_out, x.meta["val"].shape[-1], seed=seed)), b)
 
     return step
-
-
-def call(target: Any, *options: Any) -> Step:
-    """With tensors among the options as weights."""
-    return lambda g, x: g.call(target, x, *(g.weight(o, "o") if isinstance(o, Tensor) else o for o in options))
 
 
 times, plus = call(aten.mul.Tensor, doubles(4, 1, 1, seed=5)), call(aten.add.Tensor, doubles(4, 1, 1, seed=6))
@@ -55,7 +47,7 @@ crop, cut = call(aten.pad.default, [-1, 0, -2, -1], "reflect"), call(aten.slice.
 take, repeat = call(aten.slice.Tensor, 1, 1, 3), call(aten.repeat.default, [1, 2, 1, 1])
 
 
-def chained(*steps: Step, shape: tuple[int, ...] = SHAPE) -> tuple[ByHand, list[Branch], fx.Node]:
+def chained(*steps: Make, shape: tuple[int, ...] = SHAPE) -> tuple[ByHand, list[Branch], fx.Node]:
     """The chains that end behind all steps, the longest one last, and the value there."""
     graph = ByHand()
     value = graph.input(*shape)
@@ -65,7 +57,7 @@ def chained(*steps: Step, shape: tuple[int, ...] = SHAPE) -> tuple[ByHand, list[
     return graph, branches_to(graph.program, value, user), value
 
 
-def term_of(*steps: Step, ndim: int = 2, axis: int = 1, shape: tuple[int, ...] = SHAPE) -> Term | Refusal:
+def term_of(*steps: Make, ndim: int = 2, axis: int = 1, shape: tuple[int, ...] = SHAPE) -> Term | Refusal:
     graph, branches, _ = chained(*steps, shape=shape)
     assert branches[-1].source is graph.program.placeholders[0]
     return build_term(graph.program, branches[-1], ndim, axis)
@@ -85,7 +77,7 @@ def assert_close(made: Tensor, truth: Tensor) -> None:
 
 # ---- one kernel --------------------------------------------------------------------------------------------------
 
-CHAINS: dict[str, tuple[Step, ...]] = {
+CHAINS: dict[str, tuple[Make, ...]] = {
     "nothing": (),
     "conv": (conv(6, padding=1),),
     "grouped conv": (conv(6, groups=2, stride=2),),
@@ -159,7 +151,7 @@ def test_linear_layers_are_one_layer(axis: int) -> None:
 
 
 PADDED = "its bias would meet the zero padding that follows, which is wrong on the border"
-REFUSED: dict[str, tuple[tuple[Step, ...], int, str]] = {
+REFUSED: dict[str, tuple[tuple[Make, ...], int, str]] = {
     "a bias before padding": ((conv(6, 1), conv(3, padding=1, seed=2)), 2, PADDED),
     "a shift before padding": ((plus, zero_pad), 2, PADDED),
     "padding behind a window": (
@@ -224,14 +216,14 @@ def test_a_bias_of_zero_passes_a_padded_border() -> None:
         ((crop,), False),
     ],
 )
-def test_diagonal_is_what_scales_and_shifts_each_channel(steps: tuple[Step, ...], diagonal: bool) -> None:
+def test_diagonal_is_what_scales_and_shifts_each_channel(steps: tuple[Make, ...], diagonal: bool) -> None:
     term = term_of(*steps)
     assert isinstance(term, Term) and term.diagonal == diagonal
 
 
 # ---- links and branches ------------------------------------------------------------------------------------------
 
-NO_LINKS: dict[str, Step] = {
+NO_LINKS: dict[str, Make] = {
     "activation": call(aten.relu.default),
     "transposed conv": call(aten.conv_transpose2d.input, doubles(4, 4, 1, 1)),
     "reflection": call(aten.pad.default, [1, 0, -1, 0], "reflect"),
@@ -277,7 +269,7 @@ def test_a_chain_stops_where_it_is_long_or_read_elsewhere() -> None:
 
 def test_a_chain_does_not_go_through_a_split() -> None:
     """Whose other pieces read what comes before it."""
-    piece: Step = lambda g, x: g.call(operator.getitem, g.call(aten.split.Tensor, x, 2, 1), 1)  # noqa: E731
+    piece: Make = lambda g, x: g.call(operator.getitem, g.call(aten.split.Tensor, x, 2, 1), 1)  # noqa: E731
     _, branches, value = chained(conv(4), piece)
     assert branches[1:] == [Branch(branches[1].source, (Link(value, picks=(1, (2, 3))),))]
 

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from reparam.ir import aten, evaluate
 from reparam.passes.drop_identity import DropIdentity, Plan
 from reparam.rewrite import Match
-from support.by_hand import ByHand
+from support.by_hand import ByHand, Make, behind, call, then
 from support.helpers import doubles
 
 RULE = DropIdentity()
 SHAPE = (2, 4, 5, 6)
-Make = Callable[[ByHand, fx.Node], fx.Node]
-
-
-def call(target: Any, *options: Any, **named: Any) -> Make:
-    """Of the value, with tensors among the options as weights."""
-    return lambda g, x: g.call(target, x, *(g.weight(o) if isinstance(o, Tensor) else o for o in options), **named)
-
-
-def behind(target: Any, *options: Any) -> Make:
-    """With the value as the last operand."""
-    return lambda g, x: g.call(target, *(g.weight(o) if isinstance(o, Tensor) else o for o in options), x)
-
-
-def then(first: Make, second: Make) -> Make:
-    return lambda g, x: second(g, first(g, x))
 
 
 zeros_like = call(aten.zeros_like.default)

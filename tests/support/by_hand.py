@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from reparam.ir import InputSpec, Program, Refusal, evaluate
 from reparam.rewrite import Match, Rewrite
+
+Make = Callable[["ByHand", fx.Node], fx.Node]
 
 
 class ByHand:
@@ -56,6 +58,27 @@ class ByHand:
     def returns(self, *nodes: fx.Node) -> Program:
         self._output.args = (nodes,)
         return self.program
+
+
+def call(target: Any, *options: Any, **named: Any) -> Make:
+    """A call of a value, with tensors among the options as weights."""
+    return lambda g, x: g.call(target, x, *(g.weight(o) if isinstance(o, Tensor) else o for o in options), **named)
+
+
+def behind(target: Any, *options: Any) -> Make:
+    """The same with the value as the last operand."""
+    return lambda g, x: g.call(target, *(g.weight(o) if isinstance(o, Tensor) else o for o in options), x)
+
+
+def then(*calls: Make) -> Make:
+    """One call after the other."""
+
+    def make(graph: ByHand, x: fx.Node) -> fx.Node:
+        for one in calls:
+            x = one(graph, x)
+        return x
+
+    return make
 
 
 def rewritten(
