@@ -47,6 +47,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "passes.fold_constants": ("passes/test_fold_constants.py", "passes/test_fold_constants_weights.py"),
     "algebra.propagate_backward": ("algebra/test_propagate_backward.py", "algebra/test_backward_refusals.py"),
     "passes.name_activation": ("passes/test_name_activation_calls.py",),
+    "passes.scatter_as_cat": ("passes/test_scatter_as_cat_calls.py",),
+    "passes.dense_beside_conv": ("passes/test_dense_beside_conv_calls.py",),
     "passes.shrink": ("passes/test_shrink.py", "passes/test_shrink_attention.py"),
     "passes.carry_residual": (
         "passes/test_carry_residual.py",
