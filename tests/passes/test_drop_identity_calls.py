@@ -154,11 +154,13 @@ OTHERS: dict[str, Make] = {
     "average of one with a border": call(avg, [2, 2], [1, 1], [1, 1]),
     "another divisor": call(avg, [1, 1], [1, 1], [0, 0], False, True, 2),
     "maximum of three": call(mx, [3, 3], [1, 1], [1, 1]),
+    "concatenation with nothing": lambda g, x: g.call(aten.cat.default, [x, g.call(aten.slice.Tensor, x, 1, 4, 4)], 1),
     "concatenation with itself": lambda g, x: g.call(aten.cat.default, [x, x], 1),
     "clamp inside": call(aten.clamp.default, -0.5, 1.0),
     "clamp inside above": call(aten.clamp.default, -1.0, 0.5),
     "clamp_min inside": call(aten.clamp_min.default, -0.5),
     "clamp_max inside": call(aten.clamp_max.default, 0.5),
+    "hardtanh inside below": call(aten.hardtanh.default, -0.5, 1.0),
     "hardtanh inside": call(aten.hardtanh.default, -1.0, 0.5),
     "relu": call(aten.relu.default),
     "relu6": call(aten.relu6.default),
@@ -169,6 +171,7 @@ OTHERS: dict[str, Make] = {
     "celu": call(aten.celu.default),
     "rrelu": call(aten.rrelu.default, 0.5, 1.0),
     "threshold at its end": call(aten.threshold.default, -1.0, 7.0),
+    "threshold that nothing exceeds": call(aten.threshold.default, math.inf, 7.0),
     "two values": call(aten.split.Tensor, 4, 1),
 }
 POSITIVE: dict[str, tuple[Make, bool]] = {
@@ -215,6 +218,23 @@ def test_a_transpose_of_a_matrix_and_of_a_vector(shape: tuple[int, ...], goes: b
 def test_a_matrix_transposed_twice() -> None:
     assert_same(then(call(aten.t.default), call(aten.t.default)), True, shape=(3, 4))
     assert_same(then(call(aten.t.default), call(aten.transpose.int, 0, 1)), True, shape=(3, 4))
+
+
+def test_a_map_turned_on_keeps_its_shape_and_stays() -> None:
+    turn = call(permute, [0, 2, 3, 1])
+    assert_same(then(turn, turn), False, shape=(2, 4, 4, 4))
+    assert_same(then(turn, then(turn, turn)), False, shape=(2, 4, 4, 4))
+
+
+def test_relu6_of_what_reaches_past_six_stays() -> None:
+    graph = ByHand()
+    x = graph.call(aten.clamp.default, graph.input(*SHAPE), 0.0, 6.5)
+    assert RULE.check(graph.program, Match(graph.call(aten.relu6.default, x), {})) is None
+
+
+def test_an_operand_that_is_given_by_name_is_not_looked_for() -> None:
+    graph = ByHand()
+    assert RULE.check(graph.program, Match(graph.call(aten.clone.default, self=graph.input(*SHAPE)), {})) is None
 
 
 def test_what_is_broadcast_up_stays() -> None:
