@@ -49,7 +49,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "passes.name_activation": ("passes/test_name_activation_calls.py",),
     "passes.scatter_as_cat": ("passes/test_scatter_as_cat_calls.py",),
     "passes.dense_beside_conv": ("passes/test_dense_beside_conv_calls.py",),
-    "passes.shrink": ("passes/test_shrink.py", "passes/test_shrink_attention.py"),
+    "passes.shrink": ("passes/test_shrink_told.py",),
     "passes.carry_residual": (
         "passes/test_carry_residual.py",
         "passes/test_carry_refusals.py",
