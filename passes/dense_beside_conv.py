@@ -132,8 +132,7 @@ def _chain(program: Program, node: fx.Node) -> list[fx.Node]:
     found = [node]
     while keeps_samples(program, found[-1]) and len(found[-1].users) == 1:
         before = data_operand(program, found[-1])
-        if before is None:
-            break
+        assert before is not None
         found.append(before)
     return found
 

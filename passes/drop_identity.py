@@ -143,7 +143,8 @@ def equal_value(program: Program, node: fx.Node) -> fx.Node | None:
     if not is_tensor(node):
         return None
     if is_call(node, CATS):
-        return first[0] if isinstance(first, (list, tuple)) and len(first) == 1 else None  # type: ignore[return-value]
+        tensors = arguments(node)["tensors"]
+        return tensors[0] if len(tensors) == 1 else None
     if is_call(node, _ARITHMETIC):
         affine = read_affine(program, node)
         return affine.x if isinstance(affine, Affine) and _neutral(affine) else _beside_zero(node)
@@ -220,11 +221,11 @@ def _pad_is_empty(program: Program, node: fx.Node, x: fx.Node) -> bool:
 def _roll_is_whole(program: Program, node: fx.Node, x: fx.Node) -> bool:
     args = arguments(node)
     sizes = x.meta["val"].shape
-    turned: dict[int, int] = {}
-    for shift, dim in zip(args["shifts"], args["dims"], strict=False):
-        turned[dim % len(sizes)] = turned.get(dim % len(sizes), 0) + shift
     if not args["dims"]:  # of all elements in a row
         return not any(args["shifts"])
+    turned: dict[int, int] = {}
+    for shift, dim in zip(args["shifts"], args["dims"], strict=True):
+        turned[dim % len(sizes)] = turned.get(dim % len(sizes), 0) + shift
     return all(t == 0 or (isinstance(sizes[d], int) and t % sizes[d] == 0) for d, t in turned.items())
 
 
@@ -234,12 +235,8 @@ def _repeat_is_one(program: Program, node: fx.Node, x: fx.Node) -> bool:
 
 def _pool_is_one(program: Program, node: fx.Node, x: fx.Node) -> bool:
     args = arguments(node)
-    kernel = args["kernel_size"]
-    stride = args["stride"] or kernel
-    padding = args["padding"]
-    flat = [v for part in (kernel, stride) for v in (part if isinstance(part, (list, tuple)) else [part])]
-    pads = padding if isinstance(padding, (list, tuple)) else [padding]
-    return all(v == 1 for v in flat) and not any(pads) and args.get("divisor_override") in (None, 1)
+    ones = all(v == 1 for v in (*args["kernel_size"], *args["stride"]))
+    return ones and not any(args["padding"]) and args.get("divisor_override") in (None, 1)
 
 
 def _inside_range(program: Program, node: fx.Node, x: fx.Node) -> bool:

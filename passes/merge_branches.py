@@ -97,6 +97,8 @@ def _splits(node: fx.Node) -> bool:
         return False
     args = arguments(node)
     sides = (args["self"], args["other"])
+    if not isinstance(args["alpha"], (int, float)):
+        return False
     return all(is_float(s) and s.op != "get_attr" and shape_of(s) == shape_of(node) for s in sides)
 
 
@@ -111,7 +113,7 @@ def flatten(root: fx.Node) -> list[Operand]:
             result.append(item)
             continue
         args = arguments(item.value)
-        alpha = float(args.get("alpha") or 1.0)
+        alpha = float(args["alpha"])
         signs = (1.0, alpha) if is_call(item.value, ADDS) else (1.0, -alpha)
         if item.value.target in (aten.rsub.Tensor, aten.rsub.Scalar):
             signs = (-alpha, 1.0)
@@ -270,11 +272,9 @@ def _write(program: Program, root: fx.Node, source: fx.Node, branch: MergedBranc
 
 
 def _write_sum(program: Program, values: list[tuple[fx.Node, float]], like: fx.Node) -> fx.Node:
-    positive = sorted(values, key=lambda v: v[1] != 1.0)
-    total, sign = positive[0]
-    if sign != 1.0:
-        total = program.call(aten.mul.Tensor, (total, sign), like=like)
-    for value, factor in positive[1:]:
+    """Of factor * value. Those with the factor one come first, among them the merged branches."""
+    (total, _), *others = sorted(values, key=lambda v: v[1] != 1.0)
+    for value, factor in others:
         if factor in (1.0, -1.0):
             target = aten.add.Tensor if factor == 1.0 else aten.sub.Tensor
             total = program.call(target, (total, value), like=like)

@@ -147,7 +147,8 @@ def _hard_sigmoid_of(program: Program, node: fx.Node, root: fx.Node, factor: flo
             return None
         for inner in _lines(program, clamp.args[0]):  # type: ignore[arg-type]
             if _near(a * inner.slope, 1 / 6) and _near(a * inner.offset + b, 1 / 2):
-                return Plan(root, inner.x, aten.hardsigmoid.default) if len(clamp.args[0].users) == 1 else None  # type: ignore[union-attr]
+                alone = inner.x is clamp.args[0] or len(clamp.args[0].users) == 1  # type: ignore[union-attr]
+                return Plan(root, inner.x, aten.hardsigmoid.default) if alone else None
         return None
     return None
 

@@ -87,7 +87,7 @@ def _told(plan: ChannelPlan, node: fx.Node, before: int, after: int) -> str:
     why = [f"{n} {what}" for n, what in ((constant, "constant"), (same, "the same as others")) if n]
     rest = before - after - constant - same
     why += [f"{rest} read by nobody"] if rest > 0 else []
-    return f"{before} channels became {after} ({', '.join(why) or 'the others are read by nobody'})"
+    return f"{before} channels became {after} ({', '.join(why)})"
 
 
 def _stays(plan: ChannelPlan) -> dict[fx.Node, str]:

@@ -128,9 +128,7 @@ def branches_to(program: Program, value: fx.Node, user: fx.Node, depth: int = 6)
     links: list[Link] = []
     reader = user
     for _ in range(depth):
-        if value.op != "call_function" or any(u is not reader for u in value.users):
-            break
-        step = read_link(program, value)
+        step = read_link(program, value) if all(u is reader for u in value.users) else None
         if step is None:
             break
         link, operand = step
@@ -150,10 +148,8 @@ def build_term(program: Program, chain: Branch, ndim: int, axis: int, sign: floa
         if isinstance(result, Refusal):
             return result
         term = result
-    if sign != 1.0:
-        bias = None if term.bias is None else sign * term.bias
-        term = replace(term, weight=sign * term.weight, bias=bias)
-    return term
+    bias = None if term.bias is None else sign * term.bias
+    return replace(term, weight=sign * term.weight, bias=bias)
 
 
 def _extend(program: Program, term: Term, link: Link, ndim: int, axis: int) -> Term | Refusal:

@@ -174,7 +174,8 @@ def _read_arithmetic(program: Program, node: fx.Node) -> Affine | None:
     factor = _constant_factor(program, other, rank)
     if factor is None or not is_float(data) or _is_weight(program, data) or not _keeps_shape(data, node):
         return None
-    alpha = float(args["alpha"]) if isinstance(args.get("alpha"), (int, float)) else 1.0
+    if not isinstance(alpha := args.get("alpha", 1.0), (int, float)):
+        return None  # a size of the input
     if is_call(node, MULS):
         return Affine(node, data, Pair(factor))
     if is_call(node, DIVS):

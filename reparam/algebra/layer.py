@@ -116,9 +116,8 @@ def read_layer(program: Program, node: Any) -> Layer | None:
     return Layer(node, kind, args["input"], args["weight"], args["bias"], geometry)
 
 
-def _output_padding(value: Any, n: int) -> tuple[int | fx.Node, ...]:
-    sizes = list(value) if isinstance(value, (list, tuple)) else [value]
-    return tuple(v if isinstance(v, fx.Node) else int(v) for v in (sizes * n if len(sizes) == 1 else sizes))
+def _output_padding(sizes: Sequence[int | fx.Node], n: int) -> tuple[int | fx.Node, ...]:
+    return tuple(sizes) * n if len(sizes) == 1 else tuple(sizes)
 
 
 def _read_linear(program: Program, node: fx.Node) -> Layer | None:
@@ -136,7 +135,7 @@ def weights(program: Program, layer: Layer) -> tuple[Tensor, Tensor | None]:
     """Weight and bias in float64."""
     weight = program.tensor(layer.weight)
     assert weight is not None
-    return weight, program.tensor(layer.bias) if layer.bias is not None else None
+    return weight, program.tensor(layer.bias)
 
 
 def write_layer(

@@ -32,7 +32,9 @@ def read_picks(program: Program, node: fx.Node) -> Picks | None:
     args = arguments(node)
     if node.target is aten.index_select.default:
         index = program.tensor(args["index"])
-        return None if index is None else Picks(args["self"], args["dim"] % len(shape_of(node)), tuple(index.tolist()))
+        if index is None:
+            return None
+        return Picks(args["self"], args["dim"] % len(shape_of(node)), tuple(index.reshape(-1).tolist()))
     if node.target is aten.channel_shuffle.default:
         channels = static_shape(node)[1]
         if channels is None:
@@ -45,22 +47,24 @@ def read_picks(program: Program, node: fx.Node) -> Picks | None:
     found = _range(node) if is_call(node, SLICES) else None
     if found is None or found[1] is None:
         return None
-    axis, size = args["dim"] % len(shape_of(node)), static_shape(args["self"])[args["dim"] % len(shape_of(node))]
-    if size is None or (axis > 1 and len(shape_of(node)) >= 4):
+    rank = len(shape_of(node))
+    if args["dim"] % rank > 1 and rank >= 4:  # a cut of the map
         return None
-    return Picks(args["self"], axis, tuple(range(*found[1].indices(size))))
+    return Picks(args["self"], args["dim"] % rank, tuple(found[1]))
 
 
 def read_cut(node: fx.Node) -> Window | None:
     """A slice along a spatial axis, of a fixed or a free size, as a window; None for anything else."""
-    found = _range(node) if is_call(node, SLICES) else None
-    rank = len(shape_of(node)) if found is not None else 0
-    if found is None or rank < 4 or arguments(node)["dim"] % rank <= 1:
+    if not is_call(node, SLICES):
+        return None
+    rank, found = len(shape_of(node)), _range(node)
+    axis = arguments(node)["dim"] % rank - 2
+    if found is None or rank < 4 or axis < 0:
         return None
     (start, behind, step), _ = found
     if start is None or behind is None:
         return None
-    return cut_window(rank - 2, arguments(node)["dim"] % rank - 2, start, behind, step)
+    return cut_window(rank - 2, axis, start, behind, step)
 
 
 def _piece(node: fx.Node) -> Picks | None:
@@ -78,23 +82,24 @@ def _piece(node: fx.Node) -> Picks | None:
     return Picks(args["self"], axis, tuple(range(start, start + whole[which])))
 
 
-def _range(node: fx.Node) -> tuple[tuple[int | None, int | None, int], slice | None] | None:
-    """Of a slice: where it starts, what it leaves out behind, its step; and as a slice, where the size is fixed.
+def _range(node: fx.Node) -> tuple[tuple[int | None, int | None, int], range | None] | None:
+    """Of a slice: where it starts, what it leaves out behind, its step; and its positions, where the size is fixed.
 
     Start and rest are None where they depend on a free size.
     """
     args = arguments(node)
     size = static_shape(args["self"])[args["dim"] % len(shape_of(node))]
-    start = args["start"] or 0
-    end = start + args["length"] if "length" in args and isinstance(start, int) else args.get("end")
-    step = args.get("step", 1)
-    if not all(isinstance(v, int) for v in (start, step, 0 if end is None else end)):
+    start, end, step = args["start"] or 0, args.get("end"), args.get("step", 1)
+    length = args.get("length")
+    if not all(v is None or isinstance(v, int) for v in (start, end, step, length)):
         return None
+    if length is not None:
+        end = start + length
     if size is not None:
         where = range(*slice(start, end, step).indices(size))
-        return ((where.start, size - where.stop, step), slice(start, end, step)) if where else None
-    behind = 0 if end is None or end >= 2**62 else -end
-    return (start if start >= 0 else None, behind if behind >= 0 else None, step), None
+        return ((where.start, size - where.stop, step), where) if where else None
+    behind = 0 if end is None or end >= 2**62 else -end if end < 0 else None
+    return (start if start >= 0 else None, behind, step), None
 
 
 def _interleaved(node: fx.Node) -> Picks | None:

@@ -28,7 +28,7 @@ from reparam.ir import (
     shape_of,
 )
 
-from .channel_affine import Affine, Pair, along, compress, is_movement, move_backward, read_affine, same
+from .channel_affine import Affine, Pair, along, is_movement, move_backward, read_affine, same
 from .layer import Layer, read_layer
 from .route import (
     GLOBAL_POOLS,
@@ -74,7 +74,7 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
     while heap:
         node = heapq.heappop(heap).node
         outsiders = [u for u in node.users if u not in asked[node]]
-        siblings = _siblings(node, outsiders, demands[node])
+        siblings = _siblings(outsiders, demands[node])
         if len(siblings) != len(outsiders):
             user_name = place_of(outsiders[0])
             return Refusal(f"the value before it is also used by '{user_name}'", node)
@@ -102,25 +102,21 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
     return Route(tuple(reversed(steps)), "backward", tuple(others))
 
 
-def _siblings(node: fx.Node, outsiders: list[fx.Node], wanted: Any) -> list[fx.Node]:
+def _siblings(outsiders: list[fx.Node], wanted: Any) -> list[fx.Node]:
     """The outside users of a split that read a piece whose values stay as they are."""
     if not isinstance(wanted, dict):
         return []
     return [u for u in outsiders if op_name(u) == "getitem" and u.args[1] not in wanted]
 
 
-def _is_split(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), (list, tuple))
-
-
 def _agree(a: Any, b: Any) -> bool:
-    if isinstance(a, dict) or isinstance(b, dict):
-        return isinstance(a, dict) and isinstance(b, dict) and not set(a) & set(b)
+    if isinstance(a, dict):  # of a split, whose pieces are asked one by one
+        return not set(a) & set(b)
     return same(a.scale, b.scale) and same(a.shift, b.shift)
 
 
 def _join(a: Any, b: Any) -> Any:
-    return {**a, **b} if isinstance(a, dict) and isinstance(b, dict) else b
+    return {**a, **b} if isinstance(a, dict) else b
 
 
 BackwardStep = tuple[Action, Pair | Swap, Sequence[tuple[fx.Node, Any]]]
@@ -194,10 +190,8 @@ def _backward_cat(node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
 
 def _two_operands(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     left, right = arguments(node)["self"], arguments(node)["other"]
-    full = shape_of(node)
-    for side in (left, right):
-        if not is_float(side) or program.constant(side) is not None or len(shape_of(side)) != len(full):
-            return None
+    if any(not is_float(side) or program.constant(side) is not None for side in (left, right)):
+        return None
     return (left, right) if left is not right else None
 
 
@@ -205,7 +199,7 @@ def _backward_sum(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep
     sides = _two_operands(program, node)
     if sides is None or any(shape_of(s) != shape_of(node) for s in sides):
         return Refusal(f"the affine does not pass back through this {op_name(node)}", node)
-    if is_call(node, SUBS) or arguments(node).get("alpha", 1) != 1:
+    if is_call(node, SUBS) or arguments(node)["alpha"] != 1:
         return Refusal("the affine does not pass back through a difference", node)
     left, right = sides
     if read_layer(program, left) is None and read_layer(program, right) is not None:
@@ -225,9 +219,8 @@ def _backward_product(program: Program, node: fx.Node, wanted: Pair) -> Backward
 
 def _backward_matmul(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     """(r_i c) sum_k A_ik B_kj: a scale of the rows goes into A, of the columns into B, of the whole into A."""
-    left, right = node.args[:2]
-    sides = [s for s in (left, right) if isinstance(s, fx.Node) and is_float(s) and program.constant(s) is None]
-    if wanted.shift is not None or len(sides) < 2 or left is right:
+    sides = [s for s in node.all_input_nodes if is_float(s) and program.constant(s) is None]
+    if wanted.shift is not None or len(sides) < 2:
         return Refusal("a shift does not pass back through a product with data", node)
     scale, rank = wanted.scale, len(shape_of(node))
     if scale is None or rank < 2 or any(len(shape_of(s)) != rank for s in sides):
@@ -242,7 +235,7 @@ def _backward_unary(program: Program, node: fx.Node, wanted: Pair) -> BackwardSt
     x = node.args[0] if node.args else None
     if not isinstance(x, fx.Node):
         return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
-    if op_name(node) == "getitem" and _is_split(x):
+    if op_name(node) == "getitem":
         return "clone", wanted, [(x, {int(node.args[1]): wanted})]  # type: ignore[arg-type]
     if is_call(node, TRANSPARENT):
         return "clone", wanted, [(x, wanted)]
@@ -285,9 +278,10 @@ def _moved_back(program: Program, node: fx.Node, x: fx.Node, wanted: Pair) -> Pa
 
 def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) -> BackwardStep | Refusal:
     """A split whose pieces have their own affines; pieces that nobody asked for keep theirs."""
-    x = node.args[0] if node.args else None
-    if not isinstance(x, fx.Node) or not is_call(node, MOVEMENTS):
+    if not is_call(node, MOVEMENTS):
         return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
     parts: list[Tensor | None] = []
     shapes = [v.shape for v in node.meta["val"]]
     for part, neutral in (("scale", 1.0), ("shift", 0.0)):
@@ -300,7 +294,6 @@ def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) ->
             for c, s in zip(chosen, shapes, strict=True)
         ]
         moved = move_backward(program, node, x, full, neutral)
-        if moved is None:
-            return Refusal("the pieces share elements", node)
-        parts.append(compress(moved))
+        assert moved is not None, "the pieces share no elements"
+        parts.append(moved)
     return "clone", Pair(), [(x, Pair(*parts))]

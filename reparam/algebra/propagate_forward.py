@@ -215,7 +215,9 @@ def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair
     left, right = (Pair(*(None if t is None else lift(t, rank) for t in (s.scale, s.shift))) for s in sides)
     if not same(left.scale, right.scale):
         return Refusal("a scale on one operand only does not pass through a sum", node)
-    alpha = float(args.get("alpha") or 1.0)
+    if not isinstance(args["alpha"], (int, float)):
+        return _blocked(node)
+    alpha = float(args["alpha"])
     signs = (1.0, alpha) if is_call(node, ADDS) else (1.0, -alpha)
     if node.target in (aten.rsub.Tensor, aten.rsub.Scalar):
         signs = (-alpha, 1.0)

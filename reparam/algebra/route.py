@@ -21,7 +21,6 @@ from reparam.ir import (
     aten,
     is_call,
     op_name,
-    pair,
     place_of,
 )
 
@@ -111,8 +110,8 @@ def _pool(node: fx.Node, carried: Pair) -> Refusal | None:
     if not is_call(node, AVG_POOLS) or carried.shift is None:
         return None
     args = arguments(node)
-    padded = any(pair(args["padding"], 1)) if not isinstance(args["padding"], (list, tuple)) else any(args["padding"])
-    if args.get("divisor_override") is not None or (padded and args["count_include_pad"]):
+    padded = any(args["padding"]) and args["count_include_pad"]
+    if args.get("divisor_override") is not None or padded:
         return Refusal("the shift meets the average pool's padding, which counts as zero", node)
     return None
 
@@ -135,8 +134,7 @@ def execute(program: Program, route: Route, substitution: dict[fx.Node, fx.Node]
 
 
 def _write_sink(program: Program, step: Step, direction: str, substitution: dict[fx.Node, fx.Node]) -> fx.Node:
-    layer = read_layer(program, step.node)
-    affine = read_affine(program, step.node) if layer is None else None
+    layer, affine = read_layer(program, step.node), read_affine(program, step.node)
     if isinstance(affine, ChannelAffine):
         return _write_affine(program, step, affine, substitution[affine.x])
     if layer is None:
@@ -144,7 +142,7 @@ def _write_sink(program: Program, step: Step, direction: str, substitution: dict
     weight, bias = weights(program, layer)
     fold: Callable[..., tuple[Tensor, Tensor | None]] = scale_inputs if direction == "forward" else scale_outputs
     weight, bias = fold(layer.kind, weight, bias, layer.geometry.groups, step.pair.scale, step.pair.shift)
-    return write_layer(program, layer, weight, bias, x=substitution.get(layer.x, layer.x))
+    return write_layer(program, layer, weight, bias, x=substitution.get(layer.x))
 
 
 def _write_affine(program: Program, step: Step, own: ChannelAffine, x: fx.Node) -> fx.Node:
@@ -175,8 +173,8 @@ def _write_norm(program: Program, step: Step) -> fx.Node:
     gamma, beta = program.tensor(args["weight"]), program.tensor(args["bias"])
     own = Pair(gamma, beta).then(step.pair.scale, step.pair.shift)
     origin = place_of(step.node)
-    scale = own.scale if own.scale is not None else torch.ones(count, dtype=torch.float64)
-    shift = own.shift if own.shift is not None else torch.zeros(count, dtype=torch.float64)
+    scale = own.scale if own.scale is not None else torch.ones(count)
+    shift = own.shift if own.shift is not None else torch.zeros(count)
     w = program.weight(scale, f"{origin}.weight", like=step.node)
     b = program.weight(shift, f"{origin}.bias", like=step.node)
     first, second = (args["input"], args.get("normalized_shape", args.get("num_groups")))

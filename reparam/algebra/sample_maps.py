@@ -26,12 +26,14 @@ from reparam.ir import (
     fixed_size,
     is_call,
     is_float,
+    is_tensor,
     shape_of,
     size_hint,
     weight_value,
 )
 
 SUMS_OF_AXES = frozenset({aten.sum.dim_IntList, aten.mean.dim})
+_MATMULS = frozenset({aten.matmul.default})
 _PERMUTES = frozenset(
     {aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int, aten.movedim.intlist}
 )
@@ -72,9 +74,9 @@ def map_of(x: fx.Node, steps: Sequence[fx.Node]) -> SampleMap | None:
 
 
 def data_operand(program: Program, node: fx.Node) -> fx.Node | None:
-    """The one float operand that is no constant; None when there are several."""
-    found = [i for i in node.all_input_nodes if is_float(i) and program.constant(i) is None]
-    return found[0] if len(found) == 1 else None
+    """The one operand that is a tensor and no constant; None when there are several, or it is no float."""
+    found = [i for i in node.all_input_nodes if is_tensor(i) and program.constant(i) is None]
+    return found[0] if len(found) == 1 and is_float(found[0]) else None
 
 
 def free_axis(node: fx.Node) -> tuple[int, str] | None:
@@ -89,37 +91,38 @@ def sample_size(node: fx.Node, axis: int) -> int:
 
 
 def keeps_samples(program: Program, node: fx.Node) -> bool:
-    """True for a step that is affine in one operand and acts on each sample by itself."""
+    """True for a step that is affine in one operand and acts on each sample by itself.
+
+    What is summed over has the size of a constant or disappears, so that it is not the axis of the samples.
+    """
     x = data_operand(program, node) if node.op == "call_function" and is_float(node) else None
-    before, after = (free_axis(x), free_axis(node)) if x is not None else (None, None)
-    if x is None or before is None or after is None or before[1] != after[1]:
+    if x is None:
         return False
-    args = arguments(node)
-    rank = len(shape_of(x))
-    if is_call(node, CONVS):
-        return args["input"] is x and before[0] == 0 and rank > 2
-    if is_call(node, LINEARS):
-        return args["input"] is x and before[0] != rank - 1
-    if node.target is aten.matmul.default:
-        left = args["self"] is x
-        other = args["other"] if left else args["self"]
-        return rank > 1 and len(shape_of(other)) > 1 and before[0] != (rank - 1 if left else rank - 2)
-    if is_call(node, SUMS_OF_AXES):
-        dims = args["dim"] or []
-        return bool(dims) and before[0] not in [d % rank for d in dims] and args.get("dtype") is None
-    if is_call(node, _PERMUTES):
+    before, after = free_axis(x), free_axis(node)
+    if before is None or after is None or before[1] != after[1]:
+        return False
+    if is_call(node, _PERMUTES | IDENTITIES):
         return True
     if is_call(node, _RESHAPES):
         return _leading(x, before[0]) == _leading(node, after[0])
-    return is_call(node, IDENTITIES) or _is_arithmetic(node, x)
+    args = arguments(node)
+    if is_call(node, SUMS_OF_AXES):
+        return args.get("dtype") is None
+    if is_call(node, CONVS):
+        return args["input"] is x and before[0] == 0
+    if is_call(node, LINEARS):
+        return args["input"] is x
+    return _is_arithmetic(program, node, x)
 
 
-def _is_arithmetic(node: fx.Node, x: fx.Node) -> bool:
+def _is_arithmetic(program: Program, node: fx.Node, x: fx.Node) -> bool:
     """x plus, minus, times or over a constant."""
     args = arguments(node)
-    if is_call(node, MULS | ADDS | SUBS):
+    if any(program.constant(i) is None for i in node.all_input_nodes if i is not x):
+        return False  # a size of the input
+    if is_call(node, MULS | ADDS | SUBS | _MATMULS):
         return args["self"] is not args["other"]
-    return is_call(node, DIVS) and args["self"] is x and args.get("rounding_mode") is None
+    return is_call(node, DIVS) and args["other"] is not x
 
 
 def _leading(node: fx.Node, axis: int) -> int:
@@ -128,11 +131,15 @@ def _leading(node: fx.Node, axis: int) -> int:
 
 def matrix_of(program: Program, plan: SampleMap) -> tuple[Tensor, Tensor | None]:
     """The (out, in) matrix and the bias of the chain: its value at zero, and its derivative, a few rows at a time."""
+    with torch.inference_mode(False), torch.enable_grad():  # also where the caller wants no derivatives
+        return _matrix_of(program, plan)
+
+
+def _matrix_of(program: Program, plan: SampleMap) -> tuple[Tensor, Tensor | None]:
     n_in, n_out = plan.size
     widest = max(math.prod(shape_of(n, {plan.symbol: 1})) for n in (plan.x, *plan.steps))
     chunk = max(1, min(n_out, _LARGEST // widest))
     rows = []
-    bias: Tensor | None = None
     for begin in range(0, n_out, chunk):
         count = min(chunk, n_out - begin)
         x = torch.zeros(count, n_in, dtype=FOLD_DTYPE, requires_grad=True)
@@ -140,8 +147,7 @@ def matrix_of(program: Program, plan: SampleMap) -> tuple[Tensor, Tensor | None]
         unit = torch.zeros_like(y)
         unit[torch.arange(count), torch.arange(begin, begin + count)] = 1
         rows.append(torch.autograd.grad(y, x, unit)[0])
-        bias = y[0].detach()
-    assert bias is not None
+    bias = y[0].detach()
     return torch.cat(rows), bias if bool((bias != 0).any()) else None
 
 
@@ -149,14 +155,14 @@ def _run(program: Program, plan: SampleMap, x: Tensor, count: int) -> Tensor:
     """The chain on `count` samples: (count, in) -> (count, out)."""
     sizes = [s for i, s in enumerate(shape_of(plan.x)) if i != plan.axes[0]]
     env: dict[fx.Node, Any] = {plan.x: x.reshape(count, *sizes).movedim(0, plan.axes[0])}
-    with torch.enable_grad():
-        for node in plan.steps:
-            for operand in node.all_input_nodes:
-                if program.constant(operand) is not None:
-                    env[operand] = weight_value(program, operand, FOLD_DTYPE)
-                elif operand not in env:
-                    env[operand] = size_hint(operand.meta["val"], {plan.symbol: count})
-            env[node] = call_node(node, env, FOLD_DTYPE)
+    for node in plan.steps:
+        for operand in node.all_input_nodes:
+            if program.constant(operand) is not None:
+                weight = weight_value(program, operand, FOLD_DTYPE)
+                env[operand] = weight.clone() if weight.is_inference() else weight
+            elif operand not in env:
+                env[operand] = size_hint(operand.meta["val"], {plan.symbol: count})
+        env[node] = call_node(node, env, FOLD_DTYPE)
     value: Tensor = env[plan.steps[-1]]
     return value.movedim(plan.axes[1], 0).reshape(count, -1)
 

@@ -97,7 +97,7 @@ def _bounds(program: Program, node: fx.Node) -> tuple[Tensor, Tensor] | None:
     args = arguments(node)
     ends = []
     for names, default in ((("min", "min_val"), -math.inf), (("max", "max_val"), math.inf)):
-        value = next((args[n] for n in names if n in args), None)
+        value = next(args[n] for n in names if n in args)
         if value is None or isinstance(value, (int, float)):
             ends.append(torch.full((1,), default if value is None else float(value), dtype=FOLD_DTYPE))
             continue
@@ -111,7 +111,7 @@ def _bounds(program: Program, node: fx.Node) -> tuple[Tensor, Tensor] | None:
             return None
         assert vector is not None
         ends.append(vector)
-    low, high = ends
+    low, high = torch.broadcast_tensors(*ends)
     return (low, high) if bool((low <= high).all()) else None
 
 

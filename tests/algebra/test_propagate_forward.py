@@ -47,6 +47,7 @@ def assert_equal(vector: Tensor | None, wanted: Tensor) -> None:
 
 MEETINGS: dict[str, Binary] = {
     "add": lambda a, b: a + b,
+    "add, alpha 0": lambda a, b: torch.add(a, b, alpha=0),
     "add, alpha 3": lambda a, b: torch.add(a, b, alpha=3),
     "sub": lambda a, b: a - b,
     "sub, alpha 3": lambda a, b: torch.sub(a, b, alpha=3),
