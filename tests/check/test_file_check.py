@@ -213,6 +213,14 @@ def test_whole_numbers_have_to_be_the_same() -> None:
         check_file(made, Fake(made, lambda o: [o[0] + (len(o[0]) == 5), o[1]]))
 
 
+@pytest.mark.parametrize("other", [torch.tensor(0.7), torch.tensor(-1)])
+def test_numbers_that_another_type_would_make_the_same_are_not(other: Tensor) -> None:
+    """0.7 is not 0, and -1 is not true."""
+    made = program(lambda m, x: x.bool() if other < 0 else x.bool().long() * 0)
+    with pytest.raises(NotEquivalentError, match="other whole numbers"):
+        check_file(made, Fake(made, lambda o: [other.expand(o[0].shape)]))
+
+
 def test_whole_numbers_may_be_those_of_the_files_own_dtype_or_of_float64() -> None:
     """Where the two differ by rounding, either is right."""
     made = program(lambda m, x: ((x + 256) - 256 != x).long())  # float32 does not hold the sum
