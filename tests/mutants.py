@@ -38,6 +38,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "passes.drop_identity": ("passes/test_drop_identity.py",),
     "passes.merge_shared_inputs": ("passes/test_merge_shared_inputs.py",),
     "passes.merge_branches": ("passes/test_merge_branches.py",),
+    "check.exactness": ("check/test_error_spreads.py", "check/test_exactness.py"),
     "check.rounding_bound": ("check/test_rounding_bound.py",),
     "check.network_check": ("check/test_network_check.py",),
     "check.values": ("check/test_values.py",),
