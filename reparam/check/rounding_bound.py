@@ -81,6 +81,18 @@ def _same_op(node: fx.Node, env: _Magnitudes, actual: Values) -> Any:
     return node.target(*args, **kwargs)
 
 
+def _frame(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
+    """A pad, whose constant may be negative."""
+    padded: Tensor = _same_op(node, env, actual)
+    return padded.abs()
+
+
+def _parts(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
+    """Neither part of a complex number is larger than the number."""
+    size: Tensor = env[arguments(node)["self"]]
+    return torch.stack([size, size], -1)
+
+
 def _sum(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     args = arguments(node)
     alpha = args.get("alpha", 1)
@@ -124,7 +136,7 @@ def _slopes(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
 
 
 def _bounds(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
-    """A clamp by tensors moves no two values apart; its result may be larger than its operand."""
+    """A clamp moves no two values apart; its result may be larger than its operand."""
     out: Tensor = actual[node]
     return torch.maximum(env[arguments(node)["self"]], out.abs())
 
@@ -188,24 +200,37 @@ def _fallback(node: fx.Node, env: _Magnitudes, actual: Values) -> Any:
     return out.abs() + max(tops, default=1.0)
 
 
+_CLAMPS = frozenset(
+    {
+        aten.clamp.Tensor,
+        aten.clamp.default,
+        aten.clamp_min.default,
+        aten.clamp_max.default,
+        aten.hardtanh.default,
+    }
+)
 _SAME = WEIGHTED | (MATMULS - {aten.scaled_dot_product_attention.default})
 
 
 def _rule(node: fx.Node) -> Callable[[fx.Node, _Magnitudes, Values], Any]:
-    if node.target in _SAME or node.target in PADS:
+    if node.target in _SAME:
         return _same_op
+    if node.target in PADS:
+        return _frame
+    if node.target is aten.view_as_real.default:
+        return _parts
     if node.target in ADDS or node.target in SUBS:
         return _sum
     if node.target in MULS:
         return _product
     if node.target in DIVS:
         return _quotient
+    if node.target in _CLAMPS:
+        return _bounds
     if node.target in ACTIVATIONS:
         return _activation
     if node.target is aten.prelu.default:
         return _slopes
-    if node.target is aten.clamp.Tensor:
-        return _bounds
     if node.target in NORMS:
         return _norm
     if op_name(node).startswith(_MONOTONE):
