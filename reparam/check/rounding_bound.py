@@ -15,7 +15,7 @@ soon be larger than any number:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -212,30 +212,24 @@ _CLAMPS = frozenset(
 _SAME = WEIGHTED | (MATMULS - {aten.scaled_dot_product_attention.default})
 
 
-def _rule(node: fx.Node) -> Callable[[fx.Node, _Magnitudes, Values], Any]:
-    if node.target in _SAME:
-        return _same_op
-    if node.target in PADS:
-        return _frame
-    if node.target is aten.view_as_real.default:
-        return _parts
-    if node.target in ADDS or node.target in SUBS:
-        return _sum
-    if node.target in MULS:
-        return _product
-    if node.target in DIVS:
-        return _quotient
-    if node.target in _CLAMPS:
-        return _bounds
-    if node.target in ACTIVATIONS:
-        return _activation
-    if node.target is aten.prelu.default:
-        return _slopes
-    if node.target in NORMS:
-        return _norm
-    if op_name(node).startswith(_MONOTONE):
-        return _same_op
-    return _fallback
+_Rule = Callable[[fx.Node, "_Magnitudes", Values], Any]
+_RULES: tuple[tuple[Container[Any], _Rule], ...] = (
+    (_SAME, _same_op),
+    (PADS, _frame),
+    ({aten.view_as_real.default}, _parts),
+    (ADDS | SUBS, _sum),
+    (MULS, _product),
+    (DIVS, _quotient),
+    (_CLAMPS, _bounds),
+    (ACTIVATIONS, _activation),
+    ({aten.prelu.default}, _slopes),
+    (NORMS, _norm),
+)
+
+
+def _rule(node: fx.Node) -> _Rule:
+    own = next((rule for targets, rule in _RULES if node.target in targets), None)
+    return own or (_same_op if op_name(node).startswith(_MONOTONE) else _fallback)
 
 
 _MONOTONE = (
