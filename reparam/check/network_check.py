@@ -87,7 +87,7 @@ def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) 
     equal programs may differ by.
     """
     dtype = torch.float32 if original.dtype == torch.float64 else None
-    own = evaluate(original, typed(original, values, dtype), dtype)
+    own = evaluate(original, typed(original, values), dtype)
     loss = largest_difference(truth, own)
     eps = torch.finfo(torch.float64).eps / torch.finfo(dtype or original.dtype).eps
     return max(floor, ROUNDINGS * loss * eps) if math.isfinite(loss) else floor
@@ -358,8 +358,8 @@ def check_emitted(
     measured: list[Round] = []
     for r in rounds:
         try:
-            old = evaluate(original, typed(original, r.values, dtype), dtype)
-            new = evaluate(emitted, typed(emitted, r.values, dtype), None)
+            old = evaluate(original, typed(original, r.values), dtype)
+            new = evaluate(emitted, typed(emitted, r.values), None)
         except RuntimeError as e:
             if (r.unclaimed or r.plan.sizes) and evaluate_where_it_runs(original, r.values) is None:
                 if r.unclaimed:  # the rewrites made it run there, and nothing is said of that size
