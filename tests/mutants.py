@@ -41,6 +41,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "check.exactness": ("check/test_error_spreads.py", "check/test_exactness.py"),
     "check.network_check": ("check/test_network_check.py",),
     "check.claim_check": ("check/test_claims.py", "check/test_claim_check.py"),
+    "check.judge": ("check/test_judge_runs.py", "check/test_judge.py"),
     "check.rounding_bound": ("check/test_magnitudes.py", "check/test_rounding_bound.py"),
     "check.values": ("check/test_values.py",),
     "check.output_error": ("check/test_output_error.py",),
