@@ -114,6 +114,11 @@ def test_infinite_values_have_to_be_the_same(one: float, other: float, ok: bool)
     assert evidence(program, claim).ok is ok
 
 
+def test_zeros_are_the_same_although_nothing_is_allowed_for_them() -> None:
+    program, claim = claim_of(times(0.0), times(-0.0), X)
+    assert evidence(program, claim) == Evidence("sampled", 0.0, 0.0, True)
+
+
 def test_what_is_no_number_is_never_the_same() -> None:
     program, claim = claim_of(lambda m, x: x + math.inf - math.inf, lambda m, x: x + math.inf - math.inf, X)
     assert not evidence(program, claim).ok
