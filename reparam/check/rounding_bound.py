@@ -25,7 +25,6 @@ from reparam.ir import (
     ACTIVATIONS,
     ADDS,
     DIVS,
-    LINEARS,
     MATMULS,
     MULS,
     NORMS,
@@ -95,9 +94,9 @@ def _parts(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
 
 def _sum(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     args = arguments(node)
-    alpha = args.get("alpha", 1)
-    left, right = (_size(env[a]) if isinstance(a, fx.Node) else abs(a) for a in (args["self"], args["other"]))
-    return torch.as_tensor(left + right * (abs(alpha) if isinstance(alpha, (int, float)) else 1))
+    given = (args[k] for k in ("self", "other", "alpha"))
+    left, right, alpha = (_size(env[a]) if isinstance(a, fx.Node) else abs(a) for a in given)
+    return torch.as_tensor(left + right * alpha)
 
 
 def _product(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
@@ -132,7 +131,7 @@ def _slopes(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     args = arguments(node)
     slope: Tensor = _abs(actual[args["weight"]]).clamp_min(1.0)
     x: Tensor = env[args["self"]]
-    return x * slope.reshape([1, -1] + [1] * (x.dim() - 2)) if x.dim() > 1 else x * slope
+    return x * slope.reshape([-1] + [1] * max(x.dim() - 2, 0))
 
 
 def _bounds(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
@@ -323,8 +322,7 @@ def accumulation_length(region: Sequence[fx.Node]) -> int:
     for node in region:
         if is_call(node, WEIGHTED):
             weight = shape_of(arguments(node)["weight"])
-            fan_in = weight[1] if is_call(node, LINEARS) else math.prod(weight[1:])
-            total += max(fan_in, weight[0]) + 8
+            total += max(math.prod(weight[1:]), weight[0]) + 8
         elif is_call(node, MATMULS):
             total += max((s for i in node.all_input_nodes if is_float(i) for s in shape_of(i)), default=1)
         elif node.op == "call_function":

@@ -2,58 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from reparam.check.rounding_bound import EPS, accumulation_length, magnitudes
-from reparam.ir import Program, evaluate_region, upstream
 from support.helpers import Lambda, doubles, program_of
+from support.magnitudes import Forwards, captured, of, param, size_of
 
 X, Y = doubles(2, 4, 3, 3, seed=1), doubles(2, 4, 3, 3, seed=2)
 W = doubles(4, 1, 1, seed=3)
 N = torch.tensor([-2, 3, 0])
-
-
-Forwards = Mapping[str, Callable[..., Any]]
-
-
-def captured(forwards: Forwards, *inputs: Any, **parts: Any) -> Callable[[], Program]:
-    """One program with an output for each forward: a capture takes long."""
-
-    def forward(m: Any, *given: Any) -> Any:
-        return tuple(f(m, *given) for f in forwards.values())
-
-    return functools.cache(lambda: program_of(Lambda(forward, **parts).double().eval(), *inputs, dynamic=()))
-
-
-def of(program: Program, which: int, *inputs: Any) -> tuple[list[fx.Node], dict[fx.Node, Any], dict[fx.Node, Any]]:
-    """The region that makes an output, its values and their magnitudes."""
-    node = program.output.args[0][which]  # type: ignore[index]
-    region = upstream([node], lambda n: n.op == "placeholder")  # type: ignore[list-item]
-    given = [x.clone() for x in inputs]
-    values = evaluate_region(program, region, dict(zip(program.placeholders, given, strict=True)))
-    found = magnitudes(program, region, values)
-    assert all(torch.equal(a, b) for a, b in zip(given, inputs, strict=True)), "inputs are left as they are"
-    return region, values, found
-
-
-def size_of(program: Program, forwards: Mapping[str, Any], name: str, *inputs: Tensor) -> Tensor:
-    """The magnitude of one of the outputs."""
-    region, _, found = of(program, list(forwards).index(name), *inputs)
-    made: Tensor = found[region[-1]]
-    return made
-
-
-def param(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.clone())
 
 
 # ---- sums and products -----------------------------------------------------------------------------------------------
@@ -218,105 +182,6 @@ def test_what_is_made_of_nothing_counts_as_one_on_top_of_itself() -> None:
     torch.testing.assert_close(found[line], torch.tensor([1.0, 2.5, 4.0]).double())
 
 
-# ---- norms -----------------------------------------------------------------------------------------------------------
-
-
-def own_statistics(x: Tensor, m: Tensor, groups: list[Tensor], eps: float, mean: bool = True) -> Tensor:
-    """(M + mean M + |z| mean |z|M) / s, one set of values that are normalised together after the other."""
-    flat, sizes, made = x.flatten(), m.flatten(), torch.zeros(x.numel(), dtype=torch.float64)
-    for at in groups:
-        v, size = flat[at], sizes[at]
-        v = v - v.mean() if mean else v
-        s = math.sqrt(float((v * v).mean()) + eps)
-        z = v.abs() / s
-        made[at] = (size + (size.mean() if mean else 0.0) + z * (z * size).mean()) / s
-    return made.reshape(x.shape)
-
-
-AT = torch.arange(X.numel()).reshape(X.shape)
-SAMPLES, CHANNELS = list(AT.flatten(0, 1).flatten(1)), list(AT.transpose(0, 1).flatten(1))
-GAMMA, BETA = torch.tensor([-2.0, 0.5, 3.0, 1.0]).double(), torch.tensor([1.0, -4.0, 0.0, 2.0]).double()
-COLUMN = (4, 1, 1)
-NORMS: dict[str, tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]] = {
-    "of a batch": (
-        nn.BatchNorm2d(4, eps=0.1, track_running_stats=False),
-        lambda x, m: own_statistics(x, m, CHANNELS, 0.1),
-        GAMMA.reshape(COLUMN),
-        BETA.reshape(COLUMN),
-    ),
-    "of an instance": (
-        nn.InstanceNorm2d(4, eps=0.1, affine=True),
-        lambda x, m: own_statistics(x, m, SAMPLES, 0.1),
-        GAMMA.reshape(COLUMN),
-        BETA.reshape(COLUMN),
-    ),
-    "of groups": (
-        nn.GroupNorm(2, 4, eps=0.1),
-        lambda x, m: own_statistics(x, m, list(AT.reshape(4, -1)), 0.1),
-        GAMMA.reshape(COLUMN),
-        BETA.reshape(COLUMN),
-    ),
-    "of a layer": (
-        nn.LayerNorm(3, eps=0.1),
-        lambda x, m: own_statistics(x, m, list(AT.reshape(-1, 3)), 0.1),
-        GAMMA[:3],
-        BETA[:3],
-    ),
-    "of two axes": (
-        nn.LayerNorm((3, 3), eps=0.1, elementwise_affine=False),
-        lambda x, m: own_statistics(x, m, SAMPLES, 0.1),
-        torch.ones(()),
-        torch.zeros(()),
-    ),
-    "of a root mean square": (
-        nn.RMSNorm(3, eps=0.1),
-        lambda x, m: own_statistics(x, m, list(AT.reshape(-1, 3)), 0.1, mean=False),
-        GAMMA[:3],
-        torch.zeros(()),
-    ),
-    "without an epsilon": (
-        nn.RMSNorm(3),
-        lambda x, m: own_statistics(x, m, list(AT.reshape(-1, 3)), EPS, mean=False),
-        GAMMA[:3],
-        torch.zeros(()),
-    ),
-    "by known statistics": (
-        nn.BatchNorm2d(4, eps=0.1),
-        lambda x, m: (m + torch.tensor([1.0, 2, 0, 3]).reshape(COLUMN)) / torch.tensor(2.0).double().sqrt(),
-        GAMMA.reshape(COLUMN),
-        BETA.reshape(COLUMN),
-    ),
-}
-
-
-def behind_a_difference(name: str) -> Callable[..., Tensor]:
-    return lambda m, x, y: m.norms[name](x - y)
-
-
-@functools.cache
-def norms(affine: bool) -> Program:
-    parts = nn.ModuleDict({name: copy.deepcopy(norm) for name, (norm, *_) in NORMS.items()})
-    for name, (_, _, gamma, beta) in NORMS.items():
-        norm = parts[name]
-        with torch.no_grad():
-            for parameter, value, nothing in zip(norm.parameters(), (gamma, beta), (1.0, 0.0), strict=False):
-                parameter.copy_(value.flatten() if affine else torch.tensor(nothing))
-            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
-                norm.running_mean.copy_(torch.tensor([1.0, -2.0, 0.0, 3.0]))
-                norm.running_var.copy_(torch.full((4,), 1.9))  # type: ignore[union-attr]
-    return captured({name: behind_a_difference(name) for name in NORMS}, X, Y, norms=parts)()
-
-
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("name", NORMS)
-def test_a_norm_is_bounded_by_its_derivative_on_absolute_values(name: str, affine: bool) -> None:
-    _, expected, gamma, beta = NORMS[name]
-    x = torch.cat([X[:1], 3 + 1e-3 * X[1:]])  # a nearly constant one amplifies the most
-    bound = expected(x - 1, x.abs() + 1)
-    bound = bound * gamma.abs() + beta.abs() if affine else bound
-    torch.testing.assert_close(size_of(norms(affine), NORMS, name, x, 0 * x + 1), bound, rtol=1e-7, atol=0)
-
-
 # ---- kinds of values -------------------------------------------------------------------------------------------------
 
 
@@ -331,10 +196,40 @@ def test_weights_are_read_and_not_changed() -> None:
 
 
 def test_weights_in_single_precision_are_read_in_double() -> None:
-    third = param(torch.tensor([-1 / 3] * 3))
-    program = program_of(Lambda(lambda m, x: (x * m.w,), w=third), X)
+    layer = nn.Linear(3, 2, bias=False)
+    region, _, found = of(program_of(Lambda(lambda m, x: (m.p(x),), p=layer), X.float()), 0, X)
+    torch.testing.assert_close(found[region[-1]], X.abs() @ layer.weight.detach().double().abs().T)
+
+
+def test_operands_by_name_are_read_too() -> None:
+    program = program_of(Lambda(lambda m, x: (m.p(x),), p=LINEAR), X)
+    [node] = program.calls()
+    x, weight, bias = node.args
+    node.args, node.kwargs = (x, weight), {"bias": bias}
     region, _, found = of(program, 0, X)
-    assert torch.equal(found[region[-1]], X.abs() * third.detach().double().abs())
+    torch.testing.assert_close(found[region[-1]], positive(LINEAR)(X.abs()).detach())
+
+
+def test_values_from_outside_of_the_region_may_be_pieces_sizes_and_decisions() -> None:
+    def forward(m: Any, x: Tensor, mask: Tensor) -> Any:
+        piece = x.split(2, 1)[1] * mask
+        return ((piece + 1).reshape(x.shape[0], 2, 9),)
+
+    inputs = X, torch.tensor([True, False, True])
+    program = program_of(Lambda(forward), *inputs)
+    region, values, _ = of(program, 0, *inputs)
+    inside = [n for n in region if not n.name.startswith(("split", "sym_size"))]
+    found = magnitudes(program, inside, values)
+    assert len(inside) < len(region)
+    torch.testing.assert_close(found[region[-1]], (X[:, 2:].abs() * inputs[1] + 1).reshape(2, 2, 9))
+    whole = magnitudes(program, region, values)
+    torch.testing.assert_close(whole[region[-1]], found[region[-1]])
+
+
+def test_an_unknown_operator_is_bounded_by_its_numbers_and_not_by_its_indices() -> None:
+    small, index = X / 10, torch.full((2, 1, 3, 3), 3)
+    region, values, found = of(program_of(Lambda(lambda m, x, i: (x.gather(1, i),)), small, index), 0, small, index)
+    torch.testing.assert_close(found[region[-1]], values[region[-1]].abs() + small.abs().max())
 
 
 def test_complex_numbers_have_real_sizes() -> None:
@@ -367,7 +262,8 @@ LENGTHS: dict[str, tuple[Callable[..., Any], int]] = {
     "convolution": (lambda m, x, y: m.c(x), 2 * 2 * 2 + 8),
     "transposed": (lambda m, x, y: m.u(x), 2 * 2 * 2 + 8),
     "many filters": (lambda m, x, y: m.d(x), 9 + 8),
-    "matrices": (lambda m, x, y: x @ y, 4),
+    "matrices": (lambda m, x, y: (x + y) @ y, 16 + 4),
+    "matrices of whole numbers": (lambda m, x, y: x.long() @ y.long(), 16 + 16 + 1),
     "anything else": (lambda m, x, y: (x + y).relu(), 16 + 16),
     "two layers": (lambda m, x, y: m.p(m.p(x).narrow(-1, 0, 3)), 13 + 16 + 13),
 }
