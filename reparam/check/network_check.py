@@ -323,13 +323,12 @@ class _Check:
             raise CaptureError(f"the network does not run in float64, in which it is checked: {reason}") from error
 
     def _other_calls(self, one: Plan, other: Plan) -> PathError:
-        changed = {s: n for s, n in other.sizes.items() if one.sizes.get(s) != n}
         shapes = ["x".join(str(n) for n in r.shape) for r in self.rounds if r.plan is one or r.plan is other]
         return path_error(
             self.original,
             f"the model takes another path for inputs of shape {shapes[-1]} than for {shapes[0]}: it calls other "
             "functions there",
-            changed,
+            other.sizes,
         )
 
 

@@ -106,23 +106,26 @@ def test_the_bar_is_ten_digits(off: float, same: bool) -> None:
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype, number, beside",
+    [(torch.float32, 0.1, (0.0, 1e5)), (torch.float64, 0.1, (0.0, 1e5)), (torch.bfloat16, 0.01, (1.1, 256.0))],
+)
 @pytest.mark.parametrize("share, same", [(0.98, True), (1.02, False)])
-def test_what_the_original_loses_in_single_precision_is_allowed_in_double(
-    dtype: torch.dtype, share: float, same: bool
+def test_what_the_original_loses_in_its_own_dtype_is_allowed_in_double(
+    dtype: torch.dtype, number: float, beside: tuple[float, float], share: float, same: bool
 ) -> None:
-    """256 times that, in roundings: of a tenth beside a hundred thousand, three digits are left."""
+    """256 times that, in roundings. In double it loses next to nothing, so that it is run in single precision."""
+    narrow = torch.float32 if dtype == torch.float64 else dtype
+    small, (a, b) = torch.tensor(number, dtype=dtype), beside
+    lost = abs(float(small.to(narrow) + a + b - b - a) - float(small)) / float(small)
+    bar = 256 * lost * 2.0**-52 / torch.finfo(narrow).eps
+    assert 5e-10 < bar < 1e-8
 
-    def of_a_tenth(factor: float) -> Program:
-        tenth = nn.Parameter(torch.tensor([0.1, 0.1, 0.1], dtype=dtype))
-        net = Lambda(lambda m, x: (x * 0 + m.w + 1e5 - 1e5) * factor, w=tenth)
+    def program(factor: float) -> Program:
+        net = Lambda(lambda m, x: (x * 0 + m.w + a + b - b - a) * factor, w=nn.Parameter(small.repeat(3)))
         return program_of(net, ROW.to(dtype), dynamic=())
 
-    single = torch.tensor(0.1)
-    lost = abs(float(single + 1e5 - 1e5) - 0.1) / 0.1
-    bar = 256 * lost * 2.0**-52 / 2.0**-23
-    assert 1e-9 < bar < 1e-8
-    original, other = of_a_tenth(1.0), of_a_tenth(1 + share * bar)
+    original, other = program(1.0), program(1 + share * bar)
     assert agree_in_float64(original, other, 0) is same
     if same:
         assert [r.limit for r in check(original, other)[1]] == pytest.approx([bar] * 8, rel=1e-3)
@@ -132,6 +135,13 @@ def test_a_model_that_overflows_in_its_own_dtype_gets_the_ordinary_bar() -> None
     original = row(lambda m, x: x * 1e30 * 1e30 / 1e30 / 1e30)
     assert agree_in_float64(original, row(lambda m, x: x * (1 + 0.9e-10)), 0)
     assert not agree_in_float64(original, row(lambda m, x: x * (1 + 1.1e-10)), 0)
+
+
+def test_whether_two_agree_is_asked_on_the_inputs_of_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(subject, "check_float64", lambda *given: asked.append(given))
+    one, other = doubled(), doubled()
+    assert agree_in_float64(one, other, 3) and asked == [(one, other, 3)]
 
 
 def test_truth_that_is_not_finite_is_no_truth() -> None:
@@ -221,8 +231,9 @@ def test_a_model_that_is_another_in_float64_is_judged_by_the_captured_graph_whil
 
 def test_so_is_one_that_does_not_run_in_float64() -> None:
     judge = Fake(wide=lambda x: None)
-    evidence, _ = check(doubled(), judge=judge)
+    evidence, rounds = check(doubled(), judge=judge)
     assert evidence.float64_max_rel == 0.0 and judge.asked == ["wide", "agrees", "agrees", "agrees"]
+    assert not rounds[0].unclaimed
     with pytest.raises(NotEquivalentError):
         check(doubled(), row(lambda m, x: x * 3), Fake(wide=lambda x: None))
 
