@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from reparam.errors import RuleError
 from reparam.ir import Program, Ranges, evaluate_region, shape_of
 
-from .region import Region, RegionShapes, small_shapes
+from .region import Region, small_shapes
 from .rewrite_check import Evidence, _comparable, _sample
 from .rounding_bound import EPS, accumulation_length, magnitudes
 from .values import is_number
@@ -77,18 +77,9 @@ def check_claims(program: Program, claims: Sequence[Claim], ranges: Ranges, seed
 
 
 def _check(program: Program, claim: Claim, ranges: Ranges, generator: torch.Generator) -> tuple[float, float, bool]:
-    inputs = tuple(s.old for s in claim.operands)
-    weights = [n for c in claim.old for n in c.all_input_nodes if n.op == "get_attr"]
-    region = Region(inputs, (*dict.fromkeys(weights), *claim.old), (), ())
-    shapes = small_shapes(region)
-    if not all(_fits(slot, size) for slot, size in zip(claim.operands, shapes.sizes, strict=True)):
-        shapes = RegionShapes(tuple(_traced(n) for n in inputs), False)
-    zeros = [torch.zeros(size, dtype=torch.float64) for size in shapes.sizes]
-    if shapes.free and _comparable(program, region, zeros) is None:
-        shapes = RegionShapes(tuple(shape_of(n) for n in inputs), False)
     before: dict[fx.Node, Any] = {}
     after: dict[fx.Node, Any] = {}
-    for slot, size in zip(claim.operands, shapes.sizes, strict=True):
+    for slot, size in zip(claim.operands, _sizes(program, claim), strict=True):
         value = _sample(slot.old, size, ranges, generator)
         if isinstance(value, Tensor) and value.is_floating_point():
             value = slot.impose(value)
@@ -97,22 +88,26 @@ def _check(program: Program, claim: Claim, ranges: Ranges, generator: torch.Gene
             before[slot.old], after[slot.new] = value, slot.cut(value)
         else:
             before[slot.old] = after[slot.new] = value
-    made = [n for c in claim.new for n in c.all_input_nodes if n.op == "get_attr" and n not in claim.new]
-    new = (*dict.fromkeys(made), *claim.new)
-    before, after = evaluate_region(program, region.old, before), evaluate_region(program, new, after)
-    n_eps = EPS * (accumulation_length(region.old) + accumulation_length(new))
-    scales = magnitudes(program, region.old, before), magnitudes(program, new, after)
+    before, after = evaluate_region(program, claim.old, before), evaluate_region(program, claim.new, after)
+    n_eps = EPS * (accumulation_length(claim.old) + accumulation_length(claim.new))
+    scales = magnitudes(program, claim.old, before), magnitudes(program, claim.new, after)
     return _compare(claim.result, (before, after), scales, n_eps)
 
 
-def _traced(node: fx.Node) -> tuple[int, ...]:
-    return shape_of(node) if isinstance(node.meta["val"], Tensor) else ()
+def _sizes(program: Program, claim: Claim) -> tuple[tuple[int, ...], ...]:
+    """Of the operands: small ones where the slots' axes are whole and the old calls run, else the traced ones."""
+    region = Region(tuple(s.old for s in claim.operands), claim.old, (), ())
+    small = small_shapes(region)
+    if not small.free:
+        return small.sizes
+    fit = all(_fits(slot, size) for slot, size in zip(claim.operands, small.sizes, strict=True))
+    if fit and _comparable(program, region, [torch.zeros(size, dtype=torch.float64) for size in small.sizes]):
+        return small.sizes
+    return tuple(shape_of(n) for n in region.inputs)
 
 
 def _fits(slot: Slot, shape: Sequence[int]) -> bool:
     """Whether a value of this shape has the channels that the slot speaks of, and as many axes as the value has."""
-    if not isinstance(slot.old.meta["val"], Tensor):
-        return True
     return len(shape) == len(shape_of(slot.old)) and all(shape[a] == n for a, n in slot.sizes.items())
 
 

@@ -130,8 +130,8 @@ def spread_further(
     generator = torch.Generator().manual_seed(len(outputs) + 1)
     found: list[OutputSpread] = []
     for values, truth, inputs in _more_feeds(original, rounds, generator):
-        old = evaluate(original, typed(original, values, dtype), dtype)
-        new = evaluate(emitted, typed(emitted, values, dtype), None)
+        old = evaluate(original, typed(original, values), dtype)
+        new = evaluate(emitted, typed(emitted, values), None)
         before = [len(o.old) for o in found]
         add_spreads(found, truth, old, new, inputs)
         before += [0] * (len(found) - len(before))
@@ -171,16 +171,12 @@ def disturbed(
     """The program and its inputs, every number off by up to one rounding of the dtype that it is computed in."""
     constants, room = dict(program.constants), Room()
     for name, c in program.constants.items():
-        if _rounds(c.value):
+        if c.value.is_floating_point():
             value = room.take(_off(c.value.to(dtype or c.dtype), generator))
             constants[name] = dataclasses.replace(c, value=value)
             give_back(c.value)
-    moved = [_off(v, generator) if isinstance(v, Tensor) and _rounds(v) else v for v in values]
+    moved = [_off(v, generator) if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
     return dataclasses.replace(program, constants=constants), moved
-
-
-def _rounds(value: Tensor) -> bool:
-    return value.is_floating_point() and value.numel() > 0
 
 
 def _off(value: Tensor, generator: torch.Generator) -> Tensor:

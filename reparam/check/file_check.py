@@ -21,7 +21,6 @@ from .network_check import FileEvidence, Round, depth_limit
 from .output_error import ErrorSums, OutputError
 
 BATCHES = (1, 2, 5)
-ALONE = 3  # inputs of a network whose sizes are fixed, beside those that were compared before
 
 
 class File(Protocol):
@@ -71,12 +70,10 @@ def _share(error: OutputError) -> float:
 
 
 def _more(program: Program, seed: int) -> Iterator[tuple[Feed, list[Any] | None]]:
-    """Inputs of the traced size, in several batches where the batch is free."""
+    """Inputs of the traced size, each in another batch where the batch is free; others than were compared before."""
     generator = torch.Generator().manual_seed(seed + 1)
-    batch = list(batch_one(program))
-    plans = [dict.fromkeys(batch, n) for n in BATCHES] if batch else [{} for _ in range(ALONE)]
-    for sizes in plans:
-        yield feed(program, program.traced_sizes | sizes, generator), None
+    for count in BATCHES:
+        yield feed(program, program.traced_sizes | dict.fromkeys(batch_one(program), count), generator), None
 
 
 def _add(sums: list[ErrorSums], truth: Sequence[Any], own: Sequence[Any], found: Sequence[Tensor]) -> None:
@@ -84,7 +81,7 @@ def _add(sums: list[ErrorSums], truth: Sequence[Any], own: Sequence[Any], found:
         raise NotEquivalentError(f"the file gives {_shapes(found)}, and what was read from it {_shapes(truth)}")
     floats = [(t, f, o) for t, f, o in zip(truth, found, own, strict=True) if t.is_floating_point()]
     others = [(t, f, o) for t, f, o in zip(truth, found, own, strict=True) if not t.is_floating_point()]
-    if not all(torch.equal(f.to(t.dtype), t) or torch.equal(f.to(o.dtype), o) for t, f, o in others):
+    if not all(torch.equal(f, t) or torch.equal(f, o) for t, f, o in others):
         raise NotEquivalentError("what was read from the file gives other whole numbers than the file does")
     while len(sums) < len(floats):
         sums.append(ErrorSums())

@@ -89,7 +89,7 @@ def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) 
     equal programs may differ by.
     """
     dtype = torch.float32 if original.dtype == torch.float64 else None
-    own = evaluate(original, typed(original, values, dtype), dtype)
+    own = evaluate(original, typed(original, values), dtype)
     loss = largest_difference(truth, own)
     eps = torch.finfo(torch.float64).eps / torch.finfo(dtype or original.dtype).eps
     return max(floor, ROUNDINGS * loss * eps) if math.isfinite(loss) else floor
@@ -329,13 +329,12 @@ class _Check:
             raise CaptureError(f"the network does not run in float64, in which it is checked: {reason}") from error
 
     def _other_calls(self, one: Plan, other: Plan) -> PathError:
-        changed = {s: n for s, n in other.sizes.items() if one.sizes.get(s) != n}
         shapes = ["x".join(str(n) for n in r.shape) for r in self.rounds if r.plan is one or r.plan is other]
         return path_error(
             self.original,
             f"the model takes another path for inputs of shape {shapes[-1]} than for {shapes[0]}: it calls other "
             "functions there",
-            changed,
+            other.sizes,
         )
 
 
@@ -364,8 +363,8 @@ def check_emitted(
     measured: list[Round] = []
     for r in rounds:
         try:
-            old = evaluate(original, typed(original, r.values, dtype), dtype)
-            new = evaluate(emitted, typed(emitted, r.values, dtype), None)
+            old = evaluate(original, typed(original, r.values), dtype)
+            new = evaluate(emitted, typed(emitted, r.values), None)
         except RuntimeError as e:
             if (r.unclaimed or r.plan.sizes) and evaluate_where_it_runs(original, r.values) is None:
                 if r.unclaimed:  # the rewrites made it run there, and nothing is said of that size

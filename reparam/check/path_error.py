@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, fx
+from torch import Tensor
 
 from reparam.capture import line_of
 from reparam.errors import CaptureError
@@ -63,11 +63,10 @@ def shape_of_first(values: Feed) -> str:
 
 
 def _where_it_stops(original: Program, values: Feed) -> str:
-    done: list[fx.Node] = []
+    waiting = list(original.calls())
     try:
-        evaluate(original, values, observe=lambda node, value: done.append(node))
+        evaluate(original, values, observe=lambda node, value: waiting.remove(node))
     except Exception:  # of any kind, and only to see where
-        calls = [n for n in original.graph.nodes if n.op == "call_function"]
-        line = line_of(calls[len(done)])
+        line = line_of(waiting[0])
         return f", and stops at {line}" if line is not None else ""
     return ""

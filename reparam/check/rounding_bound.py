@@ -15,7 +15,7 @@ soon be larger than any number:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ from reparam.ir import (
     ACTIVATIONS,
     ADDS,
     DIVS,
-    LINEARS,
     MATMULS,
     MULS,
     NORMS,
@@ -81,11 +80,23 @@ def _same_op(node: fx.Node, env: _Magnitudes, actual: Values) -> Any:
     return node.target(*args, **kwargs)
 
 
+def _frame(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
+    """A pad, whose constant may be negative."""
+    padded: Tensor = _same_op(node, env, actual)
+    return padded.abs()
+
+
+def _parts(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
+    """Neither part of a complex number is larger than the number."""
+    size: Tensor = env[arguments(node)["self"]]
+    return torch.stack([size, size], -1)
+
+
 def _sum(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     args = arguments(node)
-    alpha = args.get("alpha", 1)
-    left, right = (_size(env[a]) if isinstance(a, fx.Node) else abs(a) for a in (args["self"], args["other"]))
-    return torch.as_tensor(left + right * (abs(alpha) if isinstance(alpha, (int, float)) else 1))
+    given = (args[k] for k in ("self", "other", "alpha"))
+    left, right, alpha = (_size(env[a]) if isinstance(a, fx.Node) else abs(a) for a in given)
+    return torch.as_tensor(left + right * alpha)
 
 
 def _product(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
@@ -120,11 +131,11 @@ def _slopes(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     args = arguments(node)
     slope: Tensor = _abs(actual[args["weight"]]).clamp_min(1.0)
     x: Tensor = env[args["self"]]
-    return x * slope.reshape([1, -1] + [1] * (x.dim() - 2)) if x.dim() > 1 else x * slope
+    return x * slope.reshape([-1] + [1] * max(x.dim() - 2, 0))
 
 
 def _bounds(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
-    """A clamp by tensors moves no two values apart; its result may be larger than its operand."""
+    """A clamp moves no two values apart; its result may be larger than its operand."""
     out: Tensor = actual[node]
     return torch.maximum(env[arguments(node)["self"]], out.abs())
 
@@ -188,29 +199,36 @@ def _fallback(node: fx.Node, env: _Magnitudes, actual: Values) -> Any:
     return out.abs() + max(tops, default=1.0)
 
 
+_CLAMPS = frozenset(
+    {
+        aten.clamp.Tensor,
+        aten.clamp.default,
+        aten.clamp_min.default,
+        aten.clamp_max.default,
+        aten.hardtanh.default,
+    }
+)
 _SAME = WEIGHTED | (MATMULS - {aten.scaled_dot_product_attention.default})
 
 
-def _rule(node: fx.Node) -> Callable[[fx.Node, _Magnitudes, Values], Any]:
-    if node.target in _SAME or node.target in PADS:
-        return _same_op
-    if node.target in ADDS or node.target in SUBS:
-        return _sum
-    if node.target in MULS:
-        return _product
-    if node.target in DIVS:
-        return _quotient
-    if node.target in ACTIVATIONS:
-        return _activation
-    if node.target is aten.prelu.default:
-        return _slopes
-    if node.target is aten.clamp.Tensor:
-        return _bounds
-    if node.target in NORMS:
-        return _norm
-    if op_name(node).startswith(_MONOTONE):
-        return _same_op
-    return _fallback
+_Rule = Callable[[fx.Node, "_Magnitudes", Values], Any]
+_RULES: tuple[tuple[Container[Any], _Rule], ...] = (
+    (_SAME, _same_op),
+    (PADS, _frame),
+    ({aten.view_as_real.default}, _parts),
+    (ADDS | SUBS, _sum),
+    (MULS, _product),
+    (DIVS, _quotient),
+    (_CLAMPS, _bounds),
+    (ACTIVATIONS, _activation),
+    ({aten.prelu.default}, _slopes),
+    (NORMS, _norm),
+)
+
+
+def _rule(node: fx.Node) -> _Rule:
+    own = next((rule for targets, rule in _RULES if node.target in targets), None)
+    return own or (_same_op if op_name(node).startswith(_MONOTONE) else _fallback)
 
 
 _MONOTONE = (
@@ -304,8 +322,7 @@ def accumulation_length(region: Sequence[fx.Node]) -> int:
     for node in region:
         if is_call(node, WEIGHTED):
             weight = shape_of(arguments(node)["weight"])
-            fan_in = weight[1] if is_call(node, LINEARS) else math.prod(weight[1:])
-            total += max(fan_in, weight[0]) + 8
+            total += max(math.prod(weight[1:]), weight[0]) + 8
         elif is_call(node, MATMULS):
             total += max((s for i in node.all_input_nodes if is_float(i) for s in shape_of(i)), default=1)
         elif node.op == "call_function":
