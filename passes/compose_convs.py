@@ -55,9 +55,7 @@ class ComposeConvs:
     def check(self, program: Program, match: Match) -> Plan | Refusal | None:
         """Compares the price first, so that no weights are touched for a composition that would not pay."""
         second, first = read_layer(program, match.root), read_layer(program, match.nodes["first"])
-        if first is None or second is None or second.x is not first.node or first.kind != second.kind:
-            return None
-        if len(first.node.users) > 1:
+        if first is None or second is None or first.kind != second.kind or len(first.node.users) > 1:
             return None
         window = compose_windows(layer_window(first), layer_window(second))
         if isinstance(window, Refusal):

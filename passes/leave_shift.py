@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import fx
+from torch import Tensor, fx
 
 from reparam.algebra import Affine, Pair, Route, backward, execute, forward, read_affine, write_affine
 from reparam.ir import ADDS, BATCH_NORMS, Program, Refusal, aten, is_call, place_of
@@ -34,7 +34,7 @@ class Plan:
 
     affine: Affine
     route: Route
-    shift: Pair
+    shift: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LeaveShift:
         scale, shift = affine.pair.scale, affine.pair.shift
         back = backward(program, affine.node, affine.x, Pair(scale))
         if isinstance(back, Route):
-            return Plan(affine, back, Pair(shift=shift))
+            return Plan(affine, back, shift)
         if bool((scale == 0).any()):
             return Refusal(
                 f"{int((scale == 0).sum())} of its scales are zero, so the shift cannot be divided by them", match.root
@@ -63,19 +63,19 @@ class LeaveShift:
         if isinstance(ahead, Refusal):
             told = f"not even its scale folds: {back.located}; {ahead.located}"
             return Refusal(told, match.root, _other_form(ahead))
-        return Plan(affine, ahead, Pair(shift=shift / scale))
+        return Plan(affine, ahead, shift / scale)
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The re-weighted layers, and one sum."""
         node, x = plan.affine.node, plan.affine.x
-        count = plan.shift.shift.numel() if plan.shift.shift is not None else 0
-        message = f"scale folded, the shift left standing ({count} parameters)"
+        message = f"scale folded, the shift left standing ({plan.shift.numel()} parameters)"
+        left = Pair(shift=plan.shift)
         origin = place_of(node)
         if plan.route.direction == "backward":
             made = execute(program, plan.route, {})
-            total = write_affine(program, made[x], plan.shift, origin, like=node)
+            total = write_affine(program, made[x], left, origin, like=node)
             return Rewrite({node: total} | {o: made[o] for o in plan.route.others}, message)
-        moved = write_affine(program, x, plan.shift, origin, like=node)
+        moved = write_affine(program, x, left, origin, like=node)
         made = execute(program, plan.route, {node: moved})
         return Rewrite({s: made[s] for s in plan.route.sinks}, message)
 
@@ -101,7 +101,7 @@ def _arithmetic(program: Program, root: fx.Node) -> Plan | None:
     ahead = forward(program, root, Pair(scale))
     if isinstance(ahead, Refusal):
         return None
-    return Plan(Affine(root, inner.x, Pair(scale, shift)), ahead, Pair(shift=shift / scale))
+    return Plan(Affine(root, inner.x, Pair(scale, shift)), ahead, shift / scale)
 
 
 PASS = LeaveShift

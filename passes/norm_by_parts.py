@@ -49,7 +49,7 @@ class NormByParts:
         affine = read_affine(program, node)
         args = arguments(cat)
         operands = list(args["tensors"])
-        if not isinstance(affine, Affine) or affine.x is not cat or len(cat.users) > 1:
+        if not isinstance(affine, Affine) or len(cat.users) > 1:
             return None
         if args["dim"] % len(shape_of(cat)) != 1 or len(set(operands)) < len(operands):
             return None
@@ -85,7 +85,7 @@ class NormByParts:
 
 
 def _slice(value: Tensor | None, start: int, width: int) -> Tensor | None:
-    return value if value is None or value.shape[1] == 1 else value.narrow(1, start, width)
+    return None if value is None else value.narrow(1, start, width)
 
 
 def _norm(program: Program, node: fx.Node, part: fx.Node, start: int) -> fx.Node:
