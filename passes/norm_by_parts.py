@@ -29,10 +29,9 @@ _WEIGHTS = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Plan:
-    """The norm, the concatenation, and of each part: the value, its first channel, and the way of its share, if any."""
+    """The norm, and of each part before it: the value, its first channel, and the way of its share, if any."""
 
     node: fx.Node
-    cat: fx.Node
     parts: tuple[tuple[fx.Node, int, Route | None], ...]
 
 
@@ -66,7 +65,7 @@ class NormByParts:
             parts.append((part, start, route if folds and isinstance(route, Route) else None))
             start += width
         folded = sum(route is not None for _, _, route in parts)
-        return Plan(node, cat, tuple(parts)) if 0 < folded == len(parts) - 1 else None
+        return Plan(node, tuple(parts)) if 0 < folded == len(parts) - 1 else None
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The re-weighted layers, a smaller norm for the other part, and the concatenation."""

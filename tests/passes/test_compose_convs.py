@@ -229,3 +229,9 @@ def test_groups_make_the_composition_cheaper() -> None:
         layers = (nn.Conv2d(4, 8, 1, groups=g1), nn.Conv2d(8, 4, 3, groups=g2))
         fused = apply_exactly(nn.Sequential(*layers).double(), doubles(2, 4, 5, 5), rules=RULES, bound=EXACT)
         assert fused.text == then
+
+
+@pytest.mark.parametrize(("g1", "g2", "now"), [(1, 2, 9 * 8 * 2 + 8 * 9), (2, 1, 9 * 8 + 2 * 8 * 9)])
+def test_of_a_grouped_and_a_dense_one_the_price_is_that_of_a_dense_one(g1: int, g2: int, now: int) -> None:
+    model = nn.Sequential(nn.Conv2d(8, 2, 1, groups=g1), nn.Conv2d(2, 8, 3, groups=g2))
+    assert f"would cost 576 multiply-accumulates instead of {now}" in _refusal(model, doubles(1, 8, 3, 3))

@@ -133,8 +133,19 @@ def test_pieces_that_are_read_elsewhere_keep_their_values_there() -> None:
         (lambda m, x: m.norm(torch.cat([x.cos(), x.sin()], 1)), 8),
         (lambda m, x: (m.norm(y := torch.cat([m.a(x), x.sin()], 1)), y), 6),
         (lambda m, x: m.norm(torch.cat([m.a(x)], 1)), 2),
+        (lambda m, x: m.norm(torch.cat([x.sin()], 1)), 4),
+        (lambda m, x: m.norm(torch.cat([(y := m.b(x).chunk(2, 1))[0], m.a(x), y[1], x.sin()], 1)), 10),
     ],
-    ids=["another axis", "a part twice", "parts of one layer", "no layer", "read elsewhere", "one part"],
+    ids=[
+        "another axis",
+        "a part twice",
+        "parts of one layer",
+        "no layer",
+        "read elsewhere",
+        "one part",
+        "one part without a layer",
+        "parts of one layer, not in a row",
+    ],
 )
 def test_silent_about_other_concatenations(parts: Callable[..., Tensor], width: int) -> None:
     done = apart(norm_of(parts, width))
@@ -144,3 +155,16 @@ def test_silent_about_other_concatenations(parts: Callable[..., Tensor], width: 
 def test_silent_about_statistics_of_the_batch() -> None:
     model = norm_of(lambda m, x: m.norm(torch.cat([m.a(x), x.sin()], 1)), track_running_stats=False)
     assert not apart(model).outcome.remarks
+
+
+def test_a_part_that_shares_its_layers_with_others_is_the_one_that_keeps_its_norm() -> None:
+    """The layer of the first part takes its share; so does that of the third, as the second asks nothing of it."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        (first, second), (third, fourth) = m.b(x).chunk(2, 1), m.c(x).chunk(2, 1)
+        joined: Tensor = m.norm(torch.cat([first, second + third, fourth], 1))
+        return joined
+
+    model = norm_of(forward)
+    model.c = nn.Conv2d(4, 4, 1).double()
+    assert apart(model).passed("norm-by-parts") == ["folded into 2 of 3 concatenated parts"]
