@@ -21,9 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import fx
 
-from reparam.ir import FILLS, Program, arguments, aten, is_call, is_float, op_name
+from reparam.ir import FILLS, Program, arguments, aten, is_call, is_float, op_name, shape_of, static_shape
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 _EXPANDS = frozenset({aten.expand.default, aten.expand_as.default})
@@ -74,7 +75,9 @@ class NarrowOperand:
             if not is_float(operand) or not _same_shape(other, node):
                 continue
             small = _small(program, operand, node, _MOST_DEEP)
-            if small is not None and small.value is not operand and (index == 1 or not isinstance(small.value, float)):
+            if small is None or (isinstance(small.value, float) and index == 0):
+                continue
+            if isinstance(small.value, float) or _shape(small) != static_shape(operand):
                 return Plan(node, index, small)
         return None
 
@@ -89,6 +92,13 @@ class NarrowOperand:
 
 def _same_shape(a: Any, b: fx.Node) -> bool:
     return is_float(a) and [str(s) for s in a.meta["val"].shape] == [str(s) for s in b.meta["val"].shape]
+
+
+def _shape(small: Small) -> tuple[int, ...]:
+    if isinstance(small.value, fx.Node):
+        return shape_of(small.value)
+    parts = (_shape(s) for s in (small.left, small.right) if s is not None)
+    return tuple(torch.broadcast_shapes(*parts))
 
 
 def _small(program: Program, node: Any, user: fx.Node, depth: int) -> Small | None:
