@@ -68,8 +68,6 @@ class NarrowOperand:
     def check(self, program: Program, match: Match) -> Plan | None:
         """The first operand that repeats a smaller one while the other has the shape of the result already."""
         node = match.root
-        if not is_float(node):
-            return None
         for index in (1, 0):
             operand, other = node.args[index], node.args[1 - index]
             if not is_float(operand) or not _same_shape(other, node):
@@ -120,7 +118,7 @@ def _small(program: Program, node: Any, user: fx.Node, depth: int) -> Small | No
 def _small_arithmetic(program: Program, node: fx.Node, user: fx.Node, depth: int) -> Small | None:
     if node.kwargs.get("alpha", 1) != 1:
         return None
-    left, right = (_small(program, a, user, depth - 1) for a in node.args[:2])
+    left, right = (_small(program, a, user, depth - 1) for a in node.args)
     if left is None or right is None:
         return None
     if isinstance(left.value, float) and isinstance(right.value, float):

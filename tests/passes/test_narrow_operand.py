@@ -50,6 +50,9 @@ def narrowed(form: Form) -> Fused:
 ALONE: dict[str, tuple[Form, str]] = {
     "expand_as": (lambda c, x: x - c.expand_as(x), "sub(x, w)"),
     "on the left": (lambda c, x: c.expand_as(x) / x, "div(w, x)"),
+    "on the left and smaller": (lambda c, x: c.expand(3, 4, 1) / x, "div(w, x)"),
+    "plus nothing": (lambda c, x: x * (torch.ones_like(x) + 0.0), "mul(x, 1.0)"),
+    "arithmetic of weights": (lambda c, x: x - (c.expand_as(x) / c - 2.0), "sub(x, sub(div(w, w), 2.0))"),
     "a factor": (lambda c, x: torch.sub(x, c.expand_as(x), alpha=3), "sub(x, w, alpha=3)"),
     "a fill": (lambda c, x: x * torch.full_like(x, 2.5), "mul(x, 2.5)"),
     "zeros": (lambda c, x: x + torch.zeros(2, 3, 4, 5, dtype=x.dtype), "add(x, 0.0)"),
@@ -122,5 +125,16 @@ OTHERS: dict[str, Form] = {
 @pytest.mark.parametrize("form", OTHERS.values(), ids=OTHERS)
 def test_other_operands_stay(form: Form) -> None:
     program = program_of(Lambda(lambda m, x: form(m.c, x), c=vector(3, 1, 1)), doubles(2, 3, 4, 5), dynamic=())
+    done = run_rules(program, NarrowOperand())
+    assert done.text == graph_text(program) and not done.outcome.remarks
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda c, x: x - torch.ones_like(x) * x.shape[0], lambda c, x: x - torch.full_like(x, x.shape[0])],
+    ids=["a product with it", "filled with it"],
+)
+def test_a_size_that_is_free_is_no_number(form: Form) -> None:
+    program = program_of(Lambda(lambda m, x: form(m.c, x), c=vector(3, 1, 1)), doubles(2, 3, 4, 5))
     done = run_rules(program, NarrowOperand())
     assert done.text == graph_text(program) and not done.outcome.remarks
