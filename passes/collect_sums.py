@@ -68,7 +68,7 @@ class CollectSums:
         written = _write(results, terms)
         calls = sum(_calls(t) for _, t in written)
         merges = sum(max(0, len(t) - 1) for _, t in written)
-        if calls >= len(members) or merges > sum(is_call(n, _SUMS) for n in members):
+        if calls >= len(members) or merges > sum(_merges(n, terms) for n in members):
             return None
         return Plan(written, len(members), calls)
 
@@ -137,6 +137,11 @@ def _resolve(node: fx.Node, known: Mapping[fx.Node, Terms]) -> Terms:
         for base, c in known.get(value, {value: 1.0}).items():
             total[base] = total.get(base, 0.0) + factor * c
     return {base: c for base, c in total.items() if c != 0.0}
+
+
+def _merges(node: fx.Node, known: Mapping[fx.Node, Terms]) -> bool:
+    """Whether it is a sum of two values neither of which is zero."""
+    return is_call(node, _SUMS) and all(known.get(value, True) for value, _ in _combination(node) or ())
 
 
 def _write(results: tuple[fx.Node, ...], terms: Mapping[fx.Node, Terms]) -> tuple[tuple[fx.Node, Terms], ...]:

@@ -96,7 +96,7 @@ class RescaleGate:
 
 def _layer_behind(program: Program, x: fx.Node) -> tuple[Layer, tuple[fx.Node, ...]] | None:
     """The layer with several users that makes `x`, and the products with data on the way, the last first."""
-    if not is_call(x, MULS) or len(x.users) > 1 or not all(is_float(i) and i.meta["data"] for i in x.args[:2]):  # type: ignore[union-attr]
+    if not is_call(x, MULS) or len(x.users) > 1 or not all(is_float(i) and i.meta["data"] for i in x.args):  # type: ignore[union-attr]
         return None
     for side in x.all_input_nodes:
         if shape_of(side) != shape_of(x):

@@ -131,3 +131,9 @@ def test_a_factor_that_is_off_is_noticed() -> None:
         twin = [n for n in copy.calls() if n.kwargs.get("alpha")][k]
         twin.kwargs = {"alpha": float(node.kwargs["alpha"]) + 1e-6}  # type: ignore[arg-type]
         assert module_rel(model, copy, [x]) > 1e3 * EXACT
+
+
+def test_a_sum_with_the_first_velocity_of_zero_is_no_sum_that_could_be_saved() -> None:
+    """Three halving steps: x_3 over what enters has more terms than the recurrence has sums of two values."""
+    fused = run_rules(program_of(Momentum(3, 0.5).double(), doubles(2, 6)), *RULES)
+    assert census(fused.program).merges == census(fused.original).merges == 5

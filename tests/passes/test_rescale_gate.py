@@ -146,6 +146,17 @@ def test_a_layer_without_a_module_is_told_by_its_name() -> None:
     assert done.passed("rescale-gate") == ["folded into 'conv2d' before the gate"]
 
 
+def test_the_gate_may_stand_on_the_left() -> None:
+    done = apart(lambda m, x: m.d((y := m.c(x)).mean((2, 3), keepdim=True)).sigmoid() * y * 0.5)
+    assert done.text == "a = conv1x1(x); mul(sigmoid(conv1x1(mean(a, [2, 3], True))), a)"
+
+
+def test_a_grouped_transposed_convolution_takes_a_factor_for_each_channel() -> None:
+    layers = {"c": nn.ConvTranspose2d(4, 6, 2, groups=2), "d": nn.Conv2d(6, 6, 1)}
+    done = apart(lambda m, x: (y := m.c(x)) * m.d(y).sin() * m.w, **layers, w=vector(6, 1, 1))
+    assert done.text == "a = deconv2x2g2(x); mul(a, sin(conv1x1(a)))"
+
+
 def test_it_climbs_through_several_products_on_either_side() -> None:
     done = apart(lambda m, x: x.cos() * (m.d(y := m.c(x)).sin() * y) / 4.0)
     assert done.text == "a = conv1x1(x); mul(cos(x), mul(sin(conv1x1(a)), a))"
@@ -155,6 +166,7 @@ def test_it_climbs_through_several_products_on_either_side() -> None:
     "forward",
     [
         lambda m, x: m.c(x) * x.sin() * 0.5,
+        lambda m, x: ((y := m.c(x)) + m.d(y).sin()) * 0.5,
         lambda m, x: (z := (y := m.c(x)) * m.d(y).sin()) * 0.5 + z.tanh(),
         lambda m, x: m.d(y := m.c(x)).sin() * (y * m.w * 0.5),
         lambda m, x: m.d(y := m.c(x)).sin() * (y * 3.0 * 0.5),
@@ -165,6 +177,7 @@ def test_it_climbs_through_several_products_on_either_side() -> None:
     ],
     ids=[
         "no gate on the layer",
+        "a sum",
         "the product is read elsewhere",
         "a weight in between",
         "a number in between",
