@@ -69,7 +69,8 @@ class NarrowOperand:
         """The first operand that repeats a smaller one while the other has the shape of the result already."""
         node = match.root
         for index in (1, 0):
-            operand, other = node.args[index], node.args[1 - index]
+            operand: Any = node.args[index]
+            other = node.args[1 - index]
             if not is_float(operand) or not _same_shape(other, node):
                 continue
             small = _small(program, operand, node, _MOST_DEEP)
