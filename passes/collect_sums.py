@@ -100,7 +100,7 @@ def _combination(node: fx.Node) -> tuple[tuple[fx.Node, float], ...] | None:
     if is_call(node, frozenset({aten.neg.default})):
         return ((x, -1.0),)
     factor = args["other"]
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or args.get("rounding_mode") is not None:
+    if not isinstance(factor, (int, float)):
         return None
     if op_name(node) == "div":
         return ((x, 1.0 / factor),) if factor else None
