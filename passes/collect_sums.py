@@ -68,7 +68,7 @@ class CollectSums:
         written = _write(results, terms)
         calls = sum(_calls(t) for _, t in written)
         merges = sum(max(0, len(t) - 1) for _, t in written)
-        if calls >= len(members) or merges > sum(_is_merge(n, terms) for n in members):
+        if calls >= len(members) or merges > sum(_merges(n, terms) for n in members):
             return None
         return Plan(written, len(members), calls)
 
@@ -100,7 +100,7 @@ def _combination(node: fx.Node) -> tuple[tuple[fx.Node, float], ...] | None:
     if is_call(node, frozenset({aten.neg.default})):
         return ((x, -1.0),)
     factor = args["other"]
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or args.get("rounding_mode") is not None:
+    if not isinstance(factor, (int, float)):
         return None
     if op_name(node) == "div":
         return ((x, 1.0 / factor),) if factor else None
@@ -116,11 +116,6 @@ def _alike(value: Any, node: fx.Node) -> bool:
 
 def _is_scaled(node: fx.Node) -> bool:
     return is_call(node, _SCALES | ZEROS) or arguments(node)["alpha"] != 1
-
-
-def _is_merge(node: fx.Node, terms: Mapping[fx.Node, Terms]) -> bool:
-    """A sum of two values, neither of which is zero."""
-    return is_call(node, _SUMS) and all(terms.get(v, {v: 1.0}) for v, _ in _combination(node) or ())
 
 
 def _connected(root: fx.Node) -> list[fx.Node]:
@@ -142,6 +137,11 @@ def _resolve(node: fx.Node, known: Mapping[fx.Node, Terms]) -> Terms:
         for base, c in known.get(value, {value: 1.0}).items():
             total[base] = total.get(base, 0.0) + factor * c
     return {base: c for base, c in total.items() if c != 0.0}
+
+
+def _merges(node: fx.Node, known: Mapping[fx.Node, Terms]) -> bool:
+    """Whether it is a sum of two values neither of which is zero."""
+    return is_call(node, _SUMS) and all(known.get(value, True) for value, _ in _combination(node) or ())
 
 
 def _write(results: tuple[fx.Node, ...], terms: Mapping[fx.Node, Terms]) -> tuple[tuple[fx.Node, Terms], ...]:

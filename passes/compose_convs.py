@@ -27,7 +27,6 @@ from reparam.algebra import (
     Term,
     build_term,
     compose_windows,
-    expand_groups,
     layer_window,
     read_layer,
     write_layer,
@@ -55,9 +54,7 @@ class ComposeConvs:
     def check(self, program: Program, match: Match) -> Plan | Refusal | None:
         """Compares the price first, so that no weights are touched for a composition that would not pay."""
         second, first = read_layer(program, match.root), read_layer(program, match.nodes["first"])
-        if first is None or second is None or second.x is not first.node or first.kind != second.kind:
-            return None
-        if len(first.node.users) > 1:
+        if first is None or second is None or first.kind != second.kind or len(first.node.users) > 1:
             return None
         window = compose_windows(layer_window(first), layer_window(second))
         if isinstance(window, Refusal):
@@ -76,11 +73,9 @@ class ComposeConvs:
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """One layer on the first one's input."""
-        ndim = len(plan.first.kernel)
         term = plan.term
-        weight = term.weight if ndim else expand_groups(term.weight, term.groups, 1)
-        geometry = term.window.geometry(term.groups) if ndim else None
-        new = write_layer(program, plan.second, weight, term.bias, x=plan.first.x, geometry=geometry)
+        geometry = term.window.geometry(term.groups)
+        new = write_layer(program, plan.second, term.weight, term.bias, x=plan.first.x, geometry=geometry)
         return Rewrite({plan.second.node: new}, f"composed with '{place_of(plan.first.node)}'")
 
 

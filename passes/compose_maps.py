@@ -54,9 +54,9 @@ class ComposeMaps:
         if len(maps) < 2 or not any(is_call(n, _PRODUCTS) for n in maps) or _is_layers(steps):
             return None
         x = data_operand(program, steps[0])
-        plan = None if x is None else map_of(x, steps)
-        if plan is None:
-            return None
+        assert x is not None
+        plan = map_of(x, steps)
+        assert plan is not None  # as each step keeps the samples apart
         dear = _too_dear(program, plan)
         if dear is not None:  # a mean beside a layer is nothing that was nearly composed
             return dear if sum(is_call(n, _PRODUCTS) for n in maps) > 1 else None
@@ -117,11 +117,10 @@ def _too_dear(program: Program, plan: SampleMap) -> Refusal | None:
     for constant in {i for n in plan.steps for i in n.all_input_nodes if program.constant(i) is not None}:
         values += math.prod(shape_of(constant))
     then = plan.size[0] * plan.size[1]
-    root = plan.steps[-1]
     if then > macs:
-        return Refusal(f"as one layer it would cost {then:,} multiply-accumulates instead of {macs:,}", root)
+        return Refusal(f"as one layer it would cost {then:,} multiply-accumulates instead of {macs:,}")
     if then > values:
-        return Refusal(f"as one layer it would store {then:,} values instead of {values:,}", root)
+        return Refusal(f"as one layer it would store {then:,} values instead of {values:,}")
     return None
 
 

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.algebra import HOMOGENEOUS, Layer, Pair, Route, execute, forward_all, read_layer, weights, write_layer
-from reparam.ir import CATS, CONVS, LINEARS, TRANSPOSED_CONVS, Program, Refusal, evaluate, is_call, op_name
+from reparam.ir import CATS, CONVS, LINEARS, Program, Refusal, evaluate, is_call, op_name
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 TURNS = 20  # of one layer; each neighbour that changes may ask for another
@@ -180,12 +180,13 @@ def _row_ranges(program: Program, layer: Layer) -> Tensor:
 
 def _column_ranges(program: Program, route: Route, channels: int) -> Tensor | None:
     """The largest absolute weight on each channel, over the layers that read it; None when its place is not kept."""
-    if any(is_call(s.node, CATS) or op_name(s.node) == "getitem" for s in route.steps if s.action != "sink"):
+    if any(is_call(s.node, CATS) or op_name(s.node) == "getitem" for s in route.steps):
         return None
     found = torch.zeros(channels, dtype=torch.float64)
     for node in route.sinks:
         layer = read_layer(program, node)
-        if layer is None or is_call(node, TRANSPOSED_CONVS):
+        assert layer is not None
+        if layer.kind == "transposed":
             return None
         weight, _ = weights(program, layer)
         groups = layer.geometry.groups

@@ -44,7 +44,7 @@ def read_norm_affine(program: Program, node: fx.Node) -> Pair | None:
         return None
     parts: list[Tensor | None] = []
     for key, neutral in (("weight", 1.0), ("bias", 0.0)):
-        value = program.tensor(args[key]) if args[key] is not None else None
+        value = program.tensor(args[key])
         if args[key] is not None and value is None:
             return None
         trivial = value is None or bool((value == neutral).all())

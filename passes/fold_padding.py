@@ -42,7 +42,7 @@ class FoldPadding:
     def check(self, program: Program, match: Match) -> Plan | Refusal | None:
         """Adds up both paddings."""
         layer, pad = read_layer(program, match.root), match.nodes["pad"]
-        if layer is None or layer.x is not pad:
+        if layer is None:
             return None
         extra = zero_padding(pad)
         if extra is None:

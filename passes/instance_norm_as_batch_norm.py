@@ -37,10 +37,8 @@ class InstanceNormAsBatchNorm:
     pattern: ClassVar[Pattern] = op(frozenset({aten.instance_norm.default}))
 
     def check(self, program: Program, match: Match) -> Plan | None:
-        """Whether it uses the statistics that it keeps."""
-        args = arguments(match.root)
-        kept = args["running_mean"] is not None and args["running_var"] is not None
-        return Plan(match.root) if kept and not args["use_input_stats"] else None
+        """Whether it uses the statistics that it keeps; torch has it keep some where it does."""
+        return None if arguments(match.root)["use_input_stats"] else Plan(match.root)
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The batch norm with the same numbers."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, fx
 
 from reparam.algebra import Affine, Pair, read_affine, trim
@@ -59,7 +58,7 @@ class JoinAffines:
         calls = int(_scales(pair)) + int(pair.shift is not None)
         if any(v is not None and sum(n > 1 for n in v.shape) > 1 for v in (pair.scale, pair.shift)):
             return None
-        return Plan(match.root, x, pair, count) if 0 < calls < count else None
+        return Plan(match.root, x, pair, count) if count > max(calls, 1) else None
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """One product and one sum, each only when needed."""
@@ -85,7 +84,7 @@ def _emit(program: Program, target: object, x: fx.Node, value: Tensor | None, na
     assert value is not None
     if value.numel() == 1:
         return program.call(target, (x, float(value)), like=like)
-    weight = program.weight(trim(value.to(torch.float64)), f"{place_of(like)}.{name}", like=like)
+    weight = program.weight(trim(value), f"{place_of(like)}.{name}", like=like)
     return program.call(target, (x, weight), like=like)
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import fx
+from torch import Tensor, fx
 
 from reparam.algebra import Affine, Pair, Route, backward, execute, forward, read_affine, write_affine
 from reparam.ir import ADDS, BATCH_NORMS, Program, Refusal, aten, is_call, place_of
@@ -30,11 +30,12 @@ from reparam.rewrite import Match, Pattern, Rewrite, op
 
 @dataclass(frozen=True)
 class Plan:
-    """The affine, the way of its scale, and the shift that stays."""
+    """The last call of the affine, what it reads, the way of its scale, and the shift that stays."""
 
-    affine: Affine
+    node: fx.Node
+    x: fx.Node
     route: Route
-    shift: Pair
+    shift: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class LeaveShift:
         scale, shift = affine.pair.scale, affine.pair.shift
         back = backward(program, affine.node, affine.x, Pair(scale))
         if isinstance(back, Route):
-            return Plan(affine, back, Pair(shift=shift))
+            return Plan(match.root, affine.x, back, shift)
         if bool((scale == 0).any()):
             return Refusal(
                 f"{int((scale == 0).sum())} of its scales are zero, so the shift cannot be divided by them", match.root
@@ -63,26 +64,26 @@ class LeaveShift:
         if isinstance(ahead, Refusal):
             told = f"not even its scale folds: {back.located}; {ahead.located}"
             return Refusal(told, match.root, _other_form(ahead))
-        return Plan(affine, ahead, Pair(shift=shift / scale))
+        return Plan(match.root, affine.x, ahead, shift / scale)
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The re-weighted layers, and one sum."""
-        node, x = plan.affine.node, plan.affine.x
-        count = plan.shift.shift.numel() if plan.shift.shift is not None else 0
-        message = f"scale folded, the shift left standing ({count} parameters)"
+        node, x = plan.node, plan.x
+        message = f"scale folded, the shift left standing ({plan.shift.numel()} parameters)"
+        left = Pair(shift=plan.shift)
         origin = place_of(node)
         if plan.route.direction == "backward":
             made = execute(program, plan.route, {})
-            total = write_affine(program, made[x], plan.shift, origin, like=node)
+            total = write_affine(program, made[x], left, origin, like=node)
             return Rewrite({node: total} | {o: made[o] for o in plan.route.others}, message)
-        moved = write_affine(program, x, plan.shift, origin, like=node)
+        moved = write_affine(program, x, left, origin, like=node)
         made = execute(program, plan.route, {node: moved})
         return Rewrite({s: made[s] for s in plan.route.sinks}, message)
 
 
 def _other_form(ahead: Refusal) -> str:
-    """What a ReLU that stands in the way alone could become, and why it does not."""
-    if ahead.node is None or ahead.node.target is not aten.relu.default or "negative" not in ahead.reason:
+    """What a ReLU that stands in the way, as it does of a negative scale, could become, and why it does not."""
+    if not is_call(ahead.node, frozenset({aten.relu.default})):
         return ""
     return "a clamp with bounds for each channel lets it through, but takes longer than the batch norm that it saves"
 
@@ -96,12 +97,13 @@ def _arithmetic(program: Program, root: fx.Node) -> Plan | None:
     if not isinstance(inner, Affine) or is_call(outer.x, BATCH_NORMS) or inner.pair.shift is not None:
         return None
     scale, shift = inner.pair.scale, outer.pair.shift
-    if scale is None or shift is None or bool((scale == 0).any()):
+    assert scale is not None and shift is not None
+    if bool((scale == 0).any()):
         return None
     ahead = forward(program, root, Pair(scale))
     if isinstance(ahead, Refusal):
         return None
-    return Plan(Affine(root, inner.x, Pair(scale, shift)), ahead, Pair(shift=shift / scale))
+    return Plan(root, inner.x, ahead, shift / scale)
 
 
 PASS = LeaveShift

@@ -2,9 +2,9 @@
 
 Turns a pad whose border is filled with a constant per channel into arithmetic that folds.
 
-Fires on a zero pad of the last axes followed by slice assignments (as functional scatters) that together fill exactly
-the padded border with one constant vector over the channels. In this form the affine before it folds: when v is the
-shift of a batch norm, x - v has no shift left, and what follows sees a plain padded convolution.
+Fires on a pad of the last axes, whatever it pads with, followed by slice assignments (as functional scatters) that
+together fill exactly the padded border with one constant vector over the channels. In this form the affine before it
+folds: when v is the shift of a batch norm, x - v has no shift left, and what follows sees a plain padded convolution.
 
 Refuses in silence anything whose border is not filled completely and uniformly, at the traced size and at a larger one
 where sizes are free: it is not this shape.
@@ -92,9 +92,9 @@ def _scatters(root: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
 
 
 def _border(program: Program, root: fx.Node, pad: fx.Node, region: list[fx.Node]) -> Tensor | None:
-    if arguments(pad).get("mode", "constant") != "constant" or shape_of(root) != shape_of(pad):
+    if shape_of(root) != shape_of(pad):
         return None
-    traced = _border_at(program, root, pad, region, {})
+    traced = _border_at(program, root, pad, region)
     larger = _larger_sizes(program)
     if traced is None or not larger:
         return traced
@@ -114,7 +114,7 @@ def _larger_sizes(program: Program) -> dict[str, int]:
 
 
 def _border_at(
-    program: Program, root: fx.Node, pad: fx.Node, region: list[fx.Node], sizes: dict[str, int]
+    program: Program, root: fx.Node, pad: fx.Node, region: list[fx.Node], sizes: dict[str, int] | None = None
 ) -> Tensor | None:
     args = arguments(pad)
     known = {n: size_hint(n.meta["val"], sizes) for r in region for n in r.all_input_nodes if not _is_tensor(n)}

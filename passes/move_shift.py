@@ -28,10 +28,9 @@ _SUMS = frozenset({aten.add.Tensor})
 
 @dataclass(frozen=True)
 class Plan:
-    """The addition, the constant sum, what that reads, the other operand, and the constant's way into it."""
+    """The addition, what the constant sum reads, the other operand, and the constant's way into it."""
 
     node: fx.Node
-    shifted: fx.Node
     x: fx.Node
     other: fx.Node
     route: Route
@@ -53,21 +52,20 @@ class MoveShift:
             return None
         for shifted, other in (sides, sides[::-1]):
             affine = read_affine(program, shifted)
-            if not isinstance(affine, Affine) or affine.pair.scale is not None or affine.pair.shift is None:
-                continue
-            if len(shifted.users) > 1 or affine.x is other or program.constant(other) is not None:
+            if not isinstance(affine, Affine) or affine.pair.scale is not None or len(shifted.users) > 1:
                 continue
             route = backward(program, node, other, Pair(shift=affine.pair.shift))
             if isinstance(route, Route):
-                return Plan(node, shifted, affine.x, other, route)
+                return Plan(node, affine.x, other, route)
         return None
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The addition without the constant, of re-weighted layers."""
-        made = execute(program, plan.route, {plan.shifted: plan.x})
+        made = execute(program, plan.route, {})
         total = program.call(aten.add.Tensor, (plan.x, made[plan.other]), like=plan.node)
         others = {o: made[o] for o in plan.route.others}
-        return Rewrite({plan.node: total} | others, f"the constant moved to '{place_of(plan.other)}'")
+        layers = ", ".join(f"'{place_of(s)}'" for s in plan.route.sinks)
+        return Rewrite({plan.node: total} | others, f"the constant moved to {layers}")
 
 
 PASS = MoveShift

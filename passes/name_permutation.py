@@ -88,13 +88,12 @@ def _only_reader(node: Any, targets: frozenset[Any]) -> fx.Node | None:
 def _shuffle(node: fx.Node) -> Plan | None:
     swap = _only_reader(node.args[0], _SWAPS)
     split = _only_reader(swap.args[0], _RESHAPES) if swap is not None else None
-    if swap is None or split is None or not isinstance(split.args[0], fx.Node):
+    if swap is None or split is None:
         return None
-    x = split.args[0]
+    x = split.all_input_nodes[0]
     before, inner, after = (list(map(str, n.meta["val"].shape)) for n in (x, split, node))
     sizes = [fixed_size(s) for s in split.meta["val"].shape[1:3]]
-    channels = fixed_size(x.meta["val"].shape[1]) if len(before) > 2 else None
-    if channels is None or None in sizes or before != after or len(inner) != len(before) + 1:
+    if len(before) < 3 or None in sizes or 1 in sizes or before != after or len(inner) != len(before) + 1:
         return None
     order = list(range(len(inner)))
     if swap.target is aten.permute.default:
@@ -104,9 +103,8 @@ def _shuffle(node: fx.Node) -> Plan | None:
         order[a], order[b] = order[b], order[a]
     if order != [0, 2, 1, *range(3, len(inner))] or inner != [before[0], *map(str, sizes), *before[2:]]:
         return None
-    if x.meta["val"].device != node.meta["val"].device or sizes[0] in (1, channels):
-        return None
-    return Plan(node, x, groups=int(sizes[0] or 0))
+    assert sizes[0] is not None
+    return Plan(node, x, groups=sizes[0])
 
 
 PASS = NamePermutation

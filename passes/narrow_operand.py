@@ -21,9 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import fx
 
-from reparam.ir import FILLS, Program, arguments, aten, is_call, is_float, op_name
+from reparam.ir import FILLS, Program, arguments, aten, is_call, is_float, op_name, shape_of, static_shape
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 _EXPANDS = frozenset({aten.expand.default, aten.expand_as.default})
@@ -67,14 +68,15 @@ class NarrowOperand:
     def check(self, program: Program, match: Match) -> Plan | None:
         """The first operand that repeats a smaller one while the other has the shape of the result already."""
         node = match.root
-        if not is_float(node) or len(node.args) < 2 or node.kwargs.get("rounding_mode") is not None:
-            return None
         for index in (1, 0):
-            operand, other = node.args[index], node.args[1 - index]
-            if not is_float(operand) or not isinstance(other, fx.Node) or not _same_shape(other, node):
+            operand: Any = node.args[index]
+            other = node.args[1 - index]
+            if not is_float(operand) or not _same_shape(other, node):
                 continue
             small = _small(program, operand, node, _MOST_DEEP)
-            if small is not None and small.value is not operand and (index == 1 or not isinstance(small.value, float)):
+            if small is None or (isinstance(small.value, float) and index == 0):
+                continue
+            if isinstance(small.value, float) or _shape(small) != static_shape(operand):
                 return Plan(node, index, small)
         return None
 
@@ -87,18 +89,25 @@ class NarrowOperand:
         return Rewrite({plan.node: made}, f"its operand broadcasts without {told}")
 
 
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+def _same_shape(a: Any, b: fx.Node) -> bool:
     return is_float(a) and [str(s) for s in a.meta["val"].shape] == [str(s) for s in b.meta["val"].shape]
+
+
+def _shape(small: Small) -> tuple[int, ...]:
+    if isinstance(small.value, fx.Node):
+        return shape_of(small.value)
+    parts = (_shape(s) for s in (small.left, small.right) if s is not None)
+    return tuple(torch.broadcast_shapes(*parts))
 
 
 def _small(program: Program, node: Any, user: fx.Node, depth: int) -> Small | None:
     """What the value repeats by broadcasting alone, or None when it is something else."""
     if isinstance(node, (int, float)):
-        return None if isinstance(node, bool) else Small(float(node))
+        return Small(float(node))
     if not is_float(node) or depth == 0 or node.meta["val"].dtype != user.meta["val"].dtype:
         return None
     if program.constant(node) is not None:
-        return Small(node) if node.meta["val"].dim() <= user.meta["val"].dim() else None
+        return Small(node)
     if is_call(node, _EXPANDS):
         return _small(program, node.args[0], user, depth - 1)
     if is_call(node, FILLS) or is_call(node, _FULL):
@@ -108,9 +117,9 @@ def _small(program: Program, node: Any, user: fx.Node, depth: int) -> Small | No
 
 
 def _small_arithmetic(program: Program, node: fx.Node, user: fx.Node, depth: int) -> Small | None:
-    if any(k != "alpha" for k in node.kwargs) or node.kwargs.get("alpha", 1) != 1:
+    if node.kwargs.get("alpha", 1) != 1:
         return None
-    left, right = (_small(program, a, user, depth - 1) for a in node.args[:2])
+    left, right = (_small(program, a, user, depth - 1) for a in node.args)
     if left is None or right is None:
         return None
     if isinstance(left.value, float) and isinstance(right.value, float):
@@ -134,8 +143,7 @@ def _fill(node: fx.Node) -> float | None:
     value: Any = known.get(node.target)
     if value is None:
         value = arguments(node).get("fill_value")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if number else None
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _emit(program: Program, small: Small, like: fx.Node) -> Any:

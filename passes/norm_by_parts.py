@@ -29,10 +29,9 @@ _WEIGHTS = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Plan:
-    """The norm, the concatenation, and of each part: the value, its first channel, and the way of its share, if any."""
+    """The norm, and of each part before it: the value, its first channel, and the way of its share, if any."""
 
     node: fx.Node
-    cat: fx.Node
     parts: tuple[tuple[fx.Node, int, Route | None], ...]
 
 
@@ -49,7 +48,7 @@ class NormByParts:
         affine = read_affine(program, node)
         args = arguments(cat)
         operands = list(args["tensors"])
-        if not isinstance(affine, Affine) or affine.x is not cat or len(cat.users) > 1:
+        if not isinstance(affine, Affine) or len(cat.users) > 1:
             return None
         if args["dim"] % len(shape_of(cat)) != 1 or len(set(operands)) < len(operands):
             return None
@@ -66,7 +65,7 @@ class NormByParts:
             parts.append((part, start, route if folds and isinstance(route, Route) else None))
             start += width
         folded = sum(route is not None for _, _, route in parts)
-        return Plan(node, cat, tuple(parts)) if 0 < folded == len(parts) - 1 else None
+        return Plan(node, tuple(parts)) if 0 < folded == len(parts) - 1 else None
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The re-weighted layers, a smaller norm for the other part, and the concatenation."""
@@ -85,7 +84,7 @@ class NormByParts:
 
 
 def _slice(value: Tensor | None, start: int, width: int) -> Tensor | None:
-    return value if value is None or value.shape[1] == 1 else value.narrow(1, start, width)
+    return None if value is None else value.narrow(1, start, width)
 
 
 def _norm(program: Program, node: fx.Node, part: fx.Node, start: int) -> fx.Node:

@@ -36,7 +36,7 @@ from reparam.algebra import (
     weights,
     write_layer,
 )
-from reparam.ir import DIVS, MULS, Program, Refusal, is_call, is_float, shape_of
+from reparam.ir import DIVS, MULS, Program, Refusal, is_call, is_float, place_of, shape_of
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 
@@ -61,13 +61,12 @@ class RescaleGate:
     def check(self, program: Program, match: Match) -> Plan | Refusal | None:
         """Climbs to the layer; Refusal when what else reads it does not take the inverse."""
         affine = read_affine(program, match.root)
-        if not isinstance(affine, Affine) or affine.pair.scale is None or affine.pair.shift is not None:
+        if not isinstance(affine, Affine):
             return None
-        found = _layer_behind(program, affine.x)
-        if found is None:
+        scale, found = affine.pair.scale, _layer_behind(program, affine.x)
+        if scale is None or found is None:
             return None
         layer, between = found
-        scale = affine.pair.scale
         if bool((scale == 0).any()):
             return Refusal("a factor of zero cannot be taken back from the gate", match.root)
         try:
@@ -92,12 +91,12 @@ class RescaleGate:
         product = made[plan.between[0]]
         execute(program, plan.route, made)
         sinks = {s: made[s] for s in plan.route.sinks}
-        return Rewrite({plan.root: product} | sinks, f"folded into '{layer.node.meta.get('module')}' before the gate")
+        return Rewrite({plan.root: product} | sinks, f"folded into '{place_of(layer.node)}' before the gate")
 
 
 def _layer_behind(program: Program, x: fx.Node) -> tuple[Layer, tuple[fx.Node, ...]] | None:
     """The layer with several users that makes `x`, and the products with data on the way, the last first."""
-    if not is_call(x, MULS) or len(x.users) > 1 or not all(is_float(i) and i.meta["data"] for i in x.args[:2]):  # type: ignore[union-attr]
+    if not is_call(x, MULS) or len(x.users) > 1 or not all(is_float(i) and i.meta["data"] for i in x.args):  # type: ignore[union-attr]
         return None
     for side in x.all_input_nodes:
         if shape_of(side) != shape_of(x):

@@ -83,13 +83,13 @@ def _plan(program: Program, root: fx.Node, gone: fx.Node, kept: fx.Node) -> Plan
 
 def _divided(program: Program, node: fx.Node, scale: Tensor) -> fx.Node:
     """The batch norm `node` over the same statistics, with gamma/a and beta/a."""
-    args = arguments(node)
+    args = dict(arguments(node))
     origin = place_of(node)
-    gamma, beta = (program.tensor(args[k]) if args[k] is not None else None for k in ("weight", "bias"))
-    weight = program.weight(scale.reciprocal() if gamma is None else gamma / scale, f"{origin}.weight", like=node)
-    bias = None if beta is None else program.weight(beta / scale, f"{origin}.bias", like=node)
-    rest = (args["running_mean"], args["running_var"], False, args["momentum"], args["eps"], False)
-    return program.call(node.target, (args["input"], weight, bias, *rest), like=node)
+    gamma, beta = (program.tensor(args[k]) for k in ("weight", "bias"))
+    divided = scale.reciprocal() if gamma is None else gamma / scale
+    args["weight"] = program.weight(divided, f"{origin}.weight", like=node)
+    args["bias"] = None if beta is None else program.weight(beta / scale, f"{origin}.bias", like=node)
+    return program.call(node.target, tuple(args.values()), like=node)
 
 
 PASS = RescaleSkip

@@ -90,9 +90,8 @@ def _range(node: fx.Node, size: int) -> tuple[int, int] | None:
     return low, max(low, high)
 
 
-def _same_value(a: fx.Node, shape: list[str], dtype: torch.dtype) -> bool:
-    value = a.meta["val"]
-    return value.dtype == dtype and [str(s) for s in value.shape] == shape
+def _shape(node: fx.Node) -> list[str]:
+    return [str(s) for s in node.meta["val"].shape]
 
 
 def _scatter(node: fx.Node) -> Plan | None:
@@ -102,15 +101,14 @@ def _scatter(node: fx.Node) -> Plan | None:
     axis = args["dim"] % whole.dim()
     if v.meta["val"].dtype != whole.dtype:
         return None
-    shape = [str(s) for s in whole.shape]
-    if args["start"] in (None, 0) and args["step"] == 1 and _same_value(v, shape, whole.dtype):
+    if _shape(v) == _shape(node):
         return Plan(node, axis, ((v, None),), unread=(x,))
     size = fixed_size(whole.shape[axis]) if axis == 1 else None
     where = None if size is None else _range(node, size)
-    if where is None or fixed_size(v.meta["val"].shape[axis]) != where[1] - where[0] or where[0] == where[1]:
+    if size is None or where is None or where[0] == where[1]:
         return None
     before: list[Any] = [(x, (0, where[0]))] if where[0] else []
-    after: list[Any] = [(x, (where[1], size))] if where[1] < size else []  # type: ignore[operator]
+    after: list[Any] = [(x, (where[1], size))] if where[1] < size else []
     return Plan(node, axis, (*before, (v, None), *after))
 
 
@@ -119,16 +117,16 @@ def _put(program: Program, node: fx.Node) -> Plan | None:
     x, v, indices = args["self"], args["values"], args["indices"]
     axes = [a for a, i in enumerate(indices) if i is not None]
     whole = node.meta["val"]
-    if len(axes) != 1 or args["accumulate"] or v.meta["val"].dtype != whole.dtype:
+    if len(axes) != 1 or args["accumulate"]:
         return None
     axis, index = axes[0], program.tensor(indices[axes[0]])
     size = fixed_size(whole.shape[axis])
     if index is None or index.dim() != 1 or size is None or index.dtype is not torch.int64:
         return None
     index = torch.where(index < 0, index + size, index)
-    shape = [str(s) for s in whole.shape]
+    shape = _shape(node)
     shape[axis] = str(len(index))
-    if len(index.unique()) != len(index) or not len(index) or not _same_value(v, shape, whole.dtype):
+    if len(index.unique()) != len(index) or not len(index) or _shape(v) != shape:
         return None
     order = torch.arange(size)
     order[index.cpu()] = size + torch.arange(len(index))

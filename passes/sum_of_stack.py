@@ -43,14 +43,10 @@ class SumOfStack:
         node, stack = match.root, match.nodes["stack"]
         args, made = arguments(node), arguments(stack)
         rank = stack.meta["val"].dim()
-        dims = args.get("dim")
-        dims = [dims] if isinstance(dims, int) else list(dims or ())
-        if [d % rank for d in dims] != [made["dim"] % rank] or args["keepdim"] or len(stack.users) > 1:
+        if [d % rank for d in args["dim"] or ()] != [made["dim"] % rank] or args["keepdim"] or len(stack.users) > 1:
             return None
         parts = tuple(made["tensors"])
-        if args["dtype"] not in (None, node.meta["val"].dtype) or not all(map(is_float, (node, *parts))):
-            return None
-        if len({p.meta["val"].dtype for p in parts} | {node.meta["val"].dtype}) > 1:
+        if not is_float(node) or any(p.meta["val"].dtype != node.meta["val"].dtype for p in parts):
             return None
         return Plan(node, parts, 1.0 / len(parts) if is_call(node, MEANS) else 1.0)
 

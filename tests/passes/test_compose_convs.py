@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from reparam.passes.compose_convs import ComposeConvs
 from support.helpers import (
@@ -181,8 +182,11 @@ def test_a_zero_bias_meets_no_border() -> None:
         nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)),
         nn.Sequential(nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 1)),
         Lambda(lambda m, x: m.b(m.a(x)), a=nn.Conv2d(4, 4, 1), b=nn.Linear(6, 4)),
+        Lambda(lambda m, x: m.b(m.a(x[0])), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1)),
+        Lambda(lambda m, x: m.b(F.conv2d(x, m.b.weight * x.mean())), b=nn.Conv2d(4, 4, 1)),
+        Lambda(lambda m, x: F.conv2d(m.b(x), m.b.weight * x.mean()), b=nn.Conv2d(4, 4, 1)),
     ],
-    ids=["two users", "a ReLU between", "transposed", "of two kinds"],
+    ids=["two users", "a ReLU between", "transposed", "of two kinds", "one sample", "first of data", "second of data"],
 )
 def test_silent_where_there_are_no_two_layers_in_a_row(model: nn.Module) -> None:
     fused = apply_exactly(model.double(), doubles(2, 4, 5, 6), rules=RULES, bound=EXACT)
@@ -206,3 +210,28 @@ def test_a_weight_that_is_off_by_a_millionth_is_noticed() -> None:
     fused = apply_exactly(model, x, rules=RULES, bound=EXACT)
     assert_verification_bites(fused, [x], bound=EXACT)
     assert_evidence_bites(fused.original, ComposeConvs())
+
+
+# ---- the price ---------------------------------------------------------------------------------------------------
+
+
+def test_what_costs_the_same_is_one_layer() -> None:
+    fused = apply_exactly(
+        nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 2)).double(), doubles(3, 2), rules=RULES, bound=EXACT
+    )
+    assert fused.text == "linear(x)"
+    assert [r.macs for r in fused.outcome.remarks] == [0]
+
+
+def test_groups_make_the_composition_cheaper() -> None:
+    """Two of two groups are one of two groups, of one and two or of two and one a dense one."""
+    for g1, g2, then in ((2, 2, "conv3x3g2(x)"), (1, 2, "conv3x3(x)"), (2, 1, "conv3x3(x)")):
+        layers = (nn.Conv2d(4, 8, 1, groups=g1), nn.Conv2d(8, 4, 3, groups=g2))
+        fused = apply_exactly(nn.Sequential(*layers).double(), doubles(2, 4, 5, 5), rules=RULES, bound=EXACT)
+        assert fused.text == then
+
+
+@pytest.mark.parametrize(("g1", "g2", "now"), [(1, 2, 9 * 8 * 2 + 8 * 9), (2, 1, 9 * 8 + 2 * 8 * 9)])
+def test_of_a_grouped_and_a_dense_one_the_price_is_that_of_a_dense_one(g1: int, g2: int, now: int) -> None:
+    model = nn.Sequential(nn.Conv2d(8, 2, 1, groups=g1), nn.Conv2d(2, 8, 3, groups=g2))
+    assert f"would cost 576 multiply-accumulates instead of {now}" in _refusal(model, doubles(1, 8, 3, 3))

@@ -166,3 +166,23 @@ def test_a_weight_that_is_off_by_a_millionth_is_noticed() -> None:
     fused = apply_exactly(_model(), x, rules=RULES, bound=EXACT)
     assert_verification_bites(fused, [x], bound=EXACT)
     assert_evidence_bites(fused.original, ComposeMaps())
+
+
+# ---- where the map begins ------------------------------------------------------------------------------------------
+
+
+def test_a_vector_is_not_flattened() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return x.unflatten(1, (6, 4)).transpose(0, 1).matmul(m.w).sum(0).tanh()
+
+    fused = apply_exactly(Lambda(forward, w=vector(6, 4, 15)).double(), doubles(2, 24), rules=RULES, bound=EXACT)
+    assert fused.text == "tanh(linear(x))"
+
+
+def test_a_convolution_before_it_stays_one() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.c(x).flatten(1).unflatten(1, (6, 4)).transpose(0, 1).matmul(m.w).sum(0).tanh()
+
+    model = Lambda(forward, w=vector(6, 4, 15), c=nn.Conv2d(24, 24, 1)).double()
+    fused = apply_exactly(model, doubles(2, 24, 1, 1), rules=RULES, bound=EXACT)
+    assert fused.text == "tanh(linear(flatten(conv1x1(x), 1)))"

@@ -17,7 +17,8 @@ from reparam.engines import ExportOptions, export
 from reparam.errors import InputError
 from reparam.ir import evaluate
 from reparam.passes import equalize_phases
-from reparam.passes.equalize import Equalize, measure
+from reparam.passes.equalize import Equalize, Plan, _Given, measure
+from reparam.rewrite import Match
 from support.helpers import Lambda, assert_evidence_bites, doubles, program_of, run_phases, run_rules
 
 RULES = [Equalize()]
@@ -187,6 +188,94 @@ def test_channels_without_weights_stay() -> None:
         model[2].weight[:, 1] = 0.0
     done = run_rules(program_of(model, doubles(2, 2)), *RULES)
     assert not done.passed("equalize") and not done.missed("equalize")
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.b(F.relu(F.conv2d(x, m.a.weight * x.mean()))),
+        lambda m, x: m.b(F.relu(m.a(x[0]))),
+        lambda m, x: m.a(x),
+        lambda m, x: m.d(torch.cat([F.relu(m.a(x)), F.relu(x)], 1)),
+        lambda m, x: torch.cat([m.piece(y) for y in F.relu(m.a(x)).chunk(2, 1)], 1),
+        lambda m, x: m.up(F.relu(m.a(x))),
+        lambda m, x: m.along(F.relu(m.a(x)).transpose(2, 3)),
+    ],
+    ids=[
+        "weights of data",
+        "one sample",
+        "the last layer",
+        "a concatenation",
+        "pieces",
+        "before a transposed convolution",
+        "read along another axis",
+    ],
+)
+def test_silent_where_the_columns_are_not_known(forward: Any) -> None:
+    layers = {"a": nn.Conv2d(4, 4, 1), "b": nn.Conv2d(4, 4, 1), "d": nn.Conv2d(8, 4, 1), "along": nn.Linear(4, 4)}
+    layers |= {"piece": nn.Conv2d(2, 4, 1), "up": nn.ConvTranspose2d(4, 4, 2)}
+    model = uneven(Lambda(forward, **layers))
+    with torch.no_grad():
+        model.a.weight.mul_(torch.tensor([1.0, 64.0, 1 / 64, 4096.0]).reshape(4, 1, 1, 1))  # type: ignore[union-attr, operator]
+    done = run_rules(program_of(model, doubles(2, 4, 4, 4)), *RULES)
+    assert not any(r.node == "conv2d" for r in done.outcome.remarks)
+
+
+# ---- what is written down --------------------------------------------------------------------------------------------
+
+
+def three_rows() -> nn.Module:
+    """Rows 8, 8 and 1 before columns of one: the factors are 2, 2 and 1."""
+    model = nn.Sequential(nn.Linear(1, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[8.0], [8.0], [1.0]]))
+        model[2].weight.fill_(1.0)
+    return model
+
+
+def test_it_says_how_many_channels_were_scaled_and_by_how_much() -> None:
+    done = run_rules(program_of(three_rows(), doubles(2, 1)), *RULES)
+    assert done.passed("equalize") == ["2 of 3 channels scaled by powers of two from 1 to 2"]
+
+
+def test_a_layer_has_twenty_turns() -> None:
+    program = program_of(three_rows(), doubles(2, 1))
+    first = next(n for n in program.calls())
+    rule, match = Equalize(), Match(first, {})
+    turns = 0
+    plan = rule.check(program, match)
+    assert isinstance(plan, Plan)
+    for turns in range(1, 21):
+        (note,) = rule.rewrite(program, plan).notes
+        assert isinstance(note, _Given)
+        (own,) = note.turns.values()
+        assert own.count == turns and own.given.tolist() == [2.0**turns, 2.0**turns, 1.0]
+        program.notes.put(note)
+        assert (rule.check(program, match) is None) == (turns == 20)
+
+
+def test_measured_are_convolutions_and_linear_layers_each_by_itself_where_several_read_it() -> None:
+    model = Lambda(
+        lambda m, x: (m.up(y := m.a(x)), m.b(F.relu(y))),
+        a=nn.Conv2d(1, 1, 1, bias=False),
+        up=nn.ConvTranspose2d(1, 1, 1),
+        b=nn.Conv2d(1, 1, 1, bias=False),
+    ).double()
+    with torch.no_grad():
+        model.a.weight.fill_(-2.0)
+        model.b.weight.fill_(3.0)
+    x = torch.tensor([1.0, -0.5], dtype=torch.float64).reshape(2, 1, 1, 1)
+    measured = measure(program_of(model, x), [[x]])
+    assert {name: v.tolist() for name, v in measured.items()} == {"a.weight": [2.0], "b.weight": [3.0]}
+
+
+def test_it_is_measured_in_the_precision_of_the_network() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(0.1)
+    x = torch.full((1, 1), 3.0)
+    (found,) = measure(program_of(model, x), [[x]]).values()
+    assert found.tolist() == [float(torch.tensor(0.1) * 3.0)] != [3.0 * float(torch.tensor(0.1))]
 
 
 # ---- negative control ------------------------------------------------------------------------------------------------

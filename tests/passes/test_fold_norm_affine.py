@@ -156,3 +156,18 @@ def test_a_weight_that_is_off_by_a_millionth_is_noticed() -> None:
     fused = apply_exactly(healthy(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))), x, rules=RULES, bound=EXACT)
     assert_verification_bites(fused, [x], bound=EXACT)
     assert_evidence_bites(fused.original, FoldNormAffine())
+
+
+# ---- its own numbers ---------------------------------------------------------------------------------------------
+
+
+def test_a_group_norm_reaches_a_linear_layer_through_a_permute() -> None:
+    model = Lambda(lambda m, x: m.l(m.n(x).permute(0, 2, 3, 1)), n=nn.GroupNorm(2, 4), l=nn.Linear(4, 3))
+    fused = apply_exactly(healthy(model), doubles(2, 4, 3, 5), rules=RULES, bound=1e-11)
+    assert fused.text == "linear(permute(group_norm(x, 2), [0, 2, 3, 1]))"
+
+
+def test_its_epsilon_stays() -> None:
+    model = healthy(nn.Sequential(nn.LayerNorm(4, eps=0.5), nn.Linear(4, 3)))
+    fused = apply_exactly(model, doubles(2, 5, 4), rules=RULES, bound=1e-11)
+    assert fused.text == "linear(layer_norm(x, [4]))"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from reparam.passes import fold_padding
 from reparam.passes.fold_padding import FoldPadding
-from support.helpers import doubles, graph_text, max_rel, program_of, run_rules
+from support.helpers import Lambda, doubles, graph_text, max_rel, program_of, run_rules
 
 
 class Padded(nn.Module):
@@ -45,6 +45,7 @@ def test_before_and_after() -> None:
     done = run_rules(program_of(Padded([1, 1, 2, 2], nn.Conv2d(3, 4, 3)), doubles(2, 3, 6, 6)), FoldPadding())
     assert graph_text(done.original) == "conv3x3(pad(x, [1, 1, 2, 2], constant, 0.0))"
     assert graph_text(done.program) == "conv3x3(x)"
+    assert done.passed("fold-padding") == ["took over the zero pad before it"]
 
 
 def test_uneven_pad_is_refused_with_the_reason() -> None:
@@ -89,3 +90,15 @@ def test_wrong_padding_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     done = run_rules(program, FoldPadding())
     assert done.outcome.rejected == 1
     assert graph_text(done.program) == before
+
+
+@pytest.mark.parametrize("kind", ["weights of the data", "one sample"])
+def test_a_convolution_that_is_no_layer_with_fixed_weights_keeps_the_pad_before_it(kind: str) -> None:
+    weight = nn.Parameter(doubles(4, 3, 3, 3))
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        padded = F.pad(x, [1, 1, 1, 1])
+        return F.conv2d(padded[0], m.w) if kind == "one sample" else F.conv2d(padded, m.w * x.sum())
+
+    done = run_rules(program_of(Lambda(forward, w=weight), doubles(2, 3, 5, 5)), FoldPadding())
+    assert "pad" in done.text and not done.outcome.remarks

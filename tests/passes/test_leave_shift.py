@@ -15,6 +15,7 @@ from support.helpers import (
     EXACT,
     NORMS_BY_RANK,
     Conv,
+    Fused,
     Lambda,
     apply_exactly,
     assert_evidence_bites,
@@ -176,3 +177,98 @@ def test_a_product_and_a_sum_stay_where_the_scale_finds_no_way() -> None:
         a=nn.Parameter(torch.tensor([0.5, 1.5, 2.0, 3.0])),
     ).double()
     assert not run_rules(program_of(read_again, doubles(2, 5, 4)), *RULES).passed("leave-shift")
+
+
+# ---- where it stands aside -----------------------------------------------------------------------------------------
+
+
+def test_silent_about_a_norm_without_shift() -> None:
+    norm = nn.BatchNorm2d(4)
+    model = healthy(nn.Sequential(nn.Tanh(), norm, nn.Conv2d(4, 5, 3, padding=1)))
+    with torch.no_grad():
+        norm.bias.zero_()
+        norm.running_mean.zero_()  # type: ignore[union-attr]
+    fused = apply_exactly(model, doubles(2, 4, 5, 6), rules=RULES, bound=EXACT)
+    assert fused.text == graph_text(fused.original) and not fused.outcome.remarks
+
+
+@pytest.mark.parametrize(
+    ("act", "told"), [(nn.ReLU(), True), (nn.Sigmoid(), False), (nn.LeakyReLU(), False), (nn.MaxPool2d(2), False)]
+)
+def test_where_a_negative_scale_meets_a_relu_it_says_what_would_let_it_through(act: nn.Module, told: bool) -> None:
+    model = healthy(nn.Sequential(nn.Tanh(), nn.BatchNorm2d(4), act, nn.Conv2d(4, 5, 3, padding=1)))
+    hint = "; a clamp with bounds for each channel lets it through, but takes longer than the batch norm that it saves"
+    assert _refusal(model, doubles(2, 4, 5, 6)).endswith(hint) == told
+
+
+def test_the_shift_that_stays_has_the_name_of_its_norm() -> None:
+    for layers in ((nn.Tanh(), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3, padding=1)), (nn.Conv2d(4, 4, 1), nn.ReLU())):
+        model = positive(healthy(nn.Sequential(*layers, *([nn.BatchNorm2d(4), nn.Tanh()] if len(layers) == 2 else []))))
+        fused = apply_exactly(model, doubles(2, 4, 5, 6), rules=RULES, bound=EXACT)
+        assert fused.passed("leave-shift") == ["scale folded, the shift left standing (4 parameters)"]
+        place = "1" if len(layers) == 3 else "2"
+        assert f"{place}.shift" in fused.program.constants
+
+
+def test_a_piece_that_is_read_elsewhere_keeps_its_values_there() -> None:
+    """The layer that takes the scale of one half is written anew for both."""
+
+    def forward(m: Any, x: Any) -> Any:
+        first, second = torch.relu(m.conv(x)).chunk(2, 1)
+        return m.norm(first).tanh(), second
+
+    model = positive(healthy(Lambda(forward, conv=nn.Conv2d(3, 8, 1), norm=nn.BatchNorm2d(4))))
+    fused = apply_exactly(model, doubles(2, 3, 5, 6), rules=RULES, bound=EXACT)
+    assert "batch_norm" not in fused.text and fused.passed("leave-shift")
+
+
+def affine(form: Any) -> Fused:
+    """A form of tanh(x) and constants a, t before a ReLU and a linear layer."""
+    model = Lambda(
+        lambda m, x: m.fc(torch.relu(form(m, torch.tanh(x)))),
+        fc=nn.Linear(4, 3),
+        norm=nn.BatchNorm1d(4),
+        a=nn.Parameter(torch.tensor([0.5, 1.5, 2.0, 3.0])),
+        t=nn.Parameter(torch.tensor([0.1, -0.2, 0.3, 0.4])),
+    )
+    model = healthy(model)
+    with torch.no_grad():
+        model.norm.bias.zero_()  # type: ignore[union-attr, operator]
+        model.norm.running_mean.zero_()  # type: ignore[union-attr, operator]
+        model.norm.weight.abs_()  # type: ignore[union-attr, operator]
+    return apply_exactly(model, doubles(5, 4), rules=RULES, bound=EXACT)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda m, x: x + m.t,
+        lambda m, x: x * m.a,
+        lambda m, x: torch.add(m.t, x * m.a, alpha=2),
+        lambda m, x: m.norm(x) + m.t,
+        lambda m, x: x + m.a + m.t,
+        lambda m, x: (m.a - x) + m.t,
+        lambda m, x: x * x.cos() + m.t,
+        lambda m, x: (y := x * m.a) + m.t + 0 * y.cos(),
+    ],
+    ids=[
+        "a sum alone",
+        "a product alone",
+        "a sum with a factor",
+        "a batch norm",
+        "two sums",
+        "a difference before it",
+        "a product of data",
+        "the product is read elsewhere",
+    ],
+)
+def test_silent_about_other_sums(form: Any) -> None:
+    fused = affine(form)
+    assert fused.text == graph_text(fused.original) and not fused.outcome.remarks
+
+
+def test_the_sum_of_a_product_may_stand_on_either_side() -> None:
+    for form in (lambda m, x: x * m.a + m.t, lambda m, x: m.t + m.a * x, lambda m, x: x / m.a + m.t):
+        fused = affine(form)
+        assert fused.text == "linear(relu(add(tanh(x), w)))"
+        assert fused.passed("leave-shift") == ["scale folded, the shift left standing (4 parameters)"]

@@ -52,38 +52,105 @@ class Filled(nn.Module):
         return y
 
 
-@given(channels=st.integers(1, 4), p=st.integers(1, 3), height=st.integers(1, 6), width=st.integers(4, 7))
-def test_property(channels: int, p: int, height: int, width: int) -> None:
-    x = doubles(2, channels, height, width)
-    done = run_rules(program_of(Filled(channels, p), x), FoldConstants(), LowerBorderFill())
-    assert "scatter" not in graph_text(done.program)
-    assert max_rel(done.original, done.program, [x]) <= 1e-15
-    other = doubles(3, channels, height, width, seed=9)
-    assert max_rel(done.original, done.program, [other]) <= 1e-15
-
-
 def test_after() -> None:
     done = run_rules(program_of(Filled(3, 1), doubles(2, 3, 5, 5)), FoldConstants(), LowerBorderFill())
     assert graph_text(done.program) == "add(pad(add(x, w), [1, 1, 1, 1]), w)"
 
 
-@pytest.mark.parametrize("fill", [three_sides, too_deep, two_values])
+def by_numbers(y: Tensor, v: Tensor, p: int) -> None:
+    """All sides of a map of 8 x 8, and of none that is larger."""
+    y[:, :, :1, :] = v
+    y[:, :, 7:8, :] = v
+    y[:, :, :, :1] = v
+    y[:, :, :, 7:8] = v
+
+
+@pytest.mark.parametrize("fill", [three_sides, too_deep, two_values, by_numbers])
 def test_another_fill_is_left_alone(fill: Fill) -> None:
     x = doubles(2, 3, 6, 6)
-    done = run_rules(program_of(Filled(3, 1, fill), x), FoldConstants(), LowerBorderFill())
-    assert "scatter" in graph_text(done.program)
+    program = run_rules(program_of(Filled(3, 1, fill), x, dynamic=("height", "width")), FoldConstants()).program
+    done = run_rules(program, LowerBorderFill())
+    assert done.text == graph_text(program) and not done.outcome.remarks
     assert max_rel(done.original, done.program, [x]) == 0.0
 
 
-def test_a_fill_with_data_is_left_alone() -> None:
-    class Data(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            y = F.pad(x, [1, 1, 1, 1])
-            all_sides(y, x.mean((2, 3), keepdim=True), 1)
-            return y
+def test_where_sizes_are_fixed_the_border_may_lie_at_numbers() -> None:
+    x = doubles(2, 3, 6, 6)
+    done = run_rules(program_of(Filled(3, 1, by_numbers), x, dynamic=()), FoldConstants(), LowerBorderFill())
+    assert done.text == "add(pad(add(x, w), [1, 1, 1, 1]), w)"
+    assert max_rel(done.original, done.program, [x]) <= 1e-15
 
-    done = run_rules(program_of(Data(), doubles(2, 3, 6, 6)), LowerBorderFill())
-    assert "scatter" in graph_text(done.program)
+
+def test_the_shifts_are_the_value_on_the_border() -> None:
+    model = Filled(3, 1)
+    with torch.no_grad():
+        model.value.copy_(torch.tensor([0.5, 0.0, -2.0]))
+    program = program_of(nn.Sequential(model), doubles(2, 3, 5, 5))
+    done = run_rules(program, FoldConstants(), LowerBorderFill())
+    assert done.passed("lower-border-fill") == ["the filled border became a zero pad between two shifts"]
+    values = {name: c.value.flatten().tolist() for name, c in done.program.constants.items()}
+    assert values == {"0.shift": [-0.5, 0.0, 2.0], "0.shift__1": [0.5, 0.0, -2.0]}
+
+
+class Other(nn.Module):
+    """A fill by `form` of a value and the constant."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.form, self.value = form, nn.Parameter(doubles(1, 3, 1, 1, seed=3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(x, self.value)
+
+
+def filled(y: Tensor, v: Tensor, rows: bool = False) -> Tensor:
+    all_sides(y, v[..., :1] if rows else v, 1)
+    if rows:
+        y[:, :, :1, :] = v
+    return y
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x, v: filled(x.clone(), v),
+        lambda x, v: filled(F.pad(x, [2] * 4)[:, :, 1:-1, 1:-1], v),
+        lambda x, v: filled(F.pad(x, [1] * 4).sin(), v),
+        lambda x, v: filled(F.pad(x, [1] * 4), F.pad(x, [1] * 4)[:, :, :1, :1]),
+        lambda x, v: filled(F.pad(x, [1] * 4), x.mean((2, 3), keepdim=True)),
+        lambda x, v: filled(F.pad(x, [0] * 4), v),
+        lambda x, v: filled(F.pad(x, [-1] * 4), v),
+        lambda x, v: filled(F.pad(x, [1] * 4), v * torch.linspace(1, 2, 2, dtype=x.dtype).reshape(2, 1, 1, 1)),
+        lambda x, v: filled(F.pad(x, [1] * 4), v * torch.linspace(1, 2, 8, dtype=x.dtype), rows=True),
+    ],
+    ids=[
+        "no pad",
+        "a cut pad",
+        "something in between",
+        "what another pad holds",
+        "data",
+        "nothing padded",
+        "cropped",
+        "a constant for each sample",
+        "a constant for each column",
+    ],
+)
+def test_what_is_no_filled_border_is_left_alone(form: Callable[[Tensor, Tensor], Tensor]) -> None:
+    program = run_rules(program_of(Other(form), doubles(2, 3, 6, 6), dynamic=()), FoldConstants()).program
+    done = run_rules(program, LowerBorderFill())
+    assert done.text == graph_text(program) and not done.outcome.remarks
+
+
+def test_what_a_pad_holds_does_not_matter_where_all_of_it_is_filled() -> None:
+    """Nor does a copy in between."""
+    for form in (
+        lambda x, v: filled(F.pad(x, [1] * 4).clone(), v),
+        lambda x, v: filled(F.pad(x, [1] * 4, value=3.0), v),
+        lambda x, v: filled(F.pad(x, [1] * 4, mode="reflect"), v),
+    ):
+        done = run_rules(program_of(Other(form), doubles(2, 3, 6, 6)), FoldConstants(), LowerBorderFill())
+        assert done.text == "add(pad(add(x, w), [1, 1, 1, 1]), w)"
+        assert max_rel(done.original, done.program, [doubles(2, 3, 6, 6)]) <= 1e-15
 
 
 def test_a_wrong_value_is_caught() -> None:
@@ -95,3 +162,13 @@ def test_dtype_is_kept() -> None:
     net = Filled(3, 1).float()
     done = run_rules(program_of(net, torch.randn(2, 3, 5, 5)), FoldConstants(), LowerBorderFill())
     assert done.program.output.args[0][0].meta["val"].dtype == torch.float32  # type: ignore[index,union-attr]
+
+
+@given(channels=st.integers(1, 4), p=st.integers(1, 3), height=st.integers(1, 6), width=st.integers(4, 7))
+def test_property(channels: int, p: int, height: int, width: int) -> None:
+    x = doubles(2, channels, height, width)
+    done = run_rules(program_of(Filled(channels, p), x), FoldConstants(), LowerBorderFill())
+    assert "scatter" not in graph_text(done.program)
+    assert max_rel(done.original, done.program, [x]) <= 1e-15
+    other = doubles(3, channels, height, width, seed=9)
+    assert max_rel(done.original, done.program, [other]) <= 1e-15

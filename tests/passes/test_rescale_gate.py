@@ -9,11 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reparam.passes.rescale_gate import RescaleGate
 from support.helpers import (
     EXACT,
+    Fused,
     Lambda,
+    apply_exactly,
     assert_evidence_bites,
     doubles,
     fuse_exactly,
@@ -24,6 +27,7 @@ from support.helpers import (
     perturb,
     program_of,
     run_rules,
+    vector,
 )
 
 
@@ -49,6 +53,7 @@ def test_before_and_after() -> None:
     done = run_rules(program_of(gated(0.2), doubles(2, 4, 5, 5)), RescaleGate())
     assert graph_text(done.original) == f"a = conv3x3(x); mul({GATE}, 0.2)"
     assert graph_text(done.program) == f"a = conv3x3(x); {GATE}"
+    assert done.passed("rescale-gate") == ["folded into 'conv' before the gate"]
 
 
 @given(
@@ -127,3 +132,61 @@ def test_silent_without_a_gate_or_a_factor_along_the_channels() -> None:
 
 def test_its_evidence_bites() -> None:
     assert_evidence_bites(program_of(gated(0.2), doubles(2, 4, 5, 5)), RescaleGate())
+
+
+def apart(forward: Any, **layers: Any) -> Fused:
+    """Only this rule, on a function of a convolution `c` and others."""
+    layers = {"c": nn.Conv2d(4, 4, 1), "d": nn.Conv2d(4, 4, 1), "w": vector(4, 1, 1)} | layers
+    return apply_exactly(Lambda(forward, **layers).double(), doubles(2, 4, 5, 5), rules=[RescaleGate()], bound=EXACT)
+
+
+def test_a_layer_without_a_module_is_told_by_its_name() -> None:
+    done = apart(lambda m, x: (y := F.conv2d(x, m.k)) * m.d(y).sin() * 0.5, k=nn.Parameter(torch.rand(4, 4, 1, 1)))
+    assert done.text == "a = conv1x1(x); mul(a, sin(conv1x1(a)))"
+    assert done.passed("rescale-gate") == ["folded into 'conv2d' before the gate"]
+
+
+def test_the_gate_may_stand_on_the_left() -> None:
+    done = apart(lambda m, x: m.d((y := m.c(x)).mean((2, 3), keepdim=True)).sigmoid() * y * 0.5)
+    assert done.text == "a = conv1x1(x); mul(sigmoid(conv1x1(mean(a, [2, 3], True))), a)"
+
+
+def test_a_grouped_transposed_convolution_takes_a_factor_for_each_channel() -> None:
+    layers = {"c": nn.ConvTranspose2d(4, 6, 2, groups=2), "d": nn.Conv2d(6, 6, 1)}
+    done = apart(lambda m, x: (y := m.c(x)) * m.d(y).sin() * m.w, **layers, w=vector(6, 1, 1))
+    assert done.text == "a = deconv2x2g2(x); mul(a, sin(conv1x1(a)))"
+
+
+def test_it_climbs_through_several_products_on_either_side() -> None:
+    done = apart(lambda m, x: x.cos() * (m.d(y := m.c(x)).sin() * y) / 4.0)
+    assert done.text == "a = conv1x1(x); mul(cos(x), mul(sin(conv1x1(a)), a))"
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.c(x) * x.sin() * 0.5,
+        lambda m, x: ((y := m.c(x)) + m.d(y).sin()) * 0.5,
+        lambda m, x: (z := (y := m.c(x)) * m.d(y).sin()) * 0.5 + z.tanh(),
+        lambda m, x: m.d(y := m.c(x)).sin() * (y * m.w * 0.5),
+        lambda m, x: m.d(y := m.c(x)).sin() * (y * 3.0 * 0.5),
+        lambda m, x: m.d(m.c(x)).sin() * x * 0.5,
+        lambda m, x: (y := m.c(x[:, :, :1])) * m.d(y).sin() * x.cos() * 0.5,
+        lambda m, x: torch.div((y := m.c(x)) * m.d(y).sin(), 0.5, rounding_mode="floor"),
+        lambda m, x: (y := m.c(x)) * m.d(y).sin() * x.cos(),
+    ],
+    ids=[
+        "no gate on the layer",
+        "a sum",
+        "the product is read elsewhere",
+        "a weight in between",
+        "a number in between",
+        "no layer in the product",
+        "a layer that broadcasts",
+        "rounded",
+        "no factor",
+    ],
+)
+def test_silent_about_other_products(forward: Any) -> None:
+    done = apart(forward)
+    assert done.text == graph_text(done.original) and not done.outcome.remarks

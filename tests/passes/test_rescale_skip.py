@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from reparam.ir import BATCH_NORMS, arguments, is_call
 from reparam.passes.rescale_skip import RescaleSkip
-from support.helpers import assert_evidence_bites, doubles, fuse, graph_text, healthy, max_rel, program_of, run_rules
+from support.helpers import (
+    Lambda,
+    apply_exactly,
+    assert_evidence_bites,
+    doubles,
+    fuse,
+    graph_text,
+    healthy,
+    max_rel,
+    program_of,
+    run_rules,
+)
 
 
 class Mixer(nn.Module):
@@ -42,6 +57,7 @@ def test_before_and_after() -> None:
     assert before.count("batch_norm") == 2
     assert after.count("batch_norm") == 1
     assert before.replace("batch_norm(relu(conv", "relu(conv").count("add") == after.count("add") == 1
+    assert done.passed("rescale-skip") == ["'norm' left the sum, the other side was rescaled"]
 
 
 def test_one_norm_fewer_for_each_block() -> None:
@@ -100,3 +116,69 @@ def test_no_norm_on_the_other_side_is_not_its_business() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_wrong_weight_is_caught(seed: int) -> None:
     assert_evidence_bites(program_of(healthy(Mixer(), seed), doubles(2, 4, 6, 6)), RescaleSkip())
+
+
+def two_norms(join: Callable[..., Tensor], **options: Any) -> nn.Module:
+    """`join` of two batch norms of what two functions make of the input, before a convolution."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        joined: Tensor = m.head(join(m.left(x.sin()), m.right(x.cos())))
+        return joined
+
+    norms = {"left": nn.BatchNorm2d(3, **options), "right": nn.BatchNorm2d(3, **options)}
+    return healthy(Lambda(forward, **norms, head=nn.Conv2d(3, 2, 1)))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_norm_that_stays_has_the_statistics_and_the_epsilon_that_it_had(affine: bool) -> None:
+    model = two_norms(lambda a, b: a + b, eps=0.25, momentum=0.5, affine=affine)
+    done = apply_exactly(model, doubles(2, 3, 4, 4), rules=[RescaleSkip()], bound=1e-12)
+    assert done.text == "conv1x1(add(sin(x), batch_norm(cos(x))))"
+    assert done.passed("rescale-skip") == ["'left' left the sum, the other side was rescaled"]
+    (norm,) = (arguments(n) for n in done.program.calls() if is_call(n, BATCH_NORMS))
+    assert (norm["momentum"], norm["eps"], norm["training"]) == (0.5, 0.25, False)
+    assert str(norm["running_mean"].target) == "right.running_mean"
+    assert done.program.constants[str(norm["weight"].target)].origin == "right.weight"
+    assert norm["bias"] is None or done.program.constants[str(norm["bias"].target)].origin == "right.bias"
+
+
+def test_where_the_first_has_no_way_out_the_second_goes() -> None:
+    model = two_norms(lambda a, b: a + b)
+    with torch.no_grad():
+        model.left.weight[1] = 0.0  # type: ignore[union-attr,operator,index]
+    done = apply_exactly(model, doubles(2, 3, 4, 4), rules=[RescaleSkip()], bound=1e-12)
+    assert done.passed("rescale-skip") == ["'right' left the sum, the other side was rescaled"]
+
+
+def test_one_that_is_read_elsewhere_does_not_go_and_the_other_one_says_why() -> None:
+    model = two_norms(lambda a, b: torch.cat([a + b, a.sigmoid()], 1))
+    model.head = nn.Conv2d(6, 2, 1).double()
+    done = apply_exactly(model, doubles(2, 3, 4, 4), rules=[RescaleSkip()], bound=1e-12)
+    assert [r.message for r in done.outcome.remarks] == [
+        "no batch norm leaves this sum: sigmoid does not commute with a channel affine (at 'sigmoid')"
+    ]
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda a, b: torch.add(a, b, alpha=2),
+        lambda a, b: a + a,
+        lambda a, b: a[:1] + b,
+        lambda a, b: a + b.sin(),
+        lambda a, b: a + 1.0,
+        lambda a, b: (a + b) * a.sigmoid() * b.sigmoid(),
+    ],
+    ids=["a factor", "one norm twice", "another shape", "no norm on the right", "a number", "both read elsewhere"],
+)
+def test_other_sums_are_not_its_business(join: Callable[..., Tensor]) -> None:
+    program = program_of(two_norms(join), doubles(2, 3, 4, 4), dynamic=())
+    done = run_rules(program, RescaleSkip())
+    assert done.text == graph_text(program) and not done.outcome.remarks
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_silent_about_statistics_of_the_batch(side: str) -> None:
+    model = two_norms(lambda a, b: a + b)
+    setattr(model, side, nn.BatchNorm2d(3, track_running_stats=False).double())
+    assert not run_rules(program_of(model, doubles(2, 3, 4, 4)), RescaleSkip()).outcome.remarks
