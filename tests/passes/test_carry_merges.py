@@ -12,7 +12,7 @@ from reparam.passes import carry_residual
 from reparam.passes.carry_residual import CarryResidual
 from reparam.plain import PlainChain
 from reparam.rewrite import Match
-from support.by_hand import ByHand, call
+from support.by_hand import ByHand, behind, call
 from support.helpers import EXACT, doubles
 
 SHAPE = (2, 4, 5, 6)
@@ -62,7 +62,10 @@ def test_a_block_becomes_a_chain() -> None:
     span = plan.span_values.span
     assert (span.entry, span.exit) == (x, out)
     made = CarryResidual().rewrite(graph.program, plan)
-    assert list(made.replace) == [out] and made.block is not None and made.message
+    assert list(made.replace) == [out]
+    assert made.message == "a chain of 2 layers, 2.00 x the multiply-accumulates"
+    assert made.block is not None and (made.block["macs_before"], made.block["macs_after"]) == (960, 1920)
+    assert made.facts == ("the input ('relu_default') lies in [0, inf); it is carried past activations unchanged",)
     values = doubles(*SHAPE, seed=9)
     before, after = evaluate(graph.returns(out, made.replace[out]), [values])
     assert float((before - after).abs().max()) <= EXACT
@@ -75,6 +78,10 @@ def _two(graph: ByHand, x: fx.Node) -> fx.Node:
     return add(graph, conv(graph, x, 21), conv(graph, x, 22))
 
 
+def _sloped(graph: ByHand, x: fx.Node) -> fx.Node:
+    return graph.call(aten.prelu.default, x, graph.call(aten.mean.dim, x, [0, 2, 3]))
+
+
 softmax = call(aten.softmax.int, 1)
 ENDS: dict[str, tuple[list[Any], int]] = {  # what follows the sum, and how many of these calls belong to the span
     "activation": ([relu], 1),
@@ -85,6 +92,7 @@ ENDS: dict[str, tuple[list[Any], int]] = {  # what follows the sum, and how many
     "layer and norm of the data": ([conv, softmax, relu], 0),
     "layer alone": ([conv], 0),
     "another block": ([conv, _two, relu], 0),
+    "an activation with slopes from the data": ([conv, _sloped, relu], 0),
 }
 
 
@@ -185,6 +193,15 @@ def test_up_to_three_values_that_stay_alive_are_named(count: int) -> None:
     assert asked(graph, root) == Refusal(ALIVE.format(", ".join(names[:3]) + more), root)
 
 
+def test_an_activation_that_lets_no_signed_value_through() -> None:
+    graph, x = start()
+    y = conv(graph, x, 11)
+    root = add(graph, conv(graph, graph.call(aten.tanh.default, conv(graph, y), module="act"), 2), y)
+    graph.returns(relu(graph, root))
+    reason = "tanh at 'act' changes every value, so that nothing can be carried past it"
+    assert asked(graph, root) == Refusal(reason, root)
+
+
 def test_inputs_that_meet_are_named() -> None:
     graph = ByHand()
     x, y = graph.input(*SHAPE), graph.input(*SHAPE)
@@ -233,6 +250,7 @@ def test_a_span_that_was_refused_is_not_read_again(monkeypatch: pytest.MonkeyPat
 
     def counted(program: Any, span: Any, how: str) -> Any:
         read.append((span.entry, span.exit))
+        assert how == "keep"
         return plain(program, span, how)
 
     monkeypatch.setattr(carry_residual, "read_span", counted)
@@ -278,7 +296,7 @@ def test_the_graph_is_surveyed_again_when_it_has_changed(monkeypatch: pytest.Mon
 
 def test_a_span_whose_entry_was_rewritten_starts_at_the_new_one() -> None:
     graph, x = start()
-    root = add(graph, branch(graph, x), x)
+    root = add(graph, branch(graph, behind(aten.mul.Tensor, doubles(4, 1, 1))(graph, x)), x)
     graph.returns(relu(graph, root))
     assert planned(graph, root).span_values.span.entry is x
     twin = graph.program.clone(x, {})

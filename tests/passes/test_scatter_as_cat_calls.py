@@ -149,7 +149,7 @@ def test_free_sizes_stay_unless_all_is_written() -> None:
     assert RULE.check(graph.program, Match(scatter(1, 0, 2)(graph, x, v), {})) is None
     assert RULE.check(graph.program, Match(put([1, 3])(graph, x, v), {})) is None
     plan = RULE.check(graph.program, Match(scatter(1)(graph, x, x), {}))
-    assert plan is not None and plan.parts == ((x, None),) and plan.unread == (x,)
+    assert plan is not None and plan.parts == ((x, None),) and plan.unread == (x,) and plan.axis == 1
     start = graph.call(aten.sym_size.int, graph.input(4, free=(0,)), 0)
     y = graph.input(*SHAPE)
     assert RULE.check(graph.program, Match(graph.call(aten.slice.Tensor, y, 1, start), {})) is None
