@@ -139,6 +139,13 @@ def test_what_is_no_merge() -> None:
     assert [asked(graph, n) for n in nodes] == [None] * len(nodes)
 
 
+def test_a_sum_with_a_weight_is_no_merge() -> None:
+    graph, x = start()
+    root = add(graph, conv(graph, x), graph.weight(doubles(4, 5, 6)))
+    graph.returns(relu(graph, root))
+    assert asked(graph, root) is None
+
+
 def test_a_gate_stays() -> None:
     graph, x = start()
     means = graph.call(aten.mean.dim, x, [2, 3], True)
