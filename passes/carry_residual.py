@@ -104,8 +104,7 @@ class CarryResidual(PlainOptions):
         plan = self._plan(program, span) if span is not None else Refusal(_alive(program, root))
         if isinstance(plan, Refusal):
             inner = around(root, position_of(program))
-            found = self._plan(program, inner) if inner is not None and inner != span else plan
-            plan = found if inner is not None else plan
+            plan = self._plan(program, inner) if inner is not None and inner != span else plan
         if not isinstance(plan, Refusal):
             return plan
         return Refusal(_reason_with_place(plan, root) if root.target in _LINEAR else why_not(root), root)
