@@ -190,7 +190,9 @@ def test_a_slice_of_a_concatenation_is_what_it_takes(name: str) -> None:
     assert made.message == f"slice became {told}"
 
 
-@pytest.mark.parametrize(("start", "length", "text"), [(2, 3, "tanh(x)"), (-1, 1, "tanh(x)"), (-4, 3, "tanh(x)")])
+@pytest.mark.parametrize(
+    ("start", "length", "text"), [(0, 2, "tanh(x)"), (2, 3, "tanh(x)"), (-1, 1, "tanh(x)"), (-4, 3, "tanh(x)")]
+)
 def test_a_narrow_of_a_concatenation(start: int, length: int, text: str) -> None:
     made, graph, _ = sliced(1, start, length, call=aten.narrow.default)
     assert isinstance(made, Rewrite) and graph_text(graph.program) == text
