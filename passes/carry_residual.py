@@ -101,11 +101,10 @@ class CarryResidual(PlainOptions):
         span = graph.spans.get(root)
         if is_call(root, MULS) and read_gate(program, root) is not None:
             return Refusal("a squeeze-excite gate multiplies a value by a function of its means; it stays a gate", root)
-        plan = self._plan(program, span) if span is not None else Refusal(_alive(program, root), root)
+        plan = self._plan(program, span) if span is not None else Refusal(_alive(program, root))
         if isinstance(plan, Refusal):
             inner = around(root, position_of(program))
-            found = self._plan(program, inner) if inner is not None and inner != span else plan
-            plan = found if inner is not None else plan
+            plan = self._plan(program, inner) if inner is not None and inner != span else plan
         if not isinstance(plan, Refusal):
             return plan
         return Refusal(_reason_with_place(plan, root) if root.target in _LINEAR else why_not(root), root)

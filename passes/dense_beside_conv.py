@@ -87,7 +87,7 @@ class DenseBesideConv:
         origin = next(
             c.origin for n in plan.map.steps for i in n.all_input_nodes if (c := program.constant(i)) is not None
         )
-        flat = program.call(aten.flatten.using_ints, (x, 1), like=root) if len(shape_of(x)) > 2 else x
+        flat = program.call(aten.flatten.using_ints, (x, 1), like=root)
         weight, groups = plan.weight, plan.groups
         if groups > 1:
             rows = weight.unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
@@ -112,8 +112,10 @@ def _both_chains(program: Program, root: fx.Node) -> tuple[fx.Node, list[fx.Node
     """The value that both sides come from, and the steps of both with the sum, in order."""
     args = arguments(root)
     sides = [args["self"], args["other"]]
-    shapes = [list(map(str, n.meta["val"].shape)) for n in (root, *sides) if is_float(n)]
-    if args["alpha"] != 1 or len(shapes) < 3 or shapes.count(shapes[0]) < 3 or len(shapes[0]) < 3:
+    if args["alpha"] != 1 or not all(map(is_float, sides)):
+        return None
+    shape, *others = (list(map(str, n.meta["val"].shape)) for n in (root, *sides))
+    if len(shape) < 3 or any(other != shape for other in others):
         return None
     ways = [_chain(program, side) for side in sides]
     shared = next((x for x in ways[0] if x in ways[1]), None)

@@ -150,8 +150,7 @@ def _term_macs(program: Program, term: Term, output: fx.Node) -> int:
     if term.diagonal:
         return 0
     size = math.prod(shape_of(output, batch_one(program)))
-    width = term.weight.shape[1] if term.window.size else term.weight.shape[1] * term.groups
-    return size * width * math.prod(term.window.size)
+    return size * term.weight.shape[1] * math.prod(term.window.size)
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ class MergeBranches:
         """One layer for each merged branch, and the sum of what is left."""
         source = plan.source
         if is_call(source, PADS):  # of which the operands may have read others like it
-            source = program.clone(source, {}, like=plan.root)
+            source = program.clone(source, {})
         inside = {i for b in plan.merged for i in b.members}
         values = [(o.value, o.sign) for i, o in enumerate(plan.operands) if i not in inside]
         for branch in plan.merged:
@@ -197,8 +196,8 @@ def _merge(
     """Branches of two or more operands of `source`, and the first reason why two of them did not merge."""
     linear = any(layer.kind == "linear" for c in candidates.values() for layer in c.layers)
     rank = len(shape_of(source))
-    if any((layer.kind == "linear") != linear for c in candidates.values() for layer in c.layers) or rank < 2:
-        return [], "a linear layer and a convolution do not combine"
+    if rank < 2:
+        return [], ""
     ndim, axis = (0, rank - 1) if linear or rank == 2 else (rank - 2, 1)
     branches: list[MergedBranch] = []
     reason = ""
@@ -208,8 +207,7 @@ def _merge(
             reason = reason or term.reason
             continue
         branches.append(MergedBranch((i,), term, tuple(chain.layers), _macs(program, chain)))
-    sizes = static_shape(source)[axis + 1 :] if ndim else ()
-    merged, why = _merge_pairs(program, root, branches, sizes)
+    merged, why = _merge_pairs(program, root, branches, static_shape(source)[axis + 1 :])
     return [b for b in merged if len(b.members) > 1], why or reason
 
 
@@ -244,7 +242,7 @@ def _join(
         return Refusal(f"branches of one source do not merge: {joint.reason}")
     groups = math.gcd(a.term.groups, b.term.groups)
     width = a.term.weight.shape[1] * a.term.groups // groups
-    probe = replace(a.term, window=joint, groups=groups, weight=a.term.weight.new_empty(a.term.weight.shape[0], width))
+    probe = replace(a.term, window=joint, weight=a.term.weight.new_empty(a.term.weight.shape[0], width))
     cost = _term_macs(program, probe, root)
     if cost > a.macs + b.macs:
         return Refusal(
@@ -263,7 +261,7 @@ def _write(program: Program, root: fx.Node, source: fx.Node, branch: MergedBranc
         shift = None if term.bias is None else column(term.bias, rank, axis)
         return write_affine(program, source, Pair(scale, shift), place_of(root), like=root)
     in_order = sorted(branch.layers, key=lambda layer: layer.node)
-    host = max(in_order, key=lambda layer: math.prod((1, *layer.kernel)))
+    host = max(in_order, key=lambda layer: math.prod(layer.kernel))
     if not ndim:
         weight = expand_groups(term.weight, term.groups, 1)
         return write_layer(program, host, weight, term.bias, x=source, like=root)
@@ -272,8 +270,8 @@ def _write(program: Program, root: fx.Node, source: fx.Node, branch: MergedBranc
 
 
 def _write_sum(program: Program, values: list[tuple[fx.Node, float]], like: fx.Node) -> fx.Node:
-    """Of factor * value. Those with the factor one come first, among them the merged branches."""
-    (total, _), *others = sorted(values, key=lambda v: v[1] != 1.0)
+    """Of factor * value. The first is a merged branch, whose factor is one."""
+    (total, _), *others = values
     for value, factor in others:
         if factor in (1.0, -1.0):
             target = aten.add.Tensor if factor == 1.0 else aten.sub.Tensor

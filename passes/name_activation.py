@@ -40,7 +40,7 @@ _CLAMPS = frozenset(
 )
 _ARITHMETIC = ADDS | SUBS | MULS | DIVS
 _CUBES = frozenset({aten.pow.Tensor_Scalar})
-CLOSE = 1e-14  # relative: what arithmetic with the numbers of a definition may lose
+CLOSE = 1e-14  # what arithmetic with the numbers of a definition, none above one, may lose
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class NameActivation:
 
 
 def _near(a: float, b: float) -> bool:
-    return abs(a - b) <= CLOSE * max(abs(b), 1.0)
+    return abs(a - b) <= CLOSE
 
 
 def _same_shape(a: fx.Node, b: fx.Node) -> bool:
@@ -100,7 +100,7 @@ def _lines(program: Program, node: fx.Node) -> Iterator[Line]:
     x, slope, offset = node, 1.0, 0.0
     while True:
         yield Line(x, slope, offset)
-        affine = read_affine(program, x) if is_call(x, _ARITHMETIC) else None
+        affine = read_affine(program, x)
         if not isinstance(affine, Affine) or (x is not node and len(x.users) > 1):
             return
         a, t = affine.pair.scale, affine.pair.shift
@@ -125,9 +125,7 @@ def _ends(node: fx.Node) -> tuple[float, float] | None:
 
 def _clamp(node: fx.Node) -> Plan | None:
     """A clamp that is a ReLU."""
-    x = node.args[0]
-    ends = None if node.target is aten.relu6.default or not isinstance(x, fx.Node) else _ends(node)
-    return Plan(node, x, aten.relu.default) if ends == (0.0, math.inf) else None  # type: ignore[arg-type]
+    return Plan(node, node.args[0], aten.relu.default) if _ends(node) == (0.0, math.inf) else None  # type: ignore[arg-type]
 
 
 def _hard_sigmoid(program: Program, node: fx.Node) -> Plan | None:
@@ -143,7 +141,7 @@ def _hard_sigmoid_of(program: Program, node: fx.Node, root: fx.Node, factor: flo
             continue
         if clamp is not root and len(clamp.users) > 1:
             return None
-        if not all(map(math.isfinite, ends)) or a <= 0 or not (_near(a * ends[0] + b, 0) and _near(a * ends[1] + b, 1)):
+        if a <= 0 or not (_near(a * ends[0] + b, 0) and _near(a * ends[1] + b, 1)):
             return None
         for inner in _lines(program, clamp.args[0]):  # type: ignore[arg-type]
             if _near(a * inner.slope, 1 / 6) and _near(a * inner.offset + b, 1 / 2):
@@ -159,9 +157,7 @@ def _gated(program: Program, node: fx.Node) -> Plan | None:
     if len(factors) != 2:
         return None
     for x, g in (factors, factors[::-1]):
-        if len(g.users) > 1 or not _same_shape(x, node) or not _same_shape(g, node):
-            continue
-        found = _gate(program, g, x, number)
+        found = _gate(program, g, x, number) if len(g.users) == 1 else None
         if found is not None:
             target, kwargs = found
             return Plan(node, x, target, kwargs)
@@ -176,14 +172,14 @@ def _factors(program: Program, node: fx.Node) -> tuple[list[fx.Node], float]:
         if n is not node and len(n.users) > 1:
             found.append(n)
             continue
-        affine = read_affine(program, n) if is_call(n, MULS | DIVS) else None
+        affine = read_affine(program, n)
         if isinstance(affine, Affine) and affine.pair.shift is None and affine.pair.scale is not None:
             if affine.pair.scale.numel() == 1 and _same_shape(affine.x, n):
                 number *= float(affine.pair.scale)
                 stack.append(affine.x)
                 continue
-        elif is_call(n, MULS) and all(is_float(a) for a in n.args[:2]):
-            stack += n.args[:2]  # type: ignore[arg-type]
+        elif is_call(n, MULS) and all(is_float(a) for a in n.args):
+            stack += n.args  # type: ignore[arg-type]
             continue
         found.append(n)
     return found, number

@@ -54,13 +54,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "passes.scatter_as_cat": ("passes/test_scatter_as_cat_calls.py",),
     "passes.dense_beside_conv": ("passes/test_dense_beside_conv_calls.py",),
     "passes.shrink": ("passes/test_shrink_told.py",),
-    "passes.carry_residual": (
-        "passes/test_carry_residual.py",
-        "passes/test_carry_refusals.py",
-        "passes/test_carry_activations.py",
-        "passes/test_carry_signed.py",
-        "passes/test_carry_whole.py",
-    ),
+    "passes.carry_residual": ("passes/test_carry_merges.py",),
 }
 
 KILLED, LEFT = "killed", "not checked"

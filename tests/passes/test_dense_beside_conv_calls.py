@@ -28,9 +28,10 @@ def conv(graph: ByHand, x: fx.Node, k: int = 3, seed: int = 1, *, groups: int = 
     return graph.call(aten.conv2d.default, x, w, b, [1, 1], [k // 2, k // 2], [1, 1], groups)
 
 
-def dense(graph: ByHand, x: fx.Node, seed: int = 2, *, bias: bool = True, size: int = 18) -> fx.Node:
+def dense(graph: ByHand, x: fx.Node, seed: int = 2, *, bias: bool = True) -> fx.Node:
     """A linear layer over the whole map, and back to a map of its shape."""
     flat = graph.call(aten.flatten.using_ints, x, 1)
+    size = flat.meta["val"].shape[1]
     w = graph.weight(doubles(size, size, seed=seed), "dense.weight")
     b = graph.weight(doubles(size, seed=seed + 9), "dense.bias") if bias else None
     return graph.call(aten.unflatten.int, graph.call(aten.linear.default, flat, w, b), 1, list(x.meta["val"].shape[1:]))
@@ -90,6 +91,70 @@ def test_layers_over_one_patch_become_one(name: str) -> None:
     assert left[0] in ("conv.weight", "dense.weight", "grouped.weight")
 
 
+def conv1d(graph: ByHand, x: fx.Node) -> fx.Node:
+    return graph.call(aten.conv1d.default, x, graph.weight(doubles(2, 2, 3)), None, [1], [1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer"), [((2, 2, 2, 1), conv), ((2, 2, 1, 2), conv), ((2, 2, 6), conv1d)], ids=["column", "row", "line"]
+)
+def test_small_and_narrow_maps_are_patches_too(shape: tuple[int, ...], layer: Any) -> None:
+    graph = ByHand()
+    x = graph.input(*shape, free=(0,))
+    made = rewritten(RULE, graph, add(graph, dense(graph, x), layer(graph, x)), doubles(*shape, seed=4))
+    assert isinstance(made, Rewrite) and graph_text(graph.program).startswith("unflatten(linear(flatten(x, 1)), 1")
+
+
+def test_convolutions_of_a_column_are_not_dense() -> None:
+    graph = ByHand()
+    x = graph.input(2, 2, 3, 1, free=(0,))
+    root = add(graph, conv(graph, x), conv(graph, x, seed=3))
+    assert RULE.check(graph.program, Match(root, {})) is None
+
+
+def test_groups_with_more_channels_behind_than_before() -> None:
+    graph = ByHand()
+    x = graph.input(*SHAPE, free=(0,))
+    flat = graph.call(aten.unflatten.int, graph.call(aten.flatten.using_ints, x, 1), 1, [18, 1, 1])
+    wide = graph.call(aten.conv2d.default, flat, graph.weight(doubles(36, 9, 1, 1)), None, [1, 1], [0, 0], [1, 1], 2)
+    side = graph.call(aten.unflatten.int, graph.call(aten.flatten.using_ints, wide, 1), 1, [4, 3, 3])
+    kernel = graph.weight(doubles(4, 1, 3, 3))
+    root = add(graph, side, graph.call(aten.conv2d.default, x, kernel, None, [1, 1], [1, 1], [1, 1], 2))
+    assert isinstance(rewritten(RULE, graph, root, doubles(*SHAPE, seed=4)), Rewrite)
+    assert "conv1x1g2" in graph_text(graph.program)
+
+
+def test_a_layer_without_groups_stays_one_whatever_its_numbers() -> None:
+    """Here zeros, which could be left out for other reasons."""
+    graph = ByHand()
+    x = graph.input(*SHAPE, free=(0,))
+    weight = torch.block_diag(doubles(9, 9), doubles(9, 9))
+    kernel = torch.eye(2).double()[:, :, None, None]
+    flat = graph.call(aten.linear.default, graph.call(aten.flatten.using_ints, x, 1), graph.weight(weight))
+    side = graph.call(aten.conv2d.default, x, graph.weight(kernel))
+    root = add(graph, graph.call(aten.unflatten.int, flat, 1, [2, 3, 3]), side)
+    assert isinstance(rewritten(RULE, graph, root, doubles(*SHAPE, seed=4)), Rewrite)
+    assert graph_text(graph.program) == DENSE
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "groups"),
+    [
+        ([(2, 3), (2, 3)], 4, 2),
+        ([(2, 3), (2, 3)], 3, 2),
+        ([(3, 2), (3, 2)], 4, 2),
+        ([(2, 2)] * 3, 3, 3),
+        ([(2, 2)] * 3, 2, 1),
+        ([(2, 2)] * 4, 3, 2),
+        ([(1, 3), (3, 1)], 2, 1),
+        ([(4, 4)], 1, 1),
+    ],
+)
+def test_equal_blocks_that_hold_all_of_a_matrix(sizes: list[tuple[int, int]], most: int, groups: int) -> None:
+    matrix = torch.block_diag(*(doubles(*s, seed=i) for i, s in enumerate(sizes)))
+    assert dense_beside_conv._blocks(matrix, most) == groups
+
+
 def test_a_grouped_layer_with_a_bias() -> None:
     graph = ByHand()
     root = add(graph, grouped(graph, x := graph.input(*SHAPE, free=(0,))), conv(graph, x, groups=2, bias=True))
@@ -118,6 +183,14 @@ OTHERS: dict[str, Make] = {
     "twice one of them": lambda g, x: add(g, dense(g, x), conv(g, x), alpha=2),
     "a number": lambda g, x: add(g, dense(g, x), g.weight(doubles(1))),
     "a broadcast": lambda g, x: add(g, dense(g, x), g.call(aten.slice.Tensor, conv(g, x), 1, 0, 1)),
+    "a sum of one channel and two": lambda g, x: add(
+        g,
+        dense(g, x),
+        g.call(aten.conv2d.default, x, g.weight(doubles(1, 2, 3, 3)), None, [1, 1], [1, 1]),
+    ),
+    "a sum of features": lambda g, x: add(
+        g, g.call(aten.flatten.using_ints, dense(g, x), 1), g.call(aten.flatten.using_ints, conv(g, x), 1)
+    ),
     "one read elsewhere": _read_twice,
     "a grouped layer and a full convolution": lambda g, x: add(g, grouped(g, x), conv(g, x, 1)),
     "a layer of three groups beside a convolution of two": lambda g, x: add(g, grouped(g, x, 3), conv(g, x, groups=2)),

@@ -39,6 +39,20 @@ def linear(graph: ByHand, x: fx.Node, seed: int = 1, c_out: int = 0) -> fx.Node:
     return graph.call(aten.linear.default, x, graph.weight(weight), graph.weight(bias))
 
 
+def slim(graph: ByHand, x: fx.Node, kernel: tuple[int, int], seed: int) -> fx.Node:
+    w = graph.weight(doubles(4, 4, *kernel, seed=seed))
+    return graph.call(aten.conv2d.default, x, w, None, [1, 1], [k // 2 for k in kernel])
+
+
+def slims(graph: ByHand, x: fx.Node, seed: int) -> fx.Node:
+    """Two rows of five taps."""
+    return add(graph, slim(graph, x, (1, 5), seed), slim(graph, x, (1, 5), seed + 1))
+
+
+def scaled(graph: ByHand, x: fx.Node, *shape: int) -> fx.Node:
+    return graph.call(aten.mul.Tensor, x, graph.weight(doubles(*shape)))
+
+
 def add(graph: ByHand, a: fx.Node, b: fx.Node, **options: Any) -> fx.Node:
     return graph.call(aten.add.Tensor, a, b, **options)
 
@@ -58,6 +72,10 @@ def tanh(graph: ByHand, x: fx.Node) -> fx.Node:
 def norm(graph: ByHand, x: fx.Node, seed: int = 5) -> fx.Node:
     stored = [graph.weight(doubles(4, seed=seed + s).abs() + 0.1, f"norm{s}") for s in range(4)]
     return graph.call(aten.batch_norm.default, x, *stored, False, 0.1, 0.25, False)
+
+
+def padded(graph: ByHand, x: fx.Node) -> fx.Node:
+    return graph.call(aten.pad.default, x, [1, 1, 1, 1], "reflect")
 
 
 def _pads(graph: ByHand, x: fx.Node) -> fx.Node:
@@ -139,6 +157,44 @@ MERGED: dict[str, tuple[Make, tuple[int, ...], str]] = {
         SHAPE,
         "",
     ),
+    "two linear layers and a convolution": (
+        lambda g, x: add(g, add(g, linear(g, x), conv(g, x)), linear(g, x, 2)),
+        SHAPE,
+        "add(linear(x), conv3x3(x))",
+    ),
+    "one whose bias meets a border, and two others": (
+        lambda g, x: add(g, add(g, conv(g, conv(g, x, 1, 8)), conv(g, x)), conv(g, x, 1)),
+        SHAPE,
+        "add(conv3x3(x), conv3x3(conv1x1(x)))",
+    ),
+    "one whose factor lies along another axis, and two others": (
+        lambda g, x: add(g, add(g, scaled(g, linear(g, x), 3, 1), scaled(g, x, 4)), x),
+        (2, 3, 4),
+        "add(mul(x, w), mul(linear(x), w))",
+    ),
+    "a small kernel before a large one": (
+        lambda g, x: add(g, conv(g, conv(g, x, 1, 8, bias=False)), conv(g, x, seed=2)),
+        SHAPE,
+        "conv3x3(x)",
+    ),
+    "a factor before a linear layer": (lambda g, x: add(g, linear(g, scaled(g, x, 4)), x), (2, 4), "linear(x)"),
+    "a shift of the value's own shape": (
+        lambda g, x: add(g, linear(g, x), add(g, x, g.weight(doubles(1, 4)))),
+        (1, 4),
+        "linear(x)",
+    ),
+    "kernels of one for each channel": (
+        lambda g, x: add(g, conv(g, x, 1, groups=4), conv(g, x, 1, 2, groups=4)),
+        SHAPE,
+        "conv1x1g4(x)",
+    ),
+    "a kernel that pays when three others are one": (
+        lambda g, x: add(
+            g, add(g, slim(g, x, (1, 5), 1), slim(g, x, (5, 1), 2)), add(g, slims(g, x, 3), slim(g, x, (1, 5), 5))
+        ),
+        (2, 4, 7, 7),
+        "conv5x5(x)",
+    ),
     "pads": (_pads, SHAPE, "conv5x5(pad(x, [2, 2, 2, 2], reflect))"),
     "channels": (_picked, SHAPE, "conv3x3(x)"),
     "nearest source": (_nearest, SHAPE, "conv3x3(conv1x1(x))"),
@@ -169,11 +225,8 @@ def test_branches_that_do_not_merge_with_some_merge_with_others() -> None:
     graph = ByHand()
     x = graph.input(2, 4, 7, 7)
 
-    def slim(kernel: tuple[int, int], seed: int) -> fx.Node:
-        w = graph.weight(doubles(4, 4, *kernel, seed=seed))
-        return graph.call(aten.conv2d.default, x, w, None, [1, 1], [k // 2 for k in kernel])
-
-    value = add(graph, add(graph, slim((1, 5), 1), slim((5, 1), 2)), add(graph, slim((1, 3), 3), slim((3, 1), 4)))
+    kernels = [slim(graph, x, k, seed) for seed, k in enumerate(((1, 5), (5, 1), (1, 3), (3, 1)))]
+    value = add(graph, add(graph, *kernels[:2]), add(graph, *kernels[2:]))
     made = rewritten(RULE, graph, value, doubles(2, 4, 7, 7))
     assert isinstance(made, Rewrite) and made.message == "4 branches of 'x0' became 2 layer(s)"
     assert graph_text(graph.program) in ("add(conv5x1(x), conv1x5(x))", "add(conv1x5(x), conv5x1(x))")
@@ -191,6 +244,54 @@ def test_the_new_weights_are_named_after_the_largest_kernel() -> None:
         "first.weight",
         "first.bias",
     ]
+
+
+def test_the_new_layer_stands_where_the_sum_did() -> None:
+    for make, shape in ((conv, SHAPE), (linear, (2, 4))):
+        graph = ByHand()
+        x = graph.input(*shape)
+        parts = [make(graph, x), make(graph, x, seed=2)]
+        place = tanh(graph, x)
+        graph.returns(root := add(graph, *parts))
+        plan = RULE.check(graph.program, Match(root, {}))
+        assert plan is not None and not isinstance(plan, Refusal)
+        [new] = RULE.rewrite(graph.program, plan).replace.values()
+        assert place < new < root
+
+
+def test_branches_of_pads_read_a_pad_of_their_own() -> None:
+    """So that what is replaced starts at the value before all pads."""
+    graph = ByHand()
+    graph.returns(root := _pads(graph, graph.input(*SHAPE)))
+    old = set(graph.program.graph.nodes)
+    plan = RULE.check(graph.program, Match(root, {}))
+    assert plan is not None and not isinstance(plan, Refusal)
+    [new] = RULE.rewrite(graph.program, plan).replace.values()
+    assert new.args[0] not in old and new.args[0].args == plan.source.args  # type: ignore[union-attr]
+
+
+def test_the_nearest_source_comes_first() -> None:
+    """By the calls between it and the sum, on the mean over its branches."""
+
+    def source(lengths: dict[str, list[int]]) -> str:
+        graph = ByHand()
+        values = {"x": (x := graph.input(*SHAPE)), "y": tanh(graph, x)}
+        total: fx.Node | None = None
+        for name, counts in lengths.items():
+            for seed, count in enumerate(counts):
+                value = conv(graph, values[name], 1, seed)
+                for _ in range(count - 1):
+                    value = scaled(graph, value, 4, 1, 1)
+                total = value if total is None else add(graph, total, value)
+        assert total is not None
+        graph.returns(total)
+        plan = RULE.check(graph.program, Match(total, {}))
+        assert plan is not None and not isinstance(plan, Refusal)
+        return next(n for n, v in values.items() if v is plan.source)
+
+    assert source({"x": [2, 2], "y": [1, 1]}) == "y"
+    assert source({"y": [2, 2], "x": [1, 1]}) == "x"
+    assert source({"y": [1, 2], "x": [1, 1, 1]}) == "x"
 
 
 def test_a_factor_is_named_after_the_sum() -> None:
@@ -219,6 +320,11 @@ REFUSED: dict[str, tuple[Make, tuple[int, ...], str]] = {
         SHAPE,
         "merging branches of one source would cost 4,320 multiply-accumulates instead of 1,560",
     ),
+    "cost of one that is dense and one that is not": (
+        lambda g, x: add(g, conv(g, x, 5, groups=4), conv(g, x, seed=2)),
+        SHAPE,
+        "merging branches of one source would cost 12,000 multiply-accumulates instead of 7,320",
+    ),
     "a linear layer beside a convolution": (
         lambda g, x: add(g, conv(g, x), linear(g, x)),
         SHAPE,
@@ -245,6 +351,12 @@ def test_why_branches_do_not_merge(name: str) -> None:
 NOTHING: dict[str, tuple[Make, tuple[int, ...]]] = {
     "no common source": (lambda g, x: add(g, tanh(g, x), conv(g, x)), SHAPE),
     "a value and itself": (lambda g, x: add(g, x, x), SHAPE),
+    "one branch that is no kernel": (lambda g, x: add(g, tanh(g, x), conv(g, conv(g, x, 1))), SHAPE),
+    "one branch behind a pad that is no kernel": (
+        lambda g, x: add(g, tanh(g, x), g.call(aten.pad.default, conv(g, conv(g, padded(g, x), 1)), [-1] * 4)),
+        SHAPE,
+    ),
+    "features without a batch": (lambda g, x: add(g, g.call(aten.mul.Tensor, x, 2.0), x), (4,)),
     "channels alone": (
         lambda g, x: add(g, g.call(aten.slice.Tensor, x, 1, 0, 2), g.call(aten.slice.Tensor, x, 1, 2, 4)),
         SHAPE,

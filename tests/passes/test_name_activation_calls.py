@@ -86,6 +86,10 @@ SPELLED: dict[str, tuple[str, Make]] = {
         "hardsigmoid(x)",
         then(times(-1.0), call(aten.rsub.Scalar, 3.0), relu6, times(-1), over(-6)),
     ),
+    "turned twice by its sign": (
+        "hardsigmoid(x)",
+        then(call(aten.neg.default), call(aten.rsub.Scalar, 3.0), relu6, call(aten.neg.default), over(-6)),
+    ),
     "of twice the value": ("hardsigmoid(mul(x, 2.0))", then(times(2.0), hard, over(6))),
     "of the value turned over": ("hardsigmoid(neg(x))", then(call(aten.neg.default), hard, over(6))),
     "hardswish": ("hardswish(x)", then(product(itself, hard), over(6))),
@@ -145,6 +149,7 @@ OTHERS: dict[str, Make] = {
     "a hard sigmoid moved up": then(hard, over(6), plus(1.0)),
     "a hard sigmoid for each channel": then(plus(3.0), relu6, times(uneven)),
     "a hard sigmoid of a hard sigmoid's half": then(hard, relu6, over(6)),
+    "a clamp with crossed ends": then(times(-1.0), call(aten.clamp.default, 3, -3), over(-6), plus(0.5)),
     "half a gelu": product(times(0.25), bell),
     "a gelu of another width": product(times(0.5), then(over(2.0), erf, plus(1.0))),
     "a gelu that starts higher": product(times(0.5), then(times(ROOT), erf, plus(2.0))),
@@ -208,6 +213,17 @@ def test_a_clamp_by_a_size_stays() -> None:
     size = graph.call(aten.sym_size.int, x, 0)
     for options in ((size,), (0.0, size)):
         assert RULE.check(graph.program, Match(graph.call(aten.clamp.default, x, *options), {})) is None
+
+
+def test_a_form_that_widens_its_operand_stays() -> None:
+    """A call by the name would give a result in the precision of the operand."""
+    graph = ByHand(torch.float32)
+    x = graph.input(*SHAPE)
+    node = then(plus(torch.tensor([3.0]).double()), relu6, over(6))(graph, x)
+    assert node.meta["val"].dtype == torch.float64
+    assert RULE.check(graph.program, Match(node, {})) is None
+    node = graph.call(aten.mul.Tensor, product(itself, sigmoid)(graph, x), graph.weight(torch.tensor([1.0]).double()))
+    assert RULE.check(graph.program, Match(node, {})) is None
 
 
 def test_whole_numbers_stay() -> None:

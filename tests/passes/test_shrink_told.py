@@ -52,6 +52,7 @@ def shrunk(graph: ByHand, first: fx.Node) -> Rewrite:
     plan = Shrink(0).check(graph.program, Match(first, {}))
     assert isinstance(plan, ChannelPlan)
     made = Shrink(0).rewrite(graph.program, plan)
+    assert made.claims, "each new layer is checked by itself"
     x = doubles(3, 4, seed=3)
     before = evaluate(graph.program, [x])
     after = evaluate(graph.returns(*(made.replace.get(o, o) for o in outputs)), [x])
@@ -136,6 +137,14 @@ def test_constants_that_stay_are_told_beside_those_that_go() -> None:
         nodes[0]: "6 channels became 5 (1 constant)",
         nodes[2]: "2" + STAY.format("an output"),
     }
+
+
+def test_what_another_layer_makes_of_them_is_not_what_keeps_them() -> None:
+    graph, nodes = network(linear(rows((1, 3))))
+    behind = call(aten.softmax.int, 1, module="attention")(graph, relu(graph, nodes[0]))
+    graph.returns(linear(doubles(2, 6))(graph, nodes[0]), behind)
+    found = Shrink(0).check(graph.program, Match(nodes[0], {}))
+    assert found == Refusal("2" + STAY.format("'attention' (softmax)"), nodes[0])
 
 
 def test_constants_are_read_through_the_pieces_of_a_split() -> None:
