@@ -47,7 +47,7 @@ def factors_of(program: Program, block: Block) -> Factors:
     own = [n for n in _way(program, block, block.branch) if not _is_learned(program, n)]
     fixed = math.prod(factor for n in own if (factor := factor_at(program, n)) is not None)
     args = arguments(block.add)
-    alpha = float(args.get("alpha") or 1)
+    alpha = float(args.get("alpha", 1))
     if args.get("other") is block.branch:
         branch, fixed = branch * alpha, fixed * alpha
     elif args.get("other") is block.skip:

@@ -98,7 +98,7 @@ def _pair(node: fx.Node) -> tuple[Any, Any]:
 
 def _signs(node: fx.Node) -> tuple[float, float]:
     """The factors of the two operands of a sum or difference."""
-    alpha = float(arguments(node).get("alpha") or 1)
+    alpha = float(arguments(node).get("alpha", 1))
     if node.target in (aten.rsub.Scalar, aten.rsub.Tensor):
         return -alpha, 1.0
     return 1.0, -alpha if is_call(node, SUBS) else alpha
@@ -145,7 +145,7 @@ def linear_pair(walk: Walk, node: fx.Node) -> Value | None:
 def _beside_zero(walk: Walk, node: fx.Node, shape: tuple[int, ...]) -> Value | None:
     """x + 0 is x, with its law: as behind a branch that starts at zero."""
     held = values_read(walk, node)
-    if len(held) != 2 or float(arguments(node).get("alpha") or 1) != 1:
+    if len(held) != 2 or float(arguments(node).get("alpha", 1)) != 1:
         return None
     (a, x), (b, y) = held
     for source, value, other in ((a, x, y), (b, y, x)):

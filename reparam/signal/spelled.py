@@ -98,7 +98,7 @@ def _of_pair(node: fx.Node) -> tuple[Term, ...] | None:
         if isinstance(weight, fx.Node) and weight.meta.get("data"):
             return None
         return (first, _Rest(weight)), (second, weight)
-    alpha = args.get("alpha") or 1
+    alpha = args.get("alpha", 1)
     if not isinstance(alpha, int | float) or (is_call(node, ADDS) and alpha == 1):
         return None
     if is_call(node, ADDS):
@@ -202,7 +202,7 @@ def _is_addition(node: fx.Node) -> bool:
     if not is_call(node, ADDS):
         return False
     args = arguments(node)
-    return (args.get("alpha") or 1) == 1 and _is_sum(node, (first_of(args), args["other"]))
+    return args.get("alpha", 1) == 1 and _is_sum(node, (first_of(args), args["other"]))
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ EXACT: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "a copy": (lambda x: x.clone() + x.contiguous(), 4 * X2),
     "the same call twice": (lambda x: x.transpose(2, 3) + x.transpose(2, 3), 4 * X2),
     "alpha": (lambda x: torch.add(x, x, alpha=-0.5), 0.25 * X2),
+    "alpha of zero": (lambda x: torch.add(x, x, alpha=0), X2),
     "of halves": (lambda x: 0.5 * (x + 1) + 0.5 * (x - 1), X2),
 }
 

@@ -58,6 +58,7 @@ UNARY: dict[str, nn.Module] = {
 BINARY = {
     "sum": Of(lambda x, y: x + y),
     "difference": Of(lambda x, y: 2 * x - y),
+    "sum with nothing": Of(lambda x, y: torch.add(x, y, alpha=0)),
     "product": Of(lambda x, y: x * y),
     "side by side": Of(lambda x, y: torch.cat((x, 2 * y), 1)),
     "one above the other": Of(lambda x, y: torch.cat((x, 2 * y), 2)),
