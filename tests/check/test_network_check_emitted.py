@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam.check import LostDigitsError, NetworkEvidence, PathError, check_emitted
+from reparam.check import LostDigitsError, NetworkEvidence, PathError, check_emitted, depth_limit
 from reparam.check.input_plan import Plan
 from reparam.check.network_check import Round
 from reparam.emit import finalize
@@ -107,6 +108,16 @@ def test_or_what_the_check_in_float64_allowed_on_any_of_the_inputs() -> None:
 def test_a_network_without_numbers_among_its_outputs_has_no_errors() -> None:
     whole = row(lambda m, x: x.argmax(1))
     assert check_emitted(whole, whole.copy(), rounds(whole), SEEN, None) == dataclasses.replace(SEEN, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    "layers, bar", [(0, 1e-10), (1, 1e-10), (50, 1e-10), (51, 1.02e-10), (100, 2e-10), (499, 9.98e-10), (600, 1e-9)]
+)
+def test_the_bar_in_float64_grows_with_the_number_of_layers_from_1e_10_to_1e_9(layers: int, bar: float) -> None:
+    made = program_of(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), ROW.float(), dynamic=())
+    linear, relu = made.calls()
+    deep = SimpleNamespace(calls=lambda: iter([linear] * layers + [relu] * 700))
+    assert depth_limit(deep) == pytest.approx(bar, rel=1e-9)  # type: ignore[arg-type]
 
 
 # ---- digits that are lost --------------------------------------------------------------------------------------------
