@@ -195,14 +195,14 @@ def test_the_law_is_measured_on_the_inputs_and_on_more_like_the_largest_batch() 
 
 def test_the_law_is_the_same_whenever_it_is_measured() -> None:
     program = scaled()
-    given = rounds(program, torch.ones(2, 3).double() / 3)
+    given = rounds(program, torch.arange(1.0, 7.0).reshape(2, 3).double() / 7)
     first, again = (spread_further(program, finalize(program.copy()), given, None, []) for _ in range(2))
     assert first == again
 
 
 def test_inputs_and_weights_are_off_in_the_dtype_that_is_emitted_and_all_is_computed_in_it() -> None:
     """Numbers of bfloat16 that are off by less are themselves again, and their products lie between its numbers."""
-    net = Lambda(lambda m, x: (x * 1.0, x * 0.0 + m.w, x * m.w), w=nn.Parameter(torch.tensor(0.75)))
+    net = Lambda(lambda m, x: (x * 1.0, x * 0.0 + m.w, x * m.w), w=nn.Parameter(torch.tensor([0.75])))
     original, narrow = program_of(net, torch.zeros(2, 1)), torch.bfloat16
     given = rounds(original, torch.full((1, 1), 2.0).double())
     found = spread_further(original, finalize(original.copy(), narrow), given, narrow, [])

@@ -77,9 +77,9 @@ STEPS: dict[str, Callable[[Any, Tensor], Any]] = {
     "a spectrum": lambda m, x: torch.view_as_real(torch.fft.fft(m.w)),
     "expanded": lambda m, x: m.w.expand(2, 3) / 3,
     "softmax in single": lambda m, x: F.softmax(x, 1, dtype=torch.float32),
-    "attention": lambda m, x: F.scaled_dot_product_attention(x[None], m.k[None], m.k[None]),
-    "attention by a narrow query": lambda m, x: F.scaled_dot_product_attention(m.k[None], x[None], x[None]),
-    "a list": lambda m, x: torch.linalg.multi_dot([m.k, m.k, m.k]),
+    "what compares dtypes": lambda m, x: torch.tensordot(x, m.k, 1),
+    "what compares them with a narrow first": lambda m, x: torch.tensordot(m.k, x, ([1], [1])),
+    "a list": lambda m, x: torch.cat([m.w, m.v]),
     "a size by name": lambda m, x: x * x.size(dim=1) / m.w.size(dim=0),
     "a norm": lambda m, x: F.layer_norm(x, (3,), m.w, m.v),
 }

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from reparam.check import NetworkEvidence, check_emitted, check_float64, depth_limit
+from reparam.check import NetworkEvidence, check_emitted, check_float64
 from reparam.check import network_check as subject
 from reparam.conversion import convert
 from reparam.emit import finalize
@@ -172,22 +172,6 @@ def test_the_amplification_excuses_nothing_else() -> None:
     wrong.constants["w"] = dataclasses.replace(weight, value=weight.value.detach() * (1 + 1e-5))
     with pytest.raises(NotEquivalentError):
         check_float64(original, wrong)
-
-
-def test_the_bar_grows_with_depth_from_1e_10_to_1e_9() -> None:
-    def deep(layers: int) -> Program:
-        program = program_of(nn.Linear(2, 2), torch.randn(2, 2))
-        (last,) = program.calls()
-        x = before = last.args[0]
-        assert isinstance(x, fx.Node)
-        for _ in range(layers - 1):
-            before = program.clone(last, {x: before})
-        last.replace_input_with(x, before)
-        return program
-
-    assert [depth_limit(deep(n)) for n in (1, 50)] == [1e-10, 1e-10]
-    assert depth_limit(deep(100)) == pytest.approx(2e-10)
-    assert depth_limit(deep(600)) == 1e-9
 
 
 def test_shapes_integers_and_constants_have_to_be_equal() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam.check import LostDigitsError, NetworkEvidence, PathError, check_emitted
+from reparam.check import LostDigitsError, NetworkEvidence, PathError, check_emitted, depth_limit
 from reparam.check.input_plan import Plan
 from reparam.check.network_check import Round
 from reparam.emit import finalize
@@ -89,11 +90,15 @@ def test_both_are_run_in_the_dtype_that_is_emitted() -> None:
 
 @pytest.mark.parametrize("dtype, unit", [(None, EPS), (torch.bfloat16, 2.0**-7)])
 def test_an_exact_original_allows_four_roundings_of_the_emitted_dtype(dtype: torch.dtype | None, unit: float) -> None:
-    """Beside twice the half a rounding that it loses where its inputs are off by one."""
-    exact = times(2.0)
-    check_emitted(exact, finalize(times(2.0 * (1 + 4 * unit)), dtype), rounds(exact), SEEN, dtype)
+    """Signs lose nothing, wherever their inputs are rounded to."""
+
+    def signs(factor: float) -> Program:
+        return row(lambda m, x: x.sign() * factor)
+
+    exact = signs(2.0)
+    check_emitted(exact, finalize(signs(2.0 * (1 + 4 * unit)), dtype), rounds(exact), SEEN, dtype)
     with pytest.raises(LostDigitsError):
-        check_emitted(exact, finalize(times(2.0 * (1 + 6 * unit)), dtype), rounds(exact), SEEN, dtype)
+        check_emitted(exact, finalize(signs(2.0 * (1 + 5 * unit)), dtype), rounds(exact), SEEN, dtype)
 
 
 def test_or_what_the_check_in_float64_allowed_on_any_of_the_inputs() -> None:
@@ -107,6 +112,16 @@ def test_or_what_the_check_in_float64_allowed_on_any_of_the_inputs() -> None:
 def test_a_network_without_numbers_among_its_outputs_has_no_errors() -> None:
     whole = row(lambda m, x: x.argmax(1))
     assert check_emitted(whole, whole.copy(), rounds(whole), SEEN, None) == dataclasses.replace(SEEN, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    "layers, bar", [(0, 1e-10), (1, 1e-10), (50, 1e-10), (51, 1.02e-10), (100, 2e-10), (499, 9.98e-10), (600, 1e-9)]
+)
+def test_the_bar_in_float64_grows_with_the_number_of_layers_from_1e_10_to_1e_9(layers: int, bar: float) -> None:
+    made = program_of(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), ROW.float(), dynamic=())
+    linear, relu = made.calls()
+    deep = SimpleNamespace(calls=lambda: iter([linear] * layers + [relu] * 700))
+    assert depth_limit(deep) == pytest.approx(bar, rel=1e-9)  # type: ignore[arg-type]
 
 
 # ---- digits that are lost --------------------------------------------------------------------------------------------

@@ -188,6 +188,11 @@ def test_an_image_is_as_small_as_both_agree_on(size: int, side: int) -> None:
     assert evidence.shapes == ((1, 1, 12, 12), (5, 1, side, side), (2, 1, side, side))
 
 
+def test_an_image_that_has_to_be_even_is_not_made_smaller() -> None:
+    pairs = program_of(Lambda(lambda m, x: x.unflatten(3, (-1, 2))), torch.zeros(2, 1, 12, 12), dynamic=("batch",))
+    assert check(pairs)[0].shapes == ((1, 1, 12, 12), (5, 1, 12, 12), (2, 1, 12, 12))
+
+
 def test_of_an_image_that_differs_at_the_traced_size_no_smaller_one_is_tried() -> None:
     with pytest.raises(NotEquivalentError):
         check(pooled(5, False), pooled(5, True))
