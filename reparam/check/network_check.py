@@ -216,10 +216,9 @@ class _Check:
         for small in sides[1:]:
             if found.gap <= self.floor:
                 break
-            if small == EVEN_SIZE and found.truth is None:
-                continue
-            found = self._try(plan, small)
-            self.sides = tuple(s for s in self.sides if small is not None and s >= small)
+            if small != EVEN_SIZE or found.truth is not None:
+                found = self._try(plan, small)
+                self.sides = tuple(s for s in self.sides if small is not None and s >= small)
         if found.truth is None:
             if not self.rounds:
                 self._say_why(plan, found.values)
