@@ -145,10 +145,12 @@ def _slice(node: fx.Node) -> Plan | None:
     if any(s is None for s in sizes):
         return None
     where = _range(node, sum(sizes))  # type: ignore[arg-type]
+    if where is None:
+        return None
     kept, start = [], 0
     for part, size in zip(made["tensors"], sizes, strict=True):
         assert size is not None
-        low, high = (0, 0) if where is None else (max(where[0], start), min(where[1], start + size))
+        low, high = max(where[0], start), min(where[1], start + size)
         if low < high:
             kept.append((part, None if (low, high) == (start, start + size) else (low - start, high - start)))
         start += size
