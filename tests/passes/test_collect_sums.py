@@ -104,6 +104,13 @@ FORMS: dict[str, tuple[Any, str, int, int]] = {
         3,
         2,
     ),
+    "two without a factor": (lambda a, b, c: a + b + 0.5 * c, "add(add(exp(x), cos(x)), sin(x), alpha=0.5)", 3, 2),
+    "factors of the sums alone": (
+        lambda a, b, c: torch.add(torch.add(a, b, alpha=0.5), b, alpha=0.5),
+        "add(exp(x), cos(x))",
+        2,
+        1,
+    ),
     "with zeros": (lambda a, b, c: torch.zeros_like(a) + 0.5 * a + b, "add(cos(x), exp(x), alpha=0.5)", 4, 1),
 }
 
@@ -113,7 +120,9 @@ def test_what_becomes_of_a_sum(form: Any, text: str, before: int, after: int) ->
     done = apply_exactly(Lambda(lambda m, x: form(x.exp(), x.cos(), x.sin())), doubles(3, 6), rules=RULES, bound=EXACT)
     assert done.text == text
     what = "1 combination of what enters them"
-    assert [r.message for r in done.outcome.remarks] == [f"{before} sums and products became {after}: {what}"]
+    (remark,) = done.outcome.remarks
+    assert remark.message == f"{before} sums and products became {after}: {what}"
+    assert remark.node == [n.name for n in done.original.calls()][-1]  # where the set ends
 
 
 def test_two_results_are_two_combinations() -> None:
@@ -128,7 +137,27 @@ def test_two_results_are_two_combinations() -> None:
     assert done.text.endswith("sigmoid(a), add(a, sin(x), alpha=0.5)")
 
 
+def test_a_product_that_is_read_elsewhere_is_a_result_without_a_sum() -> None:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        p = 0.5 * (3.0 * x.exp())
+        return p.sigmoid(), p + 0.5 * x.cos()
+
+    done = apply_exactly(Lambda(forward), doubles(3, 6), rules=RULES, bound=EXACT)
+    assert done.passed("collect-sums") == ["4 sums and products became 3: 2 combinations of what enters them"]
+
+
+def test_what_an_earlier_result_has_and_a_later_one_lacks_is_not_taken_from_it() -> None:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        p, q = 0.5 * x.exp(), 0.25 * x.tan()
+        return (x.cos() + p + q).sigmoid(), p + q + 0.5 * x.sin()
+
+    done = apply_exactly(Lambda(forward), doubles(3, 6), rules=RULES, bound=EXACT)
+    assert done.passed("collect-sums") == ["7 sums and products became 5: 2 combinations of what enters them"]
+
+
 SILENT: dict[str, Any] = {
+    "a number": lambda a, b, c: a + 1.0,
+    "sums alone": lambda a, b, c: (a + b) + a,
     "over zero": lambda a, b, c: (a + b / 0.0).clamp(0, 1),
     "a free size": lambda a, b, c: a + b * a.shape[0],
     "whole numbers": lambda a, b, c: a.long() + 2 * b.long(),

@@ -168,3 +168,11 @@ def test_a_part_that_shares_its_layers_with_others_is_the_one_that_keeps_its_nor
     model = norm_of(forward)
     model.c = nn.Conv2d(4, 4, 1).double()
     assert apart(model).passed("norm-by-parts") == ["folded into 2 of 3 concatenated parts"]
+
+
+def test_a_norm_without_shift_is_taken_apart_as_well() -> None:
+    model = norm_of(lambda m, x: m.norm(torch.cat([m.a(x), x.sin()], 1)))
+    with torch.no_grad():
+        model.norm.bias.zero_()  # type: ignore[union-attr, operator]
+        model.norm.running_mean.zero_()  # type: ignore[union-attr, operator]
+    assert apart(model).text == "cat([conv1x1(x), batch_norm(sin(x))], 1)"

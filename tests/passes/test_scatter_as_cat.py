@@ -158,6 +158,8 @@ CUTS: dict[str, tuple[Callable[..., Any], str]] = {
     "within a part": (lambda x, y: torch.cat([x, y], 1)[:, 7:9].sin(), "sin(slice(cos(x), 1, 1, 3))"),
     "parts": (lambda x, y: torch.cat([x, y, x.tan()], 1)[:, :12].sin(), "sin(cat([x, cos(x)], 1))"),
     "narrowed": (lambda x, y: torch.cat([x, y], 1).narrow(1, -6, 6).sin(), "sin(cos(x))"),
+    "narrowed at the start": (lambda x, y: torch.cat([x, y], 1).narrow(1, 0, 6).sin(), "sin(x)"),
+    "narrowed inside": (lambda x, y: torch.cat([x, y], 1).narrow(1, 7, 2).sin(), "sin(slice(cos(x), 1, 1, 3))"),
     "along the last axis": (lambda x, y: torch.cat([x, y], -1)[:, :, 4:].sin(), "sin(cos(x))"),
 }
 
