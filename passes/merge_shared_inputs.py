@@ -83,7 +83,7 @@ class MergeSharedInputs:
 
 
 def _joinable(layer: Layer) -> bool:
-    return layer.kind == "linear" or (layer.pointwise and layer.geometry.groups == 1)
+    return layer.pointwise and layer.geometry.groups == 1
 
 
 def _siblings(program: Program, first: Layer) -> list[Layer]:

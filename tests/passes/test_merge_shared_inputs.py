@@ -73,6 +73,24 @@ def test_outputs_that_would_be_copied_are_refused_with_the_reason() -> None:
     assert any("would have to be copied" in r.message for r in done.outcome.remarks if r.kind == "missed")
 
 
+def two_layers(forward: Any) -> Any:
+    """What becomes of two linear layers `a` and `b` of 6 values."""
+    layers = {name: nn.Linear(6, 6).double() for name in "ab"}
+    return run_rules(program_of(Lambda(forward, **layers), doubles(4, 6), dynamic=()), MergeSharedInputs())
+
+
+def test_an_output_that_is_read_by_a_product_and_as_it_is_would_be_copied() -> None:
+    done = two_layers(lambda m, x: ((q := m.a(x)).exp(), q @ m.b(x).transpose(0, 1)))
+    assert graph_text(done.program).count("linear") == 2
+    assert any("would have to be copied" in r.message for r in done.outcome.remarks if r.kind == "missed")
+
+
+def test_a_layer_whose_weight_is_the_value_stays_beside_those_that_read_it() -> None:
+    done = two_layers(lambda m, x: F.linear(x.exp(), x) @ m.a(x) @ m.b(x).transpose(0, 1))
+    assert graph_text(done.program).count("linear") == 2
+    assert max_rel(done.original, done.program, [doubles(4, 6, seed=2)]) <= 1e-13
+
+
 class Inception(nn.Module):
     """Pointwise branches of one value, each with its activation; one goes on through a padded convolution."""
 
