@@ -10,7 +10,7 @@ from torch import fx
 from reparam.ir import Refusal, aten, evaluate
 from reparam.passes import carry_residual
 from reparam.passes.carry_residual import CarryResidual
-from reparam.plain import PlainChain
+from reparam.plain import PlainChain, Span
 from reparam.rewrite import Match
 from support.by_hand import ByHand, behind, call
 from support.helpers import EXACT, doubles
@@ -311,3 +311,22 @@ def test_a_span_whose_entry_was_rewritten_starts_at_the_new_one() -> None:
     graph.program.erase([x])
     span = planned(graph, root).span_values.span
     assert span.entry is twin and span.nodes[-2] is root
+
+
+def test_a_merge_takes_the_layers_and_the_activation_that_follow_it_one_by_one() -> None:
+    graph, x = start()
+    total = add(graph, x, conv(graph, x))
+    before, layer = conv(graph, total, 2), conv(graph, total, 3)
+    end = relu(graph, layer)
+    merge, last = Span(x, (total,)), Span(layer, (end,))
+    assert carry_residual._tail([merge, Span(total, (layer,)), last], 0) == [layer, end]
+    assert carry_residual._tail([merge, Span(total, (before, layer)), last], 0) == []
+    assert carry_residual._tail([merge, Span(x, (layer,)), last], 0) == []
+
+
+def test_a_sum_beside_which_nothing_is_alive_names_nothing() -> None:
+    graph, x = start()
+    total = add(graph, relu(graph, x), conv(graph, x))
+    program = graph.returns(total)
+    told = "other values stay alive beside it, so no one register holds all"
+    assert carry_residual._alive(program, total) == told
