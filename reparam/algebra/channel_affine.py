@@ -167,12 +167,10 @@ def _constant_factor(program: Program, value: Any, rank: int) -> Tensor | None:
 def _read_arithmetic(program: Program, node: fx.Node) -> Affine | None:
     args = arguments(node)
     left, right = args["self"], args["other"]
-    if not is_float(node) or args.get("rounding_mode") is not None:
-        return None
     rank = node.meta["val"].dim()
     data, other, flipped = (left, right, False) if not _is_weight(program, left) else (right, left, True)
     factor = _constant_factor(program, other, rank)
-    if factor is None or not is_float(data) or _is_weight(program, data) or not _keeps_shape(data, node):
+    if factor is None or not is_float(data) or _is_weight(program, data) or shape_of(data) != shape_of(node):
         return None
     if not isinstance(alpha := args.get("alpha", 1.0), (int, float)):
         return None  # a size of the input
@@ -198,11 +196,6 @@ def _read_difference(node: fx.Node, data: fx.Node, factor: Tensor, alpha: float,
 
 def _is_weight(program: Program, value: Any) -> bool:
     return not isinstance(value, fx.Node) or program.constant(value) is not None
-
-
-def _keeps_shape(data: fx.Node, node: fx.Node) -> bool:
-    a, b = data.meta["val"], node.meta["val"]
-    return a.dim() == b.dim() and all(p is q or p == q for p, q in zip(shape_of(data), shape_of(node), strict=True))
 
 
 # ---- movement ----------------------------------------------------------------------------------------------------

@@ -94,15 +94,14 @@ class Outside:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._roots = {type(m).__module__.partition(".")[0] for m in module.modules()} - _NOT_OF_MODELS
-        self._seen: tuple[tuple[str, ...], dict[str, Any]] = ((), {})
         self._loaded: dict[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """It is after the block what it was before the first such block."""
-        loaded = self._now()
-        if self._loaded is None or loaded.keys() != self._loaded.keys():
+        loaded = _loaded(self._roots)
+        if loaded != self._loaded:
             self._loaded = loaded
             seen: set[int] = set()
             self._undo = [step for space in loaded.values() for step in _steps(vars(space), space, self._roots, seen)]
@@ -110,21 +109,25 @@ class Outside:
         try:
             yield
         finally:
-            if self._now().keys() == loaded.keys():  # what an import has registered is there to stay
+            if _loaded(self._roots) == loaded:  # what an import has registered is there to stay
                 for step in self._undo:
                     step()
 
-    def _now(self) -> dict[str, Any]:
-        """The modules of the model's packages that are loaded; looked for where Python has loaded others since."""
-        names = tuple(sys.modules)
-        if names != self._seen[0]:
-            self._seen = (names, _loaded(self._roots))
-        return self._seen[1]
-
 
 def _loaded(roots: set[str]) -> dict[str, Any]:
-    below = tuple(f"{root}." for root in roots)
-    return {n: m for n, m in list(sys.modules.items()) if (n.startswith(below) or n in roots) and m is not None}
+    """The modules of some packages that are loaded."""
+    by_root = _by_root(tuple(sys.modules))
+    found = {n: sys.modules.get(n) for root in roots for n in by_root.get(root, ())}
+    return {n: m for n, m in found.items() if m is not None}
+
+
+@functools.lru_cache(maxsize=1)
+def _by_root(names: tuple[str, ...]) -> dict[str, list[str]]:
+    """The names of modules, by that of the package they are in: sorted once, as thousands may be loaded."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        found[name.partition(".")[0]].append(name)
+    return dict(found)
 
 
 def _steps(names: Mapping[str, Any], owner: Any, roots: set[str], seen: set[int]) -> Iterator[Callable[[], None]]:

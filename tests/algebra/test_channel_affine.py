@@ -27,6 +27,7 @@ from reparam.algebra.channel_affine import (
     trim,
 )
 from reparam.ir import Program, Refusal, aten, evaluate
+from support.by_hand import ByHand
 from support.helpers import EXACT, Lambda, doubles, healthy, program_of, vector
 
 Function = Callable[..., Tensor]
@@ -316,6 +317,28 @@ def test_sizes_and_shapes_are_taken_as_they_were_traced() -> None:
         x = node.all_input_nodes[0]
         found = move_forward(program, node, x, torch.tensor([1.0, 2.0, 3.0, 4.0]).double().reshape(1, 1, 4))
         assert found.expand(shape)[-1, -1].tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_an_operand_that_is_there_for_its_shape_alone_need_not_be_known() -> None:
+    for target, own, sizes in (
+        (aten.expand_as.default, (2, 1, 4), (2, 5, 4)),
+        (aten.reshape_as.default, (8, 4), (2, 4, 4)),
+    ):
+        graph = ByHand()
+        x, like = graph.input(*own), graph.input(*sizes, free=(0,))
+        node = graph.call(target, x, like)
+        values = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64).reshape([1] * (len(own) - 1) + [4])
+        assert move_forward(graph.program, node, x, values).flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
+        back = move_backward(graph.program, node, x, values.reshape(1, 1, 4), 0.0)
+        assert back is not None and back.flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_arguments_may_have_names() -> None:
+    graph = ByHand()
+    x = graph.input(2, 4)
+    node = graph.call(aten.slice.Tensor, x, dim=1, start=1, end=3)
+    values = torch.tensor([[1.0, 2.0, 3.0, 4.0]], dtype=torch.float64)
+    assert move_forward(graph.program, node, x, values).tolist() == [[2.0, 3.0]]
 
 
 def test_the_pieces_of_a_split_move_apart_and_together() -> None:

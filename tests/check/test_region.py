@@ -171,7 +171,10 @@ def test_without_a_pool_that_is_cut_off_there_is_no_remainder() -> None:
         lambda m, x: x * m.map,
         lambda m, x: x / m.map,
         lambda m, x: x - m.map,
-        lambda m, x: torch.cat([x, m.map], 0),
+        lambda m, x: torch.cat([x, m.maps], 1),
+        lambda m, x: x.clamp(min=m.map),
+        lambda m, x: torch.cat([x, x], 0),
+        lambda m, x: torch.cat([x, x], -4),
         lambda m, x: x.flatten(1) * 2,
         lambda m, x: m.layer(m.conv(x)),
     ],
@@ -183,13 +186,21 @@ def test_without_a_pool_that_is_cut_off_there_is_no_remainder() -> None:
         "quotient",
         "difference",
         "concatenation",
+        "limit",
+        "batches behind one another",
+        "the same, counted from the end",
         "flatten",
         "two kinds",
     ],
 )
 def test_what_depends_on_the_traced_size_is_checked_there(forward: Any) -> None:
     model = Lambda(
-        forward, map=vector(1, 4, 5, 6), tall=vector(1, 4, 5, 1), layer=nn.Linear(6, 6), conv=nn.Conv2d(4, 4, 1)
+        forward,
+        map=vector(1, 4, 5, 6),
+        maps=vector(3, 4, 5, 6),
+        tall=vector(1, 4, 5, 1),
+        layer=nn.Linear(6, 6),
+        conv=nn.Conv2d(4, 4, 1),
     )
     assert shapes_of(model, doubles(3, 4, 5, 6)) == fixed((3, 4, 5, 6))
 
@@ -350,16 +361,17 @@ def test_a_fill_like_a_value_of_the_region_itself_adds_no_input() -> None:
 
 
 def test_a_whole_region_does_without_inputs_and_prices_what_only_they_need() -> None:
-    """Sizes and fills are part of what goes; the inputs of the network are not, and neither is what stays in use."""
+    """Sizes and fills are part of what goes; inputs of the network, what stays in use and weights are not."""
     model = Lambda(lambda m, x, y: torch.tanh(x) + y.sin().reshape(y.shape[0], 4) + torch.zeros_like(y.cos()))
     program = program_of(model, doubles(3, 4), doubles(3, 4, seed=2), dynamic=("batch",))
     root = list(program.calls())[-1]
     [tanh] = [n for n in program.calls() if n.target is aten.tanh.default]
+    weight = program.weight(torch.ones(1, 4), "weight", dtype=torch.float64, trainable=False, like=root)
     with program.recording() as created:
-        new = program.call(aten.clone.default, (tanh,), like=root)
+        new = program.call(aten.add.Tensor, (tanh, weight), like=root)
     region = whole_region({root: new}, created)
     assert region.inputs == (tanh,)
-    assert region.new == (new,)
+    assert region.new == (weight, new)
     assert {"sin", "cos", "zeros_like"} <= set(names(region.old))
     assert any("sym_size" in n for n in names(region.old))
     assert not {tanh, *program.placeholders} & set(region.old)

@@ -92,6 +92,12 @@ def test_a_depthwise_product_counts_sixteen_times(monkeypatch: pytest.MonkeyPatc
     assert not fits(model, x)
 
 
+def test_work_is_counted_for_one_sample_of_the_size_that_is_tried() -> None:
+    for traced, tried, ratio in (((1, 1), (2, 1), 1.0), ((4, 3), (2, 3), 0.25)):
+        _, region = region_of(Lambda(lambda m, x: x * 2.0), doubles(*traced))
+        assert subject._size_ratio(region, RegionShapes((tried,), True)) == ratio
+
+
 def test_a_region_of_one_size_has_no_basis() -> None:
     _, region = region_of(nn.Conv2d(4, 4, 1), doubles(*IMAGE))
     shapes = small_shapes(region)
@@ -198,7 +204,8 @@ def wider(dynamic: tuple[str, ...]) -> tuple[Program, Region]:
 def test_where_sizes_are_fixed_the_new_side_may_fit_at_some_alone(size: int, right: bool) -> None:
     at = zeros([(2, 4, size, size)])
     assert (subject._comparable(*wider(()), at) is not None) == right
-    assert subject._comparable(*wider(("height", "width")), at) is not None, "that is for the comparison to say"
+    for free in (("height", "width"), ("height",)):
+        assert subject._comparable(*wider(free), at) is not None, "that is for the comparison to say"
 
 
 def test_a_new_side_that_does_not_run_is_no_size_to_compare_at() -> None:
@@ -363,3 +370,60 @@ def test_every_output_is_compared() -> None:
         result = check_region(program, region, ranges_of(program), 1)
         assert (result.ok, result.kind) == (right, "basis")
         assert (result.max_abs == 0.0) == right and result.bound > 0
+
+
+INDICES = torch.tensor([[1.0, -8.0], [2.0, 0.0]], dtype=torch.float64)
+
+
+def indexed(build: Any, *, empty: bool = False) -> tuple[Program, Region]:
+    """Where the largest entries are, and all of them doubled: the first by what `build` makes, the second by 2.5."""
+    program = program_of(Lambda(lambda m, x: ((x[:, 2:] if empty else x.argmax(1)), x * 2)), doubles(2, 2))
+    *_, first, second = program.calls()
+    with program.recording() as created:
+        x = second.args[0]
+        new = build(program, first, x), program.call(aten.mul.Tensor, (x, 2.5), like=second)
+    return program, find_region(dict(zip((first, second), new, strict=True)), created)
+
+
+def again(program: Program, node: fx.Node, x: Any) -> fx.Node:
+    return program.call(node.target, (x, *node.args[1:]), like=node)
+
+
+def narrower(program: Program, node: fx.Node, x: Any) -> fx.Node:
+    return program.call(aten._to_copy.default, (again(program, node, x),), {"dtype": torch.int32}, like=node)
+
+
+def elsewhere(program: Program, node: fx.Node, x: Any) -> fx.Node:
+    return program.call(aten.argmin.default, (x, 1), like=node)
+
+
+def test_integers_agree_when_they_and_their_dtypes_are_equal() -> None:
+    program, region = indexed(again)
+    first = dataclasses.replace(region, outputs=region.outputs[:1])
+    assert compare(program, first, INDICES) == (0.0, 0.0, True)
+    for other in (narrower, elsewhere):
+        program, region = indexed(other)
+        first = dataclasses.replace(region, outputs=region.outputs[:1])
+        assert compare(program, first, INDICES) == (math.inf, 0.0, False)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_comes_behind_integers_and_empty_values_is_compared(empty: bool) -> None:
+    worst, bound, ok = compare(*indexed(again, empty=empty), INDICES)
+    assert (worst, ok) == (4.0, False) and bound > 0
+
+
+def test_a_bound_that_is_no_number_stays_the_largest() -> None:
+    assert math.isnan(subject._larger(math.nan, 1.0)) and math.isnan(subject._larger(1.0, math.nan))
+    assert subject._larger(1.0, 2.0) == subject._larger(2.0, 1.0) == 2.0
+
+
+def test_what_is_no_tensor_has_no_shape_and_is_not_replaced() -> None:
+    program, region = region_of(Lambda(lambda m, x: x.relu()), doubles(2, 4))
+    [relu] = region.old
+    with program.recording() as created:
+        pieces = [program.call(aten.split.Tensor, (relu.args[0], 2, 1), like=relu) for _ in range(2)]
+    region = find_region({pieces[0]: pieces[1]}, created[1:])
+    assert subject._comparable(program, region, [doubles(2, 4)]) is not None, "that is for the comparison to say"
+    with pytest.raises(RuleError, match="another shape"):
+        check_region(program, region, ranges_of(program), 1)

@@ -198,6 +198,7 @@ def test_channels_without_weights_stay() -> None:
         lambda m, x: m.a(x),
         lambda m, x: m.d(torch.cat([F.relu(m.a(x)), F.relu(x)], 1)),
         lambda m, x: torch.cat([m.piece(y) for y in F.relu(m.a(x)).chunk(2, 1)], 1),
+        lambda m, x: m.rows(F.relu(m.a(x)).chunk(2, 1)[1].flatten(1)),
         lambda m, x: m.up(F.relu(m.a(x))),
         lambda m, x: m.along(F.relu(m.a(x)).transpose(2, 3)),
     ],
@@ -207,13 +208,14 @@ def test_channels_without_weights_stay() -> None:
         "the last layer",
         "a concatenation",
         "pieces",
+        "a piece in one row",
         "before a transposed convolution",
         "read along another axis",
     ],
 )
 def test_silent_where_the_columns_are_not_known(forward: Any) -> None:
     layers = {"a": nn.Conv2d(4, 4, 1), "b": nn.Conv2d(4, 4, 1), "d": nn.Conv2d(8, 4, 1), "along": nn.Linear(4, 4)}
-    layers |= {"piece": nn.Conv2d(2, 4, 1), "up": nn.ConvTranspose2d(4, 4, 2)}
+    layers |= {"piece": nn.Conv2d(2, 4, 1), "rows": nn.Linear(32, 4), "up": nn.ConvTranspose2d(4, 4, 2)}
     model = uneven(Lambda(forward, **layers))
     with torch.no_grad():
         model.a.weight.mul_(torch.tensor([1.0, 64.0, 1 / 64, 4096.0]).reshape(4, 1, 1, 1))  # type: ignore[union-attr, operator]

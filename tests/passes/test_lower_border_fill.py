@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from reparam.passes.fold_constants import FoldConstants
 from reparam.passes.lower_border_fill import LowerBorderFill
 from support.filled_borders import Fill, Filled, all_sides
-from support.helpers import assert_evidence_bites, doubles, graph_text, max_rel, program_of, run_rules
+from support.helpers import Lambda, assert_evidence_bites, doubles, graph_text, max_rel, program_of, run_rules
 
 
 def three_sides(y: Tensor, v: Tensor, p: int) -> None:
@@ -43,7 +43,15 @@ def by_numbers(y: Tensor, v: Tensor, p: int) -> None:
     y[:, :, :, 7:8] = v
 
 
-@pytest.mark.parametrize("fill", [three_sides, too_deep, two_values, by_numbers])
+def by_larger_numbers(y: Tensor, v: Tensor, p: int) -> None:
+    """All sides of a map of 11 x 11, and of none that is smaller."""
+    y[:, :, :1, :] = v
+    y[:, :, 10:11, :] = v
+    y[:, :, :, :1] = v
+    y[:, :, :, 10:11] = v
+
+
+@pytest.mark.parametrize("fill", [three_sides, too_deep, two_values, by_numbers, by_larger_numbers])
 def test_another_fill_is_left_alone(fill: Fill) -> None:
     x = doubles(2, 3, 6, 6)
     program = run_rules(program_of(Filled(3, 1, fill), x, dynamic=("height", "width")), FoldConstants()).program
@@ -57,6 +65,17 @@ def test_where_sizes_are_fixed_the_border_may_lie_at_numbers() -> None:
     done = run_rules(program_of(Filled(3, 1, by_numbers), x, dynamic=()), FoldConstants(), LowerBorderFill())
     assert done.text == "add(pad(add(x, w), [1, 1, 1, 1]), w)"
     assert max_rel(done.original, done.program, [x]) <= 1e-15
+
+
+def test_an_input_that_is_no_tensor_has_no_sizes() -> None:
+    def forward(m: nn.Module, x: Tensor, times: float) -> Tensor:
+        return m.inner(x) * times  # type: ignore[operator, no-any-return]
+
+    x = doubles(2, 3, 5, 5)
+    program = program_of(Lambda(forward, inner=Filled(3, 1)), x, 2.0, dynamic=("height", "width"))
+    assert not all(isinstance(n.meta["val"], Tensor) for n in program.placeholders)
+    done = run_rules(program, FoldConstants(), LowerBorderFill())
+    assert done.text == "mul(add(pad(add(x, w), [1, 1, 1, 1]), w), 2.0)"
 
 
 def test_the_shifts_are_the_value_on_the_border() -> None:
@@ -88,9 +107,37 @@ def filled(y: Tensor, v: Tensor, rows: bool = False) -> Tensor:
     return y
 
 
+def by_rows(x: Tensor, v: Tensor) -> Tensor:
+    """A border whose rows of eight have each its own multiple of `v`."""
+    y = F.pad(x, [1] * 4)
+    rows = v * torch.linspace(1, 2, 8, dtype=x.dtype).reshape(8, 1)
+    y[:, :, :, :1] = rows
+    y[:, :, :, -1:] = rows
+    y[:, :, :1, :] = rows[:, :, :1]
+    y[:, :, -1:, :] = rows[:, :, -1:]
+    return y
+
+
+def by_a_pixel(x: Tensor, v: Tensor) -> Tensor:
+    """A border of what one place of the map holds, of the first sample alone."""
+    y = F.pad(x[:1], [1] * 4)
+    return filled(y, y[:, :, 3:4, 3:4].clone())
+
+
+def by_itself(x: Tensor, v: Tensor) -> Tensor:
+    """A cropped map whose first row is written to where it is."""
+    y = F.pad(x, [-1] * 4)
+    y[:, :, :1, :] = y[:, :, :1, :].clone()
+    return y
+
+
 @pytest.mark.parametrize(
     "form",
     [
+        by_a_pixel,
+        by_itself,
+        lambda x, v: by_rows(x, v.abs()),
+        lambda x, v: by_rows(x, -v.abs()),
         lambda x, v: filled(x.clone(), v),
         lambda x, v: filled(F.pad(x, [2] * 4)[:, :, 1:-1, 1:-1], v),
         lambda x, v: filled(F.pad(x, [1] * 4).sin(), v),
@@ -102,6 +149,10 @@ def filled(y: Tensor, v: Tensor, rows: bool = False) -> Tensor:
         lambda x, v: filled(F.pad(x, [1] * 4), v * torch.linspace(1, 2, 8, dtype=x.dtype), rows=True),
     ],
     ids=[
+        "what one place holds",
+        "what is there",
+        "a constant for each row",
+        "a constant for each row, negative",
         "no pad",
         "a cut pad",
         "something in between",

@@ -66,7 +66,7 @@ def assert_priced_right(program: Program, carry: str) -> int:
     return tried
 
 
-@pytest.mark.parametrize("carry", mostly_in_sweeps(["auto", "dense", "split=2", "split=3"], "auto", "split=2"))
+@pytest.mark.parametrize("carry", mostly_in_sweeps(["auto", "dense", "split=2", "split=3"], "split=2"))
 def test_a_chain_costs_what_its_layout_says(carry: str) -> None:
     tried = []
 

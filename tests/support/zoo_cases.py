@@ -73,7 +73,7 @@ CASES = (
     Case("timm/convnext_atto", 96),
     Case("timm/swin_tiny_patch4_window7_224", batch=8),
     Case("timm/vit_small_patch16_224", batch=8),
-    Case("timm/regnetx_002", 96, fast=True),
+    Case("timm/regnetx_002", 96),
     Case("timm/ghostnet_100", 96),
     Case("timm/xception41", 139),
     Case("timm/res2net50_26w_4s", 96),

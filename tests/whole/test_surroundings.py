@@ -38,6 +38,13 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
+def anomalies() -> Iterator[None]:
+    """Entered by the test alone: what torch has for it is on from when it is made."""
+    with torch.autograd.set_detect_anomaly(True):
+        yield
+
+
+@contextmanager
 def warnings_as_errors() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -48,7 +55,7 @@ def warnings_as_errors() -> Iterator[None]:
     "surrounding",
     [
         torch.inference_mode(),
-        torch.autograd.set_detect_anomaly(True),
+        anomalies(),
         default_dtype(torch.float64),
         default_dtype(torch.float16),
         warnings_as_errors(),
