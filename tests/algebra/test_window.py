@@ -26,7 +26,7 @@ from reparam.algebra import (
     unite,
     zero_padding,
 )
-from reparam.algebra.window import spread_over
+from reparam.algebra.window import cut_window, is_aligned, spread_over
 from reparam.ir import Refusal, aten
 from support.helpers import EXACT, Conv, Lambda, convolutions, doubles, program_of
 
@@ -100,6 +100,26 @@ def test_the_identity_reads_each_position_once(ndim: int) -> None:
     found = identity_window(ndim)
     assert not is_padded(found) and len(found.stride) == ndim
     assert all(taps(found, 5, axis) == [[p] for p in range(5)] for axis in range(ndim))
+
+
+@given(start=st.integers(0, 3), behind=st.integers(0, 3), step=st.integers(1, 4), size=st.integers(7, 12))
+def test_a_cut_reads_one_position_for_each_that_it_keeps(start: int, behind: int, step: int, size: int) -> None:
+    for axis in range(3):
+        found = cut_window(3, axis, start, behind, step)
+        for other in range(3):
+            kept = slice(start, size - behind, step) if other == axis else slice(None)
+            assert taps(found, size, other) == [[p] for p in range(size)[kept]]
+        assert (found.size, found.step, found.stride[axis]) == ((1, 1, 1), (1, 1, 1), step)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_aligned_window_neither_pads_nor_crops_at_either_end(axis: int) -> None:
+    whole = Window((1, 1), (3, 3), (1, 1), (0, 0), (-3, -3))
+    assert is_aligned(whole) and is_aligned(identity_window(2))
+    for low, high in ((1, 0), (0, 1), (-1, 0), (0, -1), (1, -1)):
+        ends = [(0, 0), (0, 0)]
+        ends[axis] = low, high
+        assert not is_aligned(pad_window(ends))
 
 
 @given(low=st.integers(0, 3), high=st.integers(0, 3), size=st.integers(1, 5))
@@ -321,6 +341,19 @@ def test_two_taps_that_lie_apart_stay_two() -> None:
     apart = window(1, 2, 3, 0, -4)
     assert unite(apart, window(1, 1, 1, 0, -4), [9]) == apart
     assert unite(window(1, 1, 1, 0, -4), apart, [9]) == apart
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "joint"),
+    [
+        (window(1, 2, 4, 2, -7), window(1, 2, 4, 2, -7), window(1, 4, 2, 0, -7)),
+        (window(1, 2, 2, 0, -3), window(1, 1, 1, 1, -3), window(1, 3, 1, 0, -3)),
+        (window(1, 1, 1, 1, -2), window(1, 1, 1, -1, -2), window(1, 2, 2, -1, -2)),
+    ],
+    ids=["both late", "one between the taps of the other", "one at either side of the start"],
+)
+def test_the_taps_of_a_joint_window_are_as_far_apart_as_both_allow(a: Window, b: Window, joint: Window) -> None:
+    assert unite(a, b, [None]) == unite(b, a, [None]) == joint
 
 
 def test_each_axis_is_united_on_its_own() -> None:

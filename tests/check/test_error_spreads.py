@@ -63,6 +63,7 @@ def test_each_of_the_two_measures_decides_alone() -> None:
     [
         (1.0, 2.0, 1.0, 0.5),
         (3.0, 1.0, 1.0, 3.0),
+        (6.0, 2.0, 1.0, 3.0),
         (3.0, 1.0, 100.0, 2.0),  # within the roundings that are allowed on top
         (3.0, 1.0, 9.9, 3.0),
         (0.0, 0.0, 0.0, 0.0),

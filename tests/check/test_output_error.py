@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -37,6 +38,18 @@ def test_sums_over_inputs_give_the_errors_of_all_of_them(counts: list[int], floo
     assert found.bar == pytest.approx(SLACK * rms(a - truth) + floor * rms(truth))
     assert found.peak == pytest.approx(float((other - truth).abs().max()))
     assert found.peak_bar == pytest.approx(SLACK * float((a - truth).abs().max()) + floor * float(truth.abs().max()))
+
+
+def test_one_more_run_of_the_first_model_widens_what_one_number_may_be_off_by() -> None:
+    sums = ErrorSums()
+    sums.add(*(torch.tensor(v) for v in ([1.0, -4.0], [1.0, -4.0], [1.5, -4.0], [1.0, -4.0])))
+    before = sums.result(0, 0.25)
+    assert before.peak_bar == 0.5 * SLACK + 0.25 * 4
+    sums.widen(torch.tensor([1.0, -4.0]), torch.tensor([1.25, -4.0]))
+    sums.widen(torch.tensor([]), torch.tensor([]))
+    assert sums.result(0, 0.25) == before
+    sums.widen(torch.tensor([1.0, -4.0]), torch.tensor([1.0, -6.0]))
+    assert sums.result(0, 0.25) == dataclasses.replace(before, peak_bar=2.0 * SLACK + 0.25 * 4)
 
 
 def test_a_single_number_is_its_own_mean() -> None:
