@@ -159,7 +159,7 @@ def unite(a: Window, b: Window, sizes: Sequence[int | None]) -> Window | Refusal
         gaps = [w.step[i] if w.size[i] > 1 else 0 for w in (a, b)]
         unit = math.gcd(*gaps, a.first[i] - low, b.first[i] - low) or 1
         size.append((high - low) // unit + 1)
-        step.append(unit if high > low else 1)
+        step.append(unit)
         first.append(low)
         fitted = _fit_slack(a.slack[i], b.slack[i], a.stride[i], h, low, high)
         if fitted is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -93,9 +94,25 @@ def build_without_init(spec: str, arch_args: Mapping[str, Any] | None = None) ->
 def meta_state(spec: str, arch_args: Mapping[str, Any] | None = None) -> dict[str, tuple[int, ...]]:
     """Every key of the state dict of `spec` with its shape; a zoo network is built without allocating its weights.
 
-    Raises what `build_architecture` raises.
+    What torchvision and timm build by name alone is built once in a process. Raises what `build_architecture` raises.
     """
-    return shapes_of_network(meta_module(spec, arch_args))
+    if arch_args or not _is_zoo(spec):
+        return shapes_of_network(meta_module(spec, arch_args))
+    _resolve(spec)
+    return dict(_zoo_state(spec, _registered_builder(spec)))
+
+
+@functools.lru_cache(maxsize=128)
+def _zoo_state(spec: str, builder: Callable[..., Any]) -> dict[str, tuple[int, ...]]:
+    """builder: what is registered under the name now; another one may take its place."""
+    return shapes_of_network(meta_module(spec))
+
+
+def _registered_builder(spec: str) -> Callable[..., Any]:
+    source, _, name = spec.partition("/")
+    if source == "timm":
+        return import_zoo("timm").model_entrypoint(name)  # type: ignore[no-any-return]
+    return import_zoo("torchvision.models").get_model_builder(name)  # type: ignore[no-any-return]
 
 
 def meta_module(spec: str, arch_args: Mapping[str, Any] | None = None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -276,3 +277,21 @@ def test_outputs_out_of_range_are_an_error() -> None:
         randomize_statistics(Exploding(4, 4), [torch.randn(2, 4)])
     with pytest.raises(InputError, match="outside 1e-3 … 1e3"):
         random_statistics._check_outputs(torch.tensor([float("nan")]))
+
+
+def test_the_shapes_of_a_name_are_those_of_what_is_registered_under_it_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered = importlib.import_module("timm.models._registry")._model_entrypoints
+    for width in (3, 5):
+        monkeypatch.setitem(registered, "test_vit", lambda width=width, **options: nn.Linear(width, 2))
+        meta_state("timm/test_vit").clear()  # of a copy
+        assert meta_state("timm/test_vit") == {"weight": (2, width), "bias": (2,)}
+
+
+def test_what_a_zoo_builds_by_name_is_built_once_and_with_arguments_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    registered = importlib.import_module("timm.models._registry")._model_entrypoints
+    monkeypatch.setitem(registered, "test_vit", lambda width=3, **options: made.append(width) or nn.Linear(width, 2))
+    for _ in range(2):
+        assert meta_state("timm/test_vit")["weight"] == (2, 3)
+        assert meta_state("timm/test_vit", {"width": 4})["weight"] == (2, 4)
+    assert made == [3, 4, 4]
