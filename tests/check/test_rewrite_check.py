@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 from reparam.algebra import Layer, read_layer, scale_outputs, weights, write_layer
 from reparam.algebra.kernels import scale_inputs
 from reparam.check import Evidence
+from reparam.check import rewrite_check as subject
 from reparam.check.rewrite_check import _draw
 from reparam.errors import RuleError
 from reparam.ir import BATCH_NORMS, CONVS, TRANSPOSED_CONVS, Program, aten
@@ -51,7 +53,17 @@ def _rarely_read() -> Conv:
     return Conv(nn.Conv2d(1, 1, 1, stride=(1, 2), padding=(0, 1), bias=False), (2, 1, 1, 2), 2, 1)
 
 
+def _of_many_impulses() -> Conv:
+    """560 of them, and 5500 numbers on both sides of each: a little more than are tried."""
+    module = nn.ConvTranspose3d(
+        2, 1, (2, 2, 3), stride=(2, 3, 1), padding=(0, 1, 0), dilation=(1, 2, 2), output_padding=(0, 0, 1), bias=False
+    )
+    return Conv(module, (2, 2, 5, 7, 8), 3, 1)
+
+
+@example(conv=_of_many_impulses())
 @given(conv=convolutions() | convolutions(transposed=True))
+@patch.object(subject, "BASIS_ELEMENTS", 10**8)  # no network of these is too large
 def test_a_copy_of_a_layer_is_proven_on_the_basis(conv: Conv) -> None:
     x = doubles(*conv.shape)
     result = evidence_of(conv.module.double(), CONVS | TRANSPOSED_CONVS, rewritten(same), x)
