@@ -31,7 +31,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "check.region": ("check/test_region.py",),
     "algebra.kernels": ("algebra/test_kernels.py",),
     "algebra.window": ("algebra/test_window.py",),
-    "algebra.propagate_forward": ("algebra/test_propagate_forward.py",),
+    "algebra.propagate_forward": ("algebra/test_forward_joins.py", "algebra/test_propagate_forward.py"),
     "algebra.channel_affine": ("algebra/test_channel_affine.py",),
     "rewrite.driver": ("rewrite/test_accepted.py", "rewrite/test_driver.py"),
     "rewrite.rule": ("rewrite/test_rule.py",),
