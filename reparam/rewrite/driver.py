@@ -103,7 +103,7 @@ class Driver:
         self._allow_cost = self._pays = allow_cost
         self._seed = seed
         self._progress = progress
-        self._left = -1 if limit is None else limit
+        self._left = math.inf if limit is None else limit
         self._left_out = left or {}
         self._missed: dict[tuple[str, fx.Node], Remark] = {}
 

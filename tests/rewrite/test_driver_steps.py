@@ -11,7 +11,7 @@ from reparam.check import Evidence
 from reparam.errors import RuleError
 from reparam.ir import Program, Refusal, aten
 from reparam.report import Remark
-from reparam.rewrite import Driver, Phase, Rewrite
+from reparam.rewrite import Driver, Match, Pattern, Phase, Rewrite, op
 from support.by_hand import ByHand
 from support.toy_rules import (
     ABS,
@@ -53,6 +53,20 @@ def test_rules_are_asked_in_their_order_at_each_call_in_turn() -> None:
         "a tanh_default", "c tanh_default", "d tanh_default",
         "a neg_default", "c neg_default",
     ]  # fmt: skip
+
+
+def test_a_rule_is_asked_with_what_its_pattern_has_found() -> None:
+    class Pair(Toy):
+        @property
+        def pattern(self) -> Pattern:
+            return op(frozenset({RELU}), op(frozenset({TANH}), name="inner"), name="outer")
+
+        def check(self, program: Program, match: Match) -> None:
+            found.append({key: node.name for key, node in match.nodes.items()} | {"root": match.root.name})
+
+    found: list[dict[str, str]] = []
+    assert drive(chain(RELU, TANH, RELU), Pair()) == []
+    assert found == [{"inner": "tanh_default", "outer": "relu_default_1", "root": "relu_default_1"}]
 
 
 def test_where_a_rule_rewrote_something_no_other_is_asked() -> None:
