@@ -93,30 +93,21 @@ def test_phases_run_in_their_order_until_a_round_changes_nothing() -> None:
     assert [r.node for r in outcome.remarks] == ["relu_default", "relu_default_1"]
 
 
-def fork() -> Program:
-    """relu(tanh(x)), which is read twice, as is the tanh; of x, a sigmoid as well."""
+def test_after_a_rewrite_the_new_calls_and_their_neighbours_are_asked_again() -> None:
+    """Its readers, its operand and the other readers of that; neither what they read or are read by, nor inputs."""
     g = ByHand()
     x = g.input(2, 3, free=(0,))
     tanh = g.call(TANH, x)
-    inner = g.call(NEG, tanh)
-    g.call(ABS, inner)
-    beside = g.call(SIGMOID, x)
+    outer, beside = g.call(ABS, g.call(NEG, tanh)), g.call(SIGMOID, x)
     relu = g.call(RELU, tanh)
     one, two = g.call(aten.exp.default, relu), g.call(aten.sin.default, relu)
-    last = g.call(aten.cos.default, one)
-    outer = node_of(g.program, "abs_default")
-    return g.returns(beside, outer, last, two)
-
-
-def test_after_a_rewrite_the_new_calls_and_their_neighbours_are_asked_again() -> None:
-    """Its readers, its operand and the other readers of that; neither what they read or are read by, nor inputs."""
+    program = g.returns(beside, outer, g.call(aten.cos.default, one), two)
     asked: list[str] = []
-    drive(fork(), Toy(("relu_default",)), listening(asked))
+    drive(program, Toy(("relu_default",)), listening(asked))
     first = ["tanh_default", "neg_default", "abs_default", "sigmoid_default"]
     waiting = ["exp_default", "sin_default", "cos_default"]
     again = ["relu_default_1", "tanh_default", "neg_default"]
-    every = ["tanh_default", "neg_default", "abs_default", "sigmoid_default", "relu_default_1", *waiting]
-    assert asked == [*first, *waiting, *again, *every]
+    assert asked == [*first, *waiting, *again, *first, "relu_default_1", *waiting]
 
 
 def test_what_a_call_was_replaced_by_is_asked_again_with_its_neighbours() -> None:
@@ -157,7 +148,6 @@ def test_a_call_that_went_while_it_waited_is_passed_over() -> None:
         listening(asked),
         progress=lambda *call: calls.append(call),
     )
-    assert asked[:2] == ["neg_default", "sigmoid_default"] and "tanh_default" not in asked
     new = ["relu_default_1", "tanh_default_1"]
     assert asked == ["neg_default", "sigmoid_default", *new, "neg_default", "neg_default", *new, "sigmoid_default"]
     assert calls == [

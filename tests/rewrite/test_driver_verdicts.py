@@ -70,21 +70,23 @@ def inputless(program: Program, node: fx.Node) -> Rewrite:
     return Rewrite({node: program.weight(torch.ones(2, 3), "ones", like=node)}, "of nothing")
 
 
-WHERE = ["asked", "half way", "shape", "input"]
-FAILING = [
-    (Toy(says=raising(KeyError("no\nthird"))), "'no\\nthird'"),
-    (Toy(says=raising(RuleError("it is so"))), "it is so"),
-    (Toy(("relu_default",), half_way(ZeroDivisionError("by\nnothing"))), "by"),
-    (Toy(("relu_default",), half_way(RuleError("it is so"))), "it is so"),
-    (Toy(("relu_default",), misfit), "the new value of relu_default has another shape than the old one"),
-    (
+FAILING = {
+    "asked": (Toy(says=raising(KeyError("no\nthird"))), "'no\\nthird'"),
+    "asked, of itself": (Toy(says=raising(RuleError("it is so"))), "it is so"),
+    "half way": (Toy(("relu_default",), half_way(ZeroDivisionError("by\nnothing"))), "by"),
+    "half way, of itself": (Toy(("relu_default",), half_way(RuleError("it is so"))), "it is so"),
+    "another shape": (
+        Toy(("relu_default",), misfit),
+        "the new value of relu_default has another shape than the old one",
+    ),
+    "no input": (
         Toy(("relu_default",), inputless),
         "the rewrite dropped an input: the old value depends on 'x0', the new one does not",
     ),
-]
+}
 
 
-@pytest.mark.parametrize(("rule", "told"), FAILING)
+@pytest.mark.parametrize(("rule", "told"), FAILING.values(), ids=FAILING)
 def test_a_fault_of_a_rule_costs_its_rewrite_alone_and_is_raised_in_tests(rule: Toy, told: str) -> None:
     program = chain(TANH, RELU, SIGMOID)
     before, asked = names(program), []
@@ -494,8 +496,3 @@ def test_what_was_known_of_a_value_is_known_of_what_took_its_place() -> None:
     drive(program, Toy(("relu_default",), spelled))
     assert ranges_of(program).of(node_of(program, "add_tensor"))[0] == 0.0
     assert ranges_of(program.copy()).of(node_of(program, "add_tensor"))[0] < 0.0
-
-
-def test_seconds_are_those_of_the_checks() -> None:
-    driver = Driver(chain(RELU), allow_cost=False)
-    assert driver.run((Phase("test", (Toy(("relu_default",)),)),)).seconds_checking > 0.0

@@ -62,20 +62,15 @@ class Toy:
         return self.make(program, plan)
 
 
-def listening(asked: list[str], at: tuple[str, ...] = (), make: Make = copied, name: str = "ear") -> Toy:
-    """A rule for every node, which writes down what it is asked about."""
-
-    def says(node: fx.Node) -> fx.Node | None:
-        asked.append(node.name)
-        return node if node.name in at else None
-
-    return Toy(at, make, (), name, says)
+def listening(asked: list[str]) -> Toy:
+    """A rule for every call, which writes down what it is asked about and has nothing to say."""
+    return Toy(targets=(), name="ear", says=lambda node: asked.append(node.name))
 
 
-def chain(*targets: Any, inputs: tuple[int, ...] = (2, 3)) -> Program:
+def chain(*targets: Any) -> Program:
     """One call after the other, each in a module of its own: "m0", "m1"."""
     g = ByHand()
-    x = g.input(*inputs, free=(0,))
+    x = g.input(2, 3, free=(0,))
     for i, target in enumerate(targets):
         x = g.call(target, x, module=f"m{i}")
     return g.returns(x)
