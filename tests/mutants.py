@@ -33,7 +33,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "algebra.window": ("algebra/test_window.py",),
     "algebra.propagate_forward": ("algebra/test_forward_joins.py", "algebra/test_propagate_forward.py"),
     "algebra.channel_affine": ("algebra/test_channel_affine.py",),
-    "rewrite.driver": ("rewrite/test_accepted.py", "rewrite/test_driver.py"),
+    "rewrite.driver": ("rewrite/test_accepted.py", "rewrite/test_driver_steps.py", "rewrite/test_driver_verdicts.py"),
     "rewrite.rule": ("rewrite/test_rule.py",),
     "passes.drop_identity": ("passes/test_drop_identity_calls.py",),
     "passes.merge_shared_inputs": ("passes/test_merge_shared_inputs.py",),

@@ -103,7 +103,7 @@ class Driver:
         self._allow_cost = self._pays = allow_cost
         self._seed = seed
         self._progress = progress
-        self._left = -1 if limit is None else limit
+        self._left = math.inf if limit is None else limit
         self._left_out = left or {}
         self._missed: dict[tuple[str, fx.Node], Remark] = {}
 
@@ -142,7 +142,7 @@ class Driver:
                 self._left -= 1
                 if rewrites > MAX_ROUNDS * (total + 1):
                     raise RuleError(f"'{rule.name}' rewrites its own result without end, last at '{node.name}'")
-                fresh = [n for n in touched if n not in queued and not self.program.erased(n)]
+                fresh = [n for n in touched if n not in queued]
                 queue.extend(fresh)
                 queued.update(fresh)
                 break
@@ -158,14 +158,14 @@ class Driver:
         try:
             plan = rule.check(self.program, Match(node, found))
         except UnknownSizeError as error:
-            plan = Refusal(str(error), node) if rule.pattern.targets else None
+            plan = Refusal(str(error)) if rule.pattern.targets else None
         except Exception as error:
             self._failed(rule, node, error)
             return None
         if plan is None:
             return None
         if (rule.name, node.name) in self._left_out:
-            plan = Refusal(self._left_out[rule.name, node.name], node)
+            plan = Refusal(self._left_out[rule.name, node.name])
         if isinstance(plan, Refusal):
             self._miss(rule, node, plan)
             return None
@@ -185,18 +185,18 @@ class Driver:
         reason.
         """
         if isinstance(error, UnknownSizeError):
-            self._miss(rule, node, Refusal(str(error), node))
+            self._miss(rule, node, Refusal(str(error)))
             return
         ours = isinstance(error, RuleError) or not isinstance(error, ReparamError)
         if _VERIFIES.get() or not ours or is_out_of_memory(error):
             raise error
         _log.warning("%s failed at %s: %s", rule.name, node.name, error)
-        self._miss(rule, node, Refusal(f"left out for a fault in this rewrite ({first_line(error)})", node))
+        self._miss(rule, node, Refusal(f"left out for a fault in this rewrite ({first_line(error)})"))
 
     def _judge(self, rule: Rule[Any], node: fx.Node, rewrite: Rewrite, created: list[fx.Node]) -> list[fx.Node] | None:
         if other := _other_dtype(rewrite.replace):
             self._rollback(created)
-            self._miss(rule, node, Refusal(other, node))
+            self._miss(rule, node, Refusal(other))
             return None
         try:
             if rewrite.claims:
@@ -212,7 +212,7 @@ class Driver:
         if macs > 0 and not self._pays:
             self._rollback(created)
             reason = f"it would add {macs:,} multiply-accumulates ({rewrite.message})"
-            self._miss(rule, node, Refusal(reason, node, "a target that accepts the cost does it"))
+            self._miss(rule, node, Refusal(reason, hint="a target that accepts the cost does it"))
             return None
         try:
             evidence = self._check(region, rewrite.claims, created)
@@ -225,7 +225,7 @@ class Driver:
             self.outcome.rejected += 1
             limit = "what can be bounded" if math.isnan(evidence.bound) else f"{evidence.bound:.3g}"
             reason = f"rejected by its own check: float64 difference {evidence.max_abs:.3g} exceeds {limit}"
-            self._miss(rule, node, Refusal(reason, node, "the values leave no room for exact folding"))
+            self._miss(rule, node, Refusal(reason, hint="the values leave no room for exact folding"))
             return None
         self._accept(rule, node, rewrite, evidence, (macs, params), _links(rewrite, dying, created))
         return self._commit(rewrite, region, created)
@@ -299,7 +299,6 @@ class Driver:
         self.program.erase(reversed(created))
 
     def _commit(self, rewrite: Rewrite, region: Region, created: list[fx.Node]) -> list[fx.Node]:
-        neighbours: dict[fx.Node, None] = {}
         for note in rewrite.notes:
             self.program.notes.put(note)
         for old, new in rewrite.replace.items():
@@ -309,31 +308,28 @@ class Driver:
             if not n.users:
                 self.program.erase([n])
         self._erase_unused(region.inputs)
-        self.program.settle(n for n in created if not self.program.erased(n))
+        self.program.settle(created)
         for n in created:
             if not n.users:
                 raise RuleError(f"the rewrite made '{n.name}' and did not use it")
+        near: list[fx.Node] = []
         for n in (*created, *rewrite.replace.values()):
-            neighbours[n] = None
-            neighbours.update(dict.fromkeys(n.users))
+            near += [n, *n.users]
             for operand in n.all_input_nodes:
-                neighbours[operand] = None
-                neighbours.update(dict.fromkeys(operand.users))
+                near += [operand, *operand.users]
         for n in region.inputs:
-            if self.program.erased(n):
-                continue
-            neighbours[n] = None
-            neighbours.update(dict.fromkeys(n.users))
+            near += [n, *n.users]
+        alive = [n for n in dict.fromkeys(near) if not self.program.erased(n)]
         if _VERIFIES.get():
-            self.program.verify(neighbours)
-        return [n for n in neighbours if n.op == "call_function"]
+            self.program.verify(alive)
+        return [n for n in alive if n.op == "call_function"]
 
     def _erase_unused(self, nodes: Iterable[fx.Node]) -> None:
-        """Erases the calls that nobody reads any more, and what only they read: a size can be computed from others."""
+        """Erases the values that nobody reads any more, and what only they read: a size can be computed from others."""
         stack = list(nodes)
         while stack:
             n = stack.pop()
-            if n.op == "call_function" and not n.users and not self.program.erased(n):
+            if n.op != "placeholder" and not n.users and not self.program.erased(n):
                 stack.extend(n.all_input_nodes)
                 self.program.erase([n])
 
@@ -354,7 +350,7 @@ def _dying(region: Region) -> list[fx.Node]:
     """Old nodes that nobody needs once the outputs are replaced."""
     gone: set[fx.Node] = {old for old, _ in region.outputs}
     for node in reversed(region.old):
-        if node not in gone and node.users and all(u in gone for u in node.users):
+        if all(u in gone for u in node.users):
             gone.add(node)
     return [n for n in region.old if n in gone]
 
