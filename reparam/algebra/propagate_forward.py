@@ -209,9 +209,7 @@ def _forward_cat(node: fx.Node, known: dict[fx.Node, Any]) -> Pair:
 def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Refusal:
     args = arguments(node)
     rank = node.meta["val"].dim()
-    sides = [known.get(s, Pair()) if isinstance(s, fx.Node) else Pair() for s in (args["self"], args["other"])]
-    if not all(isinstance(s, Pair) for s in sides):
-        return _blocked(node)
+    sides: list[Pair] = [known.get(s, Pair()) for s in (args["self"], args["other"])]
     left, right = (Pair(*(None if t is None else lift(t, rank) for t in (s.scale, s.shift))) for s in sides)
     if not same(left.scale, right.scale):
         return Refusal("a scale on one operand only does not pass through a sum", node)
@@ -228,11 +226,11 @@ def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair
 def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Refusal:
     rank = node.meta["val"].dim()
     scale: Tensor | None = None
-    for operand in node.args[:2]:
-        carried = known.get(operand) if isinstance(operand, fx.Node) else None
+    for operand in node.args:
+        carried: Pair | None = known.get(operand)  # type: ignore[call-overload]
         if carried is None:
             continue
-        if not isinstance(carried, Pair) or carried.shift is not None:
+        if carried.shift is not None:
             return Refusal("a shift does not pass through a product with data", node)
         scale = times(scale, None if carried.scale is None else lift(carried.scale, rank))
     return "clone", Pair(scale)

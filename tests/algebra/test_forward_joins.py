@@ -288,8 +288,9 @@ def pieces(take: Callable[[ByHand, fx.Node], fx.Node]) -> Make:
         call(aten.mean.dim, [-1], True),
         call(aten.pad.default, [1, 1, 1, 1], "reflect"),
         call(aten.permute.default, [0, 1, 3, 2]),
+        call(aten.index_select.default, 1, torch.tensor([2, 0, 1])),
     ],
-    ids=["a piece", "mean", "mean of one axis", "reflected border", "permute"],
+    ids=["a piece", "mean", "mean of one axis", "reflected border", "permute", "a selection"],
 )
 def test_an_affine_passes_what_moves_or_averages(
     way: Make, scale: list[float] | None, shift: list[float] | None
@@ -298,6 +299,7 @@ def test_an_affine_passes_what_moves_or_averages(
     graph.returns(conv(graph, way(graph, start)))
     route = forward(graph.program, start, pair)
     assert_same(graph, route, {start: x})
+    assert all(isinstance(s.pair, Pair) for s in route.steps)  # type: ignore[union-attr]
 
 
 def test_a_mean_of_everything_takes_one_factor_for_all() -> None:
@@ -315,8 +317,11 @@ def test_a_mean_of_everything_takes_one_factor_for_all() -> None:
     assert refused.reason == "the affine varies along an axis that is averaged away"
 
 
-def test_what_stands_beside_an_affine_in_a_concatenation_keeps_one_and_zero() -> None:
-    graph, x, start, pair = started(SCALE, SHIFT)
+@pytest.mark.parametrize(("scale", "shift"), [(SCALE, None), (None, SHIFT), (SCALE, SHIFT)])
+def test_what_stands_beside_an_affine_in_a_concatenation_keeps_one_and_zero(
+    scale: list[float] | None, shift: list[float] | None
+) -> None:
+    graph, x, start, pair = started(scale, shift)
     beside = call(aten.tanh.default)(graph, x)
     for order in ((start, beside), (beside, start)):
         joined = graph.call(aten.cat.default, list(order), 1)
@@ -342,3 +347,102 @@ def test_a_product_of_two_values_that_carry_a_scale_carries_the_product_of_both(
     for chosen in ([0], [1], [0, 1]):
         route = forward_all(graph.program, {starts[i]: pairs[i] for i in chosen})
         assert_same(graph, route, {starts[i]: inputs[i] for i in chosen})
+
+
+def test_a_value_that_is_reached_on_two_ways_is_computed_once() -> None:
+    graph, x, start, pair = started(SCALE, SHIFT)
+    ways = [call(aten.permute.default, [0, 1, 3, 2])(graph, start) for _ in range(2)]
+    graph.returns(conv(graph, graph.call(aten.add.Tensor, *ways)))
+    route = forward(graph.program, start, pair)
+    assert actions(route) == "clone clone clone sink"
+    assert_same(graph, route, {start: x})
+
+
+def test_shifts_that_cancel_pass_a_product_with_data() -> None:
+    graph, inputs, starts, pairs = two()
+    other = graph.call(aten.tanh.default, inputs[0])
+    gone = graph.call(aten.sub.Tensor, *starts)
+    graph.returns(conv(graph, graph.call(aten.mul.Tensor, gone, other)))
+    route = forward_all(graph.program, dict.fromkeys(starts, pairs[0]))
+    assert actions(route) == "clone clone sink"
+    assert route.steps[0].pair == Pair()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_one_factor_for_all_channels_is_that_of_each_channel_of_a_layer(groups: int) -> None:
+    graph, x, start, pair = started([2.0], [0.5])
+    weight = graph.weight(doubles(4, 4 // groups, 2, 2, seed=2))
+    graph.returns(graph.call(aten.conv2d.default, start, weight, None, [1, 1], [0, 0], [1, 1], groups))
+    route = forward(graph.program, start, pair)
+    assert_same(graph, route, {start: x})
+    assert [tuple(t.shape) for t in (sink_of(route).scale, sink_of(route).shift) if t is not None] == [(4,), (4,)]
+
+
+def sink_of(route: Route | Refusal) -> Pair:
+    assert isinstance(route, Route)
+    return route.steps[-1].pair
+
+
+# ---- what stops an affine ------------------------------------------------------------------------------------------
+
+
+def stacked(graph: ByHand, x: fx.Node) -> fx.Node:
+    return graph.call(aten.stack.default, [x, graph.program.placeholders[0]], 1)
+
+
+def by_name(graph: ByHand, x: fx.Node) -> fx.Node:
+    return graph.call(aten.sin.default, self=x)
+
+
+def whole_split(graph: ByHand, x: fx.Node) -> fx.Node:
+    return graph.call(aten.stack.default, graph.call(aten.split.Tensor, x, 2, 1), 1)
+
+
+def sized(graph: ByHand, x: fx.Node) -> fx.Node:
+    size = graph.call(aten.sym_size.int, graph.input(*SHAPE, free=(0,)), 0)
+    return graph.call(aten.add.Tensor, x, graph.program.placeholders[0], alpha=size)
+
+
+WAYS = "uses the value in a way that an affine cannot follow"
+STOPS: dict[str, tuple[Make, str]] = {
+    "a list of values": (stacked, f"stack {WAYS}"),
+    "a value by name": (by_name, f"sin {WAYS}"),
+    "a list of pieces": (whole_split, "stack does not commute with a channel affine"),
+    "a factor that is a size": (sized, "add does not commute with a channel affine"),
+    "a border of zeros": (call(aten.constant_pad_nd.default, [1, 1]), "a shift does not pass through zero padding"),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_what_stops_an_affine_is_named_with_its_reason(name: str) -> None:
+    make, reason = STOPS[name]
+    graph, _, start, pair = started(None, SHIFT)
+    node = make(graph, start)
+    graph.returns(node)
+    refused = forward_all(graph.program, {start: pair})
+    assert isinstance(refused, Refusal) and refused.node is node
+    assert refused.reason == reason
+
+
+def test_a_value_whose_shape_is_taken_from_another_that_is_carried_is_not_followed() -> None:
+    graph, _, starts, pairs = two()
+    node = graph.call(aten.expand_as.default, *starts)
+    graph.returns(node)
+    refused = forward_all(graph.program, dict(zip(starts, pairs, strict=True)))
+    assert isinstance(refused, Refusal) and refused.node is node and refused.reason == f"expand_as {WAYS}"
+
+
+def test_a_scale_passes_a_border_of_zeros() -> None:
+    graph, x, start, pair = started(SCALE, None)
+    graph.returns(conv(graph, call(aten.constant_pad_nd.default, [1, 1])(graph, start)))
+    assert_same(graph, forward(graph.program, start, pair), {start: x})
+
+
+def test_slopes_along_another_axis_than_the_scale_are_refused() -> None:
+    graph = ByHand()
+    pair = Pair(torch.tensor([1.0, -2.0, 3.0]).double().reshape(1, 1, 3, 1))
+    start = graph.call(aten.mul.Tensor, graph.input(*SHAPE), graph.weight(pair.scale))  # type: ignore[arg-type]
+    activation = SIGNED["prelu"](graph, start)
+    graph.returns(conv(graph, activation))
+    refused = forward(graph.program, start, pair)
+    assert isinstance(refused, Refusal) and refused.node is activation
