@@ -226,8 +226,9 @@ def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair
 def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Refusal:
     rank = node.meta["val"].dim()
     scale: Tensor | None = None
-    for operand in node.args:
-        carried: Pair | None = known.get(operand)  # type: ignore[call-overload]
+    args = arguments(node)
+    for operand in (args["self"], args["other"]):
+        carried: Pair | None = known.get(operand)
         if carried is None:
             continue
         if carried.shift is not None:
