@@ -27,13 +27,27 @@ ROOMS = ("check", "algebra", "rewrite", "passes")
 # The tests of a module are in the file of its name, or in all files of its room where there is none. Here are the
 # modules with others. The most important modules stand first, and are run first.
 TESTS: dict[str, tuple[str, ...]] = {
-    "check.rewrite_check": ("check/test_samples.py", "check/test_affine_regions.py", "check/test_rewrite_check.py"),
+    "check.rewrite_check": (
+        "check/test_samples.py",
+        "check/test_compared_sides.py",
+        "check/test_affine_regions.py",
+        "check/test_rewrite_check.py",
+    ),
     "check.region": ("check/test_region.py",),
     "algebra.kernels": ("algebra/test_kernels.py",),
     "algebra.window": ("algebra/test_window.py",),
-    "algebra.propagate_forward": ("algebra/test_forward_joins.py", "algebra/test_propagate_forward.py"),
+    "algebra.propagate_forward": (
+        "algebra/test_forward_joins.py",
+        "algebra/test_forward_stops.py",
+        "algebra/test_propagate_forward.py",
+    ),
     "algebra.channel_affine": ("algebra/test_channel_affine.py",),
-    "rewrite.driver": ("rewrite/test_accepted.py", "rewrite/test_driver_steps.py", "rewrite/test_driver_verdicts.py"),
+    "rewrite.driver": (
+        "rewrite/test_accepted.py",
+        "rewrite/test_driver_steps.py",
+        "rewrite/test_driver_verdicts.py",
+        "rewrite/test_driver_accepts.py",
+    ),
     "rewrite.rule": ("rewrite/test_rule.py",),
     "passes.drop_identity": ("passes/test_drop_identity_calls.py",),
     "passes.merge_shared_inputs": ("passes/test_merge_shared_inputs.py",),

@@ -6,72 +6,18 @@ A route is built, and what its ends compute is compared with what they computed 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from reparam.algebra import Pair, Route, execute, forward, forward_all
-from reparam.ir import Refusal, aten, evaluate
+from reparam.algebra import Pair, Route, forward, forward_all
+from reparam.ir import Refusal, aten
 from support.by_hand import ByHand, Make, call, then
-from support.helpers import EXACT, doubles
-
-SHAPE = (2, 4, 3, 5)
-SCALE, SHIFT = [0.5, -2.0, 1.5, 3.0], [1.0, -1.0, 0.5, 2.0]
-
-
-def column(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1, 1)
-
-
-def conv(graph: ByHand, x: fx.Node) -> fx.Node:
-    weight, bias = doubles(3, x.meta["val"].shape[1], 1, 1, seed=2), doubles(3, seed=3)
-    return graph.call(aten.conv2d.default, x, graph.weight(weight), graph.weight(bias), module="conv")
-
-
-def norm(**changed: Any) -> Make:
-    """A batch norm in evaluation mode."""
-    given: dict[str, Any] = {"mean": SHIFT, "var": [1.0, 4.0, 0.25, 9.0], "gamma": [2.0, -1.0, 0.5, 3.0]} | changed
-
-    def make(graph: ByHand, x: fx.Node) -> fx.Node:
-        gamma, mean, var = (graph.weight(torch.tensor(given[k]).double()) for k in ("gamma", "mean", "var"))
-        args = (x, gamma, graph.weight(doubles(4, seed=5)), mean, var, False, 0.1, 1e-5, False)
-        return graph.call(aten.batch_norm.default, *args, module="norm")
-
-    return make
-
-
-def started(scale: list[float] | None, shift: list[float] | None) -> tuple[ByHand, fx.Node, fx.Node, Pair]:
-    """A graph with x, the value that x becomes by the affine, and the affine."""
-    graph = ByHand()
-    start = x = graph.input(*SHAPE)
-    pair = Pair(*(None if part is None else column(part) for part in (scale, shift)))
-    if pair.scale is not None:
-        start = graph.call(aten.mul.Tensor, start, graph.weight(pair.scale))
-    if pair.shift is not None:
-        start = graph.call(aten.add.Tensor, start, graph.weight(pair.shift))
-    return graph, x, start, pair
-
-
-def assert_same(graph: ByHand, route: Route | Refusal, instead: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
-    """The ends of the route compute what they did. Returns the new ones."""
-    assert isinstance(route, Route), route
-    inputs = [doubles(*SHAPE, seed=20 + i) for i in range(len(graph.program.inputs))]
-    made = execute(graph.program, route, dict(instead))
-    new = [made[s] for s in route.sinks]
-    before, after = evaluate(graph.returns(*route.sinks), inputs), evaluate(graph.returns(*new), inputs)
-    for old, found in zip(before, after, strict=True):
-        assert found.shape == old.shape and found.dtype == old.dtype
-        assert float((found - old).abs().max()) <= EXACT * float(old.abs().max())
-    return new
-
-
-def actions(route: Route | Refusal) -> str:
-    assert isinstance(route, Route)
-    return " ".join(s.action for s in route.steps)
-
+from support.carried_by_hand import SCALE, SHAPE, SHIFT, actions, assert_same, column, conv, norm, started, two
+from support.helpers import doubles
 
 # ---- an affine that takes another ----------------------------------------------------------------------------------
 
@@ -206,15 +152,6 @@ def test_a_shift_changes_what_an_activation_sees() -> None:
 
 
 # ---- several values, and what is taken care of elsewhere -------------------------------------------------------------
-
-
-def two() -> tuple[ByHand, list[fx.Node], list[fx.Node], list[Pair]]:
-    """Two inputs, each with a shift of its own behind it."""
-    graph = ByHand()
-    inputs = [graph.input(*SHAPE) for _ in range(2)]
-    pairs = [Pair(None, column(SHIFT)), Pair(None, column(SCALE))]
-    starts = [graph.call(aten.add.Tensor, x, graph.weight(p.shift)) for x, p in zip(inputs, pairs, strict=True)]  # type: ignore[arg-type]
-    return graph, inputs, starts, pairs
 
 
 @pytest.mark.parametrize("meet", [aten.add.Tensor, aten.sub.Tensor], ids=["sum", "difference"])
@@ -381,68 +318,3 @@ def test_one_factor_for_all_channels_is_that_of_each_channel_of_a_layer(groups: 
 def sink_of(route: Route | Refusal) -> Pair:
     assert isinstance(route, Route)
     return route.steps[-1].pair
-
-
-# ---- what stops an affine ------------------------------------------------------------------------------------------
-
-
-def stacked(graph: ByHand, x: fx.Node) -> fx.Node:
-    return graph.call(aten.stack.default, [x, graph.program.placeholders[0]], 1)
-
-
-def by_name(graph: ByHand, x: fx.Node) -> fx.Node:
-    return graph.call(aten.sin.default, self=x)
-
-
-def whole_split(graph: ByHand, x: fx.Node) -> fx.Node:
-    return graph.call(aten.stack.default, graph.call(aten.split.Tensor, x, 2, 1), 1)
-
-
-def sized(graph: ByHand, x: fx.Node) -> fx.Node:
-    size = graph.call(aten.sym_size.int, graph.input(*SHAPE, free=(0,)), 0)
-    return graph.call(aten.add.Tensor, x, graph.program.placeholders[0], alpha=size)
-
-
-WAYS = "uses the value in a way that an affine cannot follow"
-STOPS: dict[str, tuple[Make, str]] = {
-    "a list of values": (stacked, f"stack {WAYS}"),
-    "a value by name": (by_name, f"sin {WAYS}"),
-    "a list of pieces": (whole_split, "stack does not commute with a channel affine"),
-    "a factor that is a size": (sized, "add does not commute with a channel affine"),
-    "a border of zeros": (call(aten.constant_pad_nd.default, [1, 1]), "a shift does not pass through zero padding"),
-}
-
-
-@pytest.mark.parametrize("name", STOPS)
-def test_what_stops_an_affine_is_named_with_its_reason(name: str) -> None:
-    make, reason = STOPS[name]
-    graph, _, start, pair = started(None, SHIFT)
-    node = make(graph, start)
-    graph.returns(node)
-    refused = forward_all(graph.program, {start: pair})
-    assert isinstance(refused, Refusal) and refused.node is node
-    assert refused.reason == reason
-
-
-def test_a_value_whose_shape_is_taken_from_another_that_is_carried_is_not_followed() -> None:
-    graph, _, starts, pairs = two()
-    node = graph.call(aten.expand_as.default, *starts)
-    graph.returns(node)
-    refused = forward_all(graph.program, dict(zip(starts, pairs, strict=True)))
-    assert isinstance(refused, Refusal) and refused.node is node and refused.reason == f"expand_as {WAYS}"
-
-
-def test_a_scale_passes_a_border_of_zeros() -> None:
-    graph, x, start, pair = started(SCALE, None)
-    graph.returns(conv(graph, call(aten.constant_pad_nd.default, [1, 1])(graph, start)))
-    assert_same(graph, forward(graph.program, start, pair), {start: x})
-
-
-def test_slopes_along_another_axis_than_the_scale_are_refused() -> None:
-    graph = ByHand()
-    pair = Pair(torch.tensor([1.0, -2.0, 3.0]).double().reshape(1, 1, 3, 1))
-    start = graph.call(aten.mul.Tensor, graph.input(*SHAPE), graph.weight(pair.scale))  # type: ignore[arg-type]
-    activation = SIGNED["prelu"](graph, start)
-    graph.returns(conv(graph, activation))
-    refused = forward(graph.program, start, pair)
-    assert isinstance(refused, Refusal) and refused.node is activation

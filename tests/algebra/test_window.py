@@ -114,12 +114,9 @@ def test_a_cut_reads_one_position_for_each_that_it_keeps(start: int, behind: int
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_an_aligned_window_neither_pads_nor_crops_at_either_end(axis: int) -> None:
-    whole = Window((1, 1), (3, 3), (1, 1), (0, 0), (-3, -3))
-    assert is_aligned(whole) and is_aligned(identity_window(2))
+    assert is_aligned(Window((1, 1), (3, 3), (1, 1), (0, 0), (-3, -3))) and is_aligned(identity_window(2))
     for low, high in ((1, 0), (0, 1), (-1, 0), (0, -1), (1, -1)):
-        ends = [(0, 0), (0, 0)]
-        ends[axis] = low, high
-        assert not is_aligned(pad_window(ends))
+        assert not is_aligned(pad_window([(low, high) if a == axis else (0, 0) for a in range(2)]))
 
 
 @given(low=st.integers(0, 3), high=st.integers(0, 3), size=st.integers(1, 5))
@@ -350,7 +347,6 @@ def test_two_taps_that_lie_apart_stay_two() -> None:
         (window(1, 2, 2, 0, -3), window(1, 1, 1, 1, -3), window(1, 3, 1, 0, -3)),
         (window(1, 1, 1, 1, -2), window(1, 1, 1, -1, -2), window(1, 2, 2, -1, -2)),
     ],
-    ids=["both late", "one between the taps of the other", "one at either side of the start"],
 )
 def test_the_taps_of_a_joint_window_are_as_far_apart_as_both_allow(a: Window, b: Window, joint: Window) -> None:
     assert unite(a, b, [None]) == unite(b, a, [None]) == joint
