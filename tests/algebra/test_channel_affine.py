@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -284,6 +285,7 @@ MOVES: dict[str, Function] = {
 }
 
 
+@functools.cache
 def moved(name: str, shape: tuple[int, ...] = SHAPE) -> tuple[Program, fx.Node, fx.Node]:
     program = program_of(Lambda(lambda m, x: MOVES[name](torch.tanh(x))), doubles(*shape), dynamic=())
     node = last(program)

@@ -74,8 +74,7 @@ def test_with_fixed_sizes_the_same_model_converts() -> None:
     assert convert(PadsOdd(), torch.randn(2, 3, 16, 16)).report.equivalent
 
 
-@pytest.mark.parametrize("model", [LoopsOverTheBatch, CountsTheBatch, AsksForFew])
-@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("model, batch", crossed([LoopsOverTheBatch, CountsTheBatch, AsksForFew], [1, 2, 3]))
 def test_a_batch_that_is_not_free_is_that_of_the_users_own_example(model: type[nn.Module], batch: int) -> None:
     net, x = model().eval(), torch.randn(batch, 3)
     result = convert(net, x)

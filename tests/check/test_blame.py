@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reparam import CaptureError, convert
+from support.choice import mostly_in_sweeps
 from support.helpers import Lambda
 
 ALL = ("batch", "height", "width")
@@ -35,7 +36,7 @@ ASKS: dict[str, tuple[Callable[[Tensor], bool], str]] = {
 }
 
 
-@pytest.mark.parametrize("way", ASKS)
+@pytest.mark.parametrize("way", mostly_in_sweeps(ASKS, *[*ASKS][::2]))
 def test_the_axis_is_named_that_cannot_be_free(way: str) -> None:
     asks, axis = ASKS[way]
     net = branching(asks)

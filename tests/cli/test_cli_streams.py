@@ -20,6 +20,7 @@ from reparam.cli.outputs import to_json
 from reparam.cli.session import Session, open_session, run_guarded
 from reparam.errors import InputError
 from reparam.utils import one_line
+from support.choice import mostly_in_sweeps
 from support.cli_helpers import TINY, failing_save, files, prepare_folder, refuse, run
 from support.warm_process import WarmProcess
 
@@ -93,7 +94,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", mostly_in_sweeps([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
 def test_a_signal_while_the_output_is_written(folder: Path, number: signal.Signals, warm: WarmProcess) -> None:
     before = files(folder)
     child = warm.start(SLOW, ["convert", *TINY])

@@ -93,6 +93,7 @@ def test_numbers_of_processes_that_are_none_are_refused(folder: Path, monkeypatc
     assert result.returncode == 2 and "RANK is '2' and WORLD_SIZE '2'" in result.stderr
 
 
+@pytest.mark.sweep
 def test_a_command_on_a_machine_of_a_cluster_is_alone_without_torchrun(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,8 @@ def test_every_architecture_has_a_case() -> None:
 
 # Of a kind that another one shows as well, or whose blocks have tests of their own.
 ALIKE = {"acnet", "dbbnet", "mobileone", "nfnet", "repvgg", "scaled_resnet", "stochastic_depth_resnet"}
+ALIKE |= {"autoinit_net", "gradinit_net", "input_bn_resnet", "momentum_resnet", "nf_resnet", "preact_resnet"}
+ALIKE |= {"set_transformer_pp", "zero_mlp"}
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_blocks_of_a_page(page: Path, folder: Path, warm: WarmProcess) -> None:
     run_page(page, warm)
 
 
+@pytest.mark.sweep
 def test_the_first_conversion_needs_nothing_but_its_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: WarmProcess
 ) -> None:

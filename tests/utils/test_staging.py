@@ -211,7 +211,7 @@ def test_a_run_that_is_killed_between_its_moves(older: bool, links: bool, tmp_pa
             pytest.fail(f"a run that calls {function} so often did not end")
 
 
-@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("older", mostly_in_sweeps([False, True], True))
 def test_a_run_that_is_killed_at_any_time(older: bool, tmp_path: Path) -> None:
     """By a clock, and so anywhere; whatever the next run finds, it leaves all or nothing."""
     start = time.perf_counter()
