@@ -235,7 +235,7 @@ def app(tmp_path: Path) -> Path:
 @contextmanager
 def serving(found: Exploration, app: Path) -> Iterator[ExplorerServer]:
     with ExplorerServer(found, app) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server
         server.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -227,17 +228,32 @@ ENDS: dict[str, tuple[Function, float, float]] = {
 }
 
 
+def reaching(name: str, below: float, above: float) -> tuple[float, float]:
+    """The ends of an interval that reaches past that of `name` by so much."""
+    _, least, most = ENDS[name]
+    return (least if math.isfinite(least) else -5.0) + below, (most if math.isfinite(most) else 8.0) + above
+
+
+@functools.cache
+def what_stays(below: float, above: float) -> list[str]:
+    """Of each of ENDS behind a clamp to `reaching`, all in one network."""
+
+    def forward(m: nn.Module, x: Tensor) -> list[Tensor]:
+        return [torch.tanh(outer(x.clamp(*reaching(name, below, above)))) for name, (outer, _, _) in ENDS.items()]
+
+    text = apply_exactly(Lambda(forward), 9 * doubles(2, 4, 5, 6), rules=RULES, bound=0.0).text
+    return text.removeprefix("tanh(").split(", tanh(")
+
+
 @pytest.mark.parametrize("name", ENDS)
 @pytest.mark.parametrize("below, above", [(0.0, 0.0), (0.5, -0.5), (-0.5, 0.0), (0.0, 0.5), (-0.5, 0.5)])
 def test_a_value_that_reaches_past_either_end_stays_and_one_exactly_at_it_goes(
     name: str, below: float, above: float
 ) -> None:
-    outer, least, most = ENDS[name]
-    low, high = (least if math.isfinite(least) else -5.0) + below, (most if math.isfinite(most) else 8.0) + above
-    x = 9 * doubles(2, 4, 5, 6)
-    model = Lambda(lambda m, x: torch.tanh(outer(x.clamp(low, high))))
-    fused = apply_exactly(model, x, rules=RULES, bound=0.0)
-    assert (fused.text == f"tanh(clamp(x, {low}, {high}))") == (low >= least and high <= most)
+    _, least, most = ENDS[name]
+    low, high = reaching(name, below, above)
+    behind = dict(zip(ENDS, what_stays(below, above), strict=True))[name]
+    assert (behind == f"clamp(x, {low}, {high}))") == (low >= least and high <= most)
 
 
 def test_a_value_without_an_upper_end_stays_below_six() -> None:

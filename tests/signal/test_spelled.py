@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reparam import analyze, init
 from reparam.signal import blocks
+from support.choice import mostly_in_sweeps
 
 LAYERS = 4
 
@@ -54,8 +55,11 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = 
     "twice": (lambda x, f: x + f + 0.5 * f, 1, 1.5),
 }
 
+MEASURED = ("f - x", "lerp", "mean of a stack", "sub with alpha", "addcmul, turned", "cat, viewed", "einsum", "twice")
+SCALED = ("x - f", "rsub", "lerp of a tensor", "stack", "alpha", "addcdiv", "cat", "einsum with weights")
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+
+@pytest.mark.parametrize("spelling", mostly_in_sweeps(SPELLINGS, *MEASURED))
 def test_analyze_measures_the_blocks_however_they_are_spelled(spelling: str) -> None:
     torch.manual_seed(0)
     add, skip, branch = SPELLINGS[spelling]
@@ -78,7 +82,7 @@ def test_analyze_measures_the_blocks_however_they_are_spelled(spelling: str) -> 
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("spelling", mostly_in_sweeps(SPELLINGS, *SCALED))
 def test_init_scales_the_blocks_however_they_are_spelled(spelling: str) -> None:
     torch.manual_seed(0)
     add, _, branch = SPELLINGS[spelling]

@@ -38,18 +38,16 @@ def strided(kernel: str, stride: int, groups: int) -> str:
     return kernel + (f"s{stride}" if stride > 1 else "") + (f"g{groups}" if groups > 1 else "")
 
 
-@pytest.mark.parametrize("c_in, c_out, stride, groups", GEOMETRIES)
-@pytest.mark.parametrize(
-    "block, expected",
-    [(RepVGG, "relu({})"), (RepConv, "silu({})"), (QARepVGG, "relu({})"), (MobileOne, "relu({})")],
-)
+@pytest.mark.parametrize("block, geometry", crossed((RepVGG, RepConv, QARepVGG, MobileOne), GEOMETRIES))
 def test_a_repvgg_like_block_is_one_convolution(
-    block: Callable[..., nn.Module], expected: str, c_in: int, c_out: int, stride: int, groups: int
+    block: Callable[..., nn.Module], geometry: tuple[int, int, int, int]
 ) -> None:
+    c_in, c_out, stride, groups = geometry
     model = healthy(block(c_in, c_out, stride=stride, groups=groups))
     x = doubles(2, c_in, 7, 10)
     fused = fuse_exactly(model, x, bound=EXACT)
-    assert fused.text == expected.format(strided("conv3x3", stride, groups) + "(x)")
+    act = "silu" if block is RepConv else "relu"
+    assert fused.text == f"{act}({strided('conv3x3', stride, groups)}(x))"
     assert_verification_bites(fused, [x], bound=EXACT)
 
 

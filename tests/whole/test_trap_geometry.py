@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
+from support.choice import crossed
 from support.helpers import EXACT, Lambda, conv_bn, doubles, fuse_exactly, healthy, module_rel, positive
 
 _GEOMETRIES: dict[str, dict[str, Any]] = {
@@ -31,8 +32,7 @@ _GEOMETRIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", _GEOMETRIES)
-@pytest.mark.parametrize("size", [(7, 8), (5, 5)])
+@pytest.mark.parametrize("name, size", crossed(tuple(_GEOMETRIES), ((7, 8), (5, 5))))
 def test_a_norm_behind_any_geometry_is_folded(name: str, size: tuple[int, int]) -> None:
     model = healthy(nn.Sequential(nn.Conv2d(4, 8, **_GEOMETRIES[name]), nn.BatchNorm2d(8)))
     fused = fuse_exactly(model, doubles(2, 4, *size), bound=EXACT)
