@@ -29,6 +29,7 @@ from .scratchpad import Scratchpad
 from .structure import Structure
 
 FOLD_DTYPE = torch.float64
+NOWHERE = "_empty_nn_module_stack_from_metadata_hook"  # what torch says of a call that lies in no module
 
 
 @dataclass(frozen=True)
