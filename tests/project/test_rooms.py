@@ -107,10 +107,22 @@ def test_the_architecture_page_names_every_module_and_none_that_is_not_there() -
     assert sorted(named) == sorted(modules), "each module once"
 
 
+def held_order() -> list[frozenset[str]]:
+    """The rooms from top to bottom, as the linter holds them."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    return [frozenset(re.split(r" [:|] ", layer)) - {"_version"} for layer in contract]
+
+
 def test_the_architecture_page_gives_the_order_that_the_linter_holds() -> None:
     page = re.search(r"^    (cli > [^\n]*\n        > [^\n]*)$", (ROOT / "docs" / "architecture.md").read_text(), re.M)
-    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
     assert page is not None
     written = [frozenset(re.split(r", ", layer)) for layer in " ".join(page[1].split()).split(" > ")]
-    held = [frozenset(re.split(r" [:|] ", layer)) - {"_version"} for layer in contract]
-    assert written == held
+    assert written == held_order()
+
+
+def test_the_table_of_rooms_in_contributing_lists_each_once_from_top_to_bottom() -> None:
+    table = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text().partition("## The rooms")[2], re.M)
+    written = [name for row in table for name in re.findall(r"`(\w+)`", row)]
+    level = {name: i for i, names in enumerate(held_order()) for name in names}
+    assert sorted(written) == sorted(level)
+    assert [level[name] for name in written] == sorted(level.values())
