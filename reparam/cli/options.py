@@ -80,12 +80,8 @@ Model = Annotated[
     str | None,
     typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth, .safetensors), a folder, a .pt2, or an ONNX file."),
 ]
-First = Annotated[
-    str, typer.Argument(metavar="A", help="A checkpoint, .pt2, ONNX file or engine; - for random weights of --arch-a.")
-]
-Second = Annotated[
-    str, typer.Argument(metavar="B", help="A checkpoint, .pt2, ONNX file or engine; - for random weights of --arch-b.")
-]
+First = Annotated[str, typer.Argument(metavar="A", help="A model of any format; - for random weights of --arch-a.")]
+Second = Annotated[str, typer.Argument(metavar="B", help="A model of any format; - for random weights of --arch-b.")]
 Arch = Annotated[str | None, typer.Option("--arch", metavar="SPEC", help=_ARCH)]
 ArchArgs = Annotated[
     str | None,
@@ -129,12 +125,8 @@ Dynamic = Annotated[
         help="Axes of free size: batch,height,width, x:1=NAME; or none. Default: batch, where a model leaves it free.",
     ),
 ]
-DtypeOption = Annotated[
-    Dtype | None, typer.Option("--dtype", help="Dtype of the emitted weights; their own when left out.")
-]
-Seed = Annotated[
-    int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of random weights and of the checks' inputs.")
-]
+DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Dtype of emitted weights; their own by default.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For random weights and the checks' inputs.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Load files that can run code when they are loaded.")]
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - for standard output.")
