@@ -84,6 +84,12 @@ def test_no_file_is_too_long_to_be_read_at_once() -> None:
     assert not [f"{p.relative_to(ROOT)}" for p in files if len(p.read_text().splitlines()) > MOST_LINES]
 
 
+def test_the_first_line_of_an_error_is_taken_in_one_way() -> None:
+    """By `first_line`, which errors without a message do not break."""
+    own_way = re.compile(r"str\(e(?:rr|rror)?\)\.(?:splitlines\(\)|split\(\S*\))\[0\]")
+    assert not [module for module, path in sources() if own_way.search(path.read_text())]
+
+
 def test_imports_in_functions_are_of_what_is_slow_or_optional() -> None:
     """Rooms that import torch or an optional package may be imported late; the light ones may not."""
     light = ("utils", "errors", "options", "ir.refusal", "ir.scratchpad")
