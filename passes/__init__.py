@@ -50,22 +50,32 @@ PHASES: Mapping[str, Moment] = FUSED | PLAIN | EXPORT
 def all_passes() -> Mapping[str, tuple[ModuleType, ...]]:
     """The modules of each phase, in the order in which their rules are tried.
 
-    Raises RuleError for a module that lacks PASS or PHASE, names an unknown phase, or follows itself.
+    Raises RuleError for a module that lacks PASS or PHASE, names an unknown phase, follows itself, or is called like
+    another one, as its rule may not be either.
     """
     here = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
     found: dict[str, list[ModuleType]] = {name: [] for name in PHASES}
+    known: dict[str, ModuleType] = {}
     for module in (*here, *plugins("reparam.passes")):
         phase = str(getattr(module, "PHASE", ""))
         if phase not in PHASES or not hasattr(module, "PASS"):
             names = ", ".join(PHASES)
             raise RuleError(f"{module.__name__} is no pass: it has to define PASS, and PHASE as one of {names}")
+        stem = _stem(module)
+        for name in {stem, getattr(module.PASS, "name", stem)}:
+            if (other := known.setdefault(name, module)) is not module:
+                raise RuleError(f"two passes are called '{name}': {other.__name__} and {module.__name__}")
         found[phase].append(module)
     return {phase: tuple(_ordered(modules)) for phase, modules in found.items()}
 
 
+def _stem(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
 def _ordered(modules: Iterable[ModuleType]) -> list[ModuleType]:
     """By their names, each behind the one that it names in AFTER, where that is in the same phase."""
-    waiting = {m.__name__.rpartition(".")[2]: m for m in modules}
+    waiting = {_stem(m): m for m in modules}
     behind: dict[str, list[str]] = {}
     ready: list[str] = []
     for name, module in waiting.items():
@@ -81,7 +91,7 @@ def _ordered(modules: Iterable[ModuleType]) -> list[ModuleType]:
         for following in behind.get(name, ()):
             heapq.heappush(ready, following)
     if len(done) < len(waiting):
-        rest = sorted(set(waiting) - {m.__name__.rpartition(".")[2] for m in done})
+        rest = sorted(set(waiting) - {_stem(m) for m in done})
         raise RuleError(f"the passes {', '.join(rest)} follow each other in a circle")
     return done
 

@@ -72,14 +72,14 @@ class Shrink:
     def rewrite(self, program: Program, plan: ChannelPlan) -> Rewrite:
         """The network on the channels that are kept."""
         layers = {n: counts for n, counts in plan.narrowed.items() if is_call(n, WEIGHTED)}
-        told = _stays(plan) | {n: _told(plan, n, *counts) for n, counts in layers.items()}
+        told = _stays(plan) | {n: _removed_text(plan, n, *counts) for n, counts in layers.items()}
         replaced, claims = rebuild(plan)
         before, after = (sum(c[i] for c in layers.values()) for i in (0, 1))
         message = f"removed {before - after} of {before} channels of {len(layers)} layers"
         return Rewrite(replaced, message, layers=told, claims=claims)
 
 
-def _told(plan: ChannelPlan, node: fx.Node, before: int, after: int) -> str:
+def _removed_text(plan: ChannelPlan, node: fx.Node, before: int, after: int) -> str:
     """What became of one layer's channels, and why they could go."""
     facts = plan.known.facts[node]
     constant, varying = int(facts.known.sum()), int((~facts.known).sum())

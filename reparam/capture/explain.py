@@ -78,14 +78,14 @@ def explain(module: nn.Module, error: BaseException, run: Callable[[], object] |
 
     run: runs the model on its inputs, for when torch names no line.
     """
-    cause = next((c for c in _CAUSES if re.search(c.says, _told(error))), None)
+    cause = next((c for c in _CAUSES if re.search(c.says, _all_messages(error))), None)
     line, function = line_of_error(error), autograd_function_of(error)
     if line is None and cause is not None and cause.reason == _MEMORY and run is not None:
         line, function = _suspect(run)
     reason = first_line(error) if cause is None else cause.reason
     if cause is not None and cause.reason.startswith("its control flow"):
         reason = f"{reason} ({first_line(error)})"
-    if kind := re.search(r"Found <class '(?:[^']*\.)?(\w+)'> in output", _told(error)):
+    if kind := re.search(r"Found <class '(?:[^']*\.)?(\w+)'> in output", _all_messages(error)):
         reason = f"an output is of the class {kind[1]}, which torch cannot take apart"
     return _sentence(type(module).__name__, line, function, reason, cause.advice if cause is not None else "")
 
@@ -126,7 +126,7 @@ def _sentence(name: str, line: Line | None, function: type[Any] | None, reason: 
     return f"{name} cannot be captured as one graph{place}{whose}: {_LINKS.sub('', reason).rstrip('. ')}{tail}"
 
 
-def _told(error: BaseException) -> str:
+def _all_messages(error: BaseException) -> str:
     """All that an error and those behind it say."""
     texts: list[str] = []
     while error is not None and len(texts) < 4:

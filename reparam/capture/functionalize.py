@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from reparam.errors import CaptureError
-from reparam.ir import aten, functional_form, is_inplace, may_alias, op_name
+from reparam.ir import NOWHERE, aten, functional_form, is_inplace, may_alias, op_name
 
 from .statefulness import written
 
@@ -133,5 +133,5 @@ def module_path(node: fx.Node) -> str:
     stack: Any = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    path = str(next(reversed(stack.values()))[0])
-    return path.split("@", maxsplit=1)[0]
+    path = str(next(reversed(stack.values()))[0]).split("@", maxsplit=1)[0]
+    return "" if path == NOWHERE else path

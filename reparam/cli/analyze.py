@@ -27,16 +27,19 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
         typer.Option(
             "--what",
             metavar="NAMES",
-            help="Out of moments,gradients,erf,rank,gaussianity,depth,norm,dead,sensitivity; or all.",
+            help="Which analyses: moments,gradients,erf,rank,gaussianity,depth,norm,dead,sensitivity; or all.",
         ),
     ] = "moments,gradients",
     calibrate: Annotated[
         Path | None, typer.Option("--calibrate", metavar="DATA", help="Samples; random numbers when left out.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples at a time.")] = 8,
-    batches: Annotated[int, typer.Option("--batches", min=1, help="How many times.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples in a batch.")] = 8,
+    batches: Annotated[int, typer.Option("--batches", min=1, help="Number of batches.")] = 1,
     unit: Annotated[
-        str | None, typer.Option("--unit", metavar="MODULE", help="Of erf: whose value; the last one when left out.")
+        str | None,
+        typer.Option(
+            "--unit", metavar="MODULE", help="For erf: the module whose value is looked at; the last one when left out."
+        ),
     ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="Batch norms take the statistics of the batch, as in training.")

@@ -21,7 +21,7 @@ from typing import Any
 from reparam._version import __version__
 from reparam.engines import Probe
 from reparam.engines.formats import all_formats
-from reparam.utils import PACKAGES, PackageState, check_package
+from reparam.utils import PACKAGES, PackageState, check_package, first_line
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _cuda(torch: Any) -> tuple[str, tuple[str, ...]]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         devices = tuple(str(torch.cuda.get_device_name(i)) for i in range(count))
     except Exception as error:  # a driver that does not fit fails in many ways; none of them is reparam's
-        return f"none: {str(error).splitlines()[0]}", ()
+        return f"none: {first_line(error)}", ()
     built = f"torch is built for CUDA {torch.version.cuda}"
     return (f"{len(devices)} devices, {built}" if devices else f"no device, though {built}"), devices
 

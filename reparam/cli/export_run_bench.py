@@ -39,9 +39,12 @@ def export(  # noqa: PLR0913  # the parameters are the options
     prefix: which.Prefix = None,
     pretrained: which.Pretrained = None,
     to: opt.ExportTo = opt.ExportTarget.fused,
-    precision: Annotated[opt.Precision, typer.Option("--precision", help="Of the weights.")] = opt.Precision.fp32,
+    precision: Annotated[
+        opt.Precision, typer.Option("--precision", help="Precision of the weights.")
+    ] = opt.Precision.fp32,
     io_precision: Annotated[
-        opt.IoPrecision, typer.Option("--io-precision", help="Of inputs and outputs: fp32, or same as the weights.")
+        opt.IoPrecision,
+        typer.Option("--io-precision", help="Precision of inputs and outputs: fp32, or same as the weights."),
     ] = opt.IoPrecision.fp32,
     calibrate: Annotated[
         Path | None,
@@ -61,13 +64,14 @@ def export(  # noqa: PLR0913  # the parameters are the options
     size: opt.Size = None,
     interpolation: opt.Interpolation = None,
     min_sqnr: Annotated[
-        float | None, typer.Option("--min-sqnr", metavar="DB", help="Refuse less than this signal-to-noise ratio.")
+        float | None,
+        typer.Option("--min-sqnr", metavar="DB", help="Refuse a file with less than this signal-to-noise ratio."),
     ] = None,
     equalize: Annotated[
         bool, typer.Option("--equalize", help="For int8: even out the ranges of a layer's results first.")
     ] = False,
     runtime: Annotated[
-        str | None, typer.Option("--runtime", metavar="NAME", help="Of --format tensorrt: tensorrt or rtx.")
+        str | None, typer.Option("--runtime", metavar="NAME", help="For --format tensorrt: tensorrt or rtx.")
     ] = None,
     gpu: Annotated[
         str | None, typer.Option("--gpu", metavar="sm89,sm120", help="Compute capabilities that rtx builds for.")
@@ -75,11 +79,13 @@ def export(  # noqa: PLR0913  # the parameters are the options
     profile: Annotated[
         str | None,
         typer.Option(
-            "--profile", metavar="batch=1:8:32", help="Sizes that TensorRT takes and, between them, tunes for."
+            "--profile",
+            metavar="batch=1:8:32",
+            help="For TensorRT: the least, best and largest size of an axis; it tunes for the best one.",
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", metavar="NAME", help="Of --format aoti: cpu or cuda.")
+        str | None, typer.Option("--device", metavar="NAME", help="For --format aoti: cpu or cuda.")
     ] = None,
     carry: opt.CarryOption = DEFAULTS.carry,
     max_pool: opt.MaxPoolOption = opt.MAX_POOL,
@@ -187,7 +193,7 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     ctx: typer.Context,
     *,
     models: Annotated[
-        list[str], typer.Argument(metavar="A [B ...]", help="Anything that run takes; A is compared with.")
+        list[str], typer.Argument(metavar="A [B ...]", help="Anything that run takes; the others are compared with A.")
     ],
     batch: Annotated[str, typer.Option("--batch", metavar="N,...", help="Batch sizes to time.")] = "1",
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds for each batch size.")] = 20,
@@ -211,13 +217,13 @@ def bench(  # noqa: PLR0913  # the parameters are the options
     metric: opt.Metric = None,
     max_drop: opt.MaxDrop = None,
     fastest: Annotated[
-        bool, typer.Option("--fastest", help="Choose the fastest, of those that --max-drop lets pass.")
+        bool, typer.Option("--fastest", help="Choose the fastest of those that --max-drop accepts.")
     ] = False,
     samples: Annotated[
-        int | None, typer.Option("--samples", metavar="N", min=1, help="Of DATA, at most; drawn evenly.")
+        int | None, typer.Option("--samples", metavar="N", min=1, help="The most samples of DATA to use, drawn evenly.")
     ] = None,
     memory: Annotated[
-        bool, typer.Option("--memory/--no-memory", help="Measure the peak, in a process for each model.")
+        bool, typer.Option("--memory/--no-memory", help="Measure the peak of memory, in a process for each model.")
     ] = True,
     config: opt.Config = None,
     mean: opt.Mean = None,

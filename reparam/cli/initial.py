@@ -123,7 +123,7 @@ def init(  # noqa: PLR0913  # the parameters are the options
     loaded = cli_work.load(session, model, arch, arguments, weights, trust=trust, seed=seed)
     how = opt.read_preprocessing(card_of(loaded.model), config, mean, std, size, interpolation, data=calibrate)
     share = (rank, size_of_group)
-    wanted = initial_work.InitOptions(method.value, given, calibrate, labels, shapes, axes, how, seed, share)
+    wanted = initial_work.InitRequest(method.value, given, calibrate, labels, shapes, axes, how, seed, share)
     with process_group(size_of_group if method == Method.gradinit else 1):
         if rank > 0:
             initial_work.join_in(session, loaded, wanted)

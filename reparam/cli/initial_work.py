@@ -24,7 +24,7 @@ MOST_ROWS = 40
 
 
 @dataclass(frozen=True)
-class InitOptions:
+class InitRequest:
     """What `init` is asked for beside the model; see `reparam.init`. options: those of the method, from JSON. share:
     which process this is, of how many."""
 
@@ -39,7 +39,7 @@ class InitOptions:
     share: tuple[int, int] = (0, 1)
 
 
-def _made(session: Session, loaded: Loaded, wanted: InitOptions) -> Initialised:
+def _made(session: Session, loaded: Loaded, wanted: InitRequest) -> Initialised:
     model = loaded.model
     if model.exported is not None:
         raise InputError(f"{loaded.name} is an exported program; weights are set in a model: give its checkpoint")
@@ -59,13 +59,13 @@ def _made(session: Session, loaded: Loaded, wanted: InitOptions) -> Initialised:
         )
 
 
-def join_in(session: Session, loaded: Loaded, wanted: InitOptions) -> None:
+def join_in(session: Session, loaded: Loaded, wanted: InitRequest) -> None:
     """The work of a process that writes nothing."""
     _made(session, loaded, wanted)
 
 
 def init_loaded(
-    session: Session, loaded: Loaded, wanted: InitOptions, path: Path, source: Path | None, *, force: bool
+    session: Session, loaded: Loaded, wanted: InitRequest, path: Path, source: Path | None, *, force: bool
 ) -> dict[str, Any]:
     """Sets the weights and writes; returns the report."""
     model = loaded.model

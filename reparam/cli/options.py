@@ -80,14 +80,15 @@ Model = Annotated[
     str | None,
     typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth, .safetensors), a folder, a .pt2, or an ONNX file."),
 ]
-First = Annotated[str, typer.Argument(metavar="A", help="A checkpoint or .pt2; - for random weights of --arch-a.")]
-Second = Annotated[str, typer.Argument(metavar="B", help="A checkpoint or .pt2; - for random weights of --arch-b.")]
+First = Annotated[str, typer.Argument(metavar="A", help="A model of any format; - for random weights of --arch-a.")]
+Second = Annotated[str, typer.Argument(metavar="B", help="A model of any format; - for random weights of --arch-b.")]
 Arch = Annotated[str | None, typer.Option("--arch", metavar="SPEC", help=_ARCH)]
 ArchArgs = Annotated[
-    str | None, typer.Option("--arch-args", metavar="JSON", help="Its arguments, such as '{\"num_classes\": 10}'.")
+    str | None,
+    typer.Option("--arch-args", metavar="JSON", help="Arguments of --arch, such as '{\"num_classes\": 10}'."),
 ]
-ArchA = Annotated[str | None, typer.Option("--arch-a", metavar="SPEC", help=f"Of A: {_ARCH}")]
-ArchB = Annotated[str | None, typer.Option("--arch-b", metavar="SPEC", help=f"Of B: {_ARCH}")]
+ArchA = Annotated[str | None, typer.Option("--arch-a", metavar="SPEC", help=f"The architecture of A: {_ARCH}")]
+ArchB = Annotated[str | None, typer.Option("--arch-b", metavar="SPEC", help=f"The architecture of B: {_ARCH}")]
 ArchArgsA = Annotated[str | None, typer.Option("--arch-args-a", metavar="JSON", help="Arguments of --arch-a.")]
 ArchArgsB = Annotated[str | None, typer.Option("--arch-args-b", metavar="JSON", help="Arguments of --arch-b.")]
 To = Annotated[Target, typer.Option("--to", help="What to rewrite the network into.")]
@@ -107,7 +108,9 @@ SignedOption = Annotated[
 ]
 MaxCostOption = Annotated[
     float,
-    typer.Option("--max-cost", metavar="TIMES", help="For --to plain: what a block may cost; dearer ones stay."),
+    typer.Option(
+        "--max-cost", metavar="TIMES", help="For --to plain: the most that a block may cost; dearer ones stay."
+    ),
 ]
 OutputsOption = Annotated[
     str | None,
@@ -122,8 +125,8 @@ Dynamic = Annotated[
         help="Axes of free size: batch,height,width, x:1=NAME; or none. Default: batch, where a model leaves it free.",
     ),
 ]
-DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Of the emitted weights; their own when left out.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and of the checks' inputs.")]
+DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Dtype of emitted weights; their own by default.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For random weights and the checks' inputs.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Load files that can run code when they are loaded.")]
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - for standard output.")
@@ -174,12 +177,12 @@ Labels = Annotated[
     typer.Option(
         "--labels",
         metavar="FILE",
-        help="Of DATA: a .npy of classes or label maps, a .txt (a class a line), a folder of maps, or `folders`.",
+        help="Labels of DATA: a .npy of classes or maps, a .txt (a class a line), a folder of maps, or `folders`.",
     ),
 ]
 Metric = Annotated[
     str | None,
-    typer.Option("--metric", metavar="MODULE:FUNCTION", help="Of your own, in place of top-1 and mIoU."),
+    typer.Option("--metric", metavar="MODULE:FUNCTION", help="A metric of your own, in place of top-1 and mIoU."),
 ]
 MaxDrop = Annotated[
     float | None,
@@ -187,7 +190,7 @@ MaxDrop = Annotated[
         "--max-drop",
         metavar="POINTS",
         min=0,
-        help="That a model may lose: hundredths of the accuracy, without labels of equal classes.",
+        help="The most that a model may lose: points of accuracy or, without labels, of agreement.",
     ),
 ]
 Config = Annotated[
@@ -195,19 +198,19 @@ Config = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        help="Of images: a config.json or preprocessor_config.json that says how they go in.",
+        help="For images: a config.json or preprocessor_config.json that says how they become inputs.",
     ),
 ]
 Mean = Annotated[
-    str | None, typer.Option("--mean", metavar="R,G,B", help="Of images: what is taken off values in [0, 1].")
+    str | None, typer.Option("--mean", metavar="R,G,B", help="For images: what is subtracted from values in [0, 1].")
 ]
-Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Of images: what values are then divided by.")]
+Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="For images: what values are then divided by.")]
 Size = Annotated[
-    str | None, typer.Option("--size", metavar="H,W", help="Of images: the size that they are scaled and cropped to.")
+    str | None, typer.Option("--size", metavar="H,W", help="For images: the size that they are scaled and cropped to.")
 ]
 Interpolation = Annotated[
     str | None,
-    typer.Option("--interpolation", metavar="NAME", help="Of images: bilinear, bicubic, nearest or lanczos."),
+    typer.Option("--interpolation", metavar="NAME", help="For images: bilinear, bicubic, nearest or lanczos."),
 ]
 
 # The texts of --config, --mean, --std, --size and --interpolation, in that order.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from reparam.errors import InputError, MachineError
+from reparam.utils import first_line
 
 MOST = 4096
 
@@ -46,7 +47,7 @@ def process_group(size: int) -> Iterator[None]:
     try:
         dist.init_process_group("gloo")
     except (RuntimeError, ValueError) as error:
-        raise MachineError(f"the {size} processes do not meet: {str(error).splitlines()[0]}") from error
+        raise MachineError(f"the {size} processes do not meet: {first_line(error)}") from error
     try:
         yield
     finally:

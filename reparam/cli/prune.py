@@ -68,7 +68,7 @@ def prune(  # noqa: PLR0913  # the parameters are the options
     model: opt.Model = None,
     calibrate: opt.Calibrate,
     macs: Annotated[
-        float | None, typer.Option("--macs", metavar=_SHARE, help="Budget: multiply-accumulates that may be left.")
+        float | None, typer.Option("--macs", metavar=_SHARE, help="Budget: the multiply-accumulates that may be left.")
     ] = None,
     params: Annotated[
         float | None, typer.Option("--params", metavar=_SHARE, help="Budget: parameters that may be left.")
@@ -80,7 +80,9 @@ def prune(  # noqa: PLR0913  # the parameters are the options
         str | None,
         typer.Option("--labels", metavar="y.npy", help="For the accuracy: classes, or `folders`: one folder a class."),
     ] = None,
-    engine: Annotated[Engine, typer.Option("--engine", help="What will run it; times are its.")] = Engine.onnxruntime,
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="The engine that will run the result; times are measured in it.")
+    ] = Engine.onnxruntime,
     form: Annotated[
         Form, typer.Option("--form", help="Residual, plain, or auto: the one that is faster in --engine.")
     ] = Form.auto,
@@ -98,7 +100,9 @@ def prune(  # noqa: PLR0913  # the parameters are the options
             help="Widths become multiples of this (8 for --latency if it can be, else 1).",
         ),
     ] = None,
-    floor: Annotated[float, typer.Option("--floor", metavar=_SHARE, help="Of a layer's channels stay at least.")] = 0.1,
+    floor: Annotated[
+        float, typer.Option("--floor", metavar=_SHARE, help="The least share of a layer's channels that stays.")
+    ] = 0.1,
     keep: Annotated[
         str | None, typer.Option("--keep", metavar="REGEX", help="Layers with such a name lose no channels.")
     ] = None,
@@ -112,14 +116,14 @@ def prune(  # noqa: PLR0913  # the parameters are the options
         typer.Option(
             "--max-drop",
             metavar=_SHARE,
-            help="Refuse more: of the accuracy, without labels of the agreement; .01 is one point.",
+            help="Refuse a larger loss of accuracy or, without labels, of agreement; .01 is one point.",
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", metavar="N", min=1, help="That choices are made on, at most.")
+        int, typer.Option("--samples", metavar="N", min=1, help="The most samples to make choices on.")
     ] = 512,
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="DIR", help="Keeps the state there, and goes on from it.")
+        Path | None, typer.Option("--resume", metavar="DIR", help="Keep the state in this folder, and go on from it.")
     ] = None,
     config: opt.Config = None,
     mean: opt.Mean = None,
@@ -138,7 +142,8 @@ def prune(  # noqa: PLR0913  # the parameters are the options
         Path | None, typer.Option("--source", metavar="DIR", help="Also write readable source and its weights.")
     ] = None,
     train_form: Annotated[
-        TrainForm, typer.Option("--train-form", help="Of --source: bn has batch norms with the statistics of DATA.")
+        TrainForm,
+        typer.Option("--train-form", help="Form of --source: bn has batch norms with the statistics of DATA."),
     ] = TrainForm.folded,
     input_shape: opt.InputShape = None,
     dynamic: opt.Dynamic = None,

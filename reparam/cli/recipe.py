@@ -130,7 +130,7 @@ def _check_document(found: Lines, verbs: Mapping[str, Any]) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         place = tuple(p for p in first["loc"] if isinstance(p, str | int))
-        raise found.error(place, _told(first, list(Document.model_fields))) from error
+        raise found.error(place, _complaint(first, list(Document.model_fields))) from error
     for i, item in enumerate(found.value["steps"]):
         if len(item) != 1:
             raise found.error(("steps", i), f"a step is one verb with its options, and here are {len(item)}")
@@ -155,7 +155,7 @@ def _checked(verb: Callable[..., Any], given: Mapping[str, Any]) -> tuple[dict[s
         wrong = []
         for item in error.errors():
             where = tuple(keys.get(p, p) if isinstance(p, str) else p for p in item["loc"][:1])
-            wrong.append((where, _told(item, list(names))))
+            wrong.append((where, _complaint(item, list(names))))
         return {}, wrong
     return {names[alias]: getattr(made, FIELD + names[alias]) for alias in keys}, []
 
@@ -209,7 +209,7 @@ def _joined(value: Any) -> Any:
     return ",".join(map(str, value)) if plain else value
 
 
-def _told(error: Mapping[str, Any], names: Sequence[str]) -> str:
+def _complaint(error: Mapping[str, Any], names: Sequence[str]) -> str:
     """What pydantic says, in a sentence."""
     name = next((str(p) for p in reversed(error["loc"]) if isinstance(p, str)), "the recipe")[:40]
     if error["type"] == "extra_forbidden":

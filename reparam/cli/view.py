@@ -25,7 +25,9 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE.json", help="Write the graphs and overlays as JSON and start nothing."),
 ]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Of this machine; 0 for any that is free.")]
+Port = Annotated[
+    int, typer.Option("--port", min=0, max=65535, help="The port on this machine; 0 for any that is free.")
+]
 Browser = Annotated[
     bool, typer.Option("--browser/--no-browser", help="Open the page, or only print its address.")
 ]  # fmt: skip

@@ -10,17 +10,17 @@ import typer
 
 _PRETRAINED = "--pretrained"
 _DEFAULT = "default"
-_KEY = "Of the weights in the file, where it has several: state_dict_ema, teacher, ema.module."
-_PREFIX = "Of the tensors' names, such as model.; others are left out."
+_KEY = "Which weights of the file, where it has several: state_dict_ema, teacher, ema.module."
+_PREFIX = "Prefix of the tensors' names, such as model.; others are left out."
 _PUBLISHED = "In place of MODEL: published weights of --arch, by their name; the usual ones when it is left out."
 
 Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help=_KEY)]
 Prefix = Annotated[str | None, typer.Option("--prefix", metavar="NAME.", help=_PREFIX)]
 Pretrained = Annotated[str | None, typer.Option("--pretrained", metavar="[NAME]", help=_PUBLISHED)]
-KeyA = Annotated[str | None, typer.Option("--key-a", metavar="NAME", help=f"Of A: {_KEY}")]
-KeyB = Annotated[str | None, typer.Option("--key-b", metavar="NAME", help=f"Of B: {_KEY}")]
-PrefixA = Annotated[str | None, typer.Option("--prefix-a", metavar="NAME.", help=f"Of A: {_PREFIX}")]
-PrefixB = Annotated[str | None, typer.Option("--prefix-b", metavar="NAME.", help=f"Of B: {_PREFIX}")]
+KeyA = Annotated[str | None, typer.Option("--key-a", metavar="NAME", help=f"For A: {_KEY}")]
+KeyB = Annotated[str | None, typer.Option("--key-b", metavar="NAME", help=f"For B: {_KEY}")]
+PrefixA = Annotated[str | None, typer.Option("--prefix-a", metavar="NAME.", help=f"For A: {_PREFIX}")]
+PrefixB = Annotated[str | None, typer.Option("--prefix-b", metavar="NAME.", help=f"For B: {_PREFIX}")]
 PretrainedA = Annotated[
     str | None, typer.Option("--pretrained-a", metavar="[NAME]", help="Where A is -: published weights of --arch-a.")
 ]

@@ -80,7 +80,7 @@ class StoredArray:
             return self._tensor[index : index + 1]
         shape = (1, *self.shape[1:])
         size = math.prod(shape) * self.kind.itemsize
-        with _told(self.path):
+        with _naming_the_file(self.path):
             begin = self.begin + index * size
             if self.file.tell() != begin:
                 self.file.seek(begin)
@@ -88,7 +88,7 @@ class StoredArray:
 
     def whole(self) -> Array:
         """All values, in the byte order of this machine. Raises InputError."""
-        with _told(self.path):
+        with _naming_the_file(self.path):
             self.file.seek(self.begin)
             content = self._bytes(math.prod(self.shape) * self.kind.itemsize)
             assert isinstance(self.kind, np.dtype)
@@ -100,7 +100,7 @@ class StoredArray:
         """All values as a tensor (N, *shape). Raises InputError."""
         if isinstance(self.kind, np.dtype):
             return torch.from_numpy(np.ascontiguousarray(self.whole()))
-        with _told(self.path):
+        with _naming_the_file(self.path):
             self.file.seek(self.begin)
             return self._decoded(self._bytes(math.prod(self.shape) * self.kind.itemsize), self.shape)
 
@@ -145,7 +145,7 @@ def open_arrays(path: Path) -> Iterator[dict[str, StoredArray]]:
         if path.suffix == ".safetensors" or is_safetensors(head):
             yield _safetensors(file, path)
             return
-        with _told(path):
+        with _naming_the_file(path):
             if head.startswith(_ZIP):
                 found = _archive(file, path, stack)
             elif head.startswith(_MAGIC):
@@ -165,12 +165,12 @@ def load_array(path: Path) -> Array | Mapping[str, Array]:
 
 def parse_npy(content: bytes, where: str) -> Tensor:
     """The array of a `.npy` file that is in memory. Raises InputError that names `where`."""
-    with _told(where):
+    with _naming_the_file(where):
         return _array(io.BytesIO(content), where, len(content)).tensor()
 
 
 @contextlib.contextmanager
-def _told(path: Path | str) -> Iterator[None]:
+def _naming_the_file(path: Path | str) -> Iterator[None]:
     """What numpy, zipfile and zlib say of a damaged file, which reads headers as Python and fails in many ways."""
     try:
         yield

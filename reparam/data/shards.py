@@ -70,7 +70,7 @@ class _Header(tarfile.TarInfo):
 
 def _members(file: IO[bytes], path: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes]]:
     """The names and contents of members that have one of the wanted endings."""
-    with _told(path), tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
+    with _naming_the_archive(path), tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
         size = size_of(file)
         while (member := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # the list would grow
@@ -98,7 +98,7 @@ def _check(member: tarfile.TarInfo, path: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _naming_the_archive(path: Path) -> Iterator[None]:
     try:
         yield
     except ReparamError as error:

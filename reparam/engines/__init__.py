@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .data_check import DataCheck, HeldOut, check_metric, check_points, drop_of, judge, task_of
     from .engine_check import EngineCheck, EngineOutputs, check_engine, floats
     from .exporting import Exported, ExportOptions, export, export_conversion
-    from .format import BuildOptions, Built, Format, Port, Probe, Runnable
+    from .format import BuildOptions, Built, Format, Port, Probe, Runnable, Tell
     from .listing import ListedCall
     from .manifest import check_manifest, checked_file, manifest_path, read_manifest, sha256_of
     from .model_card import card_of, fitted, known_preprocessing
@@ -64,6 +64,7 @@ _DOORS = {
         "Port",
         "Probe",
         "Runnable",
+        "Tell",
     ),
     "listing": ("ListedCall",),
     "manifest": (
@@ -119,6 +120,7 @@ __all__ = [
     "Runnable",
     "Runner",
     "Task",
+    "Tell",
     "card_of",
     "check_engine",
     "check_manifest",

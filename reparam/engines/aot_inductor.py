@@ -26,7 +26,7 @@ from torch import Tensor
 from reparam.emit import export_program
 from reparam.errors import InputError, MachineError
 from reparam.ir import CPU, Program
-from reparam.utils import dtype_name, memory_told
+from reparam.utils import dtype_name, first_line, memory_told
 
 from .format import BuildOptions, Built, Port, Runnable, Tell
 from .ports import ports_of
@@ -170,7 +170,7 @@ def metadata_of(path: Path) -> dict[str, str]:
         loader: Any = torch._C._aoti.AOTIModelPackageLoader
         found: dict[str, str] = loader.load_metadata_from_package(str(path), "model")
     except RuntimeError as error:
-        raise InputError(f"{path} is damaged ({str(error).splitlines()[0]}); export it again") from error
+        raise InputError(f"{path} is damaged ({first_line(error)}); export it again") from error
     return found
 
 
@@ -217,7 +217,7 @@ class AotiRunnable(Runnable):
         try:
             self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
         except RuntimeError as error:
-            raise InputError(f"{path} cannot be loaded ({str(error).splitlines()[0]}); export it again") from error
+            raise InputError(f"{path} cannot be loaded ({first_line(error)}); export it again") from error
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         self.runtime = f"AOTInductor, torch {torch.__version__} ({where})"
 
@@ -235,7 +235,7 @@ class AotiRunnable(Runnable):
             with torch.no_grad(), _exact(), memory_told(f"running {self.path.name}"):
                 found = self._loader.boxed_run(feed)
         except RuntimeError as error:
-            first = str(error).splitlines()[0]
+            first = first_line(error)
             raise InputError(f"{self.path.name} does not run on these inputs: {first}") from error
         return [v.cpu() for v in found]
 

@@ -29,11 +29,11 @@ def card_of(model: LoadedModel) -> dict[str, Any]:
     """
     card = _of_the_zoo(model)
     if model.preprocessing is not None:
-        card["preprocessing"] = _told(model.preprocessing, "config.json")
+        card["preprocessing"] = _card_fields(model.preprocessing, "config.json")
     return card | _labels(list(model.labels), model)
 
 
-def _told(how: Preprocessing, of: str) -> dict[str, Any]:
+def _card_fields(how: Preprocessing, of: str) -> dict[str, Any]:
     """What a config file says, in the form of a card."""
     told = asdict(how) | {"resize": how.resize or min(how.size), "of": of}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}

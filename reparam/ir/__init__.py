@@ -60,6 +60,7 @@ from .kinds import category, is_uninitialised, odd_kind, refuse_odd_tensors, sto
 from .mapped import Room, give_back, make_room
 from .program import (
     FOLD_DTYPE,
+    NOWHERE,
     Constant,
     InputSpec,
     Program,
@@ -101,6 +102,7 @@ __all__ = [
     "MOVEMENTS",
     "MULS",
     "NORMS",
+    "NOWHERE",
     "PADS",
     "SLICES",
     "SMALL_SIZE",

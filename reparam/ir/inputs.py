@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from reparam.errors import InputError
 from reparam.utils import Shape, Shapes, dtype_name, memory_size
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from .program import Program
+from .program import Program, size_hint
 
 Range = tuple[float, float]  # the lowest and the highest value of an input
 BYTES = 12  # of one number of an example, which is held in float32 and in float64
@@ -28,8 +27,6 @@ def draw_examples(
     shapes: a `Shape` for an input of integers. Raises InputError when they are not known, and for what is no shape or
     would not fit into the memory.
     """
-    import torch
-
     if shapes is None:
         examples = "for example 3,224,224, or 16:int64 for integers"
         raise InputError(f"the input's shape is not known; pass it with --input-shape, {examples}")
@@ -64,8 +61,6 @@ def check_shapes(shapes: Any, batch: int = 1) -> None:
 
 def shape_of_input(value: Tensor) -> Shape:
     """The shape that `value` is an example of; free sizes are as they were traced."""
-    from .program import size_hint
-
     dtype = None if value.is_floating_point() else dtype_name(value.dtype)
     return Shape((size_hint(s) for s in value.shape[1:]), dtype)
 

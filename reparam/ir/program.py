@@ -29,6 +29,7 @@ from .scratchpad import Scratchpad
 from .structure import Structure
 
 FOLD_DTYPE = torch.float64
+NOWHERE = "_empty_nn_module_stack_from_metadata_hook"  # what torch says of a call that lies in no module
 
 
 @dataclass(frozen=True)
@@ -148,14 +149,16 @@ class Program:
         """Checks that the program, or only `nodes` of it, is well formed.
 
         Every node has one of four operations, operands that come before it, a value (`meta["val"]`) and the right
-        `meta["data"]`. Every call is pure, is read by somebody, and has the shape and dtype that its operator gives.
-        Every weight that is read exists and has the shape that its node says. Of the whole program also: one output,
-        at its end; no weight without a reader; a placeholder for every input.
+        `meta["data"]`. No call writes to its operands; every call is read by somebody, and has the shape and dtype that
+        its operator gives, free sizes as they were traced. Every weight that is read exists and has the shape that its
+        node says. Of the whole program also: one output, at its end; no weight without a reader; a placeholder of the
+        same shape and dtype for every input.
 
         Raises RuleError that names the node and what is wrong with it.
         """
         weights = {name: c.value.shape for name, c in self.constants.items()}
-        structure = Structure(self.graph, weights, tuple(s.name for s in self.inputs), self.fake_mode)
+        inputs = {s.name: (s.shape, s.dtype) for s in self.inputs}
+        structure = Structure(self.graph, weights, inputs, self.fake_mode)
         if problem := structure.problem(nodes):
             raise RuleError(f"the program is broken {problem}")
 

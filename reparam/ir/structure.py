@@ -18,11 +18,11 @@ OPERATIONS = ("placeholder", "get_attr", "call_function", "output")
 
 @dataclass(frozen=True)
 class Structure:
-    """What of a program has a form that can be wrong. weights: their shapes by name. inputs: their names."""
+    """What of a program can be ill formed. weights: their shapes by name. inputs: shape and dtype by name."""
 
     graph: fx.Graph
     weights: Mapping[str, torch.Size]
-    inputs: tuple[str, ...]
+    inputs: Mapping[str, tuple[tuple[int | str, ...], torch.dtype]]
     fake_mode: FakeTensorMode
 
     def problem(self, nodes: Iterable[fx.Node] | None = None) -> str:
@@ -76,23 +76,36 @@ class Structure:
         outputs = [n for n in order if n.op == "output"]
         if len(outputs) != 1 or order[-1] is not outputs[0]:
             return "it does not end with its one output"
-        read = {str(n.target) for n in order if n.op == "get_attr"}
+        read = {str(n.target) for n in order if n.op == "get_attr" and n.users}
         if unread := sorted(set(self.weights) - read):
             return f"nobody reads the weight '{unread[0]}'"
-        names = {str(n.target) for n in order if n.op == "placeholder"}
-        missing = [name for name in self.inputs if name not in names]
-        return f"the input '{missing[0]}' has no placeholder" if missing else ""
+        values = {str(n.target): n.meta["val"] for n in order if n.op == "placeholder"}
+        for name, (shape, dtype) in self.inputs.items():
+            if name not in values:
+                return f"the input '{name}' has no placeholder"
+            value = values[name]
+            fixed = [n for n in zip(shape, value.shape, strict=False) if isinstance(n[0], int)]
+            if value.dtype != dtype or value.dim() != len(shape) or any(_unequal(*n) for n in fixed):
+                return f"the input '{name}' is {dtype} {shape}, and its placeholder {value.dtype} {tuple(value.shape)}"
+        return ""
 
 
 def _unlike(made: Any, told: Any) -> str:
     """How the value that an operator gives differs from the one that is told of it; "" when it does not."""
-    if isinstance(made, (list, tuple)) and isinstance(told, (list, tuple)) and len(made) == len(told):
+    if isinstance(made, (list, tuple)) and isinstance(told, (list, tuple)):
+        if len(made) != len(told):
+            return f"its operator gives {len(made)} values, not {len(told)}"
         return next((p for m, t in zip(made, told, strict=True) if (p := _unlike(m, t))), "")
     if not isinstance(made, Tensor) or not isinstance(told, Tensor):
         return "" if isinstance(made, Tensor) == isinstance(told, Tensor) else "it is no tensor, or should be none"
     if made.dim() != told.dim() or made.dtype != told.dtype:
         return f"its operator gives {made.dtype} of rank {made.dim()}, not {told.dtype} of rank {told.dim()}"
-    pairs = zip(made.shape, told.shape, strict=True)
-    if any(isinstance(m, int) and isinstance(t, int) and m != t for m, t in pairs):
+    if any(_unequal(m, t) for m, t in zip(made.shape, told.shape, strict=True)):
         return f"its operator gives the shape {tuple(made.shape)}, not {tuple(told.shape)}"
     return ""
+
+
+def _unequal(made: Any, told: Any) -> bool:
+    """Whether two sizes differ as they were traced. Of a size that depends on values, nothing is known."""
+    known = [n if isinstance(n, int) else n.node.hint for n in (made, told)]
+    return None not in known and known[0] != known[1]

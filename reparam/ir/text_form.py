@@ -6,8 +6,9 @@
     return %1
 
 Values are numbered in execution order. A weight stands where it is read, by its name and shape. Arguments that are as
-they would be when left out are left out. Behind the colon stands the shape of the result, N for a free batch, and its
-dtype where that is not the program's; behind the hash the module that made the call.
+they would be when left out are left out, and an operand behind one of those is named: `clamp(%0, max=%1)`. Behind the
+colon stands the shape of the result, N for a free batch, and its dtype where that is not the program's; behind the hash
+the module that made the call.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import sympy  # type: ignore[import-untyped]  # it ships no types
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
@@ -37,7 +39,7 @@ def text_of(program: Program) -> str:
 class _Writer:
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.batch = set(batch_one(program))
+        self.batch = {name: sympy.Symbol(f"N{i or ''}") for i, name in enumerate(batch_one(program))}
         self.names: dict[fx.Node, str] = {}
         self.numbers = itertools.count()
 
@@ -69,7 +71,7 @@ class _Writer:
         return f"{one_line(str(node.target))}[{sizes}]"
 
     def _call(self, node: fx.Node) -> str:
-        parts = [self._value(a) for a in _operands(node)] + settings_of(node)
+        parts = [f"{name}{self._value(a)}" for name, a in _operands(node)] + settings_of(node)
         made = f"{self.names[node]} = {op_name(node)}({', '.join(parts)}) : {self._shape(node.meta['val'])}"
         place = one_line(module_of(node))
         return f"{made}  # {place}" if place else made
@@ -89,7 +91,10 @@ class _Writer:
         fixed = fixed_size(size)
         if fixed is not None:
             return str(fixed)
-        return "N" if str(size.node.expr) in self.batch else str(size).replace(" ", "")
+        expr = size.node.expr
+        named = expr.xreplace({s: self.batch[str(s)] for s in expr.free_symbols if str(s) in self.batch})
+        text = str(named).replace(" ", "")
+        return text if named.is_Symbol else f"({text})"
 
     def _value(self, value: Any) -> str:
         if isinstance(value, fx.Node):
@@ -101,11 +106,19 @@ class _Writer:
         return one_line(str(value))
 
 
-def _operands(node: fx.Node) -> list[Any]:
-    """The arguments that hold values of the graph, in order; of a plain Python function all of them."""
+def _operands(node: fx.Node) -> list[tuple[str, Any]]:
+    """The arguments that hold values of the graph, in order; of a plain Python function all of them.
+
+    Each with `name=` where an argument before it, which could hold a value too, is left out; else with "".
+    """
     if not isinstance(node.target, OpOverload):
-        return list(node.args)
-    return [a for a in arguments(node).values() if _has_nodes(a)]
+        return [("", a) for a in node.args]
+    found, skipped = [], False
+    for name, value in arguments(node).items():
+        if _has_nodes(value):
+            found.append((f"{name}=" if skipped else "", value))
+        skipped = skipped or value is None
+    return found
 
 
 def settings_of(node: fx.Node) -> list[str]:

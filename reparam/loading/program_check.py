@@ -17,7 +17,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError
-from reparam.utils import one_line
+from reparam.utils import first_line, one_line
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -99,8 +99,7 @@ class _Run(fx.Interpreter):
         except InputError:
             raise
         except Exception as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise _misfit(self.file, n.name, one_line(reason)[:200]) from error
+            raise _misfit(self.file, n.name, one_line(first_line(error))[:200]) from error
         if n.op == "call_function" and "val" in n.meta:
             ours, theirs = pytree.tree_leaves(value), pytree.tree_leaves(n.meta["val"])
             if len(ours) != len(theirs) or not all(map(_alike, ours, theirs)):

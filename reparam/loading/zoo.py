@@ -237,7 +237,7 @@ def import_zoo(name: str) -> Any:
     except (ImportError, RuntimeError) as error:
         top = name.partition(".")[0]
         raise MachineError(
-            f"{top} cannot be imported ({str(error).splitlines()[0]}); install it with: pip install 'reparam[zoo]'"
+            f"{top} cannot be imported ({first_line(error)}); install it with: pip install 'reparam[zoo]'"
         ) from error
 
 

@@ -84,7 +84,7 @@ def _why(
         drop = drops[best.model]
         parts[0] += f", {best.speed:.2f} times as fast as {first}"
         if drop is not None:
-            parts[0] += f", with {_told(drop, figure)} of {figure}"
+            parts[0] += f", with {_drop_text(drop, figure)} of {figure}"
     close = [r.model for r in left if r.model != best.model and r.low_ms <= best.high_ms]
     if close:
         parts.append(f"within the spread {', '.join(close)} may be as fast")
@@ -93,7 +93,7 @@ def _why(
     return "; ".join(parts)
 
 
-def _told(drop: float, figure: str) -> str:
+def _drop_text(drop: float, figure: str) -> str:
     if abs(drop) <= SLACK:
         return "no drop"
     return f"a drop of {_amount(drop, figure)}" if drop > 0 else f"a gain of {_amount(-drop, figure)}"

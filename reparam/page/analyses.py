@@ -46,7 +46,9 @@ def _section(what: str, tables: Mapping[str, Found]) -> Section:
     several = len(tables) > 1
     texts = [f"{_titled(next(iter(tables.values())).title)}."]
     for name, table in tables.items():
-        told = [f"{one_line(k)} {_told(v)}" for k, v in table.facts.items()] + [one_line(note) for note in table.notes]
+        told = [f"{one_line(k)} {_cell_text(v)}" for k, v in table.facts.items()] + [
+            one_line(note) for note in table.notes
+        ]
         if told:
             texts.append(f"{one_line(name)}: {'; '.join(told)}." if several else f"{_titled('; '.join(told))}.")
     listed = [_table(one_line(name) if several else what, table) for name, table in tables.items() if table.rows]
@@ -68,7 +70,7 @@ def _charts(what: str, tables: Mapping[str, Found]) -> list[Chart]:
 
 def _table(caption: str, found: Found) -> Table:
     numbers = frozenset(i for i in range(1, len(found.columns)) if any(_is_number(row[i]) for row in found.rows))
-    rows: Sequence[Sequence[str]] = [[_told(cell) for cell in row] for row in found.rows]
+    rows: Sequence[Sequence[str]] = [[_cell_text(cell) for cell in row] for row in found.rows]
     return Table(caption, tuple(found.columns), rows, numbers, shown_caption=True)
 
 
@@ -76,7 +78,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _told(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     if isinstance(value, float) and math.isnan(value):
         return "not a number"
     return figure(value) if isinstance(value, float) else "" if value is None else one_line(str(value))

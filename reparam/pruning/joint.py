@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reparam.algebra import Layer
 from reparam.ir import call_node, evaluate, last_uses, weight_value
-from reparam.utils import is_out_of_memory
+from reparam.utils import first_line, is_out_of_memory
 
 from .equations import Equations, as_rows, columns_of, from_rows
 from .gated import Gated
@@ -91,7 +91,7 @@ def refit_jointly(
             system.put(kept)
             if is_out_of_memory(error):
                 raise
-            return Joint(done, taken, before, best, f"no derivatives: {str(error).splitlines()[0][:200]}")
+            return Joint(done, taken, before, best, f"no derivatives: {first_line(error)}")
         done = step + 1
         system.put({n: v + change[n].to(v.dtype) for n, v in system.weights().items()})
         found = judge.quality(gated.program)

@@ -172,6 +172,8 @@ class Driver:
         with self.program.recording() as created:
             try:
                 rewrite = rule.rewrite(self.program, plan)
+                if not isinstance(rewrite, Rewrite) or not rewrite.replace:
+                    raise RuleError("it replaces nothing")
             except Exception as error:
                 self._rollback(created)
                 self._failed(rule, node, error)
@@ -203,11 +205,13 @@ class Driver:
                 region = whole_region(rewrite.replace, created)
             else:
                 region = find_region(rewrite.replace, created, rewrite.unread)
+            dying = _dying(region)
+            if unread := _unread(rewrite, dying, created):
+                raise RuleError(f"the rewrite made '{unread.name}' and did not use it")
         except RuleError as error:
             self._rollback(created)
             self._failed(rule, node, error)
             return None
-        dying = _dying(region)
         macs, params = self._price(dying, created)
         if macs > 0 and not self._pays:
             self._rollback(created)
@@ -309,9 +313,6 @@ class Driver:
                 self.program.erase([n])
         self._erase_unused(region.inputs)
         self.program.settle(created)
-        for n in created:
-            if not n.users:
-                raise RuleError(f"the rewrite made '{n.name}' and did not use it")
         near: list[fx.Node] = []
         for n in (*created, *rewrite.replace.values()):
             near += [n, *n.users]
@@ -353,6 +354,13 @@ def _dying(region: Region) -> list[fx.Node]:
         if all(u in gone for u in node.users):
             gone.add(node)
     return [n for n in region.old if n in gone]
+
+
+def _unread(rewrite: Rewrite, dying: Iterable[fx.Node], created: Iterable[fx.Node]) -> fx.Node | None:
+    """The first new node that nobody will read: no other new one, and none that stays and reads what it replaces."""
+    gone = set(dying)
+    read = {new for old, new in rewrite.replace.items() if any(u not in gone for u in old.users)}
+    return next((n for n in created if not n.users and n not in read), None)
 
 
 def _links(rewrite: Rewrite, dying: Sequence[fx.Node], created: Sequence[fx.Node]) -> Links:

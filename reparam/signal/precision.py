@@ -66,8 +66,8 @@ def sensitivity(sampled: Sampled) -> Table:
                     noise[node][name] += float(per_sample.square().sum()) / DRAWS
     found = [[_decibels(signal, noise[node][p]) for p in PRECISIONS] for node in nodes]
     names = names_of(nodes)
-    told = [[_told(v) for v in row] for row in found]
-    worst = {f"least {p}": _told(min(_ranked(row[i]) for row in found)) for i, p in enumerate(PRECISIONS)}
+    told = [[_shown_decibels(v) for v in row] for row in found]
+    worst = {f"least {p}": _shown_decibels(min(_ranked(row[i]) for row in found)) for i, p in enumerate(PRECISIONS)}
     order = [name for _, name in sorted(zip((_ranked(row[-1]) for row in found), names, strict=True))]
     return Table(
         "sensitivity",
@@ -114,7 +114,7 @@ def _ranked(decibels: float) -> float:
     return math.inf if math.isnan(decibels) else decibels
 
 
-def _told(decibels: float) -> float | str:
+def _shown_decibels(decibels: float) -> float | str:
     if math.isfinite(decibels) or math.isnan(decibels):
         return decibels
     return "exact" if decibels > 0 else "overflows"

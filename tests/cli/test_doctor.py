@@ -108,6 +108,7 @@ def test_cuda_devices_are_named_and_a_broken_driver_is_none() -> None:
     assert doctor._cuda(FakeCuda(True, 2, "H100")) == ("2 devices, torch is built for CUDA 13.0", ("H100", "H100"))
     assert doctor._cuda(FakeCuda(False, 1, "H100")) == ("no device, though torch is built for CUDA 13.0", ())
     assert doctor._cuda(FakeCuda(True, 1, RuntimeError("driver too old\nmore"))) == ("none: driver too old", ())
+    assert doctor._cuda(FakeCuda(True, 1, RuntimeError())) == ("none: RuntimeError", ())
 
 
 def test_the_command_prints_every_package_and_the_same_as_json() -> None:

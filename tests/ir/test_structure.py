@@ -77,6 +77,38 @@ def lost_input(made: Program) -> None:
     made.inputs = (spec,)
 
 
+def unread_weight(made: Program) -> None:
+    made.weight(torch.zeros(3), "spare", like=made.output)
+
+
+def free_told_as_fixed(made: Program) -> None:
+    relu = call(made, "relu")
+    with made.fake_mode:
+        relu.meta["val"] = torch.empty(7, *relu.meta["val"].shape[1:])
+
+
+def twice_the_batch(made: Program) -> None:
+    relu = call(made, "relu")
+    batch, *rest = relu.meta["val"].shape
+    with made.fake_mode:
+        relu.meta["val"] = torch.empty(2 * batch, *rest)
+
+
+def one_part_too_many(made: Program) -> None:
+    relu = call(made, "relu")
+    split = made.call(aten.split.Tensor, (relu, 2, 1), like=made.output)
+    made.output.args = ([split, made.output.args[0]],)
+    split.meta["val"] = (*split.meta["val"], split.meta["val"][0])
+
+
+def other_input(made: Program) -> None:
+    made.inputs = (dataclasses.replace(made.inputs[0], shape=("N", 3, 9, 9)),)
+
+
+def input_of_another_dtype(made: Program) -> None:
+    made.inputs = (dataclasses.replace(made.inputs[0], dtype=torch.int64),)
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -92,6 +124,12 @@ def lost_input(made: Program) -> None:
         (written, "aten.relu_.default writes to its operand"),
         (out_of_order, "it reads 'conv2d', which does not come before it"),
         (lost_input, "the input 'nobody' has no placeholder"),
+        (unread_weight, "nobody reads the weight 'spare'"),
+        (free_told_as_fixed, r"its operator gives the shape .*, not \(7, 4, 6, 6\)"),
+        (twice_the_batch, r"its operator gives the shape .*, not \(2\*"),
+        (one_part_too_many, "its operator gives 2 values, not 3"),
+        (other_input, r"the input '\w+' is torch.float32 \('N', 3, 9, 9\), and its placeholder torch.float32 "),
+        (input_of_another_dtype, r"the input '\w+' is torch.int64 .*, and its placeholder torch.float32"),
     ],
     ids=lambda v: v.__name__ if callable(v) else "",
 )

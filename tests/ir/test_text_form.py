@@ -55,8 +55,30 @@ def test_free_sizes_are_named() -> None:
     program = program_of(net, torch.randn(2, 1, 8, 8), dynamic=("batch", "height", "width"))
     height, width = program.inputs[0].shape[2:]
     text = text_of(program)
-    assert f"x: float32[N, 1, {height}, {width}]" in text or f"float32[N, 1, {height}, {width}]" in text
-    assert f": Nx1x{height}-2x{width}-2" in text
+    assert f": float32[N, 1, {height}, {width}]" in text
+    assert f": Nx1x({height}-2)x({width}-2)" in text
+
+
+def test_a_size_that_is_made_of_the_batch_is_written_with_its_name() -> None:
+    windows = Lambda(lambda m, x: torch.relu(x.reshape(-1, 3, 4, 4)))
+    assert "relu(%0) : (4*N)x3x4x4" in text_of(program_of(windows, torch.randn(2, 3, 8, 8)))
+
+
+def test_operands_behind_one_that_is_left_out_are_named() -> None:
+    bound = torch.zeros(3, 1, 1)
+    lower, upper = (
+        text_of(program_of(Lambda(lambda m, x, side=side: torch.clamp(x, **{side: bound})), torch.randn(2, 3, 4, 4)))
+        for side in ("min", "max")
+    )
+    assert "clamp(inputs_0, max=" in upper
+    assert lower == upper.replace("max=", "")
+
+
+def test_calls_that_lie_in_no_module_have_none() -> None:
+    halves = Lambda(lambda m, x: m.conv(x)[:, :, : x.shape[0] // 2], conv=nn.Conv2d(3, 4, 1))
+    text = text_of(program_of(halves, torch.randn(4, 3, 8, 8)))
+    assert "= sym_size(inputs_0, dim=0) : SymInt\n" in text
+    assert "slice(%1, end=%2, dim=2)" in text
 
 
 def test_a_name_cannot_steer_the_terminal() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from reparam import passes
+from reparam.engines import formats
 from reparam.errors import MachineError, RuleError
 from reparam.utils import plugins
 
@@ -175,6 +177,31 @@ def module(name: str, **attributes: Any) -> ModuleType:
     made = ModuleType(name)
     vars(made).update(attributes)
     return made
+
+
+def test_two_passes_or_rules_of_one_name_are_told(brought: list[ModuleType]) -> None:
+    brought.append(module("outside.fold_padding", PASS=object, PHASE="fold"))
+    with pytest.raises(RuleError, match=r"called 'fold_padding': reparam.passes.fold_padding and outside.fold_padding"):
+        passes.all_passes()
+    rule = type("Rule", (), {"name": "fold-padding"})
+    brought[:] = [module("outside.mine", PASS=rule, PHASE="clean")]
+    with pytest.raises(RuleError, match=r"called 'fold-padding': reparam.passes.fold_padding and outside.mine"):
+        passes.all_passes()
+
+
+@pytest.mark.parametrize("kind", ["none", "twice"])
+def test_a_module_that_is_no_format_and_two_formats_of_one_name_are_told(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = module("outside.odd", **({} if kind == "none" else {"FORMAT": copy.copy(formats.find_format("onnx"))}))
+    monkeypatch.setattr(formats, "plugins", lambda group: (other,))
+    formats.all_formats.cache_clear()
+    told = {"none": "outside.odd is no format: it has to define FORMAT", "twice": "two formats are called 'onnx'"}
+    try:
+        with pytest.raises(MachineError, match=told[kind]):
+            formats.all_formats()
+    finally:
+        formats.all_formats.cache_clear()
 
 
 @pytest.mark.parametrize("attributes", [{"PASS": object}, {"PHASE": "fold"}, {"PASS": object, "PHASE": "never"}])

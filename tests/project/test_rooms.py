@@ -84,6 +84,12 @@ def test_no_file_is_too_long_to_be_read_at_once() -> None:
     assert not [f"{p.relative_to(ROOT)}" for p in files if len(p.read_text().splitlines()) > MOST_LINES]
 
 
+def test_the_first_line_of_an_error_is_taken_in_one_way() -> None:
+    """By `first_line`, which errors without a message do not break."""
+    own_way = re.compile(r"str\(e(?:rr|rror)?\)\.(?:splitlines\(\)|split\(\S*\))\[0\]")
+    assert not [module for module, path in sources() if own_way.search(path.read_text())]
+
+
 def test_imports_in_functions_are_of_what_is_slow_or_optional() -> None:
     """Rooms that import torch or an optional package may be imported late; the light ones may not."""
     light = ("utils", "errors", "options", "ir.refusal", "ir.scratchpad")
@@ -96,19 +102,33 @@ def test_imports_in_functions_are_of_what_is_slow_or_optional() -> None:
 
 
 def test_the_architecture_page_names_every_module_and_none_that_is_not_there() -> None:
+    """But for passes, architectures and formats, which are one file each: of those it names the folder."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     rows = "\n".join(row.split("|")[1] for row in text.splitlines() if row.startswith("| `"))
     named = re.findall(r"`([\w/]+\.py)`", rows)
     named += re.findall(r"^`(conversion\.py)` holds", text, re.MULTILINE)
-    there = {str(p.relative_to(LIBRARY)) for m, p in sources() if not m.startswith(("passes.", "models."))}
+    folders = ("passes.", "models.", "engines.formats.")
+    there = {str(p.relative_to(LIBRARY)) for m, p in sources() if not m.startswith(folders)}
     modules = {m for m in there if not m.endswith("__init__.py")}
     assert sorted(named) == sorted(modules), "each module once"
 
 
+def held_order() -> list[frozenset[str]]:
+    """The rooms from top to bottom, as the linter holds them."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    return [frozenset(re.split(r" [:|] ", layer)) - {"_version"} for layer in contract]
+
+
 def test_the_architecture_page_gives_the_order_that_the_linter_holds() -> None:
     page = re.search(r"^    (cli > [^\n]*\n        > [^\n]*)$", (ROOT / "docs" / "architecture.md").read_text(), re.M)
-    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
     assert page is not None
     written = [frozenset(re.split(r", ", layer)) for layer in " ".join(page[1].split()).split(" > ")]
-    held = [frozenset(re.split(r" [:|] ", layer)) - {"_version"} for layer in contract]
-    assert written == held
+    assert written == held_order()
+
+
+def test_the_table_of_rooms_in_contributing_lists_each_once_from_top_to_bottom() -> None:
+    table = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text().partition("## The rooms")[2], re.M)
+    written = [name for row in table for name in re.findall(r"`(\w+)`", row)]
+    level = {name: i for i, names in enumerate(held_order()) for name in names}
+    assert sorted(written) == sorted(level)
+    assert [level[name] for name in written] == sorted(level.values())

@@ -22,6 +22,7 @@ from support.toy_rules import (
     GOOD,
     LINEAR,
     MUL,
+    NEG,
     RELU,
     SIGMOID,
     TANH,
@@ -126,14 +127,40 @@ def test_a_size_that_nobody_knows_is_a_reason(monkeypatch: pytest.MonkeyPatch) -
     assert names(program) == before
 
 
-def test_a_call_that_nobody_needs_is_an_error() -> None:
-    def wasteful(program: Program, node: fx.Node) -> Rewrite:
-        program.clone(node, {})
-        return copied(program, node)
+def wasteful(program: Program, node: fx.Node) -> Rewrite:
+    program.clone(node, {})
+    return copied(program, node)
 
-    with verifying(False), pytest.raises(RuleError) as caught:
-        drive(chain(RELU), Toy(("relu_default",), wasteful))
-    assert str(caught.value) == "the rewrite made 'relu_default_1' and did not use it"
+
+def for_the_dying(program: Program, node: fx.Node) -> Rewrite:
+    """Replaces a call and its operand, which only that call reads, so that nobody will read the operand's stand-in."""
+    before = operand(node)
+    read, unread = program.clone(before, {}), program.clone(before, {})
+    return Rewrite({node: program.clone(node, {before: read}), before: unread}, "both")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (wasteful, "the rewrite made 'relu_default_1' and did not use it"),
+        (for_the_dying, "the rewrite made 'neg_default_2' and did not use it"),
+        (lambda program, node: Rewrite({}, "nothing"), "it replaces nothing"),
+        (lambda program, node: None, "it replaces nothing"),
+    ],
+    ids=["a call of its own", "a call for what goes", "an empty rewrite", "no rewrite"],
+)
+def test_a_rewrite_that_makes_what_nobody_reads_or_replaces_nothing_is_left_out(
+    change: Callable[[Program, fx.Node], Any], told: str
+) -> None:
+    program, other = chain(NEG, RELU), chain(NEG, RELU)
+    before = names(program)
+    with verifying(False):
+        remarks = drive(program, Toy(("relu_default",), change))
+    assert [(r.kind, r.message) for r in remarks] == [("missed", f"left out for a fault in this rewrite ({told})")]
+    with verifying(), pytest.raises(RuleError) as caught:
+        drive(other, Toy(("relu_default",), change))
+    assert str(caught.value) == told
+    assert names(program) == names(other) == before
 
 
 # ---- what is turned down -------------------------------------------------------------------------------------------

@@ -1,12 +1,16 @@
-"""Patterns: which trees of calls they match, and what is found in them."""
+"""Patterns: which trees of calls they match, and what is found in them. Passes: whether they keep to the contract."""
 
 from __future__ import annotations
 
+from typing import Any, get_args, get_type_hints
+
+import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam.ir import ADDS, CONVS, Program, aten, is_call
-from reparam.rewrite import ANY, Pattern, op
+from reparam.ir import ADDS, CONVS, Program, Refusal, aten, is_call
+from reparam.passes import all_passes
+from reparam.rewrite import ANY, Pattern, Rewrite, op
 from support.helpers import Lambda, program_of
 
 RELUS = frozenset({aten.relu.default})
@@ -57,3 +61,15 @@ def test_matches_of_one_tree_are_put_into_what_was_found_before() -> None:
     before = {"image": found.placeholders[0]}
     assert op(ADDS, name="sum").match(root, before) is before
     assert before == {"image": found.placeholders[0], "sum": root}
+
+
+@pytest.mark.parametrize("rule", [m.PASS for modules in all_passes().values() for m in modules], ids=lambda r: r.name)
+def test_what_a_check_of_a_pass_gives_is_what_its_rewrite_takes_or_a_refusal_or_nothing(rule: Any) -> None:
+    """`Rule` says so of its plans; as passes are found and not named, no type checker compares them with it."""
+    given = get_type_hints(rule.check)["return"]
+    plans = set(get_args(given) or (given,)) - {Refusal, type(None)}
+    taken = get_type_hints(rule.rewrite)
+    assert taken.pop("return") is Rewrite and taken.pop("program") is Program
+    (plan,) = taken.values()
+    assert plans in ({plan}, set(get_args(plan)))
+    assert set(get_type_hints(rule.check)) == {"program", "match", "return"}

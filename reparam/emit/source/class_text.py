@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from reparam._version import __version__
 from reparam.errors import InputError
 from reparam.ir import CPU, Program
-from reparam.utils import prefixes
+from reparam.utils import dtype_name, prefixes
 
 from .expressions import WIDTH, Expr, call_text, comment, docstring, fold, literal, path_text, plain_text, quoted
 from .naming import Declaration, Naming, chain_layout
@@ -63,7 +63,7 @@ def _header(note: str) -> list[str]:
 def _dtype_entries(used: set[torch.dtype]) -> Iterator[str]:
     for dtype in sorted(used, key=str):
         if dtype not in FILE_DTYPES:
-            raise InputError(f"a weight is {str(dtype).removeprefix('torch.')}, which a safetensors file cannot hold")
+            raise InputError(f"a weight is {dtype_name(dtype)}, which a safetensors file cannot hold")
         yield f'"{FILE_DTYPES[dtype]}": {dtype}'
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from reparam.ir import Program, keys_of
+from reparam.utils import dtype_name
 
 from .expressions import Expr, Ref, is_name, literal, tuple_text
 
@@ -194,7 +195,7 @@ def shape_text(program: Program) -> str:
             str(s) if isinstance(s, int) else _letter(letters, s, axis, len(spec.shape))
             for axis, s in enumerate(spec.shape)
         ]
-        texts.append(f"{spec.name} {tuple_text(sizes) if sizes else '()'} {str(spec.dtype).removeprefix('torch.')}")
+        texts.append(f"{spec.name} {tuple_text(sizes) if sizes else '()'} {dtype_name(spec.dtype)}")
     return ", ".join(texts)
 
 

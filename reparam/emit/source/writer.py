@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reparam.errors import InputError, MachineError
 from reparam.ir import Program
-from reparam.utils import SOURCE_FILES, refuse_existing, together, writing
+from reparam.utils import SOURCE_FILES, dtype_name, refuse_existing, together, writing
 
 from .class_text import source_text
 from .expressions import is_name
@@ -58,7 +58,7 @@ def state_dict(program: Program, naming: Naming) -> dict[str, Tensor]:
         constant = program.constants[key]
         value = constant.value.detach().to(device="cpu", dtype=constant.dtype)
         if constant.folded and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"weight '{constant.origin}' does not fit {str(constant.dtype).removeprefix('torch.')}")
+            raise InputError(f"weight '{constant.origin}' does not fit {dtype_name(constant.dtype)}")
         value = value.contiguous()
         whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
         tensors[name] = value if whole else value.clone()

@@ -13,16 +13,22 @@ import pkgutil
 from pathlib import Path
 
 from reparam.engines.format import Format
-from reparam.errors import InputError
+from reparam.errors import InputError, MachineError
 from reparam.utils import opened, plugins
 
 
 @functools.cache
 def all_formats() -> dict[str, Format]:
-    """Every format by its name."""
-    modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
-    found = [m.FORMAT for m in (*modules, *plugins("reparam.formats"))]
-    return {f.name: f for f in found}
+    """Every format by its name. Raises MachineError for a module without FORMAT, and for two formats of one name."""
+    here = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+    found: dict[str, Format] = {}
+    for module in (*here, *plugins("reparam.formats")):
+        made = getattr(module, "FORMAT", None)
+        if not isinstance(made, Format):
+            raise MachineError(f"{module.__name__} is no format: it has to define FORMAT, an instance of a Format")
+        if found.setdefault(made.name, made) is not made:
+            raise MachineError(f"two formats are called '{made.name}'; one of them is in {module.__name__}")
+    return found
 
 
 def find_format(name: str) -> Format:

@@ -14,13 +14,12 @@ from collections.abc import Container, Mapping
 import onnx_ir as ir
 
 from reparam.engines.ports import names_of_outputs
-from reparam.ir import Program
+from reparam.ir import NOWHERE, Program
 from reparam.utils import name_complaint
 
 from .values import Dims, has_branches, sizes_of
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note on a node: the modules that it lies in, and the call
-NOWHERE = "_empty_nn_module_stack_from_metadata_hook"  # what it says of a node that lies in no module
 
 
 def name_nodes(graph: ir.Graph) -> None:
