@@ -9,33 +9,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import json
 import os
 import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import torch
-from common import MISSING, Subject, quiet, say, short, subject, table
-from torch import Tensor, nn
+from common import MISSING, say, short, table
+from gpu_group import CAPTURED, DTYPES, FORMS, RUNTIMES, Group, as_json, begin
 
-from reparam.conversion import convert
-from reparam.engines import Runnable
-from reparam.engines.formats import find_format
-from reparam.errors import ReparamError
-from reparam.loading import LoadedModel
-from reparam.measure import Where, time_models
-from reparam.measure.runtimes import CompiledModel, in_runtime
-from reparam.measure.timing import call_of
 from reparam.utils import write_atomically
 
 MODELS = (
@@ -51,13 +41,7 @@ MODELS = (
 QUICK_MODELS = ("torchvision/resnet18",)
 BATCHES, QUICK_BATCHES = (1, 16, 64, 128), (1,)
 ROUNDS, QUICK_ROUNDS = 20, 3
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FORMS = ("original", "fused", "plain")
-RUNTIMES = ("torch", "compile", "aoti")
-CAPTURED = ("torch", "compile")  # what is timed as CUDA graphs too
-AOTI = find_format("aoti")
 SLICE = 1800.0  # seconds that the preparation of a group may take, where no end is set
-SCRIPT = str(Path(__file__).resolve())
 
 TEXT = """\
 ## On a GPU
@@ -70,160 +54,6 @@ events on the device. Medians of {rounds} interleaved rounds.
 """
 
 
-# ---- one group, in a process of its own ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Group:
-    """One network in one precision, and how it is timed.
-
-    graphs: whether as CUDA graphs too. patience: seconds after which packages that are not there are left out.
-    """
-
-    arch: str
-    precision: str
-    batches: tuple[int, ...]
-    rounds: int
-    runtimes: tuple[str, ...]
-    device: str
-    graphs: bool
-    patience: float | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{short(self.arch)} {self.precision}"
-
-
-class Kept(nn.Module):
-    """A network that is on its device and is not copied for each timing, so that it stays compiled."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Tensor) -> Any:
-        return self.module(*args)
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
-
-
-def converted(network: Subject, form: str, precision: str) -> LoadedModel:
-    """The network in one of its forms, folded before it is cast."""
-    dtype = DTYPES[precision]
-    if form == "original":
-        module = copy.deepcopy(network.module).to(dtype)
-    else:
-        module = convert(network.module, *network.inputs(2), to=form, dtype=dtype).module
-    laid: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a stub lacks it
-    return LoadedModel(laid, input_shapes=network.shapes)
-
-
-def package(group: Group, form: str, path: Path) -> int:
-    """In a process of its own: writes an AOTInductor package of one form, `path` with the format's suffix."""
-    with quiet():
-        model = converted(subject(group.arch), form, group.precision)
-        try:
-            in_runtime("aoti", form, model, model.input_shapes, path, device=group.device, seed=0)
-        except ReparamError as error:
-            say(f"{group.name}, {form}: aoti: {error}")
-            return 1
-    return 0
-
-
-def prepared(group: Group, folder: Path) -> dict[str, LoadedModel | Runnable]:
-    """Every form in every runtime that takes it, tried at every batch. Packages are built beside, each in a process."""
-    forms = FORMS if "aoti" in group.runtimes else ()
-    building = {f: _start("--package", _as_json(group), f, str(folder / f), stdout=subprocess.DEVNULL) for f in forms}
-    start = time.monotonic()
-    network = subject(group.arch)
-    found: dict[str, LoadedModel | Runnable] = {}
-
-    def take(name: str, model: LoadedModel | Runnable) -> None:
-        try:
-            for batch in group.batches:
-                call_of(name, model, network.shapes, batch, 0, group.device)
-            found[name] = model
-        except Exception as error:
-            say(f"{group.name}, {name}: {type(error).__name__}: {error}")
-
-    for form in FORMS:
-        placed = converted(network, form, group.precision).module.to(torch.device(group.device))
-        compiled: Any = torch.compile(placed, dynamic=False)
-        if "torch" in group.runtimes:
-            take(f"{form}: torch", LoadedModel(Kept(placed), input_shapes=network.shapes))
-        if "compile" in group.runtimes:
-            take(f"{form}: compile", CompiledModel(Kept(compiled), input_shapes=network.shapes))
-    for form, process in building.items():
-        why = _failure(process, None if group.patience is None else start + group.patience - time.monotonic())
-        if why:
-            say(f"{group.name}, {form}: aoti: no package: {why}")
-        else:
-            take(f"{form}: aoti", AOTI.load(folder / f"{form}{AOTI.suffix}"))
-    names = [f"{f}: {r}" for f in FORMS for r in group.runtimes]
-    if names[0] not in found:
-        raise RuntimeError(f"{names[0]} fails, which the others are compared with")
-    return {n: found[n] for n in names if n in found}
-
-
-def _failure(process: subprocess.Popen[str], seconds: float | None) -> str:
-    """Waits for the process, and ends it when it takes longer. Returns "" for one that went well."""
-    try:
-        status = process.wait(None if seconds is None else max(seconds, 0.1))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return "it took too long"
-    return f"exit status {status}" if status else ""
-
-
-def timed(group: Group, models: dict[str, LoadedModel | Runnable], batch: int, *, graphs: bool) -> list[dict[str, Any]]:
-    """The figures of every model at one batch. What cannot be captured leaves no figures at all."""
-    where = Where((), group.device, cuda_graphs=graphs)
-    return [asdict(r) for r in time_models(models, batches=(batch,), rounds=group.rounds, where=where).rows]
-
-
-def work(group: Group) -> None:
-    """In a worker: prepares the group, says so, waits for a line, and prints a JSON object for each row."""
-    answers = sys.stdout
-
-    def answer(**values: Any) -> None:
-        print(json.dumps(values), file=answers, flush=True)
-
-    with quiet(), tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        models = prepared(group, Path(folder))
-        say(f"{group.name}: prepared in {time.perf_counter() - start:.0f} s")
-        answer(ready=True)
-        if not sys.stdin.readline():
-            return
-        captured = {n: m for n, m in models.items() if n.partition(": ")[2] in CAPTURED}
-        for graphs in (False, True) if group.graphs else (False,):
-            for batch in group.batches:
-                try:
-                    figures = timed(group, captured if graphs else models, batch, graphs=graphs)
-                except Exception as error:
-                    answer(error=f"batch {batch}{', graphs' if graphs else ''}: {type(error).__name__}: {error}")
-                    continue
-                answer(batch=batch, graphs=graphs, figures=figures)
-
-
-# ---- all groups ------------------------------------------------------------------------------------------------------
-
-
-def _as_json(group: Group) -> str:
-    return json.dumps(asdict(group))
-
-
-def _from_json(text: str) -> Group:
-    values = json.loads(text)
-    return Group(**values | {k: tuple(values[k]) for k in ("batches", "runtimes")})
-
-
-def _start(*words: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, SCRIPT, *words], text=True, **options)
-
-
 class Worker:
     """The process of a group. Its answers are read as they come."""
 
@@ -232,7 +62,7 @@ class Worker:
         environment = {n: str(threads) for n in names if threads} | dict(os.environ)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.group = group
-        self.process = _start("--worker", _as_json(group), env=environment, start_new_session=True, **pipes)
+        self.process = begin("--worker", as_json(group), env=environment, start_new_session=True, **pipes)
         self.answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         assert self.process.stdout is not None
         threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
@@ -407,14 +237,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="groups that are prepared at once; default: 1")
     parser.add_argument("--minutes", type=float, help="no group is begun after them; default: no end")
     parser.add_argument("--out", type=Path, help="written anew after each row; all figures beside it as .jsonl")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--package", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        work(_from_json(args.worker))
-        return 0
-    if args.package:
-        return package(_from_json(args.package[0]), args.package[1], Path(args.package[2]))
     if args.device == "cuda" and not torch.cuda.is_available():
         print("## On a GPU\n\nThere was no CUDA device here. [gpu.md](gpu.md) holds what `gpu.py` measured on one.\n")
         return 0
