@@ -151,7 +151,7 @@ Debug = Annotated[
     bool,
     typer.Option(
         "--debug",
-        help="Show the traceback of an error, all warnings and the log; check the graph after every rewrite.",
+        help="Show the traceback of an error, all warnings and the log; check the graph after each rewrite.",
     ),
 ]
 

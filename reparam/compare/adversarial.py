@@ -26,6 +26,7 @@ from reparam.ir import (
     evaluate,
     give_back,
     is_call,
+    is_floating,
     op_name,
     shape_of,
 )
@@ -115,7 +116,7 @@ def _scaled(program: Program, point: Feed, scale: float) -> Feed:
     """The random input `scale` times as large; one with bounds goes to its corners instead, last to all ends alike."""
     moved: Feed = []
     for value, (low, high) in zip(point, _bounds(program), strict=True):
-        if not _is_floating(value) or scale == 1.0:
+        if not is_floating(value) or scale == 1.0:
             moved.append(value)
         elif math.isinf(low) or math.isinf(high):
             moved.append((value * scale).clamp(low, high))
@@ -131,12 +132,8 @@ def _bounds(program: Program) -> list[tuple[float, float]]:
     return [specs.get(str(n.target), (-math.inf, math.inf)) for n in program.placeholders]
 
 
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
 def _floats(values: Sequence[Any]) -> list[Tensor]:
-    return [v for v in values if _is_floating(v)]
+    return [v for v in values if is_floating(v)]
 
 
 def gap(a: Program, b: Program, point: Feed) -> float:
@@ -168,7 +165,7 @@ def _climb(a: Program, b: Program, point: Feed, objective: Objective, steps: int
     objective: gives the terms whose sum is the height, and the difference. Ends early where there is no way up.
     """
     for _ in range(steps):
-        leaves = [p.detach().requires_grad_(True) if _is_floating(p) else p for p in point]
+        leaves = [p.detach().requires_grad_(True) if is_floating(p) else p for p in point]
         terms, difference = objective(a, b, leaves)
         yield difference, [p.detach() if isinstance(p, Tensor) else p for p in leaves]
         height = torch.stack(terms).sum() if terms else torch.zeros(())
@@ -182,7 +179,7 @@ def _uphill(program: Program, leaves: Feed, height: Tensor) -> Feed:
     grads = iter(torch.autograd.grad(height, _floats(leaves), allow_unused=True))
     moved: Feed = []
     for p, (low, high) in zip(leaves, _bounds(program), strict=True):
-        if not _is_floating(p):
+        if not is_floating(p):
             moved.append(p)
             continue
         grad, x = next(grads), p.detach()
@@ -211,7 +208,7 @@ def _raised(sign: float, a: Program, b: Program, leaves: Feed) -> tuple[list[Ten
     terms: list[Tensor] = []
 
     def observe(node: fx.Node, value: Any) -> None:
-        if _is_floating(value) and value.numel() and any(is_call(u, _BENT) for u in node.users):
+        if is_floating(value) and value.numel() and any(is_call(u, _BENT) for u in node.users):
             terms.append((sign * value).amax() / (value.detach().square().mean().sqrt() + 1e-30))
 
     truth, other = (_floats(evaluate(p, leaves, gradients=True, observe=observe)) for p in (a, b))
@@ -253,7 +250,7 @@ def _signatures(program: Program, point: Feed) -> list[tuple[str, int, Tensor]]:
     found: list[tuple[str, int, Tensor]] = []
 
     def observe(node: fx.Node, value: Any) -> None:
-        if _is_floating(value) and value.numel() and node.meta["data"]:
+        if is_floating(value) and value.numel() and node.meta["data"]:
             found.append((node.name, value.numel(), _project(value)))
 
     evaluate(program, point, observe=observe)

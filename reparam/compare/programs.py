@@ -26,6 +26,7 @@ from reparam.ir import (
     evaluate,
     evaluate_where_it_runs,
     feed,
+    is_floating,
     typed,
 )
 from reparam.loading import LoadedModel
@@ -118,7 +119,7 @@ class _Comparison:
         """Random inputs in the coarser dtype's numbers: `batch` of them where the batch is free."""
         sizes = self.sizes | dict.fromkeys(self.batch, batch)
         values = feed(self.a, sizes, self.generator, self.small if small else None)
-        return [v.to(self.dtype).to(v.dtype) if _is_floating(v) else v for v in values]
+        return [v.to(self.dtype).to(v.dtype) if is_floating(v) else v for v in values]
 
     def feeds(self, trials: int) -> list[Feed]:
         """One input of the traced size, then the rest at a smaller odd size if both models run there."""
@@ -154,7 +155,7 @@ class _Comparison:
             own_a, own_b = _own(self.a, values, self.dtype), _own(self.b, values, None)
         except RuntimeError as e:
             raise InputError(f"this machine cannot run the models in {dtype_name(self.dtype)}: {e}") from e
-        rows = [r for r in zip(truth, other, own_a, own_b, strict=True) if _is_floating(r[0])]
+        rows = [r for r in zip(truth, other, own_a, own_b, strict=True) if is_floating(r[0])]
         self.sums = self.sums or [ErrorSums() for _ in rows]
         for s, (t, o, p, q) in zip(self.sums, rows, strict=True):
             s.add(t, o, p.double(), q.double())
@@ -187,10 +188,6 @@ def common_sizes(a: Sequence[InputSpec], b: Sequence[InputSpec]) -> tuple[dict[s
 def _unlike(p: InputSpec, q: InputSpec) -> str:
     shown = [f"{list(s.shape)} ({dtype_name(s.dtype)})" for s in (p, q)]
     return f"the models' input '{p.name}' is {shown[0]} in one and {shown[1]} in the other"
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _problem(t: Any, o: Any) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from reparam.check import Round, not_finite_in
 from reparam.errors import InputError
-from reparam.ir import Constant, Program, Scratchpad, evaluate, module_of, typed
+from reparam.ir import Constant, Program, Scratchpad, evaluate, is_floating, module_of, typed
 from reparam.utils import dtype_name, is_plain_path, plain_path, prefixes
 
 
@@ -109,11 +109,6 @@ def overflow_told(original: Program, rounds: Sequence[Round], dtype: torch.dtype
         own = dtype or original.dtype
         for r in rounds:
             values = evaluate(original, typed(original, r.values, dtype), dtype)
-            if not all(bool(torch.isfinite(v).all()) for v in values if _is_floating(v)):
+            if not all(bool(torch.isfinite(v).all()) for v in values if is_floating(v)):
                 raise not_finite_in(dtype_name(own)) from None
         raise
-
-
-def _is_floating(value: Any) -> bool:
-    """Whether a value is a tensor of floating numbers."""
-    return isinstance(value, torch.Tensor) and value.is_floating_point()

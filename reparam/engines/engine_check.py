@@ -25,6 +25,7 @@ from reparam.ir import (
     evaluate_where_it_runs,
     feed,
     filled,
+    is_floating,
     shape_of,
     tensors_of,
     typed,
@@ -287,7 +288,7 @@ def _shapes(values: Sequence[Any]) -> str:
 
 def floats(values: Sequence[Any]) -> list[Tensor]:
     """The floating tensors among outputs, on the CPU."""
-    return [v.detach().cpu() for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+    return [v.detach().cpu() for v in values if is_floating(v)]
 
 
 def run_engine(engine: Runnable, program: Program, values: Feed) -> EngineOutputs:

@@ -56,7 +56,7 @@ from .interpreter import (
     weight_value,
 )
 from .jumps import describe_jumps, jumps
-from .kinds import category, is_uninitialised, odd_kind, refuse_odd_tensors, stored_once
+from .kinds import category, is_floating, is_uninitialised, odd_kind, refuse_odd_tensors, stored_once
 from .mapped import Room, give_back, make_room
 from .program import (
     FOLD_DTYPE,
@@ -149,6 +149,7 @@ __all__ = [
     "is_call",
     "is_chain",
     "is_float",
+    "is_floating",
     "is_inplace",
     "is_tensor",
     "is_uninitialised",

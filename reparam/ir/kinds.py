@@ -26,6 +26,11 @@ _LAYOUTS = {
 }
 
 
+def is_floating(value: Any) -> bool:
+    """Whether a value is a tensor of real floating numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def odd_kind(value: Any) -> str:
     """What a value is that no network computes with: "a sparse tensor", "a str"; "" for an ordinary tensor."""
     if not isinstance(value, Tensor):

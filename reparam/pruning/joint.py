@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reparam.algebra import Layer
-from reparam.ir import call_node, evaluate, last_uses, weight_value
+from reparam.ir import call_node, evaluate, is_floating, last_uses, weight_value
 from reparam.utils import first_line, is_out_of_memory
 
 from .equations import Equations, as_rows, columns_of, from_rows
@@ -325,7 +325,7 @@ def _block(part: _Part, squares: Tensor) -> tuple[Tensor, Tensor]:
 
 def _floating(outputs: Any) -> list[Tensor]:
     flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-    return [o for o in flat if isinstance(o, Tensor) and o.is_floating_point()]
+    return [o for o in flat if is_floating(o)]
 
 
 def _dot(a: Vector, b: Vector) -> float:

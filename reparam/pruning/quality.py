@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reparam.data import Deck
 from reparam.errors import InputError, NotEquivalentError
-from reparam.ir import Program, evaluate
+from reparam.ir import Program, evaluate, is_floating
 
 from .frontier import Frontier
 from .running import DTYPE, feed_of
@@ -105,7 +105,7 @@ class Judge:
 
 def _outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     found = evaluate(program, feed_of(program, inputs), DTYPE)
-    return [o for o in found if isinstance(o, Tensor) and o.is_floating_point()]
+    return [o for o in found if is_floating(o)]
 
 
 def is_scores(outputs: Sequence[Tensor]) -> bool:

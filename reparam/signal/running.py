@@ -26,6 +26,7 @@ from reparam.ir import (
     feed,
     filled,
     is_call,
+    is_floating,
     last_uses,
     place_of,
     tensors_of,
@@ -133,8 +134,8 @@ def _run(
                 break
             if node.op == "placeholder":
                 value = next(feed)
-                value = value.to(torch.float64) if _floats(value) else value
-                value = value.detach().requires_grad_() if tracked and _floats(value) else value
+                value = value.to(torch.float64) if is_floating(value) else value
+                value = value.detach().requires_grad_() if tracked and is_floating(value) else value
                 leaves.append(value)
             elif node.op == "get_attr":
                 value = weight_value(program, node, torch.float64)
@@ -143,7 +144,7 @@ def _run(
             else:
                 value = _call(node, env, training)
                 _refuse_broken(node, value)
-                if tracked and node in keep and _floats(value) and not value.requires_grad:
+                if tracked and node in keep and is_floating(value) and not value.requires_grad:
                     value = value.requires_grad_()  # behind a table, whose indices have no gradient
                 if observe is not None:
                     observe(node, value)
@@ -159,15 +160,11 @@ def _run(
 
 def _refuse_broken(node: fx.Node, value: Any) -> None:
     """Raises InputError for a layer or a norm whose result is not finite; masks may hold infinities."""
-    if is_call(node, WEIGHTED | NORMS | PRODUCTS) and _floats(value) and not bool(torch.isfinite(value).all()):
+    if is_call(node, WEIGHTED | NORMS | PRODUCTS) and is_floating(value) and not bool(torch.isfinite(value).all()):
         raise InputError(
             f"what '{place_of(node)}' gives on these inputs is not finite, in float64 too; the weights are too large, "
             "or a value in front of it is not defined"
         )
-
-
-def _floats(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _call(node: fx.Node, env: Mapping[fx.Node, Any], training: bool) -> Any:
