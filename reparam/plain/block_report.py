@@ -11,7 +11,7 @@ from torch import fx
 
 from reparam.ir import Interval, Program, batch_one, module_of, node_macs, op_name, ranges_of
 
-from .linear_form import Value
+from .linear_form import RegisterValue
 from .lowering import PlainChain
 from .partial_sums import Split
 from .span import carries_data
@@ -115,10 +115,10 @@ def _called(node: fx.Node) -> str:
     return f"{op_name(node)} at '{node.meta['module']}'"
 
 
-def _ways(chain: PlainChain) -> dict[Value, tuple[str, ...]]:
+def _ways(chain: PlainChain) -> dict[RegisterValue, tuple[str, ...]]:
     """For each value that passes an activation which is not its own: how it does so."""
     values = chain.span_values.values
-    found: dict[Value, dict[str, None]] = {}
+    found: dict[RegisterValue, dict[str, None]] = {}
     for stage in chain.schedule.stages:
         if stage.joint.family == "linear":
             continue

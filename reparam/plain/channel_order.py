@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .linear_form import Value
+from .linear_form import RegisterValue
 from .stage import Stage
 
 Labels = list[np.ndarray]
 
 
-def natural(values: Sequence[Value]) -> dict[Value, int]:
+def natural(values: Sequence[RegisterValue]) -> dict[RegisterValue, int]:
     """Where each value's channels start when a register holds its values one after the other."""
     starts, at = {}, 0
     for v in values:
@@ -22,7 +22,7 @@ def natural(values: Sequence[Value]) -> dict[Value, int]:
     return starts
 
 
-def width(values: Sequence[Value]) -> int:
+def width(values: Sequence[RegisterValue]) -> int:
     """The channels of a register in natural order."""
     return sum(v.channels for v in values)
 

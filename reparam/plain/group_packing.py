@@ -40,7 +40,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Packing:
     """Every layer's groups and every register's slots (natural channel or -1), with what it all costs."""
 
     macs: int
@@ -65,7 +65,7 @@ class Packer:
         """Multiply-accumulates of the cheapest layout."""
         return float(self._path(schedule).macs)
 
-    def lay(self, schedule: Schedule) -> Layout:
+    def lay(self, schedule: Schedule) -> Packing:
         """The cheapest layout."""
         stages = schedule.stages
         return _trace(self._path(schedule), stages)
@@ -189,7 +189,7 @@ def _keeps_order(stage: Stage) -> bool:
     return stage.kind in ("pool", "gate")
 
 
-def _trace(path: _Path, stages: Sequence[Stage]) -> Layout:
+def _trace(path: _Path, stages: Sequence[Stage]) -> Packing:
     naturals = [width(s.before) for s in stages] + [width(stages[-1].after)]
     orders: list[np.ndarray | None] = [None] * len(naturals)
     groups = [1] * len(stages)
@@ -206,7 +206,7 @@ def _trace(path: _Path, stages: Sequence[Stage]) -> Layout:
     for i in reversed(keeping):
         orders[i] = orders[i + 1] if orders[i] is None else orders[i]
     known = (np.arange(n) if order is None else order for n, order in zip(naturals, orders, strict=True))
-    return Layout(macs, tuple(groups), tuple(known))
+    return Packing(macs, tuple(groups), tuple(known))
 
 
 def _components(run: Sequence[Stage]) -> Labels:

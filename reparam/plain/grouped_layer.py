@@ -18,7 +18,7 @@ from reparam.algebra import fit
 from reparam.ir import FOLD_DTYPE
 
 from .channel_order import natural, width
-from .linear_form import Map, Value, numbers_of, shift_vector
+from .linear_form import Map, RegisterValue, numbers_of, shift_vector
 from .stage import Stage
 
 PAD = -1
@@ -168,7 +168,7 @@ def rearranged(order: np.ndarray, wanted: np.ndarray) -> np.ndarray | None:
     return places
 
 
-def values_at(register: Sequence[Value], order: np.ndarray) -> dict[Value, Tensor]:
+def values_at(register: Sequence[RegisterValue], order: np.ndarray) -> dict[RegisterValue, Tensor]:
     """For each value of a register where its channels stand in `order`."""
     starts = natural(register)
     first = np.zeros(width(register) + 1, dtype=np.int64)

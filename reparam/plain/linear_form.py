@@ -70,7 +70,7 @@ ValueKind = Literal["input", "layer", "pool", "gate"]
 
 
 @dataclass(eq=False)
-class Value:
+class RegisterValue:
     """A tensor that a register may hold.
 
     kind: the region's input, the result of a layer (form and activation), a pooled or a gated value.
@@ -86,26 +86,26 @@ class Value:
     positions: int
     low: float = -math.inf
     optional: bool = False
-    form: Form | None = None
+    form: LinearForm | None = None
     act: Activation = LINEAR
     body: tuple[fx.Node, ...] = ()
     gate_width: int = 0
 
     @property
-    def operands(self) -> tuple[Value, ...]:
+    def operands(self) -> tuple[RegisterValue, ...]:
         return tuple(dict.fromkeys(v for v, _ in self.form.maps)) if self.form is not None else ()
 
 
 @dataclass(frozen=True)
-class Form:
+class LinearForm:
     """sum of maps of values, plus shifts; `channels` in all."""
 
     channels: int
-    maps: tuple[tuple[Value, Map], ...]
+    maps: tuple[tuple[RegisterValue, Map], ...]
     shifts: tuple[Shift, ...] = ()
 
     @property
-    def bare(self) -> Value | None:
+    def bare(self) -> RegisterValue | None:
         """The value that this form is, unchanged and whole; None when it is anything else."""
         if len(self.maps) != 1 or self.shifts:
             return None
@@ -126,11 +126,11 @@ def numbers_of(m: Map) -> Tensor:
     return m.numbers()
 
 
-def reference(value: Value) -> Form:
+def reference(value: RegisterValue) -> LinearForm:
     """The form that is `value` itself."""
     c = value.channels
     window = identity_window(len(value.space))
-    return Form(c, ((value, Map(window, c, 0, c, 0, c, unit)),))
+    return LinearForm(c, ((value, Map(window, c, 0, c, 0, c, unit)),))
 
 
 def diagonal_map(channels: int, ndim: int, scale: Tensor) -> Map:
@@ -142,26 +142,26 @@ def diagonal_map(channels: int, ndim: int, scale: Tensor) -> Map:
 # ---- editing ---------------------------------------------------------------------------------------------------------
 
 
-def add_forms(a: Form, b: Form) -> Form:
+def add_forms(a: LinearForm, b: LinearForm) -> LinearForm:
     """The sum of two forms of equal width."""
-    return Form(a.channels, a.maps + b.maps, a.shifts + b.shifts)
+    return LinearForm(a.channels, a.maps + b.maps, a.shifts + b.shifts)
 
 
-def cat_forms(forms: Sequence[Form]) -> Form:
+def cat_forms(forms: Sequence[LinearForm]) -> LinearForm:
     """The concatenation along the channels."""
-    maps: list[tuple[Value, Map]] = []
+    maps: list[tuple[RegisterValue, Map]] = []
     shifts: list[Shift] = []
     offset = 0
     for form in forms:
         maps += [(v, replace(m, rows=m.rows + offset)) for v, m in form.maps]
         shifts += [replace(s, rows=s.rows + offset) for s in form.shifts]
         offset += form.channels
-    return Form(offset, tuple(maps), tuple(shifts))
+    return LinearForm(offset, tuple(maps), tuple(shifts))
 
 
-def slice_form(form: Form, start: int, count: int) -> Form:
+def slice_form(form: LinearForm, start: int, count: int) -> LinearForm:
     """Channels [start, start + count)."""
-    maps: list[tuple[Value, Map]] = []
+    maps: list[tuple[RegisterValue, Map]] = []
     shifts: list[Shift] = []
     for value, m in form.maps:
         cut = narrow_rows(m, start, count)
@@ -172,15 +172,15 @@ def slice_form(form: Form, start: int, count: int) -> Form:
         if low < high:
             maps_from = low - s.rows
             shifts.append(Shift(low - start, high - low, _part(s.numbers, maps_from, high - low)))
-    return Form(count, tuple(maps), tuple(shifts))
+    return LinearForm(count, tuple(maps), tuple(shifts))
 
 
-def scale_form(form: Form, scale: Tensor | None, shift: Tensor | None, ndim: int) -> Form:
+def scale_form(form: LinearForm, scale: Tensor | None, shift: Tensor | None, ndim: int) -> LinearForm:
     """scale*form + shift, both (C,) or (1,)."""
     c = form.channels
     if scale is not None:
         scaled = apply_map(diagonal_map(c, ndim, scale.reshape(-1).expand(c)), form)
-        assert isinstance(scaled, Form)
+        assert isinstance(scaled, LinearForm)
         form = scaled
     if shift is not None and bool((shift != 0).any()):
         values = shift.reshape(-1).expand(c).to(FOLD_DTYPE)
@@ -229,9 +229,9 @@ def _dense(m: Map) -> Tensor:
     return expand_groups(numbers_of(m), m.groups, 1)
 
 
-def apply_map(outer: Map, form: Form) -> Form | Refusal:
+def apply_map(outer: Map, form: LinearForm) -> LinearForm | Refusal:
     """outer(form) as a form, or why it is not exact at the border."""
-    maps: list[tuple[Value, Map]] = []
+    maps: list[tuple[RegisterValue, Map]] = []
     for value, inner in form.maps:
         made = _compose_maps(outer, inner)
         if isinstance(made, Refusal):
@@ -246,7 +246,7 @@ def apply_map(outer: Map, form: Form) -> Form | Refusal:
         if is_padded(outer.window):
             return Refusal("a shift would meet the zero padding that follows, which is wrong on the border")
         shifts.append(_shifted(part, s))
-    return Form(outer.rows + outer.n_out, tuple(maps), tuple(shifts))
+    return LinearForm(outer.rows + outer.n_out, tuple(maps), tuple(shifts))
 
 
 def _shifted(part: Map, s: Shift) -> Shift:
@@ -285,7 +285,7 @@ def _compose_maps(outer: Map, inner: Map) -> Map | Refusal | None:
     return Map(joint, groups, b.rows, b.n_out, a.cols, a.n_in, numbers)
 
 
-def shift_vector(form: Form) -> Tensor | None:
+def shift_vector(form: LinearForm) -> Tensor | None:
     """The form's shift as one (C,) vector, None when there is none."""
     if not form.shifts:
         return None

@@ -13,7 +13,7 @@ from reparam.ir import WEIGHTED, Program, aten, is_call, module_of, place_of
 
 from .activation import emit_activation
 from .channel_order import width
-from .group_packing import Layout
+from .group_packing import Packing
 from .grouped_layer import GroupedLayer, placed, rearranged, shifts_of, sums_weight, values_at, weight_of
 from .partial_sums import Split
 from .register_value import SpanValues
@@ -33,7 +33,7 @@ class PlainChain:
 
     span_values: SpanValues
     schedule: Schedule
-    layout: Layout | Split
+    layout: Packing | Split
     seconds: tuple[tuple[str, float], ...] = ()
 
 

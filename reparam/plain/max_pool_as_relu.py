@@ -20,7 +20,7 @@ from reparam.algebra import Window
 from reparam.ir import arguments, pair, static_shape
 
 from .activation import Activation
-from .linear_form import Form, Map, Value, add_forms, apply_map, reference, scale_form, unit
+from .linear_form import LinearForm, Map, RegisterValue, add_forms, apply_map, reference, scale_form, unit
 from .register_value import Refused, ValueBuilder
 
 _RELU = Activation("slopes", "relu", None, slope=0.0, low=0.0)
@@ -36,13 +36,13 @@ class _Pool:
         return 2 * self.padding[axis] - self.kernel[axis]
 
 
-def spell_max_pool(holder: ValueBuilder, node: fx.Node, x: Value) -> Form:
+def spell_max_pool(holder: ValueBuilder, node: fx.Node, x: RegisterValue) -> LinearForm:
     """The max-pool `node` of `x` as a form over new ReLU values. Raises Refused where padding would be seen."""
     pool = _read(holder, node, x)
     steps = [(axis, t) for axis, k in enumerate(pool.kernel) for t in range(k) if t != pool.padding[axis]]
     total = reference(x)
     base = x
-    done: list[Form] = []
+    done: list[LinearForm] = []
     for i, (axis, tap) in enumerate(steps):
         if i and axis != steps[i - 1][0]:  # the next axis starts from the largest of the axis before
             base = holder.new(node, "layer", total, optional=True, low=x.low)
@@ -60,7 +60,7 @@ def spell_max_pool(holder: ValueBuilder, node: fx.Node, x: Value) -> Form:
     return total
 
 
-def _read(holder: ValueBuilder, node: fx.Node, x: Value) -> _Pool:
+def _read(holder: ValueBuilder, node: fx.Node, x: RegisterValue) -> _Pool:
     args = arguments(node)
     n = holder.ndim
     kernel = pair(args["kernel_size"], n)
@@ -88,19 +88,19 @@ def _window(pool: _Pool, axis: int, offset: int, *, strided: bool) -> Window:
     return Window(pool.stride, one, one, first, tuple(pool.slack(a) for a in range(n)))
 
 
-def _tap(base: Value, pool: _Pool, axis: int, offset: int, *, strided: bool) -> Form:
+def _tap(base: RegisterValue, pool: _Pool, axis: int, offset: int, *, strided: bool) -> LinearForm:
     c = base.channels
     window = _window(pool, axis, offset, strided=strided)
-    return Form(c, ((base, Map(window, c, 0, c, 0, c, unit)),))
+    return LinearForm(c, ((base, Map(window, c, 0, c, 0, c, unit)),))
 
 
-def _decimated(holder: ValueBuilder, node: fx.Node, form: Form, pool: _Pool, x: Value) -> Form:
+def _decimated(holder: ValueBuilder, node: fx.Node, form: LinearForm, pool: _Pool, x: RegisterValue) -> LinearForm:
     """The form at the positions that the pool keeps, as a value that a register may hold."""
     c = form.channels
     made = apply_map(Map(_window(pool, 0, 0, strided=True), c, 0, c, 0, c, unit), form)
-    assert isinstance(made, Form)
+    assert isinstance(made, LinearForm)
     return reference(holder.new(node, "layer", made, optional=True, low=x.low))
 
 
-def _negated(form: Form, x: Value) -> Form:
+def _negated(form: LinearForm, x: RegisterValue) -> LinearForm:
     return scale_form(form, torch.tensor([-1.0], dtype=torch.float64), None, len(x.space))

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .channel_order import natural, width
-from .group_packing import Layout, Packer, stage_macs
+from .group_packing import Packer, Packing, stage_macs
 from .grouped_layer import PAD, GroupedLayer, PartialSums, ends, group_layer, is_link
-from .linear_form import Map, Value
+from .linear_form import Map, RegisterValue
 from .stage import Schedule, Stage
 
 _Pairs = tuple[np.ndarray, np.ndarray]  # (group, channel)
@@ -62,7 +62,7 @@ class Splitter:
         """Multiply-accumulates of the cheapest layout."""
         return min(self.packer.price(schedule), float(self._split(schedule).macs))
 
-    def lay(self, schedule: Schedule) -> Layout | Split:
+    def lay(self, schedule: Schedule) -> Packing | Split:
         """The cheapest layout."""
         whole = self.packer.lay(schedule)
         split = self._split(schedule)
@@ -106,7 +106,7 @@ def _cut(stage: Stage, n_g: int, n_h: int) -> GroupedLayer:
         j = np.arange(u.channels)
         read += [(_slice(j, n_g, u.channels) * n_h + h, into[u] + j) for h in range(n_h)]
     links: list[np.ndarray | None] = []
-    homes: dict[Value, np.ndarray] = {}
+    homes: dict[RegisterValue, np.ndarray] = {}
     for v, u, m in blocks:
         if not is_link(m):
             rows = m.rows + np.arange(m.n_out)
@@ -129,7 +129,7 @@ def _cut(stage: Stage, n_g: int, n_h: int) -> GroupedLayer:
     return GroupedLayer(_table(read, n_g * n_h), outputs, tuple(links), _sums(outputs))
 
 
-def _linked(v: Value, u: Value, m: Map, dense: bool, n_g: int, n_h: int) -> np.ndarray:
+def _linked(v: RegisterValue, u: RegisterValue, m: Map, dense: bool, n_g: int, n_h: int) -> np.ndarray:
     """The group of each entry of a link from u into v: where v's slice is computed; u's slice when it lies in one."""
     rows, cols = ends(m)
     g = _slice(cols, n_g, u.channels) if dense else _within(rows, n_h, n_g, v.channels)

@@ -56,10 +56,10 @@ from reparam.ir import (
 
 from .activation import read_activation
 from .linear_form import (
-    Form,
+    LinearForm,
     Map,
+    RegisterValue,
     Shift,
-    Value,
     add_forms,
     apply_map,
     cat_forms,
@@ -102,7 +102,7 @@ class _Reader(ValueBuilder):
     def __init__(self, program: Program, span: Span, max_pool: str) -> None:
         super().__init__(program, span)
         self.spell_max_pool = max_pool == "relu" and self.ndim > 0
-        self.pools: dict[tuple[int, str, str], Form] = {}
+        self.pools: dict[tuple[int, str, str], LinearForm] = {}
 
     def read(self) -> SpanValues:
         if self.rank < 2:
@@ -130,7 +130,7 @@ class _Reader(ValueBuilder):
 
     # ---- operators ---------------------------------------------------------------------------------------------------
 
-    def form(self, node: fx.Node) -> Form | list[Form]:
+    def form(self, node: fx.Node) -> LinearForm | list[LinearForm]:
         program = self.program
         if not is_float(node) and not is_call(node, SPLITS):
             raise Refused(node, f"{op_name(node)} is no floating tensor")
@@ -148,7 +148,7 @@ class _Reader(ValueBuilder):
             return self.affine(affine)
         raise Refused(node, why_not(node))
 
-    def readers(self) -> tuple[tuple[frozenset[Any], Callable[[fx.Node], Form | list[Form]]], ...]:
+    def readers(self) -> tuple[tuple[frozenset[Any], Callable[[fx.Node], LinearForm | list[LinearForm]]], ...]:
         return (
             (AVG_POOLS, self.average),
             (MAX_POOLS, self.max_pool),
@@ -159,10 +159,10 @@ class _Reader(ValueBuilder):
             (SLICES, self.slice),
             (_PICKS, self.pick),
             (ADDS | SUBS, self.sum),
-            (ZEROS, lambda node: Form(shape_of(node)[self.axis], ())),
+            (ZEROS, lambda node: LinearForm(shape_of(node)[self.axis], ())),
         )
 
-    def layer(self, layer: Layer) -> Form:
+    def layer(self, layer: Layer) -> LinearForm:
         node = layer.node
         if layer.kind == "transposed":
             raise Refused(node, "a transposed convolution enlarges the map, and nothing can be carried past it")
@@ -176,7 +176,7 @@ class _Reader(ValueBuilder):
             window = Window((1,) * self.ndim, window.size, window.step, window.first, (-1,) * self.ndim)
         program = self.program
         own = Map(window, groups, 0, c_out, 0, c_in, lambda: weights(program, layer)[0])
-        form = Form(c_out, ((x, own),))
+        form = LinearForm(c_out, ((x, own),))
         if own.plain and groups == 1 and x.optional and x.form is not None:
             form = self.accumulated(node, x, own)
         if layer.bias is not None:
@@ -197,45 +197,45 @@ class _Reader(ValueBuilder):
         siblings = [read_layer(self.program, u) for u in layer.x.users if u in self.inside and u is not layer.node]
         return any(layer_window(s).step != window.step for s in siblings if s is not None and not s.pointwise)
 
-    def accumulated(self, node: fx.Node, x: Value, own: Map) -> Form:
+    def accumulated(self, node: fx.Node, x: RegisterValue, own: Map) -> LinearForm:
         """A pointwise layer of a concatenation as partial sums, each of which a register may hold in place of parts."""
         assert x.form is not None
-        whole = Form(own.n_out, ((x, own),))
+        whole = LinearForm(own.n_out, ((x, own),))
         parts = list(dict.fromkeys(v for v, _ in x.form.maps))
         if len(parts) < 3 or x.form.shifts:
             return whole
         spread = apply_map(own, x.form)
         if isinstance(spread, Refusal):
             return whole
-        total = Form(own.n_out, ())
+        total = LinearForm(own.n_out, ())
         for i, part in enumerate(parts):
             maps = tuple((v, m) for v, m in spread.maps if v is part)
-            total = Form(own.n_out, total.maps + maps)
+            total = LinearForm(own.n_out, total.maps + maps)
             if 0 < i < len(parts) - 1:
                 partial = self.new(node, "layer", total, optional=True, low=-math.inf)
                 total = reference(partial)
         return total
 
-    def decimated(self, x: Value, window: Window, node: fx.Node) -> Value:
+    def decimated(self, x: RegisterValue, window: Window, node: fx.Node) -> RegisterValue:
         """Every s-th element of `x`: what a strided pointwise layer reads."""
         key = (x.index, window)
         if key not in self.decimations:
-            form = Form(x.channels, ((x, Map(window, x.channels, 0, x.channels, 0, x.channels, unit)),))
+            form = LinearForm(x.channels, ((x, Map(window, x.channels, 0, x.channels, 0, x.channels, unit)),))
             made = self.new(node, "layer", form, optional=True, low=x.low)
             made.channels = x.channels
             self.decimations[key] = made
         return self.decimations[key]
 
-    def average(self, node: fx.Node) -> Form:
+    def average(self, node: fx.Node) -> LinearForm:
         window = pool_window(node)
         if window is None:
             raise Refused(node, "its average pool divides by fewer elements at the border (odd sizes or padding)")
         x = self.value_of(arguments(node)["self"])
         kernel = average_kernel(x.channels, window.size, arguments(node).get("divisor_override"))
         own = Map(window, x.channels, 0, x.channels, 0, x.channels, lambda: kernel)
-        return reference(self.hold(node, Form(x.channels, ((x, own),))))
+        return reference(self.hold(node, LinearForm(x.channels, ((x, own),))))
 
-    def max_pool(self, node: fx.Node) -> Form:
+    def max_pool(self, node: fx.Node) -> LinearForm:
         args = arguments(node)
         x = self.value_of(args["self"])
         if set(pair(args["kernel_size"], self.ndim)) == {1} and args["stride"]:
@@ -247,12 +247,12 @@ class _Reader(ValueBuilder):
             self.pools[key] = spell_max_pool(self, node, x) if value is None else reference(value)
         return self.pools[key]
 
-    def pad(self, node: fx.Node) -> Form:
+    def pad(self, node: fx.Node) -> LinearForm:
         args = arguments(node)
         flat, c = list(args["pad"]), shape_of(node)[self.axis]
         zero = args.get("mode", "constant") == "constant" and not args.get("value")
         if zero and self.axis == 1 and len(flat) == 2 * (self.rank - 1) and not any(flat[:-2]) and min(flat) >= 0:
-            empty = (Form(flat[-2], ()), Form(flat[-1], ()))
+            empty = (LinearForm(flat[-2], ()), LinearForm(flat[-1], ()))
             return cat_forms([empty[0], self.of(args["self"]), empty[1]])
         padding = zero_padding(node) if self.ndim else None
         if padding is None:
@@ -262,19 +262,19 @@ class _Reader(ValueBuilder):
             raise Refused(node, made.reason)
         return made
 
-    def cat(self, node: fx.Node) -> Form:
+    def cat(self, node: fx.Node) -> LinearForm:
         args = arguments(node)
         if int(args["dim"]) % self.rank != self.axis:
             raise Refused(node, "it concatenates along another axis than the channels")
         return cat_forms([self.of(n) if carries_data(n) else self.zeros(node, n) for n in args["tensors"]])
 
-    def zeros(self, node: fx.Node, part: fx.Node) -> Form:
+    def zeros(self, node: fx.Node, part: fx.Node) -> LinearForm:
         tensor = self.program.tensor(part)
         if is_call(part, frozenset({aten.zeros.default})) or (tensor is not None and not bool(tensor.any())):
-            return Form(shape_of(part)[self.axis], ())
+            return LinearForm(shape_of(part)[self.axis], ())
         raise Refused(node, "it concatenates a constant that is not zero")
 
-    def split(self, node: fx.Node) -> list[Form]:
+    def split(self, node: fx.Node) -> list[LinearForm]:
         args = arguments(node)
         if int(args["dim"]) % self.rank != self.axis:
             raise Refused(node, "it splits along another axis than the channels")
@@ -284,14 +284,14 @@ class _Reader(ValueBuilder):
             start += int(piece.shape[self.axis])
         return made
 
-    def item(self, node: fx.Node) -> Form:
+    def item(self, node: fx.Node) -> LinearForm:
         source, index = node.args
         if not isinstance(source, fx.Node) or source not in self.pieces:
             raise Refused(node, "it picks from a result that is not a split of channels")
         assert isinstance(index, int)
         return self.pieces[source][index]
 
-    def slice(self, node: fx.Node) -> Form:
+    def slice(self, node: fx.Node) -> LinearForm:
         args = arguments(node)
         axis = int(args["dim"]) % self.rank
         whole, part = shape_of(args["self"]), shape_of(node)
@@ -302,7 +302,7 @@ class _Reader(ValueBuilder):
         start = int(args["start"] or 0)
         return slice_form(self.of(args["self"]), start % whole[axis] if start < 0 else start, part[axis])
 
-    def pick(self, node: fx.Node) -> Form:
+    def pick(self, node: fx.Node) -> LinearForm:
         """Channels by their numbers, as a slice for each run of them."""
         found = read_picks(self.program, node)
         if found is None:
@@ -311,12 +311,12 @@ class _Reader(ValueBuilder):
             raise Refused(node, "it picks along another axis than the channels, or what it picks depends on the input")
         return self.picked(self.of(found.x), found.positions)
 
-    def picked(self, form: Form, ids: Sequence[int]) -> Form:
+    def picked(self, form: LinearForm, ids: Sequence[int]) -> LinearForm:
         starts = [i for i, c in enumerate(ids) if not i or c != ids[i - 1] + 1]
         runs = zip(starts, [*starts[1:], len(ids)], strict=True)
         return cat_forms([slice_form(form, ids[a], b - a) for a, b in runs])
 
-    def every(self, node: fx.Node, axis: int, step: int) -> Form:
+    def every(self, node: fx.Node, axis: int, step: int) -> LinearForm:
         """Every step-th position along one spatial axis; after the last of several such cuts a value of its own."""
         flat = identity_window(self.ndim)
         window = replace(flat, stride=tuple(step if a == axis else 1 for a in range(self.ndim)))
@@ -326,7 +326,7 @@ class _Reader(ValueBuilder):
             raise Refused(node, made.reason)
         return made if all(is_call(u, SLICES) for u in node.users) else reference(self.hold(node, made))
 
-    def sum(self, node: fx.Node) -> Form:
+    def sum(self, node: fx.Node) -> LinearForm:
         args = arguments(node)
         left, right = args["self"], args["other"]
         if not all(isinstance(s, fx.Node) and carries_data(s) for s in (left, right)):
@@ -347,21 +347,21 @@ class _Reader(ValueBuilder):
             a, b = b, a
         return add_forms(a, b if second == 1.0 else self.scaled(b, second))
 
-    def widened(self, form: Form, width: int) -> Form:
+    def widened(self, form: LinearForm, width: int) -> LinearForm:
         """One channel as many copies of it, beside a value of `width` channels."""
         return self.picked(form, [0] * width) if form.channels == 1 < width else form
 
-    def scaled(self, form: Form, factor: float) -> Form:
+    def scaled(self, form: LinearForm, factor: float) -> LinearForm:
         return scale_form(form, torch.tensor([factor], dtype=torch.float64), None, self.ndim)
 
-    def affine(self, affine: Affine) -> Form:
+    def affine(self, affine: Affine) -> LinearForm:
         try:
             scale, shift = along(affine.pair.scale, self.axis), along(affine.pair.shift, self.axis)
         except ValueError:
             raise Refused(affine.node, "its constant varies along other axes than the channels") from None
         return scale_form(self.of(affine.x), scale, shift, self.ndim)
 
-    def gate(self, node: fx.Node, gate: Gate) -> Form:
+    def gate(self, node: fx.Node, gate: Gate) -> LinearForm:
         x = self.value_of(gate.x)
         x.optional = False
         return reference(self.new(node, "gate", reference(x), body=gate.body, gate_width=gate.width))

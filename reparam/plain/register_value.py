@@ -31,7 +31,7 @@ from reparam.ir import (
 )
 
 from .activation import Activation
-from .linear_form import Form, Value, cat_forms, reference, slice_form
+from .linear_form import LinearForm, RegisterValue, cat_forms, reference, slice_form
 from .span import Span, carries_data
 
 _ACROSS = (NORMS - BATCH_NORMS) | MATMULS | {aten.softmax.int}
@@ -48,7 +48,7 @@ class SpanValues:
     """The values of a span: first the pieces of its input, last its result. axis: where the channels lie."""
 
     span: Span
-    values: tuple[Value, ...]
+    values: tuple[RegisterValue, ...]
     axis: int
 
     @property
@@ -56,7 +56,7 @@ class SpanValues:
         return len(self.values[0].space)
 
     @property
-    def inputs(self) -> tuple[Value, ...]:
+    def inputs(self) -> tuple[RegisterValue, ...]:
         return tuple(v for v in self.values if v.kind == "input")
 
     @property
@@ -73,7 +73,7 @@ class SpanValues:
         return tuple(rows)
 
     @property
-    def result(self) -> Value:
+    def result(self) -> RegisterValue:
         return self.values[-1]
 
 
@@ -83,11 +83,11 @@ class ValueBuilder:
     def __init__(self, program: Program, span: Span) -> None:
         self.program, self.span = program, span
         self.ranges = ranges_of(program)
-        self.values: list[Value] = []
-        self.forms: dict[fx.Node, Form] = {}
-        self.pieces: dict[fx.Node, list[Form]] = {}
-        self.held: dict[fx.Node, Value] = {}
-        self.decimations: dict[tuple[int, Window], Value] = {}
+        self.values: list[RegisterValue] = []
+        self.forms: dict[fx.Node, LinearForm] = {}
+        self.pieces: dict[fx.Node, list[LinearForm]] = {}
+        self.held: dict[fx.Node, RegisterValue] = {}
+        self.decimations: dict[tuple[int, Window], RegisterValue] = {}
         self.inside = set(span.nodes)
         linear = any(is_call(n, LINEARS) for n in span.nodes)
         rank = len(shape_of(span.entry))
@@ -95,7 +95,7 @@ class ValueBuilder:
         self.ndim = 0 if linear or rank < 3 else rank - 2
         self.rank = rank
 
-    def inputs(self) -> Form:
+    def inputs(self) -> LinearForm:
         """The span's input, in the pieces that it is cut into."""
         entry = self.span.entry
         cuts = self.cuts(entry)
@@ -107,7 +107,7 @@ class ValueBuilder:
             parts.append(reference(value))
         return cat_forms(parts)
 
-    def new(self, node: fx.Node, kind: Any, form: Form | None = None, **more: Any) -> Value:
+    def new(self, node: fx.Node, kind: Any, form: LinearForm | None = None, **more: Any) -> RegisterValue:
         shape = shape_of(node)
         if len(shape) != self.rank:
             raise Refused(node, f"{op_name(node)} changes the rank")
@@ -118,27 +118,27 @@ class ValueBuilder:
         else:
             space, positions = (), math.prod(s for i, s in enumerate(shape[1:], 1) if i != self.axis)
         more.setdefault("low", self.ranges.of(node)[0])
-        value = Value(len(self.values), node, kind, shape[self.axis], space, positions, form=form, **more)
+        value = RegisterValue(len(self.values), node, kind, shape[self.axis], space, positions, form=form, **more)
         self.values.append(value)
         return value
 
-    def hold(self, node: fx.Node, form: Form) -> Value:
+    def hold(self, node: fx.Node, form: LinearForm) -> RegisterValue:
         """An optional value for `node`, made once."""
         if node not in self.held:
             self.held[node] = self.new(node, "layer", form, optional=True)
         return self.held[node]
 
-    def value_of(self, node: fx.Node) -> Value:
+    def value_of(self, node: fx.Node) -> RegisterValue:
         form = self.of(node)
         return form.bare or self.hold(node, form)
 
-    def of(self, node: Any) -> Form:
+    def of(self, node: Any) -> LinearForm:
         if not isinstance(node, fx.Node) or node not in self.forms:
             where = node if isinstance(node, fx.Node) else self.span.exit
             raise Refused(where, f"{op_name(where)} is read by a call that has no place for it in a register")
         return self.forms[node]
 
-    def finish(self, node: fx.Node, form: Form) -> None:
+    def finish(self, node: fx.Node, form: LinearForm) -> None:
         """The result comes last in the list, and is never optional. Pools and gates follow their operands.
 
         They keep the order of the register that they act on as a whole, and registers are ordered like the list.
@@ -156,7 +156,7 @@ class ValueBuilder:
         for i, v in enumerate(self.values):
             v.index = i
 
-    def activated(self, node: fx.Node, form: Form, act: Activation) -> Form:
+    def activated(self, node: fx.Node, form: LinearForm, act: Activation) -> LinearForm:
         """One value; or one for each piece that it is cut into, since some may be needed longer than others."""
         cuts = self.cuts(node) if act.alike else []
         if not cuts:

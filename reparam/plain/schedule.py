@@ -14,7 +14,7 @@ from reparam.algebra import identity_window, uncropped, unite
 from reparam.ir import Refusal, arguments, op_name
 
 from .activation import LINEAR, ChannelRun, Joint, fit_activation
-from .linear_form import Form, Map, Value, apply_map
+from .linear_form import LinearForm, Map, RegisterValue, apply_map
 from .register_value import SpanValues
 from .signed_pairs import SignedPairs
 from .stage import Infeasible, Levels, Register, Schedule, Stage, carry
@@ -29,7 +29,7 @@ class Planner:
 
     span_values: SpanValues
     signed: str = "prelu"
-    _forms: dict[tuple[int, frozenset[int]], Form | Refusal] = field(default_factory=dict)
+    _forms: dict[tuple[int, frozenset[int]], LinearForm | Refusal] = field(default_factory=dict)
     _reach: dict[int, frozenset[int]] = field(default_factory=dict)
     _stages: dict[tuple[object, ...], Stage | Refusal] = field(default_factory=dict)
 
@@ -38,7 +38,7 @@ class Planner:
 
     # ---- forms -------------------------------------------------------------------------------------------------------
 
-    def reach(self, value: Value) -> frozenset[int]:
+    def reach(self, value: RegisterValue) -> frozenset[int]:
         """The values that can turn up in the expanded form of `value`."""
         if value.index not in self._reach:
             found: set[int] = set()
@@ -49,16 +49,16 @@ class Planner:
             self._reach[value.index] = frozenset(found)
         return self._reach[value.index]
 
-    def expand(self, value: Value, held: frozenset[int]) -> Form | Refusal:
+    def expand(self, value: RegisterValue, held: frozenset[int]) -> LinearForm | Refusal:
         """The form of `value` over the values of `held`, optional ones that are missing inlined; or why not."""
         key = (value.index, held & self.reach(value))
         if key not in self._forms:
             self._forms[key] = self._expand(value, key[1])
         return self._forms[key]
 
-    def _expand(self, value: Value, held: frozenset[int]) -> Form | Refusal:
+    def _expand(self, value: RegisterValue, held: frozenset[int]) -> LinearForm | Refusal:
         assert value.form is not None
-        maps: list[tuple[Value, Map]] = []
+        maps: list[tuple[RegisterValue, Map]] = []
         shifts = list(value.form.shifts)
         for u, m in value.form.maps:
             if u.index in held:
@@ -74,7 +74,7 @@ class Planner:
                 return made
             maps += made.maps
             shifts += made.shifts
-        return Form(value.form.channels, tuple(maps), tuple(shifts))
+        return LinearForm(value.form.channels, tuple(maps), tuple(shifts))
 
     # ---- layers ------------------------------------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ class Planner:
         """The layers of a schedule, last one first found; or what is wrong with it."""
         inputs = self.span_values.inputs
         faults: list[Refusal] = []
-        register: tuple[Value, ...] = (self.span_values.result,)
+        register: tuple[RegisterValue, ...] = (self.span_values.result,)
         stages: list[Stage] = []
         times = sorted({t for t in levels.values() if t is not None and t > 0}, reverse=True)
         for time in times:
@@ -113,16 +113,18 @@ class Planner:
         return tuple(self.span_values.values[i] for i in sorted(indices, reverse=True))
 
     def _operands(
-        self, register: Iterable[Value], created: list[Value], held: frozenset[int], levels: Levels
-    ) -> tuple[Value, ...]:
+        self, register: Iterable[RegisterValue], created: list[RegisterValue], held: frozenset[int], levels: Levels
+    ) -> tuple[RegisterValue, ...]:
         needed = {v.index for v in register if v not in created}
         for v in created:
             form = self.expand(v, held)
             needed |= {u.index for u in v.operands} if isinstance(form, Refusal) else {u.index for u, _ in form.maps}
         return self._register(i for i in needed if levels[i] is not None)
 
-    def _stage(self, register: Register, created: list[Value], held: frozenset[int], first: bool) -> Stage | Refusal:
-        forms: list[tuple[Value, Form]] = []
+    def _stage(
+        self, register: Register, created: list[RegisterValue], held: frozenset[int], first: bool
+    ) -> Stage | Refusal:
+        forms: list[tuple[RegisterValue, LinearForm]] = []
         for v in created:
             form = self.expand(v, held)
             if isinstance(form, Refusal):
@@ -137,7 +139,9 @@ class Planner:
             self._stages[key] = self._build(register, forms, first)
         return self._stages[key]
 
-    def _build(self, register: tuple[Value, ...], forms: list[tuple[Value, Form]], first: bool) -> Stage | Refusal:
+    def _build(
+        self, register: tuple[RegisterValue, ...], forms: list[tuple[RegisterValue, LinearForm]], first: bool
+    ) -> Stage | Refusal:
         created = {v for v, _ in forms}
         carried = [v for v in register if v not in created]
         operands = {u.index for _, f in forms for u, _ in f.maps} | {v.index for v in carried}
@@ -170,7 +174,11 @@ class Planner:
         return Stage(before, register, tuple(forms), window, fitted, len(self._stages))
 
     def _whole(
-        self, register: Register, before: Register, forms: list[tuple[Value, Form]], carried: list[Value]
+        self,
+        register: Register,
+        before: Register,
+        forms: list[tuple[RegisterValue, LinearForm]],
+        carried: list[RegisterValue],
     ) -> Stage | Refusal:
         """A pool of the whole register, or one gate; neither is a convolution, and both keep the order of values."""
         created = [v for v, _ in forms]
@@ -193,6 +201,6 @@ class Planner:
         return Stage(before, register, tuple(forms), window, joint, len(self._stages))
 
 
-def _same_call(a: Value, b: Value) -> bool:
+def _same_call(a: RegisterValue, b: RegisterValue) -> bool:
     left, right = arguments(a.node), arguments(b.node)
     return a.node.target is b.node.target and all(left[k] == right[k] for k in left if k != "self")

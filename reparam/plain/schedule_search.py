@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from reparam.ir import Refusal
 
-from .linear_form import Value, apply_map
+from .linear_form import RegisterValue, apply_map
 from .schedule import Planner
 from .stage import Infeasible, Schedule
 
@@ -53,22 +53,22 @@ def earliest(planner: Planner, fixed: set[int]) -> dict[int, float | None]:
     return levels
 
 
-def _strides(value: Value) -> bool:
+def _strides(value: RegisterValue) -> bool:
     maps = value.form.maps if value.form is not None else ()
     return value.kind == "pool" or any(s > 1 for _, m in maps for s in m.window.stride)
 
 
-def _soonest(values: Iterable[Value], fixed: set[int], floor: Mapping[int, float]) -> dict[int, float | None]:
+def _soonest(values: Iterable[RegisterValue], fixed: set[int], floor: Mapping[int, float]) -> dict[int, float | None]:
     times: dict[int, float] = {}
 
-    def reached(value: Value) -> float:
+    def reached(value: RegisterValue) -> float:
         if value.index not in times:
             behind = max((before(u, value) for u in value.operands), default=0.0)
             inlined = value.kind == "input" or (value.optional and value.index not in fixed)
             times[value.index] = behind if inlined else max(behind + 1, floor.get(value.index, 0.0))
         return times[value.index]
 
-    def before(operand: Value, value: Value) -> float:
+    def before(operand: RegisterValue, value: RegisterValue) -> float:
         """When `value` can read `operand`; two results of one stride may come into being together."""
         if operand.optional and _strides(operand) and _strides(value):
             return max((reached(u) for u in operand.operands), default=0.0)
@@ -108,7 +108,7 @@ def every(planner: Planner, fixed: set[int]) -> Iterator[dict[int, float | None]
     return onwards(dict.fromkeys(inputs, 0.0), inputs, 1.0)
 
 
-def _alive(result: Value) -> set[int]:
+def _alive(result: RegisterValue) -> set[int]:
     """What the result needs."""
     found, stack = {result.index}, [result]
     while stack:
@@ -154,7 +154,7 @@ def search(planner: Planner, price: Price) -> Schedule | Infeasible:
     return best.result()
 
 
-def _readers(values: Iterable[Value], value: Value) -> list[Value]:
+def _readers(values: Iterable[RegisterValue], value: RegisterValue) -> list[RegisterValue]:
     return [w for w in values if value in w.operands]
 
 
@@ -224,7 +224,7 @@ def _choices(
     return [None, *grid]
 
 
-def _lower(levels: Mapping[int, float | None], value: Value) -> float:
+def _lower(levels: Mapping[int, float | None], value: RegisterValue) -> float:
     found = 0.0
     for u in value.operands:
         own = levels[u.index]
@@ -233,7 +233,10 @@ def _lower(levels: Mapping[int, float | None], value: Value) -> float:
 
 
 def _upper(
-    levels: Mapping[int, float | None], values: Iterable[Value], value: Value, pick: Callable[[list[float]], float]
+    levels: Mapping[int, float | None],
+    values: Iterable[RegisterValue],
+    value: RegisterValue,
+    pick: Callable[[list[float]], float],
 ) -> float:
     """The level of the first reader, which needs the value, or of the last one, before which it is still of use."""
     found = []

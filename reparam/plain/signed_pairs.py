@@ -24,7 +24,7 @@ from torch import Tensor
 from reparam.ir import Refusal
 
 from .activation import LINEAR, ChannelRun, Joint, fit_activation
-from .linear_form import Form, Map, Numbers, Shift, Value, numbers_of, reference
+from .linear_form import LinearForm, Map, Numbers, RegisterValue, Shift, numbers_of, reference
 from .register_value import SpanValues
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ class SignedPairs:
     """Puts twins into the layers of one network; what was made once is kept, so that equal layers stay one object."""
 
     span_values: SpanValues
-    _twins: dict[int, Value] = field(default_factory=dict)
+    _twins: dict[int, RegisterValue] = field(default_factory=dict)
     _made: dict[tuple[int, frozenset[int]], Stage] = field(default_factory=dict)
 
-    def fit(self, register: Sequence[Value], slots: Sequence[ChannelRun]) -> Joint | Refusal:
+    def fit(self, register: Sequence[RegisterValue], slots: Sequence[ChannelRun]) -> Joint | Refusal:
         """The joint activation of a register whose signed channels may become twins."""
         fitted = fit_activation(slots)
         if isinstance(fitted, Joint) and not fitted.parametric:
@@ -84,7 +84,7 @@ class SignedPairs:
             serial=-1 - len(self._made),
         )
 
-    def twin(self, value: Value) -> Value:
+    def twin(self, value: RegisterValue) -> RegisterValue:
         """[relu(x); relu(-x)], one for each value."""
         if value.index not in self._twins:
             index = len(self.span_values.values) + value.index
@@ -92,9 +92,9 @@ class SignedPairs:
             self._twins[value.index] = made
         return self._twins[value.index]
 
-    def _over(self, form: Form, twins: frozenset[int]) -> Form:
+    def _over(self, form: LinearForm, twins: frozenset[int]) -> LinearForm:
         """The form with twins read as the difference of their halves."""
-        maps: list[tuple[Value, Map]] = []
+        maps: list[tuple[RegisterValue, Map]] = []
         for v, m in form.maps:
             if v.index not in twins:
                 maps.append((v, m))
@@ -104,7 +104,7 @@ class SignedPairs:
         return replace(form, maps=tuple(maps))
 
 
-def _met(stage: Stage) -> list[Value]:
+def _met(stage: Stage) -> list[RegisterValue]:
     """The signed values that are to pass this layer's ReLU."""
     if not _makes_pairs(stage.joint):
         return []
@@ -116,12 +116,12 @@ def _makes_pairs(joint: Joint) -> bool:
     return joint.kind == "relu" and not joint.parametric
 
 
-def _both(form: Form) -> Form:
+def _both(form: LinearForm) -> LinearForm:
     """[f; -f]"""
     c = form.channels
     maps = [(v, replace(m, rows=m.rows + c, numbers=_negative(m))) for v, m in form.maps]
     shifts = [Shift(s.rows + c, s.n, _opposite(s.numbers)) for s in form.shifts]
-    return Form(2 * c, (*form.maps, *maps), (*form.shifts, *shifts))
+    return LinearForm(2 * c, (*form.maps, *maps), (*form.shifts, *shifts))
 
 
 def _negative(m: Map) -> Numbers:

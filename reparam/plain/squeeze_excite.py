@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from reparam.algebra import read_layer, weights, write_layer
 from reparam.ir import FOLD_DTYPE, MULS, Program, aten, is_call, is_float, shape_of
 
-from .linear_form import Value
+from .linear_form import RegisterValue
 from .span import Span, carries_data
 
 OPEN = 40.0
@@ -78,7 +78,9 @@ def _body(program: Program, x: fx.Node, factor: fx.Node) -> tuple[fx.Node, ...] 
     return tuple(body) if all(g is not None and g.geometry.groups == 1 for g in geometries) else None
 
 
-def emit_gate(program: Program, value: Value, register: fx.Node, positions: Tensor, *, like: fx.Node) -> fx.Node:
+def emit_gate(
+    program: Program, value: RegisterValue, register: fx.Node, positions: Tensor, *, like: fx.Node
+) -> fx.Node:
     """The register with the channels at `positions` gated as `value` says and all others multiplied by one."""
     width = shape_of(register)[1]
     current = register

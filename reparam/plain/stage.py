@@ -9,10 +9,10 @@ from reparam.algebra import Window
 from reparam.ir import Refusal
 
 from .activation import Joint
-from .linear_form import Form, Map, Value, reference
+from .linear_form import LinearForm, Map, RegisterValue, reference
 
 Levels = Mapping[int, float | None]
-Register = tuple[Value, ...]
+Register = tuple[RegisterValue, ...]
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Stage:
     serial: equal stages of one planner are one object, with one number.
     """
 
-    before: tuple[Value, ...]
-    after: tuple[Value, ...]
-    forms: tuple[tuple[Value, Form], ...]
+    before: tuple[RegisterValue, ...]
+    after: tuple[RegisterValue, ...]
+    forms: tuple[tuple[RegisterValue, LinearForm], ...]
     window: Window
     joint: Joint
     serial: int
@@ -38,14 +38,14 @@ class Stage:
     def positions(self) -> int:
         return self.after[0].positions
 
-    def blocks(self) -> list[tuple[Value, Value, Map]]:
+    def blocks(self) -> list[tuple[RegisterValue, RegisterValue, Map]]:
         """(result, operand, map) of everything that the layer computes or carries."""
         created = {v for v, _ in self.forms}
         out = [(v, u, m) for v, form in self.forms for u, m in form.maps]
         return out + [(v, v, carry(v)) for v in self.after if v not in created]
 
 
-def carry(value: Value) -> Map:
+def carry(value: RegisterValue) -> Map:
     """The identity on all channels of a value."""
     return reference(value).maps[0][1]
 

@@ -14,7 +14,7 @@ from torch import fx
 
 
 @dataclass(frozen=True)
-class Span:
+class Extent:
     """Places low to high of `size`, both included; infinite where all are reached, however many there were. by: the
     call that reaches all. closed: whether there is nothing beyond the border, as of channels."""
 
@@ -40,26 +40,26 @@ class Span:
         return self.high - self.low + 1
 
 
-Axis = tuple[Span, ...]  # the most significant first
+Axis = tuple[Extent, ...]  # the most significant first
 Box = tuple[Axis, ...]
 
 
 def one(size: int, at: int = 0, *, closed: bool = False) -> Axis:
     """A single place of an axis."""
-    return (Span(size, at, at, closed=closed),)
+    return (Extent(size, at, at, closed=closed),)
 
 
 def whole(size: int, by: fx.Node | None = None) -> Axis:
     """All places of an axis, however many it had."""
-    return (Span(size, -math.inf, math.inf, by),) if size > 1 else one(1)
+    return (Extent(size, -math.inf, math.inf, by),) if size > 1 else one(1)
 
 
 def complete(size: int, by: fx.Node | None = None) -> Axis:
     """All of an axis with nothing beyond it, such as one of channels; parts of it are parts."""
-    return (Span(size, 0, size - 1, by, closed=True),) if size > 1 else one(1)
+    return (Extent(size, 0, size - 1, by, closed=True),) if size > 1 else one(1)
 
 
-def opened(axis: Axis) -> Span:
+def opened(axis: Axis) -> Extent:
     """One interval of an axis that counts places: all of a closed one is all, however many there were."""
     span = joined(axis)
     if span.complete:
@@ -74,19 +74,19 @@ def groups_of(axis: Axis, groups: int, size: int, by: fx.Node) -> Axis:
         return complete(size, by)
     wide, read = span.size // groups, size // groups
     low, high = max(0.0, span.low) // wide, min(span.size - 1.0, span.high) // wide
-    return (Span(size, low * read, high * read + read - 1, by, closed=True),)
+    return (Extent(size, low * read, high * read + read - 1, by, closed=True),)
 
 
-def joined(axis: Axis) -> Span:
+def joined(axis: Axis) -> Extent:
     """One interval that holds the places of an axis."""
     if not axis:
-        return Span(1, 0, 0)
+        return Extent(1, 0, 0)
     made, *rest = axis
     for span in rest:
         low, high = max(0.0, span.low), min(span.size - 1.0, span.high)
         low, high = (low, high) if low <= high else (0.0, span.size - 1.0)
         ends = made.low * span.size + low, made.high * span.size + high
-        made = Span(made.size * span.size, *ends, made.by, closed=made.closed and span.closed)
+        made = Extent(made.size * span.size, *ends, made.by, closed=made.closed and span.closed)
     return made
 
 
@@ -101,12 +101,12 @@ def _united(a: Axis, b: Axis) -> Axis:
     return tuple(_hull(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _hull(x: Span, y: Span) -> Span:
+def _hull(x: Extent, y: Extent) -> Extent:
     full = next((s for s in (x, y) if s.complete), None)
     if full is not None and not (x.whole or y.whole):
         return full
     ends = min(x.low, y.low), max(x.high, y.high)
-    return Span(x.size, *ends, x.by if x.whole else y.by, closed=x.closed and y.closed)
+    return Extent(x.size, *ends, x.by if x.whole else y.by, closed=x.closed and y.closed)
 
 
 def regrouped(axes: Iterable[Axis], sizes: Sequence[int]) -> Box | None:
@@ -126,7 +126,7 @@ def _regrouped(axes: Iterable[Axis], sizes: Sequence[int]) -> Box | None:
     left = [span for axis in axes for span in axis if span.size != 1]
     made: list[Axis] = []
     for size in sizes:
-        taken: list[Span] = []
+        taken: list[Extent] = []
         missing = size
         while missing > 1:
             if not left:
@@ -146,7 +146,7 @@ def _regrouped(axes: Iterable[Axis], sizes: Sequence[int]) -> Box | None:
     return None if left else tuple(made)
 
 
-def _split(span: Span, size: int) -> tuple[Span, Span]:
+def _split(span: Extent, size: int) -> tuple[Extent, Extent]:
     """A span as one of groups of `size` places, and one inside of them."""
     count = span.size // size
     if span.whole:
@@ -155,6 +155,6 @@ def _split(span: Span, size: int) -> tuple[Span, Span]:
     alike = first == last
     inner = (span.low % size, span.high % size) if alike else (0.0, size - 1.0)
     return (
-        Span(count, first, last, span.by, closed=span.closed),
-        Span(size, *inner, span.by, closed=span.closed),
+        Extent(count, first, last, span.by, closed=span.closed),
+        Extent(size, *inner, span.by, closed=span.closed),
     )

@@ -23,7 +23,7 @@ from reparam.ir import (
     upstream,
 )
 
-from .boxes import Axis, Box, Span, opened
+from .boxes import Axis, Box, Extent, opened
 from .functions import STACKED_PRODUCTS, depending, first_of
 
 HIDDEN = -1e4  # what is added to a score, from which on its key is left out
@@ -80,7 +80,7 @@ def keys_seen(mask: Tensor, rows: Axis) -> Axis | None:
     last = mask.shape[0] - 1
     low, high = (int(min(max(end, 0), last)) for end in (span.low, span.high))
     at = mask[low : high + 1].any(0).nonzero().flatten()
-    return (Span(size, float(at.min()), float(at.max()), closed=True),) if len(at) else None
+    return (Extent(size, float(at.min()), float(at.max()), closed=True),) if len(at) else None
 
 
 def _of_call(program: Program, node: fx.Node) -> Tensor | None:

@@ -29,7 +29,7 @@ from reparam.ir import (
     shape_of,
 )
 
-from .boxes import Axis, Box, Span, complete, groups_of, joined, one, opened, regrouped, whole
+from .boxes import Axis, Box, Extent, complete, groups_of, joined, one, opened, regrouped, whole
 from .roles import TURNS, order_of
 
 Reads = Iterator[tuple[Any, Box]]
@@ -109,11 +109,11 @@ def _window(
             low, high = _behind_taps(span, k, s, dilation[i], p)
         else:
             low, high = span.low * s - p, span.high * s - p + wide
-        made.append((Span(sizes[i - rank], low, max(low, high), span.by),))
+        made.append((Extent(sizes[i - rank], low, max(low, high), span.by),))
     return tuple(made)
 
 
-def _behind_taps(span: Span, k: int, stride: int, dilation: int, padding: int) -> tuple[float, float]:
+def _behind_taps(span: Extent, k: int, stride: int, dilation: int, padding: int) -> tuple[float, float]:
     """What results of a transposed convolution read, o = i*stride - padding + t*dilation for some tap t. A few results
     at either end decide, since every tap meets one of `stride` results in a row."""
     first, last = int(span.low) + padding, int(span.high) + padding
@@ -134,9 +134,9 @@ def _adaptive(node: fx.Node, box: Box) -> Reads:
             made[axis] = whole(n, node)
         elif not span.whole:
             low, high = (span.low * n) // m, -((-(span.high + 1) * n) // m) - 1
-            made[axis] = (Span(n, low, high),)
+            made[axis] = (Extent(n, low, high),)
         else:
-            made[axis] = (Span(n, span.low, span.high, span.by),)
+            made[axis] = (Extent(n, span.low, span.high, span.by),)
     yield x, tuple(made)
 
 
@@ -148,7 +148,7 @@ def _upsample(node: fx.Node, box: Box) -> Reads:
     for axis in range(2, len(before)):
         n, m, span = before[axis], after[axis], opened(box[axis])
         if span.whole:
-            made[axis] = (Span(n, span.low, span.high, span.by),)
+            made[axis] = (Extent(n, span.low, span.high, span.by),)
             continue
         ends = []
         for place, more in zip((span.low, span.high), _UPSAMPLES[kind], strict=True):
@@ -159,7 +159,7 @@ def _upsample(node: fx.Node, box: Box) -> Reads:
             else:
                 at = (place + 0.5) * n / m - 0.5
             ends.append(math.floor(at) + more)
-        made[axis] = (Span(n, float(ends[0]), float(ends[1])),)
+        made[axis] = (Extent(n, float(ends[0]), float(ends[1])),)
     yield x, tuple(made)
 
 
@@ -186,13 +186,13 @@ def _expand(node: fx.Node, box: Box) -> Reads:
     yield x, broadcast(shape_of(x), box, shape_of(node))
 
 
-def _moved(span: Span, size: int, by: float, step: int = 1) -> Axis:
+def _moved(span: Extent, size: int, by: float, step: int = 1) -> Axis:
     if size == 1:
         return one(1)
     low, high = span.low * step + by, span.high * step + by
     if span.closed:
         low, high = (min(max(end, 0.0), size - 1.0) for end in (low, high))
-    return (Span(size, low, high, span.by, closed=span.closed),)
+    return (Extent(size, low, high, span.by, closed=span.closed),)
 
 
 def _picked(node: fx.Node, box: Box) -> Reads:
@@ -238,7 +238,7 @@ def _cat(node: fx.Node, box: Box) -> Reads:
         low, high = max(span.low - start, 0), min(span.high - start, n - 1)
         start += n
         if low <= high:
-            own = replace(span, size=n) if span.whole else Span(n, low, high, span.by, closed=span.closed)
+            own = replace(span, size=n) if span.whole else Extent(n, low, high, span.by, closed=span.closed)
             yield x, (*box[:axis], (own,) if n > 1 else one(1), *box[axis + 1 :])
 
 
@@ -272,7 +272,7 @@ def _rolled(node: fx.Node, box: Box) -> Reads:
     yield x, tuple(made)
 
 
-def _turned_round(span: Span, size: int, shift: int) -> Axis:
+def _turned_round(span: Extent, size: int, shift: int) -> Axis:
     """Places in front of a roll; those of a closed axis come in again at its other end."""
     if not span.closed:
         return _moved(span, size, -shift)
@@ -298,12 +298,12 @@ def _shuffled(node: fx.Node, box: Box) -> Reads:
     for axis in (-2, -1):
         n, m, span = before[axis], after[axis], opened(box[axis])
         if span.whole or n == m:
-            made.append((Span(n, span.low, span.high, span.by),))
+            made.append((Extent(n, span.low, span.high, span.by),))
         elif m > n:
-            made.append((Span(n, span.low // (m // n), span.high // (m // n)),))
+            made.append((Extent(n, span.low // (m // n), span.high // (m // n)),))
         else:
             r = n // m
-            made.append((Span(n, span.low * r, span.high * r + r - 1),))
+            made.append((Extent(n, span.low * r, span.high * r + r - 1),))
     yield x, tuple(made)
 
 

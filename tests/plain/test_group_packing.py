@@ -19,7 +19,7 @@ from reparam.options import PlainOptions
 from reparam.passes import fused_phases, plain_phases
 from reparam.plain import PlainChain, lower, plan_chain, price
 from reparam.plain.channel_order import width
-from reparam.plain.group_packing import Layout, Packer, _spread
+from reparam.plain.group_packing import Packer, Packing, _spread
 from reparam.plain.schedule import Planner
 from reparam.plain.schedule_search import search
 from reparam.plain.stage import Schedule
@@ -104,7 +104,7 @@ def test_every_channel_has_one_place_in_every_register() -> None:
     assert any(padded for _, _, padded in seen)
 
 
-def _assert_complete(schedule: Schedule, layout: Layout) -> None:
+def _assert_complete(schedule: Schedule, layout: Packing) -> None:
     widths = [width(s.before) for s in schedule.stages] + [width(schedule.stages[-1].after)]
     assert len(layout.groups) == len(schedule.stages)
     for order, n in zip(layout.orders, widths, strict=True):
