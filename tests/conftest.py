@@ -11,8 +11,8 @@ from collections.abc import Iterator
 # inherit it; it has to be set before torch is first imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
-# Processes that tests start compile the sources once, not each for itself, and C++ without its headers beforehand,
-# which pays from the third compilation on.
+# Processes that tests start compile the sources once, not each for itself, and C++ without its headers beforehand: the
+# two compilations that there are take longer with that.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
 
