@@ -3,8 +3,9 @@ Readable source has a room of its own, `emit.source`.
 """
 
 from .checkpoint import save_checkpoint
+from .exported import export_program, save_pt2
 from .finalize import finalize, overflow_told
-from .torch_module import export_program, save_pt2, to_module
+from .torch_module import to_module
 
 __all__ = [
     "export_program",

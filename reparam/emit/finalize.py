@@ -84,7 +84,7 @@ def _names(program: Program) -> dict[str, str]:
 
 
 def _retyped(program: Program, dtype: torch.dtype) -> Program:
-    """Dtype arguments of the main dtype follow the weights, and so do the floating inputs."""
+    """Dtype arguments of the main dtype follow the weights, and so do the floating inputs and all values."""
     old = program.dtype
 
     def swap(value: Any) -> Any:
@@ -93,6 +93,12 @@ def _retyped(program: Program, dtype: torch.dtype) -> Program:
     for node in program.calls():
         node.args = fx.node.map_aggregate(node.args, swap)
         node.kwargs = fx.node.map_aggregate(node.kwargs, swap)
+    with program.fake_mode:
+        for node in program.graph.nodes:
+            value = node.meta.get("val")
+            if node.op in ("placeholder", "get_attr") and isinstance(value, Tensor) and value.dtype == old:
+                node.meta["val"] = value.to(dtype)
+    program.infer()
     inputs = tuple(replace(s, dtype=dtype) if s.dtype == old else s for s in program.inputs)
     return replace(program, inputs=inputs, dtype=dtype)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -30,15 +31,21 @@ def spell_whole_sizes(graph: fx.Graph) -> None:
         size, ratio = found
         up = node.target in _ROUNDS_UP
         with graph.inserting_before(node):
-            whole: Any = size
+            whole = size
             if ratio.numerator != 1:
-                whole = graph.call_function(operator.mul, (whole, ratio.numerator))
+                whole = _call(graph, operator.mul, whole, ratio.numerator)
             if up and ratio.denominator != 1:
-                whole = graph.call_function(operator.add, (whole, ratio.denominator - 1))
+                whole = _call(graph, operator.add, whole, ratio.denominator - 1)
             if ratio.denominator != 1:
-                whole = graph.call_function(operator.floordiv, (whole, ratio.denominator))
+                whole = _call(graph, operator.floordiv, whole, ratio.denominator)
         node.replace_all_uses_with(whole)
         _erase_unused(graph, node)
+
+
+def _call(graph: fx.Graph, operation: Callable[[Any, int], Any], size: fx.Node, number: int) -> fx.Node:
+    node = graph.call_function(operation, (size, number))
+    node.meta = {**size.meta, "val": operation(size.meta["val"], number)}
+    return node
 
 
 def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]  # it ships no types
 import torch
 from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
@@ -26,7 +25,7 @@ from . import mapped
 from .devices import CPU
 from .mapped import LEAST, give_back, in_file
 from .scratchpad import Scratchpad
-from .structure import Structure
+from .structure import Structure, shapes_alone
 
 FOLD_DTYPE = torch.float64
 NOWHERE = "_empty_nn_module_stack_from_metadata_hook"  # what torch says of a call that lies in no module
@@ -173,14 +172,11 @@ class Program:
     ) -> fx.Node:
         """A new call node just before `like`, with inferred shape and `like`'s module path.
 
-        Shapes are inferred as torch.export infers them, through Python: in C++ some operators ask for plain numbers
-        (conv2d "same" with an even kernel), which would fix a size that is free, in the whole program.
-
         Raises RuleError when the shapes do not fit: the rule that asked for it is wrong.
         """
         kwargs = dict(kwargs or {})
         try:
-            with self.fake_mode, torch.no_grad(), enable_python_dispatcher():
+            with shapes_alone(self.fake_mode):
                 value = target(*self.fake(tuple(args)), **self.fake(kwargs))
         except Exception as e:
             raise RuleError(f"the new {target} for {like.name} does not fit its operands: {e}") from e
@@ -223,6 +219,12 @@ class Program:
         node.meta = {"val": fake, "module": module_of(like), "data": False}
         self._track(node)
         return node
+
+    def infer(self) -> None:
+        """Every call has the value (`meta["val"]`) that its operator gives, after inputs or weights changed theirs."""
+        for node in self.calls():
+            with shapes_alone(self.fake_mode):
+                node.meta["val"] = node.target(*self.fake(node.args), **self.fake(node.kwargs))  # type: ignore[operator]
 
     def settle(self, nodes: Iterable[fx.Node]) -> None:
         """Weights among `nodes` are here to stay: the large ones go into files where folded ones fill the memory."""

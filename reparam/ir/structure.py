@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .aten import is_inplace
 
 OPERATIONS = ("placeholder", "get_attr", "call_function", "output")
+
+
+@contextmanager
+def shapes_alone(mode: FakeTensorMode) -> Iterator[None]:
+    """Calls of operators inside give shapes and dtypes, as torch.export infers them, through Python.
+
+    In C++ some operators ask for plain numbers (conv2d "same" with an even kernel), which would fix a size that is
+    free, in the whole program. What an operator asks about a size (whether a batch is below 16) is not noted of it.
+    """
+    env = mode.shape_env
+    with mode, torch.no_grad(), enable_python_dispatcher(), nullcontext() if env is None else env.suppress_guards():
+        yield
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ class Structure:
         args: Any = fx.node.map_arg(node.args, lambda n: n.meta["val"])
         kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])
         try:
-            with self.fake_mode, torch.no_grad(), enable_python_dispatcher():
+            with shapes_alone(self.fake_mode):
                 made = node.target(*args, **kwargs)
         except Exception as error:
             return f"its operands do not fit {node.target}: {error}"

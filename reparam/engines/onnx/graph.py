@@ -16,7 +16,7 @@ from reparam.emit import export_program
 from reparam.engines.format import BuildOptions, Tell
 from reparam.engines.ports import names_of_outputs
 from reparam.errors import InputError
-from reparam.ir import ADDS, DIVS, MULS, SUBS, Program, arguments, is_call, module_of
+from reparam.ir import ADDS, DIVS, MULS, SUBS, Program, arguments, is_call
 from reparam.utils import one_line
 
 from .translations import only_what_is_needed
@@ -54,7 +54,6 @@ def graph_of(program: Program) -> ir.Model:
     _refuse_constants(program)
     exported = export_program(program)
     opset = BFLOAT16_OPSET if program.dtype == torch.bfloat16 else OPSET
-    _note_layers(program, exported)
     model = _written(exported, opset, optimize=not any(_is_nearly_nothing(program, n) for n in program.calls()))
     name_nodes(model.graph)
     strip(model)
@@ -148,20 +147,6 @@ def build_model(program: Program, options: BuildOptions, tell: Tell) -> onnx.Mod
         model = graph_of(program)
     tell("build", 1, 1)
     return model
-
-
-def _note_layers(program: Program, exported: torch.export.ExportedProgram) -> None:
-    """Gives each call of `exported` the layer that it came from, as its stack of modules, which the exporter keeps.
-
-    The calls of both that give tensors are the same, in order. Where they are not, nothing is claimed.
-    """
-    mine = [n for n in program.calls() if isinstance(n.meta.get("val"), torch.Tensor)]
-    theirs = [n for n in _calls(exported) if isinstance(n.meta.get("val"), torch.Tensor)]
-    known = [n.target for n in mine] == [n.target for n in theirs]
-    paths = {t: module_of(m) for m, t in zip(mine, theirs, strict=True)} if known else {}
-    for node in _calls(exported):
-        path = paths.get(node, "")
-        node.meta["nn_module_stack"] = {path: (path, "Layer")} if path else {}
 
 
 def _calls(exported: torch.export.ExportedProgram) -> list[torch.fx.Node]:
