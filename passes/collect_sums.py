@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from reparam.ir import ZEROS, Program, arguments, aten, is_call, is_float, op_name
+from reparam.ir import ZEROS, Program, arguments, aten, free_shape, is_call, is_float, op_name
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 _SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
@@ -110,8 +110,9 @@ def _combination(node: fx.Node) -> tuple[tuple[fx.Node, float], ...] | None:
 def _alike(value: Any, node: fx.Node) -> bool:
     if not isinstance(value, fx.Node) or not value.meta.get("data"):
         return False
-    a, b = value.meta["val"], node.meta["val"]
-    return is_float(value) and a.dtype is b.dtype and [str(s) for s in a.shape] == [str(s) for s in b.shape]
+    if not is_float(value) or value.meta["val"].dtype is not node.meta["val"].dtype:
+        return False
+    return free_shape(value) == free_shape(node)
 
 
 def _is_scaled(node: fx.Node) -> bool:

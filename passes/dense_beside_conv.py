@@ -34,6 +34,7 @@ from reparam.ir import (
     arguments,
     aten,
     batch_one,
+    free_shape,
     is_call,
     is_float,
     node_macs,
@@ -114,7 +115,7 @@ def _both_chains(program: Program, root: fx.Node) -> tuple[fx.Node, list[fx.Node
     sides = [args["self"], args["other"]]
     if args["alpha"] != 1 or not all(map(is_float, sides)):
         return None
-    shape, *others = (list(map(str, n.meta["val"].shape)) for n in (root, *sides))
+    shape, *others = (free_shape(n) for n in (root, *sides))
     if len(shape) < 3 or any(other != shape for other in others):
         return None
     ways = [_chain(program, side) for side in sides]

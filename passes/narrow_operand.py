@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from reparam.ir import FILLS, Program, arguments, aten, is_call, is_float, op_name, shape_of, static_shape
+from reparam.ir import FILLS, Program, arguments, aten, free_shape, is_call, is_float, op_name, shape_of, static_shape
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 _EXPANDS = frozenset({aten.expand.default, aten.expand_as.default})
@@ -90,7 +90,7 @@ class NarrowOperand:
 
 
 def _same_shape(a: Any, b: fx.Node) -> bool:
-    return is_float(a) and [str(s) for s in a.meta["val"].shape] == [str(s) for s in b.meta["val"].shape]
+    return is_float(a) and free_shape(a) == free_shape(b)
 
 
 def _shape(small: Small) -> tuple[int, ...]:

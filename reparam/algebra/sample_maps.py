@@ -23,7 +23,7 @@ from reparam.ir import (
     arguments,
     aten,
     call_node,
-    fixed_size,
+    free_shape,
     is_call,
     is_float,
     is_tensor,
@@ -81,8 +81,8 @@ def data_operand(program: Program, node: fx.Node) -> fx.Node | None:
 
 def free_axis(node: fx.Node) -> tuple[int, str] | None:
     """The one axis of free size, and the symbol of that size; None when there are more or fewer."""
-    free = [(i, str(s)) for i, s in enumerate(node.meta["val"].shape) if fixed_size(s) is None]
-    return free[0] if len(free) == 1 and free[0][1].isidentifier() else None
+    free = [(i, s) for i, s in enumerate(free_shape(node)) if not isinstance(s, int)]
+    return (free[0][0], str(free[0][1])) if len(free) == 1 and free[0][1].is_Symbol else None
 
 
 def sample_size(node: fx.Node, axis: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +23,7 @@ from reparam.ir import fixed_size
 from reparam.utils import axis_name
 
 from .places import is_ours
+from .size_condition import SizeCondition
 
 USUAL = 16  # a size beside those
 _ASSERTS = re.compile(r"(assert\b|([\w.]+\.)?_?assert\w*\()[^;]*$")
@@ -83,18 +84,30 @@ def tensor_inputs(exported: torch.export.ExportedProgram) -> Iterator[tuple[str,
 class SizeGuard:
     """A condition on free sizes, as the traced path took it for granted.
 
-    axes: whose sizes it is about. symbols: of these sizes. text: in terms of their names. place: the line that asked.
+    axes: whose sizes it is about. condition: in terms of these sizes, in that order. place: the line that asked.
     of_model: whether that is a line of the model, not of torch. asserted: whether the model raises where it does not
-    hold, so that it only says for which sizes there is a model at all. holds: whether it does for sizes in that order.
+    hold, so that it only says for which sizes there is a model at all.
     """
 
     axes: tuple[Axis, ...]
-    symbols: tuple[str, ...]
-    text: str
+    condition: SizeCondition
     place: str
     of_model: bool
     asserted: bool
-    holds: Callable[[Sequence[int]], bool]
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Those of the sizes."""
+        return tuple(map(str, self.condition.symbols))
+
+    @property
+    def text(self) -> str:
+        """The condition in terms of the names of the axes."""
+        return _readable(self.condition, self.axes)
+
+    def holds(self, sizes: Sequence[int]) -> bool:
+        """Whether it does for these sizes, in the order of the axes."""
+        return self.condition.holds([sizes])[0]
 
     @property
     def binds(self) -> bool:
@@ -103,40 +116,31 @@ class SizeGuard:
         sizes = [[n] * count for n in PROBES]
         if count > 1:
             sizes += [[n if j == i else USUAL for j in range(count)] for i in range(count) for n in PROBES]
-        return any(not self.holds(s) for s in sizes)
+        return not all(self.condition.holds(sizes))
 
 
 def size_guards(exported: torch.export.ExportedProgram, labels: Labels = MappingProxyType({})) -> list[SizeGuard]:
     """The guards on axes that were to be free, also on those that torch fixed because of them."""
     env = _shape_env(exported)
     axes = _axes_of_symbols(exported, env, labels)
-    found: dict[str, SizeGuard] = {}
+    found: dict[tuple[Any, str], SizeGuard] = {}
     for guard in env.guards if env is not None else ():
         symbols = sorted(getattr(guard.expr, "free_symbols", ()), key=str)
         if symbols and all(str(s) in axes for s in symbols):
             made = _read(guard, symbols, [axes[str(s)] for s in symbols])
-            found.setdefault(f"{made.text} {made.place}", made)
+            found.setdefault((guard.expr, made.place), made)
     return list(found.values())
 
 
 def _read(guard: Any, symbols: Sequence[Any], axes: Sequence[Axis]) -> SizeGuard:
-    def holds(sizes: Sequence[int]) -> bool:
-        try:
-            value = guard.expr.xreplace({s: sympy.Integer(n) for s, n in zip(symbols, sizes, strict=True)})
-            return bool(value) if value in (sympy.true, sympy.false) else bool(value.doit())
-        except ZeroDivisionError:  # as in h % (w // 8): the model does not run there, so that nothing can be asked
-            return True
-
-    names = tuple(str(s) for s in symbols)
+    condition = SizeCondition(guard.expr, symbols)
     frame = getattr(guard.sloc, "framework_loc", None)
     if not isinstance(frame, traceback.FrameSummary):
-        return SizeGuard(
-            tuple(axes), names, _readable(guard.expr, symbols, axes), str(frame or ""), False, False, holds
-        )
+        return SizeGuard(tuple(axes), condition, str(frame or ""), False, False)
     line = (frame.line or "").strip()
     place = f"{frame.filename}:{frame.lineno}" + (f" `{line}`" if line else "")
     theirs, asserted = not is_ours(frame.filename), _ASSERTS.match(line) is not None
-    return SizeGuard(tuple(axes), names, _readable(guard.expr, symbols, axes), place, theirs, asserted, holds)
+    return SizeGuard(tuple(axes), condition, place, theirs, asserted)
 
 
 def _axes_of_symbols(exported: torch.export.ExportedProgram, env: Any, labels: Labels) -> dict[str, Axis]:
@@ -168,9 +172,10 @@ def _shape_env(exported: torch.export.ExportedProgram) -> Any:
     return None
 
 
-def _readable(expr: Any, symbols: Sequence[Any], axes: Sequence[Axis]) -> str:
+def _readable(condition: SizeCondition, axes: Sequence[Axis]) -> str:
     """`height % 2 == 0` for Eq(Mod(s53, 2), 0)."""
-    text = str(expr.xreplace({s: sympy.Symbol(a.name) for s, a in zip(symbols, axes, strict=True)}))
+    names = {s: sympy.Symbol(a.name) for s, a in zip(condition.symbols, axes, strict=True)}
+    text = str(condition.expression.xreplace(names))
     text = re.sub(r"Mod\(([^,()]+), ([^,()]+)\)", r"\1 % \2", text)
     for pattern, shown in ((r"^Eq\((.+), (.+)\)$", r"\1 == \2"), (r"^Ne\((.+), (.+)\)$", r"\1 != \2")):
         text = re.sub(pattern, shown, text)
@@ -187,7 +192,8 @@ def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[
             if symbol not in traced:
                 continue
             near = sorted((n for n in range(2, 2 * hints[i] + 32)), key=lambda n: abs(n - hints[i]))
-            breaks = next((n for n in near if not guard.holds([*hints[:i], n, *hints[i + 1 :]])), None)
+            held = guard.condition.holds([[*hints[:i], n, *hints[i + 1 :]] for n in near])
+            breaks = next((n for n, holds in zip(near, held, strict=True) if not holds), None)
             if breaks is not None and (probe := traced | {symbol: breaks}) not in found:
                 found.append(probe)
     return tuple(found[:most])

@@ -28,6 +28,7 @@ class FreshValues:
         self._sizes = ShapeEnv()
         self._mode = FakeTensorMode(shape_env=self._sizes, allow_non_fake_inputs=True)
         self._symbols: dict[Any, Any] = {}  # of the program, and those here
+        self._expressions: dict[Any, Any] = {}  # the same; they can be long, and many values have them in common
 
     def of(self, value: Any) -> Any:
         """A copy of a value: tensors (and lists of them) of the same shape, strides and dtype, symbols, and numbers."""
@@ -49,11 +50,14 @@ class FreshValues:
     def _number(self, value: Any) -> Any:
         if not isinstance(value, _Symbolic):
             return value
-        expr = value.node.expr.xreplace({s: self._symbol(s) for s in value.node.expr.free_symbols})
+        theirs = value.node.expr
+        if theirs not in self._expressions:
+            self._expressions[theirs] = theirs.xreplace({s: self._symbol(s) for s in theirs.free_symbols})
+        expr = self._expressions[theirs]
         if isinstance(value, SymBool):
             return self._sizes.create_symboolnode(expr)
         create = self._sizes.create_symintnode if isinstance(value, SymInt) else self._sizes.create_symfloatnode
-        return create(expr, hint=None)
+        return create(expr, hint=value.node.hint)
 
     def _symbol(self, symbol: Any) -> Any:
         if symbol not in self._symbols:

@@ -333,6 +333,11 @@ def static_shape(node: fx.Node) -> tuple[int | None, ...]:
     return tuple(fixed_size(s) for s in node.meta["val"].shape)
 
 
+def free_shape(node: fx.Node) -> tuple[Any, ...]:
+    """The shape with an expression of symbols for every axis whose size is not fixed; equal ones are equal shapes."""
+    return tuple(s.node.expr if fixed_size(s) is None else fixed_size(s) for s in node.meta["val"].shape)
+
+
 def is_tensor(node: Any) -> bool:
     """True for a node whose value is one tensor."""
     return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)

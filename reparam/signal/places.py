@@ -15,8 +15,8 @@ from .running import PRODUCTS
 def call_after_weights(program: Program) -> None:
     """Gives the calls of a program that knows no modules the paths that its weights tell.
 
-    A converted network, in memory or out of a `.pt2`, is such a program. A call that reads no weight is called after
-    the last layer in front of it.
+    A converted network in memory is such a program. A call that reads no weight is called after the last layer in
+    front of it.
     """
     calls = [n for n in program.calls() if n.meta["data"]]
     if any(module_of(n) for n in calls):

@@ -113,7 +113,7 @@ def test_a_signal_while_the_output_is_written(folder: Path, number: signal.Signa
 SIGNALLED = f"""{FOREGROUND}
 import os, resource, sys, torch
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-from reparam.emit import torch_module
+from reparam.emit import exported
 from reparam.cli import main
 
 class File:
@@ -124,8 +124,8 @@ class File:
         signal.raise_signal(signal.SIGINT)
         return self.file.write(data)
 
-make = torch_module._Sink.__init__
-torch_module._Sink.__init__ = lambda self, file: make(self, File(file))
+make = exported._Sink.__init__
+exported._Sink.__init__ = lambda self, file: make(self, File(file))
 main()
 """
 
