@@ -28,11 +28,12 @@ from pruning_nets import NETS
 from torch import Tensor, nn
 
 from reparam.conversion import convert
-from reparam.errors import InputError
+from reparam.errors import InputError, ReparamError
 from reparam.ir import Program
 from reparam.pruning import prune, refit
 from reparam.pruning.timing import times
 from reparam.training import recalibrate, save_training_source
+from reparam.utils import first_line
 
 BUDGETS = (0.6, 0.4, 0.25, 0.2, 0.1)
 SEEDS, EPOCHS, CALIBRATION = 5, 40, 512
@@ -107,7 +108,10 @@ def torch_pruning() -> Any:
 def chosen(
     tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor, share: float, *, latency: bool
 ) -> tuple[nn.Module, nn.Module] | None:
-    """The least cut of the peer that reaches the share: a copy with zeros at the channels that go, and one without."""
+    """The least cut of the peer that reaches the share: a copy with zeros at the channels that go, and one without.
+
+    A cut that leaves a network that does not run is none; None where no other reaches the share.
+    """
     best, low, high = None, 0.0, 1.0
     for _ in range(9):
         ratio = (low + high) / 2
@@ -117,7 +121,12 @@ def chosen(
         masked = _masked(module, pruned, groups)
         for group in groups:
             group.prune()
-        left = time_of(pruned, module, x) if latency else macs_of(pruned, x) / macs_of(module, x)
+        try:
+            left = time_of(pruned, module, x) if latency else macs_of(pruned, x) / macs_of(module, x)
+        except (RuntimeError, ReparamError) as error:  # the layers that it left do not fit each other
+            say(f"Torch-Pruning, {criterion}, a ratio of {ratio:g}: what is left does not run: {first_line(error)}")
+            high = ratio
+            continue
         if left <= share:
             best, high = (masked, pruned), ratio
         else:
