@@ -19,8 +19,10 @@ from reparam.ir import (
     MULS,
     WEIGHTED,
     Program,
+    free_shape,
     is_call,
     is_float,
+    is_tensor,
 )
 
 from .functions import depending
@@ -53,7 +55,7 @@ def blocks(program: Program) -> Iterator[Block]:
         held = depending(node)
         if not is_call(node, ADDS) or len(held) != 2 or not all(is_float(n) for n in held):
             continue
-        if held[0].meta["val"].shape != held[1].meta["val"].shape:
+        if free_shape(held[0]) != free_shape(held[1]):
             continue
         found = _block(node, held, order)
         if found is not None:
@@ -101,7 +103,7 @@ def ends_of(node: fx.Node) -> tuple[fx.Node, ...]:
         if len(held) == 1 and is_call(node, _LINEAR | MULS | DIVS):
             node = held[0]
             continue
-        gated = [n for n in held if n.meta["val"].shape == node.meta["val"].shape]
+        gated = [n for n in held if is_tensor(n) and free_shape(n) == free_shape(node)]
         if len(held) == 2 and len(gated) == 1 and is_call(node, MULS):  # by a number for each channel, as in SE
             node = gated[0]
             continue

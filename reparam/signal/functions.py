@@ -33,6 +33,7 @@ from reparam.ir import (
     Program,
     aten,
     evaluate_region,
+    free_shape,
     is_call,
     is_float,
     is_tensor,
@@ -154,7 +155,7 @@ def function_at(program: Program, node: fx.Node) -> Function | None:
     for call in calls:
         held = depending(call)
         above = {roots.get(n, n) for n in held}
-        alike = all(is_tensor(n) and n.meta["val"].shape == call.meta["val"].shape for n in held)
+        alike = all(is_tensor(n) and free_shape(n) == free_shape(call) for n in held)
         if len(above) == 1 and alike:
             roots[call] = above.pop()
     if node not in roots:

@@ -25,6 +25,7 @@ from reparam.ir import (
     Program,
     arguments,
     aten,
+    free_shape,
     is_call,
     is_float,
     shape_of,
@@ -71,13 +72,13 @@ def _write(program: Program, node: fx.Node, terms: tuple[Term, ...]) -> None:
 
 def _is_sum(node: fx.Node, values: tuple[Any, ...]) -> bool:
     """Whether values could be added up to a result as they are."""
-    kind = node.meta["val"]
+    shape, dtype = free_shape(node), node.meta["val"].dtype
     return all(
         isinstance(n, fx.Node)
         and n.meta.get("data")
         and is_float(n)
-        and n.meta["val"].shape == kind.shape
-        and n.meta["val"].dtype == kind.dtype
+        and free_shape(n) == shape
+        and n.meta["val"].dtype == dtype
         for n in values
     )
 
