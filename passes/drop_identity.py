@@ -7,7 +7,8 @@ rolls and pads that change nothing, products by one and sums with zero, pools ov
 one value, and on ReLU and clamps whose input is proven to lie inside their range. Leaky ReLU and its kin go where their
 slope is one or their input is never negative. A permute that undoes the permute before it goes with it.
 
-Refuses nothing: whatever is not provably the identity is left alone in silence, since it was never meant to be one.
+Refuses nothing: whatever is not provably the identity is left alone in silence, since it was never meant to be one. A
+copy whose reader counts in memory, as as_strided does, is left too.
 
 Source: each operator's definition.
 
@@ -32,6 +33,7 @@ from reparam.ir import (
     DIVS,
     DROPOUTS,
     IDENTITIES,
+    LAYOUT_READERS,
     MAX_POOLS,
     MOVEMENTS,
     MULS,
@@ -114,6 +116,8 @@ class DropIdentity:
     def check(self, program: Program, match: Match) -> Plan | None:
         """The value that the call equals, if that is proven."""
         same = equal_value(program, match.root)
+        if any(is_call(user, LAYOUT_READERS) for user in match.root.users):
+            return None  # equal in value, and not in memory
         if same is None or not _same_type(same, match.root):
             return None
         unread = match.root.args[:1] if is_call(match.root, _COPIES) and match.root.args[0] is not same else ()
