@@ -81,7 +81,7 @@ def _check_calls(program: torch.export.ExportedProgram, placeholders: Mapping[st
     calls = [n for n in program.graph.nodes if n.op == "call_function"]
     if mode is None or any(isinstance(n.target, torch._ops.HigherOrderOperator) for n in calls):
         return  # graphs within the graph are run by torch's own capture
-    # Without torch's own forms of its composite operators, some fail on free sizes, and others fix them at the traced ones.
+    # Without the dispatcher, some composite operators fail on free sizes, and others fix them at the traced ones.
     with mode, torch.no_grad(), enable_python_dispatcher(), quiet(FAKE_TENSORS):
         _Run(program.graph_module, name).run(*values)
 
