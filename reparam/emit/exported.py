@@ -69,7 +69,7 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
             made[node] = graph.node_copy(node, made.__getitem__)
             path = module_of(node)
             layers = {path: (path, "Layer")} if path else {}
-            made[node].meta = {"val": values.of(node.meta["val"]), "nn_module_stack": layers}
+            made[node].meta = {**values.meta(node.meta["val"]), "nn_module_stack": layers}
     returned: Any = fx.node.map_arg(program.output.args[0], made.__getitem__)
     results = list(returned)
     graph.output(tuple(results))

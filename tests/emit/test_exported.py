@@ -118,6 +118,24 @@ def test_values_follow_another_dtype() -> None:
     program.verify()
 
 
+def test_torch_takes_the_program_apart_again_where_sizes_are_values() -> None:
+    def forward(m: Any, x: Tensor, count: Tensor) -> Any:
+        n = count.item()
+        torch._check(n <= 4)  # type: ignore[operator]
+        torch._check(n >= 0)  # type: ignore[operator]
+        y = m.layer(x)
+        return y[:, :n], torch.unique(y, return_counts=True), torch.zeros(2 * n)  # type: ignore[operator,misc]
+
+    model = Lambda(forward, layer=nn.Linear(4, 4)).eval()
+    program = capture(model, (torch.randn(3, 4), torch.tensor(2))).program
+    exported = export_program(program)
+    item = next(n for n in exported.graph.nodes if n.target is aten.item.default)
+    assert list(item.meta["unbacked_bindings"].values()) == [()]
+    x = torch.randn(5, 4)
+    got = exported.run_decompositions({}).module()(x, torch.tensor(1))
+    torch.testing.assert_close(got, model(x, torch.tensor(1)))
+
+
 def _text(m: Any, x: Tensor) -> Any:
     return {"logits": m.layer(x), "made": ("by hand", x.shape[0])}
 
