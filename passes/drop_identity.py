@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import fx
+from torch import Tensor, fx
 
 from reparam.algebra import Affine, read_affine
 from reparam.ir import (
@@ -86,6 +86,7 @@ _RECTIFIERS = frozenset(
         aten.celu.default,
     }
 )
+_UNMARKS = frozenset({aten.clone.default, aten.resolve_conj.default})
 _COPIES = frozenset({aten.copy.default})
 _POOLS = AVG_POOLS | MAX_POOLS
 _TENSOR_SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
@@ -116,8 +117,8 @@ class DropIdentity:
     def check(self, program: Program, match: Match) -> Plan | None:
         """The value that the call equals, if that is proven."""
         same = equal_value(program, match.root)
-        if any(is_call(user, LAYOUT_READERS) for user in match.root.users):
-            return None  # equal in value, and not in memory
+        if _is_read_in_memory(match.root):
+            return None
         if same is None or not _same_type(same, match.root):
             return None
         unread = match.root.args[:1] if is_call(match.root, _COPIES) and match.root.args[0] is not same else ()
@@ -126,6 +127,16 @@ class DropIdentity:
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """Nothing new: the operand takes the call's place."""
         return Rewrite({plan.node: plan.same}, f"{op_name(plan.node)} does nothing here", unread=plan.unread)
+
+
+def _is_read_in_memory(node: fx.Node) -> bool:
+    """Whether its result differs from an equal value in what lies in memory, and that is or may be read.
+
+    A copy of conjugated values is conjugated there, where these are only marked so.
+    """
+    val = node.meta["val"]
+    marked = is_call(node, _UNMARKS) and isinstance(val, Tensor) and val.is_complex()
+    return marked or any(is_call(user, LAYOUT_READERS) for user in node.users)
 
 
 def _same_type(a: fx.Node, b: fx.Node) -> bool:

@@ -36,7 +36,12 @@ def _signs(m: Any, x: Tensor) -> Tensor:
     return y * (y.view(torch.int32) >> 31).float()
 
 
-READERS = (_rows, _channels_last, _complex, _signs)
+def _conjugated(m: Any, x: Tensor) -> Tensor:
+    z = torch.complex(m.block(x), x[..., 1:-1, 1:-1]).conj()
+    return torch.view_as_real(z.resolve_conj()) + torch.view_as_real(z.clone())
+
+
+READERS = (_rows, _channels_last, _complex, _signs, _conjugated)
 
 
 @pytest.mark.parametrize("forward", mostly_in_sweeps(READERS, _rows))
