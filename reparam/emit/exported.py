@@ -177,7 +177,7 @@ def _refuse_results(program: Program) -> None:
         if isinstance(value, str | torch.SymBool):
             what = f"the text {one_line(value)[:60]!r}" if isinstance(value, str) else "a comparison of sizes"
             path = _path_of(program, number)
-            raise InputError(f"the result '{path}' is {what}, which a .pt2 cannot hold; leave it out with outputs")
+            raise InputError(f"the result '{path}' is {what}, which a .pt2 cannot hold; leave it out with --outputs")
 
 
 def _path_of(program: Program, number: int) -> str:
