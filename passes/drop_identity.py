@@ -7,7 +7,8 @@ rolls and pads that change nothing, products by one and sums with zero, pools ov
 one value, and on ReLU and clamps whose input is proven to lie inside their range. Leaky ReLU and its kin go where their
 slope is one or their input is never negative. A permute that undoes the permute before it goes with it.
 
-Refuses nothing: whatever is not provably the identity is left alone in silence, since it was never meant to be one.
+Refuses nothing: whatever is not provably the identity is left alone in silence, since it was never meant to be one. A
+copy whose reader counts in memory, as as_strided does, is left too.
 
 Source: each operator's definition.
 
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import fx
+from torch import Tensor, fx
 
 from reparam.algebra import Affine, read_affine
 from reparam.ir import (
@@ -32,6 +33,7 @@ from reparam.ir import (
     DIVS,
     DROPOUTS,
     IDENTITIES,
+    LAYOUT_READERS,
     MAX_POOLS,
     MOVEMENTS,
     MULS,
@@ -84,6 +86,7 @@ _RECTIFIERS = frozenset(
         aten.celu.default,
     }
 )
+_UNMARKS = frozenset({aten.clone.default, aten.resolve_conj.default})
 _COPIES = frozenset({aten.copy.default})
 _POOLS = AVG_POOLS | MAX_POOLS
 _TENSOR_SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
@@ -114,6 +117,8 @@ class DropIdentity:
     def check(self, program: Program, match: Match) -> Plan | None:
         """The value that the call equals, if that is proven."""
         same = equal_value(program, match.root)
+        if _is_read_in_memory(match.root):
+            return None
         if same is None or not _same_type(same, match.root):
             return None
         unread = match.root.args[:1] if is_call(match.root, _COPIES) and match.root.args[0] is not same else ()
@@ -122,6 +127,16 @@ class DropIdentity:
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """Nothing new: the operand takes the call's place."""
         return Rewrite({plan.node: plan.same}, f"{op_name(plan.node)} does nothing here", unread=plan.unread)
+
+
+def _is_read_in_memory(node: fx.Node) -> bool:
+    """Whether its result differs from an equal value in what lies in memory, and that is or may be read.
+
+    A copy of conjugated values is conjugated there, where these are only marked so.
+    """
+    val = node.meta["val"]
+    marked = is_call(node, _UNMARKS) and isinstance(val, Tensor) and val.is_complex()
+    return marked or any(is_call(user, LAYOUT_READERS) for user in node.users)
 
 
 def _same_type(a: fx.Node, b: fx.Node) -> bool:

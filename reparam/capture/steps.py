@@ -32,6 +32,7 @@ from .assemble import assemble, attributes_read
 from .explain import explain_writes
 from .functionalize import functionalize_locally, module_path, normalize_batch_norm
 from .guards import probes
+from .layouts import lay_out
 from .places import line_of
 from .randomness import describe_call, refuse_random_calls
 
@@ -222,6 +223,12 @@ def reshape_views(draft: Draft) -> Draft:
     return draft
 
 
+def spell_out_layouts(draft: Draft) -> Draft:
+    """What a call reads of memory is the same whatever is in front of it."""
+    lay_out(draft.graph)
+    return draft
+
+
 def spell_out_shapes(draft: Draft) -> Draft:
     """x.reshape_as(y) reads y for its shape alone: it becomes a reshape to that shape, so that y is not used."""
     for node in draft.graph.nodes:
@@ -329,6 +336,7 @@ STEPS: tuple[Callable[[Draft], Draft], ...] = (
     keep_places,
     fold_items,
     reshape_views,
+    spell_out_layouts,
     spell_out_types,
     spell_out_shapes,
     spell_out_fills,

@@ -257,6 +257,8 @@ def _sample(node: fx.Node, shape: tuple[int, ...], ranges: Ranges, generator: to
     value = node.meta["val"]
     if not isinstance(value, Tensor):
         return _fixed_value(node)
+    if value.is_complex():
+        return torch.complex(*(_draw(shape, -math.inf, math.inf, generator) for _ in range(2)))
     if not value.is_floating_point():
         if value.dtype == torch.bool:
             return torch.rand(shape, generator=generator) < 0.5

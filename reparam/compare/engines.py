@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from reparam.check import ErrorSums, OutputError, depth_limit
-from reparam.engines import EngineOutputs, Port, Runnable, floats
+from reparam.engines import EngineOutputs, Port, Runnable, as_reals, floats
 from reparam.errors import InputError
 from reparam.ir import InputSpec, Program, evaluate, filled, random_input, shape_of, typed
 from reparam.loading import LoadedModel
@@ -70,7 +70,7 @@ class _ProgramReference(_Reference):
         self.floor = depth_limit(program)
 
     def truth(self, values: Sequence[Tensor]) -> list[Any]:
-        return evaluate(self.program, filled(self.program, values))
+        return as_reals(evaluate(self.program, filled(self.program, values)))
 
     def own(self, values: Sequence[Tensor], dtype: torch.dtype) -> list[Any]:
         wanted = dtype if dtype != self.dtype else None
@@ -78,7 +78,7 @@ class _ProgramReference(_Reference):
         if wanted is not None:
             feed = [v.to(wanted) if isinstance(v, Tensor) and v.is_floating_point() else v for v in feed]
         try:
-            return evaluate(self.program, feed, wanted)
+            return as_reals(evaluate(self.program, feed, wanted))
         except RuntimeError as error:
             raise InputError(f"this machine cannot run the model in {str(dtype)[6:]}: {error}") from error
 
@@ -104,7 +104,7 @@ class _EngineReference(_Reference):
         self.twins: dict[torch.dtype, Runnable | None] = {}
 
     def truth(self, values: Sequence[Tensor]) -> list[Any]:
-        found = self.engine.run(_ported(self.engine, values))
+        found = as_reals(self.engine.run(_ported(self.engine, values)))
         return [v.double() if v.is_floating_point() else v for v in found]
 
     def own(self, values: Sequence[Tensor], dtype: torch.dtype) -> list[Any]:
@@ -113,7 +113,7 @@ class _EngineReference(_Reference):
             self.twins[dtype] = self.engine.twin(eps, self.seed)
         other = self.twins[dtype]
         if other is not None:
-            return other.run(_ported(other, values))
+            return as_reals(other.run(_ported(other, values)))
         noise = torch.Generator().manual_seed(self.seed)
         moved = [
             v * (1.0 + SEALED * eps * (2.0 * torch.rand(v.shape, generator=noise, dtype=torch.float64) - 1.0))
@@ -121,7 +121,7 @@ class _EngineReference(_Reference):
             else v
             for v in values
         ]
-        return self.engine.run(_ported(self.engine, moved))
+        return as_reals(self.engine.run(_ported(self.engine, moved)))
 
 
 def verify_engines(
@@ -234,7 +234,7 @@ class _Comparison:
     def measure(self, values: Sequence[Tensor]) -> str:
         """Adds one feed to the sums; a reason when the outputs cannot be compared. Raises InputError like `verify`."""
         truth = self.reference.truth(values)
-        got = EngineOutputs(self.engine.run(_ported(self.engine, values)))
+        got = EngineOutputs(as_reals(self.engine.run(_ported(self.engine, values))))
         if not got.fits(truth):
             tensors = EngineOutputs([t for t in truth if isinstance(t, Tensor)])
             return f"one gives outputs of shape {tensors.describe()}, the other {got.describe()}"
@@ -274,7 +274,7 @@ class _Comparison:
         for scale in SCALES:
             values = [v * scale if v.is_floating_point() else v for v in self.draw(self.least)]
             truth = floats(self.reference.truth(values))
-            got, own = self.engine.run(_ported(self.engine, values)), self.reference.own(values, self.dtype)
+            got, own = as_reals(self.engine.run(_ported(self.engine, values))), self.reference.own(values, self.dtype)
             allowed = relative_gap(truth, [v.double() for v in floats(own)])
             gap = relative_gap(truth, [v.double() for v in floats(got)])
             if math.isnan(gap) or not math.isfinite(allowed):

@@ -13,7 +13,6 @@ from typing import IO, Any, cast
 
 import torch
 from torch import fx, nn
-from torch._export.serde.serialize import SerializeError
 from torch._export.verifier import TrainingIRVerifier
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -31,8 +30,8 @@ from torch.export.graph_signature import (
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError
-from reparam.ir import Constant, Program, attribute_names, module_of, shape_of
-from reparam.utils import first_line, refuse_existing, write_atomically
+from reparam.ir import Constant, Program, attribute_names, module_of, parts_of, shape_of
+from reparam.utils import first_line, one_line, refuse_existing, write_atomically
 
 from .fresh_values import FreshValues
 from .names import parameter_names
@@ -70,7 +69,7 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
             made[node] = graph.node_copy(node, made.__getitem__)
             path = module_of(node)
             layers = {path: (path, "Layer")} if path else {}
-            made[node].meta = {"val": values.of(node.meta["val"]), "nn_module_stack": layers}
+            made[node].meta = {**values.meta(node.meta["val"]), "nn_module_stack": layers}
     returned: Any = fx.node.map_arg(program.output.args[0], made.__getitem__)
     results = list(returned)
     graph.output(tuple(results))
@@ -147,9 +146,11 @@ def _signature(program: Program, results: int) -> ModuleCallSignature:
 def save_pt2(program: Program, path: Path, *, force: bool = False) -> None:
     """Writes the program as a `.pt2` archive, whole or not at all.
 
-    Raises InputError when `path` exists and `force` is false, MachineError when it cannot be written.
+    Raises InputError when `path` exists and `force` is false, and for what an archive cannot hold; MachineError when it
+    cannot be written.
     """
     refuse_existing(path, force=force)  # before the work
+    _refuse_results(program)
     exported = export_program(program)
     exported.example_inputs = None
 
@@ -159,13 +160,30 @@ def save_pt2(program: Program, path: Path, *, force: bool = False) -> None:
             warnings.simplefilter("ignore")
             try:
                 torch.export.save(exported, cast(IO[bytes], sink))
-            except SerializeError as error:
+            except Exception as error:  # of any kind: torch says of some values only that they are still to be done
                 raise InputError(f"torch cannot write this network to a .pt2: {first_line(error)}") from error
         if sink.error is not None:
             raise sink.error
 
     write_atomically(path, write, force=force)
     _log.info("written %s", path)
+
+
+def _refuse_results(program: Program) -> None:
+    """Raises InputError for a result that torch cannot write, or that it writes and cannot read again."""
+    results: Any = program.output.args[0]
+    for number, result in enumerate(results):
+        value = result.meta["val"] if isinstance(result, fx.Node) else result
+        if isinstance(value, str | torch.SymBool):
+            what = f"the text {one_line(value)[:60]!r}" if isinstance(value, str) else "a comparison of sizes"
+            path = _path_of(program, number)
+            raise InputError(f"the result '{path}' is {what}, which a .pt2 cannot hold; leave it out with --outputs")
+
+
+def _path_of(program: Program, number: int) -> str:
+    """Where a result lies among all: `hidden.1`, or its number."""
+    parts = parts_of(program.out_spec) if program.out_spec is not None else ()
+    return next((path for path, leaves, spec in parts if spec.is_leaf() and leaves.start == number), str(number))
 
 
 class _Sink(io.RawIOBase):

@@ -12,7 +12,13 @@ import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    PendingUnbackedSymbolNotFound,
+    ShapeEnv,
+    compute_unbacked_bindings,
+    free_unbacked_symbols,
+)
 from torch.utils import _pytree as pytree
 
 from reparam.ir import Program
@@ -33,6 +39,15 @@ class FreshValues:
     def of(self, value: Any) -> Any:
         """A copy of a value: tensors (and lists of them) of the same shape, strides and dtype, symbols, and numbers."""
         return pytree.tree_map(self._leaf, value)
+
+    def meta(self, value: Any) -> dict[str, Any]:
+        """What torch notes at a call that gives `value`: a copy, and which sizes are known from then on, and where."""
+        copy = self.of(value)
+        try:
+            bindings = compute_unbacked_bindings(self._sizes, copy)
+        except PendingUnbackedSymbolNotFound:  # the size is there within another, such as its double
+            bindings = None
+        return {"val": copy} | ({"unbacked_bindings": bindings} if bindings else {})
 
     def ranges(self) -> dict[Any, Any]:
         """What each symbol of the copies can be."""

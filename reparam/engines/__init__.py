@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .arrays import save_arrays
     from .calibration import read_calibration
     from .data_check import DataCheck, HeldOut, check_metric, check_points, drop_of, judge, task_of
-    from .engine_check import EngineCheck, EngineOutputs, check_engine, floats
+    from .engine_check import EngineCheck, EngineOutputs, as_reals, check_engine, floats
     from .exporting import Exported, ExportOptions, export, export_conversion
     from .format import BuildOptions, Built, Format, Port, Probe, Runnable, Tell
     from .listing import ListedCall
@@ -48,6 +48,7 @@ _DOORS = {
     "engine_check": (
         "EngineCheck",
         "EngineOutputs",
+        "as_reals",
         "check_engine",
         "floats",
     ),
@@ -121,6 +122,7 @@ __all__ = [
     "Runner",
     "Task",
     "Tell",
+    "as_reals",
     "card_of",
     "check_engine",
     "check_manifest",

@@ -113,19 +113,23 @@ class _Measurement:
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     samples: int = 0
     feeds: list[Feed] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # of the outputs that are real or complex numbers
 
     def measure(self, values: Feed) -> None:
         """Adds what one feed shows; a size that the engine or the original itself is not for is passed over."""
         shapes = [tuple(v.shape) for v in tensors_of(self.original, values)]
         if len(shapes) == len(self.engine.inputs) and not self.engine.takes(shapes):
             return
-        truth = evaluate_where_it_runs(self.original, values) if self.samples else evaluate(self.original, values)
-        if truth is None:
+        found = evaluate_where_it_runs(self.original, values) if self.samples else evaluate(self.original, values)
+        if found is None:
             return
+        truth = as_reals(found)
         got = run_engine(self.engine, self.original, values)
         if not got.fits(truth):
             raise NotEquivalentError(f"the engine gives other outputs: {got.describe()} for {_shapes(truth)}")
-        own = got.values if self.quantised else evaluate(self.emitted, typed(self.emitted, values), None)
+        called = [p.name for p in self.engine.outputs]
+        self.names = [n for n, v in zip(called, got.values, strict=False) if v.is_floating_point()]
+        own = got.values if self.quantised else as_reals(evaluate(self.emitted, typed(self.emitted, values), None))
         different, total = got.other_integers(truth, own)
         if different:
             raise NotEquivalentError(f"the engine is not the network: {different:,} of {total:,} integers differ")
@@ -135,7 +139,8 @@ class _Measurement:
             if not bool(torch.isfinite(o).all()):
                 raise NotEquivalentError("the engine's outputs are not finite where the original's are")
             s.add(t, o.double(), p.double(), o.double())
-        for decision, told in zip(got.given(truth)[:1], got.values, strict=False):
+        whole = not any(isinstance(v, Tensor) and v.is_complex() for v in found)
+        for decision, told in zip(got.given(truth)[:1] if whole else (), got.values, strict=False):
             self.count.add(decision, told)
         first = next(v for v in values if isinstance(v, Tensor))
         self.feeds.append(values)
@@ -145,10 +150,10 @@ class _Measurement:
     def widen(self, generator: torch.Generator) -> None:
         """Takes the largest errors of the network itself where its numbers are off by a rounding."""
         for values in self.feeds:
-            truth = floats(evaluate(self.original, values))
+            truth = floats(as_reals(evaluate(self.original, values)))
             for _ in range(DISTURBED):
                 program, moved = disturbed(self.emitted, typed(self.emitted, values), None, generator)
-                for s, t, off in zip(self.sums, truth, floats(evaluate(program, moved, None)), strict=True):
+                for s, t, off in zip(self.sums, truth, floats(as_reals(evaluate(program, moved, None))), strict=True):
                     s.widen(t, off.double())
 
 
@@ -183,7 +188,7 @@ def check_engine(
         errors = [s.result(i, floor) for i, s in enumerate(job.sums)]
     bad = None if quantised else next((e for e in errors if not e.ok), None)
     if bad is not None:
-        name = engine.outputs[bad.index].name
+        name = job.names[bad.index]
         raise NotEquivalentError(f"the engine is not the network: {bad.complaint} (output '{name}')")
     worst = max(errors, key=lambda e: e.error_b / e.bar if e.bar else 0.0, default=None)
     return EngineCheck(
@@ -286,6 +291,12 @@ def _shapes(values: Sequence[Any]) -> str:
     return ", ".join("x".join(map(str, v.shape)) or "a number" for v in values if isinstance(v, Tensor)) or "none"
 
 
+def as_reals(values: Sequence[Any]) -> list[Any]:
+    """Outputs with complex ones by their real and imaginary parts, along an axis behind the others."""
+    complexes = (isinstance(v, Tensor) and v.is_complex() for v in values)
+    return [torch.view_as_real(v.resolve_conj()) if c else v for v, c in zip(values, complexes, strict=True)]
+
+
 def floats(values: Sequence[Any]) -> list[Tensor]:
     """The floating tensors among outputs, on the CPU."""
     return [v.detach().cpu() for v in values if is_floating(v)]
@@ -300,4 +311,4 @@ def run_engine(engine: Runnable, program: Program, values: Feed) -> EngineOutput
     if len(tensors) != len(engine.inputs):
         raise InputError(f"the models take {len(tensors)} and {len(engine.inputs)} tensor inputs")
     ported = [v.to(getattr(torch, p.dtype)) for v, p in zip(tensors, engine.inputs, strict=True)]
-    return EngineOutputs(engine.run(ported))
+    return EngineOutputs(as_reals(engine.run(ported)))

@@ -123,6 +123,16 @@ IDENTITIES = frozenset(
         aten.resolve_neg.default,
     }
 )
+BIT_VIEWS = frozenset({aten.view.dtype, aten.view_copy.dtype})  # the same bits as another dtype
+LAYOUT_READERS = BIT_VIEWS | frozenset(  # they read how their first operand lies in memory
+    {
+        aten.as_strided.default,
+        aten.as_strided_copy.default,
+        aten.as_strided_scatter.default,
+        aten.view_as_complex.default,
+        aten.view_as_complex_copy.default,
+    }
+)
 DROPOUTS = frozenset(
     {
         aten.dropout.default,

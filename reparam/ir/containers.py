@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ def keys_of(spec: pytree.TreeSpec) -> list[str] | None:
     context: Any = spec.context
     if isinstance(context, type):  # of a named tuple
         context = getattr(context, "_fields", None)
+    if spec.type is defaultdict:
+        context = context[1]  # behind what makes a value that is not there
     if not isinstance(context, (list, tuple)):
         return None
     if len(context) == 2 and isinstance(context[0], (list, tuple)) and isinstance(context[1], (list, tuple)):

@@ -24,7 +24,12 @@ Feed = list[Any]
 
 
 def random_input(spec: InputSpec, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """A random tensor for one input: normal, or uniform where the declared range is finite; float64 or integer."""
+    """A random tensor for one input: normal, or uniform where the declared range is finite.
+
+    It is float64, complex128 with both parts normal, or of the input's own integers.
+    """
+    if spec.dtype.is_complex:
+        return torch.randn(tuple(shape), generator=generator, dtype=torch.complex128)
     if not spec.dtype.is_floating_point:
         high = 2 if spec.dtype == torch.bool else int(spec.high) + 1 if math.isfinite(spec.high) else 2
         low = int(spec.low) if math.isfinite(spec.low) else 0
@@ -57,8 +62,8 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
         if small is not None and len(shape) >= 4:
             shape[-2:] = [_shrunk(s, small) for s in shape[-2:]]
         value = random_input(spec, shape, generator)
-        if value.is_floating_point():
-            value = value.to(spec.dtype).to(torch.float64)
+        if value.is_floating_point() or value.is_complex():
+            value = value.to(spec.dtype).to(value.dtype)
         values.append(value)
     return values
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from reparam.errors import ReparamError
 from reparam.utils import foreign_code
 
+from .aten import BIT_VIEWS
 from .mapped import give_back
 from .program import Program
 
@@ -57,6 +58,8 @@ def _arguments(tree: Any, env: Mapping[fx.Node, Any], dtype: torch.dtype | None)
 def call_node(node: fx.Node, env: Mapping[fx.Node, Any], dtype: torch.dtype | None) -> Any:
     """The value of one call node, from its operands' values in `env`."""
     assert callable(node.target)
+    if node.target in BIT_VIEWS and dtype is not None:
+        return _bits(node, env, dtype)
     return node.target(*_arguments(node.args, env, dtype), **_arguments(node.kwargs, env, dtype))
 
 
@@ -67,6 +70,15 @@ def weight_value(program: Program, node: fx.Node, dtype: torch.dtype | None) -> 
     if value.is_complex():
         return value.to(dtype.to_complex()) if dtype is not None else value
     return value.to(dtype or constant.dtype) if value.is_floating_point() else value
+
+
+def _bits(node: fx.Node, env: Mapping[fx.Node, Any], dtype: torch.dtype) -> Tensor:
+    """The bits of a value as another dtype: those of the dtype that the graph has it in, whatever it is computed in."""
+    operand, kind = node.args
+    assert isinstance(operand, fx.Node) and isinstance(kind, torch.dtype)
+    own: torch.dtype = operand.meta["val"].dtype
+    found: Tensor = retype(env[operand].to(own).view(kind), dtype)
+    return found
 
 
 class Values(dict[fx.Node, Any]):

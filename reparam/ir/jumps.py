@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx
 
-from .aten import CASTS, arguments, op_name
+from .aten import BIT_VIEWS, CASTS, arguments, op_name
 from .program import Program, module_of
 
 # Results jump in a floating operand. Names as they stand, and with the `_` of a private operator in front.
@@ -70,7 +70,7 @@ def _jumps(node: fx.Node) -> bool:
         return False
     if name in _INDICES:
         return any(user.target is operator.getitem and user.args[1] == 1 for user in node.users)
-    if node.target in CASTS:
+    if node.target in CASTS | BIT_VIEWS:
         value = node.meta.get("val")
         return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
     given = arguments(node)

@@ -70,14 +70,15 @@ _NO_TENSOR = frozenset({"_assert_scalar", "sym_constrain_range", "sym_constrain_
 _REPLACES_STORAGE = frozenset({"set_", "set", "set_data", "resize", "resize_", "resize_as", "resize_as_"})
 _PRIVATE = _words(
     "__and__ __or__ __xor__ _adaptive_avg_pool2d _adaptive_avg_pool3d _assert_scalar _assert_tensor_metadata"
-    " _batch_norm_no_update _batch_norm_with_update _cdist_forward _convolution _convolution_mode _embedding_bag"
-    " _fft_c2c _fft_c2r _fft_r2c _functional_assert_scalar _linalg_det _linalg_svd _local_scalar_dense _log_softmax"
-    " _native_batch_norm_legit _native_batch_norm_legit_no_training _pdist_forward _prelu_kernel _reshape_alias"
+    " _batch_norm_no_update _batch_norm_with_update _cdist_forward _conj _convolution _convolution_mode _embedding_bag"
+    " _fft_c2c _fft_c2r _fft_r2c _functional_assert_scalar _fused_rms_norm _int_mm _linalg_det _linalg_svd"
+    " _local_scalar_dense _log_softmax _native_batch_norm_legit _native_batch_norm_legit_no_training _neg_view"
+    " _pdist_forward _prelu_kernel _reshape_alias"
     " _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
     " _scaled_dot_product_efficient_attention _scaled_dot_product_attention_math"
-    " _scaled_dot_product_fused_attention_overrideable _shape_as_tensor _softmax _to_copy _trilinear _unsafe_view"
-    " _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d"
-    " _upsample_nearest_exact3d _weight_norm _weight_norm_interface"
+    " _scaled_dot_product_fused_attention_overrideable _shape_as_tensor _softmax _to_copy _trilinear _unique2"
+    " _unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d"
+    " _upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm _weight_norm_interface"
 )
 
 

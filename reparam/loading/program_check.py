@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError
-from reparam.utils import first_line, one_line
+from reparam.utils import FAKE_TENSORS, first_line, one_line, quiet
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -80,7 +81,8 @@ def _check_calls(program: torch.export.ExportedProgram, placeholders: Mapping[st
     calls = [n for n in program.graph.nodes if n.op == "call_function"]
     if mode is None or any(isinstance(n.target, torch._ops.HigherOrderOperator) for n in calls):
         return  # graphs within the graph are run by torch's own capture
-    with mode, torch.no_grad():
+    # Without the dispatcher, some composite operators fail on free sizes, and others fix them at the traced ones.
+    with mode, torch.no_grad(), enable_python_dispatcher(), quiet(FAKE_TENSORS):
         _Run(program.graph_module, name).run(*values)
 
 

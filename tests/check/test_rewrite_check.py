@@ -371,3 +371,19 @@ def test_a_rejected_rewrite_leaves_no_trace() -> None:
     assert fingerprint(fused.program) == fingerprint(program)
     assert fused.outcome.rejected == 2
     assert all("rejected by its own check: float64 difference" in m for m in fused.missed("replace"))
+
+
+# ---- complex values ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_complex_values_at_the_border_of_a_rewrite_are_drawn_with_both_parts(wrong: bool) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.fft.fft(x).reciprocal())
+
+    def build(program: Program, node: fx.Node) -> fx.Node:
+        values = program.call(aten.conj_physical.default, (node.args[0],), like=node) if wrong else node.args[0]
+        return program.call(aten.reciprocal.default, (values,), like=node)
+
+    result = evidence_of(Lambda(forward), {aten.reciprocal.default}, build, doubles(2, 4))
+    assert result.kind == "sampled" and result.ok is not wrong

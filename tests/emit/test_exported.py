@@ -1,14 +1,17 @@
 """A program as an ExportedProgram: what torch is told of its sizes, its layers and its arguments."""
 
 import io
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from reparam.capture import capture, from_exported
 from reparam.conversion import convert
-from reparam.emit import export_program, finalize
+from reparam.emit import export_program, finalize, save_pt2
+from reparam.errors import InputError
 from reparam.ir import Program, aten
 from support.by_hand import ByHand
 from support.helpers import Lambda, conv_bn
@@ -113,3 +116,37 @@ def test_values_follow_another_dtype() -> None:
     program = finalize(convolution().program, torch.float16)
     assert {n.meta["val"].dtype for n in program.graph.nodes if n.op != "output"} == {torch.float16}
     program.verify()
+
+
+def test_torch_takes_the_program_apart_again_where_sizes_are_values() -> None:
+    def forward(m: Any, x: Tensor, count: Tensor) -> Any:
+        n = count.item()
+        torch._check(n <= 4)  # type: ignore[operator]
+        torch._check(n >= 0)  # type: ignore[operator]
+        y = m.layer(x)
+        return y[:, :n], torch.unique(y, return_counts=True), torch.zeros(2 * n)  # type: ignore[operator,misc]
+
+    model = Lambda(forward, layer=nn.Linear(4, 4)).eval()
+    program = capture(model, (torch.randn(3, 4), torch.tensor(2))).program
+    exported = export_program(program)
+    item = next(n for n in exported.graph.nodes if n.target is aten.item.default)
+    assert list(item.meta["unbacked_bindings"].values()) == [()]
+    x = torch.randn(5, 4)
+    got = exported.run_decompositions({}).module()(x, torch.tensor(1))
+    torch.testing.assert_close(got, model(x, torch.tensor(1)))
+
+
+def _text(m: Any, x: Tensor) -> Any:
+    return {"logits": m.layer(x), "made": ("by hand", x.shape[0])}
+
+
+def _comparison(m: Any, x: Tensor) -> Any:
+    return {"logits": m.layer(x), "made": (x.shape[0] > 3, 1)}
+
+
+@pytest.mark.parametrize(("forward", "what"), [(_text, "the text 'by hand'"), (_comparison, "a comparison of sizes")])
+def test_a_result_that_no_file_can_hold_is_refused_by_its_name(forward: Any, what: str, tmp_path: Path) -> None:
+    program = capture(Lambda(forward, layer=nn.Linear(4, 2)).eval(), (torch.randn(2, 4),)).program
+    with pytest.raises(InputError, match=rf"the result 'made\.0' is {what}, which a \.pt2 cannot hold"):
+        save_pt2(program, tmp_path / "net.pt2")
+    assert not list(tmp_path.iterdir())

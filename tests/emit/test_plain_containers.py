@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,11 @@ def test_containers_of_torch_and_python_stay() -> None:
     value = OrderedDict(a=[1, (2, {"b": 3})])
     spec = pytree.tree_structure(value)
     assert plain_containers(spec) == spec
+
+
+def test_what_torch_and_python_have_beside_plain_containers_becomes_plain() -> None:
+    spec = plain_containers(pytree.tree_structure((defaultdict(list, {"a": 1, 2: [3]}), torch.zeros(2, 2).max(1))))
+    assert spec == pytree.tree_structure(({"a": 1, 2: [3]}, (1, 2)))
 
 
 def test_dataclass_of_absent_parts_keeps_the_names_of_those_that_are_there() -> None:

@@ -130,3 +130,20 @@ def test_the_weights_of_a_model_that_is_too_large_are_not_read() -> None:
     model = ir.Model(graph, ir_version=10)
     assert simplified(model) is model
     assert list(model.graph.initializers) == ["w"]
+
+
+@pytest.mark.parametrize("factors", ["8", "8,1", "1,1,8", "8,1,1"])
+def test_factors_are_folded_into_a_layer_along_its_channels_alone(factors: str) -> None:
+    rng = np.random.default_rng(0)
+    model = parse_model(
+        f"{HEADER} g (float[batch,4,8,8] x) => (float[batch,8,8,8] y) <float[8,4,1,1] w, float[{factors}] f>"
+        "{ h = Conv(x, w) y = Mul(h, f) }"
+    )
+    for name, shape in (("w", (8, 4, 1, 1)), ("f", tuple(map(int, factors.split(","))))):
+        values = rng.standard_normal(shape, dtype=np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    x = rng.standard_normal((2, 4, 8, 8), dtype=np.float32)
+    before = run(model, x)
+    simple = ir.to_proto(simplified(ir.from_proto(model)))
+    assert kinds(simple) == (["Conv"] if factors == "8,1,1" else ["Conv", "Mul"])
+    np.testing.assert_allclose(run(simple, x), before, rtol=1e-5, atol=1e-6)

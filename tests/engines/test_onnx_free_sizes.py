@@ -97,13 +97,29 @@ def test_transposed_convolution_to_the_size_of_the_input() -> None:
         torch.testing.assert_close(done.module(x), model(x))
 
 
+class OwnKernels(nn.Module):
+    """A convolution whose kernel is another for each sample: all of them in one call, a group each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.Linear(3, 4 * 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.kernels(x.mean((2, 3))).view(-1, 3, 1, 1)
+        return nn.functional.conv2d(x.flatten(0, 1)[None], weight, groups=x.shape[0]).unflatten(1, (-1, 4))[0]
+
+
 @pytest.mark.parametrize(
     ("model", "told"),
     [
+        (
+            OwnKernels(),
+            r"of the conv2d of .*, whose number of groups .*; fix the sizes \(dynamic none\)",
+        ),
         (Decoder(), r"ONNX has no form of the conv_transpose2d of 'up', whose output_padding depends on a free size"),
         (Pooled(nn.AdaptiveMaxPool2d(3)), r"ONNX has no form of the adaptive_max_pool2d to 3x3 of 'pool' for free"),
     ],
-    ids=["output size", "adaptive maximum"],
+    ids=["groups", "output size", "adaptive maximum"],
 )
 def test_layer_without_a_form_is_named(model: nn.Module, told: str, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"

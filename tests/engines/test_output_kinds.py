@@ -82,6 +82,13 @@ def test_constants_are_refused_by_name(value: Any, told: str, tmp_path: Path) ->
     reparam.export(net, X, path=tmp_path / "net.onnx", outputs=["map"])
 
 
+def test_complex_numbers_are_refused_by_name(tmp_path: Path) -> None:
+    net = network(lambda m, x: {"map": m.conv(x), "waves": torch.fft.rfft(m.conv(x))})
+    with pytest.raises(InputError, match=r"^waves is complex64, and ONNX files .*view_as_real"):
+        reparam.export(net, X, path=tmp_path / "net.onnx")
+    reparam.export(net, X, path=tmp_path / "net.onnx", outputs=["map"])
+
+
 def test_integers_that_differ_are_counted() -> None:
     truth, own = [torch.tensor([1, 2, 3]), torch.zeros(2)], [torch.tensor([1, 2, 4]), torch.zeros(2)]
     for values, different in (([1, 2, 3], 0), ([1, 2, 4], 0), ([1, 0, 4], 1), ([0, 0, 5], 3)):

@@ -38,6 +38,7 @@ JUMPING: dict[str, Function] = {
     "max_pool2d_with_indices": unpooled,
     "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, 3, return_indices=True)[1],
     "round": torch.round,
+    "view": lambda x: x.view(torch.int32),
     "floor": torch.floor,
     "ceil": torch.ceil,
     "trunc": torch.trunc,

@@ -34,6 +34,8 @@ HEAVY = 1 << 28  # bytes of weights; above, large ones are left out of that mess
 LARGE = 1 << 20  # bytes of one weight
 ZEROS = "zeros"  # the name of a file
 _BY_VALUES = ("eliminate_duplicate_initializer",)  # what takes two weights that are not there for the same
+# What onnxslim folds along the output channels whichever axis the factors lie on; onnxsim folds those that lie there.
+_BY_LENGTH = ("FusionConvMul", "FusionConvTransposeMul", "FusionGemmMul")
 _OF_LAYERS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}  # where a layer reads its weight
 RESIZE_INPUTS = 4  # values, region, scales, sizes
 
@@ -178,7 +180,7 @@ def _slimmer(simple: onnx.ModelProto) -> ir.Model:
     except ImportError:
         slim = simple
     else:
-        slim = _if_alike(simple, onnxslim.slim(_copy(simple)))
+        slim = _if_alike(simple, onnxslim.slim(_copy(simple), skip_fusion_patterns=list(_BY_LENGTH)))
     found = ir.from_proto(slim if len(slim.graph.node) < len(simple.graph.node) else simple)
     strip(found)
     return found

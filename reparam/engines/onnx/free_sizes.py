@@ -9,7 +9,18 @@ import torch
 from torch import fx
 
 from reparam.errors import InputError
-from reparam.ir import TRANSPOSED_CONVS, Program, arguments, aten, fixed_size, is_call, op_name, place_of
+from reparam.ir import (
+    CONVS,
+    TRANSPOSED_CONVS,
+    Program,
+    arguments,
+    aten,
+    batch_one,
+    fixed_size,
+    is_call,
+    op_name,
+    place_of,
+)
 
 _AVERAGES = frozenset(
     {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
@@ -18,6 +29,8 @@ _LARGEST = frozenset(
     {aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default}
 )
 _PARTS = frozenset({aten.chunk.default, aten.split.Tensor})
+# What a file has as numbers of a convolution, and what it is called.
+_ATTRIBUTES = {n: n for n in ("stride", "padding", "dilation", "output_padding")} | {"groups": "number of groups"}
 TO_THE_END = 2**63 - 1
 
 
@@ -32,7 +45,7 @@ def for_free_sizes(program: Program) -> Program:
     Raises InputError naming the call and its layer where ONNX has no form for a size that is free.
     """
     for node in program.calls():
-        _refuse(node)
+        _refuse(program, node)
     if not any(_is_mean(n) or _needs_matrices(n) or _parts_of_free(n) or _needs_slices(n) for n in program.calls()):
         return program
     made = program.copy()
@@ -84,14 +97,17 @@ def _slice(program: Program, node: fx.Node) -> None:
     program.erase([node])
 
 
-def _refuse(node: fx.Node) -> None:
-    args = arguments(node) if is_call(node, TRANSPOSED_CONVS | _LARGEST) else {}
-    extra = args.get("output_padding")
-    if any(isinstance(v, fx.Node) for v in (extra if isinstance(extra, (list, tuple)) else [extra])):
-        raise InputError(
-            f"ONNX has no form of the {op_name(node)} of '{place_of(node)}', whose output_padding depends on a free "
-            "size; fix the sizes (--dynamic batch)"
-        )
+def _refuse(program: Program, node: fx.Node) -> None:
+    args = arguments(node) if is_call(node, CONVS | TRANSPOSED_CONVS | _LARGEST) else {}
+    for name, called in _ATTRIBUTES.items():
+        given = [v for v in _target(args.get(name)) if isinstance(v, fx.Node)]
+        if given:
+            symbols = {str(s) for v in given for s in v.meta["val"].node.expr.free_symbols}
+            left = "none" if symbols & set(batch_one(program)) else "batch"
+            raise InputError(
+                f"ONNX has no form of the {op_name(node)} of '{place_of(node)}', whose {called} depends on a free "
+                f"size; fix the sizes (--dynamic {left})"
+            )
     if is_call(node, _LARGEST) and _is_free(node) and any(n != 1 for n in _target(args["output_size"])):
         sizes = "x".join(str(n) for n in _target(args["output_size"]))
         raise InputError(

@@ -14,7 +14,7 @@ import torch
 
 from reparam.emit import export_program
 from reparam.engines.format import BuildOptions, Tell
-from reparam.engines.ports import names_of_outputs
+from reparam.engines.ports import names_of_outputs, ports_of
 from reparam.errors import InputError
 from reparam.ir import ADDS, DIVS, MULS, SUBS, Program, arguments, is_call
 from reparam.utils import one_line
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OPSET = 20
 NEAR = {0.0: 1e-7, 1.0: 1e-4}  # ten times as far as what the exporter's optimiser takes for zero, and for one
+_COLOURS = "\x1b\\[[0-9;]*m"  # of the exporter's messages
 BFLOAT16_OPSET = 22  # the first in which Conv takes bfloat16
 
 
@@ -52,6 +53,7 @@ def graph_of(program: Program) -> ir.Model:
 
     program = with_settled_attention(in_other_words(for_free_sizes(program)))
     _refuse_constants(program)
+    _refuse_complex(program)
     exported = export_program(program)
     opset = BFLOAT16_OPSET if program.dtype == torch.bfloat16 else OPSET
     model = _written(exported, opset, optimize=not any(_is_nearly_nothing(program, n) for n in program.calls()))
@@ -135,6 +137,17 @@ def _refuse_constants(program: Program) -> None:
             )
 
 
+def _refuse_complex(program: Program) -> None:
+    """Raises InputError for an input or output of complex numbers, which runtimes take and give in other shapes."""
+    inputs, outputs = ports_of(program)
+    for port in (*inputs, *outputs):
+        if port.dtype.startswith("complex"):
+            raise InputError(
+                f"{port.name} is {port.dtype}, and ONNX files take and give real numbers; let the model turn it into "
+                "these with torch.view_as_real or torch.view_as_complex"
+            )
+
+
 def build_model(program: Program, options: BuildOptions, tell: Tell) -> onnx.ModelProto | ir.Model:
     """The model that an engine is built from: `graph_of`, for int8 the quantised message. Raises like `graph_of`."""
     tell("build", 0, 1)
@@ -165,6 +178,7 @@ def _explained(error: BaseException, exported: torch.export.ExportedProgram) -> 
         found = re.search(r"%(\w+) : .*?target=(?:torch\.ops\.)?([\w.]+)", text)
         if found:
             return InputError(f"ONNX has no form of {found[2]}, which '{places.get(found[1], found[1])}' uses")
-    told = next((t for t in texts if not t.startswith("An error occurred")), texts[0])  # behind those of its passes
+    outer = ("An error occurred", "Failed to ")  # in one of its passes, or in one of its steps
+    told = next((t for t in texts if not t.startswith(outer)), texts[-1])
     first = next((line.strip() for line in told.splitlines() if line.strip()), type(error).__name__)
-    return InputError(f"the network cannot be written as ONNX: {first}")
+    return InputError(f"the network cannot be written as ONNX: {re.sub(_COLOURS, '', first)}")

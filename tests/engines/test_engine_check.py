@@ -1,0 +1,58 @@
+"""An engine beside the network that it was built from: complex numbers, and outputs of several kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reparam.engines import Port, Runnable, check_engine
+from reparam.errors import NotEquivalentError
+from reparam.ir import Program
+from support.helpers import Lambda, program_of
+
+
+class Fake(Runnable):
+    """An engine that is a torch module, with its outputs changed."""
+
+    runtime, precision = "a fake", "float32"
+
+    def __init__(self, net: nn.Module, change: Callable[[list[Tensor]], list[Tensor]], *outputs: str) -> None:
+        self.net, self.change = net, change
+        self.inputs = (Port("x", ("batch", 6), "complex64"),)
+        self.outputs = tuple(Port(f"y{i}", ("batch", 6), kind) for i, kind in enumerate(outputs))
+
+    def run(self, values: Sequence[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            found: Any = self.net(values[0])
+        return self.change([v.resolve_conj() for v in found])
+
+
+def waves(m: Any, x: Tensor) -> Any:
+    return x.real.argmax(1), torch.fft.fft(x) * 2, m.layer(x.imag)
+
+
+def network() -> tuple[nn.Module, Program]:
+    torch.manual_seed(0)
+    model = Lambda(waves, layer=nn.Linear(6, 3)).eval()
+    return model, program_of(model, torch.randn(2, 6, dtype=torch.complex64))
+
+
+def test_complex_outputs_are_measured_by_both_parts() -> None:
+    model, program = network()
+    check = check_engine(program, program, Fake(model, list, "int64", "complex64", "float32"))
+    assert check.ran and check.error is not None and check.error < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(lambda v: [v[0], v[1].conj(), v[2]], "y1"), (lambda v: [v[0], v[1], v[2] + 0.01], "y2")],
+    ids=["conjugated", "moved"],
+)
+def test_what_differs_is_told_by_its_own_name(change: Callable[[list[Tensor]], list[Tensor]], name: str) -> None:
+    model, program = network()
+    with pytest.raises(NotEquivalentError, match=rf"the engine is not the network: .* \(output '{name}'\)"):
+        check_engine(program, program, Fake(model, change, "int64", "complex64", "float32"))
