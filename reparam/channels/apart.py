@@ -7,6 +7,7 @@ y_c = f(x_c):   equal channels give equal ones; a constant stays the constant wh
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -16,25 +17,34 @@ from reparam.algebra import batch_norm_affine
 from reparam.ir import AVG_POOLS, MAX_POOLS, PADS, arguments, aten, is_call, is_float, op_name, pair, shape_of
 
 from .family import SPARED, Ask, Builder, Conflict, Known, Request
+from .following import base_of
 from .value import Channels, first_of, structure
 
-_REDUCTIONS = frozenset(
-    {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.std.correction}
-)
-_STARTS = ("adaptive_avg_pool", "adaptive_max_pool", "upsample_")
+_SPREADS = frozenset({aten.std.correction, aten.std.dim, aten.var.correction, aten.var.dim})
+_REDUCTIONS = _SPREADS | {
+    aten.mean.dim,
+    aten.sum.dim_IntList,
+    aten.amax.default,
+    aten.amin.default,
+    aten.logsumexp.default,
+    aten.linalg_vector_norm.default,
+}
+_STARTS = ("adaptive_avg_pool", "upsample_")
+_EXTREMES = frozenset({aten.max.dim, aten.min.dim})  # with their places
+_PLACED = ("adaptive_max_pool", "max_pool1d_with", "max_pool2d_with", "max_pool3d_with")
 _ALONG = frozenset({aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.cumsum.default})
 _KEEPS = frozenset({aten.mean.dim, aten.amax.default, aten.amin.default})
 
 
 def _x(node: fx.Node) -> fx.Node:
-    given = arguments(node)
+    given = arguments(base_of(node))
     x = given["input"] if "input" in given else given["self"]
     assert isinstance(x, fx.Node)
     return x
 
 
 class Apart:
-    """Pools, resizing, reductions and padding that leave the channels alone."""
+    """Pools, resizing, reductions and padding that leave the channels alone; of those with two results the values."""
 
     def channels(self, known: Known, node: fx.Node) -> Channels | None:
         facts = known.of(_x(node))
@@ -46,27 +56,38 @@ class Apart:
 
     def ask(self, known: Known, node: fx.Node, wanted: Tensor) -> Ask:
         kept = structure(wanted, known.facts[node].sizes)
-        return Ask(kept, {_x(node): Request(kept.flatten(), ordered=True)})
+        unread = frozenset({base_of(node)} - {node})  # the values are made by a call of their own
+        return Ask(kept, {_x(node): Request(kept.flatten(), ordered=True)}, unread)
 
     def build(self, builder: Builder, node: fx.Node, kept: Tensor) -> Any:
+        base = base_of(node)
         x = builder.take(_x(node), kept, like=node, bound=SPARED)
-        args = fx.node.map_arg(node.args, lambda n: x if n is _x(node) else builder.whole(n, like=node))
-        kwargs = fx.node.map_arg(node.kwargs, lambda n: builder.whole(n, like=node))
-        return builder.call(node.target, args, kwargs, like=node)
+        args = fx.node.map_arg(base.args, lambda n: x if n is _x(node) else builder.whole(n, like=node))
+        kwargs = fx.node.map_arg(base.kwargs, lambda n: builder.whole(n, like=node))
+        made = builder.call(base.target, args, kwargs, like=node)
+        return made if base is node else builder.call(operator.getitem, (made, node.args[1]), like=node)
 
 
 def is_apart(node: fx.Node) -> bool:
     """Whether the call belongs to the family, if its operand's channels lie along other axes than it works on."""
     if not is_float(node):
         return False
+    if node.target is operator.getitem:
+        return bool(node.args[1] == 0) and _is_extreme(base_of(node))
     name = op_name(node)
     return is_call(node, AVG_POOLS | MAX_POOLS | PADS | _REDUCTIONS | _ALONG) or name.startswith(_STARTS)
 
 
+def _is_extreme(node: fx.Node) -> bool:
+    """Whether the call gives the largest or smallest values, and their places."""
+    return is_call(node, _EXTREMES) or op_name(node).startswith(_PLACED)
+
+
 def _kept_axes(node: fx.Node, facts: Channels) -> tuple[int, ...] | None:
     """Where the channels lie in the result, None when the call mixes them or leaves them out."""
-    ndim, given = len(shape_of(_x(node))), arguments(node)
-    if is_call(node, _REDUCTIONS):
+    ndim, node = len(shape_of(_x(node))), base_of(node)
+    given = arguments(node)
+    if is_call(node, _REDUCTIONS | _EXTREMES):
         dims = given["dim"] if given["dim"] is not None else []
         gone = {d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])} or set(range(ndim))
         if gone & set(facts.axes):
@@ -83,6 +104,8 @@ def _kept_axes(node: fx.Node, facts: Channels) -> tuple[int, ...] | None:
 
 def _holds(node: fx.Node, facts: Channels) -> Tensor:
     """(C,), bool: the constants that stay what they are."""
+    if _is_extreme(base_of(node)):
+        return facts.known
     given, zero = arguments(node), facts.constant == 0
     if is_call(node, AVG_POOLS):
         counted = given["count_include_pad"] and any(pair(given["padding"], len(shape_of(node)) - 2))
@@ -92,9 +115,9 @@ def _holds(node: fx.Node, facts: Channels) -> Tensor:
         if given.get("mode", "constant") != "constant":
             return facts.known
         return facts.constant == float(given.get("value") or 0)
-    if is_call(node, MAX_POOLS | _KEEPS) or op_name(node).startswith(("adaptive_avg", "adaptive_max", "upsample_")):
+    if is_call(node, MAX_POOLS | _KEEPS) or op_name(node).startswith(_STARTS):
         return facts.known
-    if node.target in (aten.sum.dim_IntList, aten.cumsum.default, aten.std.correction):
+    if is_call(node, _SPREADS | {aten.sum.dim_IntList, aten.cumsum.default}):
         return zero
     return torch.zeros_like(zero)
 

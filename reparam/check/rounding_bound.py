@@ -191,12 +191,16 @@ def _rows(node: fx.Node, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
 
 
 def _fallback(node: fx.Node, env: _Magnitudes, actual: Values) -> Any:
-    """For an unknown operator: the largest operand magnitude everywhere, on top of the value itself."""
-    out = actual[node]
-    if not is_number(out):
-        return out
+    """For an unknown operator: the largest operand magnitude everywhere, on top of each value itself."""
     tops = [float(env[i].max()) for i in node.all_input_nodes if is_number(env[i]) and env[i].numel()]
-    return out.abs() + max(tops, default=1.0)
+    return _grown(actual[node], max(tops, default=1.0))
+
+
+def _grown(value: Any, by: float) -> Any:
+    """|value| + by, of each piece where there are several; what is no number stays."""
+    if isinstance(value, (list, tuple)):
+        return [_grown(v, by) for v in value]
+    return value.abs() + by if isinstance(value, Tensor) and is_number(value) else value
 
 
 _CLAMPS = frozenset(
@@ -228,12 +232,14 @@ _RULES: tuple[tuple[Container[Any], _Rule], ...] = (
 
 def _rule(node: fx.Node) -> _Rule:
     own = next((rule for targets, rule in _RULES if node.target in targets), None)
-    return own or (_same_op if op_name(node).startswith(_MONOTONE) else _fallback)
+    name = op_name(node)
+    return own or (_same_op if name == "to" or name.startswith(_MONOTONE) else _fallback)
 
 
 _MONOTONE = (
     "avg_pool",
     "adaptive_avg_pool",
+    "adaptive_max_pool",
     "max_pool",
     "mean",
     "sum",
@@ -260,7 +266,6 @@ _MONOTONE = (
     "upsample_bilinear",
     "contiguous",
     "clone",
-    "to",
     "narrow",
     "index_select",
     "pixel_shuffle",

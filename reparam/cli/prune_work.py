@@ -14,10 +14,10 @@ from reparam.data import Preprocessing
 from reparam.pruning import Pruned, PruneOptions, prune
 from reparam.rewrite import verifying
 from reparam.training import save_training_source
-from reparam.utils import together
+from reparam.utils import counted, together
 
 from .outputs import Outputs
-from .render import Row, line, table
+from .render import FEW, Row, line, table
 from .session import Session
 from .work import ConvertOptions, Loaded, example_inputs, explained_misfit
 
@@ -109,9 +109,9 @@ def render_pruning(report: Row, arch: str) -> list[RenderableType]:
 
 def _sentences(report: Row) -> list[str]:
     quality, samples, rel = report["quality"], report["samples"], report["evidence"]["float64_max_rel"]
-    pruned, original = quality["pruned"], quality["original"]
+    pruned, original, held = quality["pruned"], quality["original"], samples["held_out"]
     found = [
-        f"another function than the original; on {samples['held_out']} held-out samples its outputs differ by "
+        f"another function than the original; on {counted(held, 'held-out sample')} its outputs differ by "
         f"{100 * pruned['error']:.2f} % (RMS)"
     ]
     if pruned["agreement"] is not None:
@@ -121,6 +121,8 @@ def _sentences(report: Row) -> list[str]:
     found.append(
         f"the file is the same function as the network with these channels switched off (float64 error {rel:.1e})"
     )
+    if held < FEW:
+        found.append(f"note: figures of {counted(held, 'held-out sample')} say little; give more")
     return found
 
 

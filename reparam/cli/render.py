@@ -16,10 +16,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from reparam.utils import one_line
+from reparam.utils import counted, one_line
 
 MODULES_SHOWN = 6
-FEW = 8  # held-out samples of an int8 file, below which its figures say little
+FEW = 8  # held-out samples, below which figures of them say little
 MERGES = "carry-residual"  # the rule whose refusals are the merges and gates that are left
 ROWS = (
     ("nodes", "nodes"),
@@ -126,8 +126,8 @@ def evidence_lines(report: Row) -> list[str]:
     if "float64_max_rel" not in evidence:
         return [f"evidence: each rewrite was checked alone in float64 ({kinds}); convert also checks the whole network"]
     dtype = evidence.get("dtype", "float32")
-    counted = Counter("x".join(map(str, s)) for s in evidence["shapes"])
-    shapes = ", ".join(shape if times == 1 else f"{shape} ({times} times)" for shape, times in counted.items())
+    found = Counter("x".join(map(str, s)) for s in evidence["shapes"])
+    shapes = ", ".join(shape if times == 1 else f"{shape} ({times} times)" for shape, times in found.items())
     head = "before it was quantised" if report.get("verdict") == "quantised" else "equivalent"
     return [
         f"{head}: float64 largest relative difference {evidence['float64_max_rel']:.2g}",
@@ -169,7 +169,8 @@ def _few_lines(engine: Row) -> list[str]:
     if engine["data"] != "held-out":
         return ["note: of one sample none can be held out, so that random inputs were measured; calibrate on more"]
     few = engine["samples"] < FEW
-    return [f"note: figures of {engine['samples']} held-out samples say little; calibrate on more"] if few else []
+    told = counted(engine["samples"], "held-out sample")
+    return [f"note: figures of {told} say little; calibrate on more"] if few else []
 
 
 def data_lines(data: Row | None) -> list[str]:

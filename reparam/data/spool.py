@@ -40,6 +40,11 @@ class Deck:
         return self.count
 
     @property
+    def rows(self) -> int:
+        """How many samples there are in all, each row of a fixed batch counted."""
+        return self.count * (self.shapes[0][0] if self.shapes else 1)
+
+    @property
     def labelled(self) -> bool:
         return self.labels is not None
 
@@ -81,7 +86,8 @@ class Spooled:
 def spool(samples: Samples, *, limit: int | None = None, folder: Path | None = None) -> Iterator[Spooled]:
     """Writes samples to files of a temporary folder, of which they are read in the block; it is removed at its end.
 
-    One sample is in memory at a time. Where all but one side would be empty, the sample with the smallest hash moves.
+    One sample is in memory at a time. Where all but one side would be empty, the sample with the smallest hash moves,
+    and all that are the same; of samples that are all the same none does, as no side would be new to the other.
     limit: at most so many samples to fit, and a quarter of that held out (one at least). Of more, where their number
     is known, they are taken at a random place of each of as many equal stretches of the source; where it is not, and
     where too many fall on one side, by a reservoir, in which every sample has the same chance. Both draw the same
@@ -120,7 +126,8 @@ def _fill(samples: Samples, fit: _Side, held: _Side) -> None:
         (held if out else fit).add(inputs, label)
     for full, empty in ((fit, held), (held, fit)):
         if not empty.count and full.count > 1:
-            empty.add(*full.pop())
+            for inputs, label in full.pop():
+                empty.add(inputs, label)
 
 
 @dataclass
@@ -159,14 +166,16 @@ class _Side:
         self.count = max(self.count, slot + 1)
         self._write(slot, self._parts(inputs, label))
 
-    def pop(self) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Takes out the sample with the smallest hash. Raises MachineError."""
+    def pop(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """Takes out the sample with the smallest hash, and all like it, unless all are alike. Raises MachineError."""
         digests = [digest(self._read(slot)[0]) for slot in range(self.count)]
-        slot = min(range(self.count), key=lambda i: digests[i])
-        found, last = self._read(slot), self._read(self.count - 1)
-        self._write(slot, self._parts(*last))
-        self.count -= 1
-        return found
+        least = min(digests)
+        slots = [i for i, d in enumerate(digests) if d == least]
+        for slot in reversed(slots) if len(slots) < self.count else ():
+            found, last = self._read(slot), self._read(self.count - 1)
+            self._write(slot, self._parts(*last))
+            self.count -= 1
+            yield found
 
     def close(self) -> None:
         """Writes what is still in memory. Raises MachineError."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from reparam.engines import DTYPES, ExportOptions, Runnable, export
 from reparam.engines.formats import find_format
-from reparam.errors import InputError
+from reparam.errors import InputError, MachineError
 from reparam.ir import draw_examples
 from reparam.loading import LoadedModel
 from reparam.utils import Shapes
@@ -39,12 +39,17 @@ def text_of(model: LoadedModel | Runnable) -> str:
 
 
 def check_runtimes(names: list[str]) -> None:
-    """Raises InputError for a name that is unknown or there twice, MachineError for a missing package."""
+    """Raises InputError for a name that is unknown or there twice, MachineError for what cannot run here."""
     for name in names:
         if name not in RUNTIMES:
             raise InputError(f"unknown runtime '{name}'; choose from {', '.join(RUNTIMES)}")
         if name in FORMATS:
-            find_format(FORMATS[name]).require()
+            format = find_format(FORMATS[name])
+            format.require()
+            found = format.probe()
+            if not found.can_run:
+                why = found.why.partition(";")[0]  # behind it: what can be built here
+                raise MachineError(f"{name} cannot run on this machine: {why}")
     if len(set(names)) != len(names):
         raise InputError("a runtime is named twice; each is timed once")
 

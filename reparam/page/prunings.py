@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reparam.conversion import Conversion
-from reparam.utils import one_line
+from reparam.utils import counted, one_line
 
 from .charts import curve_chart, width_bars
 from .conversions import add_rewrites, linked_view
@@ -28,7 +28,7 @@ def prune_page(report: Report, conversion: Conversion, *, arch: str = "") -> Pag
         verb="prune",
         verdict="Another function.",
         tone="warn",
-        lead=f"On {samples['held_out']} held-out samples its outputs differ from the original's by "
+        lead=f"On {counted(samples['held_out'], 'held-out sample')} its outputs differ from the original's by "
         f"{share(quality['error'])} (RMS). It is the same function as the network with these channels switched off "
         f"(float64 difference {exact}).",
         kicker=one_line(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
 from reparam.channels import ChannelPlan, plan_channels
-from reparam.ir import ADDS, Program, aten, is_call, module_of, place_of, shape_of
+from reparam.errors import InputError
+from reparam.ir import ADDS, WEIGHTED, Program, aten, is_call, module_of, place_of, shape_of
 
 from .gates import Finder, Gate, Place, users_of
 
 GATE = ".gate"  # what the names of masks end with
+TOLD = 8  # names of layers that are told where a pattern matches none
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,15 @@ def with_gates(program: Program, *, coupled: bool = False, keep: str | None = No
     """A copy of the program with gates wherever channels can be switched off.
 
     coupled: whether the channels of a stream go at all its depths together, or at each depth by themselves. keep: a
-    pattern; layers whose name it matches lose no channels.
+    pattern; layers whose name it matches lose no channels. Raises InputError where it matches none.
     """
     out = program.copy()
     finder = Finder(out)
     places = finder.find()
     if keep is not None:
-        places = [p for p in places if not any(re.search(keep, name) for name in finder.layers_of(p))]
+        names = {p.value: finder.layers_of(p) for p in places}
+        _check_matches(keep, [place_of(n) for n in out.calls() if is_call(n, WEIGHTED)], set().union(*names.values()))
+        places = [p for p in places if not any(re.search(keep, name) for name in names[p.value])]
     parts = {p.value: finder.parts_of(p) for p in places}
     streams = _streams(finder, places) if coupled else {p.value: p.value for p in places}
     spots: dict[str, Spot] = {}
@@ -126,6 +130,13 @@ def with_gates(program: Program, *, coupled: bool = False, keep: str | None = No
         gates.append(Gate(place_of(first.root), tuple(masks), count, runs if count % runs == 0 else count))
     original = {n: c.value for n, c in out.constants.items()}
     return Gated(out, original, tuple(gates), spots)
+
+
+def _check_matches(pattern: str, layers: Sequence[str], others: Collection[str]) -> None:
+    """others: sums and the like, whose names may be given too."""
+    if not any(re.search(pattern, name) for name in (*layers, *others)):
+        more = ", ..." if len(layers) > TOLD else ""
+        raise InputError(f"keep is '{pattern}', which matches no layer; there are {', '.join(layers[:TOLD])}{more}")
 
 
 def _insert(program: Program, place: Place) -> tuple[str, fx.Node]:

@@ -29,7 +29,7 @@ from .joint import Joint, affordable, refit_jointly
 from .mixing import copies_for, only_mixes, with_mixes
 from .options import PruneOptions
 from .price import cost
-from .quality import Judge, Quality, check_drop
+from .quality import Judge, Quality, check_drop, check_sides
 from .refitting import Fitted, refit_layers
 from .report import Form, PruneReport, Step, widths_of
 from .resuming import State
@@ -158,14 +158,15 @@ class _Run:
         if not self.gated.gates:
             kept = "" if options.keep is None else f", and is not kept by '{options.keep}'"
             raise InputError(f"there is nothing to prune: no layer reads channels that another one makes{kept}")
-        if not len(decks.held) or not len(decks.fit):
-            raise InputError("one sample is not enough: some have to be held out, to measure on; give more")
+        check_sides(decks)
         self.full = cost(self.gated.plan(), options.currency)
         name, share = options.budget
         least = cheapest(self.gated, options.floor, options.currency) / self.full
+        if least >= 1 and cheapest(self.gated, 0.0, options.currency) >= self.full:
+            raise InputError("there is nothing to prune: what reads the channels of the layers needs all of them")
         if name != "latency" and share < least:
             raise too_small(share, name, least)
-        self.left, self.multiple = 1.0, options.multiple
+        self.left, self.took, self.multiple = 1.0, 0.0, options.multiple  # took: of the time, where it was measured
         self.macs = max(1, census(base.program).macs)
         self.steps: list[Step] = []
         self.fitted: list[Fitted] = []
@@ -241,6 +242,7 @@ class _Run:
         if left > share * self.full:
             name, wanted = o.budget
             at = f"; {100 * left / self.full:.3g} % of the {o.currency} are left then" if name == "latency" else ""
+            at += f", and the last measurement gave {100 * self.took:.3g} % of the time" if self.took else ""
             raise InputError(
                 f"{100 * wanted:.3g} % of the {name} cannot be reached: no layer can lose more{at}; raise the budget, "
                 "lower the floor, keep fewer layers, or round to smaller multiples"
@@ -326,7 +328,8 @@ class _Run:
         to = "plain" if self.options.form == "plain" else "fused"
         made = convert_program(self.gated.masked(), to, seed=self.options.seed)
         found = times({"original": self.base.program, "pruned": made.program}, self.options.engine, rounds=rounds)
-        return found["pruned"].share
+        self.took = found["pruned"].share
+        return self.took
 
     # ---- the result ----------------------------------------------------------------------------------------
 
@@ -354,7 +357,7 @@ class _Run:
             near_floor=tuple(at_floor(self.gated, self.options.floor)),
             scarce=tuple(f.name for f in self.fitted if f.rows < f.columns),
             idle=told(self.idle),
-            samples={"fit": len(self.decks.fit), "held_out": len(self.decks.held)},
+            samples={"fit": self.decks.fit.rows, "held_out": self.decks.held.rows},
             base=self.base.report,
             conversion=conversion.report,
             options=self.options,

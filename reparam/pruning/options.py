@@ -31,10 +31,11 @@ class PruneOptions:
     score: how channels are chosen (`score.SCORES`). streams: whether the channels of a stream go at each depth by
     themselves (per-depth) or at all together (coupled). round_to: widths become multiples of this; None for 8 where the
     latency is the budget and that reaches it, else 1. floor: share of a layer's channels that stay at least. keep:
-    layers whose name this pattern matches keep all their channels. refit: whether weights are refitted. joint: how many
-    steps of the refit of all layers at once follow the last cut; None for as many as take little time (`joint.STEPS`
-    for small networks, none for large ones). max_drop: the most that the accuracy may fall, or without labels the share
-    of samples that may be told otherwise than by the original. samples: that choices are made on.
+    layers whose name this pattern matches keep all their channels; it has to match one. refit: whether weights are
+    refitted. joint: how many steps of the refit of all layers at once follow the last cut; None for as many as take
+    little time (`joint.STEPS` for small networks, none for large ones, or without refit). max_drop: the most that the
+    accuracy may fall, or without labels the share of samples that may be told otherwise than by the original. samples:
+    that choices are made on.
 
     Raises InputError.
     """
@@ -76,6 +77,8 @@ class PruneOptions:
                 raise InputError(f"{name} is {str(value)[:40]!r}; give a whole number of {told} or more")
         if not isinstance(self.refit, bool):
             raise InputError(f"refit is {str(self.refit)[:40]!r}; give True or False")
+        if self.joint and not self.refit:
+            raise InputError("a refit of all layers at once is asked for, and refits are off; leave out one of the two")
         if self.keep is not None and not isinstance(self.keep, str):
             raise InputError(f"keep is {describe_type(self.keep)}; give a pattern as text")
         if self.keep is not None:

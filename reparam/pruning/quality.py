@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.data import Deck
+from reparam.data import Deck, Spooled
 from reparam.errors import InputError, NotEquivalentError
 from reparam.ir import Program, evaluate, is_floating
 
@@ -111,6 +111,17 @@ def _outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
 def is_scores(outputs: Sequence[Tensor]) -> bool:
     """Whether the outputs are one score for each of several classes."""
     return len(outputs) == 1 and outputs[0].dim() == 2 and outputs[0].shape[1] > 1
+
+
+def check_sides(decks: Spooled) -> None:
+    """Raises InputError where nothing was held out, or where all was."""
+    fit, held = len(decks.fit), len(decks.held)
+    if fit and held:
+        return
+    if fit + held > 1:
+        raise InputError(f"the {fit + held} samples are all the same: others have to be held out, to measure on")
+    what = "one batch of the size that the network fixes" if decks.fit.fixed else "one sample"
+    raise InputError(f"{what} is not enough: some have to be held out, to measure on; give more")
 
 
 def check_drop(final: Quality, base: Quality, most: float | None) -> None:

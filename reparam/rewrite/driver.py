@@ -227,9 +227,7 @@ class Driver:
         if not evidence.ok:
             self._rollback(created)
             self.outcome.rejected += 1
-            limit = "what can be bounded" if math.isnan(evidence.bound) else f"{evidence.bound:.3g}"
-            reason = f"rejected by its own check: float64 difference {evidence.max_abs:.3g} exceeds {limit}"
-            self._miss(rule, node, Refusal(reason, hint="the values leave no room for exact folding"))
+            self._miss(rule, node, Refusal(_why_not(evidence), hint="the values leave no room for exact folding"))
             return None
         self._accept(rule, node, rewrite, evidence, (macs, params), _links(rewrite, dying, created))
         return self._commit(rewrite, region, created)
@@ -345,6 +343,15 @@ def _other_dtype(replaced: Mapping[fx.Node, fx.Node]) -> str:
         if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype != b.dtype:
             return f"the network has {dtype_name(a.dtype)} here, and would have {dtype_name(b.dtype)}"
     return ""
+
+
+def _why_not(evidence: Evidence) -> str:
+    """What is said of a rewrite whose check failed; each element has a bound of its own, that of zeros is small."""
+    found, most = evidence.max_abs, evidence.bound
+    limit = "what can be bounded" if math.isnan(most) else f"{most:.3g}"
+    if found <= most:
+        limit = f"the bound of its own element (that of others goes up to {limit})"
+    return f"rejected by its own check: float64 difference {found:.3g} exceeds {limit}"
 
 
 def _dying(region: Region) -> list[fx.Node]:

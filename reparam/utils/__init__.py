@@ -39,7 +39,16 @@ if TYPE_CHECKING:
     from .spoken import on_the_command_line
     from .staging import Together, together, write_atomically, writing
     from .streams import drop_broken_streams, own_stream, silence
-    from .text import describe_error, describe_type, dtype_name, first_line, one_line, three_digits, visible_lines
+    from .text import (
+        counted,
+        describe_error,
+        describe_type,
+        dtype_name,
+        first_line,
+        one_line,
+        three_digits,
+        visible_lines,
+    )
 
 _DOORS = {
     "arguments": ("as_path", "check_callable", "check_kind", "check_seed", "checked_call", "path_complaint"),
@@ -98,6 +107,7 @@ _DOORS = {
     ),
     "streams": ("drop_broken_streams", "own_stream", "silence"),
     "text": (
+        "counted",
         "describe_error",
         "describe_type",
         "dtype_name",
@@ -145,6 +155,7 @@ __all__ = [
     "check_safetensors",
     "check_seed",
     "checked_call",
+    "counted",
     "counts_told",
     "describe_error",
     "describe_type",

@@ -33,6 +33,11 @@ def describe_error(error: BaseException) -> str:
     return kind if first == kind else f"{kind}: {first}"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 sample`, `1,024 samples`: how many there are of what takes an s."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def three_digits(value: float) -> str:
     """`0.0356`, `12.5`, `3,442`: what is large is written out, without an exponent; what is tiny has one."""
     return f"{value:,.0f}" if 999.5 <= abs(value) < 1e15 else f"{value:.3g}"

@@ -59,6 +59,7 @@ SUMS: dict[str, tuple[Callable[..., Any], Callable[[], Tensor]]] = {
     "a mean": (lambda m, x, y: x.mean((2, 3)), lambda: X.abs().mean((2, 3))),
     "a sum over an axis": (lambda m, x, y: x.sum(1), lambda: X.abs().sum(1)),
     "a pool": (lambda m, x, y: F.avg_pool2d(x, 2), lambda: F.avg_pool2d(X.abs(), 2)),
+    "the largest of a map": (lambda m, x, y: F.adaptive_max_pool2d(x, 1), lambda: F.adaptive_max_pool2d(X.abs(), 1)),
     "zeros around": (lambda m, x, y: F.pad(x, (1, 0)), lambda: F.pad(X.abs(), (1, 0))),
     "a frame": (lambda m, x, y: F.pad(x, (1, 0), value=-7.0), lambda: F.pad(X.abs(), (1, 0), value=7.0)),
     "a part": (lambda m, x, y: x[:, 1:3], X[:, 1:3].abs),
@@ -230,6 +231,13 @@ def test_an_unknown_operator_is_bounded_by_its_numbers_and_not_by_its_indices() 
     small, index = X / 10, torch.full((2, 1, 3, 3), 3)
     region, values, found = of(program_of(Lambda(lambda m, x, i: (x.gather(1, i),)), small, index), 0, small, index)
     torch.testing.assert_close(found[region[-1]], values[region[-1]].abs() + small.abs().max())
+
+
+def test_an_unknown_operator_with_several_results_is_bounded_in_each() -> None:
+    region, values, found = of(program_of(Lambda(lambda m, x: tuple(x.topk(4, 1))), X), 0, X)
+    topk = next(n for n in region if isinstance(values[n], tuple))
+    torch.testing.assert_close(found[topk][0], values[topk][0].abs() + X.abs().max())
+    assert torch.equal(found[topk][1], values[topk][1])
 
 
 def test_complex_numbers_have_real_sizes() -> None:

@@ -99,6 +99,15 @@ def test_the_command_line_offers_what_the_library_does() -> None:
     assert {n: defaults[n] for n in names} == {n: getattr(own, n) for n in names}
 
 
+def test_figures_of_few_samples_are_said_to_say_little(folder: Path) -> None:
+    np.save("few.npy", np.load("x.npy")[:3])
+    shown = " ".join(
+        succeed("prune", *TINY, "--form", "residual", "--calibrate", "few.npy", "--macs", "0.7").stdout.split()
+    )
+    assert "on 1 held-out sample its outputs" in shown
+    assert "note: figures of 1 held-out sample say little; give more" in shown
+
+
 def test_samples_that_do_not_fit_are_refused(folder: Path) -> None:
     np.save("bad.npy", np.zeros((9, 3, 8, 8), np.float32))
     before = files(folder)

@@ -104,6 +104,20 @@ def test_an_empty_side_gets_one_sample_the_same_in_any_order(held: bool) -> None
     assert len(moved) == 1
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_no_sample_is_on_both_sides_also_where_a_side_would_be_empty(held: bool) -> None:
+    rows = of_one_side(3, held=held)
+    with spool(open_samples([rows[[0, 1, 2, 1, 0, 2, 0]]], vectors())) as spooled:
+        fit, out = values(spooled.fit), values(spooled.held)
+    assert fit and out and set(fit).isdisjoint(out) and len(fit) + len(out) == 7
+
+
+def test_samples_that_are_all_the_same_stay_on_one_side() -> None:
+    rows = of_one_side(1, held=False).expand(5, -1)
+    with spool(open_samples([rows], vectors())) as spooled:
+        assert (len(spooled.fit), len(spooled.held)) == (5, 0)
+
+
 def test_one_sample_stays_where_it_is() -> None:
     rows = of_one_side(1, held=True)
     with spool(open_samples([(rows, torch.tensor([1]))], vectors())) as spooled:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from reparam.compare import open_engine
 from reparam.engines import Port, Runnable, export
+from reparam.engines.format import Probe
+from reparam.engines.formats import find_format
 from reparam.errors import InputError, MachineError
 from reparam.loading import LoadedModel
-from reparam.measure import Where, time_models, timing
+from reparam.measure import Where, check_runtimes, time_models, timing
 from reparam.measure.runtimes import in_runtime, name_of, text_of
 from reparam.measure.timing import Call
 from support.cli_helpers import TINY, prepare_folder, refuse, succeed
@@ -199,6 +201,15 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MachineError, match="nothing can be timed on a GPU here"):
         time_models({"net": LoadedModel(small(), input_shapes=(SHAPE[1:],))}, where=Where(device="cuda"))
+
+
+def test_a_runtime_that_can_build_here_and_not_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Probe("tensorrt", True, False, {}, "the driver shows no NVIDIA GPU; engines are built for others")
+    kind = type(find_format("tensorrt"))
+    monkeypatch.setattr(kind, "require", lambda self: None)
+    monkeypatch.setattr(kind, "probe", lambda self: found)
+    with pytest.raises(MachineError, match=r"^tensorrt cannot run on this machine: the driver shows no NVIDIA GPU$"):
+        check_runtimes(["onnxruntime", "tensorrt"])
 
 
 # ---- on a GPU, against a stand-in ------------------------------------------------------------------------------------

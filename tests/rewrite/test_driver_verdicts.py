@@ -166,7 +166,14 @@ def test_a_rewrite_that_makes_what_nobody_reads_or_replaces_nothing_is_left_out(
 # ---- what is turned down -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("bound", "limit"), [(0.001234, "0.00123"), (math.nan, "what can be bounded")])
+LIMITS = [
+    (0.001234, "0.00123"),
+    (math.nan, "what can be bounded"),
+    (0.5, "the bound of its own element (that of others goes up to 0.5)"),
+]
+
+
+@pytest.mark.parametrize(("bound", "limit"), LIMITS)
 def test_a_rewrite_that_its_check_rejects_leaves_no_trace(
     bound: float, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
