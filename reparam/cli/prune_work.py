@@ -123,6 +123,12 @@ def _sentences(report: Row) -> list[str]:
     )
     if held < FEW:
         found.append(f"note: figures of {counted(held, 'held-out sample')} say little; give more")
+    time, engine = report["forms"][report["target"]].get("time"), report["options"]["engine"]
+    if time is not None and time["share"] >= 1:
+        found.append(
+            f"note: it is no faster than the original in {engine}: {time['share']:.2f} times its time; widths that are "
+            "multiples of 8 can help (--round 8), and --latency cuts until it is"
+        )
     return found
 
 

@@ -182,7 +182,9 @@ def _kind_of_file(model: LoadedModel) -> str:
 
     if isinstance(model.module, ImportedModel):
         return "ONNX file"
-    return "exported program" if model.exported is not None else "pickled module"
+    if model.exported is not None:
+        return "exported program"
+    return "source" if model.source is not None and model.source.is_dir() else "pickled module"
 
 
 # ---- example inputs ----------------------------------------------------------------------------------------------

@@ -154,6 +154,14 @@ def test_a_pickled_module_is_taken_with_trust(folder: Path) -> None:
     assert "module.pt (pickled module) -> module-fused.pt2" in result.stdout
 
 
+def test_written_source_is_called_so(folder: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    conversion.convert(model, torch.randn(2, 3, 8, 8)).save_source(folder / "net")
+    result = run("explain", "net", "--trust", "--input-shape", "3,8,8")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("net (source), target fused")
+
+
 # ---- not equivalent: 1 -------------------------------------------------------------------------------------------
 
 

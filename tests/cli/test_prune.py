@@ -108,6 +108,18 @@ def test_figures_of_few_samples_are_said_to_say_little(folder: Path) -> None:
     assert "note: figures of 1 held-out sample say little; give more" in shown
 
 
+@pytest.mark.parametrize(("share", "told"), [(0.99, ""), (1.5, "in openvino: 1.50 times its time; widths that are")])
+def test_a_result_that_is_no_faster_is_said_to_be_none(folder: Path, share: float, told: str) -> None:
+    from reparam.cli.prune_work import render_pruning
+
+    succeed(*PRUNE, "--macs", "0.7", "--json", "report.json")
+    report = json.loads((folder / "report.json").read_text())
+    report["forms"]["residual"]["time"] = {"ms": 2.0, "share": share}
+    report["options"]["engine"] = "openvino"
+    notes = [str(part) for part in render_pruning(report, "") if "no faster" in str(part)]
+    assert len(notes) == bool(told) and all(told in note for note in notes)
+
+
 def test_samples_that_do_not_fit_are_refused(folder: Path) -> None:
     np.save("bad.npy", np.zeros((9, 3, 8, 8), np.float32))
     before = files(folder)
