@@ -80,6 +80,9 @@ def _is_affine(program: Program, region: Sequence[fx.Node], inputs: set[fx.Node]
     return True
 
 
+_ANY = (-math.inf, math.inf)
+
+
 def _draw(shape: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
     """Random values inside [low, high], half of them about zero and half over the whole interval, ends included.
 
@@ -258,7 +261,7 @@ def _sample(node: fx.Node, shape: tuple[int, ...], ranges: Ranges, generator: to
     if not isinstance(value, Tensor):
         return _fixed_value(node)
     if value.is_complex():
-        return torch.complex(*(_draw(shape, -math.inf, math.inf, generator) for _ in range(2)))
+        return torch.complex(*(_draw(shape, *_ANY, generator) for _ in range(2)))
     if not value.is_floating_point():
         if value.dtype == torch.bool:
             return torch.rand(shape, generator=generator) < 0.5

@@ -227,7 +227,22 @@ def test_truth_values_are_drawn_both_ways() -> None:
     assert 0.4 < float(value.double().mean()) < 0.6
 
 
-@pytest.mark.parametrize("x", [torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3) > 0, doubles(2, 3)])
+def test_complex_values_are_drawn_in_both_parts() -> None:
+    value = sample_of(torch.ones(2, 3, dtype=torch.complex64), (200, 3))
+    assert value.dtype == torch.complex128 and value.shape == (200, 3)
+    for part in (value.real, value.imag):
+        assert float(part.min()) < -4 and float(part.max()) > 4 and float(part.abs().median()) < 1
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.ones(2, 3, dtype=torch.int64),
+        torch.ones(2, 3) > 0,
+        doubles(2, 3),
+        torch.ones(2, 3, dtype=torch.complex128),
+    ],
+)
 def test_a_sample_depends_on_the_seed_and_on_nothing_else(x: Tensor) -> None:
     torch.manual_seed(98)
     first = sample_of(x, (50, 3), seed=5)

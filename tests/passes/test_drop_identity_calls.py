@@ -298,3 +298,31 @@ def test_a_clamp_by_a_size_stays() -> None:
     """Its end is not known when the network is converted."""
     assert free(lambda g, x: g.call(aten.clamp.default, x, g.call(aten.sym_size.int, x, 0)), 0) is None
     assert free(lambda g, x: g.call(aten.clamp.default, x, None, g.call(aten.sym_size.int, x, 0)), 0) is None
+
+
+READERS: list[Make] = [
+    call(aten.as_strided.default, [2, 2], [2, 1]),
+    call(aten.view_as_complex.default),
+    call(aten.view.dtype, torch.int64),
+]
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("copy", [aten.contiguous.default, aten.clone.default])
+def test_a_copy_that_is_read_in_memory_stays(read: Make, copy: Any) -> None:
+    """Beside another reader, too."""
+    graph = ByHand()
+    made = graph.call(copy, graph.call(aten.tanh.default, graph.input(4, 2)))
+    assert RULE.check(graph.program, Match(made, {})) is not None
+    graph.returns(graph.call(aten.relu.default, made), read(graph, made))
+    assert RULE.check(graph.program, Match(made, {})) is None
+
+
+@pytest.mark.parametrize(
+    ("copy", "goes"), [(aten.clone.default, False), (aten.resolve_conj.default, False), (aten.detach.default, True)]
+)
+def test_a_copy_of_values_that_may_be_marked_as_conjugated_stays(copy: Any, goes: bool) -> None:
+    graph = ByHand()
+    made = graph.call(copy, graph.call(aten.view_as_complex.default, graph.input(4, 2)))
+    graph.returns(graph.call(aten.view_as_real.default, made))
+    assert (RULE.check(graph.program, Match(made, {})) is not None) == goes

@@ -169,6 +169,7 @@ def test_a_rewrite_that_makes_what_nobody_reads_or_replaces_nothing_is_left_out(
 LIMITS = [
     (0.001234, "0.00123"),
     (math.nan, "what can be bounded"),
+    (0.0123456, "the bound of its own element (that of others goes up to 0.0123)"),
     (0.5, "the bound of its own element (that of others goes up to 0.5)"),
 ]
 
