@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 
 import torch
 from torch import fx, nn
+from torch._export.serde.serialize import SerializeError
 from torch._export.verifier import TrainingIRVerifier
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -160,7 +161,7 @@ def save_pt2(program: Program, path: Path, *, force: bool = False) -> None:
             warnings.simplefilter("ignore")
             try:
                 torch.export.save(exported, cast(IO[bytes], sink))
-            except Exception as error:  # of any kind: torch says of some values only that they are still to be done
+            except (SerializeError, AssertionError) as error:  # an assertion: of what is not done yet
                 raise InputError(f"torch cannot write this network to a .pt2: {first_line(error)}") from error
         if sink.error is not None:
             raise sink.error
