@@ -117,9 +117,7 @@ class DropIdentity:
     def check(self, program: Program, match: Match) -> Plan | None:
         """The value that the call equals, if that is proven."""
         same = equal_value(program, match.root)
-        if _is_read_in_memory(match.root):
-            return None
-        if same is None or not _same_type(same, match.root):
+        if same is None or not _same_type(same, match.root) or _is_read_in_memory(match.root):
             return None
         unread = match.root.args[:1] if is_call(match.root, _COPIES) and match.root.args[0] is not same else ()
         return Plan(match.root, same, unread)  # type: ignore[arg-type]

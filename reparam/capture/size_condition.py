@@ -15,6 +15,7 @@ import numpy as np
 import sympy  # type: ignore[import-untyped]  # it ships no types
 from torch.utils._sympy import functions as sizes
 
+_MOST = 1 << 31  # larger numbers, the end of a slice among them, do not fit where whole numbers are added up
 _Operation = Callable[[Sequence[Any]], Any]
 
 
@@ -108,7 +109,8 @@ class SizeCondition:
 
 
 def _is_constant(term: Any) -> bool:
-    return isinstance(term, sympy.Integer) or term in (sympy.true, sympy.false)
+    """Whether it is a number that is no larger than sizes are, or a truth value."""
+    return abs(term) < _MOST if isinstance(term, sympy.Integer) else term in (sympy.true, sympy.false)
 
 
 def _constant(term: Any) -> int | bool:

@@ -33,6 +33,7 @@ def padded(size: Any) -> Any:
         padded(padded(H)) > W,
         H**2 > 9 * W,  # a power, and a fraction below: left to sympy
         H / 2 < W,
+        Min(H, 2**63) + W > 2**64,  # too large to be a size
         sympy.true,
         sympy.false,
     ],
