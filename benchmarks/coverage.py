@@ -1,14 +1,16 @@
 """What becomes of networks of many libraries: captured, fused, plain, in ONNX; or the reason why not.
 
 They are all networks of timm and torchvision, and those of other libraries that zoos.py lists. Each is tried in a
-process of its own, with random weights and random statistics of its norms. What was found is appended to a file of JSON
-lines as it comes, so that a run that was stopped goes on where it was; docs/coverage.md is written from that file.
+process of its own, with random weights and random statistics of its norms. What was found is appended to coverage.jsonl
+as it comes, so that a run that was stopped goes on where it was; docs/coverage.md is written from that file. A network
+is tried again when its line is deleted there.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import datetime
 import itertools
 import json
 import resource
@@ -242,7 +244,7 @@ def _alone(name: str) -> dict[str, Any]:
     lines = done.stdout.splitlines()
     row = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     if "fused" in row:
-        return dict(row)
+        return {**row, "on": datetime.date.today().isoformat()}
     return {"name": name, "failed": row.get("error") or f"ends with exit status {done.returncode}"}
 
 

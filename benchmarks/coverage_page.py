@@ -29,7 +29,8 @@ statistics of their norms.
 * Of ultralytics what its files describe, in the smallest scale.
 * Of transformers, monai and diffusers the classes as they are, in configurations of a few narrow layers.
 
-Each network has {minutes} minutes and {gib} GiB.
+Each network has {minutes} minutes and {gib} GiB. They were tried {days}, each with the code of its day, which
+`benchmarks/coverage.jsonl` tells.
 
 *fused* and *plain* are verified: every rewrite, the whole network in float64 against the network itself, and once more
 in float32; what was accepted was then run once more beside the original. *wrong* counts where the two differed there.
@@ -58,7 +59,7 @@ def page(rows: Sequence[Mapping[str, Any]], known: Mapping[str, int], limits: Ma
     known: how many networks of each library are listed, 0 where it is not installed. limits: the numbers in TEXT.
     """
     tried = [r for r in rows if "fused" in r]
-    parts = [TEXT.format(tried=_told(rows, known), **limits)]
+    parts = [TEXT.format(tried=_told(rows, known), days=_days(tried), **limits)]
     parts.append(table(HEADER, [_summary(library, group) for library, group in _by(rows, _library).items()]))
     parts.append("## Families")
     parts.append(table(HEADER, [_summary(family, group) for family, group in _by(tried, _of_family).items()]))
@@ -87,6 +88,11 @@ def _told(rows: Sequence[Mapping[str, Any]], known: Mapping[str, int]) -> str:
         for library, n in known.items()
     ]
     return ", ".join(told)
+
+
+def _days(rows: Iterable[Mapping[str, Any]]) -> str:
+    days = sorted({r["on"] for r in rows})
+    return f"from {days[0]} to {days[-1]}" if len(days) > 1 else f"on {''.join(days)}" if days else "on no day yet"
 
 
 def _refused(rows: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str, str, str]]:

@@ -1,7 +1,8 @@
 """`init --method autoinit` and every analysis on networks of timm and torchvision, one of a family.
 
 The power of the output is measured on random images that the weights were not scaled on; batch norms take the
-statistics of the batch and dropouts drop. Analyses run in evaluation mode on two images. Each network has its time.
+statistics of the batch and dropouts drop, while no block is skipped (stochastic depth). Analyses run in evaluation mode
+on two images. Each network has its time.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from reparam.signal import KINDS
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
 LIMIT = 300  # seconds for a network
-SAMPLES = 16  # random images that layers are scaled on
-IMAGES = 16  # others, that the output is measured on
+SAMPLES = 64  # random images that layers are scaled on
+IMAGES = 64  # others, that the output is measured on
 OWN = {"torchvision/r3d_18": (3, 8, 64, 64)}
 NETWORKS = """
 timm/repvgg_a0 64
@@ -127,16 +128,13 @@ def told(words: list[str]) -> dict[str, Any]:
 
 
 def output_power(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """E y^2 of the first output in training mode; where that has other outputs, with norms and dropouts alone in it."""
-    x = torch.randn(IMAGES, *shape)
+    """E y^2 of the first output, norms and dropouts in training mode."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+            module.train()
     with torch.no_grad():
-        y = model.train()(x)
-        if not isinstance(y, Tensor):
-            model.eval()
-            for module in model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
-                    module.train()
-            y = model(x)
+        y = model(torch.randn(IMAGES, *shape))
     y = next(iter(y.values())) if isinstance(y, dict) else y
     y = y[0] if isinstance(y, list | tuple) else y
     assert isinstance(y, Tensor)

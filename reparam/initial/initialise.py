@@ -23,7 +23,7 @@ from reparam.signal import predict, spell_sums
 from reparam.training import open_batches
 from reparam.utils import DEFAULT_AXES, check_callable, checked_call, describe_type, foreign_code, models_too
 
-from . import activations, drawn, driven, gradinit, norms, residual
+from . import activations, autoinit, drawn, driven, gradinit, norms, residual
 from .options import REWRITING, WITH_DATA, InitOptions, read_options
 from .report import Initialised, Outcome
 from .shared import shared_weights, told
@@ -31,7 +31,7 @@ from .weights import Weights, refuse_unset
 
 PLAIN: Mapping[str, Callable[[Weights, InitOptions], Outcome]] = {
     "he": drawn.he,
-    "autoinit": drawn.autoinit,
+    "autoinit": autoinit.autoinit,
     "zero": drawn.zero,
     "residual-scale": residual.residual_scale,
     "depth-scale": residual.depth_scale,

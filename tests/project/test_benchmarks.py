@@ -59,13 +59,15 @@ def test_a_library_stands_for_its_networks_and_says_when_it_is_not_installed(mon
     assert zoos.chosen([], known) == known
     with pytest.raises(InputError, match="diffusers does not import"):
         zoos.chosen(["timm", "diffusers"], known)
-    rows = [
-        {"name": "monai/unet", "family": "segmentation", "fused": {"outcome": "refused", "why": "CaptureError: a | b"}}
-    ]
+    refused = {"outcome": "refused", "why": "CaptureError: a | b"}
+    rows = [{"name": "monai/unet", "family": "segmentation", "fused": refused, "on": "2026-05-01"}]
     limits = {"image": 128, "large": 20, "minutes": 15, "gib": 12}
     text = page.page(rows, {"monai": 2, "diffusers": 0}, limits)
     assert "1 of the 2 networks of monai, none of diffusers, which is not installed." in text
     assert "| `monai/unet` | fused | refused | CaptureError: a \\| b |" in text
+    assert "They were tried on 2026-05-01, each" in text
+    text = page.page([*rows, {**rows[0], "name": "monai/vit", "on": "2026-04-30"}], {"monai": 2}, limits)
+    assert "They were tried from 2026-04-30 to 2026-05-01, each" in text
 
 
 def test_each_listed_network_has_one_name_and_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
