@@ -20,6 +20,8 @@ from reparam.utils import opened, writing
 
 from .samples import EVERY, Samples, bytes_of, digest
 
+PIECE = 1 << 20  # bytes that are read at once
+
 
 @dataclass(frozen=True)
 class Deck:
@@ -47,6 +49,14 @@ class Deck:
     @property
     def labelled(self) -> bool:
         return self.labels is not None
+
+    def contents(self) -> Iterator[bytes]:
+        """All that the files hold, labels last, piece by piece."""
+        labels = [] if self.labels is None else [self.labels]
+        for path in (*self.files, *labels) if self.count else ():
+            with _reading(path) as file:
+                while piece := file.read(PIECE):
+                    yield piece
 
     def batches(self, size: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
         """The samples in order, `size` at a time: inputs (n, *shape), and labels (n,) int64 or None.
@@ -88,30 +98,32 @@ def spool(samples: Samples, *, limit: int | None = None, folder: Path | None = N
 
     One sample is in memory at a time. Where all but one side would be empty, the sample with the smallest hash moves,
     and all that are the same; of samples that are all the same none does, as no side would be new to the other.
-    limit: at most so many samples to fit, and a quarter of that held out (one at least). Of more, where their number
-    is known, they are taken at a random place of each of as many equal stretches of the source; where it is not, and
-    where too many fall on one side, by a reservoir, in which every sample has the same chance. Both draw the same
-    samples every time. folder: where the temporary folder is made (default: where the system keeps such).
+    limit: at most so many samples to fit, and a quarter of that held out (one at least); where a sample is a batch, its
+    rows count, and the last batch is whole. Of more, where their number is known, they are taken at a random place of
+    each of as many equal stretches of the source; where it is not, and where too many fall on one side, by a reservoir,
+    in which every sample has the same chance. Both draw the same samples every time. folder: where the temporary folder
+    is made (default: where the system keeps such).
 
     Raises InputError for samples that do not fit, or have several shapes, and MachineError where the disk is full.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InputError(f"the limit of samples has to be a positive whole number, not {str(limit)[:40]}")
+    most = None if limit is None else -(-limit // samples.inputs.rows)
     place = Path(tempfile.gettempdir()) if folder is None else folder
     with contextlib.ExitStack() as stack:
         with writing(place):
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reparam-", dir=place)))
-        fit = _Side(temporary, "fit", limit)
-        held = _Side(temporary, "held", None if limit is None else max(1, limit // (EVERY - 1)))
+        fit = _Side(temporary, "fit", most)
+        held = _Side(temporary, "held", None if most is None else max(1, most // (EVERY - 1)))
         with contextlib.closing(fit), contextlib.closing(held):
-            _fill(samples if limit is None else samples.drawn(_enough(limit)), fit, held)
+            _fill(samples if most is None else samples.drawn(_enough(most)), fit, held)
         like = fit if fit.seen else held
         yield Spooled(_deck(fit, like, samples), _deck(held, like, samples))
 
 
-def _enough(limit: int) -> int:
-    """Of so many samples nearly always at least `limit` are not held out: more by a few standard deviations."""
-    wanted = limit * EVERY / (EVERY - 1)
+def _enough(most: int) -> int:
+    """Of so many samples nearly always at least `most` are not held out: more by a few standard deviations."""
+    wanted = most * EVERY / (EVERY - 1)
     return math.ceil(wanted + 3 * math.sqrt(wanted) + 8)
 
 

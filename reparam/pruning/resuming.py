@@ -83,14 +83,14 @@ def _step(kept: Any) -> Step:
 
 
 def _fingerprint(program: Program, options: PruneOptions, decks: Spooled) -> str:
-    """Of the options, of every weight, and of the samples: how many there are, and the first of each part."""
+    """Of the options, of every weight, and of the samples with their labels."""
     digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
     for name, constant in sorted(program.constants.items()):
         value = constant.value.detach().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     for deck in (decks.fit, decks.held):
-        digest.update(f"{len(deck)}".encode())
-        for value in next(iter(deck.batches(1)))[0] if len(deck) else ():
-            digest.update(value.contiguous().numpy().tobytes())
+        digest.update(f"{len(deck)} {deck.labelled}".encode())
+        for piece in deck.contents():
+            digest.update(piece)
     return digest.hexdigest()

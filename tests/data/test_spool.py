@@ -167,6 +167,12 @@ def test_of_a_generator_every_sample_has_the_same_chance() -> None:
         assert all(40 < thirds[i] < 95 for i in range(3))
 
 
+def test_rows_count_where_a_sample_is_a_batch() -> None:
+    for limit in (39, 40):
+        with spool(open_samples(source(400), vectors(fixed=4)), limit=limit) as spooled:
+            assert (spooled.fit.rows, spooled.held.rows) == (40, 8)
+
+
 def test_the_smallest_limit_leaves_one_on_each_side() -> None:
     for rows in (of_one_side(9, held=False), of_one_side(9, held=True), torch.from_numpy(numbered(50))):
         with spool(open_samples([rows], vectors()), limit=1) as spooled:

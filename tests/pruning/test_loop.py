@@ -182,6 +182,12 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
         pruned(macs=0.3, resume=tmp_path / "state")
     with pytest.raises(InputError, match="is the state of another run"):
         prune(make("residual"), images(2), images(160, seed=5), macs=0.4, form="residual", resume=tmp_path / "state")
+    same: dict[str, Any] = {"macs": 0.4, "form": "residual"}
+    changed = DATA.clone()
+    changed[len(DATA) // 2] *= 0.5
+    for data, labels in ((changed, None), (DATA, torch.zeros(len(DATA), dtype=torch.int64))):
+        with pytest.raises(InputError, match="is the state of another run"):
+            prune(make("residual"), images(2), data, labels=labels, resume=tmp_path / "state", **same)
     with pytest.raises(InputError, match="is a file"):
         pruned(macs=0.4, resume=tmp_path / "state" / NAME)
     (tmp_path / "state" / NAME).write_bytes(b"\x00" * 40)
