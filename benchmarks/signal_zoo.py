@@ -28,6 +28,7 @@ from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 LIMIT = 300  # seconds for a network
 SAMPLES = 64  # random images that layers are scaled on
 IMAGES = 64  # others, that the output is measured on
+SKIPPING = ("DropPath", "StochasticDepth")  # modules that leave whole blocks out while they train
 OWN = {"torchvision/r3d_18": (3, 8, 64, 64)}
 NETWORKS = """
 timm/repvgg_a0 64
@@ -128,13 +129,20 @@ def told(words: list[str]) -> dict[str, Any]:
 
 
 def output_power(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """E y^2 of the first output, norms and dropouts in training mode."""
-    model.eval()
+    """E y^2 of the first output in training mode; where that has other outputs, with norms and dropouts alone in it."""
+    x = torch.randn(IMAGES, *shape)
+    model.train()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
-            module.train()
+        if type(module).__name__ in SKIPPING:
+            module.eval()
     with torch.no_grad():
-        y = model(torch.randn(IMAGES, *shape))
+        y = model(x)
+        if not isinstance(y, Tensor):
+            model.eval()
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+                    module.train()
+            y = model(x)
     y = next(iter(y.values())) if isinstance(y, dict) else y
     y = y[0] if isinstance(y, list | tuple) else y
     assert isinstance(y, Tensor)

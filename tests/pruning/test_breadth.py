@@ -72,7 +72,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 def test_samples_may_lie_along_any_axis(name: str) -> None:
     torch.manual_seed(0)
     build, data = NETS[name]
-    result = prune(build().eval(), data[:2], data, macs=0.7, form="residual")
+    result = prune(build().eval(), data[:2], data, macs=0.7, form="residual", joint=2)
     assert result.report.after.macs <= 0.7 * result.report.before.macs
     assert result.report.final.error < 0.6 and not result.report.scarce
     x = data[:3]
@@ -104,7 +104,7 @@ def test_arguments_that_are_no_tensors_are_constants() -> None:
             return self.net(x) * scale
 
     model = Scaled().eval()
-    result = prune(model, (images(2), 2.0, None), images(60), macs=0.6, form="residual")
+    result = prune(model, (images(2), 2.0, None), images(60), macs=0.6, form="residual", joint=2)
     assert result.report.final.error < 0.5
     again = refit(result, model, images(60, seed=2))
     assert again.report.after.macs == result.report.after.macs
@@ -124,7 +124,7 @@ class Ending(nn.Module):
 def test_outputs_of_other_kinds_are_compared_or_refused() -> None:
     def run(ending: Callable[[Tensor], Any], data: Tensor | None = None, **options: Any) -> Any:
         data = images(60) if data is None else data
-        return prune(Ending(ending).eval(), data[:2], data, **({"macs": 0.7, "form": "residual"} | options))
+        return prune(Ending(ending).eval(), data[:2], data, **({"macs": 0.7, "form": "residual", "joint": 2} | options))
 
     assert run(lambda y: y.mean()).report.final.agreement is None
     assert run(lambda y: {"a": y, "b": (y * 2).tanh()}).report.final.error < 0.5

@@ -25,7 +25,8 @@ DATA = images(160, seed=4)
 
 
 def pruned(name: str = "residual", **options: Any) -> Pruned:
-    return prune(make(name), images(2), DATA, **({"macs": 0.5, "form": "residual"} | options))
+    few = {"joint": 2} if options.get("refit", True) else {}
+    return prune(make(name), images(2), DATA, **({"macs": 0.5, "form": "residual"} | few | options))
 
 
 @functools.cache
@@ -157,7 +158,7 @@ def test_what_falls_too_far_is_refused() -> None:
         run(macs=0.2, refit=False, max_drop=0.01)
     with pytest.raises(NotEquivalentError, match="accuracy on held-out samples falls by"):
         run(macs=0.2, refit=False, max_drop=0.01, labels=labels)
-    fine = run(macs=0.5, labels=labels, max_drop=0.5)
+    fine = run(macs=0.5, labels=labels, max_drop=0.5, joint=2)
     assert fine.report.original.accuracy == 1.0 and fine.report.final.accuracy == fine.report.final.agreement
 
 
@@ -182,7 +183,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
         pruned(macs=0.3, resume=tmp_path / "state")
     with pytest.raises(InputError, match="is the state of another run"):
         prune(make("residual"), images(2), images(160, seed=5), macs=0.4, form="residual", resume=tmp_path / "state")
-    same: dict[str, Any] = {"macs": 0.4, "form": "residual"}
+    same: dict[str, Any] = {"macs": 0.4, "form": "residual", "joint": 2}
     changed = DATA.clone()
     changed[len(DATA) // 2] *= 0.5
     for data, labels in ((changed, None), (DATA, torch.zeros(len(DATA), dtype=torch.int64))):

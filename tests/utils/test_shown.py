@@ -48,7 +48,7 @@ def test_texts_of_a_notebook_are_escaped() -> None:
 
 
 def test_what_prune_gives() -> None:
-    found = reparam.prune(make("residual"), images(2), images(40), macs=0.6, form="residual")
+    found = reparam.prune(make("residual"), images(2), images(40), macs=0.6, form="residual", joint=2)
     check(found, "residual, 60 % of the macs", "difference of the outputs", "held-out samples")
     check(found.report)
 
