@@ -25,7 +25,7 @@ from reparam.loading import build_architecture
 from reparam.signal import KINDS
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
-LIMIT = 300  # seconds for a network
+LIMIT = 900  # seconds for a network
 SAMPLES = 64  # random images that layers are scaled on
 IMAGES = 64  # others, that the output is measured on
 SKIPPING = ("DropPath", "StochasticDepth")  # modules that leave whole blocks out while they train

@@ -140,9 +140,11 @@ class Program:
         return wide
 
     def parameters(self) -> int:
-        """Number of scalars in the floating weights that the graph uses, a tied weight counted once."""
+        """Number of scalars in the floating weights that the graph uses, a tied weight counted once, and a complex
+        number once."""
         used = {str(n.target) for n in self.graph.nodes if n.op == "get_attr" and n.users}
-        return sum(self.constants[n].value.numel() for n in used if self.constants[n].value.is_floating_point())
+        values = [self.constants[n].value for n in used]
+        return sum(v.numel() for v in values if v.is_floating_point() or v.is_complex())
 
     def verify(self, nodes: Iterable[fx.Node] | None = None) -> None:
         """Checks that the program, or only `nodes` of it, is well formed.

@@ -76,6 +76,27 @@ def test_indices_of_two_widths(tmp_path: Path) -> None:
         assert_same(Picked(), path, torch.randn(batch, 3, 5, 6))
 
 
+class Ranked(nn.Module):
+    """Of features (N, 5, 6), along both axes: running products, medians and kth values with their places."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        median, place = x.median(1, keepdim=True)
+        third, where = x.kthvalue(3, dim=-1)
+        return x.cumprod(1), x.cumprod(-1), median, place, x.median(2).values, third, where
+
+
+@pytest.mark.parametrize("dynamic", [("batch",), ()])
+def test_running_products_and_ranks(dynamic: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    reparam.export(Ranked(), torch.randn(2, 5, 6), path=path, dynamic=dynamic)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch in (2, 7) if dynamic else (2,):
+        x = torch.randn(batch, 5, 6)
+        got = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        for one, other in zip(got, Ranked()(x), strict=True):
+            np.testing.assert_allclose(one, other.numpy(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode, padding, free", crossed(["sum", "mean", "max"], [None, 2], [True, False]))
 def test_bags_of_one_length(mode: str, padding: int | None, free: bool, tmp_path: Path) -> None:
     model, path = Bags(mode, padding).eval(), tmp_path / "net.onnx"

@@ -169,6 +169,15 @@ def test_an_unknown_operator_and_its_layer_are_named(tmp_path: Path) -> None:
         build(unusual(), tmp_path / "net.xml")
 
 
+def test_what_onnx_has_no_form_of_is_told_as_that(tmp_path: Path) -> None:
+    class Gamma(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.lgamma(x)
+
+    with pytest.raises(InputError, match=r"no form of .*lgamma.* \(this engine is built from an ONNX model\)$"):
+        build(Gamma().eval(), tmp_path / "net.xml")
+
+
 def test_a_name_that_openvino_does_not_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"reads its models from \.xml files; name the file net\.xml"):
         build(small(), tmp_path / "net.ir")

@@ -154,6 +154,12 @@ def test_parameters_count_tied_weights_once_and_integers_never() -> None:
     assert program_of(model, doubles(2, 4).float()).parameters() == 16 + 4 + 4
 
 
+def test_parameters_count_a_complex_number_once() -> None:
+    weight = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+    net = Lambda(lambda s, x: torch.fft.irfft(torch.fft.rfft(x) * s.weight), weight=weight)
+    assert program_of(net, doubles(2, 4).float()).parameters() == 3
+
+
 def test_sizes_by_symbol_and_by_trace() -> None:
     program = program_of(nn.Sequential(nn.MaxPool2d(2)), doubles(2, 4, 9, 6), dynamic=("batch", "height", "width"))
     batch, _, height, _ = program.inputs[0].shape

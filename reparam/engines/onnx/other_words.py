@@ -1,7 +1,9 @@
-"""Operators that ONNX lacks, in the words that it has: distances, the sums of bags of equal length, narrow indices."""
+"""Operators that ONNX lacks, in the words that it has: distances, bags of equal length, running products, medians, and
+narrow indices."""
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -12,19 +14,23 @@ from reparam.ir import Program, arguments, aten, fixed_size, is_call, place_of
 
 _DISTANCES = frozenset({aten.cdist.default})
 _BAGS = frozenset({aten.embedding_bag.default, aten.embedding_bag.padding_idx})
+_RUNNING = frozenset({aten.cumprod.default})
+_RANKED = frozenset({aten.median.dim, aten.kthvalue.default})
 _INDEXING = frozenset({aten.index.Tensor, aten.index_put.default})
 _SUM, _MEAN = 0, 1  # what becomes of a bag; 2 is its largest
 
 
 def in_other_words(program: Program) -> Program:
-    """The program with distances as norms of differences, bags of equal length as embeddings that are summed, and long
-    whole numbers for indices.
+    """The program with distances as norms of differences, bags of equal length as embeddings that are summed, running
+    products as products of all that is not later, medians and kth values as the last of the k smallest, and long whole
+    numbers for indices.
 
-    Itself where there is nothing of these.
+    Itself where there is nothing of these. A running product or median along an axis of free size stays.
 
     Raises InputError naming the layer for bags whose lengths differ, or are not known.
     """
-    if not any(is_call(n, _DISTANCES | _BAGS) or _narrow_indices(n) for n in program.calls()):
+    words = _DISTANCES | _BAGS | _RUNNING | _RANKED
+    if not any(is_call(n, words) or _narrow_indices(n) for n in program.calls()):
         return program
     made = program.copy()
     for node in list(made.calls()):
@@ -33,6 +39,10 @@ def in_other_words(program: Program) -> Program:
             made.erase([node])
         elif is_call(node, _BAGS):
             _unpack(made, node)
+        elif is_call(node, _RUNNING):
+            _multiply_up(made, node)
+        elif is_call(node, _RANKED):
+            _pick_smallest(made, node)
         elif narrow := _narrow_indices(node):
             wide = {i: made.call(aten.to.dtype, (i, torch.int64), like=node) for i in narrow}
             indices = [wide.get(i, i) for i in arguments(node)["indices"]]
@@ -55,6 +65,52 @@ def _distances(program: Program, node: fx.Node) -> fx.Node:
     args = arguments(node)
     a, b = call(aten.unsqueeze.default, args["x1"], -2), call(aten.unsqueeze.default, args["x2"], -3)
     return call(aten.linalg_vector_norm.default, call(aten.sub.Tensor, a, b), args["p"], [-1])
+
+
+def _axis_of(node: fx.Node) -> tuple[int, int | None]:
+    """The axis along which a call goes, from 0, and its size; None for a size that is free."""
+    shape = arguments(node)["input" if "input" in arguments(node) else "self"].meta["val"].shape
+    axis = arguments(node)["dim"] % len(shape) if shape else 0
+    return axis, fixed_size(shape[axis]) if shape else None
+
+
+def _multiply_up(program: Program, node: fx.Node) -> None:
+    """y_i = prod_j (x_j where j <= i, else 1)."""
+    axis, size = _axis_of(node)
+    value = node.meta["val"]
+    if size is None or not value.dtype.is_floating_point:
+        return
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        return program.call(target, args, like=node)
+
+    behind = [1] * (value.dim() - 1 - axis)
+    earlier = torch.ones(size, size, dtype=torch.bool).tril().reshape(size, size, *behind)
+    x = call(aten.unsqueeze.default, call(aten.to.dtype, node.args[0], value.dtype), axis)
+    mask = program.weight(earlier, f"{node.name}_earlier", trainable=False, like=node)
+    masked = call(aten.where.ScalarOther, mask, x, 1.0)
+    node.replace_all_uses_with(call(aten.prod.dim_int, masked, axis + 1))
+    program.erase([node])
+
+
+def _pick_smallest(program: Program, node: fx.Node) -> None:
+    """The kth smallest along an axis, and where it is; of n numbers the median is the one in place (n + 1)/2."""
+    axis, size = _axis_of(node)
+    args = arguments(node)
+    if size is None:
+        return
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        return program.call(target, args, like=node)
+
+    k = args["k"] if is_call(node, frozenset({aten.kthvalue.default})) else (size + 1) // 2
+    smallest = call(aten.topk.default, node.args[0], k, axis, False, True)
+    for picked in list(node.users):
+        found = call(operator.getitem, smallest, picked.args[1])
+        last = call(aten.slice.Tensor, found, axis, k - 1, k)
+        picked.replace_all_uses_with(last if args.get("keepdim") else call(aten.squeeze.dim, last, axis))
+        program.erase([picked])
+    program.erase([node])
 
 
 def _unpack(program: Program, node: fx.Node) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from reparam.engines.engine_check import check_engine
 from reparam.engines.format import BuildOptions, Tell
 from reparam.engines.manifest import sha256_of
+from reparam.errors import InputError
 from reparam.ir import Program
 
 from .graph import build_model
@@ -16,8 +17,13 @@ from .storage import write_model
 
 
 def write_source(program: Program, options: BuildOptions, path: Path, tell: Tell) -> dict[str, Any]:
-    """Writes the model to `path`; returns its sha256 as facts of the build. Raises like `build_model`."""
-    write_model(build_model(program, options, tell), path)
+    """Writes the model to `path`; returns its sha256 as facts of the build. Raises like `build_model`, and tells why
+    that is an ONNX model."""
+    try:
+        model = build_model(program, options, tell)
+    except InputError as error:
+        raise InputError(f"{error} (this engine is built from an ONNX model)") from error
+    write_model(model, path)
     return {"onnx_sha256": sha256_of(path)}
 
 
