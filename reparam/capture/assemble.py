@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from reparam.errors import CaptureError
-from reparam.ir import Constant, InputSpec, Program, fixed_size
+from reparam.ir import Constant, InputSpec, Program, aten, fixed_size, is_call
 from reparam.utils import memory_size, name_complaint, unused_name
 
 SHARE_OF_MEMORY = 1 / 4  # that one weight may need in float64
+_READ_AS_NUMBER = frozenset({aten.item.default, aten._local_scalar_dense.default})
 _SPOKEN = frozenset(fx.graph._custom_builtins)  # what torch writes into the code of graphs
 
 
@@ -156,8 +158,21 @@ def _inputs(graph: fx.Graph) -> tuple[InputSpec, ...]:
         if node.op != "placeholder" or not isinstance(value, Tensor):
             continue
         names = [str(s) if fixed_size(s) is None else int(s) for s in value.shape]
-        specs.append(InputSpec(str(node.target), tuple(names), value.dtype))
+        specs.append(InputSpec(str(node.target), tuple(names), value.dtype, *_bounds(node)))
     return tuple(specs)
+
+
+def _bounds(node: fx.Node) -> tuple[float, float]:
+    """What the model says with `torch._check` of an input that it reads as one whole number."""
+    low, high = -math.inf, math.inf
+    if all(fixed_size(s) == 1 for s in node.meta["val"].shape):
+        for user in node.users:
+            number = user.meta.get("val") if is_call(user, _READ_AS_NUMBER) else None
+            if isinstance(number, torch.SymInt):
+                known = number.node.shape_env.var_to_range.get(number.node.expr)
+                low = max(low, int(known.lower)) if known is not None and known.lower.is_Integer else low
+                high = min(high, int(known.upper)) if known is not None and known.upper.is_Integer else high
+    return low, high
 
 
 def _dtype(constants: dict[str, Constant], graph: fx.Graph) -> torch.dtype:

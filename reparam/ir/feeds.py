@@ -31,9 +31,9 @@ def random_input(spec: InputSpec, shape: Sequence[int], generator: torch.Generat
     if spec.dtype.is_complex:
         return torch.randn(tuple(shape), generator=generator, dtype=torch.complex128)
     if not spec.dtype.is_floating_point:
-        high = 2 if spec.dtype == torch.bool else int(spec.high) + 1 if math.isfinite(spec.high) else 2
-        low = int(spec.low) if math.isfinite(spec.low) else 0
-        return torch.randint(low, high, tuple(shape), generator=generator).to(spec.dtype)
+        low = int(spec.low) if math.isfinite(spec.low) else int(min(0, spec.high))
+        high = low + 1 if spec.dtype == torch.bool or not math.isfinite(spec.high) else int(spec.high)
+        return torch.randint(low, high + 1, tuple(shape), generator=generator).to(spec.dtype)
     if math.isfinite(spec.low) and math.isfinite(spec.high):
         return spec.low + (spec.high - spec.low) * torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
     x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
