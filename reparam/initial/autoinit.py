@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -162,21 +161,15 @@ def _outputs_scaled(
 ) -> list[tuple[Any, ...]]:
     """The last layers times what gives each output the power `variance`, where it is no layer's own result.
 
-    That is done where the output grows as those layers do: behind a mean of two heads, a ReLU or a pool, say. It is
-    tried with weights of twice the size, which make its power four times as large there. results: of each batch, as
-    the weights are. Returns them as they are then; nothing where no output was scaled.
+    That is done where the output grows as those layers do, behind a mean of two heads, a ReLU or a pool, say, and no
+    other layer or output depends on them. It is tried with weights of twice the size, which make its power four times
+    as large there. results: of each batch, as the weights are. Returns them as they are then; nothing where no output
+    was scaled.
     """
-    nodes = weights.program.output.all_input_nodes
-    ends = {i: last for i, node in enumerate(nodes) if (last := _last_layers(weights, node))}
-    readers = collections.Counter(part.weight for last in ends.values() for part in last)
-    alone = readers.keys() - shared_weights(weights).keys()
-    before = {i: _power(results, i) for i in ends}
     changing = {
         i: last
-        for i, last in ends.items()
-        if all(part.weight in alone and readers[part.weight] == 1 for part in last)
-        and 0 < before[i] < math.inf
-        and abs(before[i] / options.variance - 1) > CLOSE
+        for i, last in _last_layers(weights).items()
+        if 0 < (power := _power(results, i)) < math.inf and abs(power / options.variance - 1) > CLOSE
     }
     if not changing:
         return []
@@ -201,13 +194,24 @@ def _outputs_scaled(
     return run()
 
 
-def _last_layers(weights: Weights, output: fx.Node) -> list[Part]:
-    """The layers that were set and that lead to an output through no other layer; none where one leads to another."""
+def _last_layers(weights: Weights) -> dict[int, list[Part]]:
+    """For outputs, by their numbers, the layers that were set and that lead to them through no other layer.
+
+    Outputs are left out whose layers another layer, another output or another call with the same weight depends on.
+    """
+    outputs = weights.program.output.all_input_nodes
     parts = {part.node: part for part in weights.parts() if part.weight in weights.changed}
-    reached = set(upstream([output], stop=parts.__contains__))
-    last = [part for node, part in parts.items() if node in {output, *reached} or reached & node.users.keys()]
-    above = set(upstream([part.x for part in last]))
-    return [] if any(part.node in above for part in last) else last
+    inside = set(upstream([part.x for part in parts.values()]))
+    above = [set(upstream([node])) for node in outputs]
+    shared = shared_weights(weights)
+    found = {}
+    for i, node in enumerate(outputs):
+        reached = {node, *upstream([node], stop=parts.__contains__)}
+        last = [part for n, part in parts.items() if n in reached or reached & n.users.keys()]
+        elsewhere = inside.union(*(a for j, a in enumerate(above) if j != i))
+        if last and not any(part.node in elsewhere or part.weight in shared for part in last):
+            found[i] = last
+    return found
 
 
 def _power(results: Sequence[tuple[Any, ...]], which: int) -> float:

@@ -97,3 +97,22 @@ class Stream(nn.Module):
 def test_layers_that_something_else_reads_are_left(net: nn.Module) -> None:
     powers, changed = given(net)
     assert changed == [] and powers[0] == pytest.approx(2, rel=0.3)
+
+
+class Features(nn.Module):
+    """Logits of features, and the features: these are ReLUs, and `factor` times what they would be."""
+
+    def __init__(self, factor: float, share: float) -> None:
+        super().__init__()
+        self.trunk, self.head, self.factor, self.share = nn.Linear(64, 64), nn.Linear(64, 64), factor, share
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.share * torch.relu(self.trunk(x))
+        return self.factor * self.head(h), h
+
+
+@pytest.mark.parametrize(("factor", "share"), [(1.0, 1.0), (3.0, 1.0), (0.5, 0.25)])
+def test_what_leads_to_another_output_is_left_and_that_output_is_right(factor: float, share: float) -> None:
+    (logits, features), changed = given(Features(factor, share))
+    assert changed == ([] if factor == 1 else ["head.weight"])
+    assert logits == pytest.approx(1, rel=0.05) and features == pytest.approx(share**2 / 2, rel=0.05)
