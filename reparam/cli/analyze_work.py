@@ -14,6 +14,7 @@ from rich.console import RenderableType
 
 from reparam._version import __version__
 from reparam.data import Preprocessing
+from reparam.errors import InputError
 from reparam.loading import LoadedModel
 from reparam.signal import Analysis, Table, analyze, draw_pictures
 from reparam.utils import Shapes, one_line, refuse_existing, write_atomically
@@ -67,10 +68,15 @@ def analyze_loaded(session: Session, models: Sequence[tuple[str, LoadedModel]], 
     """Analyses each model, and writes the pictures."""
     shapes = shapes_for([m for _, m in models], wanted.shapes)
     start = time.perf_counter()
-    found = [_analyze(session, model, shapes, wanted) for _, model in models]
-    seconds = time.perf_counter() - start
     names = [name for name, _ in models]
     names = names if len(set(names)) == len(names) else [f"{name} ({'AB'[i]})" for i, name in enumerate(names)]
+    found = []
+    for name, (_, model) in zip(names, models, strict=True):
+        try:
+            found.append(_analyze(session, model, shapes, wanted))
+        except InputError as error:
+            raise InputError(f"{name}: {error}" if len(models) > 1 else str(error)) from error
+    seconds = time.perf_counter() - start
     files = _write_pictures(dict(zip(names, found, strict=True)), wanted) if wanted.pictures is not None else []
     sides = {letter: f.as_dict() | {"input": n} for letter, f, n in zip("ab", found, names, strict=False)}
     report = {"schema": 1, "reparam": __version__, "outputs": files, **sides, "seconds": {"analyze": round(seconds, 3)}}

@@ -44,7 +44,18 @@ from .attributes import attribute_names, unlift, with_attribute_names
 from .containers import keys_of, parts_of
 from .cost import Census, batch_one, census, is_chain, joins, node_macs, spelled_out
 from .devices import CPU, device_of, move_graph, on_device
-from .feeds import EVEN_SIZE, MIDDLE_SIZE, SMALL_SIZE, Feed, feed, filled, random_input, tensors_of, typed
+from .feeds import (
+    EVEN_SIZE,
+    MIDDLE_SIZE,
+    SMALL_SIZE,
+    Feed,
+    feed,
+    filled,
+    own_generator,
+    random_input,
+    tensors_of,
+    typed,
+)
 from .inputs import Range, check_shapes, draw_examples, exported_shapes, shape_of_input, with_labels, with_ranges
 from .interpreter import (
     Values,
@@ -169,6 +180,7 @@ __all__ = [
     "odd_kind",
     "on_device",
     "op_name",
+    "own_generator",
     "pair",
     "parts_of",
     "place_of",

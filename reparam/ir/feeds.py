@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,16 @@ EVEN_SIZE = 96
 
 
 Feed = list[Any]
+
+
+def own_generator(*names: object) -> torch.Generator:
+    """A generator whose numbers no other names have: a seed and what the numbers are for, say.
+
+    Two generators of one seed give the same numbers, so that inputs would be the weights. torch looks at 32 bits of a
+    seed and no more.
+    """
+    bits = random.Random(" ".join(map(str, names))).getrandbits(32)
+    return torch.Generator().manual_seed(bits)
 
 
 def random_input(spec: InputSpec, shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -8,11 +8,12 @@ a sample.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from reparam.ir import own_generator
 
 Batch = Sequence[Tensor]
 
@@ -33,23 +34,18 @@ def with_mixes(batches: Iterable[Batch], copies: int, seed: int = 0) -> Iterator
     for i, inputs in enumerate(batches):
         yield inputs
         for k in range(1, copies if can_be_mixed(inputs) else 1):
-            yield _mixed(inputs, _generator(seed, i, k))
+            yield _mixed(inputs, own_generator(seed, i, k))
 
 
 def only_mixes(batches: Iterable[Batch], seed: int = 0) -> Iterator[Batch]:
     """A batch of as many mixes in the place of each batch, the same ones for a seed; itself where that cannot be."""
     for i, inputs in enumerate(batches):
-        yield _mixed(inputs, _generator(seed, i, 0)) if can_be_mixed(inputs) else inputs
+        yield _mixed(inputs, own_generator(seed, i, 0)) if can_be_mixed(inputs) else inputs
 
 
 def can_be_mixed(inputs: Batch) -> bool:
     """Whether there are two samples at least, of real floating numbers."""
     return len(inputs[0]) > 1 and all(v.is_floating_point() for v in inputs)
-
-
-def _generator(seed: int, batch: int, copy: int) -> torch.Generator:
-    """Of its own for each seed, batch and copy; torch's looks at 32 bits of a seed and no more."""
-    return torch.Generator().manual_seed(random.Random(f"{seed} {batch} {copy}").getrandbits(32))
 
 
 def _mixed(inputs: Batch, generator: torch.Generator) -> Batch:

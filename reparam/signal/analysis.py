@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from reparam.check import refuse_broken_weights
 from reparam.data import Preprocessing
 from reparam.errors import InputError
-from reparam.ir import Program
+from reparam.ir import Program, own_generator
 from reparam.loading import FileOrModel, take_given
 from reparam.rewrite import Progress
 from reparam.training import open_batches
@@ -128,4 +127,4 @@ def _batches(
         for _, inputs in zip(range(count), open_batches(data, program, size, preprocessing), strict=False):
             yield inputs
         return
-    yield from random_batches(program, size, count, torch.Generator().manual_seed(seed))
+    yield from random_batches(program, size, count, own_generator("inputs", seed))

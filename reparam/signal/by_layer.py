@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import NORMS, is_call, op_name, place_of
+from reparam.ir import NORMS, is_call, op_name, own_generator, place_of
 
 from .functions import activations
 from .moments import predict
@@ -100,7 +100,7 @@ def gradients(sampled: Sampled) -> Table:
     nodes = [n for n in stations(sampled.program) if not is_call(n, NORMS)]
     if not nodes:
         raise InputError("the network has no layer, activation or sum whose gradient could be measured")
-    generator = torch.Generator().manual_seed(sampled.seed)
+    generator = own_generator("gradients", sampled.seed)
     sums = dict.fromkeys(nodes, 0.0)
     squares = dict.fromkeys(nodes, 0.0)
     outputs = 0.0

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import CONVS, Program, arguments, is_call, op_name, place_of, shape_of
+from reparam.ir import CONVS, Program, arguments, is_call, op_name, own_generator, place_of, shape_of
 
 from .axes import channel_axes
 from .boxes import Box, complete, one, opened
@@ -49,7 +49,7 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
         made = differentiable(program, batch, frozenset({node}), training=sampled.training)
         value, x = made.values[node], made.leaves[source]
         for draw in range(DRAWS):
-            generator = torch.Generator().manual_seed(sampled.seed + index * DRAWS + draw)
+            generator = own_generator("field", sampled.seed, index, draw)
             cotangent = _at_centre(value, axis, grid, generator)
             (gradient,) = torch.autograd.grad(value, x, cotangent, retain_graph=True, allow_unused=True)
             part = (torch.zeros_like(x) if gradient is None else gradient).abs().mean((0, own))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import CATS, MOVEMENTS, WEIGHTED, Program, arguments, is_call, op_name, place_of
+from reparam.ir import CATS, MOVEMENTS, WEIGHTED, Program, arguments, is_call, op_name, own_generator, place_of
 
 from .functions import is_pointwise
 from .places import names_of
@@ -39,7 +39,7 @@ def sensitivity(sampled: Sampled) -> Table:
         raise InputError("the network has no layer")
     noise = {n: dict.fromkeys(PRECISIONS, 0.0) for n in nodes}
     signal = size = 0.0
-    generator = torch.Generator().manual_seed(sampled.seed)
+    generator = own_generator("sensitivity", sampled.seed)
     for batch in sampled.batches:
         operands = {o for n in nodes for o in n.all_input_nodes}
         made = differentiable(program, batch, frozenset(nodes) | operands, training=sampled.training)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import InputError
-from reparam.ir import WEIGHTED, Program, arguments, aten, is_call, is_float, place_of, shape_of
+from reparam.ir import WEIGHTED, Program, arguments, aten, is_call, is_float, own_generator, place_of, shape_of
 
 from .axes import channel_axes
 from .branches import Block, blocks, ends_of
@@ -124,7 +124,7 @@ def _attention_gradients(sampled: Sampled) -> list[tuple[str, float, float]]:
     keep = frozenset(wanted) | frozenset(weights.values())
     made = differentiable(program, sampled.batches[0], keep, training=sampled.training, weights=True)
     values = [made.values[n] for n in wanted]
-    cotangents = made.cotangents(torch.Generator().manual_seed(sampled.seed))
+    cotangents = made.cotangents(own_generator("rank", sampled.seed))
     flows = dict(zip(wanted, made.gradients(values, cotangents), strict=True))
     rows = []
     for node, *pair in found:

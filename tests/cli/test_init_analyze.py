@@ -163,6 +163,8 @@ def test_two_models_stand_side_by_side(folder: Path, monkeypatch: pytest.MonkeyP
     succeed("export", *TINY, "--format", "onnx", "-o", "tiny.onnx", "--quiet")
     assert "tiny.onnx: backward gain" in succeed("analyze", "tiny-fused.pt2", "tiny.onnx", "--what", "gradients").stdout
     assert "norm was left out" in succeed("analyze", "tiny-fused.pt2", "--what", "norm,moments").stdout
+    words = ("analyze", "tiny.pt", "tiny-fused.pt2", *TINY[1:], "--what", "norm")
+    assert "tiny-fused.pt2: the network has no norm" in refuse(2, *words)
 
 
 def test_what_analyze_refuses() -> None:

@@ -181,5 +181,5 @@ def test_a_unit_is_saturated_where_its_function_is_flat_for_the_values_that_ther
     with torch.no_grad():
         for value in net.parts[0].parameters():
             value.mul_(scale)
-    ((_, units, silent, constant, saturated),) = analyze(net, torch.randn(256, 16), what="dead")["dead"].rows
+    ((_, units, silent, constant, saturated),) = analyze(net, torch.randn(256, 16), what="dead", batch=16)["dead"].rows
     assert (units, silent, constant) == (32, 0, 0) and least <= int(saturated) <= most
