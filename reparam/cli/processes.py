@@ -35,7 +35,7 @@ def place_in_group() -> tuple[int, int]:
 def process_group(size: int) -> Iterator[None]:
     """A process group of torch.distributed on the CPU, where there are several processes.
 
-    Raises MachineError where they do not meet.
+    Raises MachineError where they do not meet, and where another one ends before this one is done.
     """
     if size == 1:
         yield
@@ -50,5 +50,9 @@ def process_group(size: int) -> Iterator[None]:
         raise MachineError(f"the {size} processes do not meet: {first_line(error)}") from error
     try:
         yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise MachineError("another process of the group ended before this one was done") from error
+        raise
     finally:
         dist.destroy_process_group()

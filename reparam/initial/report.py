@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,7 +106,13 @@ class Initialised(Shown):
         write_source(self.program, as_path(folder, "the folder"), force=force)
 
     def parameter_groups(self, rate: float, decay: float) -> list[dict[str, Any]]:
-        """Groups for an optimiser of torch with the learning rate `rate` and the weight decay `decay`."""
+        """Groups for an optimiser of torch with the learning rate `rate` and the weight decay `decay`.
+
+        Raises InputError where these are no numbers from zero on.
+        """
+        for name, value in (("rate", rate), ("decay", decay)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise InputError(f"{name} is {str(value)[:40]!r}; give a number of zero or more")
         held = dict(self.module.named_parameters())
         plain: tuple[Mapping[str, Any], ...] = ({"params": list(held), "rate": 1.0, "decay": 1.0},)
         made = []

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from reparam.cli.processes import process_group
+from reparam.errors import MachineError
 from support.two_processes import run_two
 
 MODEL = """
@@ -102,3 +104,22 @@ def test_a_command_on_a_machine_of_a_cluster_is_alone_without_torchrun(
     result = run(folder, *INIT, "--method", "he", "-o", "he.pt")
     assert result.returncode == 0, result.stderr
     assert (folder / "he.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), MachineError),
+        (torch.distributed.DistNetworkError("the store is gone"), MachineError),
+        (RuntimeError("of something else"), RuntimeError),
+    ],
+)
+def test_the_end_of_another_process_is_none_of_our_errors(
+    raised: RuntimeError, expected: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append(True))
+    with pytest.raises(Exception) as found, process_group(2):
+        raise raised
+    assert type(found.value) is expected and ended == [True]

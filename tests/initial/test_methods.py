@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reparam import convert, init
+from reparam.errors import InputError
 from reparam.loading import build_architecture
 from reparam.models.point_conv import PointNet
 from support.choice import mostly_in_sweeps
@@ -277,6 +278,9 @@ def test_bn_scale_gives_the_groups_of_an_optimiser() -> None:
     wanted = [id(p) for n, p in made.module.named_parameters() if n != "input_bn.bias"]
     assert sorted(known) == sorted(wanted)
     torch.optim.SGD(groups, momentum=0.9)
+    for rate, decay in ((-0.1, 0), (math.nan, 0), (math.inf, 0), (0.1, "0"), (None, 0), (0.1, True)):
+        with pytest.raises(InputError, match="give a number of zero or more"):
+            made.parameter_groups(rate, decay)  # type: ignore[arg-type]
 
 
 # ---- 7, 14: normalised-act, gaussian ---------------------------------------------------------------------------------
