@@ -50,7 +50,7 @@ def default_output(model: str | None, arch: str | None, label: str, suffix: str 
             stem = Path(stem).stem
         return path.with_name(f"{stem}-{label}{suffix}")
     if arch is None:
-        raise InputError("no model is given; give a checkpoint, or an architecture with --arch")
+        raise InputError("there is nothing to convert; give a checkpoint, or an architecture with --arch")
     name = arch.replace(":", "/").rpartition("/")[2]
     return Path(f"{name or 'model'}-{label}{suffix}")
 
