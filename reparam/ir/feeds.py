@@ -25,7 +25,7 @@ Feed = list[Any]
 
 
 def own_generator(*names: object) -> torch.Generator:
-    """A generator whose numbers no other names have: a seed and what the numbers are for, say.
+    """A generator that is seeded by all of these names: a seed and what the numbers are for, say.
 
     Two generators of one seed give the same numbers, so that inputs would be the weights. torch looks at 32 bits of a
     seed and no more.

@@ -69,8 +69,9 @@ def _distances(program: Program, node: fx.Node) -> fx.Node:
 
 def _axis_of(node: fx.Node) -> tuple[int, int | None]:
     """The axis along which a call goes, from 0, and its size; None for a size that is free."""
-    shape = arguments(node)["input" if "input" in arguments(node) else "self"].meta["val"].shape
-    axis = arguments(node)["dim"] % len(shape) if shape else 0
+    args = arguments(node)
+    shape = args["self"].meta["val"].shape
+    axis = args["dim"] % len(shape) if shape else 0
     return axis, fixed_size(shape[axis]) if shape else None
 
 
@@ -103,7 +104,7 @@ def _pick_smallest(program: Program, node: fx.Node) -> None:
     def call(target: Any, *args: Any) -> fx.Node:
         return program.call(target, args, like=node)
 
-    k = args["k"] if is_call(node, frozenset({aten.kthvalue.default})) else (size + 1) // 2
+    k = args.get("k", (size + 1) // 2)
     smallest = call(aten.topk.default, node.args[0], k, axis, False, True)
     for picked in list(node.users):
         found = call(operator.getitem, smallest, picked.args[1])
