@@ -44,6 +44,10 @@ def process_group(size: int) -> Iterator[None]:
 
     if not dist.is_available():
         raise MachineError("this torch has no torch.distributed, so that several processes cannot work together")
+    # Defaults of its functions hold the group there is when it is first imported, and the threads of a group that is
+    # still held end with the interpreter, which may abort. torch.export imports it.
+    import torch.distributed.nn.functional  # noqa: F401
+
     try:
         dist.init_process_group("gloo")
     except (RuntimeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,19 @@ def test_the_end_of_another_process_is_none_of_our_errors(
     with pytest.raises(Exception) as found, process_group(2):
         raise raised
     assert type(found.value) is expected and ended == [True]
+
+
+def test_no_thread_of_a_group_is_left_behind_it(tmp_path: Path) -> None:
+    code = (
+        "import weakref\nfrom torch import distributed as dist\nfrom reparam.cli.processes import process_group\n"
+        "with process_group(2):\n    group = weakref.ref(dist.group.WORLD)\n    import torch._dynamo\n"
+        "assert group() is None\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RANK": "0", "WORLD_SIZE": "1"}
+    with socket.socket() as port:
+        port.bind(("localhost", 0))
+        env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port.getsockname()[1])}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

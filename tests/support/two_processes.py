@@ -13,6 +13,7 @@ START = """
 import sys
 
 import torch
+import torch.distributed.nn.functional  # or its defaults would hold the group, and threads of it, to the very end
 from torch import distributed as dist, nn
 
 import reparam
