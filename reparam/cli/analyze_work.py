@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +16,7 @@ from reparam._version import __version__
 from reparam.data import Preprocessing
 from reparam.errors import InputError
 from reparam.loading import LoadedModel
-from reparam.signal import Analysis, Table, analyze, draw_pictures
+from reparam.signal import Analysis, Table, analyze, different_units, draw_pictures
 from reparam.utils import Shapes, one_line, refuse_existing, write_atomically
 
 from .options import Side
@@ -77,10 +77,21 @@ def analyze_loaded(session: Session, models: Sequence[tuple[str, LoadedModel]], 
         except InputError as error:
             raise InputError(f"{name}: {error}" if len(models) > 1 else str(error)) from error
     seconds = time.perf_counter() - start
+    found = _with_note_on_units(names, found)
     files = _write_pictures(dict(zip(names, found, strict=True)), wanted) if wanted.pictures is not None else []
     sides = {letter: f.as_dict() | {"input": n} for letter, f, n in zip("ab", found, names, strict=False)}
     report = {"schema": 1, "reparam": __version__, "outputs": files, **sides, "seconds": {"analyze": round(seconds, 3)}}
     return Found(names, found, report)
+
+
+def _with_note_on_units(names: Sequence[str], found: Sequence[Analysis]) -> list[Analysis]:
+    """The analyses, with a note on fields of units that are not the same in both models."""
+    fields = [t for analysis in found for t in analysis.tables if t.what == "erf"]
+    note = different_units(names, fields) if len(fields) == len(names) else None
+    if note is None:
+        return list(found)
+    noted = [tuple(replace(t, notes=(*t.notes, note)) if t.what == "erf" else t for t in a.tables) for a in found]
+    return [replace(analysis, tables=tables) for analysis, tables in zip(found, noted, strict=True)]
 
 
 def _analyze(session: Session, model: LoadedModel, shapes: Shapes | None, wanted: AnalyzeOptions) -> Analysis:

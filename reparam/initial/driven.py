@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from reparam.errors import InputError
 from reparam.ir import (
     BATCH_NORMS,
-    DROPOUTS,
     Program,
     arguments,
     call_node,
@@ -23,7 +22,7 @@ from reparam.ir import (
     place_of,
     weight_value,
 )
-from reparam.signal import norm_of_batch
+from reparam.signal import in_training, norm_of_batch
 from reparam.utils import foreign_code
 
 from .options import InitOptions
@@ -128,8 +127,8 @@ def result_of(program: Program, part: Part, x: Tensor, weight: Tensor | None = N
 def walk(weights: Weights, batches: Batches, step: Step, drops: torch.Generator | None = None) -> list[tuple[Any, ...]]:
     """Runs the program call by call on all batches at once; `step` may set the weights of a layer before it runs.
 
-    Values are float64; batch norms take the statistics of each batch, as in training. drops: of dropouts, which let
-    everything through without it. Returns the outputs of each batch.
+    Values are float64; batch norms take the statistics of each batch, as in training. drops: of dropouts and of the
+    slopes of an RReLU, which are as in evaluation without it. Returns the outputs of each batch.
     """
     program = weights.program
     parts = {part.node: part for part in weights.parts()}
@@ -167,10 +166,6 @@ def _call(
             if operand.op == "get_attr":
                 fresh[operand] = weight_value(program, operand, torch.float64)
         return call_node(node, fresh, torch.float64)
-    if drops is not None and is_call(node, DROPOUTS):
-        x, rate = env[node.all_input_nodes[0]], float(arguments(node).get("p") or 0.0)
-        kept = torch.rand(x.shape, generator=drops, dtype=torch.float64) >= rate
-        return x * kept / (1 - rate) if rate < 1 else x
-    if is_call(node, BATCH_NORMS):
-        return norm_of_batch(node, env)
-    return call_node(node, env, torch.float64)
+    if drops is not None:
+        return in_training(node, env, drops)
+    return norm_of_batch(node, env) if is_call(node, BATCH_NORMS) else call_node(node, env, torch.float64)

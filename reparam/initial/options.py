@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from reparam.errors import InputError
-from reparam.utils import check_seed, describe_type
+from reparam.utils import check_seed, describe_value
 
 METHODS = (
     "he",
@@ -45,6 +45,7 @@ USED = {
     "lsuv": ("batch", "batches"),
     "gradinit": ("optimizer", "rate", "bound", "steps", "step_size", "batch"),
 }
+MOST_SAMPLES = 2**20
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,10 @@ class InitOptions:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {str(value)[:40]!r}; give a whole number of one or more")
         samples = self.samples
-        if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 0):
-            raise InputError(f"samples is {str(samples)[:40]!r}; give a whole number, 0 for moments alone")
+        whole = isinstance(samples, int) and not isinstance(samples, bool)
+        if samples is not None and not (whole and 0 <= samples <= MOST_SAMPLES):
+            up_to = f"a whole number up to {MOST_SAMPLES:,}"
+            raise InputError(f"samples is {str(samples)[:40]!r}; give {up_to}, 0 for moments alone")
         for name in ("variance", "factor", "length", "gamma", "input_factor", "rate", "bound", "step_size"):
             _check_number(name, getattr(self, name), 0, math.inf)
         _check_number("beta", self.beta, -math.inf, math.inf)
@@ -115,7 +118,7 @@ class InitOptions:
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{name} is {describe_type(value)} {str(value)[:40]}; give a number")
+        raise InputError(f"{name} is {describe_value(value)}; give a number")
     if not low < value < high:
         bounds = f"between {low:g} and {high:g}" if math.isfinite(high) else f"above {low:g}"
         raise InputError(f"{name} is {value:g}; give a number {bounds}")

@@ -142,6 +142,7 @@ DROPOUTS = frozenset(
         aten.native_dropout.default,
     }
 )
+RRELUS = frozenset({aten.rrelu.default})
 CASTS = frozenset(
     {
         aten.to.dtype,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reparam.errors import InputError
-from reparam.utils import check_seed, describe_type
+from reparam.utils import check_seed, describe_type, describe_value
 
 from .choosing import FLOOR
 from .price import Currency
@@ -111,6 +111,6 @@ class PruneOptions:
 
 def _check_share(name: str, value: Any, *, zero: bool, example: str = "0.4") -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{name} is {describe_type(value)} {str(value)[:40]}; give a share, such as {example}")
+        raise InputError(f"{name} is {describe_value(value)}; give a share, such as {example}")
     if not (0 <= value < 1 if zero else 0 < value < 1):
         raise InputError(f"{name} is {value:g}; give a share between 0 and 1, such as {example}")

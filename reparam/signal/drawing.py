@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir import BATCH_NORMS, DROPOUTS, arguments, aten, call_node, default_dtype, is_call
+from reparam.ir import arguments, aten, call_node, default_dtype, is_call
 
 from .functions import is_pointwise
 from .gaussian import at_points
 from .power import Power, Roles, drawn, measured
 from .roles import broadcast, usual
-from .running import norm_of_batch
+from .running import in_training
 from .values import Value
 from .walk import Walk
 
@@ -146,16 +146,10 @@ def _operands(walk: Walk, node: fx.Node) -> dict[fx.Node, Tensor]:
 
 
 def run_call(walk: Walk, node: fx.Node, made: Mapping[fx.Node, Any]) -> Any:
-    """The operator on random tensors; in training, batch norms and dropouts do what they do there."""
+    """The operator on random tensors; in training, as `in_training` has it."""
     env = {n: made.get(walk.rep(n), walk.values[n]) for n in node.all_input_nodes}
-    if walk.training and is_call(node, BATCH_NORMS):
-        return norm_of_batch(node, env)
-    if walk.training and is_call(node, DROPOUTS):
-        x, rate = env[node.all_input_nodes[0]], float(arguments(node).get("p") or 0.0)
-        kept = torch.rand(x.shape, generator=walk.generator, dtype=x.dtype) >= rate
-        return x * kept / (1 - rate)
     with default_dtype(torch.float64):
-        return call_node(node, env, torch.float64)
+        return in_training(node, env, walk.generator) if walk.training else call_node(node, env, torch.float64)
 
 
 # ---- roles -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """erf: the effective receptive field. The gradient of one unit at the centre of a value, by the input.
 
     sigma of the map |dy/dx|, as a distribution over places; area: places above 1 - 0.9545 of its largest entry, side:
-    its root; field: the side of the theoretical receptive field; reach: the side of what is not zero in this image
+    its root; field: the side of the theoretical receptive field; reach: the side of what is not zero in this image;
+    channels: of the unit, all of which are looked at
 
 For n convolutions of kernel k with equal weights sigma = sqrt(n(k^2 - 1)/12), and the field is n(k - 1) + 1.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -31,6 +33,7 @@ from .table import Cell, Table
 LEVEL = 1 - 0.9545  # of the largest entry
 MOST_POINTS = 128  # of a side of the map that is kept
 WHOLE = "whole image"
+CHANNELS = "channels"
 DRAWS = 4  # of random directions in the channels of a unit
 
 
@@ -65,7 +68,17 @@ def field(sampled: Sampled, unit: str | None = None) -> Table:
     at = _centre(shape_of(node), axis, grid=grid)
     start = tuple(complete(n) if i is None else one(n, i) for n, i in zip(shape_of(node), at, strict=True))
     reached = reach_of(program, node, start, program.placeholders[source])
-    return _table(total / total.sum(), place_of(node), reached, own, note)
+    table = _table(total / total.sum(), place_of(node), reached, own, note)
+    return replace(table, facts={**table.facts, CHANNELS: shape_of(node)[axis]})
+
+
+def different_units(names: Sequence[str], tables: Sequence[Table]) -> str | None:
+    """What to say of the fields of two networks whose units have not as many channels; None where they have."""
+    counts = [t.facts.get(CHANNELS) for t in tables]
+    if len(set(counts)) <= 1:
+        return None
+    told = " and ".join(f"{count} channels in {name}" for count, name in zip(counts, names, strict=True))
+    return f"the unit has {told}, and so is not the same; plain networks have channels that carry other values past"
 
 
 def _images(program: Program) -> list[int]:

@@ -23,6 +23,7 @@ from reparam.ir import (
     DROPOUTS,
     IDENTITIES,
     NORMS,
+    RRELUS,
     Program,
     aten,
     call_node,
@@ -136,10 +137,10 @@ def _is_same(walk: Walk, node: fx.Node) -> bool:
 
 
 def _key(walk: Walk, node: fx.Node) -> Any:
-    """What nodes of the same value have in common; None where it may differ, as behind dropouts."""
+    """What nodes of the same value have in common; None where it may differ in training."""
     if node.op == "get_attr":
         return str(node.target)
-    if node.op != "call_function" or is_call(node, DROPOUTS):
+    if node.op != "call_function" or is_call(node, DROPOUTS | RRELUS):
         return None
     named = fx.node.map_aggregate((node.args, node.kwargs), lambda a: walk.rep(a) if isinstance(a, fx.Node) else a)
     return node.target, str(named)

@@ -23,6 +23,7 @@ from reparam.ir import (
     MULS,
     NORMS,
     PADS,
+    RRELUS,
     STACKS,
     WEIGHTED,
     arguments,
@@ -37,7 +38,7 @@ from .functions import POOLS, is_pointwise
 from .gaussian import power_of
 from .joint import depends, jointly
 from .norms import spelled_at
-from .pointwise import LINEAR, linear_pair, pointwise, together
+from .pointwise import LINEAR, linear_pair, pointwise, randomised, together
 from .power import Power, Roles, measured, mixed
 from .roles import broadcast, moved, usual
 from .running import PRODUCTS
@@ -71,7 +72,7 @@ def carry(walk: Walk, node: fx.Node) -> Value | list[Value]:
     exact = together if is_call(node, LINEAR) else pointwise if is_pointwise(node) and not _has_rule(node) else None
     if exact is not None and (found := exact(walk, node)) is not None:
         return found
-    if is_call(node, CATS | STACKS | _SAME | DROPOUTS | PADS) or not depends(walk, node, _reduced(walk, node)):
+    if is_call(node, CATS | STACKS | _SAME | DROPOUTS | RRELUS | PADS) or not depends(walk, node, _reduced(walk, node)):
         return _independent(walk, node)
     return jointly(walk, node) or remarked(walk, node, _independent(walk, node))
 
@@ -375,6 +376,7 @@ _SPECIAL: tuple[tuple[Container[Any], Callable[[Walk, fx.Node], Value | list[Val
 _RULES: tuple[tuple[Container[Any], Rule], ...] = (
     (_SAME, first_read),
     (DROPOUTS, _dropout),
+    (RRELUS, randomised),
     (LINEAR, linear_pair),
     (CATS, _cat),
     (STACKS, _stack),

@@ -15,6 +15,7 @@ from reparam.ir import ADDS, DIVS, MULS, SUBS, arguments, aten, is_call
 
 from .drawing import values_read
 from .functions import first_of
+from .gaussian import power_of
 from .joint import mix_of, sum_of
 from .power import Power, Roles
 from .roles import broadcast
@@ -53,6 +54,17 @@ def pointwise(walk: Walk, node: fx.Node) -> Value | None:
         assert callable(node.target)
         values = node.target(*(_as_tensor(a, node, i) for i, a in enumerate(args)), **kwargs)
     return of_law(Law(next(iter(roots)), values), shape, roles)
+
+
+def randomised(walk: Walk, node: fx.Node) -> Value | None:
+    """An RReLU: that with the mean of the slopes s and, in training, Var(s) E min(x, 0)^2 more at each place."""
+    mean = pointwise(walk, node)
+    if mean is None or not walk.training:
+        return mean
+    args, x = arguments(node), values_read(walk, node)[0][1]
+    below = power_of(x.law_at(node).values.to(torch.float64).clamp(max=0)).second
+    more = (float(args["upper"]) - float(args["lower"])) ** 2 / 12 * below
+    return Value(mean.shape, mean.roles, mean.known.plus(Power(place=more)))
 
 
 def _as_tensor(value: Any, node: fx.Node, place: int) -> Any:

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from reparam.errors import InputError
 from reparam.ir import (
     BATCH_NORMS,
+    DROPOUTS,
     NORMS,
+    RRELUS,
     WEIGHTED,
     Program,
     arguments,
@@ -171,6 +173,29 @@ def _call(node: fx.Node, env: Mapping[fx.Node, Any], training: bool) -> Any:
     if not training or not is_call(node, BATCH_NORMS):
         return call_node(node, env, torch.float64)
     return norm_of_batch(node, env)
+
+
+def in_training(node: fx.Node, env: Mapping[fx.Node, Any], generator: torch.Generator) -> Any:
+    """A call in training: norms take the statistics of the batch, dropouts drop, slopes of an RReLU are drawn.
+
+    A dropout that lets nothing through is left out. Raises InputError as `norm_of_batch` does.
+    """
+    args = arguments(node)
+    if is_call(node, BATCH_NORMS):
+        return norm_of_batch(node, env)
+    if is_call(node, DROPOUTS) and float(args.get("p") or 0.0) < 1:
+        x, rate = env[node.all_input_nodes[0]], float(args.get("p") or 0.0)
+        return x * (_uniform(x, generator) >= rate) / (1 - rate)
+    if is_call(node, DROPOUTS):
+        return env[node.all_input_nodes[0]]
+    if is_call(node, RRELUS):
+        x, low, high = env[node.all_input_nodes[0]], float(args["lower"]), float(args["upper"])
+        return torch.where(x >= 0, x, x * (low + (high - low) * _uniform(x, generator)))
+    return call_node(node, env, torch.float64)
+
+
+def _uniform(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(x.shape, generator=generator, dtype=torch.float64)
 
 
 def norm_of_batch(node: fx.Node, env: Mapping[fx.Node, Any]) -> Tensor:

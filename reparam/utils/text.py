@@ -53,6 +53,11 @@ def describe_type(value: object) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
+def describe_value(value: object) -> str:
+    """`a str x`, `None`: a value with its kind, at most 40 characters of it."""
+    return "None" if value is None else f"{describe_type(value)} {str(value)[:40]}"
+
+
 def _message(error: BaseException) -> str:
     try:
         return str(error)

@@ -167,6 +167,18 @@ def test_two_models_stand_side_by_side(folder: Path, monkeypatch: pytest.MonkeyP
     assert "tiny-fused.pt2: the network has no norm" in refuse(2, *words)
 
 
+def test_a_unit_that_conversion_widens_is_told_not_to_be_the_same(folder: Path) -> None:
+    succeed("init", *RESNET, "--method", "he", "-o", "he.pt", "--quiet")
+    succeed("convert", "he.pt", *RESNET, "--to", "plain", "-o", "plain.pt2", "--quiet")
+    words = ("analyze", "he.pt", "plain.pt2", *RESNET, "--what", "erf", "--batch", "2", "--json", "report.json")
+    succeed(*words, "--unit", "layer1.0.conv1")
+    report = json.loads((folder / "report.json").read_text())
+    notes = [report[side]["erf"]["notes"] for side in "ab"]
+    assert "the unit has 8 channels in he.pt and 16 channels in plain.pt2, and so is not the same" in notes[0][-1]
+    assert notes[0][-1] == notes[1][-1]
+    assert "is not the same" not in succeed(*words, "--force").stdout
+
+
 def test_what_analyze_refuses() -> None:
     assert "unknown analysis 'colour'" in refuse(2, "analyze", *TINY, "--what", "colour")
     assert "no residual block" in refuse(2, "analyze", *TINY, "--what", "depth")

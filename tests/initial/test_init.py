@@ -88,6 +88,8 @@ def test_what_cannot_be_done_is_one_sentence() -> None:
         ("takes no option 'colour'", {"method": "he", "colour": 1}),
         ("unknown mode 'fan'", {"method": "he", "mode": "fan"}),
         ("samples is .-1.", {"method": "autoinit", "samples": -1}),
+        ("give a whole number up to 1,048,576", {"method": "autoinit", "samples": 2**40}),
+        ("beta is None; give a number", {"method": "depth-scale", "beta": None}),
         ("looks at samples", {"method": "lsuv"}),
         ("looks at no samples", {"method": "he", "data": [x]}),
         ("no residual block", {"method": "residual-scale"}),

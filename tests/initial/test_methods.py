@@ -135,6 +135,21 @@ def test_autoinit_scales_on_what_dropouts_let_through(inplace: bool) -> None:
     assert second_moment(made.module.eval()(x)) < 0.8
 
 
+@pytest.mark.parametrize("samples", [0, 1024])
+def test_autoinit_knows_that_slopes_are_random_in_training(samples: int) -> None:
+    net = nn.Sequential(nn.Linear(64, 256), nn.RReLU(0, 2), nn.Linear(256, 256))  # E y^2 = (1 + 4/3)/2 of E x^2
+    made = init(net, torch.randn(2, 64), method="autoinit", samples=samples).module
+    x = torch.randn(2048, 64)
+    assert second_moment(made.train()(x)) == pytest.approx(1, rel=0.08 if samples == 0 else 0.01)
+    assert second_moment(made.eval()(x)) < 0.9
+
+
+@pytest.mark.sweep
+def test_autoinit_gives_variance_one_behind_fifty_layers_with_random_slopes() -> None:
+    made = init(plain(50, 256, nn.RReLU), torch.randn(2, 256), method="autoinit").module
+    assert second_moment(made.train()(torch.randn(4096, 256))) == pytest.approx(1, rel=0.05)
+
+
 @pytest.mark.parametrize("name", [pytest.param("timm/resnet18", marks=pytest.mark.sweep), "timm/convnext_atto"])
 def test_autoinit_on_networks_with_branches(name: str) -> None:
     x = torch.randn(16, 3, 32, 32)
