@@ -18,6 +18,7 @@ from common import MISSING, answer, in_fresh_process, options, quiet, record, sa
 from torch import Tensor, nn
 
 from reparam.conversion import convert
+from reparam.loading import randomize_statistics
 from reparam.models.stochastic_depth_resnet import StochasticDepthResNet
 from reparam.signal import line_picture
 from reparam.utils import write_atomically
@@ -98,13 +99,19 @@ class Steps(nn.Module):
         return y
 
 
+def _residual(depth: int) -> nn.Module:
+    """With statistics of a random batch: with those of a new network values double in each block."""
+    network = StochasticDepthResNet(depth).eval()
+    return randomize_statistics(network, [torch.randn(16, 3, 16, 16)])
+
+
 def _row_of_layers(count: int) -> nn.Module:
     return nn.Sequential(*(nn.Sequential(conv_bn(), nn.ReLU()) for _ in range(count)))
 
 
 # Each network by how many parts it has, and the target.
 KINDS: Mapping[str, tuple[Callable[[int], nn.Module], str, tuple[int, ...]]] = {
-    "residual, to plain": (StochasticDepthResNet, "plain", (110, 302, 602, 1202)),
+    "residual, to plain": (_residual, "plain", (110, 302, 602, 1202)),
     "layers in a row": (_row_of_layers, "fused", (110, 302, 602, 1202)),
     "sum of activations": (Sums, "fused", (156, 625, 2500)),
     "concatenation": (Joined, "fused", (208, 833, 3333)),

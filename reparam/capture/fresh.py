@@ -133,16 +133,17 @@ def _by_root(names: tuple[str, ...]) -> dict[str, list[str]]:
 def _steps(names: Mapping[str, Any], owner: Any, roots: set[str], seen: set[int]) -> Iterator[Callable[[], None]]:
     """What puts back each of the values that some names have now.
 
-    seen: the functions, containers and classes that other names stand for; each is looked at once.
+    seen: the functions, containers and classes that other names stand for; each is looked at once. An object is asked
+    for nothing that its own code answers: what stands for a missing package raises then.
     """
     for name, value in list(names.items()):
         if name.startswith("__"):
             continue
-        if type(value) in _VALUES or isinstance(value, Tensor):
+        if type(value) in _VALUES or issubclass(type(value), Tensor):
             yield functools.partial(_bind, owner, name, value)
         elif id(value) in seen:
             continue
-        elif isinstance(value, type):
+        elif issubclass(type(value), type):
             if not isinstance(owner, type) and value.__module__.partition(".")[0] in roots:
                 seen.add(id(value))
                 yield from _steps(vars(value), value, roots, seen)
@@ -168,23 +169,36 @@ def _of_function(value: Any, depth: int) -> Iterator[Callable[[], None]]:
     """What puts back what a function keeps: its cache, its defaults, what it closes over, what it is a part of."""
     if depth == 0 or (type(value) is FunctionType and _keeps_nothing(value)):
         return
-    if isinstance(value, functools._lru_cache_wrapper):
+    if issubclass(type(value), functools._lru_cache_wrapper):
         yield _Cleared(value)
-    if isinstance(value, functools.partial):
+    if issubclass(type(value), functools.partial):
         inner: list[Any] = [value.func]
         kept = [*value.args, *value.keywords.values()]
     else:
-        inner = [getattr(value, "__wrapped__", None), getattr(value, "__func__", None)]
-        kept = [*(getattr(value, "__defaults__", None) or ()), *(getattr(value, "__kwdefaults__", None) or {}).values()]
+        inner = [_named(value, "__wrapped__"), _named(value, "__func__")]
+        defaults, by_name = _named(value, "__defaults__"), _named(value, "__kwdefaults__")
+        kept = [
+            *(defaults if isinstance(defaults, tuple) else ()),
+            *(by_name.values() if isinstance(by_name, dict) else ()),
+        ]
     for function in filter(callable, inner):
         yield from _of_function(function, depth - 1)
-    for cell in getattr(value, "__closure__", None) or ():
+    closure = _named(value, "__closure__")
+    for cell in closure if isinstance(closure, tuple) else ():
         with suppress(ValueError):  # of an empty one
             kept.append(cell.cell_contents)
             if type(cell.cell_contents) in _VALUES:
                 yield functools.partial(setattr, cell, "cell_contents", cell.cell_contents)
     for held in kept:
         yield from _of_held(held, depth)
+
+
+def _named(value: Any, name: str) -> Any:
+    """An attribute; None where there is none, or asking for it fails, as of what stands for a missing package."""
+    try:
+        return getattr(value, name, None)
+    except Exception:  # of any kind: it is the object's own
+        return None
 
 
 def _keeps_nothing(function: FunctionType) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 from reparam.errors import CaptureError, InputError, NotEquivalentError, ReparamError
 from reparam.ir import (
     EVEN_SIZE,
+    EVEN_VOLUME,
     MIDDLE_SIZE,
     SMALL_SIZE,
     WEIGHTED,
@@ -30,6 +31,7 @@ from reparam.ir import (
     evaluate_where_it_runs,
     feed,
     is_call,
+    sides_of_images,
     typed,
 )
 from reparam.utils import dtype_name, first_line
@@ -187,7 +189,9 @@ class _Check:
         self.original, self.converted, self.judge, self.generator = original, converted, judge, generator
         self.floor = depth_limit(original)
         self.in_float64: bool | None = None  # whether the judge is run in float64; None before the first run
-        self.sides: tuple[int, ...] = (SMALL_SIZE, MIDDLE_SIZE, EVEN_SIZE)  # of smaller images, the next to try first
+        volumes = sides_of_images(original) == 3
+        further = (EVEN_VOLUME,) if volumes else (MIDDLE_SIZE, EVEN_SIZE)
+        self.sides: tuple[int, ...] = (SMALL_SIZE, *further)  # of smaller images, the next to try first
         self.rounds: list[Round] = []
         self.largest = 0.0
 
@@ -211,14 +215,14 @@ class _Check:
 
     def compare(self, plan: Plan) -> None:
         """Adds one round; smaller images than the traced ones are tried first, and are no reason to refuse."""
-        sides: tuple[int | None, ...] = (None,) if plan.small is None else (*self.sides, None)
+        smaller = self.sides if plan.small is not None else ()
+        sides: tuple[int | None, ...] = (*smaller, None)
         found = self._try(plan, sides[0])
-        for small in sides[1:]:
+        for i, small in enumerate(sides[1:], 1):
             if found.gap <= self.floor:
                 break
-            if small != EVEN_SIZE or found.truth is not None:
-                found = self._try(plan, small)
-                self.sides = tuple(s for s in self.sides if small is not None and s >= small)
+            found = self._try(plan, small)
+            self.sides = smaller[i:]
         if found.truth is None:
             if not self.rounds:
                 self._say_why(plan, found.values)

@@ -47,6 +47,7 @@ from .cost import Census, batch_one, census, is_chain, joins, node_macs, spelled
 from .devices import CPU, device_of, move_graph, on_device
 from .feeds import (
     EVEN_SIZE,
+    EVEN_VOLUME,
     MIDDLE_SIZE,
     SMALL_SIZE,
     Feed,
@@ -54,6 +55,7 @@ from .feeds import (
     filled,
     own_generator,
     random_input,
+    sides_of_images,
     tensors_of,
     typed,
 )
@@ -105,6 +107,7 @@ __all__ = [
     "DIVS",
     "DROPOUTS",
     "EVEN_SIZE",
+    "EVEN_VOLUME",
     "FILLS",
     "FOLD_DTYPE",
     "IDENTITIES",
@@ -192,6 +195,7 @@ __all__ = [
     "settings_of",
     "shape_of",
     "shape_of_input",
+    "sides_of_images",
     "size_hint",
     "spelled_out",
     "static_shape",

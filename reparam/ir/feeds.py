@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .aten import CASTS, IDENTITIES, MOVEMENTS, aten, is_call
+from .aten import CASTS, CONVS, IDENTITIES, MOVEMENTS, arguments, aten, is_call
 from .program import InputSpec, Program, shape_of
 
 # Sides of smaller images, each for networks that do not run at the one before. Five halvings leave 2 pixels of 33, the
@@ -19,7 +19,7 @@ from .program import InputSpec, Program, shape_of
 SMALL_SIZE = 33
 MIDDLE_SIZE = 65
 EVEN_SIZE = 96
-
+EVEN_VOLUME = 32  # of volumes, whose cost grows with the third power
 
 Feed = list[Any]
 
@@ -71,12 +71,19 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
             spec = replace(spec, high=_largest_index(node))
         shape = list(shape_of(node, sizes))
         if small is not None and len(shape) >= 4:
-            shape[-2:] = [_shrunk(s, small) for s in shape[-2:]]
+            sides = 3 if len(shape) > 4 and sides_of_images(program) == 3 else 2
+            shape[-sides:] = [_shrunk(s, small) for s in shape[-sides:]]
         value = random_input(spec, shape, generator)
         if value.is_floating_point() or value.is_complex():
             value = value.to(spec.dtype).to(value.dtype)
         values.append(value)
     return values
+
+
+def sides_of_images(program: Program) -> int:
+    """3 for a network with convolutions over volumes, else 2."""
+    kernels = (arguments(n)["weight"] for n in program.calls() if is_call(n, CONVS))
+    return 3 if any(len(shape_of(w)) == 5 for w in kernels) else 2
 
 
 def _shrunk(size: int, small: int) -> int:

@@ -239,6 +239,26 @@ def test_a_class_that_no_module_names_keeps_what_it_has() -> None:
     assert Local.kept.keys() == {8} and Local.kept[8].dtype == torch.float32
 
 
+class Missing:
+    """What stands for a package that is not installed: it can be called, and asking it for anything fails."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise ImportError(f"no {name}: it is not installed")
+
+    def __call__(self) -> None:
+        raise ImportError("it is not installed")
+
+
+def test_what_stands_for_a_missing_package_beside_a_model_is_not_asked_for_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(globals(), "missing", Missing())
+    assert convert(ByTable(), X).report.equivalent
+    held = Ramped()
+    held.__dict__["missing"] = functools.partial(print, Missing())
+    assert convert(held, X).report.equivalent
+
+
 def test_a_hook_of_a_network_of_torchs_own_layers_keeps_what_it_has() -> None:
     shapes: list[tuple[int, ...]] = []
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
