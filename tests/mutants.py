@@ -54,7 +54,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "passes.merge_branches": ("passes/test_merge_branches_calls.py",),
     "check.claim_check": ("check/test_claims.py", "check/test_claim_check.py"),
     "check.judge": ("check/test_judge_runs.py",),
-    "check.network_check": ("check/test_network_check_judged.py", "check/test_network_check_emitted.py"),
+    "check.network_check": (
+        "check/test_network_check_judged.py",
+        "check/test_network_check_emitted.py",
+        "check/test_smaller_images.py",
+    ),
     "check.blame": ("check/test_blame_by_trial.py",),
     "check.exactness": ("check/test_error_spreads.py",),
     "check.rounding_bound": ("check/test_magnitudes.py", "check/test_norm_magnitudes.py"),

@@ -41,24 +41,29 @@ def fresh_copy(module: nn.Module, *, to_write: bool = False) -> nn.Module:
     """
     with torch._C.DisableTorchFunction(), _disable_current_modes():  # a copy is no call of the model
         weights = [t for t in (*module.parameters(), *module.buffers()) if not (to_write and _is_small(t))]
-        shared: dict[int, Any] = {id(t): _ordinary(t) for t in weights}
-        try:
-            return copy.deepcopy(module, dict(shared))
-        except Exception:
-            for part in module.modules():
-                shared |= {id(v): v for v in vars(part).values() if not _can_be_copied(v)}
-            return copy.deepcopy(module, shared)
+        return _copied(module, {id(t): _ordinary(t) for t in weights})
+
+
+def _copied(module: nn.Module, shared: Mapping[int, Any]) -> nn.Module:
+    """A copy that has the values of `shared` in place of what they are by id, and what cannot be copied as it is."""
+    try:
+        return copy.deepcopy(module, dict(shared))
+    except Exception:
+        held = [v for part in module.modules() for v in vars(part).values()]
+        return copy.deepcopy(module, {**shared, **{id(v): v for v in held if not _can_be_copied(v)}})
 
 
 def own_copy(module: nn.Module) -> nn.Module:
     """A copy of the module with weights of its own, whole ones where they were stored once and repeated.
+
+    What cannot be copied (a lock, an open file, a tensor with a history) is shared.
 
     Raises CaptureError for a weight that the memory would not hold once it is written out, by its name.
     """
     for name, weight in (*module.named_parameters(), *module.named_buffers()):
         if not is_uninitialised(weight) and weight.layout is torch.strided:
             refuse_repeated(name, weight)
-    return copy.deepcopy(module)
+    return _copied(module, {})
 
 
 def _is_small(weight: Tensor) -> bool:

@@ -44,14 +44,13 @@ class Concatenation:
         if facts.axes != (axis,):
             kept = structure(wanted, facts.sizes)
             return Ask(kept, {p: Request(kept.flatten(), ordered=True) for p in parts if known.of(p) is not None})
-        kept = torch.cat([ids for _, ids in _segments(node, unique(wanted))])
+        kept = torch.cat([ids for _, ids, _ in _segments(node, unique(wanted))])
         segments = _segments(node, kept)
-        read = {part for part, ids in segments if len(ids)}
-        for part, ids in segments:
+        read = {part for part, ids, _ in segments if len(ids)}
+        for part, _, own in segments:
             if known.of(part) is not None:
-                start = ids - _start(node, part, ids)
-                before = requests[part].ids if part in requests else start[:0]
-                requests[part] = Request(unique(torch.cat([before, start])), ordered=True)
+                before = requests[part].ids if part in requests else own[:0]
+                requests[part] = Request(unique(torch.cat([before, own])), ordered=True)
         return Ask(kept, requests, frozenset(p for p in parts if p not in read))
 
     def build(self, builder: Builder, node: fx.Node, kept: Tensor) -> Any:
@@ -59,9 +58,9 @@ class Concatenation:
         facts = builder.known.facts[node]
         made = []
         if facts.axes == (axis,):
-            for part, ids in _segments(node, kept):
+            for part, ids, own in _segments(node, kept):
                 if len(ids):
-                    made.append(_cut(builder, node, part, (axis,), ids - _start(node, part, ids)))
+                    made.append(_cut(builder, node, part, (axis,), own))
         else:
             made = [_cut(builder, node, part, facts.axes, kept) for part in parts]
         return made[0] if len(made) == 1 else builder.call(aten.cat.default, (made, axis), like=node)
@@ -77,27 +76,16 @@ def _parts(node: fx.Node) -> tuple[Sequence[fx.Node], int]:
     return given["tensors"], int(given["dim"]) % len(shape_of(node))
 
 
-def _segments(node: fx.Node, ids: Tensor) -> list[tuple[fx.Node, Tensor]]:
-    """Each part with those of `ids` that lie in it."""
+def _segments(node: fx.Node, ids: Tensor) -> list[tuple[fx.Node, Tensor, Tensor]]:
+    """Each part with those of `ids` that lie in it, as they are and counted from where it begins."""
     parts, axis = _parts(node)
     found, start = [], 0
     for part in parts:
         end = start + shape_of(part)[axis]
-        found.append((part, ids[(ids >= start) & (ids < end)]))
+        inside = ids[(ids >= start) & (ids < end)]
+        found.append((part, inside, inside - start))
         start = end
     return found
-
-
-def _start(node: fx.Node, part: fx.Node, ids: Tensor) -> int:
-    """Where the part that holds `ids` begins; a value can be there several times."""
-    parts, axis = _parts(node)
-    start = 0
-    for p in parts:
-        size = shape_of(p)[axis]
-        if p is part and len(ids) and start <= int(ids[0]) < start + size:
-            return start
-        start += size
-    return start
 
 
 def _beside(parts: Sequence[fx.Node], facts: Sequence[Channels]) -> Channels:

@@ -48,7 +48,8 @@ def plans_of(program: Program) -> Iterator[Plan]:
         yield Plan(two | {s: size + 16 * (j + (size == ODD)) for j, s in enumerate(others)}, 2)
     if others:
         yield Plan(two | {s: SMALLEST + j for j, s in enumerate(others)}, 2)
-        yield Plan(two | {s: traced.get(s, EVEN) + GROWN + 2 * j for j, s in enumerate(others)}, 1)
+        one = {s: 1 for s in batch}
+        yield Plan(one | {s: traced.get(s, EVEN) + GROWN + 2 * j for j, s in enumerate(others)}, 1)
     for probe in program.probes:
         yield Plan(two | {s: n for s, n in probe.items() if s in symbols}, probe.get(batch[0], 2) if batch else 1)
 

@@ -20,10 +20,6 @@ from torch import Tensor
 
 from reparam.errors import CaptureError, InputError, NotEquivalentError, ReparamError
 from reparam.ir import (
-    EVEN_SIZE,
-    EVEN_VOLUME,
-    MIDDLE_SIZE,
-    SMALL_SIZE,
     WEIGHTED,
     Feed,
     Program,
@@ -31,7 +27,7 @@ from reparam.ir import (
     evaluate_where_it_runs,
     feed,
     is_call,
-    sides_of_images,
+    smaller_sides,
     typed,
 )
 from reparam.utils import dtype_name, first_line
@@ -189,9 +185,7 @@ class _Check:
         self.original, self.converted, self.judge, self.generator = original, converted, judge, generator
         self.floor = depth_limit(original)
         self.in_float64: bool | None = None  # whether the judge is run in float64; None before the first run
-        volumes = sides_of_images(original) == 3
-        further = (EVEN_VOLUME,) if volumes else (MIDDLE_SIZE, EVEN_SIZE)
-        self.sides: tuple[int, ...] = (SMALL_SIZE, *further)  # of smaller images, the next to try first
+        self.sides = smaller_sides(original)  # of images, the next to try first
         self.rounds: list[Round] = []
         self.largest = 0.0
 

@@ -93,6 +93,7 @@ def as_labels(value: Any, where: str, *, maps: bool = False) -> Tensor:
         found = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"the labels of {where} are {describe_type(value)}, not whole numbers") from error
+    shape = list(found.shape)
     whole = not (found.is_floating_point() or found.is_complex() or found.dtype is torch.bool)
     if found.dim() == 2 and found.shape[1] == 1:
         found = found[:, 0]
@@ -100,8 +101,8 @@ def as_labels(value: Any, where: str, *, maps: bool = False) -> Tensor:
         return found.to(torch.int64)
     if not whole or found.dim() != 1:
         raise InputError(
-            f"the labels of {where} are {dtype_name(found.dtype)} of shape {list(found.shape)}, not one whole number "
-            "for each sample"
+            f"the labels of {where} are {dtype_name(found.dtype)} of shape {shape}, not one whole number for each "
+            "sample"
         )
     found = found.to(torch.int64)
     if len(found) and int(found.min()) < 0:

@@ -18,7 +18,7 @@ from .drawn import set_he
 from .driven import Batches, Step, result_of, walk
 from .options import InitOptions
 from .report import Outcome
-from .shared import CLOSE, balance, shared_weights
+from .shared import CLOSE, ON_RANDOM_INPUTS, PREDICTED, balance, shared_weights
 from .spread import told_spread
 from .weights import Part, Weights
 
@@ -67,7 +67,7 @@ def autoinit(weights: Weights, options: InitOptions) -> Outcome:
     outputs = [found.power(n) for n in weights.program.output.all_input_nodes]
     known = [p.second for p in outputs if p is not None]
     figures = {"values_without_moments": missing, "predicted_output_power": known[0] if known else None}
-    predicted = Outcome(figures=figures, seen=seen, measure="the predicted power", notes=found.remarks)
+    predicted = Outcome(figures=figures, seen=seen, measure=PREDICTED, notes=found.remarks)
     if options.samples == 0:
         return predicted
     try:
@@ -141,7 +141,7 @@ def _scaled(weights: Weights, options: InitOptions, figures: dict[str, Any]) -> 
     told = Outcome(
         figures=figures,
         seen={n: v * options.variance for n, v in given.items()},
-        measure="the power on random inputs",
+        measure=ON_RANDOM_INPUTS,
     )
     if not outputs or not all(_is_values(y) for y in outputs):
         return replace(told, notes=unscaled)

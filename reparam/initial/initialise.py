@@ -15,20 +15,21 @@ from reparam.check import refuse_broken_weights
 from reparam.data import Preprocessing, open_samples
 from reparam.emit import finalize, to_module
 from reparam.errors import InputError
-from reparam.ir import CPU, Program, device_of, refuse_odd_tensors
+from reparam.ir import CPU, Program, device_of, own_generator, refuse_odd_tensors
 from reparam.loading import FileOrModel, take_given
 from reparam.onnx_input import ImportedModel
 from reparam.rewrite import Progress
-from reparam.signal import predict, spell_sums
+from reparam.signal import predict, random_batches, refuse_empty_layers, run, spell_sums
 from reparam.training import open_batches
 from reparam.utils import DEFAULT_AXES, check_callable, checked_call, describe_type, foreign_code, models_too
 
 from . import activations, autoinit, drawn, driven, gradinit, norms, residual
 from .options import REWRITING, WITH_DATA, InitOptions, read_options
 from .report import Initialised, Outcome
-from .shared import shared_weights, told
-from .weights import Weights, refuse_unset
+from .shared import ON_RANDOM_INPUTS, PREDICTED, shared_weights, told
+from .weights import COMPLEX, Weights, refuse_unset
 
+SAMPLES = 256  # random inputs on which calls that share a weight are measured
 PLAIN: Mapping[str, Callable[[Weights, InitOptions], Outcome]] = {
     "he": drawn.he,
     "autoinit": autoinit.autoinit,
@@ -44,6 +45,8 @@ DRIVEN = {"lsuv": driven.lsuv, "point-variance": driven.point_variance}
 
 
 @checked_call
+@torch.inference_mode(False)  # a caller who wants no derivatives gets the same weights
+@torch.enable_grad()
 def init(  # noqa: PLR0913  # the keywords are the options
     model: FileOrModel,
     *example_inputs: Any,
@@ -64,9 +67,9 @@ def init(  # noqa: PLR0913  # the keywords are the options
     method: he, autoinit, zero, residual-scale, depth-scale, bn-scale, normalised-act, gaussian, point-variance, lsuv or
         gradinit. The last three need samples.
     data: what `reparam.data.open_samples` takes, such as a file or an iterable of batches (inputs, labels). labels: of
-        gradinit, where they do not come with the data. loss: of gradinit: takes the result of the model and the labels
-        (N,); cross entropy unless told. share: of gradinit, in a process group of torch.distributed: (k, n) takes every
-        n-th sample from the k-th on, for processes that read the same data.
+        gradinit, where they do not come with the data: whole numbers. loss: of gradinit: takes the result of the model
+        and the labels (N,); cross entropy unless told. share: of gradinit, in a process group of torch.distributed:
+        (k, n) takes every n-th sample from the k-th on, for processes that read the same data.
     dynamic: axes whose size stays free, as for `convert`. preprocessing: of images.
     **options: those of `InitOptions` that the method reads, and seed=.
 
@@ -112,6 +115,7 @@ def init(  # noqa: PLR0913  # the keywords are the options
             captured = capture(module.to(CPU), example_inputs, dynamic=given.dynamic)
         program = captured.program
         refuse_broken_weights(program)
+        refuse_empty_layers(program)
         spell_sums(program)
         weights = Weights(program, module, torch.Generator().manual_seed(wanted.seed))
         if method in PLAIN:
@@ -125,7 +129,7 @@ def init(  # noqa: PLR0913  # the keywords are the options
             outcome = _learn(weights, wanted, source, loss or _cross_entropy, progress)
         refuse_unset(weights, method)
         if method not in UNSCALED:
-            notes = told(weights, outcome.seen, outcome.measure, _predicted(weights))
+            notes = told(weights, outcome.seen, outcome.measure, *_powers(weights, wanted.seed))
             outcome = replace(outcome, notes=(*outcome.notes, *notes))
     made = _result(method, weights, outcome, (*given.notes, *captured.notes), home)
     for part, mode in modes:
@@ -139,12 +143,33 @@ def _check_share(share: Any) -> None:
         raise InputError(f"share is {str(share)[:40]}; give (k, n): process k of n, from 0 to n - 1")
 
 
-def _predicted(weights: Weights) -> dict[fx.Node, float]:
-    """What the calls that share a weight give, by moments; nothing where none is shared."""
+def _powers(weights: Weights, seed: int) -> tuple[str, dict[fx.Node, float]]:
+    """What the calls that share a weight give, and how that is known: by moments, or on random inputs where values
+    depend on one another in a way that these leave out; nothing where none is shared."""
     shared = shared_weights(weights)
     nodes = {n for s in shared.values() for n in (s.part.node, *s.others)}
     found = predict(weights.program, training=True) if nodes else None
-    return {n: p.second for n in nodes if found is not None and (p := found.power(n)) is not None}
+    if found is None:
+        return PREDICTED, {}
+    if found.dependent and (seen := _on_random_inputs(weights.program, nodes, seed)):
+        return ON_RANDOM_INPUTS, seen
+    return PREDICTED, {n: p.second for n in nodes if (p := found.power(n)) is not None}
+
+
+def _on_random_inputs(program: Program, nodes: set[fx.Node], seed: int) -> dict[fx.Node, float]:
+    """E y^2 of some calls; nothing for a network that does not run on random inputs."""
+    seen: dict[fx.Node, float] = {}
+
+    def observe(node: fx.Node, value: Any) -> None:
+        if node in nodes and isinstance(value, Tensor) and value.is_floating_point():
+            seen[node] = float(value.detach().square().mean())
+
+    try:
+        for inputs in random_batches(program, SAMPLES, 1, own_generator("shared weights", seed)):
+            run(program, inputs, observe=observe, training=True)
+    except Exception:  # of any kind: it is the model's own
+        return {}
+    return seen
 
 
 @contextmanager
@@ -245,7 +270,10 @@ def _learn(
 ) -> Outcome:
     by_origin = {c.origin: n for n, c in weights.program.constants.items() if c.trainable}
     module = weights.module
-    names = [n for n, p in module.named_parameters() if n in by_origin and p.requires_grad]
+    learned = [(n, p) for n, p in module.named_parameters() if n in by_origin and p.requires_grad]
+    names = [n for n, p in learned if not p.is_complex()]
+    for name in {n for n, _ in learned} - set(names):
+        weights.leave(by_origin[name], COMPLEX)
     if not names:
         raise InputError("the network has no parameter that takes a gradient, so that gradinit has nothing to multiply")
     how = gradinit.Learning(options.optimizer, options.rate, options.bound, options.steps, options.step_size)

@@ -22,6 +22,7 @@ from .weights import Part, Weights
 ROUNDS = 24
 MOST_LISTED = 6
 CLOSE = 1e-3  # of what a layer gives to what it should give
+PREDICTED, ON_RANDOM_INPUTS = "the predicted power", "the power on random inputs"
 TABLES = frozenset({aten.embedding.default})
 
 Measure = Callable[[Part, Sequence[Any]], float]
@@ -120,11 +121,11 @@ def balance(weights: Weights, run: Run, measure: Measure) -> tuple[Any, dict[fx.
 
 
 def told(
-    weights: Weights, seen: Mapping[fx.Node, float], what: str, predicted: Mapping[fx.Node, float]
+    weights: Weights, seen: Mapping[fx.Node, float], what: str, how: str, others: Mapping[fx.Node, float]
 ) -> tuple[str, ...]:
     """For each weight that was set and that several calls read, one sentence.
 
-    seen: what calls give, as it was measured, in words `what`. predicted: the powers of all.
+    seen: what calls give, as it was measured, in words `what`. others: the powers of all, known as `how` says.
     """
     notes = []
     for name, shared in shared_weights(weights).items():
@@ -133,9 +134,10 @@ def told(
         part = shared.part.node
         readers = [f"'{place_of(part)}'", *(f"'{place_of(n)}' ({op_name(n)})" for n in shared.others)]
         table = float(weights.value(name).square().mean())
-        powers = dict(predicted) | {n: table for n in shared.others if is_call(n, TABLES)}
+        powers = dict(others) | {n: table for n in shared.others if is_call(n, TABLES)}
         values = ""
-        for words, given in ((what, seen), ("the predicted power", {n: v for n, v in powers.items() if n not in seen})):
+        rest = {n: v for n, v in powers.items() if n not in seen}
+        for words, given in ((what, {**seen, **rest}),) if what == how else ((what, seen), (how, rest)):
             figures = [f"'{place_of(n)}' {given[n]:.3g}" for n in (part, *shared.others) if n in given]
             values += f"; {words} is {_listed(figures)}" if figures else ""
         notes.append(

@@ -29,6 +29,8 @@ from .report import LeftWeight, SetWeight
 NOT_SET = "it is no weight that the method sets"
 FROZEN = "it is frozen: it takes no gradient, and other parameters do"
 BUFFER = "it is a buffer, such as a fixed filter, and no parameter"
+COMPLEX = "its numbers are complex"
+UNREAD = "the network does not read it in evaluation mode"
 COMPUTED = (
     "the weight that its layer reads is computed from it, as weight norms and standardisation do, so that setting it "
     "need not set the scale of the layer"
@@ -112,6 +114,8 @@ class Weights:
         parameters = dict(module.named_parameters(remove_duplicate=False))
         self._own = {**dict(module.named_buffers(remove_duplicate=False)), **parameters}
         learned = {n for n, p in parameters.items() if p.requires_grad} or set(parameters)
+        read = {id(self._own[c.origin]) for c in program.constants.values() if c.origin in self._own}
+        self._unread = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in read]
         self._fixed = {n: FROZEN if n in parameters else BUFFER for n in self._own if n not in learned}
 
     # ---- reading -------------------------------------------------------------------------------------------
@@ -193,7 +197,7 @@ class Weights:
         if own is None or own.shape != constant.value.shape:
             raise InputError(f"the model has no parameter '{constant.origin}' of the shape that its graph reads")
         if own.dtype.is_complex:
-            self.leave(name, "its numbers are complex")
+            self.leave(name, COMPLEX)
             return
         typed = value.to(own.dtype)
         before, after = _size(value), _size(typed)
@@ -235,15 +239,14 @@ class Weights:
         )
 
     def left_weights(self) -> tuple[LeftWeight, ...]:
-        """Every other trainable weight that the network reads, and what could have been set, with the reason; none that
-        the method put in."""
+        """Every other trainable weight, and what could have been set, with the reason; none that the method put in."""
         found = []
         for name, constant in self.program.constants.items():
             if name in self.before and name not in self.changed and (constant.trainable or name in self.why):
                 found.append(
                     LeftWeight(constant.origin, self.why.get(name) or self._fixed.get(constant.origin, NOT_SET))
                 )
-        return tuple(found)
+        return (*found, *(LeftWeight(name, UNREAD) for name in self._unread))
 
 
 def _size(value: Tensor) -> float:

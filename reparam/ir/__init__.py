@@ -46,8 +46,6 @@ from .containers import keys_of, parts_of
 from .cost import Census, batch_one, census, is_chain, joins, node_macs, spelled_out
 from .devices import CPU, device_of, move_graph, on_device
 from .feeds import (
-    EVEN_SIZE,
-    EVEN_VOLUME,
     MIDDLE_SIZE,
     SMALL_SIZE,
     Feed,
@@ -55,7 +53,7 @@ from .feeds import (
     filled,
     own_generator,
     random_input,
-    sides_of_images,
+    smaller_sides,
     tensors_of,
     typed,
 )
@@ -106,8 +104,6 @@ __all__ = [
     "CPU",
     "DIVS",
     "DROPOUTS",
-    "EVEN_SIZE",
-    "EVEN_VOLUME",
     "FILLS",
     "FOLD_DTYPE",
     "IDENTITIES",
@@ -195,8 +191,8 @@ __all__ = [
     "settings_of",
     "shape_of",
     "shape_of_input",
-    "sides_of_images",
     "size_hint",
+    "smaller_sides",
     "spelled_out",
     "static_shape",
     "stored_once",

@@ -71,8 +71,8 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
             spec = replace(spec, high=_largest_index(node))
         shape = list(shape_of(node, sizes))
         if small is not None and len(shape) >= 4:
-            sides = 3 if len(shape) > 4 and sides_of_images(program) == 3 else 2
-            shape[-sides:] = [_shrunk(s, small) for s in shape[-sides:]]
+            axes = 3 if len(shape) > 4 and _axes_of_images(program) == 3 else 2
+            shape[-axes:] = [_shrunk(s, small) for s in shape[-axes:]]
         value = random_input(spec, shape, generator)
         if value.is_floating_point() or value.is_complex():
             value = value.to(spec.dtype).to(value.dtype)
@@ -80,7 +80,12 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
     return values
 
 
-def sides_of_images(program: Program) -> int:
+def smaller_sides(program: Program) -> tuple[int, ...]:
+    """What large images shrink to: the first at which a network runs."""
+    return (SMALL_SIZE, EVEN_VOLUME) if _axes_of_images(program) == 3 else (SMALL_SIZE, MIDDLE_SIZE, EVEN_SIZE)
+
+
+def _axes_of_images(program: Program) -> int:
     """3 for a network with convolutions over volumes, else 2."""
     kernels = (arguments(n)["weight"] for n in program.calls() if is_call(n, CONVS))
     return 3 if any(len(shape_of(w)) == 5 for w in kernels) else 2

@@ -8,12 +8,12 @@ from .factors import Factors, Sums, factors_of, leading_factor
 from .fields import different_units
 from .functions import PASSIVE, POOLS, Function, activations, function_behind, function_read, gain_of
 from .gaussian import points_of, power_of
-from .layer_inputs import Read, read_of
+from .layer_inputs import Read, read_of, refuse_empty_layers
 from .moments import Predicted, predict
 from .packed import moved_alone, packed_parts
 from .pictures import draw_pictures, line_picture
 from .power import Power, measured
-from .running import in_training, norm_of_batch, random_batches
+from .running import in_training, norm_of_batch, random_batches, run
 from .spelled import spell_sums
 from .table import Analysis, Table
 from .walk import Policy, Scale, Weighed, as_it_is
@@ -56,5 +56,7 @@ __all__ = [
     "predict",
     "random_batches",
     "read_of",
+    "refuse_empty_layers",
+    "run",
     "spell_sums",
 ]

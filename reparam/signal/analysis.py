@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from reparam.check import refuse_broken_weights
@@ -18,6 +19,7 @@ from reparam.utils import DEFAULT_AXES, check_callable, check_seed, checked_call
 
 from .by_layer import gaussianity, gradients, moments, norms
 from .fields import field
+from .layer_inputs import refuse_empty_layers
 from .places import call_after_weights
 from .precision import sensitivity
 from .running import Sampled, random_batches
@@ -42,6 +44,8 @@ MOST = 1 << 20  # samples in a batch, and batches
 
 
 @checked_call
+@torch.inference_mode(False)  # a caller who wants no derivatives gets the same figures
+@torch.enable_grad()
 def analyze(  # noqa: PLR0913  # the keywords are the options
     model: FileOrModel,
     *example_inputs: Any,
@@ -88,9 +92,11 @@ def analyze(  # noqa: PLR0913  # the keywords are the options
     captured = take_given(model, example_inputs, dynamic=dynamic, seed=seed).capture()
     program = captured.program.copy()
     refuse_broken_weights(program)
+    refuse_empty_layers(program)
     call_after_weights(program)
     spell_sums(program)
-    held = list(_batches(program, data, batch, batches, preprocessing, seed))
+    drawn = _batches(program, data, batch, batches, preprocessing, seed)
+    held = [[t.clone() if t.is_inference() else t for t in inputs] for inputs in drawn]
     sampled = Sampled(program, held, training, data is None, seed)
     tables, refused = [], {}
     for i, name in enumerate(wanted):

@@ -15,26 +15,11 @@ from .functions import activations
 from .moments import predict
 from .norms import norms_of
 from .places import names_of, stations
-from .power import Power, measured, scaled
+from .power import Batches, Power, scaled
 from .roles import of_input, usual
 from .running import Sampled, differentiable
 from .table import Table, ratio
 from .values import Value
-
-
-class Moved:
-    """Moments of a value over batches, as `Power`: the mean of the batches' own."""
-
-    def __init__(self) -> None:
-        self.found: list[Power] = []
-
-    def add(self, value: Tensor, roles: Any) -> None:
-        self.found.append(measured(value, roles))
-
-    @property
-    def power(self) -> Power:
-        n = len(self.found)
-        return Power(*(sum(getattr(p, k) for p in self.found) / n for k in ("mean", "channel", "sample", "place")))
 
 
 def moments(sampled: Sampled) -> Table:
@@ -44,7 +29,7 @@ def moments(sampled: Sampled) -> Table:
         raise InputError("the network has no layer whose values could be measured")
     given = _inputs(sampled)
     found = predict(sampled.program, training=sampled.training, inputs=given, seed=sampled.seed)
-    seen: dict[fx.Node, Moved] = {n: Moved() for n in nodes}
+    seen: dict[fx.Node, Batches] = {n: Batches() for n in nodes}
 
     def observe(node: fx.Node, value: Any) -> None:
         if node in seen:
@@ -81,7 +66,7 @@ def _inputs(sampled: Sampled) -> dict[str, Power]:
     nodes = {str(n.target): n for n in sampled.program.placeholders}
     for i, spec in enumerate(sampled.program.inputs):
         if spec.dtype.is_floating_point:
-            seen = Moved()
+            seen = Batches()
             for batch in sampled.batches:
                 value = batch[i].to(torch.float64)
                 seen.add(value, of_input(nodes[spec.name], value.dim()))
@@ -175,8 +160,8 @@ def norms(sampled: Sampled) -> Table:
     if not nodes:
         raise InputError("the network has no norm, and no quotient of a value by a statistic of its own")
     found = predict(sampled.program, training=sampled.training, seed=sampled.seed).values
-    before: dict[fx.Node, Moved] = {n: Moved() for n in nodes}
-    after: dict[fx.Node, Moved] = {n: Moved() for n in nodes}
+    before: dict[fx.Node, Batches] = {n: Batches() for n in nodes}
+    after: dict[fx.Node, Batches] = {n: Batches() for n in nodes}
     readers: dict[fx.Node, list[fx.Node]] = {}
     for norm in found_norms:
         readers.setdefault(norm.x, []).append(norm.result)
@@ -191,7 +176,7 @@ def norms(sampled: Sampled) -> Table:
     rows = []
     for norm, name in zip(found_norms, names_of(nodes), strict=True):
         node, new = norm.result, after[norm.result].power
-        old = before[node].power if before[node].found else None
+        old = before[node].power if before[node] else None
         samples = None if old is None else ratio(old.sample, old.second)
         rows.append((name, norm.kind, new.share_of_means, samples, ratio(new.sample, new.second)))
     return Table(

@@ -106,7 +106,9 @@ def _unit(
     if unit is not None:
         shown = stations(program)
         listed = {n for n, name in zip(shown, names_of(shown), strict=True) if name == unit}
-        known = [n for n in known if n in listed] or [n for n in known if place_of(n) == unit]
+        places = [(n, place_of(n)) for n in known]
+        inside = [n for n, place in places if place == unit] or [n for n, p in places if p.startswith(f"{unit}.")]
+        known = [n for n in known if n in listed] or inside
         if not known:
             raise InputError(
                 f"no value with places is made by a module '{unit[:60]}'; name one that --what moments lists"

@@ -10,7 +10,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from reparam.ir import CATS, MOVEMENTS, STACKS, WEIGHTED, arguments, aten, call_node, is_call, is_float, shape_of
+from reparam.errors import InputError
+from reparam.ir import (
+    CATS,
+    MOVEMENTS,
+    STACKS,
+    WEIGHTED,
+    Program,
+    arguments,
+    aten,
+    call_node,
+    is_call,
+    is_float,
+    place_of,
+    shape_of,
+)
 
 from .factors import Sums
 from .functions import PASSIVE, depending, first_of, function_at, goes_on, passes
@@ -48,6 +62,15 @@ def read_of(sums: Sums, node: fx.Node) -> Read:
         if not passes(node) or len(held) != 1:
             return Read()
         node = held[0]
+
+
+def refuse_empty_layers(program: Program) -> None:
+    """Raises InputError for a layer whose weight has no element, of which nothing can be said or set."""
+    for node in program.calls():
+        weight = arguments(node).get("weight") if is_call(node, WEIGHTED) else None
+        if isinstance(weight, fx.Node) and 0 in shape_of(weight):
+            size = list(shape_of(weight))
+            raise InputError(f"the weight of '{place_of(node)}' is of shape {size}, with no number in it")
 
 
 @functools.cache

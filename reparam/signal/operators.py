@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Container, Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -40,6 +39,7 @@ from .joint import depends, jointly
 from .norms import spelled_at
 from .pointwise import LINEAR, linear_pair, pointwise, randomised, together
 from .power import Power, Roles, measured, mixed
+from .products import over_common_places, product
 from .roles import broadcast, moved, usual
 from .running import PRODUCTS
 from .sources import meet, picker
@@ -62,8 +62,8 @@ def carry(walk: Walk, node: fx.Node) -> Value | list[Value]:
         return part if known else jointly(walk, node) or remarked(walk, node, part_by_drawing(walk, node))
     if any(isinstance(v, list) for v in operands):
         return unknown(walk, node)
-    if is_call(node, PRODUCTS) and (product := _matrix(walk, node)) is not None:
-        return product
+    if is_call(node, PRODUCTS) and (layer := _matrix(walk, node)) is not None:
+        return layer
     for family, special in _SPECIAL:
         if is_call(node, family):
             return special(walk, node)
@@ -74,6 +74,8 @@ def carry(walk: Walk, node: fx.Node) -> Value | list[Value]:
         return found
     if is_call(node, CATS | STACKS | _SAME | DROPOUTS | RRELUS | PADS) or not depends(walk, node, _reduced(walk, node)):
         return _independent(walk, node)
+    if is_call(node, PRODUCTS) and over_common_places(walk, node):
+        walk.dependent.append(node)
     return jointly(walk, node) or remarked(walk, node, _independent(walk, node))
 
 
@@ -127,34 +129,6 @@ def _matrix(walk: Walk, node: fx.Node) -> Value | None:
     if not plain or weight.dim() != 2 or len(x.shape) < 2:
         return None
     return weigh(walk, node, x, weight.t(), bias, given[-1])
-
-
-def _product(walk: Walk, node: fx.Node) -> Value | None:
-    """Of two independent values: E y^2 of each sum of K products exactly, its parts by drawing.
-
-    E (sum_k a_k b_k)^2 = K*E a^2*E b^2 + K(K - 1)*E a_k a_l*E b_k b_l
-    """
-    drawn = by_drawing(walk, node)
-    held = [walk.values[n] for n in list(arguments(node).values())[:2]]
-    if not isinstance(drawn, Value) or drawn.power is None or not all(isinstance(v, Value) for v in held):
-        return None
-    a, b = held
-    if a is b or min(len(a.shape), len(b.shape)) < 2 or "n" in a.roles[-1] | b.roles[-2]:
-        return drawn
-    count, p = a.shape[-1], drawn.power
-    second = count * a.known.second * b.known.second
-    second += count * (count - 1) * _common(a.known, a.roles[-1]) * _common(b.known, b.roles[-2])
-    mean = count * a.known.mean * b.known.mean
-    share = max(0.0, second - mean * mean) / p.variance if p.variance > 0 else 0.0
-    walk.drawn.pop(node, None)
-    return replace(drawn, power=Power(mean, p.channel * share, p.sample * share, p.place * share))
-
-
-def _common(power: Power, axis: frozenset[str]) -> float:
-    """E y_k y_l of two entries along an axis that counts that."""
-    if "c" in axis:
-        return power.mean * power.mean
-    return power.second - power.place if axis else power.second
 
 
 def _embedding(walk: Walk, node: fx.Node) -> Value:
@@ -383,7 +357,7 @@ _RULES: tuple[tuple[Container[Any], Rule], ...] = (
     (PADS, _pad),
     (frozenset({aten.glu.default}), _glu),
     (_MEANS, _mean),
-    (frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default}), _product),
+    (frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default}), product),
     (AVG_POOLS, _avg_pool),
     (
         frozenset(

@@ -108,32 +108,75 @@ def measured(value: Tensor, roles: Roles) -> Power:
 
     roles: one for each axis; an axis of channels and places counts as channels.
     """
-    kinds = [("c" if "c" in r else "p" if "p" in r else "n") if r else "p" for r in roles]
-    order = sorted(range(value.dim()), key=lambda i: "ncp".index(kinds[i]))
-    sizes = [math.prod(value.shape[i] for i in range(value.dim()) if kinds[i] == k) for k in "ncp"]
-    y = value.detach().to(torch.float64).permute(order).reshape(sizes)
-    if not y.numel():
+    found = Batches()
+    found.add(value, roles)
+    return found.power
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Of values (samples, channels, places), each over `scale`. means: over places (samples, channels)."""
+
+    scale: float
+    means: Tensor
+    places: int
+    variance: float
+    square: float
+
+
+class Batches:
+    """The power of a value over all samples of several batches, of which no more than the means of places are kept."""
+
+    def __init__(self) -> None:
+        self._found: list[_Batch] = []
+
+    def add(self, value: Tensor, roles: Roles) -> None:
+        """One batch; see `measured`."""
+        kinds = [("c" if "c" in r else "p" if "p" in r else "n") if r else "p" for r in roles]
+        order = sorted(range(value.dim()), key=lambda i: "ncp".index(kinds[i]))
+        sizes = [math.prod(value.shape[i] for i in range(value.dim()) if kinds[i] == k) for k in "ncp"]
+        y = value.detach().to(torch.float64).permute(order).reshape(sizes)
+        if not y.numel():
+            return
+        most = float(y.abs().max())
+        scale = most if math.isfinite(most) and most > 0 and not 1 / LARGE <= most <= LARGE else 1.0
+        y = y / scale if scale != 1 else y
+        variance = float(y.var(2).mean()) if y.shape[2] > 1 else 0.0
+        self._found.append(_Batch(scale, y.mean(2), y.shape[2], variance, float(y.square().mean())))
+
+    def __bool__(self) -> bool:
+        """Whether anything was added."""
+        return bool(self._found)
+
+    @property
+    def power(self) -> Power:
+        """Over all samples; over the batches, where these have unlike channels."""
+        if len({b.means.shape[1] for b in self._found}) <= 1:
+            return _over_samples(self._found)
+        alone = [_over_samples([b]) for b in self._found]
+        return Power(*(sum(getattr(p, k) for p in alone) / len(alone) for k in ("mean", "channel", "sample", "place")))
+
+
+def _over_samples(batches: Sequence[_Batch]) -> Power:
+    """Of batches with the same channels."""
+    if not batches:
         return Power()
-    most = float(y.abs().max())
-    if math.isfinite(most) and most > 0 and not 1 / LARGE <= most <= LARGE:
-        return _parts(y / most).scaled(most)
-    return _parts(y)
+    scale = max(b.scale for b in batches)
+    means = torch.cat([b.means * (b.scale / scale) for b in batches])
+    samples, channels = means.shape
 
+    def over_all(figures: Sequence[float]) -> float:
+        return sum(f * len(b.means) for f, b in zip(figures, batches, strict=True)) / samples
 
-def _parts(y: Tensor) -> Power:
-    """Of values (samples, channels, places)."""
-    samples, channels, places = y.shape
-    by_sample = y.mean(2)
-    by_channel = by_sample.mean(0)
-    place = float(y.var(2).mean()) if places > 1 else 0.0
-    sample = float(by_sample.var(0).mean()) - place / places if samples > 1 else 0.0
-    sample = max(0.0, sample)
-    channel = float(by_channel.var(correction=0)) if channels > 1 else 0.0
-    channel = max(0.0, channel - (sample + place / places) / samples)
-    mean, parts = float(y.mean()), channel + sample + place
-    known = max(0.0, float(y.square().mean()) - mean * mean)
+    place = over_all([b.variance * (b.scale / scale) ** 2 for b in batches])
+    within = over_all([b.variance * (b.scale / scale) ** 2 / b.places for b in batches])  # of a mean over places
+    sample = max(0.0, float(means.var(0).mean()) - within) if samples > 1 else 0.0
+    channel = float(means.mean(0).var(correction=0)) if channels > 1 else 0.0
+    channel = max(0.0, channel - (sample + within) / samples)
+    mean, parts = float(means.mean()), channel + sample + place
+    known = max(0.0, over_all([b.square * (b.scale / scale) ** 2 for b in batches]) - mean * mean)
     share = known / parts if parts > 0 else 0.0  # places whose sum is fixed, as behind a softmax, vary together
-    return Power(mean, channel * share, sample * share, place * share)
+    return Power(mean, channel * share, sample * share, place * share).scaled(scale)
 
 
 def scaled(value: Tensor) -> Tensor:

@@ -173,49 +173,6 @@ def test_larger_batches_that_the_model_does_not_take_are_left_out() -> None:
     assert evidence.shapes == ((1, 3),) and evidence.trials == 1
 
 
-# ---- smaller images --------------------------------------------------------------------------------------------------
-
-
-def pooled(size: int, ceil_mode: bool) -> Program:
-    net = Lambda(lambda m, x: F.avg_pool2d(x, size, ceil_mode=ceil_mode).mean((2, 3)))
-    return program_of(net, torch.zeros(2, 1, 12, 12), dynamic=("batch",))
-
-
-@pytest.mark.parametrize("size, side", [(3, 9), (2, 8), (6, 12)])
-def test_an_image_is_as_small_as_both_agree_on(size: int, side: int) -> None:
-    """Three quarters of it, odd; then even; then the traced size, for which alone the model is said to hold."""
-    evidence, _ = check(pooled(size, False), pooled(size, True))
-    assert evidence.shapes == ((1, 1, 12, 12), (5, 1, side, side), (2, 1, side, side))
-
-
-@pytest.mark.parametrize("multiple, side", [(2, 8), (3, 9), (4, 8), (6, 12)])
-def test_an_image_that_has_to_be_a_multiple_is_made_smaller_where_that_fits(multiple: int, side: int) -> None:
-    parts = Lambda(lambda m, x: x.unflatten(3, (-1, multiple)))
-    program = program_of(parts, torch.zeros(2, 1, 12, 12), dynamic=("batch",))
-    assert check(program)[0].shapes == ((1, 1, 12, 12), (5, 1, side, side), (2, 1, side, side))
-
-
-@pytest.mark.parametrize("multiple, side", [(1, 33), (2, 32), (5, 40)])
-def test_all_three_sides_of_a_volume_are_made_smaller(multiple: int, side: int) -> None:
-    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        return m.conv(x[..., ::8]), x.unflatten(2, (-1, multiple)).mean((3, 4, 5))
-
-    net = Lambda(forward, conv=nn.Conv3d(1, 1, 3, bias=False))
-    evidence, _ = check(program_of(net, torch.zeros(2, 1, 40, 40, 40), dynamic=("batch",)))
-    assert evidence.shapes == ((1, 1, 40, 40, 40), (5, 1, side, side, side), (2, 1, side, side, side))
-
-
-def test_frames_in_front_of_channels_stay_as_many_as_they_are() -> None:
-    net = Lambda(lambda m, x: m.conv(x.flatten(0, 1)), conv=nn.Conv2d(1, 1, 3, bias=False))
-    program = program_of(net, torch.zeros(2, 4, 1, 12, 12), dynamic=("batch",))
-    assert check(program)[0].shapes == ((1, 4, 1, 12, 12), (5, 4, 1, 9, 9), (2, 4, 1, 9, 9))
-
-
-def test_of_an_image_that_differs_at_the_traced_size_no_smaller_one_is_tried() -> None:
-    with pytest.raises(NotEquivalentError):
-        check(pooled(5, False), pooled(5, True))
-
-
 # ---- the judge -------------------------------------------------------------------------------------------------------
 
 

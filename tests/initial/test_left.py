@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -77,6 +79,28 @@ def test_what_is_frozen_is_told_by_gradinit_too() -> None:
     assert "frozen" in {left.name: left.why for left in made.left}["0.weight"]
 
 
+class WithHead(nn.Module):
+    """A second head, in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.frozen = nn.Linear(8, 3).requires_grad_(False)
+        self.first.tied = self.first.weight
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.first(x)
+        return (y, self.head(y), self.frozen(y)) if self.training else y
+
+
+@pytest.mark.parametrize("method", ["he", "lsuv"])
+def test_weights_that_evaluation_mode_does_not_read_are_told(method: str) -> None:
+    x = torch.randn(16, 8)
+    made = init(WithHead(), x[:2], method=method, **({"data": [x]} if method == "lsuv" else {}))
+    why = "the network does not read it in evaluation mode"
+    assert [(left.name, left.why) for left in made.left] == [("head.weight", why), ("head.bias", why)]
+
+
 class Spectral(nn.Module):
     """Complex numbers between two layers."""
 
@@ -90,8 +114,10 @@ class Spectral(nn.Module):
         return y
 
 
-def test_complex_weights_are_left() -> None:
-    made = init(Spectral(), torch.randn(2, 8), method="he")
+@pytest.mark.parametrize("method", ["he", "gradinit"])
+def test_complex_weights_are_left(method: str) -> None:
+    data = {"data": [(torch.randn(32, 8), torch.arange(32) % 3)], "steps": 2} if method == "gradinit" else {}
+    made = init(Spectral(), torch.randn(2, 8), method=method, **data)
     assert {left.name: left.why for left in made.left}["mixing.weight"] == "its numbers are complex"
     assert {"first.weight", "last.weight"} <= {w.name for w in made.weights}
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import utils
 
 from reparam import CaptureError, InputError, analyze, init, recalibrate
 from support.of import Of
@@ -13,6 +17,38 @@ from support.of import Of
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+class Keeping(nn.Module):
+    """What cannot be copied: a lock, and a value with a history, once it has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last, self.lock = nn.Linear(8, 8), nn.Linear(8, 4), threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            self.value = torch.relu(self.layer(x))
+        y: Tensor = self.last(self.value)
+        return y
+
+
+def _normed(kind: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(kind(nn.Linear(8, 8)), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("make", [Keeping, _normed(utils.weight_norm), _normed(utils.spectral_norm)])
+def test_models_that_torch_does_not_copy_are_taken_as_well(make: Callable[[], nn.Module]) -> None:
+    net, x = make(), torch.randn(16, 8)
+    net(x)
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    made = init(net, x[:2], method="he")
+    last = [n for n, p in net.named_parameters() if p.shape == (4, 8)]
+    assert set(last) <= {w.name for w in made.weights}
+    if isinstance(net, nn.Sequential):
+        recalibrate(net, x[:2], data=x)
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
 
 
 def test_gradinit_needs_parameters() -> None:

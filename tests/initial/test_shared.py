@@ -116,6 +116,15 @@ def test_what_one_scale_cannot_serve_is_told_with_its_figures(method: str) -> No
     assert float(note.rpartition("'layer' ")[2]) < 0.1  # a ReLU halves the power, and one scale serves all five
 
 
+@pytest.mark.parametrize("options", [{}, {"samples": 0}])
+def test_what_moments_leave_out_is_measured(options: dict[str, int]) -> None:
+    made = init(Mirror(), torch.randn(2, WIDTH), method="autoinit", **options)
+    figure = float(made.notes[-1].rpartition("'linear_1' ")[2])
+    assert "the power on random inputs is" in made.notes[-1]
+    with torch.no_grad():
+        assert second_moment(made.module(torch.randn(4096, WIDTH))) == pytest.approx(figure, rel=0.1)
+
+
 def test_weights_with_one_reader_are_not_spoken_of() -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     assert init(net, torch.randn(2, 8), method="he").notes == ()

@@ -107,6 +107,13 @@ def test_the_field_lies_in_places_and_not_in_channels(
     assert (across > 0).nonzero().flatten().double().mean() == middle
 
 
+def test_the_unit_of_a_module_that_holds_others_is_their_last_value() -> None:
+    stage = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU()))
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3), stage, nn.Conv2d(2, 1, 3)), torch.randn(2, 1, 15, 15)
+    found = [analyze(model, x, what="erf", unit=unit)["erf"].rows[0] for unit in ("1", "1.1", "1.1.1")]
+    assert [row[0] for row in found] == ["1.1.1"] * 3 and found[0] == found[1] == found[2]
+
+
 def test_rank_compares_samples_of_a_sequence_by_their_channels() -> None:
     net, x = nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 3)), torch.randn(6, 3, 20)
     table = analyze(net, x, what="rank", data=[x], batch=6)["rank"]
@@ -380,6 +387,11 @@ def test_what_cannot_be_analysed_is_one_sentence() -> None:
     norm = nn.Sequential(net, nn.BatchNorm1d(4))
     with pytest.raises(InputError, match="'1' takes statistics of one value in each channel; give a larger batch"):
         analyze(norm, x, what="moments", batch=1, training=True)
+    empty = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4))
+    with pytest.raises(InputError, match=r"the weight of '0' is of shape \[0, 4\], with no number in it"):
+        analyze(empty, x, what="all")
+    with pytest.raises(InputError, match="the weight of '0' is of shape"):
+        init(empty, x, method="he")
     assert "no layer" in analyze(nn.Tanh(), x, what="moments,gradients,dead").refused["moments"]
     with torch.no_grad():
         net.weight[0, 0] = torch.nan

@@ -176,6 +176,31 @@ def test_what_can_be_neither_summed_nor_drawn_is_told() -> None:
     assert analyze(alone, a, what="moments")["moments"].notes == ()
 
 
+def _channels_to_channels(x: Tensor, q: nn.Module, k: nn.Module) -> Tensor:
+    made: Tensor = q(x).transpose(1, 2) @ k(x)
+    return made
+
+
+PRODUCTS: dict[str, tuple[Callable[..., Tensor], bool]] = {
+    "between channels": (_channels_to_channels, True),
+    "a gram matrix": (lambda x, q, k: (y := q(x)).transpose(1, 2) @ y, True),
+    "between tokens": (lambda x, q, k: q(x) @ k(x).transpose(1, 2), False),
+    "shares": (lambda x, q, k: q(x).softmax(-1) @ x.transpose(1, 2) @ k(x), False),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_over_places_of_what_both_are_made_of_is_told(name: str) -> None:
+    """Gram matrices have (1 + N/d) times the power of independent places: here 1 + 100/16."""
+    function, told = PRODUCTS[name]
+    q, k = nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)
+    net = Of(lambda q, k, x: function(x, q, k), q, k)
+    table = analyze(net, torch.randn(2, 100, 16), what="moments", batch=32)["moments"]
+    assert any("(matmul) read depends on one another" in n for n in table.notes) == told
+    if name == "between channels":
+        assert table.rows[-1][3] / table.rows[-1][4] == pytest.approx(1 + 100 / 16, rel=0.3)
+
+
 def test_the_error_of_what_is_drawn_is_told() -> None:
     """A gate of two channels by the mean of eight samples: two thousand numbers or so are not enough for 1 %."""
     net = Of(lambda a, b, x: b((y := a(x)) * y.mean(0)), nn.Linear(2, 2), nn.Linear(2, 2))
