@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from torch import nn
 
 from reparam.check.input_plan import Plan, plans_of
@@ -28,6 +29,14 @@ def test_a_free_batch_is_tried_at_one_and_at_that_of_the_example() -> None:
         Plan({batch: 5}, 5, SMALL_SIZE),
         Plan({batch: 2}, 2, SMALL_SIZE),
     ]
+
+
+@pytest.mark.parametrize(
+    "own, counts", [(2, [5, 2]), (5, [2, 5]), (6, [7]), (7, [7]), (8, [7, 8]), (32, [7, 32]), (33, [7])]
+)
+def test_the_batch_of_the_example_is_among_seven_samples_or_beside_them(own: int, counts: list[int]) -> None:
+    program = program_of(nn.ReLU(), doubles(own, 3), dynamic=("batch",))
+    assert [plan.inputs for plan in plans_of(program)] == [1, *counts]
 
 
 def test_free_axes_are_tried_at_every_kind_of_size() -> None:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.check import NetworkEvidence, check_float64
+from reparam.check import network_check as subject
 from reparam.errors import NotEquivalentError
-from reparam.ir import Program
+from reparam.ir import Feed, Program, feed
 from support.helpers import Lambda, program_of
 
 
@@ -36,6 +37,19 @@ def test_an_image_that_has_to_be_a_multiple_is_made_smaller_where_that_fits(mult
     parts = Lambda(lambda m, x: x.unflatten(3, (-1, multiple)))
     program = program_of(parts, torch.zeros(2, 1, 12, 12), dynamic=("batch",))
     assert check(program).shapes == ((1, 1, 12, 12), (5, 1, side, side), (2, 1, side, side))
+
+
+def test_a_size_at_which_nothing_ran_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = program_of(Lambda(lambda m, x: x.unflatten(3, (-1, 4))), torch.zeros(2, 1, 12, 12), dynamic=("batch",))
+    tried: list[int | None] = []
+
+    def drawn(program: Program, sizes: Any, generator: Any, small: int | None = None) -> Feed:
+        tried.append(small)
+        return feed(program, sizes, generator, small)
+
+    monkeypatch.setattr(subject, "feed", drawn)
+    check(program)
+    assert tried == [None, 33, 65, 96, 96]
 
 
 @pytest.mark.parametrize("multiple, side", [(1, 33), (2, 32), (5, 40)])
