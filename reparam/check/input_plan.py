@@ -40,7 +40,7 @@ def plans_of(program: Program) -> Iterator[Plan]:
         for _ in range(TRIALS - 1):
             yield Plan({}, 1, SMALL_SIZE)
     else:
-        for count in _batches(program.traced_sizes.get(batch[0], 1)):
+        for count in _batches(program.traced_sizes[batch[0]]):
             yield Plan({s: count for s in batch}, count, SMALL_SIZE)
     traced = program.traced_sizes
     two = {s: 2 for s in batch}
@@ -49,7 +49,7 @@ def plans_of(program: Program) -> Iterator[Plan]:
     if others:
         yield Plan(two | {s: SMALLEST + j for j, s in enumerate(others)}, 2)
         one = {s: 1 for s in batch}
-        yield Plan(one | {s: traced.get(s, EVEN) + GROWN + 2 * j for j, s in enumerate(others)}, 1)
+        yield Plan(one | {s: traced[s] + GROWN + 2 * j for j, s in enumerate(others)}, 1)
     for probe in program.probes:
         yield Plan(two | {s: n for s, n in probe.items() if s in symbols}, probe.get(batch[0], 2) if batch else 1)
 
@@ -60,6 +60,6 @@ def _batches(own: int) -> list[int]:
     own: the traced batch. A model may do something else for that very number.
     """
     rest = TRIALS - 1
-    if 1 < own < rest - 1:
+    if own < rest - 1:
         return [rest - own, own]
     return [rest, own] if rest < own <= MOST_OWN else [rest]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ _WIDE = {
     torch.complex64: torch.complex128,
 }
 _SINGLE = (Tensor, bool, int, float, str, type(None), torch.dtype)  # arguments that hold no others
+_PLAIN = (Tensor, nn.Parameter)  # whose casts are torch's own
 AGAIN = 10  # runs that a model which draws random numbers has to agree with itself in
 SAME = 1e-9
 
@@ -224,7 +226,9 @@ def _widen(value: Any) -> Any:
     if isinstance(value, Tensor):
         if value.dtype not in _WIDE:
             return value
-        wide = stored_once(value).to(_WIDE[value.dtype]).expand(value.shape)
+        plain = type(value) in _PLAIN  # a cast need not pass the mode that widens what it reads
+        with torch._C._DisableTorchDispatch() if plain else nullcontext():
+            wide = stored_once(value).to(_WIDE[value.dtype]).expand(value.shape)
         give_back(value)  # to the file of a weight
         return wide
     return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value

@@ -178,6 +178,27 @@ def test_a_weight_that_is_repeated_is_not_written_out() -> None:
     assert wide.untyped_storage().nbytes() == 3 * 8
 
 
+class Halves(Tensor):
+    """A tensor of a kind of its own, whose numbers are twice what it holds."""
+
+    held: Tensor
+
+    @classmethod
+    def of(cls, held: Tensor) -> Halves:
+        made: Halves = Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)  # type: ignore[attr-defined]
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*(2 * a.held if isinstance(a, Halves) else a for a in args), **(kwargs or {}))
+
+
+def test_tensors_of_a_kind_of_their_own_cast_themselves() -> None:
+    wide = subject._widen(Halves.of(torch.tensor([1.0, 2.5])))
+    assert wide.dtype == torch.float64 and wide.tolist() == [2, 5]
+
+
 def test_a_weight_is_given_back_when_it_was_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr(subject, "give_back", given.append)
