@@ -50,7 +50,7 @@ def _copied(module: nn.Module, shared: Mapping[int, Any]) -> nn.Module:
         return copy.deepcopy(module, dict(shared))
     except Exception:
         held = [v for part in module.modules() for v in vars(part).values()]
-        return copy.deepcopy(module, {**shared, **{id(v): v for v in held if not _can_be_copied(v)}})
+        return copy.deepcopy(module, {**shared, **{id(v): v for v in held if not _can_be_copied(v, shared)}})
 
 
 def own_copy(module: nn.Module) -> nn.Module:
@@ -63,7 +63,11 @@ def own_copy(module: nn.Module) -> nn.Module:
     for name, weight in (*module.named_parameters(), *module.named_buffers()):
         if not is_uninitialised(weight) and weight.layout is torch.strided:
             refuse_repeated(name, weight)
-    return _copied(module, {})
+    try:
+        return copy.deepcopy(module)
+    except Exception:
+        weights = (*module.parameters(), *module.buffers())
+        return _copied(module, {id(t): copy.deepcopy(t) if t.is_leaf else t.detach().clone() for t in weights})
 
 
 def _is_small(weight: Tensor) -> bool:
@@ -78,11 +82,11 @@ def _ordinary(weight: Tensor) -> Tensor:
     return nn.Parameter(copied, weight.requires_grad) if isinstance(weight, nn.Parameter) else copied
 
 
-def _can_be_copied(value: Any) -> bool:
+def _can_be_copied(value: Any, shared: Mapping[int, Any]) -> bool:
     if isinstance(value, dict) and any(isinstance(v, nn.Module) for v in value.values()):
         return True  # the parts of a module, which are looked at themselves
     try:
-        copy.deepcopy(value)
+        copy.deepcopy(value, dict(shared))
     except Exception:
         return False
     return True
@@ -138,8 +142,8 @@ def _by_root(names: tuple[str, ...]) -> dict[str, list[str]]:
 def _steps(names: Mapping[str, Any], owner: Any, roots: set[str], seen: set[int]) -> Iterator[Callable[[], None]]:
     """What puts back each of the values that some names have now.
 
-    seen: the functions, containers and classes that other names stand for; each is looked at once. An object is asked
-    for nothing that its own code answers: what stands for a missing package raises then.
+    seen: the functions, containers and classes that other names stand for; each is looked at once. What an object
+    raises when it is asked for something, as what stands for a missing package does, is passed over.
     """
     for name, value in list(names.items()):
         if name.startswith("__"):

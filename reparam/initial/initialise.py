@@ -272,8 +272,9 @@ def _learn(
     module = weights.module
     learned = [(n, p) for n, p in module.named_parameters() if n in by_origin and p.requires_grad]
     names = [n for n, p in learned if not p.is_complex()]
-    for name in {n for n, _ in learned} - set(names):
-        weights.leave(by_origin[name], COMPLEX)
+    for name, parameter in learned:
+        if parameter.is_complex():
+            weights.leave(by_origin[name], COMPLEX)
     if not names:
         raise InputError("the network has no parameter that takes a gradient, so that gradinit has nothing to multiply")
     how = gradinit.Learning(options.optimizer, options.rate, options.bound, options.steps, options.step_size)

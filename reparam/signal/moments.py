@@ -127,7 +127,7 @@ def predict(
                 walk.same[node] = first.setdefault(key, node)
                 walk.values[node] = walk.values[walk.same[node]]
     found = {n: v for n, v in walk.values.items() if isinstance(v, Value)}
-    return Predicted(found, walk.drawn, tuple(walk.dependent))
+    return Predicted(found, walk.drawn, tuple(dict.fromkeys(walk.dependent)))
 
 
 def _is_same(walk: Walk, node: fx.Node) -> bool:
