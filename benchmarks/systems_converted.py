@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 
 import torch
 from published_systems import healthy
@@ -44,9 +45,9 @@ def gradinit() -> tuple[float, float, float]:
     """Of 150 steps on a perceptron whose last layer is 20 times too large: the largest distance of a tensor from a
     multiple of itself, relative; the norm of the gradient, and the loss behind a step of training, last over first."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
-    with torch.no_grad():
-        net[4].weight.mul_(20)
+    first, second, last = (nn.Linear(*sizes) for sizes in itertools.pairwise((16, 32, 32, 4)))
+    last.weight.data *= 20
+    net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
     x = torch.randn(256, 16)
     data = [(x, x[:, :4].argmax(1))]
     made = reparam.init(net, x[:2], method="gradinit", data=data, optimizer="sgd", steps=150, batch=64)
