@@ -159,19 +159,7 @@ def train(
 
 
 PLAIN = ("torch's own", "he", "autoinit", "zero", "normalised-act", "gaussian", "lsuv", "point-variance", "gradinit")
-RESIDUAL = (
-    "torch's own",
-    "he",
-    "autoinit",
-    "zero",
-    "lsuv",
-    "point-variance",
-    "gradinit",
-    "depth-scale",
-    "residual-scale",
-)
-
-
+RESIDUAL = (*PLAIN, "depth-scale", "residual-scale")
 NORMED = ("torch's own, batch norms", "bn-scale")
 
 

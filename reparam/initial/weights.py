@@ -30,6 +30,7 @@ NOT_SET = "it is no weight that the method sets"
 FROZEN = "it is frozen: it takes no gradient, and other parameters do"
 BUFFER = "it is a buffer, such as a fixed filter, and no parameter"
 COMPLEX = "its numbers are complex"
+BESIDE = "it is the bias of a layer whose weight is left"
 UNREAD = "the network does not read it in evaluation mode"
 COMPUTED = (
     "the weight that its layer reads is computed from it, as weight norms and standardisation do, so that setting it "
@@ -240,13 +241,23 @@ class Weights:
 
     def left_weights(self) -> tuple[LeftWeight, ...]:
         """Every other trainable weight, and what could have been set, with the reason; none that the method put in."""
-        found = []
+        found, beside = [], self._biases_of_left()
         for name, constant in self.program.constants.items():
             if name in self.before and name not in self.changed and (constant.trainable or name in self.why):
-                found.append(
-                    LeftWeight(constant.origin, self.why.get(name) or self._fixed.get(constant.origin, NOT_SET))
-                )
+                usual = BESIDE if name in beside else NOT_SET
+                found.append(LeftWeight(constant.origin, self.why.get(name) or self._fixed.get(constant.origin, usual)))
         return (*found, *(LeftWeight(name, UNREAD) for name in self._unread))
+
+    def _biases_of_left(self) -> set[str]:
+        """Biases of layers whose weights are not set."""
+        found = set()
+        for node in self.program.calls():
+            args = arguments(node) if is_call(node, WEIGHTED) else {}
+            bias, weight = args.get("bias"), args.get("weight")
+            if isinstance(bias, fx.Node) and bias.op == "get_attr" and isinstance(weight, fx.Node):
+                names = {str(n.target) for n in upstream([weight]) if n.op == "get_attr"}
+                found |= set() if names & self.changed.keys() else {str(bias.target)}
+        return found
 
 
 def _size(value: Tensor) -> float:

@@ -77,6 +77,8 @@ def test_what_is_frozen_is_told_by_gradinit_too() -> None:
     x, labels = torch.randn(32, 6), torch.randint(3, (32,))
     made = init(net, x[:2], method="gradinit", data=[(x, labels)], steps=2)
     assert "frozen" in {left.name: left.why for left in made.left}["0.weight"]
+    left = {left.name: left.why for left in init(net, x[:2], method="he").left}
+    assert left == {"0.weight": left["0.weight"], "0.bias": "it is the bias of a layer whose weight is left"}
 
 
 class WithHead(nn.Module):
