@@ -180,18 +180,16 @@ def in_training(node: fx.Node, env: Mapping[fx.Node, Any], generator: torch.Gene
 
     A dropout that lets nothing through is left out. Raises InputError as `norm_of_batch` does.
     """
-    args = arguments(node)
     if is_call(node, BATCH_NORMS):
         return norm_of_batch(node, env)
-    if is_call(node, DROPOUTS) and float(args.get("p") or 0.0) < 1:
-        x, rate = env[node.all_input_nodes[0]], float(args.get("p") or 0.0)
-        return x * (_uniform(x, generator) >= rate) / (1 - rate)
-    if is_call(node, DROPOUTS):
-        return env[node.all_input_nodes[0]]
+    if not is_call(node, DROPOUTS | RRELUS):
+        return call_node(node, env, torch.float64)
+    args, x = arguments(node), env[node.all_input_nodes[0]]
     if is_call(node, RRELUS):
-        x, low, high = env[node.all_input_nodes[0]], float(args["lower"]), float(args["upper"])
+        low, high = float(args["lower"]), float(args["upper"])
         return torch.where(x >= 0, x, x * (low + (high - low) * _uniform(x, generator)))
-    return call_node(node, env, torch.float64)
+    rate = float(args.get("p") or 0.0)
+    return x * (_uniform(x, generator) >= rate) / (1 - rate) if rate < 1 else x
 
 
 def _uniform(x: Tensor, generator: torch.Generator) -> Tensor:
