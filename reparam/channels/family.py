@@ -61,6 +61,7 @@ class Known:
         self.pays = pays
         self.facts: dict[fx.Node, Channels] = {}
         self.memo: dict[fx.Node, Any] = {}  # what a family found out about a call
+        self.traces: dict[Any, Any] = {}  # and about all calls that do the same
         self.direct: set[fx.Node] = set()  # movements that are made of a value further up
 
     def of(self, node: Any) -> Channels | None:

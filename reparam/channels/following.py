@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from reparam.ir import MOVEMENTS, arguments, aten, is_call, is_float, size_hint
+from reparam.ir import MOVEMENTS, arguments, aten, is_call, is_float, is_tensor, shape_of, size_hint
 from reparam.utils import foreign_code
 
 from .family import Known
@@ -80,6 +80,23 @@ def move(known: Known, node: fx.Node, value: Tensor, sizes: Sequence[int] | None
         return out if base is node else out[node.args[1]]  # type: ignore[no-any-return]
     except (RuntimeError, ValueError, IndexError, TypeError):
         return None
+
+
+def signature_of(known: Known, node: fx.Node, axes: Sequence[int]) -> Hashable | None:
+    """What decides which values the call moves where; None where that includes the values of other tensors.
+
+    axes: of its operand's channels.
+    """
+    base, x = base_of(node), moved(node)
+
+    def swap(n: fx.Node) -> Any:
+        return "operand" if n is x else size_hint(n.meta["val"])
+
+    if any(n is not x and is_tensor(n) for n in base.all_input_nodes):
+        return None
+    given = fx.node.map_arg((base.args, base.kwargs), swap)
+    picked = () if base is node else node.args[1:]
+    return str(base.target), repr(given), repr(picked), shape_of(x), shape_of(node), tuple(axes)
 
 
 def call_arguments(base: fx.Node, sizes: Sequence[int] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -20,7 +20,7 @@ from reparam.ir import arguments, shape_of, size_hint, static_shape
 
 from .direct import Direct, direct, make_direct, old_calls
 from .family import Ask, Builder, Conflict, Known, Request
-from .following import LARGEST, SIZES, base_of, call_arguments, move, moved, numbers, places
+from .following import LARGEST, SIZES, base_of, call_arguments, move, moved, numbers, places, signature_of
 from .value import Channels, first_of, read_off, structure, unique, varying_axes
 
 _NOTHING = Request(torch.empty(0, dtype=torch.int64))
@@ -37,6 +37,22 @@ class _Followed:
     channels: Channels
     source: Tensor
     place: Tensor
+    picks: bool
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What a movement does to any operand of one shape with channels along these axes.
+
+    axes, sizes: of the channels of its result. source, place, picks: as in `_Followed`. key: (C, 2), random sums over
+    the numbers of all places that the entries of each channel come from; the same for two that come from the same.
+    """
+
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+    source: Tensor
+    place: Tensor
+    key: Tensor
     picks: bool
 
 
@@ -65,7 +81,23 @@ def calls_of(known: Known, node: fx.Node) -> tuple[fx.Node, ...]:
 
 def _followed(known: Known, node: fx.Node) -> _Followed | None:
     x = moved(node)
-    facts, shape = known.facts[x], shape_of(x)
+    facts = known.facts[x]
+    signature = signature_of(known, node, facts.axes)
+    if signature is None:
+        trace = _traced(known, node, facts)
+    elif signature in known.traces:
+        trace = known.traces[signature]
+    else:
+        trace = known.traces[signature] = _traced(known, node, facts)
+    if trace is None or any(static_shape(node)[a] is None for a in trace.axes):
+        return None
+    first = first_of(facts.first[trace.source], trace.key)
+    constant = facts.constant[trace.source]
+    return _Followed(Channels(trace.axes, trace.sizes, constant, first), trace.source, trace.place, trace.picks)
+
+
+def _traced(known: Known, node: fx.Node, facts: Channels) -> _Trace | None:
+    shape = shape_of(moved(node))
     if math.prod(shape) > LARGEST:
         return None
     place = places(facts.axes, shape)
@@ -74,18 +106,17 @@ def _followed(known: Known, node: fx.Node) -> _Followed | None:
         return None
     axes = varying_axes(new)
     source = read_off(new, axes) if axes else None
-    if source is None or any(static_shape(node)[a] is None for a in axes):
+    if source is None:
         return None
     sizes = tuple(new.shape[a] for a in axes)
     rest = [a for a in range(new.dim()) if a not in axes]
     rows = where.permute(*axes, *rest).reshape(math.prod(sizes), -1).double()
     mix = torch.rand(rows.shape[1], 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    first = first_of(facts.first[source], rows @ mix)
     picks = False
     if len(axes) == len(facts.axes) == 1 and axes == facts.axes:
         again = place.index_select(axes[0], source)
         picks = again.shape == where.shape and torch.equal(again, where)
-    return _Followed(Channels(axes, sizes, facts.constant[source], first), source, rows[:, 0].long(), picks)
+    return _Trace(axes, sizes, source, rows[:, 0].long(), rows @ mix, picks)
 
 
 class Movement:

@@ -18,7 +18,9 @@ from reparam.ir import (
     CATS,
     CONVS,
     DIVS,
+    DROPOUTS,
     FILLS,
+    IDENTITIES,
     LINEARS,
     MAX_POOLS,
     MULS,
@@ -36,7 +38,8 @@ from reparam.ir import (
 
 AFFINE = WEIGHTED | BATCH_NORMS | ADDS | SUBS | MULS | DIVS | CATS | AVG_POOLS | {aten.neg.default, aten.pad.default}
 _POINTWISE = frozenset({aten.prelu.default, aten.clamp.Tensor})
-_SIZE_FREE = AFFINE | MAX_POOLS | frozenset(ACTIVATIONS) | _POINTWISE
+_SAME = IDENTITIES | DROPOUTS
+_SIZE_FREE = AFFINE | MAX_POOLS | frozenset(ACTIVATIONS) | _POINTWISE | _SAME
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,7 @@ def _common_stride(region: Sequence[fx.Node], ndim: int) -> list[int]:
 
 def _all_rowwise(calls: Sequence[fx.Node]) -> bool:
     """True when every call treats the rows of a matrix independently, so that (N, C) stands for (..., C)."""
-    rowwise = LINEARS | ADDS | SUBS | MULS | DIVS | frozenset(ACTIVATIONS)
+    rowwise = LINEARS | ADDS | SUBS | MULS | DIVS | frozenset(ACTIVATIONS) | _SAME
     return all(is_call(n, rowwise) and _constants_are_rows(n) for n in calls)
 
 

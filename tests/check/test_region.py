@@ -91,6 +91,8 @@ def deconv(*args: Any, **options: Any) -> nn.Module:
         (Lambda(lambda m, x: F.pad(x, [1, -2, -4, 1])), (7, 5)),
         (Lambda(lambda m, x: m.conv(F.pad(x, [-1, -1])), conv=conv(3)), (5, 7)),
         (nn.BatchNorm2d(4).eval(), (1, 1)),
+        (nn.Dropout(0.4).eval(), (1, 1)),
+        (Lambda(lambda m, x: x.clone()), (1, 1)),
     ],
 )
 def test_a_map_shows_the_interior_and_every_border_and_no_more(model: nn.Module, size: tuple[int, int]) -> None:
@@ -240,7 +242,9 @@ def test_a_matrix_is_free_and_keeps_its_size_and_a_vector_is_not_free() -> None:
 
 @pytest.mark.parametrize("lead", [(3,), (2, 5), (2, 3, 5)])
 def test_linear_layers_are_checked_on_two_rows(lead: tuple[int, ...]) -> None:
-    model = Lambda(lambda m, x: F.relu(m.a(x)) * m.w - m.a(x) / 2 + 1, a=nn.Linear(4, 5), w=vector(5))
+    model = Lambda(
+        lambda m, x: F.relu(m.a(F.dropout(x, 0.3, False))) * m.w - m.a(x) / 2 + 1, a=nn.Linear(4, 5), w=vector(5)
+    )
     assert shapes_of(model, doubles(*lead, 4)) == RegionShapes(((2, 4),), True)
 
 

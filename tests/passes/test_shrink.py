@@ -265,6 +265,24 @@ def test_concatenated_and_split() -> None:
     assert widths(done.program) == [(2, 3), (4, 3), (2, 4), (2, 2)]
 
 
+def test_the_same_movement_of_values_of_which_other_things_are_known() -> None:
+    """Zeros of one value, of another, and channels that repeat others: none is taken for the one of before."""
+    torch.manual_seed(0)
+    one, two, three, four = (nn.Conv2d(3, 6, 1) for _ in range(4))
+    readers = [nn.Conv2d(6, 2, 1) for _ in range(4)]
+    zero(one, rows=[0, 1], bias=True)
+    zero(two, rows=[4], bias=True)
+    with torch.no_grad():
+        three.weight[5], three.bias[5] = three.weight[0], three.bias[0]  # type: ignore[index]
+
+    def forward(x: Tensor) -> Tensor:
+        flat = [layer(x).permute(0, 2, 3, 1).permute(0, 3, 1, 2) for layer in (one, two, three, four)]
+        return torch.stack([r(torch.relu(y)) for r, y in zip(readers, flat, strict=True)])
+
+    done = shrunk(Wired(forward, one, two, three, four, *readers).double(), doubles(2, 3, 4, 4))
+    assert widths(done.program) == [(4, 3), (5, 3), (5, 3), (6, 3), (2, 4), (2, 5), (2, 5), (2, 6)]
+
+
 def test_squeeze_and_excite() -> None:
     """A gate on a channel that is zero is not computed; a gate that is zero closes its channel."""
     torch.manual_seed(0)
