@@ -1,4 +1,4 @@
-"""What ONNX has no operator for: distances and bags of embeddings, by onnxruntime and by torch."""
+"""What ONNX has no operator for (distances, bags of embeddings, norms of two dtypes), by onnxruntime and by torch."""
 
 from __future__ import annotations
 
@@ -121,3 +121,27 @@ def test_bags_of_other_lengths_are_refused_at_their_layer(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="embedding_bag of 'bags', whose bags are not known to be of one length"):
         reparam.export(Uneven("sum").eval(), torch.randint(10, (8,)), path=tmp_path / "net.onnx", dynamic=())
     assert not list(tmp_path.iterdir())
+
+
+class HalfInside(nn.Module):
+    """Autocast leaves norms alone: half precision goes in, and their weights are of single precision."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 6), norm
+        nn.init.normal_(norm.weight, 1)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.float16):
+            y = self.norm(self.first(x))
+            assert y.dtype is torch.float16
+            return y.float() * 2
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(6), nn.InstanceNorm1d(5, affine=True), nn.GroupNorm(5, 5)], ids=repr)
+def test_norms_of_half_precision_with_weights_of_single_precision(norm: nn.Module, tmp_path: Path) -> None:
+    model, x = HalfInside(norm).eval(), torch.randn(3, 5, 6)
+    reparam.export(model, x, path=tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], model(x).numpy(), rtol=1e-2, atol=1e-2)

@@ -1,5 +1,5 @@
-"""Operators that ONNX lacks, in the words that it has: distances, bags of equal length, running products, medians, and
-narrow indices."""
+"""Operators that ONNX lacks, in the words that it has: distances, bags of equal length, running products, medians,
+norms of two dtypes, and narrow indices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from reparam.errors import InputError
-from reparam.ir import Program, arguments, aten, fixed_size, is_call, place_of
+from reparam.ir import NORMS, Program, arguments, aten, fixed_size, is_call, is_tensor, place_of
 
 _DISTANCES = frozenset({aten.cdist.default})
 _BAGS = frozenset({aten.embedding_bag.default, aten.embedding_bag.padding_idx})
@@ -22,15 +22,15 @@ _SUM, _MEAN = 0, 1  # what becomes of a bag; 2 is its largest
 
 def in_other_words(program: Program) -> Program:
     """The program with distances as norms of differences, bags of equal length as embeddings that are summed, running
-    products as products of all that is not later, medians and kth values as the last of the k smallest, and long whole
-    numbers for indices.
+    products as products of all that is not later, medians and kth values as the last of the k smallest, norms in the
+    dtype of their weights, and long whole numbers for indices.
 
     Itself where there is nothing of these. A running product or median along an axis of free size stays.
 
     Raises InputError naming the layer for bags whose lengths differ, or are not known.
     """
     words = _DISTANCES | _BAGS | _RUNNING | _RANKED
-    if not any(is_call(n, words) or _narrow_indices(n) for n in program.calls()):
+    if not any(is_call(n, words) or _narrow_indices(n) or _weights_in(n) for n in program.calls()):
         return program
     made = program.copy()
     for node in list(made.calls()):
@@ -43,6 +43,8 @@ def in_other_words(program: Program) -> Program:
             _multiply_up(made, node)
         elif is_call(node, _RANKED):
             _pick_smallest(made, node)
+        elif dtype := _weights_in(node):
+            _normalize_in(made, node, dtype)
         elif narrow := _narrow_indices(node):
             wide = {i: made.call(aten.to.dtype, (i, torch.int64), like=node) for i in narrow}
             indices = [wide.get(i, i) for i in arguments(node)["indices"]]
@@ -54,6 +56,23 @@ def _narrow_indices(node: fx.Node) -> list[fx.Node]:
     """The indices of a call that have 32 bits, where ONNX wants 64, each once."""
     indices = arguments(node)["indices"] if is_call(node, _INDEXING) else ()
     return list(dict.fromkeys(i for i in indices if i is not None and i.meta["val"].dtype is torch.int32))
+
+
+def _weights_in(node: fx.Node) -> torch.dtype | None:
+    """The dtype of a norm's weights where its input has another one, as inside of autocast."""
+    if not is_call(node, NORMS):
+        return None
+    x, *weights = [n.meta["val"].dtype for n in node.all_input_nodes if is_tensor(n)]
+    return next((w for w in weights if w != x), None)
+
+
+def _normalize_in(program: Program, node: fx.Node, dtype: torch.dtype) -> None:
+    """torch computes such a norm in the dtype of its weights, and rounds what it gives to that of its input."""
+    args, kwargs = list(node.args), dict(node.kwargs)
+    args[0] = program.call(aten.to.dtype, (args[0], dtype), like=node)
+    wide = program.call(node.target, args, kwargs, like=node)
+    node.replace_all_uses_with(program.call(aten.to.dtype, (wide, node.meta["val"].dtype), like=node))
+    program.erase([node])
 
 
 def _distances(program: Program, node: fx.Node) -> fx.Node:
