@@ -117,7 +117,9 @@ def refuse_misfit(module: nn.Module, inputs: Sequence[Any], run: Callable[[], ob
         raise
     except Exception as error:
         strange = any(not isinstance(v, Tensor) for v in inputs)
-        hint = f"; example inputs are tensors, such as {EXAMPLE}" if strange else ""
+        packed = len(inputs) == 1 and isinstance(inputs[0], tuple | list)
+        how = ", and each is given by itself, not all in a tuple" if packed else ""
+        hint = f"; example inputs are tensors, such as {EXAMPLE}{how}" if strange else ""
         line = line_of_error(error)
         inside = f" in {line.name}" if line is not None and "." in line.name else ""
         place = f" at {line}{inside}" if line is not None else ""

@@ -82,6 +82,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[Any, ...], str]] = {
     "too many": (lambda: nn.Sequential(conv()), (IMAGE, IMAGE), "cannot be called with 2 example inputs"),
     "a keyword": (lambda: Keyword(4, 4), (ROW,), "give 'scale' a default, since inputs are given by position"),
     "a shape": (lambda: nn.Sequential(conv()), ((1, 3, 8, 8),), r"\(a tuple\).*example inputs are tensors"),
+    "all in a tuple": (lambda: nn.Sequential(conv()), ((torch.ones(1, 3, 8, 8),),), r"by itself, not all in a tuple"),
     "an array": (lambda: nn.Sequential(conv()), (IMAGE.numpy(),), r"\(a numpy\.ndarray\).*inputs are tensors"),
     "no samples": (lambda: nn.Sequential(conv()), (IMAGE[:0],), "has no samples: its shape is 0x3x8x8"),
     "another dtype": (lambda: nn.Sequential(conv()), (IMAGE.long(),), r"\(int64 1x3x8x8\)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import reparam
 from reparam.errors import InputError
 from support.choice import crossed
+from support.helpers import Lambda
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -120,6 +122,25 @@ def test_bags_of_other_lengths_are_refused_at_their_layer(tmp_path: Path) -> Non
 
     with pytest.raises(InputError, match="embedding_bag of 'bags', whose bags are not known to be of one length"):
         reparam.export(Uneven("sum").eval(), torch.randint(10, (8,)), path=tmp_path / "net.onnx", dynamic=())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_lies_at_a_mask(tmp_path: Path) -> None:
+    class Selected(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 2).masked_select(x > 0)
+
+    reparam.export(Selected(), torch.randn(3, 6), path=tmp_path / "net.onnx")
+    for batch in (3, 7):
+        assert_same(Selected(), tmp_path / "net.onnx", torch.randn(batch, 6))
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"bias": False}, {"num_layers": 2}], ids=str)
+def test_an_lstm_that_projects_its_state_is_refused_by_its_name(options: dict[str, Any], tmp_path: Path) -> None:
+    """torch's exporter leaves the projection out."""
+    model = Lambda(lambda m, x: m.memory(x)[0], memory=nn.LSTM(4, 4, **options, proj_size=2))
+    with pytest.raises(InputError, match=r"projects its state \(proj_size\), which 'memory' is; a \.pt2 of convert"):
+        reparam.export(model.eval(), torch.randn(3, 2, 4), path=tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 

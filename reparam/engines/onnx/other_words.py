@@ -1,5 +1,5 @@
 """Operators that ONNX lacks, in the words that it has: distances, bags of equal length, running products, medians,
-norms of two dtypes, and narrow indices."""
+selections by a mask, norms of two dtypes, and narrow indices."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ _DISTANCES = frozenset({aten.cdist.default})
 _BAGS = frozenset({aten.embedding_bag.default, aten.embedding_bag.padding_idx})
 _RUNNING = frozenset({aten.cumprod.default})
 _RANKED = frozenset({aten.median.dim, aten.kthvalue.default})
+_MASKED = frozenset({aten.masked_select.default})
+_LSTMS = frozenset({aten.lstm.input})
 _INDEXING = frozenset({aten.index.Tensor, aten.index_put.default})
 _SUM, _MEAN = 0, 1  # what becomes of a bag; 2 is its largest
 
 
 def in_other_words(program: Program) -> Program:
     """The program with distances as norms of differences, bags of equal length as embeddings that are summed, running
-    products as products of all that is not later, medians and kth values as the last of the k smallest, norms in the
-    dtype of their weights, and long whole numbers for indices.
+    products as products of all that is not later, medians and kth values as the last of the k smallest, selections by a
+    mask as what lies at it, norms in the dtype of their weights, and long whole numbers for indices.
 
     Itself where there is nothing of these. A running product or median along an axis of free size stays.
 
-    Raises InputError naming the layer for bags whose lengths differ, or are not known.
+    Raises InputError naming the layer for bags whose lengths differ, or are not known, and for an LSTM that projects
+    its state.
     """
-    words = _DISTANCES | _BAGS | _RUNNING | _RANKED
+    words = _DISTANCES | _BAGS | _RUNNING | _RANKED | _MASKED
+    _refuse_projections(program)
     if not any(is_call(n, words) or _narrow_indices(n) or _weights_in(n) for n in program.calls()):
         return program
     made = program.copy()
@@ -43,6 +47,8 @@ def in_other_words(program: Program) -> Program:
             _multiply_up(made, node)
         elif is_call(node, _RANKED):
             _pick_smallest(made, node)
+        elif is_call(node, _MASKED):
+            _select(made, node)
         elif dtype := _weights_in(node):
             _normalize_in(made, node, dtype)
         elif narrow := _narrow_indices(node):
@@ -131,6 +137,29 @@ def _pick_smallest(program: Program, node: fx.Node) -> None:
         picked.replace_all_uses_with(last if args.get("keepdim") else call(aten.squeeze.dim, last, axis))
         program.erase([picked])
     program.erase([node])
+
+
+def _select(program: Program, node: fx.Node) -> None:
+    """x[m], of a value and a mask of one shape; others stay."""
+    given = arguments(node)
+    x, mask = given["self"], given["mask"]
+    if str(x.meta["val"].shape) == str(mask.meta["val"].shape):
+        node.replace_all_uses_with(program.call(aten.index.Tensor, (x, [mask]), like=node))
+        program.erase([node])
+
+
+def _refuse_projections(program: Program) -> None:
+    """Raises InputError for an LSTM with a weight more in each direction of each layer than gates and biases need."""
+    for node in program.calls():
+        if not is_call(node, _LSTMS):
+            continue
+        given = arguments(node)
+        weights = 4 if given["has_biases"] else 2
+        if len(given["params"]) > weights * given["num_layers"] * (1 + given["bidirectional"]):
+            raise InputError(
+                f"ONNX has no LSTM that projects its state (proj_size), which '{place_of(node)}' is; a .pt2 of convert "
+                "and the format aoti have it"
+            )
 
 
 def _unpack(program: Program, node: fx.Node) -> None:
