@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from reparam.ir import CPU, Constant, Program, attribute_names, move_graph, on_device
 
 from .input_check import InputCheck
 from .names import parameter_names
+from .pickled_graph import PickledGraph
 
 
 def to_module(program: Program, device: torch.device = CPU) -> nn.Module:
@@ -44,11 +46,20 @@ def to_module(program: Program, device: torch.device = CPU) -> nn.Module:
 
 
 class _Converted(fx.GraphModule):
-    """A graph module whose copies refuse other inputs too; fx drops such hooks from a copy and from a pickle."""
+    """A graph module whose copies refuse other inputs too; fx drops such hooks from a copy and from a pickle.
+
+    What its calls make (the zeros that an LSTM starts from) follows the weights to another dtype or device.
+    """
 
     def refuse_other_inputs(self, check: InputCheck) -> None:
         self.input_check = check
         self.register_forward_pre_hook(check, with_kwargs=True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Converted:
+        made: _Converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if _follow(self.graph, fn):
+            self.recompile()
+        return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Converted:
         made: _Converted = super().__deepcopy__(memo)  # type: ignore[assignment]
@@ -56,15 +67,39 @@ class _Converted(fx.GraphModule):
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        build, arguments = super().__reduce__()
-        state = {k: v for k, v in arguments[0].items() if not k.startswith("_forward_pre_hooks")}
-        return _unpickled, (build, (state, *arguments[1:]), self.input_check)
+        parts = self._parameters, self._buffers, self._modules
+        return _unpickled, (parts, PickledGraph.of(self.graph), self.training, self.input_check)
 
 
-def _unpickled(build: Any, arguments: tuple[Any, ...], check: InputCheck) -> nn.Module:
-    module: fx.GraphModule = build(*arguments)
-    made = _Converted(module, module.graph, class_name="Converted")
-    made.train(module.training)
+def _follow(graph: fx.Graph, fn: Callable[[Tensor], Tensor]) -> bool:
+    """Changes the floating dtypes and the devices that calls name as `fn` changes tensors; whether there were any."""
+    changed = False
+
+    def swap(value: Any) -> Any:
+        nonlocal changed
+        if isinstance(value, torch.device):
+            new: Any = fn(torch.empty(0, device=value)).device
+        elif isinstance(value, torch.dtype) and (value.is_floating_point or value.is_complex):
+            new = fn(torch.empty(0, dtype=value)).dtype
+        else:
+            return value
+        changed = changed or new != value
+        return new
+
+    for node in graph.nodes:
+        if node.op == "call_function":
+            node.args = fx.node.map_aggregate(node.args, swap)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, swap)
+    return changed
+
+
+def _unpickled(
+    parts: tuple[dict[str, Any], dict[str, Any], dict[str, Any]], graph: PickledGraph, training: bool, check: InputCheck
+) -> nn.Module:
+    root = nn.Module()
+    root._parameters, root._buffers, root._modules = parts
+    made = _Converted(root, graph.graph(), class_name="Converted")
+    made.train(training)
     made.refuse_other_inputs(check)
     return made
 

@@ -317,6 +317,28 @@ def test_a_copy_refuses_other_sizes_too() -> None:
             network(image(2, 4, 7, 6))
 
 
+def started() -> tuple[nn.Module, Tensor]:
+    """A network that makes a value of its own: the state that an LSTM starts from."""
+    torch.manual_seed(0)
+    return Lambda(lambda m, x: m.memory(x)[0], memory=nn.LSTM(4, 4, batch_first=True)).eval(), torch.randn(2, 3, 4)
+
+
+def test_what_is_made_inside_follows_the_weights_to_another_dtype() -> None:
+    model, x = started()
+    module = convert(model, x).module
+    wide = copy.deepcopy(module).double()
+    torch.testing.assert_close(wide(x.double()), model.double()(x.double()), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(wide.float()(x), module(x), rtol=0, atol=0)
+    assert _pickled(copy.deepcopy(module).bfloat16())(x.bfloat16()).dtype is torch.bfloat16
+
+
+def test_what_is_made_inside_follows_the_weights_to_another_device() -> None:
+    model, x = started()
+    module = convert(model, x).module.to("meta")
+    assert module(x.to("meta")).device.type == "meta"
+    assert {str(n.kwargs["device"]) for n in module.graph.nodes if "device" in n.kwargs} == {"meta"}
+
+
 def _pickled(module: nn.Module) -> Any:
     return pickle.loads(pickle.dumps(module))
 
