@@ -82,7 +82,7 @@ def move(known: Known, node: fx.Node, value: Tensor, sizes: Sequence[int] | None
         return None
 
 
-def signature_of(known: Known, node: fx.Node, axes: Sequence[int]) -> Hashable | None:
+def signature_of(node: fx.Node, axes: Sequence[int]) -> Hashable | None:
     """What decides which values the call moves where; None where that includes the values of other tensors.
 
     axes: of its operand's channels.

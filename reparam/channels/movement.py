@@ -82,7 +82,7 @@ def calls_of(known: Known, node: fx.Node) -> tuple[fx.Node, ...]:
 def _followed(known: Known, node: fx.Node) -> _Followed | None:
     x = moved(node)
     facts = known.facts[x]
-    signature = signature_of(known, node, facts.axes)
+    signature = signature_of(node, facts.axes)
     if signature is None:
         trace = _traced(known, node, facts)
     elif signature in known.traces:

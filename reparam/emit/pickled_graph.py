@@ -30,6 +30,7 @@ class _Operator:
     overload: str
 
     def found(self) -> Any:
+        """The operator; raises AttributeError where its library is not loaded."""
         return getattr(getattr(getattr(torch.ops, self.namespace), self.name), self.overload)
 
 
@@ -42,6 +43,7 @@ class PickledGraph:
 
     @classmethod
     def of(cls, graph: fx.Graph) -> PickledGraph:
+        """What is left of a graph without its metadata."""
         numbers = {node: i for i, node in enumerate(graph.nodes)}
 
         def read(node: fx.Node) -> Any:
@@ -54,6 +56,7 @@ class PickledGraph:
         return cls(nodes, getattr(graph._codegen, "pytree_info", None))
 
     def graph(self) -> fx.Graph:
+        """The graph, with the same names of nodes."""
         graph = fx.Graph()
         made: list[fx.Node] = []
 
