@@ -13,6 +13,7 @@ from .attention import Attention, Product, is_attention, is_product
 from .concatenation import Concatenation, is_concatenation
 from .family import Family
 from .following import is_movement
+from .halves import Halves, is_glu
 from .layers import Layers
 from .movement import Movement
 from .pointwise import Pointwise, is_pointwise
@@ -43,6 +44,8 @@ def family_of(node: fx.Node) -> Family | None:
         return Movement()
     if is_pointwise(node):
         return Pointwise()
+    if is_glu(node):
+        return Halves()
     return _NORMS.get(op_name(node))
 
 

@@ -12,6 +12,7 @@ from reparam.ir import census
 from reparam.pruning.gated import Gated, with_gates
 from reparam.pruning.price import cost
 from support.choice import crossed
+from support.helpers import Lambda
 from support.prunable import NETS, fused, images, make
 
 COUPLED = {
@@ -74,6 +75,20 @@ def test_a_product_of_two_layers_has_one_gate() -> None:
     before = cost(gated.plan(), "macs")
     gated.set_mask(gated.gates[0], torch.tensor([1, 0, 0, 1, 1, 1.0]))
     assert cost(gated.plan(), "macs") == pytest.approx(before * 2 / 3)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_gated_linear_unit_has_one_gate_for_factors_and_gates(groups: int) -> None:
+    a, b, c = nn.Conv2d(4, 16, 3, groups=groups), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1)
+    program = convert(
+        Lambda(lambda m, x: m.c(m.b(F.glu(m.a(x), 1)).relu()), a=a, b=b, c=c), torch.randn(2, 4, 8, 8)
+    ).program
+    gated = with_gates(program)
+    assert [g.count for g in gated.gates] == [8]
+    gated.set_mask(gated.gates[0], torch.tensor([1, 1, 0, 0, 0, 1, 0, 1.0]))
+    found = convert_program(gated.masked()).report
+    assert found.evidence is not None and found.evidence.float64_max_rel < 1e-12
+    assert found.after.macs == pytest.approx(census(program).macs / 2) == cost(gated.plan(), "macs")
 
 
 @pytest.mark.parametrize("name, coupled", crossed(NETS, [True, False]))
