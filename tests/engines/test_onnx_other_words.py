@@ -135,7 +135,7 @@ def test_what_lies_at_a_mask(tmp_path: Path) -> None:
         assert_same(Selected(), tmp_path / "net.onnx", torch.randn(batch, 6))
 
 
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"bias": False}, {"num_layers": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2, "bias": False}], ids=str)
 def test_an_lstm_that_projects_its_state_is_refused_by_its_name(options: dict[str, Any], tmp_path: Path) -> None:
     """torch's exporter leaves the projection out."""
     model = Lambda(lambda m, x: m.memory(x)[0], memory=nn.LSTM(4, 4, **options, proj_size=2))
