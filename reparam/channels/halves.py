@@ -12,17 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir import arguments, aten, is_call, shape_of
+from reparam.ir import arguments, aten, shape_of
 
 from .family import Ask, Builder, Known, Request
 from .value import Channels, first_of, unique
 
-GLUS = frozenset({aten.glu.default})
-
 
 def is_glu(node: fx.Node) -> bool:
     """Whether the call is a gated linear unit."""
-    return is_call(node, GLUS)
+    return node.target is aten.glu.default
 
 
 class Halves:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from reparam.algebra import Layer, read_layer
-from reparam.channels import Channels, plan_channels
+from reparam.channels import Channels, is_glu, plan_channels
 from reparam.ir import (
     ADDS,
     CATS,
@@ -82,7 +82,7 @@ class Finder:
             return False
         if dense_layer(self.program, node) is not None or node.target is aten.scaled_dot_product_attention.default:
             return True
-        return node.target is aten.glu.default or (is_call(node, ADDS | SUBS | MULS) and len(self.operands(node)) > 1)
+        return is_glu(node) or (is_call(node, ADDS | SUBS | MULS) and len(self.operands(node)) > 1)
 
     def operands(self, node: fx.Node) -> list[fx.Node]:
         """The operands that depend on the inputs."""
