@@ -29,24 +29,20 @@ from common import GIB, answer, peak_memory, say
 from coverage_page import FOUND, PAGE, page, plainly, rows_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from shortened import HUGE, IMAGE, KEPT, LARGE, Made, shortened
 from torch import Tensor, nn
 
 from reparam.conversion import Conversion, convert
 from reparam.engines import ExportOptions, export_conversion
 from reparam.errors import CaptureError, InputError, MachineError, NotEquivalentError
-from reparam.loading import build_architecture, randomize_statistics
+from reparam.loading import randomize_statistics
 from reparam.utils import one_line, write_atomically
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
 SECONDS = 900  # for one network
 MEMORY = 12 * GIB
-IMAGE = 128  # larger images shrink to this where the network takes other sizes
-LARGE = 20_000_000  # parameters, above which a network is built with fewer blocks
-FEWER: tuple[Mapping[str, Any], ...] = ({"depth": 4}, {"depths": (1, 1, 2, 1)}, {"layers": (1, 1, 2, 1)})
-BATCH = 4
 SEEDS = 4  # of statistics, until outputs are of an ordinary size
 TOLERANCE = 1e-3
-OWN_SHAPES = {"optical_flow": ((3, 128, 128), (3, 128, 128)), "video": ((3, 8, 112, 112),)}
 LEFT_OUT = ("detection", "quantization")  # torchvision's detectors give boxes, its quantised networks have no weights
 EXPECTED = (InputError, CaptureError, MachineError)
 
@@ -82,33 +78,11 @@ def _family(arch: str) -> str:
     return str(torchvision.models.get_model_builder(name).__module__.split(".")[2])
 
 
-def built(arch: str) -> tuple[nn.Module, tuple[Tensor, ...], str]:
+def built(arch: str) -> Made:
     """The network, a batch of inputs for it, and what was changed of its size ("" for nothing)."""
     if arch.partition("/")[0] in zoos.LIBRARIES:
         return *_of_zoos(arch), ""
-    made, how, whole = None, "", _size(arch)
-    for arguments in FEWER if whole > LARGE else ():
-        try:
-            fewer = build_architecture(arch, arguments)
-        except Exception:  # of the network's own code, which does not take such a depth
-            continue
-        if sum(p.numel() for p in fewer.module.parameters()) < whole:  # some take any argument, and ignore it
-            made, how = fewer, _told(arguments)
-            break
-    made = made or build_architecture(arch)
-    shapes = OWN_SHAPES.get(_family(arch)) or made.input_shapes or ((3, IMAGE, IMAGE),)
-    for small in dict.fromkeys((_shrunk(shapes), shapes)):
-        inputs = tuple(torch.rand(BATCH, *shape) for shape in small)
-        try:
-            module = randomize_statistics(made.module, list(inputs), 0)
-            with torch.no_grad():
-                module(*inputs)
-        except Exception:
-            if small == shapes:
-                raise
-            continue
-        return module, inputs, how
-    raise AssertionError("there is at least one size")
+    return shortened(arch, _family(arch))
 
 
 def _of_zoos(arch: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -119,24 +93,6 @@ def _of_zoos(arch: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
         except InputError:  # of its outputs' range; the statistics are set all the same
             continue
     return module, inputs  # where outputs count pixels, they are that large
-
-
-def _size(arch: str) -> int:
-    """How many parameters a network has; it is built without their values where its code allows that."""
-    try:
-        with torch.device("meta"):
-            made = build_architecture(arch)
-    except Exception:  # of the network's own code, which reads a value
-        made = build_architecture(arch)
-    return sum(p.numel() for p in made.module.parameters())
-
-
-def _shrunk(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
-    return tuple((s[0], IMAGE, IMAGE) if len(s) == 3 and min(s[1:]) > IMAGE else tuple(s) for s in shapes)
-
-
-def _told(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k}={v}" for k, v in arguments.items())
 
 
 # ---- one network -------------------------------------------------------------------------------------------------
@@ -263,7 +219,8 @@ def main() -> None:
     known = networks()
     run(zoos.chosen(args.names, known), args.jobs, args.found)
     counts = collections.Counter(name.partition("/")[0] for name in known)
-    limits = {"image": IMAGE, "large": LARGE // 1_000_000, "minutes": SECONDS // 60, "gib": MEMORY // GIB}
+    limits = {"image": IMAGE, "kept": KEPT, "minutes": SECONDS // 60, "gib": MEMORY // GIB}
+    limits |= {"large": LARGE // 1_000_000, "huge": HUGE // 1_000_000}
     listed = {library: counts[library] for library in ("torchvision", "timm", *zoos.LIBRARIES)}
     content = page(rows_of(args.found), listed, limits).encode()
     write_atomically(args.page, lambda file: file.write(content), force=True)

@@ -23,9 +23,11 @@ TEXT = """\
 Written by `make coverage` from what was measured network by network: {tried}. All have random weights and random
 statistics of their norms.
 
-* Of torchvision and timm the sizes that their names stand for, one network of each family before the second of any.
-  Images are {image} pixels wide where a network takes that, else of its own size. Networks of more than {large} million
-  parameters are built with fewer blocks where their library has an argument for it, which is said of them.
+* Of torchvision and timm the widths that their names stand for, one network of each family before the second of any.
+  Images are {image} pixels wide where a network takes that, else of its own size. Networks of more than {huge} million
+  parameters are built with fewer blocks where their library has an argument for it. Of those of more than {large}
+  million, {kept} of every run of equal blocks stay, so that every kind of block and every change of width is still
+  there. What was changed is listed at the end.
 * Of ultralytics what its files describe, in the smallest scale.
 * Of transformers, monai and diffusers the classes as they are, in configurations of a few narrow layers.
 
@@ -76,7 +78,7 @@ def page(rows: Sequence[Mapping[str, Any]], known: Mapping[str, int], limits: Ma
         parts.append(table(("network", "form", "outcome", "reason"), refused))
     changed = sorted(f"`{r['name']}` ({r['changed']})" for r in tried if r.get("changed"))
     if changed:
-        parts.append("## Built with fewer blocks\n\n" + ", ".join(changed) + ".")
+        parts.append("## With fewer blocks\n\n" + ", ".join(changed) + ".")
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from reparam.errors import InputError
 from support.warm_process import WarmProcess
@@ -61,7 +62,7 @@ def test_a_library_stands_for_its_networks_and_says_when_it_is_not_installed(mon
         zoos.chosen(["timm", "diffusers"], known)
     refused = {"outcome": "refused", "why": "CaptureError: a | b"}
     rows = [{"name": "monai/unet", "family": "segmentation", "fused": refused, "on": "2026-05-01"}]
-    limits = {"image": 128, "large": 20, "minutes": 15, "gib": 12}
+    limits = {"image": 128, "large": 5, "huge": 20, "kept": 2, "minutes": 15, "gib": 12}
     text = page.page(rows, {"monai": 2, "diffusers": 0}, limits)
     assert "1 of the 2 networks of monai, none of diffusers, which is not installed." in text
     assert "| `monai/unet` | fused | refused | CaptureError: a \\| b |" in text
@@ -77,6 +78,24 @@ def test_each_listed_network_has_one_name_and_one_group(monkeypatch: pytest.Monk
     assert len(names) == len(set(names))
     assert len(zoos.names("transformers")) >= 60
     assert {zoos.family(n) for n in names if n.startswith("ultralytics/")} == set(zoos.YOLO)
+
+
+def test_runs_of_equal_blocks_are_cut_to_two_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    cut_runs = importlib.import_module("shortened").cut_runs
+
+    def block(width: int, *more: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Linear(width, 8), nn.ReLU(), *more)
+
+    layers = nn.Sequential(block(4), *(block(8) for _ in range(4)), block(8, nn.Dropout()), *(block(8) for _ in "ab"))
+    module, other = nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU(), layers), nn.Module()
+    assert cut_runs(module, (nn.Sequential,)) == 2
+    assert [len(m) for m in layers] == [2, 2, 2, 3, 2, 2]
+    assert len(module) == 4  # single layers are no blocks
+    assert module(torch.rand(3, 4)).shape == (3, 8)
+    for name in "abc":
+        other.add_module(name, block(8))
+    assert (cut_runs(other, (nn.Sequential,)), cut_runs(other, (nn.Module,))) == (0, 1)
 
 
 @pytest.mark.sweep
