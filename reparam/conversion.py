@@ -33,15 +33,7 @@ from reparam.loading import FileOrModel, take_given
 from reparam.onnx_input import ImportedModel
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Outcome, Progress
-from reparam.utils import (
-    DEFAULT_AXES,
-    Reported,
-    as_path,
-    check_callable,
-    check_seed,
-    checked_call,
-    dtype_name,
-)
+from reparam.utils import DEFAULT_AXES, Reported, as_path, check_callable, check_seed, checked_call, dtype_name
 
 from .errors import InputError, NotEquivalentError, ReparamError
 from .options import DEFAULTS, PlainOptions
@@ -285,7 +277,8 @@ class _Run:
             except Exception:  # of the checks of rewrites, where the network itself does not run
                 check_runs(original, self.seed)
                 raise
-            evidence, rounds = self.verify(original, final, judge)
+            lean = original.dtype == torch.float32 and emitted_dtype is None and not isinstance(model, ImportedModel)
+            evidence, rounds = self.verify(original, final, judge, lean)
             with self.timed("emit"), overflow_told(original, rounds, dtype):
                 emitted = finalize(final, dtype)
             try:
@@ -351,12 +344,14 @@ class _Run:
         self.seconds["verify"] = outcome.seconds_checking
         return outcome
 
-    def verify(self, original: Program, final: Program, judge: Judge) -> tuple[NetworkEvidence, list[Round]]:
+    def verify(
+        self, original: Program, final: Program, judge: Judge, lean: bool
+    ) -> tuple[NetworkEvidence, list[Round]]:
         """The float64 check of the whole network; on failure names the first rewrite that diverges."""
         self._tell("verify", 0, 1)
         try:
             with self.timed("verify"):
-                found = check_float64(original, final, self.seed, judge)
+                found = check_float64(original, final, self.seed, judge, lean)
         except NotEquivalentError as error:
             raise NotEquivalentError(f"{error}; {self._culprit(original)}") from error
         self._tell("verify", 1, 1)

@@ -105,6 +105,7 @@ class Report(Shown):
             "trials": e.trials,
             "seed": e.seed,
             "shapes": [list(s) for s in e.shapes],
+            **({"traced": {**asdict(e.traced), "shape": list(e.traced.shape)}} if e.traced is not None else {}),
             **({"file": asdict(e.file)} if e.file is not None else {}),
         }
 

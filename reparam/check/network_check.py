@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from reparam.errors import CaptureError, InputError, NotEquivalentError, ReparamError
 from reparam.ir import (
@@ -30,16 +29,17 @@ from reparam.ir import (
     smaller_sides,
     typed,
 )
-from reparam.utils import dtype_name, first_line
+from reparam.utils import first_line
 
-from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
 from .input_plan import Plan, plans_of
 from .judge import Judge
-from .path_error import PathError, captured_stops, other_path, path_error, shape_of_first
-from .values import all_finite, largest_difference
+from .path_error import PathError, captured_stops, does_not_run, other_path, path_error, shape_of_first
+from .traced_size import TracedEvidence, same_as_traced, shrinks_much
+from .values import all_finite, first_shape, largest_difference
 
 _log = logging.getLogger(__name__)
 ROUNDINGS = 256
+ENOUGH = 3  # inputs of the traced size, where a network takes no smaller images
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class FileEvidence:
 class NetworkEvidence:
     """What the end-to-end check measured. Errors are RMS over all inputs and elements, of the worst output.
 
-    file: of a network that was read from a file, what the file itself gives.
+    traced: None where float64 was compared at the traced size too. file: of a network that was read from a file, what
+    the file itself gives.
     """
 
     float64_max_rel: float = 0.0
@@ -70,6 +71,7 @@ class NetworkEvidence:
     seed: int = 0
     shapes: tuple[tuple[int, ...], ...] = ()
     dtype: str = "float32"
+    traced: TracedEvidence | None = None
     file: FileEvidence | None = None
 
 
@@ -114,7 +116,7 @@ class Round:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the first tensor among the inputs."""
-        return tuple(int(n) for n in next(v.shape for v in self.values if isinstance(v, Tensor)))
+        return first_shape(self.values)
 
 
 @dataclass(frozen=True)
@@ -138,23 +140,27 @@ class _Try:
 
 
 def check_float64(
-    original: Program, converted: Program, seed: int = 0, judge: Judge | None = None
+    original: Program, converted: Program, seed: int = 0, judge: Judge | None = None, lean: bool = False
 ) -> tuple[NetworkEvidence, list[Round]]:
     """Compares the converted program in float64 with the original, on random inputs of several sizes and batches.
 
-    judge: the caller's own model, which then gives the truth; without it the captured original does.
+    judge: the caller's own model, which then gives the truth; without it the captured original does. lean: whether the
+    original's own dtype will do at the traced size, for a judge that takes much smaller images.
 
     Returns the evidence so far and the rounds, whose truth the check in the emitted dtype uses again. Raises
     NotEquivalentError when the two differ, PathError when the captured original is not the model at sizes that are said
     to be free, InputError when the original gives no finite output to compare with.
     """
-    check = _Check(original, converted, judge, torch.Generator().manual_seed(seed))
+    check = _Check(original, converted, judge, seed, lean)
     check.compare_all(list(plans_of(original)))
     if not check.rounds:
         raise CaptureError("the model does not run on random inputs of the traced size, so nothing can be compared")
     trials, shapes = sum(r.inputs for r in check.rounds), tuple(r.shape for r in check.rounds)
+    if check.traced is not None:
+        trials, shapes = trials + 1, (check.traced.shape, *shapes)
     _log.info("judged: the same function on %d inputs, float64 difference %.3g", trials, check.largest)
-    return NetworkEvidence(float64_max_rel=check.largest, trials=trials, seed=seed, shapes=shapes), check.rounds
+    evidence = NetworkEvidence(check.largest, trials=trials, seed=seed, shapes=shapes, traced=check.traced)
+    return evidence, check.rounds
 
 
 def check_runs(program: Program, seed: int = 0) -> None:
@@ -171,31 +177,37 @@ def check_runs(program: Program, seed: int = 0) -> None:
         try:
             evaluate(program, values)
         except Exception as error:  # whose words are plainer than those of kernels for one dtype
-            raise _does_not_run(error) from error
-
-
-def _does_not_run(error: Exception) -> CaptureError:
-    return CaptureError(f"the model does not run on random inputs of the traced size: {first_line(error)}")
+            raise does_not_run(error) from error
 
 
 class _Check:
     """The comparison of two programs under way."""
 
-    def __init__(self, original: Program, converted: Program, judge: Judge | None, generator: torch.Generator) -> None:
-        self.original, self.converted, self.judge, self.generator = original, converted, judge, generator
+    def __init__(self, original: Program, converted: Program, judge: Judge | None, seed: int, lean: bool) -> None:
+        self.original, self.converted, self.judge, self.lean = original, converted, judge, lean
+        self.generator = torch.Generator().manual_seed(seed)
         self.floor = depth_limit(original)
         self.in_float64: bool | None = None  # whether the judge is run in float64; None before the first run
         self.sides = smaller_sides(original)  # of images, the next to try first
         self.rounds: list[Round] = []
         self.largest = 0.0
+        self.traced: TracedEvidence | None = None
 
     def compare_all(self, plans: Sequence[Plan]) -> None:
         """One round for each plan. Raises PathError where the model calls other functions than at another free size.
 
         Those might compute the same; that some random inputs give the same does not say so.
         """
+        large = shrinks_much(self.original, plans[0].sizes, self.sides[0])
         first: tuple[Plan, tuple[str, ...]] | None = None
+        small, others = ([p for p in plans[1:] if (p.small is None) == other] for other in (False, True))
+        if large and self.lean and self.judge is not None and self._as_traced(self.judge, plans[0], small):
+            first, plans = (plans[0], self.judge.path), others
+        elif large:  # so few of them as will do
+            plans = [plans[0], *sorted(small, key=lambda p: p.inputs), *others]
         for plan in plans:
+            if large and not self.sides and self._is_enough(plan):
+                continue
             self.compare(plan)
             if self.judge is None or not self.rounds or self.rounds[-1].plan is not plan:
                 continue
@@ -206,6 +218,41 @@ class _Check:
                 self._truth(feed(self.original, plan.sizes, self.generator))
             if self.judge.path != first[1]:
                 raise self._other_calls(first[0], plan)
+
+    def _is_enough(self, plan: Plan) -> bool:
+        """Whether a plan with smaller images can be left out of a network that takes none, and has large ones.
+
+        What was traced is compared: a model may do something else for that very batch.
+        """
+        own = bool(plan.sizes) and all(self.original.traced_sizes[s] == n for s, n in plan.sizes.items())
+        return not own and plan.small is not None and sum(r.inputs for r in self.rounds) >= ENOUGH
+
+    def _as_traced(self, judge: Judge, traced: Plan, smaller: Sequence[Plan]) -> bool:
+        """Compares smaller images alone in float64, and the traced ones in the original's own dtype.
+
+        Whether that will do: all agree, and the model calls the same functions everywhere. If not, none of it is kept.
+        """
+        paths = set()
+        for plan in smaller:
+            found = next((f for f in self._at_sides(plan) if f.gap <= self.floor), None)
+            if found is None:
+                break
+            self._judge(plan, found)
+            paths.add(judge.path)
+        if len(self.rounds) == len(smaller) and len(paths) == 1:
+            values = feed(self.original, traced.sizes, self.generator)
+            self.traced = same_as_traced(self.original, self.converted, judge, values, paths.pop(), self.rounds[0])
+        if self.traced is None:
+            self.rounds, self.largest, self.in_float64 = [], 0.0, None
+            self.sides = smaller_sides(self.original)
+        return self.traced is not None
+
+    def _at_sides(self, plan: Plan) -> Iterator[_Try]:
+        """One try after the other with smaller images; those that are given up are not tried again."""
+        while self.sides:
+            yield self._try(plan, self.sides[0])
+            self.sides = self.sides[1:]
+            self.in_float64 = self.in_float64 if self.rounds else None
 
     def compare(self, plan: Plan) -> None:
         """Adds one round; smaller images than the traced ones are tried first, and are no reason to refuse."""
@@ -235,7 +282,7 @@ class _Check:
             if plan.sizes:
                 what = f"the model does not run on inputs of shape {shape_of_first(values)}: {first_line(error)}"
                 raise path_error(self.original, what, plan.sizes) from error
-            raise _does_not_run(error) from error
+            raise does_not_run(error) from error
 
     def _try(self, plan: Plan, small: int | None) -> _Try:
         values = feed(self.original, plan.sizes, self.generator, small)
@@ -326,67 +373,15 @@ class _Check:
             raise CaptureError(f"the network does not run in float64, in which it is checked: {reason}") from error
 
     def _other_calls(self, one: Plan, other: Plan) -> PathError:
-        shapes = ["x".join(str(n) for n in r.shape) for r in self.rounds if r.plan is one or r.plan is other]
+        found = [] if self.traced is None else [self.traced.shape]
+        found += [r.shape for r in self.rounds if r.plan is one or r.plan is other]
+        shapes = ["x".join(str(n) for n in shape) for shape in found]
         return path_error(
             self.original,
             f"the model takes another path for inputs of shape {shapes[-1]} than for {shapes[0]}: it calls other "
             "functions there",
             other.sizes,
         )
-
-
-def not_finite_in(dtype: str) -> InputError:
-    """What to raise for an original that overflows in its own dtype, although it does not in float64."""
-    return InputError(
-        f"the original's own outputs are not finite in {dtype} on random inputs, so nothing can be compared; they are "
-        "in float64"
-    )
-
-
-def check_emitted(
-    original: Program, emitted: Program, rounds: Sequence[Round], evidence: NetworkEvidence, dtype: torch.dtype | None
-) -> NetworkEvidence:
-    """Measures both models' errors against the float64 truth in the dtype that is emitted.
-
-    dtype: the dtype that both run in when it differs from the original's own, else None. In float64, where the truth is
-    the original's own result, the bar is that of the check before. Raises LostDigitsError when the converted model is
-    less exact than the original, PathError when the captured original does not run at sizes that are said to be free,
-    CaptureError when it runs in float64 alone, InputError when this machine cannot compute in that dtype, or the
-    original overflows.
-    """
-    name = dtype_name(dtype or original.dtype)
-    floor = max(4.0 * torch.finfo(dtype or original.dtype).eps, *(r.limit for r in rounds))
-    outputs: list[OutputSpread] = []
-    measured: list[Round] = []
-    for r in rounds:
-        try:
-            old = evaluate(original, typed(original, r.values), dtype)
-            new = evaluate(emitted, typed(emitted, r.values), None)
-        except RuntimeError as e:
-            if (r.unclaimed or r.plan.sizes) and evaluate_where_it_runs(original, r.values) is None:
-                if r.unclaimed:  # the rewrites made it run there, and nothing is said of that size
-                    continue
-                raise captured_stops(original, r.values, r.plan.sizes) from e
-            if dtype is None and "not implemented" not in str(e):
-                raise _does_not_run(e) from e
-            raise InputError(f"this machine cannot run the network in {name}: {first_line(e)}") from e
-        measured.append(r)
-        add_spreads(outputs, r.truth, old, new, r.inputs)
-    worst = max(outputs, key=lambda o: o.ratio(floor), default=None)
-    if worst is None:
-        return replace(evidence, dtype=name)
-    if not all(math.isfinite(o.old_rms) for o in outputs):
-        raise not_finite_in(name)
-    if not all(o.fair(floor) for o in outputs):
-        outputs = spread_further(original, emitted, measured, dtype, outputs)
-        bad = next((o for o in outputs if not o.fair_against_spread(floor)), None)
-        if bad is not None:
-            raise LostDigitsError(
-                f"the converted network is less exact than the original in {name}: its error against the float64 truth "
-                f"is {bad.median_ratio(floor):.3g} times the original's in the median input, where 2 is allowed (RMS "
-                f"{bad.new_rms:.3g}, the original's own {bad.old_rms:.3g})"
-            )
-    return replace(evidence, error=worst.new_rms, original_error=worst.old_rms, dtype=name)
 
 
 def agree_in_float64(original: Program, other: Program, seed: int) -> bool:

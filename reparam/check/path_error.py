@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
-
 from reparam.capture import line_of
 from reparam.errors import CaptureError
 from reparam.ir import Feed, Program, evaluate
-from reparam.utils import axis_name
+from reparam.utils import axis_name, first_line
+
+from .values import first_shape
 
 
 class PathError(CaptureError):
@@ -33,6 +33,11 @@ def path_error(original: Program, message: str, sizes: Mapping[str, int]) -> Pat
     axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in sizes]
     names = [n for n in dict.fromkeys(axes) if n != "batch"] or list(dict.fromkeys(axes))
     return PathError(message, names)
+
+
+def does_not_run(error: Exception) -> CaptureError:
+    """What to raise where the model does not run at the traced size."""
+    return CaptureError(f"the model does not run on random inputs of the traced size: {first_line(error)}")
 
 
 def captured_stops(original: Program, values: Feed, sizes: Mapping[str, int]) -> PathError:
@@ -59,7 +64,7 @@ def other_path(original: Program, values: Feed, how: str, sizes: Mapping[str, in
 
 def shape_of_first(values: Feed) -> str:
     """`2x3x8x8`, the shape of the first tensor."""
-    return "x".join(str(n) for n in next(v.shape for v in values if isinstance(v, Tensor)))
+    return "x".join(str(n) for n in first_shape(values))
 
 
 def _where_it_stops(original: Program, values: Feed) -> str:

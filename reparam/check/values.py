@@ -29,6 +29,11 @@ def all_finite(outputs: Sequence[Any]) -> bool:
     return all(bool(torch.isfinite(widened(o)).all()) for o in outputs if is_number(o))
 
 
+def first_shape(values: Sequence[Any]) -> tuple[int, ...]:
+    """The shape of the first tensor."""
+    return tuple(int(n) for n in next(v.shape for v in values if isinstance(v, Tensor)))
+
+
 def largest_difference(truth: Sequence[Any], other: Sequence[Any]) -> float:
     """The largest difference of any output, relative to its largest magnitude; infinite where other values differ."""
     if len(truth) != len(other):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.check import NetworkEvidence, check_emitted, check_float64
-from reparam.check import network_check as subject
+from reparam.check import emitted_check as subject
 from reparam.conversion import convert
 from reparam.emit import finalize
 from reparam.errors import CaptureError, InputError, NotEquivalentError

@@ -1,0 +1,75 @@
+"""Evidence for the whole network in the dtype that is emitted, behind the check in float64.
+
+The figure that counts is the converted model's error against the float64 truth, beside the original's own error against
+it, input by input (`exactness`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from reparam.errors import InputError
+from reparam.ir import Program, evaluate, evaluate_where_it_runs, typed
+from reparam.utils import dtype_name, first_line
+
+from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
+from .network_check import NetworkEvidence, Round
+from .path_error import captured_stops, does_not_run
+
+
+def not_finite_in(dtype: str) -> InputError:
+    """What to raise for an original that overflows in its own dtype, although it does not in float64."""
+    return InputError(
+        f"the original's own outputs are not finite in {dtype} on random inputs, so nothing can be compared; they are "
+        "in float64"
+    )
+
+
+def check_emitted(
+    original: Program, emitted: Program, rounds: Sequence[Round], evidence: NetworkEvidence, dtype: torch.dtype | None
+) -> NetworkEvidence:
+    """Measures both models' errors against the float64 truth in the dtype that is emitted.
+
+    dtype: the dtype that both run in when it differs from the original's own, else None. In float64, where the truth is
+    the original's own result, the bar is that of the check before. Raises LostDigitsError when the converted model is
+    less exact than the original, PathError when the captured original does not run at sizes that are said to be free,
+    CaptureError when it runs in float64 alone, InputError when this machine cannot compute in that dtype, or the
+    original overflows.
+    """
+    name = dtype_name(dtype or original.dtype)
+    floor = max(4.0 * torch.finfo(dtype or original.dtype).eps, *(r.limit for r in rounds))
+    outputs: list[OutputSpread] = []
+    measured: list[Round] = []
+    for r in rounds:
+        try:
+            old = evaluate(original, typed(original, r.values), dtype)
+            new = evaluate(emitted, typed(emitted, r.values), None)
+        except RuntimeError as e:
+            if (r.unclaimed or r.plan.sizes) and evaluate_where_it_runs(original, r.values) is None:
+                if r.unclaimed:  # the rewrites made it run there, and nothing is said of that size
+                    continue
+                raise captured_stops(original, r.values, r.plan.sizes) from e
+            if dtype is None and "not implemented" not in str(e):
+                raise does_not_run(e) from e
+            raise InputError(f"this machine cannot run the network in {name}: {first_line(e)}") from e
+        measured.append(r)
+        add_spreads(outputs, r.truth, old, new, r.inputs)
+    worst = max(outputs, key=lambda o: o.ratio(floor), default=None)
+    if worst is None:
+        return replace(evidence, dtype=name)
+    if not all(math.isfinite(o.old_rms) for o in outputs):
+        raise not_finite_in(name)
+    if not all(o.fair(floor) for o in outputs):
+        outputs = spread_further(original, emitted, measured, dtype, outputs)
+        bad = next((o for o in outputs if not o.fair_against_spread(floor)), None)
+        if bad is not None:
+            raise LostDigitsError(
+                f"the converted network is less exact than the original in {name}: its error against the float64 truth "
+                f"is {bad.median_ratio(floor):.3g} times the original's in the median input, where 2 is allowed (RMS "
+                f"{bad.new_rms:.3g}, the original's own {bad.old_rms:.3g})"
+            )
+    return replace(evidence, error=worst.new_rms, original_error=worst.old_rms, dtype=name)

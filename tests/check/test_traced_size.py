@@ -1,0 +1,137 @@
+"""Large images: float64 on smaller ones, and the original's own dtype at the traced size where that will do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from reparam.check import Judge, NetworkEvidence, check_float64
+from reparam.conversion import convert
+from reparam.errors import NotEquivalentError
+from reparam.ir import Feed, Program
+from support.helpers import Lambda, conv_bn, healthy, program_of
+
+EPS = torch.finfo(torch.float32).eps
+LARGE = (3, 3, 64, 64)
+
+
+def network(body: Callable[[Any, Tensor], Tensor] = lambda m, x: m.block(x).relu().mean((2, 3))) -> nn.Module:
+    torch.manual_seed(0)
+    return healthy(Lambda(body, block=conv_bn(3, 4, padding=1))).float()
+
+
+def captured(net: nn.Module, shape: Sequence[int] = LARGE) -> Program:
+    return program_of(net, torch.zeros(*shape), dynamic=("batch",)).copy()
+
+
+@pytest.fixture
+def truths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of what the judge is run on in float64."""
+    found: list[tuple[int, ...]] = []
+    before = Judge.truth
+
+    def truth(judge: Judge, values: Feed) -> list[Any]:
+        found.append(tuple(values[0].shape))
+        return before(judge, values)
+
+    monkeypatch.setattr(Judge, "truth", truth)
+    return found
+
+
+def lean(net: nn.Module, other: Program | None = None, shape: Sequence[int] = LARGE) -> NetworkEvidence:
+    program = captured(net, shape)
+    return check_float64(program, other or program.copy(), 0, Judge(net, program), lean=True)[0]
+
+
+def test_the_traced_size_is_compared_in_the_dtype_of_the_original_alone(truths: list[tuple[int, ...]]) -> None:
+    evidence = lean(network())
+    assert truths == [(4, 3, 33, 33), (3, 3, 33, 33)]
+    assert evidence.shapes == ((1, 3, 64, 64), *truths)
+    assert evidence.trials == 8
+    assert evidence.traced is not None
+    assert evidence.traced.shape == (1, 3, 64, 64)
+    assert evidence.traced.difference <= evidence.traced.allowed < 100 * EPS
+
+
+def test_a_report_tells_it() -> None:
+    evidence = convert(network(), torch.rand(*LARGE)).report.to_dict()["evidence"]
+    assert evidence["traced"]["shape"] == [1, 3, 64, 64]
+    assert evidence["traced"]["difference"] <= evidence["traced"]["allowed"]
+    assert evidence["shapes"][0] == [1, 3, 64, 64]
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 40, 40), (3, 3, 33, 33)])
+def test_float64_is_compared_at_the_traced_size_where_smaller_images_save_little(
+    shape: tuple[int, ...], truths: list[tuple[int, ...]]
+) -> None:
+    assert lean(network(), shape=shape).traced is None
+    assert truths[0] == (1, *shape[1:])
+
+
+def test_it_is_for_those_who_ask_and_have_a_judge(truths: list[tuple[int, ...]]) -> None:
+    net = network()
+    program = captured(net)
+    assert check_float64(program, program.copy(), 0, Judge(net, program))[0].traced is None
+    assert truths[0] == (1, 3, 64, 64)
+    assert check_float64(program, program.copy(), 0, lean=True)[0].traced is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_another_dtype_that_is_emitted_is_measured_at_the_traced_size(dtype: torch.dtype) -> None:
+    assert convert(network(), torch.rand(*LARGE), dtype=dtype).report.evidence.traced is None
+
+
+def test_what_differs_at_the_traced_size_alone_is_found(truths: list[tuple[int, ...]]) -> None:
+    """The first 40 rows and columns are all of a smaller image."""
+    cropped = captured(network(lambda m, x: m.block(x[..., :40, :40]).relu().mean((2, 3))))
+    with pytest.raises(NotEquivalentError, match="differs from the original: float64 error"):
+        lean(network(), cropped)
+    assert (1, 3, 64, 64) in truths
+
+
+def test_digits_that_are_lost_at_the_traced_size_are_looked_at_in_float64(truths: list[tuple[int, ...]]) -> None:
+    """A shift that is taken back rounds by its own size, and computes the same."""
+    net = network(lambda m, x: m.block(x).relu().mean((2, 3)))
+    other = captured(network(lambda m, x: (m.block(x).relu() + 4000).mean((2, 3)) - 4000))
+    assert lean(net, other).traced is None
+    assert (1, 3, 64, 64) in truths
+
+
+def test_a_model_that_calls_other_functions_at_the_traced_size_is_compared_there(
+    truths: list[tuple[int, ...]],
+) -> None:
+    net = network(lambda m, x: m.block(x if x.shape[-1] < 64 else x.contiguous()).relu().mean((2, 3)))
+    assert lean(net).traced is None
+    assert (1, 3, 64, 64) in truths
+
+
+def test_a_model_that_overflows_at_the_traced_size_alone_is_compared_there() -> None:
+    net = network(lambda m, x: (m.block(x).relu() * 1e37).sum((2, 3)))
+    assert lean(net).traced is None
+
+
+def test_few_inputs_will_do_for_large_images_that_cannot_be_smaller() -> None:
+    torch.manual_seed(0)
+    net = Lambda(lambda m, x: m.fc(x.flatten(1)), fc=nn.Linear(12288, 2))
+    for batch, seen in ((1, (1, 2)), (2, (1, 2)), (5, (1, 2, 5)), (40, (1, 7))):
+        evidence = lean(net, shape=(batch, 3, 64, 64))
+        assert evidence.shapes == tuple((n, 3, 64, 64) for n in seen)
+    fixed = program_of(net, torch.zeros(2, 3, 64, 64), dynamic=())
+    evidence, _ = check_float64(fixed, fixed.copy(), 0, Judge(net, fixed), lean=True)
+    assert evidence.shapes == ((2, 3, 64, 64),) * 3
+
+
+def test_a_network_that_was_read_from_a_file_is_compared_at_the_traced_size(tmp_path: Path) -> None:
+    """At which alone the file runs."""
+    path = tmp_path / "network.onnx"
+    reparam.export(network(), torch.rand(*LARGE), path=path, options=reparam.ExportOptions(format="onnx"))
+    evidence = convert(path).report.evidence
+    assert evidence is not None
+    assert evidence.traced is None
+    assert evidence.shapes[0] == (1, 3, 64, 64)
