@@ -105,7 +105,11 @@ class Report(Shown):
             "trials": e.trials,
             "seed": e.seed,
             "shapes": [list(s) for s in e.shapes],
-            **({"traced": {**asdict(e.traced), "shape": list(e.traced.shape)}} if e.traced is not None else {}),
+            **(
+                {"own_dtype": {**asdict(e.own_dtype), "shapes": [list(s) for s in e.own_dtype.shapes]}}
+                if e.own_dtype is not None
+                else {}
+            ),
             **({"file": asdict(e.file)} if e.file is not None else {}),
         }
 

@@ -4,7 +4,7 @@ Everything is compared in float64 against a bound that comes from the arithmetic
 
 from .blame import unasked_batch_is_to_blame
 from .claim_check import Claim, Slot, check_claims
-from .emitted_check import check_emitted, not_finite_in
+from .emitted_check import check_emitted, check_runs, not_finite_in
 from .exactness import DISTURBED, LostDigitsError, disturbed
 from .file_check import check_file
 from .judge import Judge
@@ -14,7 +14,6 @@ from .network_check import (
     Round,
     agree_in_float64,
     check_float64,
-    check_runs,
     depth_limit,
 )
 from .output_error import ErrorSums, OutputError

@@ -12,13 +12,30 @@ from dataclasses import replace
 
 import torch
 
-from reparam.errors import InputError
-from reparam.ir import Program, evaluate, evaluate_where_it_runs, typed
+from reparam.errors import InputError, ReparamError
+from reparam.ir import Program, evaluate, evaluate_where_it_runs, feed, typed
 from reparam.utils import dtype_name, first_line
 
 from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
 from .network_check import NetworkEvidence, Round
 from .path_error import captured_stops, does_not_run
+
+
+def check_runs(program: Program, seed: int = 0) -> None:
+    """Raises CaptureError for a program that runs neither in its own dtypes nor in float64 at its traced size.
+
+    What traces a network computes shapes alone, and takes kernels without elements and the like.
+    """
+    values = feed(program, program.traced_sizes, torch.Generator().manual_seed(seed))
+    try:
+        evaluate(program, typed(program, values), None)
+    except ReparamError:
+        raise
+    except Exception:
+        try:
+            evaluate(program, values)
+        except Exception as error:  # whose words are plainer than those of kernels for one dtype
+            raise does_not_run(error) from error
 
 
 def not_finite_in(dtype: str) -> InputError:
@@ -46,7 +63,8 @@ def check_emitted(
     measured: list[Round] = []
     for r in rounds:
         try:
-            old = evaluate(original, typed(original, r.values), dtype)
+            known = r.own if dtype is None else None
+            old = evaluate(original, typed(original, r.values), dtype) if known is None else known
             new = evaluate(emitted, typed(emitted, r.values), None)
         except RuntimeError as e:
             if (r.unclaimed or r.plan.sizes) and evaluate_where_it_runs(original, r.values) is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,8 +33,8 @@ from reparam.utils import first_line
 
 from .input_plan import Plan, plans_of
 from .judge import Judge
+from .own_dtype import OwnDtypeEvidence, in_own_dtype, same_in_own_dtype, shrinks_much
 from .path_error import PathError, captured_stops, does_not_run, other_path, path_error, shape_of_first
-from .traced_size import TracedEvidence, same_as_traced, shrinks_much
 from .values import all_finite, first_shape, largest_difference
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class FileEvidence:
 class NetworkEvidence:
     """What the end-to-end check measured. Errors are RMS over all inputs and elements, of the worst output.
 
-    traced: None where float64 was compared at the traced size too. file: of a network that was read from a file, what
+    own_dtype: None where float64 was compared at all sizes. file: of a network that was read from a file, what
     the file itself gives.
     """
 
@@ -71,7 +71,7 @@ class NetworkEvidence:
     seed: int = 0
     shapes: tuple[tuple[int, ...], ...] = ()
     dtype: str = "float32"
-    traced: TracedEvidence | None = None
+    own_dtype: OwnDtypeEvidence | None = None
     file: FileEvidence | None = None
 
 
@@ -99,7 +99,8 @@ def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) 
 class Round:
     """Inputs that were run by a plan, the float64 truth (the original's outputs), and the relative bar that applied.
 
-    unclaimed: smaller images than the program is said to hold for, which it need not take.
+    unclaimed: smaller images than the program is said to hold for, which it need not take. own: what the original gives
+    in its own dtype, where that is known.
     """
 
     values: Feed
@@ -107,6 +108,7 @@ class Round:
     plan: Plan
     limit: float
     unclaimed: bool = False
+    own: list[Any] | None = None
 
     @property
     def inputs(self) -> int:
@@ -155,29 +157,11 @@ def check_float64(
     check.compare_all(list(plans_of(original)))
     if not check.rounds:
         raise CaptureError("the model does not run on random inputs of the traced size, so nothing can be compared")
-    trials, shapes = sum(r.inputs for r in check.rounds), tuple(r.shape for r in check.rounds)
-    if check.traced is not None:
-        trials, shapes = trials + 1, (check.traced.shape, *shapes)
+    own, trials = check.own_dtype, check.trials
+    shapes = tuple(r.shape for r in check.rounds)
+    shapes = shapes if own is None else (*own.shapes[:1], *shapes, *own.shapes[1:])
     _log.info("judged: the same function on %d inputs, float64 difference %.3g", trials, check.largest)
-    evidence = NetworkEvidence(check.largest, trials=trials, seed=seed, shapes=shapes, traced=check.traced)
-    return evidence, check.rounds
-
-
-def check_runs(program: Program, seed: int = 0) -> None:
-    """Raises CaptureError for a program that runs neither in its own dtypes nor in float64 at its traced size.
-
-    What traces a network computes shapes alone, and takes kernels without elements and the like.
-    """
-    values = feed(program, program.traced_sizes, torch.Generator().manual_seed(seed))
-    try:
-        evaluate(program, typed(program, values), None)
-    except ReparamError:
-        raise
-    except Exception:
-        try:
-            evaluate(program, values)
-        except Exception as error:  # whose words are plainer than those of kernels for one dtype
-            raise does_not_run(error) from error
+    return NetworkEvidence(check.largest, trials=trials, seed=seed, shapes=shapes, own_dtype=own), check.rounds
 
 
 class _Check:
@@ -190,8 +174,8 @@ class _Check:
         self.in_float64: bool | None = None  # whether the judge is run in float64; None before the first run
         self.sides = smaller_sides(original)  # of images, the next to try first
         self.rounds: list[Round] = []
-        self.largest = 0.0
-        self.traced: TracedEvidence | None = None
+        self.largest, self.trials = 0.0, 0
+        self.own_dtype: OwnDtypeEvidence | None = None
 
     def compare_all(self, plans: Sequence[Plan]) -> None:
         """One round for each plan. Raises PathError where the model calls other functions than at another free size.
@@ -201,7 +185,7 @@ class _Check:
         large = shrinks_much(self.original, plans[0].sizes, self.sides[0])
         first: tuple[Plan, tuple[str, ...]] | None = None
         small, others = ([p for p in plans[1:] if (p.small is None) == other] for other in (False, True))
-        if large and self.lean and self.judge is not None and self._as_traced(self.judge, plans[0], small):
+        if large and self.lean and self.judge is not None and self._in_own_dtype(self.judge, plans[0], small):
             first, plans = (plans[0], self.judge.path), others
         elif large:  # so few of them as will do
             plans = [plans[0], *sorted(small, key=lambda p: p.inputs), *others]
@@ -227,25 +211,33 @@ class _Check:
         own = bool(plan.sizes) and all(self.original.traced_sizes[s] == n for s, n in plan.sizes.items())
         return not own and plan.small is not None and sum(r.inputs for r in self.rounds) >= ENOUGH
 
-    def _as_traced(self, judge: Judge, traced: Plan, smaller: Sequence[Plan]) -> bool:
-        """Compares smaller images alone in float64, and the traced ones in the original's own dtype.
+    def _in_own_dtype(self, judge: Judge, traced: Plan, smaller: Sequence[Plan]) -> bool:
+        """Compares some smaller images in float64, and other batches and the traced size in the original's own dtype.
 
         Whether that will do: all agree, and the model calls the same functions everywhere. If not, none of it is kept.
         """
-        paths = set()
-        for plan in smaller:
+        paths, left, lost = set(), list(smaller), math.inf
+        while left and sum(r.inputs for r in self.rounds) < ENOUGH:
+            plan = left.pop(0)
             found = next((f for f in self._at_sides(plan) if f.gap <= self.floor), None)
-            if found is None:
-                break
+            own = in_own_dtype(self.original, found.values) if found is not None else None
+            if found is None or found.truth is None or own is None:
+                return self._start_again()
             self._judge(plan, found)
+            self.rounds[-1] = replace(self.rounds[-1], own=own)
+            lost = min(lost, largest_difference(found.truth, own))
             paths.add(judge.path)
-        if len(self.rounds) == len(smaller) and len(paths) == 1:
-            values = feed(self.original, traced.sizes, self.generator)
-            self.traced = same_as_traced(self.original, self.converted, judge, values, paths.pop(), self.rounds[0])
-        if self.traced is None:
-            self.rounds, self.largest, self.in_float64 = [], 0.0, None
-            self.sides = smaller_sides(self.original)
-        return self.traced is not None
+        feeds = [feed(self.original, traced.sizes, self.generator)]
+        feeds += [feed(self.original, p.sizes, self.generator, self.sides[0]) for p in left]
+        if len(paths) == 1:
+            self.own_dtype = same_in_own_dtype(self.original, self.converted, judge, paths.pop(), feeds, lost)
+        self.trials += sum(p.inputs for p in (traced, *left))
+        return self.own_dtype is not None or self._start_again()
+
+    def _start_again(self) -> bool:
+        self.rounds, self.trials, self.largest, self.in_float64 = [], 0, 0.0, None
+        self.sides = smaller_sides(self.original)
+        return False
 
     def _at_sides(self, plan: Plan) -> Iterator[_Try]:
         """One try after the other with smaller images; those that are given up are not tried again."""
@@ -347,7 +339,7 @@ class _Check:
             raise NotEquivalentError(
                 f"the converted network differs from the original: float64 error {gap:.3g} exceeds {limit:.3g}"
             )
-        self.largest = max(self.largest, gap)
+        self.largest, self.trials = max(self.largest, gap), self.trials + plan.inputs
         self.rounds.append(Round(found.values, found.truth, plan, limit, found.unclaimed))
 
     def _other_path(self, plan: Plan, found: _Try, captured: list[Any] | None) -> PathError:
@@ -373,7 +365,7 @@ class _Check:
             raise CaptureError(f"the network does not run in float64, in which it is checked: {reason}") from error
 
     def _other_calls(self, one: Plan, other: Plan) -> PathError:
-        found = [] if self.traced is None else [self.traced.shape]
+        found = [] if self.own_dtype is None else [self.own_dtype.shapes[0]]
         found += [r.shape for r in self.rounds if r.plan is one or r.plan is other]
         shapes = ["x".join(str(n) for n in shape) for shape in found]
         return path_error(

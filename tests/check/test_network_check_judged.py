@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from reparam.check import Judge, PathError, check_float64
 from reparam.check import network_check as subject
-from reparam.check.network_check import agree_in_float64, check_runs
+from reparam.check.emitted_check import check_runs
+from reparam.check.network_check import agree_in_float64
 from reparam.errors import CaptureError, EndedError, InputError, NotEquivalentError, RuleError
 from reparam.ir import Feed, Program, aten, evaluate, typed
 from support.helpers import Lambda, program_of

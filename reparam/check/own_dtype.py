@@ -1,4 +1,4 @@
-"""The whole network at the traced size in its own dtype, where smaller images have been compared in float64.
+"""The whole network in its own dtype, at sizes that need no float64: where smaller images have been compared in that.
 
 float64 costs most at the traced size, and shows little there that smaller images do not show, which have every kind of
 border. What is left to see is that both give the same at that size, but for rounding. In its own dtype the converted
@@ -12,8 +12,9 @@ to tell.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,24 +29,15 @@ LONGER = 2.0  # times the rounding errors of smaller images, since sums over pos
 
 
 @dataclass(frozen=True)
-class TracedEvidence:
-    """The comparison at the traced size where it was made in the original's own dtype alone.
+class OwnDtypeEvidence:
+    """The comparison in the original's own dtype alone, of inputs of these shapes.
 
     difference: the largest of any output, relative to its largest magnitude. allowed: the most that it may be.
     """
 
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     difference: float
     allowed: float
-
-
-class Known(Protocol):
-    """A feed, and what the judge gives for it in float64."""
-
-    @property
-    def values(self) -> Feed: ...
-    @property
-    def truth(self) -> list[Any]: ...
 
 
 def shrinks_much(program: Program, sizes: dict[str, int], small: int) -> bool:
@@ -58,31 +50,36 @@ def _count(values: Feed) -> int:
     return sum(v.numel() for v in values if isinstance(v, Tensor))
 
 
-def same_as_traced(
+def in_own_dtype(original: Program, values: Feed, program: Program | None = None) -> list[Any] | None:
+    """What a program, the original itself, gives in the dtypes that it is emitted in; None where it does not run."""
+    try:
+        return evaluate(program or original, typed(original, values), None)
+    except ReparamError:
+        raise
+    except Exception:  # of any kind: operators may be those of others
+        return None
+
+
+def same_in_own_dtype(
     original: Program,
     converted: Program,
     judge: Judge,
-    values: Feed,
     path: tuple[str, ...],
-    smaller: Known,
-) -> TracedEvidence | None:
-    """The comparison with the judge on a feed of the traced size; None where float64 has to tell.
+    feeds: Sequence[Feed],
+    lost: float,
+) -> OwnDtypeEvidence | None:
+    """The comparison with the judge on feeds; None where float64 has to tell.
 
-    path: the functions that the judge calls at smaller sizes. smaller: a feed of such a size, and the truth.
+    path: the functions that the judge calls at smaller sizes. lost: what the original loses by rounding there.
     """
-    theirs = judge.own_where_it_runs(values)
-    if theirs is None or judge.path != path or not all_finite(theirs):
-        return None
-    try:
-        gap = largest_difference(theirs, _in_own_dtype(original, converted, values))
-        lost = largest_difference(smaller.truth, _in_own_dtype(original, original, smaller.values))
-    except ReparamError:
-        raise
-    except Exception:  # of any kind: operators may be those of others, and float64 tells what it is
-        return None
     allowed = LONGER * 3.0 * lost + 4.0 * torch.finfo(original.dtype).eps
-    return TracedEvidence(first_shape(values), gap, allowed) if gap <= allowed else None
-
-
-def _in_own_dtype(original: Program, program: Program, values: Feed) -> list[Any]:
-    return evaluate(program, typed(original, values), None)
+    largest = 0.0
+    for values in feeds:
+        theirs = judge.own_where_it_runs(values)
+        if theirs is None or judge.path != path or not all_finite(theirs):
+            return None
+        ours = in_own_dtype(original, values, converted)
+        largest = max(largest, allowed * 2 if ours is None else largest_difference(theirs, ours))
+        if not largest <= allowed:
+            return None
+    return OwnDtypeEvidence(tuple(first_shape(f) for f in feeds), largest, allowed)
