@@ -26,6 +26,7 @@ from reparam.ir import (
     evaluate_where_it_runs,
     feed,
     is_call,
+    shrinks_much,
     smaller_sides,
     typed,
 )
@@ -33,7 +34,7 @@ from reparam.utils import first_line
 
 from .input_plan import Plan, plans_of
 from .judge import Judge
-from .own_dtype import OwnDtypeEvidence, in_own_dtype, same_in_own_dtype, shrinks_much
+from .own_dtype import OwnDtypeEvidence, in_own_dtype, same_in_own_dtype
 from .path_error import PathError, captured_stops, does_not_run, other_path, path_error, shape_of_first
 from .values import all_finite, first_shape, largest_difference
 
@@ -182,7 +183,7 @@ class _Check:
 
         Those might compute the same; that some random inputs give the same does not say so.
         """
-        large = shrinks_much(self.original, plans[0].sizes, self.sides[0])
+        large = shrinks_much(self.original, self.sides[0])
         first: tuple[Plan, tuple[str, ...]] | None = None
         small, others = ([p for p in plans[1:] if (p.small is None) == other] for other in (False, True))
         if large and self.lean and self.judge is not None and self._in_own_dtype(self.judge, plans[0], small):

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from reparam.errors import ReparamError
-from reparam.ir import Feed, Program, evaluate, feed, typed
+from reparam.ir import Feed, Program, evaluate, typed
 
 from .judge import Judge
 from .values import all_finite, first_shape, largest_difference
@@ -38,16 +37,6 @@ class OwnDtypeEvidence:
     shapes: tuple[tuple[int, ...], ...]
     difference: float
     allowed: float
-
-
-def shrinks_much(program: Program, sizes: dict[str, int], small: int) -> bool:
-    """Whether images that shrink to `small` have less than half as many values as those of the traced sizes."""
-    traced, smaller = (feed(program, sizes, torch.Generator(), side) for side in (None, small))
-    return 2 * _count(smaller) < _count(traced)
-
-
-def _count(values: Feed) -> int:
-    return sum(v.numel() for v in values if isinstance(v, Tensor))
 
 
 def in_own_dtype(original: Program, values: Feed, program: Program | None = None) -> list[Any] | None:
@@ -79,7 +68,9 @@ def same_in_own_dtype(
         if theirs is None or judge.path != path or not all_finite(theirs):
             return None
         ours = in_own_dtype(original, values, converted)
-        largest = max(largest, allowed * 2 if ours is None else largest_difference(theirs, ours))
+        if ours is None:
+            return None
+        largest = max(largest, largest_difference(theirs, ours))
         if not largest <= allowed:
             return None
     return OwnDtypeEvidence(tuple(first_shape(f) for f in feeds), largest, allowed)

@@ -69,15 +69,25 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
             continue
         if not spec.dtype.is_floating_point and not math.isfinite(spec.high):
             spec = replace(spec, high=_largest_index(node))
-        shape = list(shape_of(node, sizes))
-        if small is not None and len(shape) >= 4:
-            axes = 3 if len(shape) > 4 and _axes_of_images(program) == 3 else 2
-            shape[-axes:] = [_shrunk(s, small) for s in shape[-axes:]]
-        value = random_input(spec, shape, generator)
+        value = random_input(spec, _sized(program, shape_of(node, sizes), small), generator)
         if value.is_floating_point() or value.is_complex():
             value = value.to(spec.dtype).to(value.dtype)
         values.append(value)
     return values
+
+
+def _sized(program: Program, shape: Sequence[int], small: int | None) -> list[int]:
+    sized = list(shape)
+    if small is not None and len(sized) >= 4:
+        axes = 3 if len(sized) > 4 and _axes_of_images(program) == 3 else 2
+        sized[-axes:] = [_shrunk(s, small) for s in sized[-axes:]]
+    return sized
+
+
+def shrinks_much(program: Program, small: int) -> bool:
+    """Whether images that shrink to `small` make inputs of less than half as many values as the traced ones."""
+    shapes = [shape_of(n) for n in program.placeholders if isinstance(n.meta["val"], Tensor)]
+    return 2 * sum(math.prod(_sized(program, s, small)) for s in shapes) < sum(map(math.prod, shapes))
 
 
 def smaller_sides(program: Program) -> tuple[int, ...]:

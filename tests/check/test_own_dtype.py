@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.check import Judge, NetworkEvidence, check_float64
+from reparam.check import own_dtype as subject
+from reparam.check.own_dtype import OwnDtypeEvidence, in_own_dtype, same_in_own_dtype
 from reparam.conversion import convert
-from reparam.errors import NotEquivalentError
+from reparam.errors import MachineError, NotEquivalentError
 from reparam.ir import Feed, Program
 from support.helpers import Lambda, conv_bn, healthy, program_of
 
@@ -135,3 +137,44 @@ def test_a_network_that_was_read_from_a_file_is_compared_at_the_traced_size(tmp_
     assert evidence is not None
     assert evidence.own_dtype is None
     assert evidence.shapes[0] == (1, 3, 64, 64)
+
+
+# ---- the bar -----------------------------------------------------------------------------------------------------
+
+
+class Known(Judge):
+    """A judge that gives ones, and calls nothing."""
+
+    def own_where_it_runs(self, values: Feed) -> list[Any] | None:
+        return [torch.ones(1, 1)] if values[0].numel() else None
+
+
+@pytest.mark.parametrize(
+    "lost, off, fine",
+    [(0.0, 4 * EPS, True), (0.0, 5 * EPS, False), (2**-10, 6 * 2**-10, True), (2**-10, 6.5 * 2**-10, False)],
+)
+def test_six_times_what_the_original_loses_and_four_roundings_are_allowed(lost: float, off: float, fine: bool) -> None:
+    original, other = (captured(Lambda(lambda m, x, by=by: x * by), (2, 1)) for by in (1.0, 1.0 + off))
+    found = same_in_own_dtype(original, other, Known(nn.Identity(), original), (), [[torch.ones(1, 1)]], lost)
+    assert (found is not None) == fine
+    if found is not None:
+        assert found == OwnDtypeEvidence(((1, 1),), off, 6 * lost + 4 * EPS)
+
+
+def test_what_does_not_run_in_its_own_dtype_does_not_do() -> None:
+    original = captured(nn.Identity(), (2, 1))
+    other = captured(nn.Linear(1, 1), (2, 1))
+    judge = Known(nn.Identity(), original)
+    assert in_own_dtype(original, [torch.ones(1, 3)], other) is None
+    assert same_in_own_dtype(original, other, judge, (), [[torch.ones(1, 3)]], 1.0) is None
+    assert same_in_own_dtype(original, original, judge, (), [[torch.ones(1, 0)]], 1.0) is None
+    assert same_in_own_dtype(original, original, judge, ("relu",), [[torch.ones(1, 1)]], 1.0) is None
+
+
+def test_what_is_the_machines_fault_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise MachineError("no memory is left")
+
+    monkeypatch.setattr(subject, "evaluate", full)
+    with pytest.raises(MachineError, match="no memory"):
+        in_own_dtype(captured(nn.Identity(), (2, 1)), [torch.ones(1, 1)])

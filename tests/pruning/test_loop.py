@@ -263,7 +263,7 @@ def test_an_engine_that_is_not_here_is_told_before_the_work(monkeypatch: pytest.
 
 
 def test_samples_are_counted_as_rows_where_the_batch_is_fixed() -> None:
-    report = pruned(dynamic=()).report
+    report = pruned(dynamic=(), joint=0).report
     assert report.samples["held_out"] == report.final.samples
     assert sum(report.samples.values()) == len(DATA)
 
