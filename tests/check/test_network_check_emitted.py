@@ -70,6 +70,14 @@ def test_errors_are_measured_against_the_truth_and_added_to_the_evidence() -> No
     )
 
 
+def test_what_is_known_of_the_original_in_its_own_dtype_is_not_computed_again() -> None:
+    known = [(ROW * (2.0 + 2**-6)).float()]
+    twice, given = times(2.0), rounds(times(2.0), own=known)
+    found = check_emitted(fails("is not run"), twice, given, SEEN, None)
+    assert found.original_error == pytest.approx(2**-6 * rms(ROW)) and found.error == 0.0
+    assert check_emitted(twice, twice, given, SEEN, torch.float32).original_error == 0.0
+
+
 def test_the_output_that_comes_nearest_to_its_bar_is_reported() -> None:
     """Of 4096, 2 and 1 the second is off by the largest share."""
     emitted = times(4096 * (1 + EPS), 2 * (1 + 3 * EPS), 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ class Known(Judge):
 
 @pytest.mark.parametrize(
     "lost, off, fine",
-    [(0.0, 4 * EPS, True), (0.0, 5 * EPS, False), (2**-10, 6 * 2**-10, True), (2**-10, 6.5 * 2**-10, False)],
+    [(0.0, 4 * EPS, True), (0.0, 5 * EPS, False), (2**-17, 6 * 2**-17, True), (2**-17, 6.5 * 2**-17, False)],
 )
 def test_six_times_what_the_original_loses_and_four_roundings_are_allowed(lost: float, off: float, fine: bool) -> None:
     original, other = (captured(Lambda(lambda m, x, by=by: x * by), (2, 1)) for by in (1.0, 1.0 + off))
@@ -159,6 +160,13 @@ def test_six_times_what_the_original_loses_and_four_roundings_are_allowed(lost: 
     assert (found is not None) == fine
     if found is not None:
         assert found == OwnDtypeEvidence(((1, 1),), off, 6 * lost + 4 * EPS)
+
+
+def test_a_network_that_loses_many_digits_is_compared_in_float64() -> None:
+    original = captured(nn.Identity(), (2, 1))
+    judge, feeds = Known(nn.Identity(), original), [[torch.ones(1, 1)]]
+    for lost, fine in ((1.5e-5, True), (1.7e-5, False), (math.nan, False)):
+        assert (same_in_own_dtype(original, original, judge, (), feeds, lost) is not None) == fine
 
 
 def test_what_does_not_run_in_its_own_dtype_does_not_do() -> None:
