@@ -245,7 +245,7 @@ class _Check:
         while self.sides:
             yield self._try(plan, self.sides[0])
             self.sides = self.sides[1:]
-            self.in_float64 = self.in_float64 if self.rounds else None
+            self.in_float64 = None  # which is not found out where nothing agrees
 
     def compare(self, plan: Plan) -> None:
         """Adds one round; smaller images than the traced ones are tried first, and are no reason to refuse."""

@@ -32,7 +32,7 @@ def test_a_free_batch_is_tried_at_one_and_at_that_of_the_example() -> None:
 
 
 @pytest.mark.parametrize(
-    "own, counts", [(2, [5, 2]), (5, [2, 5]), (6, [7]), (7, [7]), (8, [7, 8]), (32, [7, 32]), (33, [7])]
+    "own, counts", [(1, [5, 2]), (2, [5, 2]), (5, [2, 5]), (6, [7]), (7, [7]), (8, [7, 8]), (32, [7, 32]), (33, [7])]
 )
 def test_the_batch_of_the_example_is_among_seven_samples_or_beside_them(own: int, counts: list[int]) -> None:
     program = program_of(nn.ReLU(), doubles(own, 3), dynamic=("batch",))

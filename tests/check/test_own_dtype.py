@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from reparam.check import Judge, NetworkEvidence, check_float64
+from reparam.check import Judge, NetworkEvidence, PathError, check_float64, network_check
 from reparam.check import own_dtype as subject
 from reparam.check.own_dtype import OwnDtypeEvidence, in_own_dtype, same_in_own_dtype
+from reparam.check.values import largest_difference
 from reparam.conversion import convert
 from reparam.errors import MachineError, NotEquivalentError
 from reparam.ir import Feed, Program
@@ -117,6 +118,84 @@ def test_a_model_that_calls_other_functions_at_the_traced_size_is_compared_there
 def test_a_model_that_overflows_at_the_traced_size_alone_is_compared_there() -> None:
     net = network(lambda m, x: (m.block(x).relu() * 1e37).sum((2, 3)))
     assert lean(net).own_dtype is None
+
+
+def test_so_many_smaller_images_as_will_do_are_compared_in_float64(truths: list[tuple[int, ...]]) -> None:
+    net = network()
+    program = captured(net, (4, 3, 64, 64))
+    state = torch.get_rng_state()
+    evidence, rounds = check_float64(program, program.copy(), 0, Judge(net, program), lean=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert truths == [(3, 3, 33, 33)]
+    assert evidence.own_dtype is not None
+    assert evidence.own_dtype.shapes == ((1, 3, 64, 64), (4, 3, 33, 33))
+    (one,) = rounds
+    assert one.own is not None
+    assert largest_difference(one.truth, one.own) < 10 * EPS
+    one_alone = lean(net, shape=(1, 3, 64, 64)).own_dtype
+    assert one_alone is not None
+    assert one_alone.shapes == ((1, 3, 64, 64), (2, 3, 33, 33))
+
+
+def test_a_batch_that_is_fixed_is_compared_one_by_one(truths: list[tuple[int, ...]]) -> None:
+    net = network()
+    program = program_of(net, torch.zeros(*LARGE), dynamic=())
+    evidence, _ = check_float64(program, program.copy(), 0, Judge(net, program), lean=True)
+    assert truths == [(3, 3, 33, 33)] * 3
+    assert evidence.shapes == (LARGE, *[(3, 3, 33, 33)] * 7)
+    assert evidence.trials == 8
+
+
+def test_the_smallest_images_that_a_network_takes_are_compared(truths: list[tuple[int, ...]]) -> None:
+    """Of 33 and 65 pixels those of 65, on which the judge is asked anew whether it runs in float64."""
+    net = Lambda(lambda m, x: m.conv(x).mean((2, 3)), conv=nn.Conv2d(3, 2, 40))
+    evidence = lean(net, shape=(2, 3, 130, 130))
+    assert truths == [(5, 3, 33, 33), (5, 3, 65, 65)]
+    assert evidence.shapes == ((1, 3, 130, 130), (5, 3, 65, 65), (2, 3, 65, 65))
+
+
+def test_nothing_is_kept_of_what_did_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_check, "in_own_dtype", lambda *_: None)
+    evidence = lean(network())
+    assert evidence.own_dtype is None
+    assert evidence.shapes == ((1, 3, 64, 64), (3, 3, 33, 33), (4, 3, 33, 33))
+    assert evidence.trials == 8
+    assert evidence.float64_max_rel < 1e-12
+
+
+class Other(Judge):
+    """A model that calls another function where an image has 48 rows."""
+
+    def _run(self, values: Feed) -> list[Any]:
+        found = super()._run(values)
+        self.path = (*self.path, "another") if values[0].shape[2] == 48 else self.path
+        return found
+
+
+def test_other_functions_at_a_free_height_are_told_beside_the_traced_shape() -> None:
+    net = network()
+    program = program_of(net, torch.zeros(*LARGE), dynamic=("batch", "height"))
+    with pytest.raises(PathError, match=r"for inputs of shape 2x3x48x64 than for 1x3x64x64: it calls other"):
+        check_float64(program, program.copy(), 0, Other(net, program), lean=True)
+
+
+class Both(nn.Module):
+    """An image of one size, and as many words as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12288, 2)
+
+    def forward(self, image: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fc(image.flatten(1)), words * 2
+
+
+def test_free_axes_are_tried_however_few_large_images_will_do() -> None:
+    net, given = Both(), (torch.zeros(*LARGE), torch.zeros(3, 7))
+    program = program_of(net, *given, dynamic=("batch", "words:1=length"))
+    evidence, rounds = check_float64(program, program.copy(), 0, Judge(net, program), lean=True)
+    assert {tuple(r.values[1].shape)[1] for r in rounds} > {7, 48, 81 + 16, 53, 3}
+    assert evidence.own_dtype is None
 
 
 def test_few_inputs_will_do_for_large_images_that_cannot_be_smaller() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reparam.check.values import all_finite, is_number, largest_difference, widened
+from reparam.check.values import all_finite, first_shape, is_number, largest_difference, widened
 
 NUMBERS = st.floats(-1e6, 1e6)
 
@@ -29,6 +29,10 @@ NUMBERS = st.floats(-1e6, 1e6)
 )
 def test_floating_and_complex_tensors_are_numbers(value: Any, number: bool) -> None:
     assert is_number(value) is number
+
+
+def test_the_first_tensor_gives_the_shape() -> None:
+    assert first_shape([2, torch.ones(3, 1), torch.ones(4)]) == (3, 1)
 
 
 def test_what_is_widened_keeps_its_values_in_double_precision() -> None:
