@@ -87,16 +87,16 @@ def _images(
     yield made, shapes
 
 
-def cut_runs(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:
-    """Leaves two of every run of equal blocks that follow one another in modules of `kinds`; how many blocks went."""
+def cut_runs(module: nn.Module, kinds: tuple[type[nn.Module], ...], kept: int = KEPT) -> int:
+    """Leaves `kept` of every run of equal blocks that follow one another in modules of `kinds`; how many went."""
     dropped = 0
     for layers in [m for m in module.modules() if isinstance(m, kinds) and None not in m._modules.values()]:
-        kept: list[nn.Module] = []
+        stay: list[nn.Module] = []
         for _, run in itertools.groupby(layers._modules.values(), key=_kind):
             blocks = [block for block in run if block is not None]
-            kept += blocks[:KEPT] if len(list(blocks[0].children())) > 1 else blocks  # one layer is no block
-        if short := len(layers._modules) - len(kept):
-            layers._modules = dict(zip(layers._modules, kept, strict=False))
+            stay += blocks[:kept] if len(list(blocks[0].children())) > 1 else blocks  # one layer is no block
+        if short := len(layers._modules) - len(stay):
+            layers._modules = dict(zip(layers._modules, stay, strict=False))
             dropped += short
     return dropped
 
