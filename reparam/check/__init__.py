@@ -5,12 +5,11 @@ Everything is compared in float64 against a bound that comes from the arithmetic
 from .blame import unasked_batch_is_to_blame
 from .claim_check import Claim, Slot, check_claims
 from .emitted_check import check_emitted, check_runs, not_finite_in
+from .evidence import FileEvidence, NetworkEvidence
 from .exactness import DISTURBED, LostDigitsError, disturbed
 from .file_check import check_file
 from .judge import Judge
 from .network_check import (
-    FileEvidence,
-    NetworkEvidence,
     Round,
     agree_in_float64,
     check_float64,

@@ -16,8 +16,9 @@ from reparam.errors import InputError, ReparamError
 from reparam.ir import Program, evaluate, evaluate_where_it_runs, feed, typed
 from reparam.utils import dtype_name, first_line
 
+from .evidence import NetworkEvidence
 from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
-from .network_check import NetworkEvidence, Round
+from .network_check import Round
 from .path_error import captured_stops, does_not_run
 
 

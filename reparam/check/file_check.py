@@ -17,7 +17,8 @@ from torch import Tensor
 from reparam.errors import NotEquivalentError
 from reparam.ir import Feed, Program, batch_one, evaluate, feed, tensors_of, typed
 
-from .network_check import FileEvidence, Round, depth_limit
+from .evidence import FileEvidence
+from .network_check import Round, depth_limit
 from .output_error import ErrorSums, OutputError
 
 BATCHES = (1, 2, 5)

@@ -32,48 +32,16 @@ from reparam.ir import (
 )
 from reparam.utils import first_line
 
+from .evidence import NetworkEvidence, OwnDtypeEvidence
 from .input_plan import Plan, plans_of
 from .judge import Judge
-from .own_dtype import OwnDtypeEvidence, in_own_dtype, same_in_own_dtype
+from .own_dtype import in_own_dtype, same_in_own_dtype
 from .path_error import PathError, captured_stops, does_not_run, other_path, path_error, shape_of_first
 from .values import all_finite, first_shape, largest_difference
 
 _log = logging.getLogger(__name__)
 ROUNDINGS = 256
 ENOUGH = 3  # inputs of the traced size, where a network takes no smaller images
-
-
-@dataclass(frozen=True)
-class FileEvidence:
-    """What was measured on a file. Errors are RMS against the truth, of the worst output.
-
-    runtime: what ran the file. error: of the file. own_error: of what was read from it, in the same dtypes. trials:
-    inputs, samples of one batch counted one by one.
-    """
-
-    runtime: str
-    error: float
-    own_error: float
-    trials: int
-
-
-@dataclass(frozen=True)
-class NetworkEvidence:
-    """What the end-to-end check measured. Errors are RMS over all inputs and elements, of the worst output.
-
-    own_dtype: None where float64 was compared at all sizes. file: of a network that was read from a file, what
-    the file itself gives.
-    """
-
-    float64_max_rel: float = 0.0
-    error: float = 0.0
-    original_error: float = 0.0
-    trials: int = 0
-    seed: int = 0
-    shapes: tuple[tuple[int, ...], ...] = ()
-    dtype: str = "float32"
-    own_dtype: OwnDtypeEvidence | None = None
-    file: FileEvidence | None = None
 
 
 def depth_limit(program: Program) -> float:
@@ -159,8 +127,8 @@ def check_float64(
     if not check.rounds:
         raise CaptureError("the model does not run on random inputs of the traced size, so nothing can be compared")
     own, trials = check.own_dtype, check.trials
-    shapes = tuple(r.shape for r in check.rounds)
-    shapes = shapes if own is None else (*own.shapes[:1], *shapes, *own.shapes[1:])
+    shapes = (*check.traced, *(r.shape for r in check.rounds))
+    shapes += own.shapes[len(check.traced) :] if own is not None else ()
     _log.info("judged: the same function on %d inputs, float64 difference %.3g", trials, check.largest)
     return NetworkEvidence(check.largest, trials=trials, seed=seed, shapes=shapes, own_dtype=own), check.rounds
 
@@ -186,12 +154,12 @@ class _Check:
         large = shrinks_much(self.original, self.sides[0])
         first: tuple[Plan, tuple[str, ...]] | None = None
         small, others = ([p for p in plans[1:] if (p.small is None) == other] for other in (False, True))
-        if large and self.lean and self.judge is not None and self._in_own_dtype(self.judge, plans[0], small):
+        if large and self.lean and self.judge is not None and self._smaller_alone(self.judge, plans[0], small):
             first, plans = (plans[0], self.judge.path), others
         elif large:  # so few of them as will do
             plans = [plans[0], *sorted(small, key=lambda p: p.inputs), *others]
         for plan in plans:
-            if large and not self.sides and self._is_enough(plan):
+            if large and not self.sides and first is not None and self._is_told(plan, first[1]):
                 continue
             self.compare(plan)
             if self.judge is None or not self.rounds or self.rounds[-1].plan is not plan:
@@ -204,36 +172,56 @@ class _Check:
             if self.judge.path != first[1]:
                 raise self._other_calls(first[0], plan)
 
-    def _is_enough(self, plan: Plan) -> bool:
-        """Whether a plan with smaller images can be left out of a network that takes none, and has large ones.
+    @property
+    def traced(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of the traced size, where that was compared in the original's own dtype alone."""
+        return self.own_dtype.shapes[:1] if self.own_dtype is not None and self.rounds[0].unclaimed else ()
 
-        What was traced is compared: a model may do something else for that very batch.
+    def _is_told(self, plan: Plan, path: tuple[str, ...]) -> bool:
+        """Whether a plan with smaller images needs no float64 for a network that takes none, and has large ones.
+
+        What was traced is compared: a model may do something else for that very batch. path: the functions that it
+        calls at the traced size.
         """
         own = bool(plan.sizes) and all(self.original.traced_sizes[s] == n for s, n in plan.sizes.items())
-        return not own and plan.small is not None and sum(r.inputs for r in self.rounds) >= ENOUGH
+        if plan.small is None:
+            return False
+        if self.trials >= ENOUGH and not own:
+            return True
+        values = feed(self.original, plan.sizes, self.generator)
+        return self.lean and self.judge is not None and self._in_own_dtype(self.judge, path, [values], plan.inputs)
 
-    def _in_own_dtype(self, judge: Judge, traced: Plan, smaller: Sequence[Plan]) -> bool:
+    def _smaller_alone(self, judge: Judge, traced: Plan, smaller: Sequence[Plan]) -> bool:
         """Compares some smaller images in float64, and other batches and the traced size in the original's own dtype.
 
         Whether that will do: all agree, and the model calls the same functions everywhere. If not, none of it is kept.
         """
-        paths, left, lost = set(), list(smaller), math.inf
-        while left and sum(r.inputs for r in self.rounds) < ENOUGH:
-            plan = left.pop(0)
-            found = next((f for f in self._at_sides(plan) if f.gap <= self.floor), None)
-            own = in_own_dtype(self.original, found.values) if found is not None else None
-            if found is None or found.truth is None or own is None:
-                return self._start_again()
-            self._judge(plan, found)
-            self.rounds[-1] = replace(self.rounds[-1], own=own)
-            lost = min(lost, largest_difference(found.truth, own))
+        paths, left = set(), list(smaller)
+        while left and self.trials < ENOUGH:
+            found = next((f for f in self._at_sides(left[0]) if f.gap <= self.floor), None)
+            if found is None:
+                return bool(self.rounds) and self._start_again()
+            self._judge(left.pop(0), found)
             paths.add(judge.path)
         feeds = [feed(self.original, traced.sizes, self.generator)]
         feeds += [feed(self.original, p.sizes, self.generator, self.sides[0]) for p in left]
-        if len(paths) == 1:
-            self.own_dtype = same_in_own_dtype(self.original, self.converted, judge, paths.pop(), feeds, lost)
-        self.trials += sum(p.inputs for p in (traced, *left))
-        return self.own_dtype is not None or self._start_again()
+        inputs = sum(p.inputs for p in (traced, *left))
+        return (len(paths) == 1 and self._in_own_dtype(judge, paths.pop(), feeds, inputs)) or self._start_again()
+
+    def _in_own_dtype(self, judge: Judge, path: tuple[str, ...], feeds: Sequence[Feed], inputs: int) -> bool:
+        """Whether feeds need no float64, beside what has been compared in it. inputs: how many they are."""
+        lost = math.inf
+        for i, r in enumerate(self.rounds):
+            own = in_own_dtype(self.original, r.values) if r.own is None else r.own
+            if own is None:
+                return False
+            self.rounds[i] = replace(r, own=own)
+            lost = min(lost, largest_difference(r.truth, own))
+        found = same_in_own_dtype(self.original, self.converted, judge, path, feeds, lost)
+        if found is not None:
+            self.own_dtype = found if self.own_dtype is None else self.own_dtype.beside(found)
+            self.trials += inputs
+        return found is not None
 
     def _start_again(self) -> bool:
         self.rounds, self.trials, self.largest, self.in_float64 = [], 0, 0.0, None
@@ -366,8 +354,7 @@ class _Check:
             raise CaptureError(f"the network does not run in float64, in which it is checked: {reason}") from error
 
     def _other_calls(self, one: Plan, other: Plan) -> PathError:
-        found = [] if self.own_dtype is None else [self.own_dtype.shapes[0]]
-        found += [r.shape for r in self.rounds if r.plan is one or r.plan is other]
+        found = (*self.traced, *(r.shape for r in self.rounds if r.plan is one or r.plan is other))
         shapes = ["x".join(str(n) for n in shape) for shape in found]
         return path_error(
             self.original,

@@ -13,7 +13,6 @@ little, float64 has to tell.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,23 +20,12 @@ import torch
 from reparam.errors import ReparamError
 from reparam.ir import Feed, Program, evaluate, typed
 
+from .evidence import OwnDtypeEvidence
 from .judge import Judge
 from .values import all_finite, first_shape, largest_difference
 
 COARSEST = 1e-4  # relative, that may be allowed: a network that loses more by rounding is compared in float64
 LONGER = 2.0  # times the rounding errors of smaller images, since sums over positions are longer, and inputs few
-
-
-@dataclass(frozen=True)
-class OwnDtypeEvidence:
-    """The comparison in the original's own dtype alone, of inputs of these shapes.
-
-    difference: the largest of any output, relative to its largest magnitude. allowed: the most that it may be.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
-    difference: float
-    allowed: float
 
 
 def in_own_dtype(original: Program, values: Feed, program: Program | None = None) -> list[Any] | None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import reparam
 from reparam.check import Judge, NetworkEvidence, PathError, check_float64, network_check
 from reparam.check import own_dtype as subject
-from reparam.check.own_dtype import OwnDtypeEvidence, in_own_dtype, same_in_own_dtype
+from reparam.check.evidence import OwnDtypeEvidence
+from reparam.check.own_dtype import in_own_dtype, same_in_own_dtype
 from reparam.check.values import largest_difference
 from reparam.conversion import convert
 from reparam.errors import MachineError, NotEquivalentError
@@ -195,15 +196,27 @@ def test_free_axes_are_tried_however_few_large_images_will_do() -> None:
     program = program_of(net, *given, dynamic=("batch", "words:1=length"))
     evidence, rounds = check_float64(program, program.copy(), 0, Judge(net, program), lean=True)
     assert {tuple(r.values[1].shape)[1] for r in rounds} > {7, 48, 81 + 16, 53, 3}
-    assert evidence.own_dtype is None
+    assert evidence.own_dtype is not None
+    assert evidence.own_dtype.shapes == ((3, 3, 64, 64),)
 
 
-def test_few_inputs_will_do_for_large_images_that_cannot_be_smaller() -> None:
+@pytest.mark.parametrize("batch, seen", [(1, (1, 2)), (2, (1, 2)), (5, (1, 2, 5)), (40, (1, 7))])
+def test_one_input_is_compared_in_float64_where_large_images_cannot_be_smaller(
+    batch: int, seen: tuple[int, ...], truths: list[tuple[int, ...]]
+) -> None:
+    """And few others in the dtype of the original."""
     torch.manual_seed(0)
     net = Lambda(lambda m, x: m.fc(x.flatten(1)), fc=nn.Linear(12288, 2))
-    for batch, seen in ((1, (1, 2)), (2, (1, 2)), (5, (1, 2, 5)), (40, (1, 7))):
-        evidence = lean(net, shape=(batch, 3, 64, 64))
-        assert evidence.shapes == tuple((n, 3, 64, 64) for n in seen)
+    evidence = lean(net, shape=(batch, 3, 64, 64))
+    assert evidence.shapes == tuple((n, 3, 64, 64) for n in seen)
+    assert evidence.trials == sum(seen)
+    assert evidence.own_dtype is not None
+    assert evidence.own_dtype.shapes == evidence.shapes[1:]
+    assert [t for t in truths if t[-1] == 64] == [(1, 3, 64, 64)]
+
+
+def test_few_inputs_of_a_fixed_batch_will_do_for_large_images_that_cannot_be_smaller() -> None:
+    net = Lambda(lambda m, x: m.fc(x.flatten(1)), fc=nn.Linear(12288, 2))
     fixed = program_of(net, torch.zeros(2, 3, 64, 64), dynamic=())
     evidence, _ = check_float64(fixed, fixed.copy(), 0, Judge(net, fixed), lean=True)
     assert evidence.shapes == ((2, 3, 64, 64),) * 3
