@@ -60,8 +60,6 @@ def _batches(own: int) -> list[int]:
     own: the traced batch. A model may do something else for that very number.
     """
     rest = TRIALS - 1
-    if own == 1:  # as the traced size is, which is compared before
-        return [rest - 2, 2]
     if own < rest - 1:
         return [rest - own, own]
     return [rest, own] if rest < own <= MOST_OWN else [rest]

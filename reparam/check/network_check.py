@@ -267,15 +267,18 @@ class _Check:
 
     def _try(self, plan: Plan, small: int | None) -> _Try:
         values = feed(self.original, plan.sizes, self.generator, small)
-        truth = self._truth(values)
         unclaimed = small is not None and self.judge is not None  # there the traced path may be another
-        found = self._against(values, truth, unclaimed)
+        other = evaluate_where_it_runs(self.converted, values) if unclaimed else None
+        if unclaimed and other is None:  # which tells that in the least time
+            return _Try(values, None, None, unclaimed)
+        found = self._against(values, self._truth(values), other, unclaimed)
         if self.judge is not None and self.in_float64 is None:
             return self._settle(self.judge, found)
         return found
 
-    def _against(self, values: Feed, truth: list[Any] | None, unclaimed: bool = False) -> _Try:
-        other = evaluate_where_it_runs(self.converted, values) if truth is not None else None
+    def _against(self, values: Feed, truth: list[Any] | None, other: list[Any] | None, unclaimed: bool = False) -> _Try:
+        if other is None and truth is not None:
+            other = evaluate_where_it_runs(self.converted, values)
         return _Try(values, truth, other, unclaimed)
 
     def _truth(self, values: Feed) -> list[Any] | None:
@@ -311,7 +314,7 @@ class _Check:
             if found.truth is not None and own is not captured:
                 return found
         self.in_float64 = False
-        return self._against(found.values, own)
+        return self._against(found.values, own, found.other)
 
     def _judge(self, plan: Plan, found: _Try) -> None:
         assert found.truth is not None

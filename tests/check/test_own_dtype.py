@@ -148,11 +148,24 @@ def test_a_batch_that_is_fixed_is_compared_one_by_one(truths: list[tuple[int, ..
 
 
 def test_the_smallest_images_that_a_network_takes_are_compared(truths: list[tuple[int, ...]]) -> None:
-    """Of 33 and 65 pixels those of 65, on which the judge is asked anew whether it runs in float64."""
+    """Of 33 and 65 pixels those of 65, without a run of the model on those on which the result does not run."""
     net = Lambda(lambda m, x: m.conv(x).mean((2, 3)), conv=nn.Conv2d(3, 2, 40))
     evidence = lean(net, shape=(2, 3, 130, 130))
-    assert truths == [(5, 3, 33, 33), (5, 3, 65, 65)]
+    assert truths == [(5, 3, 65, 65)]
     assert evidence.shapes == ((1, 3, 130, 130), (5, 3, 65, 65), (2, 3, 65, 65))
+
+
+def test_a_model_that_minds_small_images_is_asked_anew_whether_it_runs_in_float64(
+    truths: list[tuple[int, ...]],
+) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        if x.shape[-1] < 40:
+            raise ValueError("too small")
+        return m.block(x).mean((2, 3))  # type: ignore[no-any-return]
+
+    evidence = lean(network(forward), shape=(2, 3, 130, 130))
+    assert truths == [(5, 3, 33, 33), (5, 3, 65, 65)]
+    assert evidence.own_dtype is not None
 
 
 def test_nothing_is_kept_of_what_did_not_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from reparam.check.path_error import captured_stops, other_path, path_error, shape_of_first
+from reparam.check.path_error import captured_stops, does_not_run, other_path, path_error, shape_of_first
 from reparam.errors import CaptureError
 from reparam.ir import Program
 from support.helpers import Lambda, program_of
@@ -69,6 +69,11 @@ def test_an_error_at_another_size_says_at_which_and_how_it_shows() -> None:
         "else there; leave height out of the free axes"
     )
     assert error.axes == ("height",)
+
+
+def test_what_does_not_run_at_all_is_told_by_the_first_line_of_its_error() -> None:
+    told = str(does_not_run(RuntimeError("no such size\nand more of it")))
+    assert told == "the model does not run on random inputs of the traced size: no such size"
 
 
 def test_an_error_where_no_size_is_free_blames_no_axis() -> None:
