@@ -60,8 +60,8 @@ float64, and in the dtype that is emitted. The bar is *(rewrite + verify) / capt
 The last two columns are processor time against that of `torch.onnx.export(dynamo=True)` followed by `onnxsim.simplify`
 of the original network in the same process, which check nothing; all with a free batch axis. *reparam* is the whole
 conversion and `.save()`. *least* is what can be left out of none that captures with `torch.export`, writes a `.pt2` and
-compares in float64: `torch.export` and `torch.export.save` of the original, one run of it and one of the result in
-float64 at the traced size, and one of the result in its own dtype; no rewrite, and no other check. Median of
+compares in float64 at the traced size: `torch.export` and `torch.export.save` of the original, one run of it and one
+of the result in float64, and one of the result in its own dtype; no rewrite, and no other check. Median of
 {repeats} fresh processes (interquartile range) of one thread, each warmed up with a network of one convolution.
 """
 
