@@ -233,7 +233,8 @@ class _Check:
         while self.sides:
             yield self._try(plan, self.sides[0])
             self.sides = self.sides[1:]
-            self.in_float64 = None  # which is not found out where nothing agrees
+            if not self.rounds:
+                self.in_float64 = None  # which is not found out where nothing agrees
 
     def compare(self, plan: Plan) -> None:
         """Adds one round; smaller images than the traced ones are tried first, and are no reason to refuse."""
@@ -270,7 +271,7 @@ class _Check:
         unclaimed = small is not None and self.judge is not None  # there the traced path may be another
         other = evaluate_where_it_runs(self.converted, values) if unclaimed else None
         if unclaimed and other is None:  # which tells that in the least time
-            return _Try(values, None, None, unclaimed)
+            return _Try(values, None, None)
         found = self._against(values, self._truth(values), other, unclaimed)
         if self.judge is not None and self.in_float64 is None:
             return self._settle(self.judge, found)

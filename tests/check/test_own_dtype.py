@@ -193,6 +193,23 @@ def test_other_functions_at_a_free_height_are_told_beside_the_traced_shape() -> 
         check_float64(program, program.copy(), 0, Other(net, program), lean=True)
 
 
+class Five(Judge):
+    """A model that takes no five small images at once."""
+
+    def truth(self, values: Feed) -> list[Any]:
+        if len(values[0]) == 5 and values[0].shape[-1] < 64:
+            raise ValueError("too many")
+        return super().truth(values)
+
+
+def test_nothing_is_kept_where_one_batch_alone_takes_smaller_images() -> None:
+    net = network()
+    program = captured(net, (5, 3, 64, 64))
+    evidence, rounds = check_float64(program, program.copy(), 0, Five(net, program), lean=True)
+    assert evidence.shapes == ((1, 3, 64, 64), (2, 3, 33, 33), (5, 3, 64, 64)) == tuple(r.shape for r in rounds)
+    assert evidence.own_dtype is None
+
+
 class Both(nn.Module):
     """An image of one size, and as many words as there are."""
 
@@ -220,7 +237,9 @@ def test_one_input_is_compared_in_float64_where_large_images_cannot_be_smaller(
     """And few others in the dtype of the original."""
     torch.manual_seed(0)
     net = Lambda(lambda m, x: m.fc(x.flatten(1)), fc=nn.Linear(12288, 2))
+    state = torch.get_rng_state()
     evidence = lean(net, shape=(batch, 3, 64, 64))
+    assert torch.equal(torch.get_rng_state(), state)
     assert evidence.shapes == tuple((n, 3, 64, 64) for n in seen)
     assert evidence.trials == sum(seen)
     assert evidence.own_dtype is not None

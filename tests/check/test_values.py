@@ -9,8 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from reparam.check.values import all_finite, first_shape, is_number, largest_difference, widened
+from reparam.check.values import all_finite, first_shape, is_number, largest_difference, refuse_broken_weights, widened
+from reparam.errors import InputError
+from reparam.ir import Program
+from support.helpers import Lambda, program_of
 
 NUMBERS = st.floats(-1e6, 1e6)
 
@@ -111,3 +115,29 @@ def test_or_it_is_another_value(a: Any, b: Any) -> None:
 
 def test_another_number_of_outputs_is_another_result() -> None:
     assert largest_difference([INTEGERS], [INTEGERS, INTEGERS]) == largest_difference([INTEGERS], []) == math.inf
+
+
+def weighted(*weights: nn.Parameter | Tensor) -> Program:
+    """A program that reads these in their order."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        for i in range(len(weights)):
+            x = x * getattr(m, f"w{i}")
+        return x
+
+    net = Lambda(forward)
+    for i, weight in enumerate(weights):
+        net.register_parameter(f"w{i}", weight) if isinstance(weight, nn.Parameter) else net.register_buffer(
+            f"w{i}", weight
+        )
+    return program_of(net, torch.ones(2, 3))
+
+
+def test_a_weight_that_is_not_finite_is_refused_and_an_infinity_that_is_data_is_not() -> None:
+    whole, broken = torch.arange(3), torch.tensor([1.0, math.inf, 2.0])
+    with pytest.raises(InputError, match=r"weight 'w1' holds NaN or infinite values"):
+        refuse_broken_weights(weighted(whole, nn.Parameter(broken)))
+    refuse_broken_weights(weighted(whole, broken, nn.Parameter(broken.clone(), requires_grad=False)))
+    for data in (broken * math.nan, nn.Parameter(broken * math.nan, requires_grad=False)):
+        with pytest.raises(InputError, match="weight 'w0' holds NaN"):
+            refuse_broken_weights(weighted(data))
