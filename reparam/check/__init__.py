@@ -9,12 +9,7 @@ from .evidence import FileEvidence, NetworkEvidence
 from .exactness import DISTURBED, LostDigitsError, disturbed
 from .file_check import check_file
 from .judge import Judge
-from .network_check import (
-    Round,
-    agree_in_float64,
-    check_float64,
-    depth_limit,
-)
+from .network_check import Round, agree_in_float64, check_float64, depth_limit
 from .output_error import ErrorSums, OutputError
 from .path_error import PathError
 from .region import Region, find_region, whole_region

@@ -115,8 +115,8 @@ def check_float64(
 ) -> tuple[NetworkEvidence, list[Round]]:
     """Compares the converted program in float64 with the original, on random inputs of several sizes and batches.
 
-    judge: the caller's own model, which then gives the truth; without it the captured original does. lean: whether the
-    original's own dtype will do at the traced size, for a judge that takes much smaller images.
+    judge: the caller's own model, which then gives the truth; without it the captured original does. lean: whether most
+    large images may be compared with the judge in the original's own dtype, beside some in float64.
 
     Returns the evidence so far and the rounds, whose truth the check in the emitted dtype uses again. Raises
     NotEquivalentError when the two differ, PathError when the captured original is not the model at sizes that are said
