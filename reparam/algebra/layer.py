@@ -163,10 +163,12 @@ def write_layer(
     w = program.weight(weight, constant.origin, dtype=constant.dtype, like=like)
     b = program.weight(bias, bias_origin, dtype=constant.dtype, like=like) if bias is not None else None
     source = x or layer.x
+    alike = source is layer.x and geometry is layer.geometry and shape_of(w) == shape_of(layer.weight)
+    same = layer.node if alike else None
     if layer.kind == "linear":
-        new = program.call(aten.linear.default, (source, w, b), like=like)
+        new = program.call(aten.linear.default, (source, w, b), like=like, same=same)
     elif layer.kind == "conv":
-        new = conv_call(program, source, w, b, geometry, like=like)
+        new = conv_call(program, source, w, b, geometry, like=like, same=same)
     else:
         low = [p[0] for p in geometry.padding]
         args = (
@@ -179,15 +181,22 @@ def write_layer(
             geometry.groups,
             [*geometry.dilation],
         )
-        new = program.call(_TRANSPOSED[len(low)], args, like=like)
+        new = program.call(_TRANSPOSED[len(low)], args, like=like, same=same)
     new.meta["module"] = module_of(layer.node)
     return new
 
 
 def conv_call(
-    program: Program, x: fx.Node, weight: fx.Node, bias: fx.Node | None, geometry: Geometry, *, like: fx.Node
+    program: Program,
+    x: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node | None,
+    geometry: Geometry,
+    *,
+    like: fx.Node,
+    same: fx.Node | None = None,
 ) -> fx.Node:
-    """A convolution call. Uneven padding is spelled as a zero pad in front of it."""
+    """A convolution call. Uneven padding is spelled as a zero pad in front of it. same: as in `Program.call`."""
     n = len(geometry.stride)
     padding = [low for low, _ in geometry.padding]
     if any(low != high for low, high in geometry.padding):
@@ -195,4 +204,4 @@ def conv_call(
         x = program.call(aten.pad.default, (x, flat), like=like)
         padding = [0] * n
     args = (x, weight, bias, [*geometry.stride], padding, [*geometry.dilation], geometry.groups)
-    return program.call(_CONV[n], args, like=like)
+    return program.call(_CONV[n], args, like=like, same=same)

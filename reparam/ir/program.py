@@ -170,16 +170,23 @@ class Program:
         return fx.node.map_arg(args, lambda n: n.meta["val"])
 
     def call(
-        self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, like: fx.Node
+        self,
+        target: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        like: fx.Node,
+        same: fx.Node | None = None,
     ) -> fx.Node:
         """A new call node just before `like`, with inferred shape and `like`'s module path.
 
-        Raises RuleError when the shapes do not fit: the rule that asked for it is wrong.
+        same: a call of the same operator on operands of the same shapes and dtypes, whose shape then need not be
+        inferred again. Raises RuleError when the shapes do not fit: the rule that asked for it is wrong.
         """
         kwargs = dict(kwargs or {})
         try:
             with shapes_alone(self.fake_mode):
-                value = target(*self.fake(tuple(args)), **self.fake(kwargs))
+                value = same.meta["val"] if same else target(*self.fake(tuple(args)), **self.fake(kwargs))
         except Exception as e:
             raise RuleError(f"the new {target} for {like.name} does not fit its operands: {e}") from e
         with self.graph.inserting_before(like):
