@@ -134,7 +134,7 @@ def weighted(*weights: nn.Parameter | Tensor) -> Program:
 
 
 def test_a_weight_that_is_not_finite_is_refused_and_an_infinity_that_is_data_is_not() -> None:
-    whole, broken = torch.arange(3), torch.tensor([1.0, math.inf, 2.0])
+    whole, broken = nn.Parameter(torch.arange(3), requires_grad=False), torch.tensor([1.0, math.inf, 2.0])
     with pytest.raises(InputError, match=r"weight 'w1' holds NaN or infinite values"):
         refuse_broken_weights(weighted(whole, nn.Parameter(broken)))
     refuse_broken_weights(weighted(whole, broken, nn.Parameter(broken.clone(), requires_grad=False)))
