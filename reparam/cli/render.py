@@ -119,6 +119,21 @@ def _file_lines(found: Row | None) -> list[str]:
     ]
 
 
+def _own_dtype_lines(found: Row | None, dtype: str) -> list[str]:
+    """What was compared without float64, of large images."""
+    if found is None:
+        return []
+    return [
+        f"of these {_shapes(found['shapes'])} were compared in {dtype} alone: largest relative difference "
+        f"{found['difference']:.2g}, where rounding allows {found['allowed']:.2g}"
+    ]
+
+
+def _shapes(shapes: Sequence[Sequence[int]]) -> str:
+    found = Counter("x".join(map(str, s)) for s in shapes)
+    return ", ".join(shape if times == 1 else f"{shape} ({times} times)" for shape, times in found.items())
+
+
 def evidence_lines(report: Row) -> list[str]:
     """The verdict and what was measured."""
     evidence = report["evidence"]
@@ -126,8 +141,7 @@ def evidence_lines(report: Row) -> list[str]:
     if "float64_max_rel" not in evidence:
         return [f"evidence: each rewrite was checked alone in float64 ({kinds}); convert also checks the whole network"]
     dtype = evidence.get("dtype", "float32")
-    found = Counter("x".join(map(str, s)) for s in evidence["shapes"])
-    shapes = ", ".join(shape if times == 1 else f"{shape} ({times} times)" for shape, times in found.items())
+    shapes = _shapes(evidence["shapes"])
     head = "before it was quantised" if report.get("verdict") == "quantised" else "equivalent"
     return [
         f"{head}: float64 largest relative difference {evidence['float64_max_rel']:.2g}",
@@ -135,6 +149,7 @@ def evidence_lines(report: Row) -> list[str]:
         f"the original's own: {evidence['original_float32_error_vs_truth']:.3g} (RMS)",
         *_file_lines(evidence.get("file")),
         f"{evidence['trials']} random inputs, shapes {shapes}, seed {evidence['seed']}; rewrites checked: {kinds}",
+        *_own_dtype_lines(evidence.get("own_dtype"), dtype),
     ]
 
 

@@ -89,16 +89,25 @@ def _verdict(report: Report, *, quantised: bool) -> tuple[str, str, str]:
     evidence, engine = report["evidence"], report.get("engine")
     if "float64_max_rel" not in evidence:
         return "Dry run.", "plain", "Each rewrite was checked alone in float64; convert also checks the whole network."
-    whole = (
-        f"{'Before that, the' if quantised else 'The'} whole network was compared in float64 on {evidence['trials']} "
-        f"random inputs: the largest relative difference is {figure(evidence['float64_max_rel'])}."
-    )
+    whole = f"{'Before that, the' if quantised else 'The'} whole network was compared {_compared(evidence)}."
     if engine is not None and not engine["ran"]:
         return "Built, not run.", "warn", f"The file could not be run here: {one_line(str(engine['why']))}. {whole}"
     if quantised:
         ratio = figure(report.get("sqnr"))
         return "Quantised.", "warn", f"Another function, and measured: {ratio} dB of signal to noise. {whole}"
     return "Equivalent.", "good", whole
+
+
+def _compared(evidence: Report) -> str:
+    """In which dtypes, on how many inputs, and how far apart."""
+    trials, difference, own = evidence["trials"], figure(evidence["float64_max_rel"]), evidence.get("own_dtype")
+    if own is None:
+        return f"in float64 on {trials} random inputs: the largest relative difference is {difference}"
+    return (
+        f"on {trials} random inputs: the largest relative difference is {difference} in float64, and "
+        f"{figure(own['difference'])} in {evidence['dtype']} on those of {shapes_told(own['shapes'])}, where rounding "
+        f"allows {figure(own['allowed'])}"
+    )
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:

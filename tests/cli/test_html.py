@@ -45,6 +45,16 @@ def test_convert_and_explain_write_a_page() -> None:
     assert "graph" not in json.loads(Path("dry.json").read_text())
 
 
+def test_what_was_compared_in_its_own_dtype_alone_is_told() -> None:
+    words = succeed("convert", *TINY, "--input-shape", "3,64,64", "--html", "report.html", "--json", "report.json").output
+    own = json.loads(Path("report.json").read_text())["evidence"]["own_dtype"]
+    assert own["shapes"] == [[1, 3, 64, 64], [2, 3, 33, 33]]
+    far, allowed = f"{own['difference']:.2g}", f"{own['allowed']:.2g}"
+    line = "of these 1x3x64x64, 2x3x33x33 were compared in float32 alone: largest relative difference"
+    assert f"{line} {far}, where rounding allows {allowed}" in " ".join(words.split())
+    assert "in float32 on those of 1×3×64×64, 2×3×33×33, where rounding allows" in told("report.html")
+
+
 def test_the_remarks_of_a_page_are_all_even_where_the_list_is_filtered() -> None:
     succeed("convert", *TINY, "--html", "report.html", "--remarks", "missed", "--json", "report.json")
     report = json.loads(Path("report.json").read_text())
