@@ -194,6 +194,19 @@ def test_a_layer_written_back_with_other_weights_computes_with_these(name: str, 
     assert made.shape == truth.shape and float((made - truth).abs().max()) <= EXACT
     again = read(graph, new)
     assert again.kind == read(graph, node).kind and (again.bias is not None) == with_bias
+    assert new.meta["val"] is node.meta["val"], "what is known of the result is not inferred again"
+
+
+@pytest.mark.parametrize("change", ["weight", "input", "geometry"])
+def test_the_shape_of_a_result_is_inferred_where_anything_else_changes(change: str) -> None:
+    graph = ByHand()
+    x, y = graph.input(2, 4, 7, 8), graph.input(2, 4, 5, 9)
+    layer = read(graph, graph.call(aten.conv2d.default, x, graph.weight(doubles(3, 4, 2, 2))))
+    weight = doubles(6, 4, 2, 2) if change == "weight" else doubles(3, 4, 2, 2)
+    geometry = Geometry((2, 1), ((0, 0), (0, 0)), (1, 1), 1) if change == "geometry" else None
+    new = write_layer(graph.program, layer, weight, None, x=y if change == "input" else None, geometry=geometry)
+    shapes = {"weight": (2, 6, 6, 7), "input": (2, 3, 4, 8), "geometry": (2, 3, 3, 7)}
+    assert tuple(new.meta["val"].shape) == shapes[change]
 
 
 def test_a_layer_may_get_another_input_and_another_geometry() -> None:

@@ -46,7 +46,9 @@ def test_convert_and_explain_write_a_page() -> None:
 
 
 def test_what_was_compared_in_its_own_dtype_alone_is_told() -> None:
-    words = succeed("convert", *TINY, "--input-shape", "3,64,64", "--html", "report.html", "--json", "report.json").output
+    words = succeed(
+        "convert", *TINY, "--input-shape", "3,64,64", "--html", "report.html", "--json", "report.json"
+    ).output
     own = json.loads(Path("report.json").read_text())["evidence"]["own_dtype"]
     assert own["shapes"] == [[1, 3, 64, 64], [2, 3, 33, 33]]
     far, allowed = f"{own['difference']:.2g}", f"{own['allowed']:.2g}"
