@@ -85,6 +85,8 @@ def _images(
         with contextlib.suppress(Exception):  # of the network's own code, which does not take such a size
             yield build_architecture(arch, {**arguments, "img_size": IMAGE}), small
     yield made, shapes
+    if own is not None and made.input_shapes not in (None, own):
+        yield made, made.input_shapes
 
 
 def cut_runs(module: nn.Module, kinds: tuple[type[nn.Module], ...], kept: int = KEPT) -> int:
