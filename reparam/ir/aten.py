@@ -242,7 +242,16 @@ FRESH_PREFIXES = (
     "full",
     "arange",
     "embedding",
+    "repeat",
+    "kron",
+    "pad",
+    "tile",
+    "outer",
+    "cdist",
+    "tensordot",
+    "take_along_dim",
 )
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 def op_name(node: fx.Node) -> str:
@@ -295,9 +304,20 @@ def functional_form(target: Any) -> Callable[..., Any] | None:
 
 
 def may_alias(node: fx.Node) -> bool:
-    """True when the result may share storage with an operand. Unknown operators are assumed to."""
+    """True when the result may share storage with an operand.
+
+    Operators with kernels of their own declare it. Those that are made of others need not: a dropout that is off gives
+    its operand, and einsum may be a transpose. Of these, all that are not known to be fresh are assumed to.
+    """
     name = op_name(node)
-    return name.startswith("expand") or not name.startswith(FRESH_PREFIXES)  # "exp" is fresh, expand is a view
+    if name.startswith("expand"):  # is a view, where exp is not
+        return True
+    if name.startswith(FRESH_PREFIXES):
+        return False
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or any(r.alias_info is not None for r in target._schema.returns):
+        return True
+    return target.has_kernel_for_dispatch_key(_COMPOSITE)
 
 
 def pair(value: Any, ndim: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reparam.errors import CaptureError
 from reparam.ir import may_alias
 from reparam.ir.aten import FRESH_PREFIXES
 from support.choice import crossed
@@ -166,6 +167,46 @@ def test_writes_in_place_become_values(forward: Callable[..., Tensor], dynamic: 
     if dynamic:
         assert isinstance(program.inputs[0].shape[0], str)
         assert module_rel(model, program, [doubles(3, 4, 5, 6, seed=1)]) <= 1e-15
+
+
+FRESH = {
+    "rows that are repeated": lambda t: t.repeat_interleave(2, 0),
+    "repeat": lambda t: t.repeat(2, 1),
+    "tile": lambda t: torch.tile(t, (2, 1)),
+    "pad": lambda t: nn.functional.pad(t, (0, 0, 2, 2)),
+    "outer": lambda t: torch.outer(t.flatten()[:8], t[0]),
+    "cosine": lambda t: torch.cat([t, t]).cos(),
+}
+SHARED = {
+    "dropout that is off": lambda t: nn.functional.dropout(t, 0.5, False),
+    "einsum": lambda t: torch.einsum("ij->ji", t),
+    "type_as": lambda t: t.type_as(t),
+    "chunk": lambda t: t.chunk(2)[0],
+    "expand": lambda t: t.expand(4, 4),
+}
+
+
+def _adding_to(made: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A linear layer in front of which something made of a table gets one added in place."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.linear(x + made(m.table).add_(1.0).sum(0)[:4])
+
+    return Lambda(forward, linear=nn.Linear(4, 4), table=nn.Parameter(doubles(4, 4)))
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_what_is_made_of_a_weight_may_be_written_to(name: str) -> None:
+    model = healthy(_adding_to(FRESH[name]))
+    x = doubles(3, 4, seed=1)
+    assert module_rel(model, program_of(model, x), [x]) <= 1e-15
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_shares_the_storage_of_a_weight_may_not(name: str) -> None:
+    model = healthy(_adding_to(SHARED[name]))
+    with pytest.raises(CaptureError, match=r"its own tensor 'table' \(add_\)"):
+        program_of(model, doubles(3, 4, seed=1))
 
 
 def test_every_operator_that_torch_declares_a_view_may_alias() -> None:
