@@ -6,6 +6,7 @@ original and the rewritten program are measured against.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import ReparamError
-from reparam.utils import foreign_code
+from reparam.utils import foreign_code, memory_told
 
 from .aten import BIT_VIEWS
 from .mapped import give_back
@@ -200,7 +201,12 @@ def _evaluate(program: Program, inputs: Sequence[Any], env: Values, observe: Obs
     raise AssertionError("a graph ends with its output node")
 
 
-@foreign_code("running a part of the network")
+def _is_of_torch(node: fx.Node) -> bool:
+    """Whether no code of others runs where the node is computed."""
+    namespace = getattr(node.target, "namespace", None)
+    return node.op != "call_function" or namespace == "aten" or node.target is operator.getitem
+
+
 @torch.no_grad()
 def evaluate_region(
     program: Program,
@@ -210,7 +216,9 @@ def evaluate_region(
 ) -> Values:
     """Values of the nodes of `region` (in execution order), given the values that it reads in `known`."""
     env = Values(program, dtype, known)
-    with default_dtype(dtype):
+    doing = "running a part of the network"
+    guarded = memory_told(doing) if all(map(_is_of_torch, region)) else foreign_code(doing)
+    with guarded, default_dtype(dtype):
         for node in region:
             if node not in env and node.op != "get_attr":
                 env[node] = env.call(node)

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from reparam.errors import InputError
 
 from .default_device import on_the_cpu
+from .garbage import old_objects_at_rest
 from .memory import memory_told
 from .notebook import in_notebook, notebook_bars
 from .spoken import in_words_of_python
@@ -61,7 +62,8 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
             if not isinstance(kwargs[name], kinds):
                 raise InputError(f"{name} is {describe_type(kwargs[name])}, not {wanted}")
         named = in_words_of_python(function.__name__, signature.parameters)
-        with named, _OwnErrors(kwargs), _turn, _without_warnings_of_torch(), memory_told(), on_the_cpu():
+        quietly = _without_warnings_of_torch()
+        with named, _OwnErrors(kwargs), _turn, quietly, memory_told(), on_the_cpu(), old_objects_at_rest():
             if "progress" not in signature.parameters or kwargs.get("progress") is not None or not in_notebook():
                 return function(*args, **kwargs)
             with notebook_bars() as tell:

@@ -313,6 +313,45 @@ def test_a_copy_shares_weights_and_nothing_that_can_be_copied() -> None:
     assert copied.pairs["a"][0] is not net.pairs["a"][0]
 
 
+class Counted(nn.Linear):
+    """Says by itself how it is copied."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "copies": self.__dict__.get("copies", 0) + 1}
+
+
+class Tangled(nn.Module):
+    """Its parts are known under several names, and to each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = nn.Sequential(nn.Linear(2, 2), Counted(2, 2))
+        self.table = self.same_table = {"part": self.first, ("a", 1): [self.first[0].weight]}
+        self.named = OrderedDict(b=1, a=(self.table,))
+        object.__setattr__(self, "itself", self)
+        self.first.register_forward_hook(self.seen)
+        self.count = 0
+
+    def seen(self, *_: Any) -> None:
+        self.count += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+
+def test_a_copy_is_tangled_as_the_model_is() -> None:
+    net = Tangled()
+    copied: Any = fresh_copy(net)
+    first = copied.first
+    assert copied.second is first is not net.first and copied.itself is copied
+    assert copied.same_table is copied.table is not net.table and copied.table["part"] is first
+    assert copied.table["a", 1][0] is first[0].weight is net.first[0].weight
+    assert list(copied.named) == ["b", "a"] and copied.named["a"][0] is copied.table
+    assert isinstance(first[1], Counted) and first[1].copies == 1 and not hasattr(net.first[1], "copies")
+    copied(torch.zeros(1, 2))
+    assert (copied.count, net.count) == (1, 0)
+
+
 class AsksForItsBatch(Ramped):
     """By a text, of which no guard tells."""
 
