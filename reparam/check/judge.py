@@ -28,7 +28,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam.capture import Outside, fresh_copy
 from reparam.errors import CaptureError, EndedError, MachineError
-from reparam.ir import CPU, Feed, Program, default_dtype, evaluate, give_back, on_device, stored_once, typed
+from reparam.ir import (
+    CPU,
+    Feed,
+    Program,
+    convolution,
+    default_dtype,
+    evaluate,
+    give_back,
+    on_device,
+    stored_once,
+    typed,
+)
 from reparam.utils import as_the_user_set, foreign_code
 
 from .values import largest_difference
@@ -206,7 +217,8 @@ class _InFloat64(TorchDispatchMode):
         written = func._schema.arguments if func._schema.is_mutable else ()
         kept = {i for i, a in enumerate(written) if a.alias_info is not None and a.alias_info.is_write}
         wide = [a if i in kept else _widened(a) for i, a in enumerate(args)]
-        return func(*wide, **_widened_by_name(kwargs))
+        function = convolution if func is torch.ops.aten.convolution.default else func
+        return function(*wide, **_widened_by_name(kwargs))
 
 
 def _all_widened(values: Sequence[Any]) -> list[Any]:

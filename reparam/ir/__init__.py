@@ -93,6 +93,7 @@ from .refusal import Refusal
 from .scratchpad import Scratchpad
 from .text_form import settings_of, text_of
 from .value_ranges import Interval, Ranges, ranges_of
+from .volumes import convolution
 
 __all__ = [
     "ACTIVATIONS",
@@ -149,6 +150,7 @@ __all__ = [
     "category",
     "census",
     "check_shapes",
+    "convolution",
     "default_dtype",
     "describe_jumps",
     "device_of",

@@ -17,7 +17,8 @@ from torch import Tensor, fx
 from reparam.errors import ReparamError
 from reparam.utils import foreign_code, memory_told
 
-from .aten import BIT_VIEWS
+from . import volumes
+from .aten import BIT_VIEWS, aten
 from .mapped import give_back
 from .program import Program
 
@@ -61,7 +62,8 @@ def call_node(node: fx.Node, env: Mapping[fx.Node, Any], dtype: torch.dtype | No
     assert callable(node.target)
     if node.target in BIT_VIEWS and dtype is not None:
         return _bits(node, env, dtype)
-    return node.target(*_arguments(node.args, env, dtype), **_arguments(node.kwargs, env, dtype))
+    function = volumes.conv3d if node.target is aten.conv3d.default else node.target
+    return function(*_arguments(node.args, env, dtype), **_arguments(node.kwargs, env, dtype))
 
 
 def weight_value(program: Program, node: fx.Node, dtype: torch.dtype | None) -> Any:

@@ -2,90 +2,107 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
-from collections.abc import Iterator
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from reparam.utils import garbage
-from reparam.utils.arguments import checked_call
-from reparam.utils.garbage import old_objects_at_rest
+from reparam.utils.garbage import SECONDS, old_objects_at_rest
 
 
-class _Ring:
-    """Garbage that only the collector can free."""
+class _Collector:
+    """Python's `gc`, which writes down what it is asked for and touches nothing: a look takes as long as torch's do."""
 
-    def __init__(self) -> None:
-        self.itself = self
+    def __init__(self, frozen: int = 0) -> None:
+        self.frozen, self.asked = frozen, list[str]()
+
+    def get_freeze_count(self) -> int:
+        return self.frozen
+
+    def get_stats(self) -> list[dict[str, int]]:
+        return [{"collections": self.asked.count("collect")}]
+
+    def freeze(self) -> None:
+        self.frozen = 1
+        self.asked.append("freeze")
+
+    def unfreeze(self) -> None:
+        self.frozen = 0
+        self.asked.append("unfreeze")
+
+    def collect(self) -> None:
+        self.asked.append("collect")
 
 
-@pytest.fixture(autouse=True)
-def _nothing_collected_by_itself(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> _Collector:
+    made = _Collector()
+    monkeypatch.setattr(garbage, "gc", made)
     monkeypatch.setattr(garbage, "_unseen", garbage._Unseen())
-    gc.disable()
-    gc.unfreeze()  # what all tests freeze
-    yield
-    gc.freeze()
-    gc.enable()
+    return made
 
 
-def _dropped() -> weakref.ref[_Ring]:
-    return weakref.ref(_Ring())
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    found = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(garbage, "time", SimpleNamespace(perf_counter=lambda: found.now))
+    return found
 
 
-def test_objects_are_frozen_while_a_public_function_runs() -> None:
-    inside = checked_call(gc.get_freeze_count)()
-    assert inside > 0 and gc.get_freeze_count() == 0
+CALL = ["freeze", "collect", "unfreeze"]
 
 
-def test_they_are_not_frozen_behind_a_failure() -> None:
-    with pytest.raises(KeyError), old_objects_at_rest():
-        raise KeyError
-    assert gc.get_freeze_count() == 0
-
-
-def test_what_a_block_drops_is_gone_behind_it() -> None:
-    with old_objects_at_rest(), old_objects_at_rest():
-        found = _dropped()
-        assert found() is not None
-    assert found() is None
-
-
-def test_what_was_dropped_before_a_block_is_left_to_the_collector() -> None:
-    found = _dropped()
+def test_objects_are_frozen_in_the_block_and_its_own_collected_behind_it(collector: _Collector) -> None:
     with old_objects_at_rest():
-        gc.collect()
-    assert found() is not None
-    gc.collect()
-    assert found() is None
-
-
-def test_what_is_dropped_between_long_blocks_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(garbage, "SECONDS", -1.0)
-    with old_objects_at_rest():
-        pass
-    found = _dropped()
-    with old_objects_at_rest():
-        assert found() is None
-
-
-def test_the_collectors_own_looks_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(garbage, "SECONDS", -1.0)
-    with old_objects_at_rest():
-        pass
-    gc.collect()
-    found = _dropped()
-    with old_objects_at_rest():
-        assert found() is not None
-
-
-def test_what_the_caller_froze_stays_frozen() -> None:
-    gc.freeze()
-    try:
-        before = gc.get_freeze_count()
+        assert collector.asked == ["freeze"]
         with old_objects_at_rest():
             pass
-        assert gc.get_freeze_count() == before
-    finally:
-        gc.unfreeze()
+        assert collector.asked == ["freeze"]
+    assert collector.asked == CALL
+
+
+def test_a_failure_ends_it_as_well(collector: _Collector) -> None:
+    with pytest.raises(KeyError), old_objects_at_rest():
+        raise KeyError
+    assert collector.asked == CALL
+
+
+def test_what_the_caller_froze_stays_frozen(collector: _Collector) -> None:
+    collector.frozen = 7
+    with old_objects_at_rest():
+        pass
+    assert collector.asked == [] and collector.frozen == 7
+
+
+def _called(seconds: float, clock: Any) -> None:
+    with old_objects_at_rest():
+        clock.now += seconds
+
+
+def test_what_is_dropped_between_calls_does_not_pile_up(collector: _Collector, clock: Any) -> None:
+    _called(0.75 * SECONDS, clock)
+    _called(0.75 * SECONDS, clock)
+    assert collector.asked == CALL * 2
+    _called(0.75 * SECONDS, clock)
+    assert collector.asked == [*CALL * 2, "collect", *CALL]
+    _called(0.0, clock)  # from the start again
+    assert collector.asked == [*CALL * 2, "collect", *CALL * 2]
+
+
+def test_the_collectors_own_looks_count(collector: _Collector, clock: Any) -> None:
+    _called(2 * SECONDS, clock)
+    collector.collect()
+    _called(0.0, clock)
+    assert collector.asked == [*CALL, "collect", *CALL]
+
+
+def test_public_functions_are_such_blocks() -> None:
+    code = (
+        "import gc; from reparam.utils.arguments import checked_call; "
+        "print(checked_call(gc.get_freeze_count)() > 0, gc.get_freeze_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "0"]
