@@ -18,12 +18,14 @@ class Plan:
     """Sizes of one round. sizes: of the free axes, by symbol. inputs: how many. small: what large images shrink to.
 
     claimed: whether the program is said to hold for these very sizes, so that it has to run where the original does.
+    far: whether they are larger than the traced ones, or far from them in one axis, and show no other kind of border.
     """
 
     sizes: dict[str, int]
     inputs: int
     small: int | None = None
     claimed: bool = True
+    far: bool = False
 
 
 def plans_of(program: Program) -> Iterator[Plan]:
@@ -49,9 +51,10 @@ def plans_of(program: Program) -> Iterator[Plan]:
     if others:
         yield Plan(two | {s: SMALLEST + j for j, s in enumerate(others)}, 2)
         one = {s: 1 for s in batch}
-        yield Plan(one | {s: traced[s] + GROWN + 2 * j for j, s in enumerate(others)}, 1)
+        yield Plan(one | {s: traced[s] + GROWN + 2 * j for j, s in enumerate(others)}, 1, far=True)
     for probe in program.probes:
-        yield Plan(two | {s: n for s, n in probe.items() if s in symbols}, probe.get(batch[0], 2) if batch else 1)
+        sizes = two | {s: n for s, n in probe.items() if s in symbols}
+        yield Plan(sizes, probe.get(batch[0], 2) if batch else 1, far=True)
 
 
 def _batches(own: int) -> list[int]:

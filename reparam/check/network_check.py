@@ -50,6 +50,20 @@ def depth_limit(program: Program) -> float:
     return min(1e-9, 1e-10 * max(1.0, depth / 50))
 
 
+def _values_of_one(values: Feed) -> int:
+    """How many values the first input has for one sample."""
+    return math.prod(first_shape(values)[1:])
+
+
+def _lost_at_most(size: int, lost: Sequence[tuple[int, float]]) -> float:
+    """What was lost on inputs of so many values, of the largest that are not larger: more is lost on larger ones.
+
+    lost: (values of one sample, loss). The least of all where all are larger.
+    """
+    below = [n for n, _ in lost if n <= size]
+    return min(loss for n, loss in lost if not below or n == max(below))
+
+
 def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) -> float:
     """The bar for these inputs: `floor`, or more for an ill-conditioned network.
 
@@ -159,7 +173,7 @@ class _Check:
         elif large:  # so few of them as will do
             plans = [plans[0], *sorted(small, key=lambda p: p.inputs), *others]
         for plan in plans:
-            if large and not self.sides and first is not None and self._is_told(plan, first[1]):
+            if large and first is not None and self._is_told(plan, first[1]):
                 continue
             self.compare(plan)
             if self.judge is None or not self.rounds or self.rounds[-1].plan is not plan:
@@ -178,15 +192,15 @@ class _Check:
         return self.own_dtype.shapes[:1] if self.own_dtype is not None and self.rounds[0].unclaimed else ()
 
     def _is_told(self, plan: Plan, path: tuple[str, ...]) -> bool:
-        """Whether a plan with smaller images needs no float64 for a network that takes none, and has large ones.
+        """Whether a plan needs no float64 for a network of large images.
 
-        What was traced is compared: a model may do something else for that very batch. path: the functions that it
-        calls at the traced size.
+        These are far sizes, and smaller images where the network takes none. What was traced is compared: a model may
+        do something else for that very batch. path: the functions that it calls at the traced size.
         """
         own = bool(plan.sizes) and all(self.original.traced_sizes[s] == n for s, n in plan.sizes.items())
-        if plan.small is None:
+        if not plan.far and (plan.small is None or self.sides):
             return False
-        if self.trials >= ENOUGH and not own:
+        if not plan.far and self.trials >= ENOUGH and not own:
             return True
         values = feed(self.original, plan.sizes, self.generator)
         return self.lean and self.judge is not None and self._in_own_dtype(self.judge, path, [values], plan.inputs)
@@ -210,14 +224,16 @@ class _Check:
 
     def _in_own_dtype(self, judge: Judge, path: tuple[str, ...], feeds: Sequence[Feed], inputs: int) -> bool:
         """Whether feeds need no float64, beside what has been compared in it. inputs: how many they are."""
-        lost = math.inf
+        lost: list[tuple[int, float]] = []
         for i, r in enumerate(self.rounds):
             own = in_own_dtype(self.original, r.values) if r.own is None else r.own
             if own is None:
                 return False
             self.rounds[i] = replace(r, own=own)
-            lost = min(lost, largest_difference(r.truth, own))
-        found = same_in_own_dtype(self.original, self.converted, judge, path, feeds, lost)
+            lost.append((_values_of_one(r.values), largest_difference(r.truth, own)))
+        found = same_in_own_dtype(
+            self.original, self.converted, judge, path, feeds, _lost_at_most(min(map(_values_of_one, feeds)), lost)
+        )
         if found is not None:
             self.own_dtype = found if self.own_dtype is None else self.own_dtype.beside(found)
             self.trials += inputs

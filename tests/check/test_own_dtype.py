@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import reparam
 from reparam.check import Judge, NetworkEvidence, PathError, check_float64, network_check
 from reparam.check import own_dtype as subject
 from reparam.check.evidence import OwnDtypeEvidence
+from reparam.check.input_plan import EVEN, GROWN, ODD, PRIME, SMALLEST
 from reparam.check.own_dtype import in_own_dtype, same_in_own_dtype
 from reparam.check.values import largest_difference
 from reparam.conversion import convert
@@ -225,9 +227,48 @@ def test_free_axes_are_tried_however_few_large_images_will_do() -> None:
     net, given = Both(), (torch.zeros(*LARGE), torch.zeros(3, 7))
     program = program_of(net, *given, dynamic=("batch", "words:1=length"))
     evidence, rounds = check_float64(program, program.copy(), 0, Judge(net, program), lean=True)
-    assert {tuple(r.values[1].shape)[1] for r in rounds} > {7, 48, 81 + 16, 53, 3}
+    assert {tuple(r.values[1].shape)[1] for r in rounds} >= {7, 48, 81 + 16, 53, 3}
     assert evidence.own_dtype is not None
-    assert evidence.own_dtype.shapes == ((3, 3, 64, 64),)
+    assert set(evidence.own_dtype.shapes[:2]) == {(3, 3, 64, 64), (1, 3, 64, 64)}
+
+
+def with_free_sizes(net: nn.Module) -> Program:
+    program = program_of(net, torch.zeros(*LARGE), dynamic=("batch", "height", "width"))
+    rows, columns = (str(s) for s in program.inputs[0].shape[2:])
+    return replace(program, probes=({rows: 64, columns: 2},)).copy()
+
+
+def test_sizes_that_are_far_are_compared_in_the_dtype_of_the_original(truths: list[tuple[int, ...]]) -> None:
+    """Those that show borders of every kind are compared in float64."""
+    net = network()
+    program = with_free_sizes(net)
+    evidence = check_float64(program, program.copy(), 0, Judge(net, program), lean=True)[0]
+    assert evidence.own_dtype is not None
+    sizes = [s[2:] for s in evidence.own_dtype.shapes]
+    assert sizes[0] == (64, 64) and max(map(max, sizes)) >= 64 + GROWN and sizes[-1] == (64, 2)
+    assert {min(t[2:]) for t in truths} == {33, EVEN, ODD + 16, PRIME, SMALLEST}
+    assert evidence.trials == 8 + 4 * 2 + 1 + 2
+    full = check_float64(program, program.copy(), 0, Judge(net, program))[0]
+    assert full.own_dtype is None and full.trials == evidence.trials
+
+
+@pytest.mark.parametrize("axis, sizes", [(2, (64 + GROWN, 64 + GROWN + 2)), (3, (2, 2))])
+def test_what_differs_at_a_size_that_is_far_alone_is_found(axis: int, sizes: tuple[int, int]) -> None:
+    net = network(lambda m, x: m.block(x).relu().amax((2, 3)))
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        total = torch.arange(x.shape[axis]).sum()
+        here = sum((total == n * (n - 1) // 2).float() for n in sizes)
+        return m.block(x).relu().amax((2, 3)) * (1 + 1e-3 * here)
+
+    program, other = with_free_sizes(net), with_free_sizes(network(body))
+    with pytest.raises(NotEquivalentError, match="float64 error"):
+        check_float64(program, other, 0, Judge(net, program), lean=True)
+
+
+@pytest.mark.parametrize("size, expected", [(5, 0.1), (12, 0.2), (29, 0.2), (30, 0.4), (99, 0.4), (1, 0.1)])
+def test_what_is_lost_is_that_on_the_largest_inputs_that_are_not_larger(size: int, expected: float) -> None:
+    assert network_check._lost_at_most(size, [(30, 0.4), (5, 0.1), (12, 0.3), (12, 0.2)]) == expected
 
 
 @pytest.mark.parametrize("batch, seen", [(1, (1, 2)), (2, (1, 2)), (5, (1, 2, 5)), (40, (1, 7))])
