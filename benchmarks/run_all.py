@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 KEPT = HERE / "figures.json"
 SCRIPTS = (
     "conversion_time.py",
+    "free_sizes.py",
     "diverse_branches.py",
     "peak_memory.py",
     "scaling.py",

@@ -23,11 +23,20 @@ from torch.utils._sympy import functions as of_torch
 
 LONGEST = 256  # classes that are looked at
 
+_INNER = sympy.Dummy("n", integer=True, nonnegative=True)  # stands for a quotient of the free size
 _Line = tuple[Fraction, Fraction]  # (a, b) for a q + b
 
 
 class _UnknownError(Exception):
     """An expression is not linear on the classes, or holds what is not known here."""
+
+
+class _FinerError(Exception):
+    """A quotient is linear on classes modulo so many times as much."""
+
+    def __init__(self, by: int) -> None:
+        super().__init__(by)
+        self.by = by
 
 
 @contextmanager
@@ -59,15 +68,40 @@ def plain(size: sympy.Expr) -> sympy.Expr:
     (symbol,) = symbols
     if not (symbol.is_integer and symbol.is_nonnegative):
         return size
-    try:
-        period = _period(size)
-        if period > LONGEST:
-            return size
-        values = [_line(size, symbol, period, r) for r in range(period)]
-    except _UnknownError:
-        return size
-    found = _named(symbol, period, values)
-    return found if found is not None and _length(found) < _length(size) else size
+    for inner in (symbol, _common_quotient(size, symbol)):
+        if inner is None:
+            continue
+        found = _plain_in(size.xreplace({inner: _INNER}) if inner is not symbol else size, inner, symbol)
+        if found is not None and _length(found) < _length(size):
+            return found
+    return size
+
+
+def _plain_in(size: sympy.Expr, inner: sympy.Expr, symbol: sympy.Symbol) -> sympy.Expr | None:
+    """The plain form in terms of `inner`, which is the free size or a quotient of it."""
+    free = symbol if inner is symbol else _INNER
+    period = 1
+    while period <= LONGEST:
+        try:
+            found = _named(free, period, [_line(size, free, period, r) for r in range(period)])
+        except _FinerError as error:
+            period *= error.by
+            continue
+        except _UnknownError:
+            return None
+        return found if found is None or free is symbol else found.xreplace({_INNER: inner})
+    return None
+
+
+def _common_quotient(size: sympy.Expr, symbol: sympy.Symbol) -> sympy.Expr | None:
+    """The one quotient (h + t) // v, t >= 0, that is all that an expression reads of h."""
+    quotients = [q for q in size.atoms(of_torch.FloorDiv) if symbol in q.free_symbols]
+    least = min(quotients, key=_length, default=None)
+    if least is None or least == size:
+        return None
+    rest = least.args[0] - symbol
+    fits = rest.is_Integer and rest >= 0 and least.args[1].is_Integer and least.args[1] > 0
+    return least if fits and symbol not in size.xreplace({least: _INNER}).free_symbols else None
 
 
 def _length(size: sympy.Basic) -> int:
@@ -76,21 +110,6 @@ def _length(size: sympy.Basic) -> int:
 
 
 # ---- what an expression is on a class -------------------------------------------------------------------------------
-
-
-def _period(size: sympy.Basic) -> int:
-    """A P for which all quotients are linear on the classes modulo P."""
-    whole = math.lcm(*(_period(part) for part in size.args)) if size.args else 1
-    if isinstance(size, sympy.Rational):
-        return int(size.q)
-    if isinstance(size, (of_torch.FloorDiv, of_torch.IntTrueDiv, of_torch.Mod, of_torch.PythonMod)):
-        divisor = size.args[1]
-        if not isinstance(divisor, sympy.Integer) or divisor <= 0:
-            raise _UnknownError
-        return _period(size.args[0]) * int(divisor)
-    if isinstance(size, sympy.Mul):
-        return math.prod(_period(part) for part in size.args)
-    return whole
 
 
 def _line(size: sympy.Basic, symbol: sympy.Symbol, period: int, remainder: int) -> _Line:
@@ -119,13 +138,15 @@ def _multiplied(*lines: _Line) -> _Line:
 
 
 def _divided(x: _Line, by: _Line) -> _Line:
+    if by[0] or by[1] <= 0:
+        raise _UnknownError
     return x[0] / by[1], x[1] / by[1]
 
 
 def _rounded(how: Callable[[Fraction], int]) -> Callable[[_Line], _Line]:
     def compute(x: _Line) -> _Line:
         if x[0].denominator != 1:
-            raise _UnknownError
+            raise _FinerError(x[0].denominator)
         return x[0], Fraction(how(x[1]))
 
     return compute
@@ -185,7 +206,7 @@ _ROUNDED = tuple(kind for kinds in _RULES for kind in kinds if kind not in (symp
 
 
 def _named(symbol: sympy.Symbol, period: int, lines: list[_Line]) -> sympy.Expr | None:
-    """u h + c, (u h + t) // v + c, or one of these with a remainder; None where it is none of them."""
+    """u h + c, (u h + t) // v + c, m ((h + t) // m) + c, or u h + c with a remainder; None where it is none of them."""
     slopes = {a for a, _ in lines}
     if len(slopes) != 1 or any(b.denominator != 1 for _, b in lines):
         return None
@@ -197,7 +218,19 @@ def _named(symbol: sympy.Symbol, period: int, lines: list[_Line]) -> sympy.Expr 
         if len(set(left)) == 1:
             linear = u * symbol + t
             return (of_torch.FloorDiv(linear, sympy.Integer(v)) if v > 1 else linear) + left[0]
-    return _with_remainder(symbol, u, [value - u * r for r, value in enumerate(values)]) if v == 1 else None
+    if v > 1:
+        return None
+    return _multiple(symbol, u, values) or _with_remainder(symbol, u, [x - u * r for r, x in enumerate(values)])
+
+
+def _multiple(symbol: sympy.Symbol, u: int, values: list[int]) -> sympy.Expr | None:
+    """u m ((h + t) // m) + c: what is filled up, or cut off, to a multiple of m."""
+    for m in (m for m in range(2, len(values) + 1) if u and len(values) % m == 0):
+        for t in range(m):
+            left = {value - u * m * ((r + t) // m) for r, value in enumerate(values)}
+            if len(left) == 1:
+                return u * m * of_torch.FloorDiv(symbol + t, sympy.Integer(m)) + left.pop()
+    return None
 
 
 def _with_remainder(symbol: sympy.Symbol, u: int, left: list[int]) -> sympy.Expr | None:

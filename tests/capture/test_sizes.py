@@ -46,6 +46,12 @@ def _value(size: sympy.Expr, h: int) -> int:
     return int(size.xreplace({H: _whole(h)}).doit())
 
 
+def _filled(x: sympy.Expr, m: int) -> sympy.Expr:
+    """A size that is filled up to whole windows."""
+    return x + Mod(m - Mod(x, _whole(m)), _whole(m))
+
+
+EIGHTH = FloorDiv(H + 7, _whole(8))
 PLAIN = {
     "same, odd kernel": (_same(H, 3, 2), FloorDiv(H + 1, _whole(2))),
     "same, three strides": (_same(_same(_same(H, 3, 2), 5, 2), 3, 2), FloorDiv(H + 7, _whole(8))),
@@ -55,6 +61,13 @@ PLAIN = {
     "less a remainder": (H - Mod(H, _whole(4)) - H + 3, 3 - Mod(H, _whole(4))),
     "a ceiling": (_ceiling(H, 2), FloorDiv(H + 1, _whole(2))),
     "filled up to eights": (H + PythonMod(-H, _whole(8)), None),
+    "filled up to windows": (_filled(H, 7), 7 * FloorDiv(H + 6, _whole(7))),
+    "what fills up windows": (_filled(H, 7) - H, None),
+    "windows": (FloorDiv(_filled(H, 7), _whole(7)), FloorDiv(H + 6, _whole(7))),
+    "windows of a quotient": (_filled(EIGHTH, 7), 7 * FloorDiv(EIGHTH + 6, _whole(7))),
+    "how many windows of a quotient": (FloorDiv(_filled(EIGHTH, 7), _whole(7)), FloorDiv(H + 55, _whole(56))),
+    "what fills up a quotient": (_filled(EIGHTH, 7) - EIGHTH, None),
+    "cut off to a multiple": (H - Mod(H, _whole(32)) + FloorDiv(H, _whole(1)) - H, 32 * FloorDiv(H, _whole(32))),
     "cut off": (TruncToInt(IntTrueDiv(H + 2, _whole(4))), FloorDiv(H + 2, _whole(4))),
     "the smaller": (Min(_ceiling(H, 2), H), FloorDiv(H + 1, _whole(2))),
     "a constant": (FloorDiv(H, _whole(2)) - _ceiling(H - 1, 2), _whole(0)),
