@@ -269,6 +269,7 @@ def test_what_differs_at_a_size_that_is_far_alone_is_found(axis: int, sizes: tup
 @pytest.mark.parametrize("size, expected", [(5, 0.1), (12, 0.2), (29, 0.2), (30, 0.4), (99, 0.4), (1, 0.1)])
 def test_what_is_lost_is_that_on_the_largest_inputs_that_are_not_larger(size: int, expected: float) -> None:
     assert network_check._lost_at_most(size, [(30, 0.4), (5, 0.1), (12, 0.3), (12, 0.2)]) == expected
+    assert network_check._values_of_one([torch.zeros(2, 3, 5), torch.zeros(9)]) == 15
 
 
 @pytest.mark.parametrize("batch, seen", [(1, (1, 2)), (2, (1, 2)), (5, (1, 2, 5)), (40, (1, 7))])
