@@ -112,6 +112,12 @@ def short(arch: str) -> str:
     return arch.rpartition("/")[2]
 
 
+def failed_row(arch: str, runs: Iterable[Mapping[str, Any]], columns: int) -> list[str]:
+    """The row of a table for a network of which a run failed, with so many columns behind its name; [] otherwise."""
+    failed = next((run["error"] for run in runs if "error" in run), None)
+    return [short(arch), f"failed: {failed}", *[MISSING] * (columns - 1)] if failed is not None else []
+
+
 # ---- ONNX --------------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +337,19 @@ def in_fresh_process(script: str, argument: str) -> dict[str, Any]:
     result = json.loads(lines[-1])
     assert isinstance(result, dict)
     return result
+
+
+def repeated(
+    script: str, models: Sequence[str], repeats: int, told: Callable[[Mapping[str, Any]], str] = str
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The results of a script for each model, in fresh processes, one model after the other in every repeat."""
+    runs: dict[str, list[Mapping[str, Any]]] = {arch: [] for arch in models}
+    with quiet():
+        for repeat in range(repeats):
+            for arch in models:
+                runs[arch].append(in_fresh_process(script, arch))
+                say(f"{Path(script).stem} {repeat + 1}/{repeats} {short(arch)}: {told(runs[arch][-1])}")
+    return runs
 
 
 def answer(work: Callable[[], Mapping[str, Any]]) -> None:

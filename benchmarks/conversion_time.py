@@ -21,12 +21,12 @@ from common import (
     Subject,
     answer,
     export_onnx,
-    in_fresh_process,
+    failed_row,
     onnxsim_clean,
     options,
-    quiet,
     ratios,
     record,
+    repeated,
     say,
     short,
     subject,
@@ -112,9 +112,8 @@ def _onnx_seconds(network: Subject) -> float | None:
 
 
 def _row(arch: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    failed = next((run["error"] for run in runs if "error" in run), None)
-    if failed is not None:
-        return [short(arch), f"failed: {failed}", *[MISSING] * 5]
+    if failed := failed_row(arch, runs, 6):
+        return failed
     seconds = {phase: [run[phase] for run in runs] for phase in (*PHASES, "onnx")}
     capture = seconds["capture"]
     work = [run["rewrite"] + run["verify"] for run in runs]
@@ -129,12 +128,7 @@ def main() -> None:
         answer(lambda: measure(args.worker))
         return
     models, repeats = (QUICK_MODELS, QUICK_REPEATS) if args.quick else (MODELS, REPEATS)
-    runs: dict[str, list[Mapping[str, Any]]] = {arch: [] for arch in models}
-    with quiet():
-        for repeat in range(repeats):
-            for arch in models:
-                runs[arch].append(in_fresh_process(__file__, arch))
-                say(f"conversion_time {repeat + 1}/{repeats} {short(arch)}: {_seconds(runs[arch][-1])}")
+    runs = repeated(__file__, models, repeats, _seconds)
     header = (
         "model",
         *(f"{p} / capture" for p in PHASES[1:]),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from common import MISSING, Spread, answer, in_fresh_process, options, quiet, ratios, record, say, short, subject, table
+from common import Spread, answer, failed_row, options, ratios, record, repeated, short, subject, table
 
 from reparam.conversion import convert
 
@@ -49,9 +49,8 @@ def measure(arch: str) -> dict[str, float]:
 
 
 def _row(arch: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    failed = next((run["error"] for run in runs if "error" in run), None)
-    if failed is not None:
-        return [short(arch), f"failed: {failed}", *[MISSING] * len(PHASES)]
+    if failed := failed_row(arch, runs, 1 + len(PHASES)):
+        return failed
     parts = [ratios([run[f"free {p}"] for run in runs], [run[f"fixed {p}"] for run in runs]) for p in PHASES]
     return [short(arch), *map(str, (_whole(runs), *parts))]
 
@@ -67,13 +66,7 @@ def main() -> None:
         answer(lambda: measure(args.worker))
         return
     models, repeats = (QUICK_MODELS, QUICK_REPEATS) if args.quick else (MODELS, REPEATS)
-    runs: dict[str, list[Mapping[str, Any]]] = {arch: [] for arch in models}
-    with quiet():
-        for repeat in range(repeats):
-            for arch in models:
-                run = in_fresh_process(__file__, arch)
-                runs[arch].append(run)
-                say(f"free_sizes {repeat + 1}/{repeats} {short(arch)}: {run}")
+    runs = repeated(__file__, models, repeats)
     whole = {short(a): r for a, r in runs.items() if not any("error" in run for run in r)}
     record({f"free sizes, {a}": _whole(r).median for a, r in whole.items()})
     print(TEXT.format(repeats=repeats))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,23 +53,12 @@ def conv3d(  # the arguments are torch's
     return y
 
 
-def convolution(  # noqa: PLR0913, PLR0917  # the arguments are torch's
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """What aten.convolution gives, by `conv3d` where that is for volumes."""
+def convolution(*given: Any) -> Tensor:
+    """What aten.convolution gives for these arguments, all by their position; by `conv3d` where that is for volumes."""
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = given
     if not transposed and x.ndim == 5:
         return conv3d(x, weight, bias, stride, padding, dilation, groups)
-    found: Tensor = aten.convolution.default(
-        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
-    )
+    found: Tensor = aten.convolution.default(*given)
     return found
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ from reparam.capture import capture
 from reparam.check import Judge
 from reparam.check import judge as subject
 from reparam.errors import CaptureError, EndedError, MachineError
-from reparam.ir import Program, volumes
+from reparam.ir import Program
 from support.helpers import Lambda, program_of
 
 X = torch.tensor([[0.1, -0.7, 1.3], [2.1, 0.3, -1.9]], dtype=torch.float64)
@@ -39,20 +37,6 @@ def floats(*values: float, dtype: torch.dtype = torch.float32) -> nn.Parameter:
 
 
 # ---- float64 ---------------------------------------------------------------------------------------------------------
-
-
-def test_volumes_are_convolved_as_matrix_products() -> None:
-    net = nn.Conv3d(2, 3, 3, padding=1)
-    x = torch.randn(1, 2, 8, 9, 10)
-    judge = Judge(net, program_of(net, x))
-    with patch.object(volumes, "_slab", side_effect=volumes._slab) as used:
-        [found] = judge.truth([x.double()])
-        assert used.called and found.dtype == torch.float64
-        used.reset_mock()
-        judge.own_where_it_runs([x.double()])
-        assert not used.called
-    torch.testing.assert_close(found, copy.deepcopy(net).double()(x.double()), rtol=1e-12, atol=1e-12)
-
 
 STEPS: dict[str, Callable[[Any, Tensor], Any]] = {
     "plus": lambda m, x: m.w + m.v,
