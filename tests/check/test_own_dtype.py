@@ -227,9 +227,9 @@ def test_free_axes_are_tried_however_few_large_images_will_do() -> None:
     net, given = Both(), (torch.zeros(*LARGE), torch.zeros(3, 7))
     program = program_of(net, *given, dynamic=("batch", "words:1=length"))
     evidence, rounds = check_float64(program, program.copy(), 0, Judge(net, program), lean=True)
-    assert {tuple(r.values[1].shape)[1] for r in rounds} >= {7, 48, 81 + 16, 53, 3}
+    assert {tuple(r.values[1].shape)[1] for r in rounds} == {7, 48, 81 + 16, 53, 3}
     assert evidence.own_dtype is not None
-    assert set(evidence.own_dtype.shapes[:2]) == {(3, 3, 64, 64), (1, 3, 64, 64)}
+    assert evidence.own_dtype.shapes == ((3, 3, 64, 64), (1, 3, 64, 64))
 
 
 def with_free_sizes(net: nn.Module) -> Program:
