@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from reparam.ir import SMALL_SIZE, Program, batch_one
+from reparam.ir import SMALL_SIZE, Program, axes_of_images, batch_one
 
-TRIALS = 8
+TRIALS, TRIALS_OF_VOLUMES = 8, 6  # inputs in all; a volume has as many positions as some thirty images
 EVEN, ODD, PRIME, SMALLEST = 48, 81, 53, 3
 GROWN = 32  # what a large size is above the traced one
 MOST_OWN = 32  # samples of the traced batch that are still run
@@ -29,7 +29,7 @@ class Plan:
 
 
 def plans_of(program: Program) -> Iterator[Plan]:
-    """The traced size alone; then seven inputs at a smaller one, where the network runs there; then free axes.
+    """The traced size alone; then seven inputs at a smaller one (five volumes), where it runs there; then free axes.
 
     A free axis is tried at an even, an odd and a prime size, at the smallest that the original runs on, at one larger
     than was traced, and at sizes that break what torch took for granted when it traced.
@@ -37,12 +37,13 @@ def plans_of(program: Program) -> Iterator[Plan]:
     batch = sorted(batch_one(program))
     symbols = sorted({s for spec in program.inputs for s in spec.shape if isinstance(s, str)})
     others = [s for s in symbols if s not in batch]
+    rest = (TRIALS_OF_VOLUMES if axes_of_images(program) == 3 else TRIALS) - 1
     yield Plan({s: 1 for s in batch}, 1)
     if not batch:
-        for _ in range(TRIALS - 1):
+        for _ in range(rest):
             yield Plan({}, 1, SMALL_SIZE)
     else:
-        for count in _batches(program.traced_sizes[batch[0]]):
+        for count in _batches(program.traced_sizes[batch[0]], rest):
             yield Plan({s: count for s in batch}, count, SMALL_SIZE)
     traced = program.traced_sizes
     two = {s: 2 for s in batch}
@@ -57,12 +58,11 @@ def plans_of(program: Program) -> Iterator[Plan]:
         yield Plan(sizes, probe.get(batch[0], 2) if batch else 1, far=True)
 
 
-def _batches(own: int) -> list[int]:
-    """Samples of the batches at smaller sizes: seven in all, so many as were traced among them.
+def _batches(own: int, rest: int) -> list[int]:
+    """Samples of the batches at smaller sizes: `rest` in all, so many as were traced among them.
 
     own: the traced batch. A model may do something else for that very number.
     """
-    rest = TRIALS - 1
     if own < rest - 1:
         return [rest - own, own]
     return [rest, own] if rest < own <= MOST_OWN else [rest]

@@ -39,7 +39,9 @@ from reparam.ir import (
 AFFINE = WEIGHTED | BATCH_NORMS | ADDS | SUBS | MULS | DIVS | CATS | AVG_POOLS | {aten.neg.default, aten.pad.default}
 _POINTWISE = frozenset({aten.prelu.default, aten.clamp.Tensor})
 _SAME = IDENTITIES | DROPOUTS
-_SIZE_FREE = AFFINE | MAX_POOLS | frozenset(ACTIVATIONS) | _POINTWISE | _SAME
+_ROW_NORMS = frozenset({aten.layer_norm.default, aten.rms_norm.default})  # each row by itself, over its last axis
+_SIZE_FREE = AFFINE | MAX_POOLS | frozenset(ACTIVATIONS) | _POINTWISE | _SAME | _ROW_NORMS
+_ROWS, _NORMED_ROWS = 2, 64  # the rows on which linear layers are checked, alone and where the rows are normalised
 
 
 @dataclass(frozen=True)
@@ -109,29 +111,36 @@ def find_region(
 
 
 def _reduced_size(region: Sequence[fx.Node], ndim: int) -> list[int]:
-    """The smallest map that shows the interior and every border class of all sliding windows of the region."""
-    reach = [1] * ndim
-    step = [1] * ndim
+    """The smallest map that shows the interior and every border class of all sliding windows of the region.
+
+    Along each axis it has room for what one value reads through all windows, and one step more: whatever the padding,
+    some value then reads nothing but what is inside.
+    """
+    fields: dict[fx.Node, _Field] = {}
     for node in region:
-        if is_call(node, CONVS):
-            args = arguments(node)
-            kernel = shape_of(args["weight"])[2:]
-            dilation, stride = pair(args["dilation"], ndim), pair(args["stride"], ndim)
-        elif is_call(node, AVG_POOLS | MAX_POOLS):
-            args = arguments(node)
-            kernel = pair(args["kernel_size"], ndim)
-            dilation = pair(args.get("dilation", 1), ndim)
-            stride = pair(args["stride"] or args["kernel_size"], ndim)
-        elif is_call(node, TRANSPOSED_CONVS | PADS):
-            reach = [r + extra * s for r, extra, s in zip(reach, _inner_reach(node, ndim), step, strict=True)]
-            continue
-        else:
-            continue
-        for a in range(ndim):
-            if kernel[a] > 1 or stride[a] > 1:
-                reach[a] += dilation[a] * (kernel[a] - 1) * step[a]
-                step[a] = max(step[a], stride[a])
-    return [1 if r == s == 1 else r + 2 * s for r, s in zip(reach, step, strict=True)]
+        fields[node] = _widest([fields[i] for i in node.all_input_nodes if i in fields], ndim)
+        if is_call(node, CONVS | AVG_POOLS | MAX_POOLS | TRANSPOSED_CONVS | PADS):
+            fields[node] = _field(node, fields[node], ndim)
+    widest = _widest(list(fields.values()), ndim)
+    return [1 if r == s == 1 else r + s for r, s in widest]
+
+
+_Field = Sequence[tuple[int, int]]  # along each axis: how many inputs a value reads, and how far its neighbour's lie
+
+
+def _widest(fields: Sequence[_Field], ndim: int) -> _Field:
+    return [tuple(map(max, (1, 1), *axis)) for axis in zip(*fields, strict=True)] if fields else [(1, 1)] * ndim
+
+
+def _field(node: fx.Node, before: _Field, ndim: int) -> _Field:
+    """What a value behind a window, or behind a pad that crops, reads; `before` is what the values before it read."""
+    if is_call(node, TRANSPOSED_CONVS | PADS):
+        return [(r + more * s, s) for (r, s), more in zip(before, _inner_reach(node, ndim), strict=True)]
+    args = arguments(node)
+    stride = pair(args["stride"] or args["kernel_size"], ndim)
+    kernel = shape_of(args["weight"])[2:] if is_call(node, CONVS) else pair(args["kernel_size"], ndim)
+    spans = [d * (k - 1) for k, d in zip(kernel, pair(args.get("dilation", 1), ndim), strict=True)]
+    return [(r + span * s, s * step) for (r, s), span, step in zip(before, spans, stride, strict=True)]
 
 
 def _inner_reach(node: fx.Node, ndim: int) -> list[int]:
@@ -175,10 +184,10 @@ def small_shapes(region: Region) -> RegionShapes:
     if not all(is_call(n, _SIZE_FREE) and not _reads_a_map(n) and not _joins_batches(n) for n in calls):
         return fixed
     ranks = {len(h) for h in hints}
-    has_linear = any(is_call(n, LINEARS) for n in calls)
-    if has_linear and not any(is_call(n, CONVS | TRANSPOSED_CONVS | AVG_POOLS | MAX_POOLS) for n in calls):
-        return RegionShapes(tuple((2, h[-1]) for h in hints), True) if _all_rowwise(calls) else fixed
-    if len(ranks) != 1 or has_linear or len({h[2:] for h in hints}) != 1:
+    if any(is_call(n, LINEARS | _ROW_NORMS) for n in calls):
+        rows = _NORMED_ROWS if any(is_call(n, _ROW_NORMS) for n in calls) else _ROWS
+        return RegionShapes(tuple((rows, h[-1]) for h in hints), True) if _all_rowwise(calls) else fixed
+    if len(ranks) != 1 or len({h[2:] for h in hints}) != 1:
         return fixed
     rank = ranks.pop()
     if rank < 3:
@@ -189,7 +198,8 @@ def small_shapes(region: Region) -> RegionShapes:
         min(least + (full - least) % u, full)
         for least, full, u in zip(map(max, *small), hints[0][2:], unit, strict=True)
     )
-    return RegionShapes(tuple((2, h[1], *space) for h in hints), True, _needs_parity(region.old))
+    batch = 3 if math.prod(space) == 1 else 2  # of larger maps, a third sample is drawn at a size of its own
+    return RegionShapes(tuple((batch, h[1], *space) for h in hints), True, _needs_parity(region.old))
 
 
 def _needs_parity(region: Sequence[fx.Node]) -> bool:
@@ -210,11 +220,13 @@ def _common_stride(region: Sequence[fx.Node], ndim: int) -> list[int]:
 
 def _all_rowwise(calls: Sequence[fx.Node]) -> bool:
     """True when every call treats the rows of a matrix independently, so that (N, C) stands for (..., C)."""
-    rowwise = LINEARS | ADDS | SUBS | MULS | DIVS | frozenset(ACTIVATIONS) | _SAME
+    rowwise = LINEARS | ADDS | SUBS | MULS | DIVS | frozenset(ACTIVATIONS) | _SAME | _ROW_NORMS
     return all(is_call(n, rowwise) and _constants_are_rows(n) for n in calls)
 
 
 def _constants_are_rows(node: fx.Node) -> bool:
     if is_call(node, LINEARS):
         return True
+    if is_call(node, _ROW_NORMS) and len(arguments(node)["normalized_shape"]) != 1:
+        return False
     return all(i.op != "get_attr" or math.prod(shape_of(i)[:-1]) == 1 for i in node.all_input_nodes)

@@ -227,8 +227,8 @@ def _sampled(
         yield sizes, _sides(program, region, drawn(sizes))
         return
     yield shapes.sizes, small
-    if not shapes.parity and shapes.sizes and len(shapes.sizes[0]) >= 3:
-        odd = tuple((1, s[1], *(v + 1 if v > 1 else v for v in s[2:])) for s in shapes.sizes)
+    odd = tuple((1, s[1], *(v + 1 if v > 1 else v for v in s[2:])) for s in shapes.sizes)
+    if not shapes.parity and any(s[2:] != o[2:] for s, o in zip(shapes.sizes, odd, strict=True)):
         other = _comparable(program, region, drawn(odd))
         if other is not None:
             yield odd, other

@@ -29,6 +29,7 @@ from reparam.ir import (
     MULS,
     NORMS,
     PADS,
+    SMALL_MAPS,
     SUBS,
     WEIGHTED,
     Program,
@@ -52,6 +53,7 @@ _BELLS: Mapping[Any, Callable[[Tensor], Tensor]] = {  # f'(x) for x >= 0 of thos
     aten.erf.default: lambda x: 2 / math.sqrt(math.pi) * torch.exp(-x.square()),
 }
 EPS = torch.finfo(torch.float64).eps
+MANY = 1 << 18  # products of magnitudes, which are then added up in float32
 HARD_END = 3.0  # where a hardsigmoid ends to grow
 
 
@@ -76,8 +78,28 @@ def _substitute(node: fx.Node, env: Values) -> tuple[tuple[Any, ...], dict[str, 
 
 def _same_op(node: fx.Node, env: _Magnitudes, actual: Values) -> Any:
     args, kwargs = _substitute(node, env)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
+    function = SMALL_MAPS.get(node.target, node.target)
+    assert callable(function)
+    return function(*args, **kwargs)
+
+
+def _products(node: fx.Node, env: _Magnitudes, actual: Values) -> Any:
+    """Sums of |w||x|. Many of them are taken in float32, and rounded up by what that may lose.
+
+    Of k products, each may lose 2**-6 of itself at the lowest precision that torch may be told to compute in, their sum
+    k * 2**-23 in float32, and each that is too small for float32 gets lost, with what it is made of.
+    """
+    args = arguments(node)
+    shape = shape_of(args["weight"])
+    count = max(math.prod(shape[1:]), shape[0])  # the latter where the convolution is transposed
+    if math.prod(actual[node].shape) * count < MANY:
+        return _same_op(node, env, actual)
+    given = {n: env.narrow(n) for n in node.all_input_nodes}
+    found: Tensor = node.target(*fx.node.map_arg(node.args, given.get), **fx.node.map_arg(node.kwargs, given.get))  # type: ignore[operator]
+    largest = sum(float(v.max()) for v in given.values())
+    if not bool(torch.isfinite(found).all()):  # larger than a number of float32
+        return _same_op(node, env, actual)
+    return found.double() * (1 + 2**-6 + count * 2**-23) + count * 2**-124 * (1 + largest)
 
 
 def _frame(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
@@ -212,11 +234,12 @@ _CLAMPS = frozenset(
         aten.hardtanh.default,
     }
 )
-_SAME = WEIGHTED | (MATMULS - {aten.scaled_dot_product_attention.default})
+_SAME = MATMULS - {aten.scaled_dot_product_attention.default}
 
 
 _Rule = Callable[[fx.Node, "_Magnitudes", Values], Any]
 _RULES: tuple[tuple[Container[Any], _Rule], ...] = (
+    (WEIGHTED, _products),
     (_SAME, _same_op),
     (PADS, _frame),
     ({aten.view_as_real.default}, _parts),
@@ -291,6 +314,14 @@ class _Magnitudes(Values):
         own = self.program.constants[str(node.target)].value.untyped_storage().data_ptr()
         shared = value.untyped_storage().data_ptr() == own
         return value.abs() if shared or value.is_complex() else value.abs_()
+
+    def narrow(self, node: fx.Node) -> Tensor:
+        """The magnitudes in float32, those of weights without a detour over float64."""
+        if node.op != "get_attr" or node in self:
+            found: Tensor = self[node].float()
+            return found
+        own = self.program.constants[str(node.target)].value.detach()
+        return own.float().abs_() if own.dtype == torch.float64 else own.abs().float()
 
 
 def magnitudes(program: Program, region: Sequence[fx.Node], actual: Values) -> Values:

@@ -49,6 +49,7 @@ from .feeds import (
     MIDDLE_SIZE,
     SMALL_SIZE,
     Feed,
+    axes_of_images,
     feed,
     filled,
     own_generator,
@@ -91,6 +92,7 @@ from .program import (
 )
 from .refusal import Refusal
 from .scratchpad import Scratchpad
+from .small_maps import SMALL_MAPS
 from .text_form import settings_of, text_of
 from .value_ranges import Interval, Ranges, ranges_of
 from .volumes import convolution
@@ -122,6 +124,7 @@ __all__ = [
     "PADS",
     "RRELUS",
     "SLICES",
+    "SMALL_MAPS",
     "SMALL_SIZE",
     "SPLITS",
     "STACKS",
@@ -145,6 +148,7 @@ __all__ = [
     "arguments",
     "aten",
     "attribute_names",
+    "axes_of_images",
     "batch_one",
     "call_node",
     "category",

@@ -79,7 +79,7 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
 def _sized(program: Program, shape: Sequence[int], small: int | None) -> list[int]:
     sized = list(shape)
     if small is not None and len(sized) >= 4:
-        axes = 3 if len(sized) > 4 and _axes_of_images(program) == 3 else 2
+        axes = 3 if len(sized) > 4 and axes_of_images(program) == 3 else 2
         sized[-axes:] = [_shrunk(s, small) for s in sized[-axes:]]
     return sized
 
@@ -92,10 +92,10 @@ def shrinks_much(program: Program, small: int) -> bool:
 
 def smaller_sides(program: Program) -> tuple[int, ...]:
     """What large images shrink to: the first at which a network runs."""
-    return (SMALL_SIZE, EVEN_VOLUME) if _axes_of_images(program) == 3 else (SMALL_SIZE, MIDDLE_SIZE, EVEN_SIZE)
+    return (SMALL_SIZE, EVEN_VOLUME) if axes_of_images(program) == 3 else (SMALL_SIZE, MIDDLE_SIZE, EVEN_SIZE)
 
 
-def _axes_of_images(program: Program) -> int:
+def axes_of_images(program: Program) -> int:
     """3 for a network with convolutions over volumes, else 2."""
     kernels = (arguments(n)["weight"] for n in program.calls() if is_call(n, CONVS))
     return 3 if any(len(shape_of(w)) == 5 for w in kernels) else 2

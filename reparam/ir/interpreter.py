@@ -17,12 +17,14 @@ from torch import Tensor, fx
 from reparam.errors import ReparamError
 from reparam.utils import foreign_code, memory_told
 
-from . import volumes
 from .aten import BIT_VIEWS, aten
 from .mapped import give_back
 from .program import Program
+from .small_maps import SMALL_MAPS
+from .volumes import conv3d
 
 Observer = Callable[[fx.Node, Any], None]
+_BY: Mapping[Any, Callable[..., Any]] = {aten.conv3d.default: conv3d}
 
 
 @contextmanager
@@ -57,12 +59,17 @@ def _arguments(tree: Any, env: Mapping[fx.Node, Any], dtype: torch.dtype | None)
     return fx.node.map_aggregate(tree, lambda a: env[a] if isinstance(a, fx.Node) else retype(a, dtype))
 
 
-def call_node(node: fx.Node, env: Mapping[fx.Node, Any], dtype: torch.dtype | None) -> Any:
-    """The value of one call node, from its operands' values in `env`."""
+def call_node(
+    node: fx.Node, env: Mapping[fx.Node, Any], dtype: torch.dtype | None, by: Mapping[Any, Callable[..., Any]] = _BY
+) -> Any:
+    """The value of one call node, from its operands' values in `env`.
+
+    by: functions that give what operators give, apart from rounding, and take less time.
+    """
     assert callable(node.target)
     if node.target in BIT_VIEWS and dtype is not None:
         return _bits(node, env, dtype)
-    function = volumes.conv3d if node.target is aten.conv3d.default else node.target
+    function = by.get(node.target, node.target)
     return function(*_arguments(node.args, env, dtype), **_arguments(node.kwargs, env, dtype))
 
 
@@ -96,9 +103,9 @@ class Values(dict[fx.Node, Any]):
             raise KeyError(node)
         return weight_value(self.program, node, self.dtype)
 
-    def call(self, node: fx.Node) -> Any:
+    def call(self, node: fx.Node, by: Mapping[Any, Callable[..., Any]] = _BY) -> Any:
         """The value of a call, whose weights are then given back to the files that they lie in."""
-        value = call_node(node, self, self.dtype)
+        value = call_node(node, self, self.dtype, by)
         self.program.give_back(node)
         return value
 
@@ -108,7 +115,7 @@ class _WidenedAgain(Values):
 
     _lent: Tensor | None = None  # the weight that was widened last
 
-    def call(self, node: fx.Node) -> Any:
+    def call(self, node: fx.Node, by: Mapping[Any, Callable[..., Any]] = _BY) -> Any:
         weights = {n: self[n] for n in node.all_input_nodes if n.op == "get_attr"}
         places = {v.untyped_storage().data_ptr(): n for n, v in weights.items() if _has_storage(v)}
 
@@ -118,7 +125,7 @@ class _WidenedAgain(Values):
 
         self.update(weights)
         with torch.autograd.graph.saved_tensors_hooks(pack, self._unpacked):
-            value = call_node(node, self, self.dtype)
+            value = call_node(node, self, self.dtype, by)
         for weight in weights:
             del self[weight]
         self.program.give_back(node)
@@ -216,12 +223,15 @@ def evaluate_region(
     known: Mapping[fx.Node, Any],
     dtype: torch.dtype | None = torch.float64,
 ) -> Values:
-    """Values of the nodes of `region` (in execution order), given the values that it reads in `known`."""
+    """Values of the nodes of `region` (in execution order), given the values that it reads in `known`.
+
+    Convolutions of small maps in float64 are computed in a way of our own, see `small_maps`.
+    """
     env = Values(program, dtype, known)
     doing = "running a part of the network"
     guarded = memory_told(doing) if all(map(_is_of_torch, region)) else foreign_code(doing)
     with guarded, default_dtype(dtype):
         for node in region:
             if node not in env and node.op != "get_attr":
-                env[node] = env.call(node)
+                env[node] = env.call(node, SMALL_MAPS)
     return env

@@ -12,6 +12,7 @@ the sums is another one.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,8 +38,8 @@ def conv3d(  # the arguments are torch's
     """What aten.conv3d gives. input: (N, C, D, H, W). Whatever is not of float64, or small, is left to torch."""
     x = input
     steps, room, spread = pair(stride, 3), pair(padding, 3), pair(dilation, 3)
-    size = _size(x, weight, bias, steps, room, spread, groups)
-    if size is None:
+    size = sizes_of_result(x, weight, bias, steps, room, spread, groups)
+    if size is None or x.ndim != 5 or math.prod(size) < FEWEST:
         found: Tensor = aten.conv3d.default(x, weight, bias, stride, padding, dilation, groups)
         return found
     padded = F.pad(x, [p for p in reversed(room) for _ in range(2)]) if any(room) else x
@@ -62,7 +63,7 @@ def convolution(*given: Any) -> Tensor:
     return found
 
 
-def _size(
+def sizes_of_result(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -71,8 +72,11 @@ def _size(
     dilation: Sequence[int],
     groups: int,
 ) -> tuple[int, ...] | None:
-    """The depth, height and width of the result; None where torch has to tell, or is as quick."""
-    if x.ndim != 5 or weight.ndim != 5 or torch.is_grad_enabled():
+    """Height and width (or length, or also depth) of a convolution of (N, C, ...); None where torch has to tell.
+
+    torch has to tell what an odd call is, and computes what is not of float64 on a CPU, or has gradients.
+    """
+    if x.ndim != weight.ndim or x.ndim < 3 or torch.is_grad_enabled():
         return None
     if any(t is not None and (t.dtype != torch.float64 or t.device.type != "cpu") for t in (x, weight, bias)):
         return None
@@ -82,8 +86,7 @@ def _size(
     each = zip(x.shape[2:], padding, dilation, weight.shape[2:], strict=True)
     spans = (n + 2 * p - d * (k - 1) - 1 for n, p, d, k in each)
     size = tuple(span // s + 1 if span >= 0 else 0 for span, s in zip(spans, stride, strict=True))
-    positions = size[0] * size[1] * size[2]
-    return size if positions >= FEWEST and len(weight) and len(x) else None
+    return size if math.prod(size) and len(weight) and len(x) else None
 
 
 def _slab(

@@ -39,6 +39,14 @@ def test_the_batch_of_the_example_is_among_seven_samples_or_beside_them(own: int
     assert [plan.inputs for plan in plans_of(program)] == [1, *counts]
 
 
+def test_of_volumes_there_are_five_beside_the_traced_one() -> None:
+    net, x = nn.Conv3d(2, 3, 3).double(), doubles(2, 2, 9, 9, 9)
+    assert list(plans_of(program_of(net, x, dynamic=()))) == [Plan({}, 1), *[Plan({}, 1, SMALL_SIZE)] * 5]
+    for own, counts in ((1, [3, 2]), (2, [3, 2]), (3, [2, 3]), (4, [5]), (6, [5, 6])):
+        program = program_of(net, doubles(own, 2, 9, 9, 9), dynamic=("batch",))
+        assert [plan.inputs for plan in plans_of(program)] == [1, *counts]
+
+
 def test_free_axes_are_tried_at_every_kind_of_size() -> None:
     program = replace(network("batch", "height", "width"), probes=())
     [batch] = batch_one(program)
