@@ -68,7 +68,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "check.own_dtype": ("check/test_own_dtype.py",),
     "check.blame": ("check/test_blame_by_trial.py",),
     "check.exactness": ("check/test_error_spreads.py",),
-    "check.rounding_bound": ("check/test_magnitudes.py", "check/test_norm_magnitudes.py"),
+    "check.rounding_bound": (
+        "check/test_magnitudes.py",
+        "check/test_norm_magnitudes.py",
+        "check/test_product_magnitudes.py",
+    ),
     "check.values": ("check/test_values.py",),
     "check.output_error": ("check/test_output_error.py",),
     "check.input_plan": ("check/test_input_plan.py",),
