@@ -14,6 +14,7 @@ import datetime
 import itertools
 import json
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,7 @@ from reparam.loading import randomize_statistics
 from reparam.utils import one_line, write_atomically
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
-SECONDS = 900  # for one network
+SECONDS = 900  # of processor time for one network
 MEMORY = 12 * GIB
 SEEDS = 4  # of statistics, until outputs are of an ordinary size
 TOLERANCE = 1e-3
@@ -199,10 +200,9 @@ def run(names: Iterable[str], jobs: int, file: Path) -> None:
 def _alone(name: str) -> dict[str, Any]:
     """One network in a process of its own, whose end is told as such."""
     command = [sys.executable, __file__, "--worker", name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        return {"name": name, "failed": f"takes longer than {SECONDS // 60} minutes"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == -signal.SIGXCPU:
+        return {"name": name, "failed": f"takes longer than {SECONDS // 60} minutes of processor time"}
     lines = done.stdout.splitlines()
     row = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     if "fused" in row:
@@ -220,6 +220,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 10))
         answer(lambda: measure(args.worker))
         return
     known = networks()

@@ -31,8 +31,8 @@ statistics of their norms.
 * Of ultralytics what its files describe, in the smallest scale.
 * Of transformers, monai and diffusers the classes as they are, in configurations of a few narrow layers.
 
-Each network has {minutes} minutes and {gib} GiB. They were tried {days}, each with the code of its day, which
-`benchmarks/coverage.jsonl` tells.
+Each network has {minutes} minutes of processor time and {gib} GiB. They were tried {days}, each with the code of its
+day, which `benchmarks/coverage.jsonl` tells.
 
 *fused* and *plain* are verified: every rewrite, the whole network in float64 against the network itself, and once more
 in float32; what was accepted was then run once more beside the original. *wrong* counts where the two differed there.

@@ -5,24 +5,29 @@ other 360 in ten fixed distortions each. Then each is pruned with 512 unlabelled
 and by Torch-Pruning (group L2, BN scale, Taylor with labels; global), whose result gets new BN statistics on the same
 images, or our refit on the channels that it chose, so that the choice and the refit can be told apart. With `--after`
 the results are then trained with labels for so many epochs, all in the same way. With `--latency` the budgets are of
-the time in onnxruntime on one thread; widths are multiples of 8 then, the peer's too.
+the time in onnxruntime on one thread; widths are multiples of 8 then, the peer's too. All of it takes more than a
+day: each figure is added to pruning.jsonl when it is found, and a run that was stopped goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import datetime
 import importlib.util
+import json
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from common import machine, network_of, quiet, say, table
+from coverage_page import rows_of
 from digits import TRAINED, digits
 from pruning_nets import NETS
 from torch import Tensor, nn
@@ -39,6 +44,8 @@ BUDGETS = (0.6, 0.4, 0.25, 0.2, 0.1)
 SEEDS, EPOCHS, CALIBRATION = 5, 40, 512
 RATE, RATE_AFTER = 3e-3, 1e-3
 SIDE, COPIES = 16, 10
+FOUND = Path(__file__).parent / "pruning.jsonl"
+CRITERIA = ("group L2", "BN scale", "Taylor")  # of Torch-Pruning
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # the 97.5 % quantile of Student's t for so many seeds
 
 TEXT = """\
@@ -200,64 +207,92 @@ def _masked(module: nn.Module, pruned: nn.Module, groups: Sequence[Any]) -> nn.M
 # ---- the measurement ---------------------------------------------------------------------------------------------
 
 
-def measure(
-    name: str,
-    seed: int,
-    budgets: Sequence[float],
-    epochs: int,
-    after: int = 0,
-    *,
-    latency: bool = False,
-    only: Sequence[str] = (),
-) -> Iterator[tuple[str, float, float]]:
-    """(method, share, accuracy) of one network; the method "base" has the share 1.
+@dataclass(frozen=True)
+class Setting:
+    """What is measured of a network. budgets: shares that may be left. epochs: of its own training.
 
-    after: epochs of training. latency: whether the budgets are of that. only: parts of the names of methods that are
-    tried; all of them without any.
+    after: epochs of training behind the cut. latency: whether the budgets are of that. only: parts of the names of
+    methods that are tried; all of them without any.
     """
 
-    def wanted(method: str) -> bool:
-        return not only or any(part in method for part in only)
+    budgets: Sequence[float] = BUDGETS
+    epochs: int = EPOCHS
+    after: int = 0
+    latency: bool = False
+    only: Sequence[str] = ()
 
+    def wanted(self, method: str) -> bool:
+        return not self.only or any(part in method for part in self.only)
+
+    def trained(self, method: str) -> str:
+        return f"{method}, then {self.after} epochs"
+
+    def methods(self) -> list[str]:
+        """Those that are asked for, and that can be tried here."""
+        names = list(OURS)
+        for criterion in CRITERIA if torch_pruning() is not None else ():
+            names += [f"Torch-Pruning, {criterion}, {how}" for how in ("recalibrated", "refitted")]
+        named = [*OURS, *(f"Torch-Pruning, {c}" for c in CRITERIA if torch_pruning() is not None)]
+        names += [self.trained(m) for m in named] if self.after else []
+        return [m for m in names if self.wanted(m)]
+
+
+Figure = tuple[str, float]  # a method, and the share that it left; the method "base" has the share 1
+
+
+def measure(
+    name: str, seed: int, setting: Setting, known: Collection[Figure] = ()
+) -> Iterator[tuple[str, float, float | None]]:
+    """(method, share, accuracy) of one network, but for those that are known; None where no network is that small."""
+
+    def left(method: str, share: float) -> bool:
+        return setting.wanted(method) and (method, share) not in known
+
+    if all((m, b) in known for b in setting.budgets for m in setting.methods()) and ("base", 1.0) in known:
+        return
     images, labels = digits()
     images, test = images[:TRAINED], images[TRAINED:]
     x = torch.cat([distorted(test, 100_000 + i) for i in range(COPIES)])
     y = labels[TRAINED:].repeat(COPIES)
     torch.manual_seed(seed)
     module = NETS[name]()
-    train(module, images, labels[:TRAINED], epochs, seed)
+    train(module, images, labels[:TRAINED], setting.epochs, seed)
     calibration, own = distorted(images, 77_777)[:CALIBRATION], labels[:CALIBRATION]
-    yield "base", 1.0, accuracy(module, x, y)
+
+    def afterwards(small: nn.Module) -> float:
+        train(small, images, labels[:TRAINED], setting.after, seed + SEEDS, RATE_AFTER)
+        return accuracy(small, x, y)
+
+    if ("base", 1.0) not in known:
+        yield "base", 1.0, accuracy(module, x, y)
     tp = torch_pruning()
-    for share in budgets:
+    for share in setting.budgets:
         for method, options in OURS.items():
-            if not wanted(method):
+            then = setting.after > 0 and left(setting.trained(method), share)
+            if not left(method, share) and not then:
                 continue
-            budget = {"latency" if latency else "macs": share}
+            budget = {"latency" if setting.latency else "macs": share}
             try:
                 result = prune(module, x[:2], calibration, form="residual", seed=seed, **budget, **options)
             except InputError as error:  # no network is as fast as that
                 say(f"{method} at {share}: {error}")
+                yield method, share, None
                 continue
-            yield method, share, accuracy(result.module, x, y)
-            if after:
-                small = trainable(result.program, calibration)
-                train(small, images, labels[:TRAINED], after, seed + SEEDS, RATE_AFTER)
-                yield f"{method}, then {after} epochs", share, accuracy(small, x, y)
-        for criterion in ("group L2", "BN scale", "Taylor") if tp is not None else ():
-            given = peers(criterion, module, calibration)
-            tried = {m: f for m, f in given.items() if wanted(m)}
-            trained = f"Torch-Pruning, {criterion}, then {after} epochs"
-            if not tried and not (after and wanted(trained)):
+            if left(method, share):
+                yield method, share, accuracy(result.module, x, y)
+            if then:
+                yield setting.trained(method), share, afterwards(trainable(result.program, calibration))
+        for criterion in CRITERIA if tp is not None else ():
+            trained = setting.trained(f"Torch-Pruning, {criterion}")
+            given = {m: f for m, f in peers(criterion, module, calibration).items() if left(m, share)}
+            then = setting.after > 0 and left(trained, share)
+            if not given and not then:
                 continue
-            found = chosen(tp, criterion, module, calibration, own, share, latency=latency)
-            if found is None:
-                continue
-            masked, small = found
-            yield from ((m, share, accuracy(f(masked), x, y)) for m, f in tried.items())
-            if after and wanted(trained):
-                train(small, images, labels[:TRAINED], after, seed + SEEDS, RATE_AFTER)
-                yield trained, share, accuracy(small, x, y)
+            found = chosen(tp, criterion, module, calibration, own, share, latency=setting.latency)
+            for method, made in given.items():
+                yield method, share, None if found is None else accuracy(made(found[0]), x, y)
+            if then:
+                yield trained, share, None if found is None else afterwards(found[1])
 
 
 OURS: dict[str, dict[str, Any]] = {
@@ -288,6 +323,31 @@ def trainable(program: Program, x: Tensor) -> nn.Module:
         return network_of(Path(name) / "source")
 
 
+# ---- what was found ----------------------------------------------------------------------------------------------
+
+
+def record_of(name: str, seed: int, setting: Setting, file: Path) -> dict[Figure, float | None]:
+    """What the file has of a network, measured with such budgets."""
+    own = _key(name, seed, setting)
+    return {(r["method"], r["share"]): r["accuracy"] for r in rows_of(file) if own.items() <= r.items()}
+
+
+def _key(name: str, seed: int, setting: Setting) -> dict[str, Any]:
+    return {"net": name, "seed": seed, "epochs": setting.epochs, "budget": "latency" if setting.latency else "macs"}
+
+
+def go_on(name: str, seed: int, setting: Setting, file: Path) -> None:
+    """Measures what the file does not have, and adds each figure to it as it is found."""
+    known = record_of(name, seed, setting, file)
+    for method, share, value in measure(name, seed, setting, known):
+        row = _key(name, seed, setting) | {"method": method, "share": share, "accuracy": value}
+        whole = not file.exists() or file.read_bytes().endswith(b"\n")
+        with file.open("a", encoding="utf-8") as out:
+            line = json.dumps(row | {"on": datetime.date.today().isoformat()})
+            out.write(f"{line}\n" if whole else f"\n{line}\n")  # behind a line that was cut
+        say(f"{name} {seed} {method} {share}: {value}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("nets", nargs="*", help=f"default: all of {', '.join(NETS)}")
@@ -298,27 +358,32 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=(), metavar="PART", help="methods with a part of these in the name"
     )
+    parser.add_argument("--found", type=Path, default=FOUND, help="the file of JSON lines that is gone on with")
     parser.add_argument("--quick", action="store_true", help="one network, two seeds, two epochs, one budget")
     args = parser.parse_args()
     torch.set_num_threads(1)
     nets = ["resnet20"] if args.quick else args.nets or list(NETS)
     seeds, epochs = (2, 2) if args.quick else (args.seeds, EPOCHS)
-    budgets = (0.4,) if args.quick else tuple(args.budgets)
+    setting = Setting((0.4,) if args.quick else tuple(args.budgets), epochs, args.after, args.latency, args.only)
     print(TEXT.format(seeds=seeds, budget="time" if args.latency else "multiply-accumulates"))
     say(machine())
-    for name in nets:
-        found: dict[tuple[str, float], list[float]] = {}
-        for seed in range(seeds):
-            with quiet():
-                figures = measure(name, seed, budgets, epochs, args.after, latency=args.latency, only=args.only)
-                for method, share, value in figures:
-                    found.setdefault((method, share), []).append(value)
-                    say(f"{name} {seed} {method} {share}: {value:.2f}")
-        base = told(found["base", 1.0])
-        methods = [m for m in dict.fromkeys(m for m, _ in found) if m != "base"]
-        rows = [[m, *(told(found.get((m, b), [])) for b in budgets)] for m in methods]
-        print(f"### {name}, {base} before\n")
-        print(table(["", *(f"{b:g}" for b in budgets)], rows))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trial.jsonl" if args.quick else args.found
+        for name in nets:
+            for seed in range(seeds):
+                with quiet():
+                    go_on(name, seed, setting, file)
+            print(shown(name, [record_of(name, seed, setting, file) for seed in range(seeds)], setting))
+
+
+def shown(name: str, found: Sequence[Mapping[Figure, float | None]], setting: Setting) -> str:
+    """A table of one network. found: the figures of each seed."""
+
+    def cell(method: str, share: float) -> str:
+        return told([v for figures in found if (v := figures.get((method, share))) is not None])
+
+    rows = [[m, *(cell(m, b) for b in setting.budgets)] for m in setting.methods()]
+    return f"### {name}, {cell('base', 1.0)} before\n\n{table(['', *(f'{b:g}' for b in setting.budgets)], rows)}"
 
 
 def told(values: Sequence[float]) -> str:

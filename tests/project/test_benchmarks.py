@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,42 @@ def test_memory_of_activations_counts_what_is_alive_at_once(monkeypatch: pytest.
     assert peak(lambda: torch.relu(torch.relu(torch.relu(x)))) == 2 * size
     assert peak(residual) == 3 * size
     assert peak(lambda: x.view(3, 64)) == 0, "a view of the input takes nothing"
+
+
+def test_the_coverage_of_networks_has_processor_time_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that somebody ends is not one that took too long."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    coverage = importlib.import_module("coverage")
+    ended = {-signal.SIGXCPU: "takes longer than 15 minutes of processor time", -9: "ends with exit status -9"}
+    for status, told in ended.items():
+        done = subprocess.CompletedProcess([], status, stdout="", stderr="")
+        monkeypatch.setattr(coverage.subprocess, "run", lambda *a, done=done, **k: done)
+        assert coverage._alone("timm/vit") == {"name": "timm/vit", "failed": told}
+
+
+def test_pruning_goes_on_where_a_record_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    pruning = importlib.import_module("pruning")
+    setting = pruning.Setting(budgets=(0.4, 0.2), epochs=1, only=("coupled",))
+    file = tmp_path / "pruning.jsonl"
+
+    def measured(name: str, seed: int, setting: object, known: Collection[object]) -> Iterator[object]:
+        figures = (("base", 1.0, 90.0), ("reparam, coupled", 0.4, 80.5), ("reparam, coupled", 0.2, None))
+        yield from (f for f in figures if f[:2] not in known)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pruning, "measure", measured)
+        pruning.go_on("resnet20", 3, setting, file)
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join(lines[:2]) + "\n" + lines[2][:20])  # as it is when a run is cut off
+        known = pruning.record_of("resnet20", 3, setting, file)
+        assert known == {("base", 1.0): 90.0, ("reparam, coupled", 0.4): 80.5}
+        complete = {**known, ("reparam, coupled", 0.2): None}
+        pruning.go_on("resnet20", 3, setting, file)
+        assert pruning.record_of("resnet20", 3, setting, file) == complete
+    monkeypatch.setattr(pruning, "digits", lambda: pytest.fail("a network is trained for figures that are known"))
+    assert not list(pruning.measure("resnet20", 3, setting, complete))
+    assert pruning.record_of("resnet20", 4, setting, file) == {}
+    assert pruning.record_of("resnet20", 3, dataclasses.replace(setting, latency=True), file) == {}
+    text = pruning.shown("resnet20", [complete, {("base", 1.0): 92.0}], setting)
+    assert "### resnet20, 91.00 ± 12.71 before" in text and "| reparam, coupled | 80.50 | — |" in text
