@@ -317,7 +317,7 @@ class _Magnitudes(Values):
 
     def narrow(self, node: fx.Node) -> Tensor:
         """The magnitudes in float32, those of weights without a detour over float64."""
-        if node.op != "get_attr" or node in self:
+        if node.op != "get_attr":
             found: Tensor = self[node].float()
             return found
         own = self.program.constants[str(node.target)].value.detach()

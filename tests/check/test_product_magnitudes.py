@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from reparam.check import rounding_bound
 from reparam.check.rounding_bound import MANY, _Magnitudes, magnitudes
-from reparam.ir import evaluate_region
+from reparam.ir import evaluate_region, small_maps
 from support.helpers import doubles, program_of
 from support.magnitudes import of
 
@@ -49,6 +49,55 @@ def test_few_products_are_added_up_in_float64() -> None:
     assert torch.equal(*both(layer, doubles(15, 128), many=MANY))
     exact, found = both(layer, doubles(16, 128), many=MANY)
     assert not torch.equal(exact, found)
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (nn.Conv2d(8, 4, 3, bias=False), (2, 8, 5, 5)),  # 8*9 products for 2*4*9 results
+        (nn.ConvTranspose2d(64, 2, 1, bias=False), (2, 64, 3, 6)),  # 64 for 2*2*18
+    ],
+)
+def test_products_are_counted_for_each_result(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """As many as one result reads, in a transposed convolution of one tap as in any other."""
+    x = doubles(*shape)
+    count = layer.double()(x).numel() * (72 if isinstance(layer, nn.Conv2d) else 64)
+    assert torch.equal(*both(layer, x, many=count + 1))
+    exact, found = both(layer, x, many=count)
+    assert not torch.equal(exact, found)
+
+
+def test_what_is_added_for_the_loss() -> None:
+    """(1 + 2**-6 + k 2**-23) times the sum, and k 2**-124 (1 + the largest of each factor)."""
+    layer = nn.Linear(4, 2, bias=False).double()
+    nn.init.constant_(layer.weight, -2.0)
+    _, found = both(layer, torch.full((3, 4), 3.0, dtype=torch.float64))
+    assert (found == 24.0 * (1 + 2**-6 + 4 * 2**-23)).all()
+    _, found = both(layer, torch.zeros(3, 4, dtype=torch.float64))
+    assert (found == 4 * 2**-124 * (1 + 2.0)).all()
+
+
+def test_named_arguments_count_too() -> None:
+    layer, x = nn.Conv2d(4, 4, 3, padding=1, groups=2).double(), doubles(1, 4, 5, 5)
+    program = program_of(layer, x, dynamic=())
+    [node] = program.calls()
+    node.args, node.kwargs = node.args[:3], {"padding": [1, 1], "groups": 2}
+    with patch.object(rounding_bound, "MANY", 0):
+        _, _, found = of(program, 0, x)
+    torch.testing.assert_close(found[node], both(layer, x)[1])
+
+
+def test_weights_of_float32_are_not_widened_for_it_and_few_products_are_quick() -> None:
+    layer, x = nn.Conv2d(32, 32, 3, groups=32), doubles(1, 32, 5, 5)
+    program = program_of(layer, x.float(), dynamic=())
+    [node], [given] = program.calls(), program.placeholders
+    region = [n for n in program.graph.nodes if n.op in ("get_attr", "call_function")]
+    values = evaluate_region(program, region, {given: x})
+    with patch.object(rounding_bound, "MANY", 0), patch.object(_Magnitudes, "__missing__", side_effect=AssertionError):
+        magnitudes(program, region, values)
+    with torch.no_grad(), patch.object(small_maps, "_by_taps", side_effect=small_maps._by_taps) as used:
+        assert node in magnitudes(program, region, values)
+    assert used.call_count == 1
 
 
 @pytest.mark.parametrize("weight, x", [(1e30, 1e30), (1e-300, 1e60), (1e60, 1.0), (1.0, 1e60)])

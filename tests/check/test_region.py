@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -49,12 +50,7 @@ def fixed(*sizes: tuple[int, ...]) -> RegionShapes:
 # ---- the smallest map --------------------------------------------------------------------------------------------
 
 
-def conv(*args: Any, **options: Any) -> nn.Module:
-    return nn.Conv2d(4, 4, *args, **options)
-
-
-def deconv(*args: Any, **options: Any) -> nn.Module:
-    return nn.ConvTranspose2d(4, 4, *args, **options)
+conv, deconv = partial(nn.Conv2d, 4, 4), partial(nn.ConvTranspose2d, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +98,11 @@ def test_a_map_shows_the_interior_and_every_border_and_no_more(model: nn.Module,
     """What one value reads through all windows of a path, and a step more; of one position alone three samples."""
     batch = 3 if size == (1, 1) else 2
     assert shapes_of(model, doubles(*IMAGE)) == RegionShapes(((batch, 4, *size),), True)
+
+
+def test_where_nothing_is_left_one_side_decides() -> None:
+    found = shapes_of(conv(3, padding=1), doubles(*IMAGE), build=lambda program, node: node.all_input_nodes[0])
+    assert found == RegionShapes(((2, 4, 4, 4),), True)
 
 
 def test_no_map_is_larger_than_the_traced_one() -> None:
