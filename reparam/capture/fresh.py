@@ -11,13 +11,15 @@ import functools
 import operator
 import sys
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.ir import is_uninitialised
@@ -64,23 +66,43 @@ def _copied_part(value: Any, memo: dict[int, Any]) -> Any:
     known = memo.get(id(value), memo)
     if known is not memo:
         return known
+    if kind is set and not value:
+        empty: Any = kind()
+        memo[id(value)] = empty
+        return empty
     if kind is dict or kind is OrderedDict:
-        held = memo[id(value)] = kind()
-        for name, inner in value.items():
-            held[name if type(name) in _ATOMS else copy.deepcopy(name, memo)] = _copied_part(inner, memo)
+        held: Any = kind()
+        memo[id(value)] = held
+        _copy_contents(value, held, memo)
         return held
     if not (isinstance(value, nn.Module) and _copies_plainly(kind)):
         return copy.deepcopy(value, memo)
     part = memo[id(value)] = kind.__new__(kind)
-    vars(part).update({name: _copied_part(inner, memo) for name, inner in vars(value).items()})
+    _copy_contents(vars(value), vars(part), memo)
     return part
+
+
+def _copy_contents(values: Mapping[Any, Any], made: dict[Any, Any], memo: dict[int, Any]) -> None:
+    """Fills a dictionary with copies. A module has ten empty ones, of hooks, which are copied right here."""
+    for name, value in values.items():
+        kind = type(value)
+        if kind in _ATOMS:
+            copied = value
+        elif kind is OrderedDict and not value:
+            copied = memo.get(id(value))
+            if copied is None:
+                memo[id(value)] = copied = OrderedDict()
+        else:
+            copied = _copied_part(value, memo)
+        made[name if type(name) in _ATOMS else copy.deepcopy(name, memo)] = copied
 
 
 @functools.cache
 def _copies_plainly(kind: type) -> bool:
     """Whether a class of modules leaves its copies to Python and to nn.Module: a new object with copied attributes."""
     ways = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__", "__getnewargs__")
-    plain = all(getattr(kind, way, None) is getattr(nn.Module, way, None) for way in (*ways, "__getnewargs_ex__"))
+    like = nn.Conv2d if issubclass(kind, _ConvNd) else nn.Module  # which fill in what old pickles of them lack
+    plain = all(getattr(kind, way, None) is getattr(like, way, None) for way in (*ways, "__getnewargs_ex__"))
     return plain and kind not in copyreg.dispatch_table and not copyreg._slotnames(kind)  # type: ignore[attr-defined]
 
 
@@ -144,8 +166,10 @@ class Outside:
         if loaded != self._loaded:
             self._loaded = loaded
             seen: set[int] = set()
-            self._undo = [step for space in loaded.values() for step in _steps(vars(space), space, self._roots, seen)]
-            self._undo += _held(self._module, self._roots, seen)
+            steps = [step for space in loaded.values() for step in _steps(vars(space), space, self._roots, seen)]
+            steps += _held(self._module, self._roots, seen)
+            empty = [step.container for step in steps if isinstance(step, _Emptied)]
+            self._undo = [s for s in steps if not isinstance(s, _Emptied)] + [functools.partial(_empty_all, empty)]
         try:
             yield
         finally:
@@ -275,7 +299,7 @@ def _contents(container: Any, depth: int) -> Iterator[Callable[[], None]]:
     if depth == 0:
         return
     if not container:
-        yield functools.partial(_empty, container)
+        yield _Emptied(container)
         return
     kept = container.copy()
     for value in kept.values() if isinstance(kept, dict) else kept:
@@ -284,9 +308,21 @@ def _contents(container: Any, depth: int) -> Iterator[Callable[[], None]]:
     yield functools.partial(_refill, container, kept)
 
 
-def _empty(container: Any) -> None:
-    if container:
-        container.clear()
+@dataclass(frozen=True)
+class _Emptied:
+    """Empties a container."""
+
+    container: Any
+
+    def __call__(self) -> None:
+        self.container.clear()
+
+
+def _empty_all(containers: Sequence[Any]) -> None:
+    """Most of what a module holds: one look at all of them tells whether any is not empty."""
+    if any(containers):
+        for container in containers:
+            container.clear()
 
 
 def _refill(container: Any, kept: Any) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from reparam.ir import SMALL_SIZE, Program, axes_of_images, batch_one
 
 TRIALS, TRIALS_OF_VOLUMES = 8, 6  # inputs in all; a volume has as many positions as some thirty images
-EVEN, ODD, PRIME, SMALLEST = 48, 81, 53, 3
+EVEN, PRIME, SMALLEST = 48, 53, 3
+LARGE = 97  # for networks that take no small images
 GROWN = 32  # what a large size is above the traced one
 MOST_OWN = 32  # samples of the traced batch that are still run
 
@@ -18,7 +19,7 @@ class Plan:
     """Sizes of one round. sizes: of the free axes, by symbol. inputs: how many. small: what large images shrink to.
 
     claimed: whether the program is said to hold for these very sizes, so that it has to run where the original does.
-    far: whether they are larger than the traced ones, or far from them in one axis, and show no other kind of border.
+    far: whether they show no other kind of border than the rest: primes, large sizes, and some for one axis alone.
     """
 
     sizes: dict[str, int]
@@ -31,8 +32,8 @@ class Plan:
 def plans_of(program: Program) -> Iterator[Plan]:
     """The traced size alone; then seven inputs at a smaller one (five volumes), where it runs there; then free axes.
 
-    A free axis is tried at an even, an odd and a prime size, at the smallest that the original runs on, at one larger
-    than was traced, and at sizes that break what torch took for granted when it traced.
+    A free axis is tried at an even and a prime size, at a larger odd one, at the smallest that the original runs on, at
+    one larger than was traced, and at sizes that break what torch took for granted when it traced.
     """
     batch = sorted(batch_one(program))
     symbols = sorted({s for spec in program.inputs for s in spec.shape if isinstance(s, str)})
@@ -46,12 +47,12 @@ def plans_of(program: Program) -> Iterator[Plan]:
         for count in _batches(program.traced_sizes[batch[0]], rest):
             yield Plan({s: count for s in batch}, count, SMALL_SIZE)
     traced = program.traced_sizes
-    two = {s: 2 for s in batch}
-    for size in (EVEN, ODD, PRIME) if others else ():
-        yield Plan(two | {s: size + 16 * (j + (size == ODD)) for j, s in enumerate(others)}, 2)
+    one, two = ({s: n for s in batch} for n in (1, 2))
     if others:
+        yield Plan(two | {s: EVEN + 16 * j for j, s in enumerate(others)}, 2)
+        yield Plan(two | {s: PRIME + 16 * j for j, s in enumerate(others)}, 2, far=True)
+        yield Plan(one | {s: LARGE + 16 * j for j, s in enumerate(others)}, 1, far=True)
         yield Plan(two | {s: SMALLEST + j for j, s in enumerate(others)}, 2)
-        one = {s: 1 for s in batch}
         yield Plan(one | {s: traced[s] + GROWN + 2 * j for j, s in enumerate(others)}, 1, far=True)
     for probe in program.probes:
         sizes = two | {s: n for s, n in probe.items() if s in symbols}

@@ -41,6 +41,7 @@ from .values import all_finite, first_shape, largest_difference
 
 _log = logging.getLogger(__name__)
 ROUNDINGS = 256
+NEAR = 16  # times fewer values, on which as much is lost
 ENOUGH = 3  # inputs of the traced size, where a network takes no smaller images
 
 
@@ -56,12 +57,12 @@ def _values_of_one(values: Feed) -> int:
 
 
 def _lost_at_most(size: int, lost: Sequence[tuple[int, float]]) -> float:
-    """What was lost on inputs of so many values, of the largest that are not larger: more is lost on larger ones.
+    """The least that was lost on inputs of so many values, or some fewer: more is lost on larger ones.
 
     lost: (values of one sample, loss). The least of all where all are larger.
     """
     below = [n for n, _ in lost if n <= size]
-    return min(loss for n, loss in lost if not below or n == max(below))
+    return min(loss for n, loss in lost if not below or max(below) <= n * NEAR <= size * NEAR)
 
 
 def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) -> float:

@@ -313,7 +313,7 @@ def test_a_copy_shares_weights_and_nothing_that_can_be_copied() -> None:
     assert copied.pairs["a"][0] is not net.pairs["a"][0]
 
 
-class Counted(nn.Linear):
+class Counted(nn.Conv1d):
     """Says by itself how it is copied."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -325,9 +325,11 @@ class Tangled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = self.second = nn.Sequential(nn.Linear(2, 2), Counted(2, 2))
+        self.first = self.second = nn.Sequential(nn.Linear(2, 2), Counted(2, 2, 1))
         self.table = self.same_table = {"part": self.first, ("a", 1): [self.first[0].weight]}
         self.named = OrderedDict(b=1, a=(self.table,))
+        self.spare, self.marks = [OrderedDict()] * 2, [set()] * 2
+        self.hooks, self.names = self.spare[0], self.marks[0]
         object.__setattr__(self, "itself", self)
         self.first.register_forward_hook(self.seen)
         self.count = 0
@@ -348,7 +350,8 @@ def test_a_copy_is_tangled_as_the_model_is() -> None:
     assert copied.table["a", 1][0] is first[0].weight is net.first[0].weight
     assert list(copied.named) == ["b", "a"] and copied.named["a"][0] is copied.table
     assert isinstance(first[1], Counted) and first[1].copies == 1 and not hasattr(net.first[1], "copies")
-    copied(torch.zeros(1, 2))
+    assert copied.spare[1] is copied.hooks is not net.hooks and copied.marks[1] is copied.names is not net.names
+    copied(torch.zeros(2, 2))
     assert (copied.count, net.count) == (1, 0)
 
 

@@ -267,7 +267,7 @@ def test_the_reported_evidence_is_that_of_the_conversion() -> None:
     result = convert(model(), image(), dynamic=("batch", "height", "width"), seed=9)
     evidence = result.report.evidence
     assert evidence is not None
-    assert evidence.seed == 9 and len(evidence.shapes) == 8 and evidence.trials == 17
+    assert evidence.seed == 9 and len(evidence.shapes) == 8 and evidence.trials == 16
     assert 0.0 < evidence.float64_max_rel < 1e-13
     assert 0.0 < evidence.error <= 2 * evidence.original_error + 4 * EPS
 
