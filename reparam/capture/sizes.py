@@ -41,7 +41,10 @@ class _FinerError(Exception):
 
 @contextmanager
 def plain_sizes() -> Iterator[None]:
-    """In the block, whole numbers that torch computes of free sizes are written in their plain form."""
+    """In the block, whole numbers that torch computes of free sizes are written in their plain form.
+
+    And whether a size is a number is found out once, where sympy goes through all of it each time that it is asked.
+    """
     init: Callable[..., None] = sym_node.SymNode.__init__
 
     def made(self: Any, expr: Any, shape_env: Any, pytype: type, *rest: Any, **options: Any) -> None:
@@ -50,11 +53,15 @@ def plain_sizes() -> Iterator[None]:
             options["optimized_summation"] = False
         init(self, found, shape_env, pytype, *rest, **options)
 
+    asked = sympy.Expr.is_number
+    known = functools.lru_cache(maxsize=1 << 16)(asked.fget)  # torch asks for it whenever it looks at a size
     sym_node.SymNode.__init__ = made  # type: ignore[method-assign]
+    sympy.Expr.is_number = property(known)
     try:
         yield
     finally:
         sym_node.SymNode.__init__ = init  # type: ignore[method-assign]
+        sympy.Expr.is_number = asked
 
 
 @functools.lru_cache(maxsize=4096)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest.mock import PropertyMock, patch
 
 import pytest
 import sympy
@@ -164,3 +165,12 @@ def test_torch_is_as_it_was_behind_it() -> None:
         raise KeyError
     capture(nn.Conv2d(1, 1, 1).eval(), [torch.randn(1, 1, 4, 4)], dynamic=("height",))
     assert sym_node.SymNode.__init__ is before
+
+
+def test_whether_a_size_is_a_number_is_found_out_once_and_after_it_by_sympy_again() -> None:
+    asked, size = sympy.Expr.is_number, 3 * H + 1
+    with plain_sizes(), patch.object(sympy.Add, "args", new_callable=PropertyMock, return_value=size.args) as looked:
+        for _ in range(5):
+            assert size.is_number is False and sympy.sqrt(2).is_number is True
+        assert looked.call_count == 1
+    assert sympy.Expr.is_number is asked
