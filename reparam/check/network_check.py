@@ -19,15 +19,18 @@ import torch
 
 from reparam.errors import CaptureError, InputError, NotEquivalentError, ReparamError
 from reparam.ir import (
+    SMALL_SIZE,
     WEIGHTED,
     Feed,
     Program,
+    axes_of_images,
     evaluate,
     evaluate_where_it_runs,
     feed,
     is_call,
     shrinks_much,
     smaller_sides,
+    takes_shapes,
     typed,
 )
 from reparam.utils import first_line
@@ -157,6 +160,7 @@ class _Check:
         self.floor = depth_limit(original)
         self.in_float64: bool | None = None  # whether the judge is run in float64; None before the first run
         self.sides = smaller_sides(original)  # of images, the next to try first
+        self.volumes = axes_of_images(original) == 3
         self.rounds: list[Round] = []
         self.largest, self.trials = 0.0, 0
         self.own_dtype: OwnDtypeEvidence | None = None
@@ -286,6 +290,8 @@ class _Check:
     def _try(self, plan: Plan, small: int | None) -> _Try:
         values = feed(self.original, plan.sizes, self.generator, small)
         unclaimed = small is not None and self.judge is not None  # there the traced path may be another
+        if unclaimed and self.volumes and small == SMALL_SIZE and not takes_shapes(self.converted, values):
+            return _Try(values, None, None)  # a run, of most of it, would take long
         other = evaluate_where_it_runs(self.converted, values) if unclaimed else None
         if unclaimed and other is None:  # which tells that in the least time
             return _Try(values, None, None)

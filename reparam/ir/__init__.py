@@ -68,6 +68,7 @@ from .interpreter import (
     evaluate_region,
     evaluate_where_it_runs,
     last_uses,
+    takes_shapes,
     weight_value,
 )
 from .jumps import describe_jumps, jumps
@@ -204,6 +205,7 @@ __all__ = [
     "spelled_out",
     "static_shape",
     "stored_once",
+    "takes_shapes",
     "tensors_of",
     "text_of",
     "typed",

@@ -189,6 +189,29 @@ def evaluate_where_it_runs(program: Program, inputs: Sequence[Any]) -> list[Any]
         return None
 
 
+class _Shapes(Values):
+    """Values that have a shape and a dtype and nothing more."""
+
+    def __missing__(self, node: fx.Node) -> Any:
+        if node.op != "get_attr":
+            raise KeyError(node)
+        return torch.empty_like(self.program.constants[str(node.target)].value, device="meta", requires_grad=False)
+
+
+@torch.no_grad()
+def takes_shapes(program: Program, inputs: Sequence[Any]) -> bool:
+    """Whether all calls take tensors of the shapes of these inputs, without computing any of their values.
+
+    False as well where torch cannot tell, as for calls whose shapes depend on values.
+    """
+    shapes = [i.to("meta") if isinstance(i, Tensor) else i for i in inputs]
+    try:
+        _evaluate(program, shapes, _Shapes(program, None), None)
+    except Exception:  # of any kind: operators may be those of others
+        return False
+    return True
+
+
 def _evaluate(program: Program, inputs: Sequence[Any], env: Values, observe: Observer | None) -> list[Any]:
     feed, dtype = iter(inputs), env.dtype
     frees = last_uses(program.graph.nodes)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from reparam.check import NetworkEvidence, check_float64
 from reparam.check import network_check as subject
+from reparam.check.judge import Judge
 from reparam.errors import NotEquivalentError
-from reparam.ir import Feed, Program, feed
+from reparam.ir import Feed, Program, evaluate_where_it_runs, feed
 from support.helpers import Lambda, program_of
 
 
@@ -71,3 +72,22 @@ def test_frames_in_front_of_channels_stay_as_many_as_they_are() -> None:
 def test_of_an_image_that_differs_at_the_traced_size_no_smaller_one_is_tried() -> None:
     with pytest.raises(NotEquivalentError):
         check(pooled(5, False), pooled(5, True))
+
+
+@pytest.mark.parametrize("volumes", [True, False])
+def test_volumes_whose_shapes_do_not_fit_are_not_run(volumes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half and the whole meet at even sizes alone: 32, and of images 96."""
+    down, up = (nn.Conv3d, nn.ConvTranspose3d) if volumes else (nn.Conv2d, nn.ConvTranspose2d)
+    net = Lambda(lambda m, x: m.up(m.down(x)) + x, down=down(1, 1, 2, 2), up=up(1, 1, 2, 2)).eval()
+    shape = (2, 1, 40, 40, 40) if volumes else (2, 1, 112, 112)
+    program = program_of(net, torch.zeros(shape), dynamic=("batch",))
+    sides: list[int] = []
+
+    def run(part: Program, values: Feed) -> list[Any] | None:
+        sides.append(values[0].shape[-1])
+        return evaluate_where_it_runs(part, values)
+
+    monkeypatch.setattr(subject, "evaluate_where_it_runs", run)
+    evidence = check_float64(program, program.copy(), 0, Judge(net, program), lean=True)[0]
+    assert evidence.shapes[1][-1] == sides[-1] == (32 if volumes else 96)
+    assert (33 in sides) is not volumes
