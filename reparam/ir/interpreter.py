@@ -121,7 +121,9 @@ class _WidenedAgain(Values):
 
         def pack(kept: Tensor) -> Any:
             weight = places.get(kept.untyped_storage().data_ptr()) if _has_storage(kept) else None
-            return kept if weight is None else (weight, kept.size(), kept.stride(), kept.storage_offset())
+            if weight is None:
+                return kept.detach()  # a result that refers to what made it would be kept by that for ever
+            return weight, kept.size(), kept.stride(), kept.storage_offset()
 
         self.update(weights)
         with torch.autograd.graph.saved_tensors_hooks(pack, self._unpacked):
@@ -176,7 +178,9 @@ def evaluate(
     """
     with torch.set_grad_enabled(gradients), default_dtype(dtype):
         env = _WidenedAgain(program, dtype) if gradients else Values(program, dtype)
-        return _evaluate(program, inputs, env, observe)
+        found = _evaluate(program, inputs, env, observe)
+        env.clear()  # what is kept for gradients refers to it
+        return found
 
 
 def evaluate_where_it_runs(program: Program, inputs: Sequence[Any]) -> list[Any] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -218,6 +220,22 @@ def test_gradients_widen_weights_again_and_are_the_same() -> None:
         gradient = torch.autograd.grad(y.square().sum(), x)[0]
     torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-12)
     assert counted.most <= 2 * 512 * 512 * 8  # one more while the next is made
+
+
+def test_what_is_kept_for_gradients_goes_with_the_outputs() -> None:
+    """And does not wait for the collector of garbage."""
+    found = convert(wide(), torch.randn(2, 512), to="as-is").program
+    seen: list[weakref.ref[Tensor]] = []
+    x = torch.randn(2, 512, dtype=torch.float64, requires_grad=True)
+    gc.disable()
+    try:
+        found_outputs = evaluate(
+            found, [x], gradients=True, observe=lambda node, value: seen.append(weakref.ref(value))
+        )
+        del found_outputs
+        assert seen and all(value() is None for value in seen)
+    finally:
+        gc.enable()
 
 
 @linux
