@@ -55,8 +55,16 @@ def _drop_last_linear(module: nn.Module) -> None:
     module.set_submodule(path, nn.Identity())
 
 
-def torchvision_shapes(models: Any, builder: Any, channels: int, weights: Any = None) -> Shapes | None:
-    """The shapes of a network's inputs. weights: that it is for; the first published ones unless told."""
+def torchvision_shapes(
+    models: Any, builder: Any, channels: int, weights: Any = None, module: nn.Module | None = None
+) -> Shapes | None:
+    """The shapes of a network's inputs. weights: that it is for; the first published ones unless told.
+
+    module: the network, which knows its size where it takes no other, whatever weights there are.
+    """
+    own = getattr(module, "image_size", None)
+    if isinstance(own, int):
+        return ((channels, own, own),)
     kind = builder.__module__.removeprefix("torchvision.models.").partition(".")[0]
     if kind in ("detection", "optical_flow"):  # lists of images, pairs of images
         return None

@@ -264,7 +264,9 @@ def _torchvision_factory(spec: str, name: str) -> _Factory:
         spec,
         adaptable(builder, kind),
         fixed,
-        lambda module, args: torchvision_shapes(models, builder, int(args.get("in_chans", IMAGE_CHANNELS))),
+        lambda module, args: torchvision_shapes(
+            models, builder, int(args.get("in_chans", IMAGE_CHANNELS)), module=module
+        ),
     )
 
 

@@ -26,6 +26,7 @@ from reparam.utils.torchvision_ops import register_missing_torchvision_ops
         ("torchvision/inception_v3", {}, ((3, 299, 299),)),
         ("torchvision/r3d_18", {}, ((3, 16, 112, 112),)),
         ("torchvision/lraspp_mobilenet_v3_large", {}, ((3, 520, 520),)),
+        ("torchvision/vit_b_32", {"image_size": 64}, ((3, 64, 64),)),
         ("torchvision/ssdlite320_mobilenet_v3_large", {}, None),
         ("timm/test_resnet", {"num_classes": 7}, ((3, 160, 160),)),
         ("timm/test_vit", {"img_size": 64, "in_chans": 1}, ((1, 64, 64),)),
