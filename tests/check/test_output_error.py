@@ -49,7 +49,9 @@ def test_one_more_run_of_the_first_model_widens_what_one_number_may_be_off_by() 
     sums.widen(torch.tensor([]), torch.tensor([]))
     assert sums.result(0, 0.25) == before
     sums.widen(torch.tensor([1.0, -4.0]), torch.tensor([1.0, -6.0]))
-    assert sums.result(0, 0.25) == dataclasses.replace(before, peak_bar=2.0 * SLACK + 0.25 * 4)
+    widened = math.sqrt((0.25**2 + 2.0**2) / 4)  # of both runs, of two numbers each
+    bar = SLACK * widened + 0.25 * before.size
+    assert sums.result(0, 0.25) == dataclasses.replace(before, bar=bar, peak_bar=2.0 * SLACK + 0.25 * 4)
 
 
 def test_a_single_number_is_its_own_mean() -> None:
