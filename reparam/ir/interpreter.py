@@ -19,7 +19,7 @@ from reparam.utils import foreign_code, memory_told
 
 from .aten import BIT_VIEWS, aten
 from .mapped import give_back
-from .program import Program
+from .program import FOLD_DTYPE, Program
 from .small_maps import SMALL_MAPS
 from .volumes import conv3d
 
@@ -199,18 +199,21 @@ class _Shapes(Values):
     def __missing__(self, node: fx.Node) -> Any:
         if node.op != "get_attr":
             raise KeyError(node)
-        return torch.empty_like(self.program.constants[str(node.target)].value, device="meta", requires_grad=False)
+        value = self.program.constants[str(node.target)].value
+        dtype = _like(value.dtype, FOLD_DTYPE) or value.dtype
+        return torch.empty_like(value, device="meta", dtype=dtype, requires_grad=False)
 
 
 @torch.no_grad()
 def takes_shapes(program: Program, inputs: Sequence[Any]) -> bool:
-    """Whether all calls take tensors of the shapes of these inputs, without computing any of their values.
+    """Whether all calls take tensors of the shapes of these inputs in float64, without computing any of their values.
 
     False as well where torch cannot tell, as for calls whose shapes depend on values.
     """
     shapes = [i.to("meta") if isinstance(i, Tensor) else i for i in inputs]
     try:
-        _evaluate(program, shapes, _Shapes(program, None), None)
+        with default_dtype(FOLD_DTYPE):
+            _evaluate(program, shapes, _Shapes(program, FOLD_DTYPE), None)
     except Exception:  # of any kind: operators may be those of others
         return False
     return True

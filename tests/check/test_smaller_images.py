@@ -75,7 +75,7 @@ def test_of_an_image_that_differs_at_the_traced_size_no_smaller_one_is_tried() -
 
 
 def test_volumes_of_which_shapes_fit_are_run_at_an_odd_size() -> None:
-    net = nn.Conv3d(1, 1, 3, bias=False)
+    net = nn.Conv3d(1, 1, 3)
     program = program_of(net, torch.zeros(2, 1, 40, 40, 40), dynamic=("batch",))
     evidence = check_float64(program, program.copy(), 0, Judge(net, program), lean=True)[0]
     assert evidence.shapes[1] == (3, 1, 33, 33, 33)

@@ -36,6 +36,15 @@ def test_weights_are_not_read_and_inputs_stay_where_they_are() -> None:
     assert not takes_shapes(program, [doubles(2, 5)])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_of_single_precision_meet_inputs_of_any(dtype: torch.dtype) -> None:
+    """The sizes are those of a run in float64."""
+    net = nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(32, 3), nn.LayerNorm(3)).eval()
+    program = program_of(net, torch.zeros(2, 1, 4, 4, 4), dynamic=("batch",))
+    assert takes_shapes(program, [torch.zeros(5, 1, 4, 4, 4, dtype=dtype)])
+    assert not takes_shapes(program, [torch.zeros(5, 1, 5, 4, 4, dtype=dtype)])
+
+
 def test_what_depends_on_values_is_not_told() -> None:
     program = program_of(Lambda(lambda m, x: x[x > 0].sum()), doubles(2, 4), dynamic=())
     assert not takes_shapes(program, [doubles(2, 4)])
