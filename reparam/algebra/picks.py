@@ -72,14 +72,15 @@ def _piece(node: fx.Node) -> Picks | None:
     if not is_call(split, SPLITS) or not isinstance(which, int):
         return None
     assert isinstance(split, fx.Node)
-    args = arguments(split)
-    axis = args["dim"] % len(shape_of(node))
-    sizes = [fixed_size(part.shape[axis]) for part in split.meta["val"]]
-    whole = [s for s in sizes if s is not None]
-    if len(whole) < len(sizes) or not whole[which]:
+    args, parts = arguments(split), split.meta["val"]
+    axis, which = args["dim"] % len(shape_of(node)), which % len(parts)
+    first, size = fixed_size(parts[0].shape[axis]), fixed_size(parts[which].shape[axis])
+    told = args.get("split_sizes") or args.get("split_size")
+    before = told[:which] if isinstance(told, (list, tuple)) else [first] * which
+    if not size or not all(isinstance(s, int) for s in before):
         return None
-    start = sum(whole[:which])
-    return Picks(args["self"], axis, tuple(range(start, start + whole[which])))
+    start = sum(before)
+    return Picks(args["self"], axis, tuple(range(start, start + size)))
 
 
 def _range(node: fx.Node) -> tuple[tuple[int | None, int | None, int], range | None] | None:

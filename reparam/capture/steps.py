@@ -37,6 +37,7 @@ from .places import line_of
 from .randomness import describe_call, refuse_random_calls
 
 _REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "_vmap_increment_nesting")
+_VIEWS_WRITTEN = "in-place writes through views were made functional"
 _ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
 
 
@@ -148,17 +149,17 @@ def refuse_without_values(draft: Draft) -> Draft:
 
 def resolve_writes(draft: Draft) -> Draft:
     """Writes in place become values of their own; hard ones are left to torch's own functionalisation."""
-    if functionalize_locally(draft.graph):
-        return draft
+    shared = functionalize_locally(draft.graph)
+    if shared is not None:
+        return replace(draft, notes=(*draft.notes, _VIEWS_WRITTEN)) if shared else draft
     try:
         graph, weights = _lift(_without_dropouts(draft.exported).run_decompositions({}), draft.names)
     except Exception as error:
         raise CaptureError(explain_writes(draft.exported.graph, error)) from error
     _leave_inputs(graph)
-    if not functionalize_locally(graph):
+    if functionalize_locally(graph) is None:
         raise CaptureError(explain_writes(graph))
-    notes = (*draft.notes, "in-place writes through views were made functional")
-    return replace(draft, graph=graph, weights=weights, notes=notes)
+    return replace(draft, graph=graph, weights=weights, notes=(*draft.notes, _VIEWS_WRITTEN))
 
 
 def _leave_inputs(graph: fx.Graph) -> None:

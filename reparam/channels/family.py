@@ -62,6 +62,7 @@ class Known:
         self.facts: dict[fx.Node, Channels] = {}
         self.memo: dict[fx.Node, Any] = {}  # what a family found out about a call
         self.traces: dict[Any, Any] = {}  # and about all calls that do the same
+        self.results: dict[fx.Node, Any] = {}  # what calls with several results make of the numbers of channels
         self.direct: set[fx.Node] = set()  # movements that are made of a value further up
 
     def of(self, node: Any) -> Channels | None:

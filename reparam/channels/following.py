@@ -62,6 +62,29 @@ def places(axes: Sequence[int], shape: Sequence[int]) -> Tensor:
 @foreign_code("following channels")
 def move(known: Known, node: fx.Node, value: Tensor, sizes: Sequence[int] | None = None) -> Tensor | None:
     """What the call makes of `value` in place of its operand, with `sizes` in place of its own; None if it cannot."""
+    try:
+        return picked(node, _outcome(known, node, value, sizes))
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return None
+
+
+@foreign_code("following channels")
+def move_all(known: Known, node: fx.Node, value: Tensor) -> Any:
+    """All results of a call that has several, of which the node picks one; None if the call cannot be made."""
+    try:
+        return _outcome(known, node, value, None)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return None
+
+
+def picked(node: fx.Node, results: Any) -> Tensor:
+    """The result of a call that the node is, or picks."""
+    found = results if base_of(node) is node else results[node.args[1]]
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _outcome(known: Known, node: fx.Node, value: Tensor, sizes: Sequence[int] | None) -> Any:
     base, x = base_of(node), moved(node)
 
     def swap(n: fx.Node) -> Any:
@@ -73,13 +96,9 @@ def move(known: Known, node: fx.Node, value: Tensor, sizes: Sequence[int] | None
             return found if weight is None else weight.cpu()
         return size_hint(found)
 
-    try:
-        args, kwargs = call_arguments(base, sizes)
-        assert callable(base.target)
-        out = base.target(*fx.node.map_arg(args, swap), **fx.node.map_arg(kwargs, swap))
-        return out if base is node else out[node.args[1]]  # type: ignore[no-any-return]
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return None
+    args, kwargs = call_arguments(base, sizes)
+    assert callable(base.target)
+    return base.target(*fx.node.map_arg(args, swap), **fx.node.map_arg(kwargs, swap))
 
 
 def signature_of(node: fx.Node, axes: Sequence[int]) -> Hashable | None:

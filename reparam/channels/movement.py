@@ -20,7 +20,19 @@ from reparam.ir import arguments, shape_of, size_hint, static_shape
 
 from .direct import Direct, direct, make_direct, old_calls
 from .family import Ask, Builder, Conflict, Known, Request
-from .following import LARGEST, SIZES, base_of, call_arguments, move, moved, numbers, places, signature_of
+from .following import (
+    LARGEST,
+    SIZES,
+    base_of,
+    call_arguments,
+    move,
+    move_all,
+    moved,
+    numbers,
+    picked,
+    places,
+    signature_of,
+)
 from .value import Channels, first_of, read_off, structure, unique, varying_axes
 
 _NOTHING = Request(torch.empty(0, dtype=torch.int64))
@@ -100,8 +112,7 @@ def _traced(known: Known, node: fx.Node, facts: Channels) -> _Trace | None:
     shape = shape_of(moved(node))
     if math.prod(shape) > LARGEST:
         return None
-    place = places(facts.axes, shape)
-    new, where = move(known, node, numbers(torch.arange(facts.count), facts.axes, shape)), move(known, node, place)
+    new, where = _moved_numbers(known, node, facts)
     if new is None or where is None or tuple(new.shape) != shape_of(node):
         return None
     axes = varying_axes(new)
@@ -114,9 +125,24 @@ def _traced(known: Known, node: fx.Node, facts: Channels) -> _Trace | None:
     mix = torch.rand(rows.shape[1], 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     picks = False
     if len(axes) == len(facts.axes) == 1 and axes == facts.axes:
-        again = place.index_select(axes[0], source)
+        again = places(axes, [len(source) if a == axes[0] else s for a, s in enumerate(shape)])
         picks = again.shape == where.shape and torch.equal(again, where)
     return _Trace(axes, sizes, source, rows[:, 0].long(), rows @ mix, picks)
+
+
+def _moved_numbers(known: Known, node: fx.Node, facts: Channels) -> tuple[Tensor | None, Tensor | None]:
+    """What the call makes of the numbers of its operand's channels, and of those of the places beside them.
+
+    A call with several results is made once for all that pick from them: there can be thousands.
+    """
+    base, shape = base_of(node), shape_of(moved(node))
+    given = (numbers(torch.arange(facts.count), facts.axes, shape), places(facts.axes, shape))
+    if base is node:
+        return move(known, node, given[0]), move(known, node, given[1])
+    if base not in known.results:
+        known.results[base] = tuple(move_all(known, node, value) for value in given)
+    new, where = (None if all_of is None else picked(node, all_of) for all_of in known.results[base])
+    return new, where
 
 
 class Movement:

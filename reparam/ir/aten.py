@@ -114,8 +114,6 @@ IDENTITIES = frozenset(
         aten.clone.default,
         aten.contiguous.default,
         aten.alias.default,
-        aten.detach.default,
-        aten.detach_.default,
         aten.lift_fresh_copy.default,
         aten.lift_fresh.default,
         aten.positive.default,

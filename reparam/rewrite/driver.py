@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +25,7 @@ from reparam.report import Remark
 from reparam.utils import dtype_name, first_line, is_out_of_memory
 
 from .rule import Match, Rewrite, Rule
+from .worklist import Worklist
 
 _log = logging.getLogger(__name__)
 MAX_ROUNDS = 50
@@ -106,6 +106,7 @@ class Driver:
         self._left = math.inf if limit is None else limit
         self._left_out = left or {}
         self._missed: dict[tuple[str, fx.Node], Remark] = {}
+        self._queue = Worklist(())
 
     def run(self, phases: Sequence[Phase]) -> Outcome:
         """Applies `phases` in turn, and again from the first until a whole round changes nothing."""
@@ -123,12 +124,10 @@ class Driver:
     def _phase(self, phase: Phase) -> int:
         index = _Index(phase.rules)
         self._pays = self._allow_cost or phase.accepts_cost
-        queue = deque(self.program.calls())
-        queued = set(queue)
+        queue = self._queue = Worklist(self.program.calls())
         total, done, rewrites = len(queue), 0, 0
         while queue and self._left:
-            node = queue.popleft()
-            queued.discard(node)
+            node = queue.pop()
             done += 1
             if self.program.erased(node):
                 continue
@@ -142,9 +141,7 @@ class Driver:
                 self._left -= 1
                 if rewrites > MAX_ROUNDS * (total + 1):
                     raise RuleError(f"'{rule.name}' rewrites its own result without end, last at '{node.name}'")
-                fresh = [n for n in touched if n not in queued]
-                queue.extend(fresh)
-                queued.update(fresh)
+                queue.add(touched)
                 break
         _log.log(logging.INFO if rewrites else logging.DEBUG, "stage %s: %d rewrites", phase.name, rewrites)
         return rewrites
@@ -315,9 +312,9 @@ class Driver:
         for n in (*created, *rewrite.replace.values()):
             near += [n, *n.users]
             for operand in n.all_input_nodes:
-                near += [operand, *operand.users]
+                near += [operand, *self._queue.readers(operand)]
         for n in region.inputs:
-            near += [n, *n.users]
+            near += [n, *self._queue.readers(n)]
         alive = [n for n in dict.fromkeys(near) if not self.program.erased(n)]
         if _VERIFIES.get():
             self.program.verify(alive)

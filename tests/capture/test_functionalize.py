@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.errors import CaptureError
-from reparam.ir import may_alias
+from reparam.ir import may_alias, op_name
 from reparam.ir.aten import FRESH_PREFIXES
 from support.choice import crossed
 from support.helpers import Lambda, doubles, healthy, module_rel, program_of
@@ -167,6 +167,13 @@ def test_writes_in_place_become_values(forward: Callable[..., Tensor], dynamic: 
     if dynamic:
         assert isinstance(program.inputs[0].shape[0], str)
         assert module_rel(model, program, [doubles(3, 4, 5, 6, seed=1)]) <= 1e-15
+
+
+def test_what_is_there_for_autograd_alone_is_no_call() -> None:
+    model, x = Lambda(lambda m, x: (x.detach() * 2).tanh().detach_() + 1), doubles(2, 3)
+    program = program_of(model, x)
+    assert [op_name(n) for n in program.calls()] == ["mul", "tanh", "add"]
+    assert module_rel(model, program, [x]) == 0
 
 
 FRESH = {

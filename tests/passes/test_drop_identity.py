@@ -29,7 +29,6 @@ IDENTITIES: dict[str, Function] = {
     "feature_alpha_dropout": lambda x: F.feature_alpha_dropout(x, 0.5, False),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "clone": lambda x: x.clone(),
-    "detach": lambda x: x.detach(),
     "to dtype": lambda x: x.to(torch.float64),
     "type_as": lambda x: x.type_as(x),
     "view": lambda x: x.view(x.shape[0], 4, 5, 6),
