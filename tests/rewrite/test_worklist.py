@@ -1,4 +1,4 @@
-"""What the driver has yet to look at: each node once, in order, and the readers of a value without going through all."""
+"""What the driver has yet to look at: each node once, in order, and the readers of a value without repeating all."""
 
 from __future__ import annotations
 
