@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 from torch.export import _trace
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -89,7 +90,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
 
 def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[str, ...], outside: Outside) -> Captured:
     notes = list(_hook_notes(module))
-    with evaluation_mode(module) as switched:
+    with evaluation_mode(module) as switched, _use_lazy_graph_module(True):  # no code is written of graphs unused
         if switched:
             notes.append("the model was in training mode; it was captured in evaluation mode")
         with outside.kept():
