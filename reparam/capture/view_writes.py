@@ -39,9 +39,11 @@ def _permute(view: fx.Node) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _reshape(view: fx.Node) -> tuple[Any, tuple[Any, ...]] | None:
-    """Back to the shape of the operand, where its sizes are known."""
+    """Back to the shape of the operand, of which at most one size is free."""
     sizes = [fixed_size(s) for s in operand(view).meta["val"].shape]
-    return None if None in sizes else (aten.reshape.default, (sizes,))
+    if sizes.count(None) > 1 or (None in sizes and 0 in sizes):
+        return None
+    return aten.reshape.default, ([-1 if s is None else s for s in sizes],)
 
 
 INVERSES: dict[Any, _Inverse] = {

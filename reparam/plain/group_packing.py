@@ -20,6 +20,7 @@ from .channel_order import Labels, SegmentOrders, images_of, natural, width
 from .grouped_layer import GroupedLayer, group_layer
 from .stage import Schedule, Stage
 
+_Kinds = tuple[np.ndarray, np.ndarray]  # the different rows of the counts, and which of them each component has
 LONGEST = 3
 MOST = 6
 
@@ -142,12 +143,13 @@ class Packer:
         if len(names) < 2:
             return []
         fine = [self._multiple(s) for s in run]
+        kinds = np.unique(counts, axis=0, return_inverse=True)
         found: dict[tuple[int, int], Segment] = {}
         limit = sum(stage_macs(s, width(s.before), width(s.after), 1) for s in run)
         for g in _candidates(counts):
             if _price(run, np.maximum(-(-counts.sum(0) // g), counts.max(0)), g, fine).macs >= limit:
                 continue  # not even perfect bins would pay
-            home = _homes(labels, names, counts, g, ends)
+            home = _homes(labels, names, counts, kinds, g, ends)
             if home is None:
                 continue
             segment = _segment(run, labels, names, counts, home, g, fine)
@@ -272,7 +274,9 @@ def _candidates(counts: np.ndarray) -> list[int]:
     return sorted(g for g in found if 1 < g <= max(len(counts), 2))
 
 
-def _homes(labels: Labels, names: np.ndarray, counts: np.ndarray, g: int, ends: tuple[bool, bool]) -> np.ndarray | None:
+def _homes(
+    labels: Labels, names: np.ndarray, counts: np.ndarray, kinds: _Kinds, g: int, ends: tuple[bool, bool]
+) -> np.ndarray | None:
     """The bin of each component. None when a register whose order is fixed from outside does not allow it."""
     home = np.full(len(names), -1)
     for fixed, row in ((ends[0], labels[0]), (ends[1], labels[-1])):
@@ -289,28 +293,32 @@ def _homes(labels: Labels, names: np.ndarray, counts: np.ndarray, g: int, ends: 
         if (first[present] != last[present]).any() or ((home >= 0) & present & (home != last)).any():
             return None
         home = np.where(present, last, home)
-    _distribute(counts, home, g)
+    _distribute(counts, kinds, home, g)
     return home
 
 
-def _distribute(counts: np.ndarray, home: np.ndarray, g: int) -> None:
+def _distribute(counts: np.ndarray, kinds: _Kinds, home: np.ndarray, g: int) -> None:
     """Gives each component without a home a bin: large ones first, each where it raises the bins least."""
     loads = np.zeros((g, counts.shape[1]), dtype=np.int64)
     settled = home >= 0
     np.add.at(loads, home[settled], counts[settled])
-    rows, inverse = np.unique(counts, axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
+    held, fullest = loads.sum(1), loads.max(0)
+    rows, inverse = kinds[0], kinds[1].reshape(-1)
     for kind in np.argsort(-rows.max(1), kind="stable"):
         members = np.flatnonzero((inverse == kind) & (home < 0))
         size = rows[kind]
         if len(members) > 2 * g or (len(members) > 1 and size.max() == 1):
             _pour(loads, home, members, size)
+            held, fullest = loads.sum(1), loads.max(0)
             continue
         for m in members:
-            after = np.maximum(loads + size, loads.max(0)).prod(1)
-            b = int(np.lexsort((loads.sum(1), after))[0])
+            after = np.maximum(loads + size, fullest).prod(1)
+            least = np.flatnonzero(after == after.min())
+            b = int(least[held[least].argmin()])
             home[m] = b
             loads[b] += size
+            held[b] += size.sum()
+            fullest = np.maximum(fullest, loads[b])
 
 
 def _pour(loads: np.ndarray, home: np.ndarray, members: np.ndarray, size: np.ndarray) -> None:
