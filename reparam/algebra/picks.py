@@ -75,8 +75,8 @@ def _piece(node: fx.Node) -> Picks | None:
     args, parts = arguments(split), split.meta["val"]
     axis, which = args["dim"] % len(shape_of(node)), which % len(parts)
     first, size = fixed_size(parts[0].shape[axis]), fixed_size(parts[which].shape[axis])
-    told = args.get("split_sizes") or args.get("split_size")
-    before = told[:which] if isinstance(told, (list, tuple)) else [first] * which
+    told = args.get("split_sizes")
+    before = [first] * which if told is None else told[:which]
     if not size or not all(isinstance(s, int) for s in before):
         return None
     start = sum(before)

@@ -73,6 +73,14 @@ def test_the_pieces_of_a_split(call: Any, options: Any, which: int, axis: int) -
     assert_takes(graph, node, 1, doubles(*SHAPE))
 
 
+@pytest.mark.parametrize("which", [0, 1, -1])
+@pytest.mark.parametrize(("call", "size"), [(aten.chunk.default, 2), (aten.split.Tensor, 4)])
+def test_two_pieces_of_different_sizes(call: Any, size: int, which: int) -> None:
+    graph = ByHand()
+    node = graph.call(operator.getitem, graph.call(call, graph.input(2, 5, 4), size, 1), which)
+    assert_takes(graph, node, 1, doubles(2, 5, 4))
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8))
 def test_a_selection_by_a_weight(index: list[int]) -> None:
     graph = ByHand()
