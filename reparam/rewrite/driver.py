@@ -84,6 +84,8 @@ class _Index:
 class Driver:
     """Runs phases of rules over one program, in place."""
 
+    _queue: Worklist  # of the phase that runs
+
     def __init__(
         self,
         program: Program,
@@ -106,7 +108,6 @@ class Driver:
         self._left = math.inf if limit is None else limit
         self._left_out = left or {}
         self._missed: dict[tuple[str, fx.Node], Remark] = {}
-        self._queue = Worklist(())
 
     def run(self, phases: Sequence[Phase]) -> Outcome:
         """Applies `phases` in turn, and again from the first until a whole round changes nothing."""
