@@ -1,8 +1,7 @@
 """Makes a captured graph functional: in-place calls become their pure forms, aliasing is resolved.
 
-An in-place call on a value that shares storage with nothing that is read later is replaced on the spot. Where views of
-it are read later, or it is a view itself, these are made again of the new value. Anything harder (what may be a view or
-a copy, results of split) is left to torch.export's own functionalisation.
+What a call writes is a new value, and calls behind it read that; views of it are made again of the new value. Anything
+harder (what may be a view or a copy) is left to torch.export's own functionalisation.
 """
 
 from __future__ import annotations
@@ -11,14 +10,15 @@ import operator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils import _pytree as pytree
 
 from reparam.errors import CaptureError
 from reparam.ir import NOWHERE, aten, functional_form, is_inplace, may_alias, op_name
 
 from .statefulness import written
-from .view_writes import chain_of, is_view_of, picks, put_back, views_again
+from .view_writes import above, chain_of, is_view, picks, put_back, view_again
 
 
 class _Aliases:
@@ -47,88 +47,145 @@ class _Aliases:
 _MARKS = frozenset({aten.detach.default, aten.detach_.default})  # for autograd, which no captured graph has
 
 
-def _written(node: fx.Node) -> fx.Node | None:
-    target = node.args[0] if node.args else None
-    return target if isinstance(target, fx.Node) else None
-
-
 def functionalize_locally(graph: fx.Graph) -> int | None:
     """Replaces in-place calls by pure ones, and gives how many of them wrote to what views share.
 
     Returns None, with the graph possibly half done, when some write needs real alias analysis; the caller
     then throws the graph away. Raises CaptureError for a write to a weight or buffer: such a model has state.
     """
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    aliases = _Aliases()
-    shared = 0
-    for node in list(graph.nodes):
+    writes = _Writes(graph)
+    return writes.shared if all(map(writes.take, list(graph.nodes))) else None
+
+
+class _Writes:
+    """Goes through a graph, call by call; what a call reads becomes what it is after the writes before it.
+
+    A value that owns its storage is known by the node that made it. After a write, it is another node, and each view of
+    it is made again for the first call that reads it.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._graph = graph
+        self._order = {node: i for i, node in enumerate(graph.nodes)}
+        self._aliases = _Aliases()
+        self._owner: dict[fx.Node, fx.Node] = {}  # of views
+        self._now: dict[fx.Node, fx.Node] = {}  # an owner as it is after all writes to it
+        self._after: set[fx.Node] = set()  # owners as they are after a write
+        self._again: dict[fx.Node, dict[fx.Node, fx.Node]] = {}  # by owner: its views after all writes to it
+        self._writes: dict[fx.Node, int] = {}  # to an owner
+        self._seen: dict[fx.Node, int] = {}  # how many of them a view was made behind
+        self._dtypes: dict[Any, torch.dtype] = {}
+        self.shared = 0
+
+    def take(self, node: fx.Node) -> bool:
+        """One call; False where it writes to what may or may not be a view of something else."""
+        if node.op == "output":
+            self._refresh(node)
         if node.op != "call_function":
-            continue
+            return True
         if node.target in _MARKS:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-            continue
-        if not (isinstance(node.target, torch._ops.OpOverload) and is_inplace(node)):
-            if may_alias(node) and _has_storage(node):
-                for operand in filter(_has_storage, node.all_input_nodes):
-                    aliases.join(operand, node)
-            continue
-        through = _replace_write(graph, node, order, aliases)
-        if through is None:
+            node.replace_all_uses_with(above(node))
+            self._graph.erase_node(node)
+            return True
+        if is_inplace(node):
+            return self._write(node)
+        if may_alias(node) and _has_storage(node):
+            for operand in filter(_has_storage, node.all_input_nodes):
+                self._aliases.join(operand, node)
+        if is_view(node):
+            owner = self._owner_of(above(node))
+            self._owner[node], self._seen[node] = owner, self._writes.get(owner, 0)
+        self._refresh(node)
+        return True
+
+    def _owner_of(self, node: fx.Node) -> fx.Node:
+        return self._owner.get(node, node)
+
+    def _refresh(self, reader: fx.Node) -> None:
+        """The call reads its operands as they are now."""
+        for operand in reader.all_input_nodes:
+            owner = self._owner_of(operand)
+            if self._writes.get(owner, 0) > self._seen.get(operand, 0):
+                with self._graph.inserting_before(reader):
+                    reader.replace_input_with(operand, self._current(owner, operand))
+
+    def _current(self, owner: fx.Node, view: fx.Node) -> fx.Node:
+        again = self._again[owner]
+        if view not in again:
+            if view in self._after:  # the owner as it was then
+                return self._now[owner]
+            again[view] = view_again(self._graph, view, self._current(owner, above(view)))
+        return again[view]
+
+    def _write(self, node: fx.Node) -> bool:
+        told, pure = node.args[0] if node.args else None, functional_form(node.target)
+        if not isinstance(told, fx.Node) or pure is None:
+            return False
+        group = self._aliases.group(told)
+        for member in group:
+            if member.op == "get_attr":
+                raise CaptureError(written(str(member.target), op_name(node)))
+        result, operand = node.meta.get("val"), told.meta.get("val")
+        if not isinstance(result, Tensor) or not isinstance(operand, Tensor):
+            return False  # a call that failed while it was traced, and whose error the model caught
+        if result.dtype != operand.dtype or result.shape != operand.shape:
+            return False
+        here, owner = self._order[node], self._owner_of(told)
+        others = [m for m in group if m is not told and any(self._order.get(u, -1) > here for u in m.users)]
+        if any(self._owner_of(m) is not owner for m in others):
+            return False
+        self._refresh(node)
+        first = node.args[0]
+        assert isinstance(first, fx.Node)
+        with self._graph.inserting_before(node):
+            chain = chain_of(first, self._after) if others else [first]
+            value = _copied(node) if any(map(picks, chain[:-1])) else None
+            if value is None:
+                value = self._pure(node, pure)
+            new = None if value is None else put_back(self._graph, chain, value, node.meta)
+        if new is None:
+            return False
+        if not others:  # nobody can tell that it was a view
+            self._owner.pop(told, None)
+            owner = told
+        self._now[owner] = new
+        self._after.add(new)
+        self._again[owner] = {owner: new}
+        self._writes[owner] = self._writes.get(owner, 0) + 1
+        self._seen[owner] = 0
+        node.replace_all_uses_with(told)
+        self._graph.erase_node(node)
+        self.shared += bool(others)
+        return True
+
+    def _pure(self, node: fx.Node, pure: Any) -> fx.Node | None:
+        """The call without the write, with the cast that writing into a tensor of another dtype is."""
+        made = self._graph.call_function(pure, node.args, node.kwargs)
+        made.meta = dict(node.meta)
+        try:
+            dtype = self._dtype_of(made)
+        except Exception:  # of any kind: the operator may be that of others
             return None
-        shared += through
-    return shared
+        if dtype == node.meta["val"].dtype:
+            return made
+        made.meta["val"] = node.meta["val"].to(dtype)
+        cast = self._graph.call_function(aten.to.dtype, (made, node.meta["val"].dtype))
+        cast.meta = dict(node.meta)
+        return cast
+
+    def _dtype_of(self, call: fx.Node) -> torch.dtype:
+        """The dtype of what a call gives, which depends on the dtypes of what it reads, and on which are numbers."""
+        given = fx.node.map_arg((call.args, call.kwargs), lambda n: n.meta["val"])
+        kinds = tuple((v.dtype, v.dim() == 0) if isinstance(v, Tensor) else type(v) for v in pytree.tree_leaves(given))
+        if (call.target, kinds) not in self._dtypes:
+            assert callable(call.target)
+            self._dtypes[call.target, kinds] = call.target(*given[0], **given[1]).dtype
+        return self._dtypes[call.target, kinds]
 
 
 def _has_storage(node: fx.Node) -> bool:
     """True for a tensor or a list of them; a size has no storage to share."""
-    return isinstance(node.meta.get("val"), (torch.Tensor, list, tuple))
-
-
-def _replace_write(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int], aliases: _Aliases) -> bool | None:
-    """Makes one write a value; whether views had a part in it, and None where that is too hard."""
-    written = _written(node)
-    pure = functional_form(node.target)
-    if written is None or pure is None:
-        return None
-    group = aliases.group(written)
-    _refuse_state(node, group)
-    result, operand = node.meta.get("val"), written.meta.get("val")
-    if not isinstance(result, torch.Tensor) or not isinstance(operand, torch.Tensor):
-        return None  # a call that failed while it was traced, and whose error the model caught
-    if result.dtype != operand.dtype or result.shape != operand.shape:
-        return None
-    here = order[node]
-    later = [member for member in group if any(order[u] > here for u in member.users)]
-    through = any(member is not written for member in later)
-    chain = chain_of(written) if through else [written]
-    owner = chain[-1]
-    if through and not all(is_view_of(member, owner) for member in later):
-        return None
-    before = node.prev
-    with graph.inserting_before(node):
-        value = _copied(node) if any(map(picks, chain[:-1])) else None
-        if value is None:
-            value = graph.call_function(pure, node.args, node.kwargs)
-            value.meta = dict(node.meta)
-        new = put_back(graph, chain, value, node.meta)
-        if new is None:
-            return None
-        again = views_again(graph, owner, new, [*later, written] if node.users else later)
-    while before.next is not node:
-        before = before.next
-        order[before] = here
-    if node.users:
-        node.replace_all_uses_with(again[written])
-    for old in again:
-        for user in list(old.users):
-            if order[user] > here:
-                user.replace_input_with(old, again[old])
-    graph.erase_node(node)
-    for old, made in again.items():
-        if old is not owner:
-            aliases.join(new, made)
-    return through
+    return isinstance(node.meta.get("val"), (Tensor, list, tuple))
 
 
 def _copied(node: fx.Node) -> fx.Node | None:
@@ -136,17 +193,11 @@ def _copied(node: fx.Node) -> fx.Node | None:
     source = node.args[1] if node.target is aten.copy_.default else None
     if not isinstance(source, fx.Node):
         return None
-    new, old = source.meta["val"], node.meta["val"]
-    if new.dtype != old.dtype or new.device != old.device or new.dim() != old.dim():
+    new, old = source.meta.get("val"), node.meta["val"]
+    if not isinstance(new, Tensor) or new.dtype != old.dtype or new.device != old.device or new.dim() != old.dim():
         return None
     same = all(statically_known_true(a == b) for a, b in zip(new.shape, old.shape, strict=True))
     return source if same else None
-
-
-def _refuse_state(node: fx.Node, group: list[fx.Node]) -> None:
-    for member in group:
-        if member.op == "get_attr":
-            raise CaptureError(written(str(member.target), op_name(node)))
 
 
 def normalize_batch_norm(graph: fx.Graph) -> None:

@@ -7,12 +7,13 @@ that owns the storage. Each view that is read later is made again, of the new va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
-from reparam.ir import arguments, aten, fixed_size
+from reparam.ir import SPLITS, arguments, aten, fixed_size
 
 # A call that makes the operand of a view with other values: of the view, and the arguments (operand, values).
 _Inverse = Callable[[fx.Node], tuple[Any, tuple[Any, ...]] | None]
@@ -59,29 +60,61 @@ INVERSES: dict[Any, _Inverse] = {
 """The calls that pick or move elements, and are views whatever the memory looks like."""
 
 _END = 2**63 - 1  # how x[1:] is written
-_SCATTERS = frozenset({aten.slice.Tensor, aten.select.int})
-VIEWS = frozenset({*INVERSES, aten.alias.default, aten.expand.default})
-"""The calls that are views whatever the memory looks like."""
+_PICKS = frozenset({aten.slice.Tensor, aten.select.int})
+_PIECES = frozenset({*SPLITS, aten.unbind.int})
+_VIEWS = frozenset({*INVERSES, *_PIECES, aten.alias.default, aten.expand.default})
 
 
-def operand(view: fx.Node) -> fx.Node:
-    """What a view is a view of."""
+def is_view(node: fx.Node) -> bool:
+    """Whether the call gives a view of its operand, or views, whatever the memory looks like."""
+    return node.target in _VIEWS or _piece(node) is not None
+
+
+def above(view: fx.Node) -> fx.Node:
+    """What a view is a view of; of a piece, the call that makes all pieces."""
     found = view.args[0]
     assert isinstance(found, fx.Node)
     return found
 
 
-def chain_of(node: fx.Node) -> list[fx.Node]:
-    """The views from `node` up to the value that owns the storage, which comes last; only that one if it is no view."""
+def operand(view: fx.Node) -> fx.Node:
+    """The tensor that a view is a view of."""
+    found = above(view)
+    return found if view.target is not operator.getitem else above(found)
+
+
+def chain_of(node: fx.Node, owners: Container[fx.Node]) -> list[fx.Node]:
+    """The views from `node` up to the value that owns the storage, which comes last: no view, or one of `owners`."""
     chain = [node]
-    while chain[-1].op == "call_function" and chain[-1].target in VIEWS:
+    while chain[-1].op == "call_function" and chain[-1] not in owners and is_view(chain[-1]):
         chain.append(operand(chain[-1]))
     return chain
 
 
+def _piece(node: fx.Node) -> tuple[Any, tuple[Any, ...]] | None:
+    """One of the results of a split, chunk or unbind, as a slice or a selection; None for anything else."""
+    if node.target is not operator.getitem:
+        return None
+    base, which = node.args
+    if not isinstance(base, fx.Node) or not isinstance(which, int) or base.target not in _PIECES:
+        return None
+    dim, parts = arguments(base)["dim"], base.meta["val"]
+    which %= len(parts)
+    if base.target is aten.unbind.int:
+        return aten.select.int, (dim, which)
+    sizes = [fixed_size(part.shape[dim]) for part in parts[: which + 1]]
+    known = [s for s in sizes if s is not None]
+    return None if len(known) < len(sizes) else (aten.slice.Tensor, (dim, sum(known[:-1]), sum(known), 1))
+
+
+def _spelled(view: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+    """A view as a call on its operand: the operator, and the arguments behind the operand."""
+    return _piece(view) or (view.target, view.args[1:])
+
+
 def picks(view: fx.Node) -> bool:
     """Whether the view leaves elements out, so that what is written to it goes into a value with others."""
-    return view.target in _SCATTERS and not _is_whole(view)
+    return _spelled(view)[0] in _PICKS and not _is_whole(view)
 
 
 def put_back(graph: fx.Graph, chain: Sequence[fx.Node], value: fx.Node, meta: Mapping[str, Any]) -> fx.Node | None:
@@ -92,8 +125,7 @@ def put_back(graph: fx.Graph, chain: Sequence[fx.Node], value: fx.Node, meta: Ma
     for view in chain[:-1]:
         if _plain(view) is not view:
             continue
-        inverse = INVERSES.get(view.target)
-        found = None if inverse is None else inverse(view)
+        found = _inverse(view)
         if found is None:
             return None
         target, args = found
@@ -101,6 +133,15 @@ def put_back(graph: fx.Graph, chain: Sequence[fx.Node], value: fx.Node, meta: Ma
         made.meta = {**meta, "val": operand(view).meta["val"]}
         value = made
     return value
+
+
+def _inverse(view: fx.Node) -> tuple[Any, tuple[Any, ...]] | None:
+    piece = _piece(view)
+    if piece is not None:
+        scatter = aten.slice_scatter if piece[0] is aten.slice.Tensor else aten.select_scatter
+        return scatter.default, piece[1]
+    inverse = INVERSES.get(view.target)
+    return None if inverse is None else inverse(view)
 
 
 def _is_whole(view: fx.Node) -> bool:
@@ -116,24 +157,11 @@ def _plain(view: fx.Node) -> fx.Node:
     return view
 
 
-def views_again(graph: fx.Graph, owner: fx.Node, new: fx.Node, wanted: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """For each of `wanted`, and the views between, the same view of `new` in place of `owner`."""
-    again = {owner: new}
-    for node in wanted:
-        chain = chain_of(node)
-        for view in reversed(chain[: chain.index(owner)]):
-            if view in again:
-                continue
-            if _plain(view) is not view:
-                again[view] = again[operand(view)]
-            else:
-                args = (again[operand(view)], *view.args[1:])
-                assert callable(view.target)
-                again[view] = graph.call_function(view.target, args, view.kwargs)
-                again[view].meta = dict(view.meta)
-    return again
-
-
-def is_view_of(node: fx.Node, owner: fx.Node) -> bool:
-    """Whether the node is a tensor that is made of `owner` by views alone, or `owner` itself."""
-    return isinstance(node.meta.get("val"), Tensor) and chain_of(node)[-1] is owner
+def view_again(graph: fx.Graph, view: fx.Node, new: fx.Node) -> fx.Node:
+    """The same view of what `new` has become in place of the value above it."""
+    if _plain(view) is not view:
+        return new
+    assert callable(view.target)
+    made = graph.call_function(view.target, (new, *view.args[1:]), view.kwargs)
+    made.meta = dict(view.meta)
+    return made
