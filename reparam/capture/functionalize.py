@@ -18,7 +18,7 @@ from reparam.errors import CaptureError
 from reparam.ir import NOWHERE, aten, functional_form, is_inplace, may_alias, op_name
 
 from .statefulness import written
-from .view_writes import above, chain_of, is_view, picks, put_back, view_again
+from .view_writes import above, chain_of, is_view, operand, picks, put_back, view_again
 
 
 class _Aliases:
@@ -90,8 +90,8 @@ class _Writes:
         if is_inplace(node):
             return self._write(node)
         if may_alias(node) and _has_storage(node):
-            for operand in filter(_has_storage, node.all_input_nodes):
-                self._aliases.join(operand, node)
+            for read in filter(_has_storage, node.all_input_nodes):
+                self._aliases.join(read, node)
         if is_view(node):
             owner = self._owner_of(above(node))
             self._owner[node], self._seen[node] = owner, self._writes.get(owner, 0)
@@ -103,18 +103,18 @@ class _Writes:
 
     def _refresh(self, reader: fx.Node) -> None:
         """The call reads its operands as they are now."""
-        for operand in reader.all_input_nodes:
-            owner = self._owner_of(operand)
-            if self._writes.get(owner, 0) > self._seen.get(operand, 0):
+        for read in reader.all_input_nodes:
+            owner = self._owner_of(read)
+            if self._writes.get(owner, 0) > self._seen.get(read, 0):
                 with self._graph.inserting_before(reader):
-                    reader.replace_input_with(operand, self._current(owner, operand))
+                    reader.replace_input_with(read, self._current(owner, read))
 
     def _current(self, owner: fx.Node, view: fx.Node) -> fx.Node:
         again = self._again[owner]
         if view not in again:
             if view in self._after:  # the owner as it was then
                 return self._now[owner]
-            again[view] = view_again(self._graph, view, self._current(owner, above(view)))
+            again[view] = view_again(self._graph, view, self._current(owner, operand(view)))
         return again[view]
 
     def _write(self, node: fx.Node) -> bool:
@@ -125,10 +125,10 @@ class _Writes:
         for member in group:
             if member.op == "get_attr":
                 raise CaptureError(written(str(member.target), op_name(node)))
-        result, operand = node.meta.get("val"), told.meta.get("val")
-        if not isinstance(result, Tensor) or not isinstance(operand, Tensor):
+        result, old = node.meta.get("val"), told.meta.get("val")
+        if not isinstance(result, Tensor) or not isinstance(old, Tensor):
             return False  # a call that failed while it was traced, and whose error the model caught
-        if result.dtype != operand.dtype or result.shape != operand.shape:
+        if result.dtype != old.dtype or result.shape != old.shape:
             return False
         here, owner = self._order[node], self._owner_of(told)
         others = [m for m in group if m is not told and any(self._order.get(u, -1) > here for u in m.users)]

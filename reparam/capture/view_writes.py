@@ -158,10 +158,10 @@ def _plain(view: fx.Node) -> fx.Node:
 
 
 def view_again(graph: fx.Graph, view: fx.Node, new: fx.Node) -> fx.Node:
-    """The same view of what `new` has become in place of the value above it."""
+    """The same view of `new`, which its operand has become."""
     if _plain(view) is not view:
         return new
-    assert callable(view.target)
-    made = graph.call_function(view.target, (new, *view.args[1:]), view.kwargs)
+    target, args = _spelled(view)
+    made = graph.call_function(target, (new, *args), {} if _piece(view) else view.kwargs)
     made.meta = dict(view.meta)
     return made
