@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError
+from reparam.ir import fixed_size
 from reparam.utils import AXES, NamedAxis, axis_name, describe_type, is_batch, read_named_axis
 
 from .guards import equal_axis, free_axes, size_guards, tensor_inputs
@@ -136,6 +137,11 @@ def bound_axes(exported: torch.export.ExportedProgram, wanted: Wanted) -> dict[s
             alone = "the model works with one size of it alone"
             found[name] = alone if twin is None else f"what is captured holds where it is equal to {twin} alone"
     return {name: why for name, why in found.items() if name in names}
+
+
+def free_sizes(exported: torch.export.ExportedProgram) -> int:
+    """How many sizes of the inputs are free, as of now: what torch does with the graph may fix some of them."""
+    return sum(fixed_size(size) is None for _, value in tensor_inputs(exported) for size in value.shape)
 
 
 def _labels(exported: torch.export.ExportedProgram, wanted: Wanted) -> Iterator[tuple[tuple[str, int], str]]:

@@ -35,7 +35,16 @@ from reparam.utils import (
 
 from .explain import explain
 from .fast_path import fast_path_notes
-from .free_axes import bound_axes, dynamic_shapes, frees_batch, read_axes, wanted_axes, widened, without_batch
+from .free_axes import (
+    bound_axes,
+    dynamic_shapes,
+    free_sizes,
+    frees_batch,
+    read_axes,
+    wanted_axes,
+    widened,
+    without_batch,
+)
 from .fresh import Outside, fresh_copy
 from .guards import probes_at
 from .known_weights import WeightsAreKnown
@@ -98,12 +107,22 @@ def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[st
         with watched(module) as assigned, texts_of_sizes() as named:
             exported, samples = _export(module, _distinct(example_inputs), dynamic, notes, outside)
         refuse_state(exported, assigned)
+        free = free_sizes(exported)
         captured = from_exported(exported)
+        if sum(isinstance(s, str) for spec in captured.program.inputs for s in spec.shape) < free:
+            if without_batch(dynamic) or not batch_is_unasked(dynamic):
+                raise CaptureError(f"the {', '.join(dynamic)} cannot stay free: {_LOST}; leave it out of the free axes")
+            fixed = _capture(module, example_inputs, without_batch(dynamic), outside)
+            told = f"the batch is fixed at {batch_of(example_inputs)}, that of the example: {_LOST}"
+            return replace(fixed, notes=(*fixed.notes, told))
     program = replace(captured.program, probes=(*captured.program.probes, *probes_at(exported, sorted(named)[:MOST])))
     program = replace(program, samples=samples) if samples > 1 else program
     calls = sum(1 for _ in program.calls())
     _log.info("captured %s: %d calls, %d weights", type(module).__name__, calls, len(program.constants))
     return Captured(program, (*notes, *captured.notes))
+
+
+_LOST = "torch fixes it when it resolves what the model writes in place to values that may share memory"
 
 
 def _hook_notes(module: nn.Module) -> Iterator[str]:

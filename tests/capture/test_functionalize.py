@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reparam.capture import capture
 from reparam.errors import CaptureError
 from reparam.ir import may_alias, op_name
 from reparam.ir.aten import FRESH_PREFIXES
@@ -167,6 +168,30 @@ def test_writes_in_place_become_values(forward: Callable[..., Tensor], dynamic: 
     if dynamic:
         assert isinstance(program.inputs[0].shape[0], str)
         assert module_rel(model, program, [doubles(3, 4, 5, 6, seed=1)]) <= 1e-15
+
+
+def _unfolded_then_write(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y.unfold(2, 2, 2)[..., 0] = 0
+    return y
+
+
+def test_a_batch_that_torch_fixes_is_told() -> None:
+    """torch's functionalisation of such a view makes free sizes numbers."""
+    model, x = Lambda(_unfolded_then_write, conv=nn.Conv2d(4, 4, 3, padding=1)), doubles(1, 4, 6, 6)
+    captured = capture(healthy(model), (x,))
+    assert [spec.shape for spec in captured.program.inputs] == [(1, 4, 6, 6)]
+    assert any(
+        note.startswith("the batch is fixed at 1, that of the example: torch fixes it") for note in captured.notes
+    )
+    assert module_rel(model, captured.program, [x]) <= 1e-15
+
+
+@pytest.mark.parametrize("axes", [("batch",), ("height",), ("batch", "width")])
+def test_axes_that_were_asked_for_are_not_fixed_in_silence(axes: tuple[str, ...]) -> None:
+    model = healthy(Lambda(_unfolded_then_write, conv=nn.Conv2d(4, 4, 3, padding=1)))
+    with pytest.raises(CaptureError, match=f"the {', '.join(axes)} cannot stay free: torch fixes it"):
+        capture(model, (doubles(2, 4, 6, 6),), dynamic=axes)
 
 
 def test_what_is_there_for_autograd_alone_is_no_call() -> None:
