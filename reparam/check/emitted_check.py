@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
-from reparam.errors import InputError, ReparamError
+from reparam.errors import InputError, NotEquivalentError, ReparamError
 from reparam.ir import Program, evaluate, evaluate_where_it_runs, feed, typed
 from reparam.utils import dtype_name, first_line
 
@@ -47,16 +50,27 @@ def not_finite_in(dtype: str) -> InputError:
     )
 
 
+def _refuse_other_dtypes(original: Program, results: Sequence[Any]) -> None:
+    """Raises NotEquivalentError where a result is not of the dtype that it had when the model was traced."""
+    traced = [n.meta.get("val") if isinstance(n, fx.Node) else n for n in pytree.tree_leaves(original.output.args)]
+    for i, (was, now) in enumerate(zip(traced, results, strict=True)):
+        if isinstance(was, Tensor) and isinstance(now, Tensor) and was.dtype != now.dtype:
+            raise NotEquivalentError(
+                f"output {i} of the converted network is {dtype_name(now.dtype)}, the original's is "
+                f"{dtype_name(was.dtype)}"
+            )
+
+
 def check_emitted(
     original: Program, emitted: Program, rounds: Sequence[Round], evidence: NetworkEvidence, dtype: torch.dtype | None
 ) -> NetworkEvidence:
     """Measures both models' errors against the float64 truth in the dtype that is emitted.
 
     dtype: the dtype that both run in when it differs from the original's own, else None. In float64, where the truth is
-    the original's own result, the bar is that of the check before. Raises LostDigitsError when the converted model is
-    less exact than the original, PathError when the captured original does not run at sizes that are said to be free,
-    CaptureError when it runs in float64 alone, InputError when this machine cannot compute in that dtype, or the
-    original overflows.
+    the original's own result, the bar is that of the check before. Raises NotEquivalentError for a result in another
+    dtype than the model's, LostDigitsError when the converted model is less exact than the original, PathError when the
+    captured original does not run at sizes that are said to be free, CaptureError when it runs in float64 alone,
+    InputError when this machine cannot compute in that dtype, or the original overflows.
     """
     name = dtype_name(dtype or original.dtype)
     floor = max(4.0 * torch.finfo(dtype or original.dtype).eps, *(r.limit for r in rounds))
@@ -75,6 +89,8 @@ def check_emitted(
             if dtype is None and "not implemented" not in str(e):
                 raise does_not_run(e) from e
             raise InputError(f"this machine cannot run the network in {name}: {first_line(e)}") from e
+        if dtype is None:
+            _refuse_other_dtypes(original, new)
         measured.append(r)
         add_spreads(outputs, r.truth, old, new, r.inputs)
     worst = max(outputs, key=lambda o: o.ratio(floor), default=None)

@@ -89,6 +89,7 @@ def analyze(  # noqa: PLR0913  # the parameters are the options
         raise InputError("--arch-b is for a second model; name one, or - for random weights")
     if svg is not None:
         check_writable_folder(svg, "--svg")
+    which.refuse_missing(model, b)
     read = [Path(p) for p in (model, b) if p is not None]
     check_report(json, [*read, calibrate, config], force=force)
     check_page(html, json, [*read, calibrate, config], force=force)

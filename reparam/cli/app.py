@@ -222,6 +222,7 @@ def explain(  # noqa: PLR0913  # the parameters are the options
     plain = PlainOptions(carry, max_pool.value, signed.value, max_cost)
     arguments, choice = opt.read_arguments(arch_args), opt.read_remarks(remarks, remarks_filter)
     weights = which.Weights(key, prefix, pretrained)
+    which.refuse_missing(model)
     check_report(json, [Path(model) if model else None], force=force)
     check_page(html, json, [Path(model) if model else None], force=force)
 

@@ -16,7 +16,7 @@ from reparam.errors import InputError
 from reparam.options import DEFAULTS, MaxPool, Signed
 from reparam.utils import AXES, DEFAULT_AXES, INTEGERS, Shape, Shapes, read_named_axis
 
-from .which_weights import ANY, Weights
+from .which_weights import ANY, Weights, refuse_missing
 
 if TYPE_CHECKING:
     from reparam.data import Preprocessing
@@ -322,6 +322,7 @@ def read_sides(
     weights: tuple[Weights, Weights] = (ANY, ANY),
 ) -> tuple[Side, Side]:
     """A and B, each with the texts of its `--arch-x` and `--arch-args-x`, and which of its weights are meant."""
+    refuse_missing(a[0], b[0])
     first, second = (
         Side(letter, path, arch, read_arguments(text, f"--arch-args-{letter}"), chosen)
         for letter, (path, arch, text), chosen in zip("ab", (a, b), weights, strict=True)

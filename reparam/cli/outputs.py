@@ -16,6 +16,7 @@ from reparam.errors import InputError, MachineError
 from reparam.utils import SOURCE_FILES, refuse_existing, together, write_atomically
 
 from .session import Session
+from .which_weights import refuse_missing
 
 STANDARD_OUTPUT = "-"
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
@@ -59,6 +60,7 @@ def plan_outputs(
     model: str | None, arch: str | None, output: Path | None, source: Path | None, label: str, *, force: bool
 ) -> Outputs:
     """The outputs of a conversion, checked before the work. Raises InputError or MachineError."""
+    refuse_missing(model)
     path = output if output is not None else default_output(model, arch, label)
     if path.suffix != ".pt2":
         raise InputError(f"the output {path} is a .pt2 archive; name it {path.stem or 'model'}.pt2")
@@ -77,6 +79,7 @@ def plan_export(
     model: str | None, arch: str | None, output: Path | None, label: str, suffix: str, *, force: bool
 ) -> Path:
     """The file that an export writes, checked with its manifest before the work. Raises InputError or MachineError."""
+    refuse_missing(model)
     path = output if output is not None else default_output(model, arch, label, suffix)
     if not path.name.endswith(suffix) or path.name == suffix:
         raise InputError(f"the output {path} is a {suffix} file; name it {path.stem or 'model'}{suffix}")
@@ -92,6 +95,7 @@ def plan_checkpoint(
 
     read: other files that are read, and not to be overwritten. Raises InputError or MachineError.
     """
+    refuse_missing(model)
     suffix = checkpoint_suffix(model)
     path = output if output is not None else default_output(model, arch, label, suffix)
     if path.suffix not in CHECKPOINTS:

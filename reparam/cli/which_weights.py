@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from reparam.errors import InputError
 
 _PRETRAINED = "--pretrained"
 _DEFAULT = "default"
@@ -39,6 +43,20 @@ class Weights:
 
 
 ANY = Weights()
+
+
+def refuse_missing(*models: str | None) -> None:
+    """Raises InputError for files that are not there, which is told before torch is imported: that takes seconds."""
+    for model in models:
+        if not model or model == "-":
+            continue
+        try:
+            os.stat(model)
+        except FileNotFoundError as error:
+            other = "" if Path(model).suffix in (".pt2", ".onnx") else ", or give an architecture with --arch"
+            raise InputError(f"there is no file {model}; check the name{other}") from error
+        except (OSError, ValueError):  # the loader says what it is
+            continue
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:

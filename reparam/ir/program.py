@@ -204,7 +204,8 @@ class Program:
 
         args = fx.node.map_arg(node.args, swap)
         kwargs = fx.node.map_arg(node.kwargs, swap)
-        new = self.call(node.target, args, kwargs, like=like or node)
+        alike = all(_alike(n.meta["val"], swap(n).meta["val"]) for n in node.all_input_nodes)
+        new = self.call(node.target, args, kwargs, like=like or node, same=node if alike else None)
         new.meta["module"] = module_of(node)
         return new
 
@@ -294,6 +295,15 @@ class Program:
         return replace(
             self, graph=graph, constants=dict(self.constants), notes=Scratchpad(), _gone=set(), _created=None
         )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two values are tensors of the same kind and shape, so that a call on either gives the same kind."""
+    if a is b:
+        return True
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dtype != b.dtype or a.dim() != b.dim():
+        return False
+    return [str(s) for s in (*a.shape, *a.stride())] == [str(s) for s in (*b.shape, *b.stride())]
 
 
 def _size(value: Tensor) -> int:

@@ -16,7 +16,7 @@ from reparam.check import LostDigitsError, NetworkEvidence, PathError, check_emi
 from reparam.check.input_plan import Plan
 from reparam.check.network_check import Round
 from reparam.emit import finalize
-from reparam.errors import CaptureError, InputError
+from reparam.errors import CaptureError, InputError, NotEquivalentError
 from reparam.ir import Program, evaluate
 from support.helpers import Lambda, program_of
 
@@ -57,6 +57,18 @@ def fails(message: str, when: Callable[[Tensor], bool] = lambda x: True) -> Prog
 
 def rms(value: Tensor) -> float:
     return float(value.square().mean().sqrt())
+
+
+# ---- dtypes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_in_another_dtype_is_refused_whatever_its_values() -> None:
+    original, emitted = (row(lambda m, x, to=to: (x * 2, (x > 0).to(to))) for to in (torch.int64, torch.bool))
+    given = rounds(original)
+    check_emitted(original, original, given, SEEN, None)
+    with pytest.raises(NotEquivalentError, match="output 1 of the converted network is bool, the original's is int64"):
+        check_emitted(original, emitted, given, SEEN, None)
+    check_emitted(original, emitted, given, SEEN, torch.float64)  # which is asked for
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------

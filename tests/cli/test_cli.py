@@ -69,6 +69,27 @@ def test_help_is_quick_to_import_and_lists_the_verbs_that_work() -> None:
     assert tuple(listed) == VERBS
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("convert", "no.pt"),
+        ("explain", "no.pt"),
+        ("export", "no.pt", "-f", "onnx"),
+        ("verify", "-", "no.pt"),
+        ("prune", "no.pt", "--calibrate", "x.npy"),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_before_torch_is_imported(words: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom reparam.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as e:\n    assert e.code == 2\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "reparam: there is no file no.pt; check the name, or give an architecture with --arch\n"
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_explains_itself(verb: str) -> None:
     assert succeed(verb, "--help").stdout.startswith(f"Usage: reparam {verb}")

@@ -319,7 +319,7 @@ def test_a_copy_that_is_read_in_memory_stays(read: Make, copy: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("copy", "goes"), [(aten.clone.default, False), (aten.resolve_conj.default, False), (aten.detach.default, True)]
+    ("copy", "goes"), [(aten.clone.default, False), (aten.resolve_conj.default, False), (aten.alias.default, True)]
 )
 def test_a_copy_of_values_that_may_be_marked_as_conjugated_stays(copy: Any, goes: bool) -> None:
     graph = ByHand()
