@@ -61,7 +61,7 @@ def measure(checkpoint: str, kernels: str, image: int) -> Mapping[str, Any]:
     start = time.process_time()
     done = convert(model, torch.randn(2, 3, image, image))
     spent = time.process_time() - start
-    done.save(Path(checkpoint).with_suffix(".pt2"))
+    done.save(Path(checkpoint).with_suffix(".pt2"), force=True)
     whole = time.process_time()
     theirs = torch.load(kernels, weights_only=True)
     ours = [p for p in done.module.parameters() if p.dim() == 4 and p.shape[2] == 3]
