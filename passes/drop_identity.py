@@ -48,18 +48,17 @@ from reparam.ir import (
     op_name,
     ranges_of,
     shape_of,
+    static_shape,
 )
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
-_RESHAPES = frozenset(
+_SQUEEZES = frozenset({aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims})
+_RESHAPES = _SQUEEZES | frozenset(
     {
         aten.reshape.default,
         aten.reshape_as.default,
         aten.flatten.using_ints,
         aten.unflatten.int,
-        aten.squeeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
         aten.expand.default,
         aten.expand_as.default,
         aten.slice.Tensor,
@@ -168,12 +167,20 @@ def equal_value(program: Program, node: fx.Node) -> fx.Node | None:
         return arguments(node)["src"]  # type: ignore[no-any-return]
     if is_call(node, DROPOUTS):
         return None if node.args[2:] and node.args[2] else first
+    if is_call(node, _SQUEEZES) and _may_lose_an_axis(node, first):
+        return None
     if is_call(node, IDENTITIES | CASTS | _RESHAPES):
         return first
     if is_call(node, _PERMUTES):
         return _undone(node, first)
     check = _CHECKS.get(node.target) or next((c for ts, c in _GROUP_CHECKS if is_call(node, ts)), None)
     return first if check is not None and check(program, node, first) else None
+
+
+def _may_lose_an_axis(node: fx.Node, x: fx.Node) -> bool:
+    """Whether an axis that a squeeze takes away where it has one entry is of a free size."""
+    sizes, dims = static_shape(x), arguments(node).get("dim", range(len(shape_of(x))))
+    return any(sizes[d] is None for d in ([dims] if isinstance(dims, int) else dims))
 
 
 def _neutral(affine: Affine) -> bool:

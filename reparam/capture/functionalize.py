@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
 from reparam.errors import CaptureError
-from reparam.ir import NOWHERE, aten, functional_form, is_inplace, may_alias, op_name
+from reparam.ir import NOWHERE, aten, functional_form, is_inplace, may_alias, op_name, size_hint
 
 from .statefulness import written
 from .view_writes import above, chain_of, is_view, operand, picks, put_back, view_again
@@ -119,7 +119,7 @@ class _Writes:
 
     def _write(self, node: fx.Node) -> bool:
         told, pure = node.args[0] if node.args else None, functional_form(node.target)
-        if not isinstance(told, fx.Node) or pure is None:
+        if not isinstance(told, fx.Node) or pure is None or _looks_alone(node.target):
             return False
         group = self._aliases.group(told)
         for member in group:
@@ -175,12 +175,25 @@ class _Writes:
 
     def _dtype_of(self, call: fx.Node) -> torch.dtype:
         """The dtype of what a call gives, which depends on the dtypes of what it reads, and on which are numbers."""
-        given = fx.node.map_arg((call.args, call.kwargs), lambda n: n.meta["val"])
-        kinds = tuple((v.dtype, v.dim() == 0) if isinstance(v, Tensor) else type(v) for v in pytree.tree_leaves(given))
+
+        def small(node: fx.Node) -> Any:
+            value = node.meta["val"]
+            if not isinstance(value, Tensor):
+                return size_hint(value)
+            return torch.empty([1] * value.dim(), dtype=value.dtype, device="meta")
+
+        args, kwargs = fx.node.map_arg((call.args, call.kwargs), small)
+        leaves = pytree.tree_leaves((args, kwargs))
+        kinds = tuple((v.dtype, v.dim()) if isinstance(v, Tensor) else type(v) for v in leaves)
         if (call.target, kinds) not in self._dtypes:
             assert callable(call.target)
-            self._dtypes[call.target, kinds] = call.target(*given[0], **given[1]).dtype
+            self._dtypes[call.target, kinds] = call.target(*args, **kwargs).dtype
         return self._dtypes[call.target, kinds]
+
+
+def _looks_alone(target: Any) -> bool:
+    """Whether the call changes how a tensor looks (`t_`, `squeeze_`), and not what is stored."""
+    return torch.Tag.inplace_view in target.tags
 
 
 def _has_storage(node: fx.Node) -> bool:

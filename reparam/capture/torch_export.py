@@ -293,10 +293,11 @@ _PICKS = frozenset(
 
 
 class _AsWritten(TorchFunctionMode):
-    """Two readings of tensors that torch.export gets wrong.
+    """What torch.export gets wrong about tensors.
 
     The numbers in a tensor that is a plain attribute (`float(self.stride[0])`) are read, not traced; `x.data` of a
-    traced tensor is x.detach(), where torch.export would lose sight of it and take it for a constant.
+    traced tensor is x.detach(), where torch.export would lose sight of it and take it for a constant, and `x.data = y`
+    is x.set_(y).
     """
 
     def __torch_function__(
@@ -304,6 +305,8 @@ class _AsWritten(TorchFunctionMode):
     ) -> Any:
         if func == _DATA:
             return args[0].detach()
+        if func == _SET_DATA:
+            return args[0].set_(args[1].detach())
         picks = bool(args) and type(args[0]) is Tensor and getattr(func, "__name__", "") in _PICKS
         if picks and not any(is_fake(v) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)):
             with _disable_current_modes():
@@ -311,7 +314,7 @@ class _AsWritten(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def _unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reparam.capture import capture
 from reparam.errors import CaptureError
-from reparam.ir import may_alias, op_name
+from reparam.ir import evaluate, may_alias, op_name
 from reparam.ir.aten import FRESH_PREFIXES
 from support.choice import crossed
 from support.helpers import Lambda, doubles, healthy, module_rel, program_of
@@ -135,7 +135,23 @@ def _filled_buffer(m: Any, x: Tensor) -> Tensor:
     return out
 
 
+def _turned_in_place(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.conv(x[..., :5])
+    row = y[:, :, 0]
+    y.swapaxes_(2, 3)
+    row.add_(1)
+    return y + 1, row * 2
+
+
+def _given_other_data(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y.data = y.data * 2
+    return y + 1
+
+
 WRITING = (
+    _turned_in_place,
+    _given_other_data,
     _relu_,
     _read_after,
     _view_then_write,
@@ -192,6 +208,15 @@ def test_axes_that_were_asked_for_are_not_fixed_in_silence(axes: tuple[str, ...]
     model = healthy(Lambda(_unfolded_then_write, conv=nn.Conv2d(4, 4, 3, padding=1)))
     with pytest.raises(CaptureError, match=f"the {', '.join(axes)} cannot stay free: torch fixes it"):
         capture(model, (doubles(2, 4, 6, 6),), dynamic=axes)
+
+
+def test_the_dtype_of_products_that_are_added_needs_no_sizes() -> None:
+    """torch's own inference fails for these dtypes at free sizes."""
+    model, x = Lambda(lambda m, x: x.half().addcmul_(x, x)), doubles(2, 6)
+    program = program_of(model, x)
+    assert isinstance(program.inputs[0].shape[0], str)
+    (found,) = evaluate(program, [x], None)
+    assert found.dtype == torch.float16 and torch.equal(found, model(x))
 
 
 def test_what_is_there_for_autograd_alone_is_no_call() -> None:
