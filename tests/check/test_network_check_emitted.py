@@ -63,7 +63,7 @@ def rms(value: Tensor) -> float:
 
 
 def test_a_result_in_another_dtype_is_refused_whatever_its_values() -> None:
-    original, emitted = (row(lambda m, x, to=to: (x * 2, (x > 0).to(to))) for to in (torch.int64, torch.bool))
+    original, emitted = (row(lambda m, x, to=to: (x * 2, (x > 0).to(to), 3)) for to in (torch.int64, torch.bool))
     given = rounds(original)
     check_emitted(original, original, given, SEEN, None)
     with pytest.raises(NotEquivalentError, match="output 1 of the converted network is bool, the original's is int64"):

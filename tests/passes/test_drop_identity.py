@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reparam.ir import op_name
 from reparam.passes.drop_identity import DropIdentity
 from reparam.rewrite import Match, Rewrite
 from support.helpers import Lambda, apply_exactly, doubles, graph_text, program_of, run_rules, vector
@@ -128,15 +127,6 @@ def test_its_neighbour_stays(name: str) -> None:
     assert fused.text == graph_text(program)
     assert fused.text != "tanh(tanh(x))"
     assert not fused.outcome.remarks  # it was never meant to be an identity, so there is nothing to say
-
-
-@pytest.mark.parametrize("squeeze", [lambda x: x.squeeze(), lambda x: x.squeeze(0), lambda x: x.squeeze((0, 1))])
-def test_a_squeeze_of_a_free_axis_stays(squeeze: Function) -> None:
-    """A batch of one loses it."""
-    model, x = Lambda(lambda m, x: squeeze(x.tanh())), doubles(4, 3, 2)
-    found = run_rules(program_of(model, x), *RULES).program
-    assert [op_name(n) for n in found.calls()] == ["tanh", "squeeze"]
-    assert not list(run_rules(program_of(model, x, dynamic=()), *RULES).program.calls())[1:]
 
 
 @given(order=st.permutations(range(4)), second=st.permutations(range(4)))

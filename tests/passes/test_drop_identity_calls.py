@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from reparam.ir import aten, evaluate
 from reparam.passes.drop_identity import DropIdentity, Plan
 from reparam.rewrite import Match
 from support.by_hand import ByHand, Make, behind, call, then
-from support.helpers import doubles
+from support.helpers import Lambda, doubles, program_of
 
 RULE = DropIdentity()
 SHAPE = (2, 4, 5, 6)
@@ -326,3 +327,22 @@ def test_a_copy_of_values_that_may_be_marked_as_conjugated_stays(copy: Any, goes
     made = graph.call(copy, graph.call(aten.view_as_complex.default, graph.input(4, 2)))
     graph.returns(graph.call(aten.view_as_real.default, made))
     assert (RULE.check(graph.program, Match(made, {})) is not None) == goes
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "goes"),
+    [
+        (lambda x: x.squeeze(), False),
+        (lambda x: x.squeeze(0), False),
+        (lambda x: x.squeeze((1, 0)), False),
+        (lambda x: x.squeeze(1), True),
+        (lambda x: x.squeeze((1, 2)), True),
+    ],
+)
+def test_a_squeeze_stays_where_it_may_take_away_a_free_axis(squeeze: Callable[[Tensor], Tensor], goes: bool) -> None:
+    """A batch of one loses it."""
+    model, x = Lambda(lambda m, x: squeeze(x.tanh())), doubles(4, 3, 2)
+    node = list(program_of(model, x).calls())[-1]
+    assert (RULE.check(program_of(model, x), Match(node, {})) is not None) == goes
+    fixed = program_of(model, x, dynamic=())
+    assert RULE.check(fixed, Match(list(fixed.calls())[-1], {})) is not None
