@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from reparam.ir import SLICES, SPLITS, Program, arguments, aten, fixed_size, is_call, shape_of, static_shape
+from reparam.ir import SLICES, Program, arguments, aten, fixed_size, is_call, piece_of, shape_of, static_shape
 
 from .window import Window, cut_window
 
@@ -68,19 +68,10 @@ def read_cut(node: fx.Node) -> Window | None:
 
 
 def _piece(node: fx.Node) -> Picks | None:
-    split, which = node.args
-    if not is_call(split, SPLITS) or not isinstance(which, int):
+    piece = piece_of(node)
+    if piece is None or piece.size == 0:
         return None
-    assert isinstance(split, fx.Node)
-    args, parts = arguments(split), split.meta["val"]
-    axis, which = args["dim"] % len(shape_of(node)), which % len(parts)
-    first, size = fixed_size(parts[0].shape[axis]), fixed_size(parts[which].shape[axis])
-    told = args.get("split_sizes")
-    before = [first] * which if told is None else told[:which]
-    if not size or not all(isinstance(s, int) for s in before):
-        return None
-    start = sum(before)
-    return Picks(args["self"], axis, tuple(range(start, start + size)))
+    return Picks(piece.x, piece.axis, tuple(range(piece.start, piece.start + piece.size)))
 
 
 def _range(node: fx.Node) -> tuple[tuple[int | None, int | None, int], range | None] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from reparam.ir import SPLITS, arguments, aten, fixed_size
+from reparam.ir import SPLITS, arguments, aten, fixed_size, piece_of
 
 # A call that makes the operand of a view with other values: of the view, and the arguments (operand, values).
 _Inverse = Callable[[fx.Node], tuple[Any, tuple[Any, ...]] | None]
@@ -93,18 +93,15 @@ def chain_of(node: fx.Node, owners: Container[fx.Node]) -> list[fx.Node]:
 
 def _piece(node: fx.Node) -> tuple[Any, tuple[Any, ...]] | None:
     """One of the results of a split, chunk or unbind, as a slice or a selection; None for anything else."""
+    piece = piece_of(node)
+    if piece is not None:
+        return aten.slice.Tensor, (piece.axis, piece.start, piece.start + piece.size, 1)
     if node.target is not operator.getitem:
         return None
     base, which = node.args
-    if not isinstance(base, fx.Node) or not isinstance(which, int) or base.target not in _PIECES:
+    if not isinstance(base, fx.Node) or not isinstance(which, int) or base.target is not aten.unbind.int:
         return None
-    dim, parts = arguments(base)["dim"], base.meta["val"]
-    which %= len(parts)
-    if base.target is aten.unbind.int:
-        return aten.select.int, (dim, which)
-    sizes = [fixed_size(part.shape[dim]) for part in parts[: which + 1]]
-    known = [s for s in sizes if s is not None]
-    return None if len(known) < len(sizes) else (aten.slice.Tensor, (dim, sum(known[:-1]), sum(known), 1))
+    return aten.select.int, (arguments(base)["dim"], which % len(base.meta["val"]))
 
 
 def _spelled(view: fx.Node) -> tuple[Any, tuple[Any, ...]]:

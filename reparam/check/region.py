@@ -15,6 +15,7 @@ from reparam.ir import (
     ADDS,
     AVG_POOLS,
     BATCH_NORMS,
+    CASTS,
     CATS,
     CONVS,
     DIVS,
@@ -38,7 +39,7 @@ from reparam.ir import (
 
 AFFINE = WEIGHTED | BATCH_NORMS | ADDS | SUBS | MULS | DIVS | CATS | AVG_POOLS | {aten.neg.default, aten.pad.default}
 _POINTWISE = frozenset({aten.prelu.default, aten.clamp.Tensor})
-_SAME = IDENTITIES | DROPOUTS
+_SAME = IDENTITIES | DROPOUTS | CASTS
 _ROW_NORMS = frozenset({aten.layer_norm.default, aten.rms_norm.default})  # each row by itself, over its last axis
 _SIZE_FREE = AFFINE | MAX_POOLS | frozenset(ACTIVATIONS) | _POINTWISE | _SAME | _ROW_NORMS
 _ROWS, _NORMED_ROWS = 2, 64  # the rows on which linear layers are checked, alone and where the rows are normalised

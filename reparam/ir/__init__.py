@@ -74,6 +74,7 @@ from .interpreter import (
 from .jumps import describe_jumps, jumps
 from .kinds import category, is_floating, is_uninitialised, odd_kind, refuse_odd_tensors, stored_once
 from .mapped import Room, give_back, make_room
+from .pieces import Piece, piece_of
 from .program import (
     FOLD_DTYPE,
     NOWHERE,
@@ -139,6 +140,7 @@ __all__ = [
     "Feed",
     "InputSpec",
     "Interval",
+    "Piece",
     "Program",
     "Range",
     "Ranges",
@@ -192,6 +194,7 @@ __all__ = [
     "own_generator",
     "pair",
     "parts_of",
+    "piece_of",
     "place_of",
     "random_input",
     "ranges_of",

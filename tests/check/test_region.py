@@ -92,6 +92,7 @@ conv, deconv = partial(nn.Conv2d, 4, 4), partial(nn.ConvTranspose2d, 4, 4)
         (nn.BatchNorm2d(4).eval(), (1, 1)),
         (nn.Dropout(0.4).eval(), (1, 1)),
         (Lambda(lambda m, x: x.clone()), (1, 1)),
+        (Lambda(lambda m, x: x.half()), (1, 1)),
     ],
 )
 def test_a_map_shows_the_interior_and_every_border_and_no_more(model: nn.Module, size: tuple[int, int]) -> None:
