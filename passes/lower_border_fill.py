@@ -61,7 +61,7 @@ class LowerBorderFill:
     pattern: ClassVar[Pattern] = op(SCATTERS)
 
     def check(self, program: Program, match: Match) -> Plan | None:
-        """Runs the scatters on two different inputs and looks at which elements are the input's and which constant."""
+        """Runs the scatters on different inputs and looks at which elements are the input's and which constant."""
         root = match.root
         if any(is_call(u, SCATTERS | {aten.slice.Tensor}) for u in root.users):
             return None
@@ -93,14 +93,38 @@ def _scatters(root: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
 
 
 def _border(program: Program, root: fx.Node, pad: fx.Node, region: list[fx.Node]) -> Tensor | None:
+    """The value on the border: the same one whatever is inside, at the traced size and at a larger one."""
     if shape_of(root) != shape_of(pad):
         return None
-    traced = _border_at(program, root, pad, region)
     larger = _larger_sizes(program)
-    if traced is None or not larger:
-        return traced
-    other = _border_at(program, root, pad, region, larger)
-    return traced if other is not None and torch.equal(traced, other) else None
+    border: Tensor | None = None
+    for sizes, sign in ((None, 1.0), (None, -1.0), *([(larger, 1.0)] if larger else [])):
+        shape, args = shape_of(pad, sizes), arguments(pad)
+        counted = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64).reshape(shape)
+        probe = sign * counted + 0.25  # no two elements are the same, in each and between those of the two signs
+        known = {n: size_hint(n.meta["val"], sizes) for r in region for n in r.all_input_nodes if not _is_tensor(n)}
+        filled = evaluate_region(program, region, {**known, pad: probe})[root]
+        inside = _inside(shape_of(args["self"], sizes), list(args["pad"]))
+        if border is None and not bool(inside.all()):
+            border = _level(filled, inside)
+        if border is None or not torch.equal(filled, torch.where(inside, probe, border)):
+            return None
+    return border
+
+
+def _inside(shape: tuple[int, ...], pad: list[int]) -> Tensor:
+    """Where a padded value of this shape is the operand's, with size 1 along the axes that have no pad."""
+    padded = len(pad) // 2
+    sizes = [1] * (len(shape) - padded) + list(shape[len(shape) - padded :])
+    return torch.nn.functional.pad(torch.ones(sizes), pad) == 1
+
+
+def _level(filled: Tensor, inside: Tensor) -> Tensor:
+    """Of each channel, the value on the border that is largest in size."""
+    value = torch.where(inside, filled.new_zeros(()), filled)
+    axes = (0, *range(2, value.dim()))
+    high, low = value.amax(dim=axes, keepdim=True), value.amin(dim=axes, keepdim=True)
+    return compress(torch.where(high.abs() > low.abs(), high, low))
 
 
 def _larger_sizes(program: Program) -> dict[str, int]:
@@ -108,33 +132,10 @@ def _larger_sizes(program: Program) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for node in program.placeholders:
         value = node.meta["val"]
-        for size in value.shape if isinstance(value, Tensor) else ():
+        for axis, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
             if not isinstance(size, int):
-                sizes[str(size.node.expr)] = size_hint(size) + 3
+                sizes[str(size.node.expr)] = size_hint(size) + (3 if axis else 1)
     return sizes
-
-
-def _border_at(
-    program: Program, root: fx.Node, pad: fx.Node, region: list[fx.Node], sizes: dict[str, int] | None = None
-) -> Tensor | None:
-    args = arguments(pad)
-    known = {n: size_hint(n.meta["val"], sizes) for r in region for n in r.all_input_nodes if not _is_tensor(n)}
-    shape = shape_of(pad, sizes)
-    counted = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64).reshape(shape)
-    probes = (counted + 0.5, -counted)  # no two elements are the same, in either and between the two
-    filled = [evaluate_region(program, region, {**known, pad: p})[root] for p in probes]
-    kept = (filled[0] == probes[0]) & (filled[1] == probes[1])
-    constant = filled[0] == filled[1]
-    inside = torch.nn.functional.pad(torch.ones(shape_of(args["self"], sizes)), list(args["pad"])) == 1
-    if not bool(((kept & inside) | (constant & ~inside)).all()) or bool(inside.all()):
-        return None
-    value = torch.where(inside, filled[0].new_zeros(()), filled[0])
-    spread = (
-        value.amax(dim=(0, *range(2, value.dim())), keepdim=True),
-        value.amin(dim=(0, *range(2, value.dim())), keepdim=True),
-    )
-    level = torch.where(spread[0].abs() > spread[1].abs(), spread[0], spread[1])
-    return compress(level) if bool((torch.where(inside, level, filled[0]) == level).all()) else None
 
 
 def _is_tensor(node: fx.Node) -> bool:

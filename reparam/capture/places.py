@@ -7,13 +7,15 @@ import linecache
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _traceback as stack_traces
 
 _FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<number>\d+), in (?P<name>\S+)(?:\n\s+(?P<code>[^\n]+))?')
 _OUR_CODE = tuple(os.path.dirname(f) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
@@ -50,6 +52,27 @@ def line_of(node: fx.Node) -> Line | None:
     theirs = [line for line in reversed(found) if not is_ours(line.file)]
     line = next((line for line in theirs if not line.file.startswith("<eval_with_key>")), next(iter(theirs), None))
     return None if line is None else Line(line.file, line.number, _enclosing(line), line.code)
+
+
+@contextmanager
+def frames_made_once() -> Iterator[None]:
+    """In the block torch makes each frame of its stack traces once: every node has one, of some 80 frames."""
+    make, made = stack_traces._extract_symbolized_tb, dict[tuple[str, int, str], traceback.FrameSummary]()
+
+    def extract(trace: Sequence[Mapping[str, Any]], skip: int) -> traceback.StackSummary:
+        found = traceback.StackSummary()
+        for frame in reversed(trace[skip:]):
+            place = (frame["filename"], frame["line"], frame["name"])
+            if place not in made:
+                made[place] = traceback.FrameSummary(*place)
+            found.append(made[place])
+        return found
+
+    stack_traces._extract_symbolized_tb = extract
+    try:
+        yield
+    finally:
+        stack_traces._extract_symbolized_tb = make
 
 
 def line_of_error(error: BaseException) -> Line | None:

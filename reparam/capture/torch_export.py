@@ -49,6 +49,7 @@ from .fresh import Outside, fresh_copy
 from .guards import probes_at
 from .known_weights import WeightsAreKnown
 from .model_check import check_model, refuse_misfit
+from .places import frames_made_once
 from .sizes import plain_sizes
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
@@ -244,7 +245,7 @@ def _export_once(
         try:
             with outside.kept(), _silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
                 warnings.simplefilter("ignore")
-                with as_the_user_set(), _AsWritten(), values, plain_sizes():
+                with as_the_user_set(), _AsWritten(), values, plain_sizes(), frames_made_once():
                     return torch.export.export(fresh, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except MachineError:
             raise

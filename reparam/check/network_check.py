@@ -38,7 +38,7 @@ from reparam.utils import first_line
 from .evidence import NetworkEvidence, OwnDtypeEvidence
 from .input_plan import Plan, plans_of
 from .judge import Judge
-from .own_dtype import in_own_dtype, same_in_own_dtype
+from .own_dtype import same_in_own_dtype
 from .path_error import PathError, captured_stops, does_not_run, other_path, path_error, shape_of_first
 from .values import all_finite, first_shape, largest_difference
 
@@ -231,7 +231,7 @@ class _Check:
         """Whether feeds need no float64, beside what has been compared in it. inputs: how many they are."""
         lost: list[tuple[int, float]] = []
         for i, r in enumerate(self.rounds):
-            own = in_own_dtype(self.original, r.values) if r.own is None else r.own
+            own = judge.own_where_it_runs(r.values) if r.own is None else r.own
             if own is None:
                 return False
             self.rounds[i] = replace(r, own=own)

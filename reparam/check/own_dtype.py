@@ -28,10 +28,10 @@ COARSEST = 1e-4  # relative, that may be allowed: a network that loses more by r
 LONGER = 2.0  # times the rounding errors of smaller images, since sums over positions are longer, and inputs few
 
 
-def in_own_dtype(original: Program, values: Feed, program: Program | None = None) -> list[Any] | None:
-    """What a program, the original itself, gives in the dtypes that it is emitted in; None where it does not run."""
+def in_own_dtype(original: Program, values: Feed, program: Program) -> list[Any] | None:
+    """What a program gives in the dtypes that it is emitted in, those of the original; None where it does not run."""
     try:
-        return evaluate(program or original, typed(original, values), None)
+        return evaluate(program, typed(original, values), None)
     except ReparamError:
         raise
     except Exception:  # of any kind: operators may be those of others

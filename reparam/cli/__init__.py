@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from reparam.utils import as_path, checked_call, leave_current_folder
+from reparam.utils import as_path, checked_call, leave_current_folder, seldom_looks
 
 __all__ = ["apply", "main"]
 
@@ -14,6 +14,7 @@ __all__ = ["apply", "main"]
 def main() -> None:
     """The entry point `reparam`. Nothing that is installed is imported before the search path is what it should be."""
     leave_current_folder()
+    seldom_looks()
     try:
         from .app import main as run
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .default_device import as_the_user_set, models_too
     from .files import SOURCE_FILES, refuse_existing
     from .foreign import Interrupted, foreign_code, ignore_exits, place_of_error, refused_exits
+    from .garbage import seldom_looks
     from .logs import FAKE_TENSORS, SYMBOLIC_SHAPES, quiet
     from .memory import is_out_of_memory, memory_available, memory_size, memory_told
     from .names import is_plain_path, name_complaint, plain_path, prefixes, unused_name
@@ -57,6 +58,7 @@ _DOORS = {
     "default_device": ("as_the_user_set", "models_too"),
     "files": ("SOURCE_FILES", "refuse_existing"),
     "foreign": ("Interrupted", "foreign_code", "ignore_exits", "place_of_error", "refused_exits"),
+    "garbage": ("seldom_looks",),
     "logs": ("FAKE_TENSORS", "SYMBOLIC_SHAPES", "quiet"),
     "memory": ("is_out_of_memory", "memory_available", "memory_size", "memory_told"),
     "names": (
@@ -194,6 +196,7 @@ __all__ = [
     "read_named_axis",
     "refuse_existing",
     "refused_exits",
+    "seldom_looks",
     "silence",
     "size_of",
     "stamp_of",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SECONDS = 5.0  # of calls, behind which the next one begins with a look at everything
+SELDOM = (100_000, 20, 100)  # the thresholds of a program of ours: how many new objects, and looks at the young ones
 
 
 class _Unseen:
@@ -30,6 +31,7 @@ class _Unseen:
 
 
 _unseen = _Unseen()
+_usual: list[tuple[int, int, int]] = []  # the thresholds before `seldom_looks`
 
 
 @contextmanager
@@ -44,14 +46,45 @@ def old_objects_at_rest() -> Iterator[None]:
         yield
         return
     _unseen.look()
-    start = time.perf_counter()
+    start, thresholds = time.perf_counter(), gc.get_threshold()
     gc.freeze()
+    if thresholds == SELDOM and _usual:
+        gc.set_threshold(*_usual[-1])
     try:
         yield
     finally:
+        gc.set_threshold(*thresholds)
         gc.collect()
         gc.unfreeze()
         _unseen.add(time.perf_counter() - start)
+
+
+@contextmanager
+def no_looks() -> Iterator[None]:
+    """The collector does nothing in the block: for imports, whose objects stay (some 400,000 of torch).
+
+    They are old ones behind it, at which the collector looks as seldom as at all others.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
+
+
+def seldom_looks() -> None:
+    """From here on the collector looks seldom, but as often as before inside of public functions.
+
+    For a program that is about to import torch: these looks are half a second of it.
+    """
+    if gc.get_threshold() != SELDOM:
+        _usual.append(gc.get_threshold())
+        gc.set_threshold(*SELDOM)
 
 
 def _looks() -> int:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .garbage import no_looks
+
 
 def lazy_doors(package: str, doors: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
     """A `__getattr__` for `package` (PEP 562): each name of `doors` comes from its module, imported when asked for.
@@ -18,7 +20,9 @@ def lazy_doors(package: str, doors: Mapping[str, Sequence[str]]) -> Callable[[st
     def getattribute(name: str) -> Any:
         if name not in home:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        value = getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+        with no_looks():
+            module = importlib.import_module(f"{package}.{home[name]}")
+        value = getattr(module, name)
         setattr(sys.modules[package], name, value)
         return value
 

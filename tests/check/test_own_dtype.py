@@ -21,7 +21,8 @@ from reparam.check.own_dtype import in_own_dtype, same_in_own_dtype
 from reparam.check.values import largest_difference
 from reparam.conversion import convert
 from reparam.errors import MachineError, NotEquivalentError
-from reparam.ir import Feed, Program
+from reparam.ir import Feed, Program, evaluate
+from support.filled_borders import Filled
 from support.helpers import Lambda, conv_bn, healthy, program_of
 
 EPS = torch.finfo(torch.float32).eps
@@ -92,6 +93,16 @@ def test_it_is_for_those_who_ask_and_have_a_judge(truths: list[tuple[int, ...]])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_another_dtype_that_is_emitted_is_measured_at_the_traced_size(dtype: torch.dtype) -> None:
     assert convert(network(), torch.rand(*LARGE), dtype=dtype).report.evidence.own_dtype is None
+
+
+def test_a_captured_graph_may_take_the_traced_size_alone(truths: list[tuple[int, ...]]) -> None:
+    """A write to a border is captured with the sizes of that border; the model itself takes any image."""
+    net = nn.Sequential(Filled(3, 1), nn.Conv2d(3, 2, 3)).float()
+    with pytest.raises(RuntimeError):
+        evaluate(captured(net), [torch.rand(2, 3, 33, 33)], None)
+    evidence = convert(net, torch.rand(*LARGE)).report.evidence
+    assert evidence.own_dtype is not None and evidence.own_dtype.shapes[0] == (1, 3, 64, 64)
+    assert truths == [(4, 3, 33, 33)]
 
 
 def test_what_differs_at_the_traced_size_alone_is_found(truths: list[tuple[int, ...]]) -> None:
@@ -171,7 +182,7 @@ def test_a_model_that_minds_small_images_is_asked_anew_whether_it_runs_in_float6
 
 
 def test_nothing_is_kept_of_what_did_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_check, "in_own_dtype", lambda *_: None)
+    monkeypatch.setattr(Judge, "own_where_it_runs", lambda *_: None)
     evidence = lean(network())
     assert evidence.own_dtype is None
     assert evidence.shapes == ((1, 3, 64, 64), (3, 3, 33, 33), (4, 3, 33, 33))
@@ -356,6 +367,7 @@ def test_what_is_the_machines_fault_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     def full(*_: Any) -> None:
         raise MachineError("no memory is left")
 
+    original = captured(nn.Identity(), (2, 1))
     monkeypatch.setattr(subject, "evaluate", full)
     with pytest.raises(MachineError, match="no memory"):
-        in_own_dtype(captured(nn.Identity(), (2, 1)), [torch.ones(1, 1)])
+        in_own_dtype(original, [torch.ones(1, 1)], original)
