@@ -15,20 +15,22 @@ import datetime
 import itertools
 import json
 import math
+import multiprocessing
+import os
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 import zoos
-from common import GIB, answer, peak_memory, say
+from common import GIB, peak_memory, say
 from coverage_page import FOUND, PAGE, page, plainly, rows_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -49,13 +51,16 @@ TIMES = 6  # what the original loses by rounding, which some networks with rando
 TOLERANCE = 1e-3
 LEFT_OUT = ("detection", "quantization")  # torchvision's detectors give boxes, its quantised networks have no weights
 EXPECTED = (InputError, CaptureError, MachineError)
+PROCESSES = multiprocessing.get_context("forkserver")  # which imports once what all networks need, five seconds of it
+SHARED = ["coverage", "timm", "onnxscript.function_libs.torch_lib.ops", "onnxruntime", "onnxsim"]
+
+register_missing_torchvision_ops()  # before anything imports torchvision, in every process
 
 # ---- the networks ------------------------------------------------------------------------------------------------
 
 
 def networks() -> list[str]:
     """The names of all networks, as `--arch` takes them: the first of each family, then the second of each, ...."""
-    register_missing_torchvision_ops()
     import timm
     import torchvision
 
@@ -105,7 +110,6 @@ def _of_zoos(arch: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 def measure(arch: str) -> Mapping[str, Any]:
     """What becomes of one network: its size, and for each form its outcome, seconds, and what is left."""
     torch.set_num_threads(1)
-    register_missing_torchvision_ops()
     row: dict[str, Any] = {"name": arch, "family": _family(arch)}
     module, inputs, how = built(arch)
     row |= {"changed": how, "shapes": [list(x.shape[1:]) for x in inputs]}
@@ -210,15 +214,33 @@ def run(names: Iterable[str], jobs: int, file: Path) -> None:
 
 def _alone(name: str) -> dict[str, Any]:
     """One network in a process of its own, whose end is told as such."""
-    command = [sys.executable, __file__, "--worker", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == -signal.SIGXCPU:
+    ours, theirs = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_worker, args=(name, theirs))
+    process.start()
+    theirs.close()
+    try:
+        row = ours.recv()
+    except EOFError:
+        row = {}
+    process.join()
+    if process.exitcode == -signal.SIGXCPU:
         return {"name": name, "failed": f"takes longer than {SECONDS // 60} minutes of processor time"}
-    lines = done.stdout.splitlines()
-    row = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     if "fused" in row:
         return {**row, "on": datetime.date.today().isoformat()}
-    return {"name": name, "failed": row.get("error") or f"ends with exit status {done.returncode}"}
+    return {"name": name, "failed": row.get("error") or f"ends with exit status {process.exitcode}"}
+
+
+def _worker(name: str, answer_to: Connection) -> None:
+    """Sends the row of one network, or the kind of error that it ended with. What libraries print is nobody's."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 10))
+    try:
+        answer_to.send(measure(name))
+    except Exception as error:
+        answer_to.send({"error": type(error).__name__})
 
 
 def main() -> None:
@@ -227,13 +249,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time")
     parser.add_argument("--found", type=Path, default=FOUND, help="the file of JSON lines that is gone on with")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page that is written")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 10))
-        answer(lambda: measure(args.worker))
-        return
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the server, which does not look beside this file
+    PROCESSES.set_forkserver_preload(SHARED)
     known = networks()
     run(zoos.chosen(args.names, known), args.jobs, args.found)
     counts = collections.Counter(name.partition("/")[0] for name in known)
