@@ -38,6 +38,7 @@ from reparam.ir import (
     MOVEMENTS,
     MULS,
     PADS,
+    SLICES,
     SUBS,
     ZEROS,
     Program,
@@ -45,6 +46,7 @@ from reparam.ir import (
     aten,
     is_call,
     is_tensor,
+    may_cut,
     op_name,
     ranges_of,
     shape_of,
@@ -167,7 +169,7 @@ def equal_value(program: Program, node: fx.Node) -> fx.Node | None:
         return arguments(node)["src"]  # type: ignore[no-any-return]
     if is_call(node, DROPOUTS):
         return None if node.args[2:] and node.args[2] else first
-    if is_call(node, _SQUEEZES) and _may_lose_an_axis(node, first):
+    if (is_call(node, _SQUEEZES) and _may_lose_an_axis(node, first)) or (is_call(node, SLICES) and may_cut(node)):
         return None
     if is_call(node, IDENTITIES | CASTS | _RESHAPES):
         return first

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from reparam.ir import CATS, SLICES, Program, arguments, aten, fixed_size, is_call, op_name, place_of
+from reparam.ir import CATS, SLICES, Program, arguments, aten, fixed_size, is_call, may_cut, op_name, place_of
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 _SCATTERS = frozenset({aten.slice_scatter.default})
@@ -101,7 +101,7 @@ def _scatter(node: fx.Node) -> Plan | None:
     axis = args["dim"] % whole.dim()
     if v.meta["val"].dtype != whole.dtype:
         return None
-    if _shape(v) == _shape(node):
+    if _shape(v) == _shape(node) and not may_cut(node):
         return Plan(node, axis, ((v, None),), unread=(x,))
     size = fixed_size(whole.shape[axis]) if axis == 1 else None
     where = None if size is None else _range(node, size)

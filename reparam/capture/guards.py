@@ -183,9 +183,14 @@ def _readable(condition: SizeCondition, axes: Sequence[Axis]) -> str:
 
 
 def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[str, int], ...]:
-    """Values of free sizes at which some guard does not hold, near the traced ones; one for each guard and axis."""
+    """Values of free sizes at which some guard does not hold, near the traced ones; one or two for each guard and axis.
+
+    most: of the first ones, and of the second. Two where a guard is a limit: x[:20] is all of x for 20 rows too, where
+    torch took fewer than 20 for granted.
+    """
     traced = _traced(exported)
     found: list[dict[str, int]] = []
+    second: list[dict[str, int]] = []
     for guard in size_guards(exported):
         hints = [traced.get(s, 2) for s in guard.symbols]
         for i, symbol in enumerate(guard.symbols):
@@ -194,9 +199,13 @@ def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[
             near = sorted((n for n in range(2, 2 * hints[i] + 32)), key=lambda n: abs(n - hints[i]))
             held = guard.condition.holds([[*hints[:i], n, *hints[i + 1 :]] for n in near])
             breaks = next((n for n, holds in zip(near, held, strict=True) if not holds), None)
-            if breaks is not None and (probe := traced | {symbol: breaks}) not in found:
-                found.append(probe)
-    return tuple(found[:most])
+            if breaks is None or (probe := traced | {symbol: breaks}) in found:
+                continue
+            found.append(probe)
+            beyond = breaks + (1 if breaks > hints[i] else -1)
+            if beyond > 1 and not guard.holds([*hints[:i], beyond, *hints[i + 1 :]]):
+                second.append(traced | {symbol: beyond})
+    return tuple(found[:most] + [p for p in second[:most] if p not in found])
 
 
 def probes_at(exported: torch.export.ExportedProgram, sizes: Iterable[int]) -> tuple[dict[str, int], ...]:

@@ -217,7 +217,7 @@ def sqnr(error: OutputError) -> float:
 
 
 def _feeds(program: Program, generator: torch.Generator, low: bool) -> Iterator[Feed]:
-    for sizes in declared_sizes(program, low):
+    for sizes in (*declared_sizes(program, low), *map(dict, program.probes)):
         yield feed(program, sizes, generator)
 
 

@@ -74,7 +74,7 @@ from .interpreter import (
 from .jumps import describe_jumps, jumps
 from .kinds import category, is_floating, is_uninitialised, odd_kind, refuse_odd_tensors, stored_once
 from .mapped import Room, give_back, make_room
-from .pieces import Piece, piece_of
+from .pieces import Piece, may_cut, piece_of
 from .program import (
     FOLD_DTYPE,
     NOWHERE,
@@ -185,6 +185,7 @@ __all__ = [
     "last_uses",
     "make_room",
     "may_alias",
+    "may_cut",
     "module_of",
     "move_graph",
     "node_macs",

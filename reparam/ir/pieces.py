@@ -1,4 +1,4 @@
-"""A piece of a split: where it starts along the axis, and how long it is."""
+"""Parts of values along an axis: where a piece of a split lies, and whether a slice takes all there is."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
-from .aten import SPLITS, arguments, is_call
+from .aten import SPLITS, arguments, aten, is_call
 from .program import fixed_size, shape_of
+
+_END = 2**62  # ends of slices from here on are how x[1:] is written
+_SIZES = frozenset({aten.sym_size.int})
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,23 @@ def _start(told: Sequence[Any] | None, first: Any, which: int) -> int | None:
         return 0
     each = fixed_size(first)
     return None if each is None else each * which
+
+
+def may_cut(node: fx.Node) -> bool:
+    """Whether a slice, narrow or slice_scatter is of a part of a free axis at some size, whatever was traced.
+
+    torch traces x[:20] as all of x, where fewer than 20 rows were traced.
+    """
+    args = arguments(node)
+    size = args["self"].meta["val"].shape[args["dim"] % len(shape_of(node))]
+    if fixed_size(size) is not None:
+        return False
+    end = args["length"] if "length" in args else args["end"]
+    whole = end is None or (isinstance(end, int) and end >= _END) or _reads(end, size)
+    return args["start"] not in (None, 0) or not whole or args.get("step", 1) != 1
+
+
+def _reads(node: Any, size: torch.SymInt) -> bool:
+    """Whether this is the same size, as it is read off some tensor."""
+    read = node.meta["val"] if is_call(node, _SIZES) else None
+    return isinstance(read, torch.SymInt) and bool(read.node.expr == size.node.expr)

@@ -199,6 +199,23 @@ def test_guards_are_read_with_their_axes_and_places() -> None:
     assert any(17 in p.values() or 15 in p.values() for p in probes(exported))
 
 
+@pytest.mark.parametrize(
+    ("forward", "wanted"),
+    [
+        (lambda m, x: x[:, :, :20] * 2, [20, 21]),
+        (lambda m, x: x * 2 if x.shape[2] > 10 else x, [10, 9]),
+        (lambda m, x: x * 2 if x.shape[2] != 17 else x, [17]),
+        (lambda m, x: x * 2 if x.shape[2] % 2 == 0 else x, [15]),
+    ],
+    ids=["a limit", "another limit", "one size", "odd sizes"],
+)
+def test_both_sides_of_a_limit_are_tried(forward: Callable[..., Tensor], wanted: list[int]) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    exported = torch.export.export(Lambda(forward), (x,), dynamic_shapes=(({2: torch.export.Dim.AUTO},),))
+    found = [n for probe in probes(exported) for n in probe.values()]
+    assert [n for n in found if n in wanted or abs(n - wanted[0]) < 2] == wanted
+
+
 @pytest.mark.parametrize("free", [(), ("batch",)])
 def test_a_grid_that_is_kept_in_an_empty_buffer_is_no_state(free: tuple[str, ...]) -> None:
     class Keeps(nn.Module):

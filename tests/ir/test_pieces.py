@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from reparam.ir import Piece, aten, piece_of
+from reparam.ir import Piece, aten, may_cut, piece_of
 from support.by_hand import ByHand
 
-SHAPE = (2, 7, 4)
+SHAPE, END = (2, 7, 4), 2**63 - 1
 X = torch.arange(2 * 7 * 4.0).view(SHAPE)
 
 
@@ -57,6 +57,52 @@ def test_halves_of_a_free_axis_have_no_place() -> None:
     graph = ByHand()
     halves = graph.call(aten.chunk.default, graph.input(2, 8, 4, free=(1,)), 2, 1)
     assert [piece_of(graph.call(operator.getitem, halves, which)) for which in range(2)] == [None, None]
+
+
+def _size_of(graph: ByHand, x: fx.Node) -> fx.Node:
+    return graph.call(aten.sym_size.int, x, 1)
+
+
+def _of_another(graph: ByHand, _: fx.Node) -> fx.Node:
+    return graph.call(aten.sym_size.int, graph.input(2, 7, 4, free=(1,)), 1)
+
+
+def _computed(graph: ByHand, x: fx.Node) -> fx.Node:
+    return graph.call(operator.sub, _size_of(graph, x), 0)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "cuts"),
+    [
+        (0, END, False),
+        (None, None, False),
+        (0, 2**62, False),
+        (0, 20, True),
+        (1, END, True),
+        (-20, END, True),
+        (0, _size_of, False),
+        (0, _of_another, True),
+        (0, _computed, True),
+    ],
+)
+def test_what_may_leave_out_a_part_of_a_free_axis(start: int | None, end: Any, cuts: bool) -> None:
+    for free in ((1,), (0, 2)):
+        graph = ByHand()
+        x = graph.input(*SHAPE, free=free)
+        last = end(graph, x) if callable(end) else end
+        for dim in (1, -2):
+            assert may_cut(graph.call(aten.slice.Tensor, x, dim, start, last)) == (cuts and free == (1,))
+
+
+def test_steps_and_narrow_and_writes_may_cut() -> None:
+    graph = ByHand()
+    x = graph.input(*SHAPE, free=(1,))
+    size = _size_of(graph, x)
+    assert may_cut(graph.call(aten.slice.Tensor, x, 1, 0, END, 2))
+    assert may_cut(graph.call(aten.narrow.default, x, 1, 0, 7))
+    assert not may_cut(graph.call(aten.narrow.default, x, 1, 0, size))
+    assert may_cut(graph.call(aten.slice_scatter.default, x, x, 1, 0, 20))
+    assert not may_cut(graph.call(aten.slice_scatter.default, x, x, 1))
 
 
 def test_other_calls_are_no_pieces() -> None:

@@ -285,6 +285,7 @@ def test_a_slice_to_a_size_that_agrees_only_as_it_was_traced_stays() -> None:
 
         return make
 
+    assert free(lambda g, x: g.call(aten.slice.Tensor, x, 2, 0, g.call(aten.sym_size.int, x, 2)), 2) is not None
     assert free(to_the_size_of((2, 4, 5, 6), 2)) is None
     assert free(to_the_size_of((2, 4, 5, 6), 2), 2) is None
 
