@@ -7,7 +7,7 @@ together fill exactly the padded border with one constant vector over the channe
 folds: when v is the shift of a batch norm, x - v has no shift left, and what follows sees a plain padded convolution.
 
 Refuses in silence anything whose border is not filled completely and uniformly, at the traced size and at a larger one
-where sizes are free: it is not this shape.
+where sizes are free, or whose fills end at a number that the traced sizes do not reach: it is not this shape.
 
 Source: Ding et al. 2021 (Diverse Branch Block), where a batch norm pads with its own value of zero.
 
@@ -32,6 +32,7 @@ from reparam.ir import (
     arguments,
     aten,
     evaluate_region,
+    is_all_so_far,
     is_call,
     place_of,
     shape_of,
@@ -86,7 +87,7 @@ def _scatters(root: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
     """The one pad behind a chain of scatters, and the nodes from there to `root`, operands first."""
     region = upstream([root], lambda n: is_call(n, PADS) or not _is_tensor(n))
     allowed = SCATTERS | _COPIES | MOVEMENTS | IDENTITIES
-    if any(n.meta["data"] and not is_call(n, allowed) for n in region):
+    if any(n.meta["data"] and (not is_call(n, allowed) or is_all_so_far(n)) for n in region):
         return None
     pads = {i for n in region for i in n.all_input_nodes if is_call(i, PADS)}
     return (pads.pop(), region) if len(pads) == 1 else None

@@ -35,12 +35,12 @@ from .route import (
     HOMOGENEOUS,
     INTERPOLATIONS,
     MEANS,
-    TRANSPARENT,
     Action,
     Route,
     Step,
     _pool,
     _positive_only,
+    is_transparent,
 )
 from .scaled_activation import Swap, scale_behind, takes_scale
 
@@ -237,7 +237,7 @@ def _backward_unary(program: Program, node: fx.Node, wanted: Pair) -> BackwardSt
         return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
     if op_name(node) == "getitem":
         return "clone", wanted, [(x, {int(node.args[1]): wanted})]  # type: ignore[arg-type]
-    if is_call(node, TRANSPARENT):
+    if is_transparent(node):
         return "clone", wanted, [(x, wanted)]
     if is_movement(program, node):
         moved = _moved_back(program, node, x, wanted)

@@ -42,12 +42,12 @@ from .route import (
     HOMOGENEOUS,
     INTERPOLATIONS,
     MEANS,
-    TRANSPARENT,
     Action,
     Route,
     Step,
     _pool,
     _positive_only,
+    is_transparent,
 )
 from .scaled_activation import Swap, scale_before, takes_scale
 
@@ -238,7 +238,7 @@ def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, 
 
 
 def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Any] | Refusal:
-    if is_call(node, TRANSPARENT):
+    if is_transparent(node):
         return "clone", carried
     if is_movement(program, node) or (is_call(node, PADS) and arguments(node).get("mode", "constant") != "constant"):
         return "clone", _moved(program, node, x, carried)

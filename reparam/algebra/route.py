@@ -12,7 +12,6 @@ from torch import Tensor, fx
 from reparam.ir import (
     AVG_POOLS,
     BATCH_NORMS,
-    CASTS,
     IDENTITIES,
     MAX_POOLS,
     Program,
@@ -20,6 +19,7 @@ from reparam.ir import (
     arguments,
     aten,
     is_call,
+    is_float_cast,
     op_name,
     place_of,
 )
@@ -44,7 +44,9 @@ MEANS = frozenset({aten.mean.dim})
 INTERPOLATIONS = frozenset({aten.upsample_bilinear2d.vec, aten.upsample_linear1d.vec, aten.upsample_trilinear3d.vec})
 
 
-TRANSPARENT = IDENTITIES | CASTS
+def is_transparent(node: fx.Node) -> bool:
+    """Whether any affine passes the call as it is: copies, and casts that only round."""
+    return is_call(node, IDENTITIES) or is_float_cast(node)
 
 
 Action = Literal["clone", "skip", "sink"]

@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
 from reparam.errors import CaptureError
-from reparam.ir import NOWHERE, aten, functional_form, is_inplace, may_alias, op_name, size_hint
+from reparam.ir import NOWHERE, aten, functional_form, is_inplace, may_alias, op_name, shared_operands, size_hint
 
 from .statefulness import written
 from .view_writes import above, chain_of, is_view, operand, picks, put_back, view_again
@@ -90,7 +90,7 @@ class _Writes:
         if is_inplace(node):
             return self._write(node)
         if may_alias(node) and _has_storage(node):
-            for read in filter(_has_storage, node.all_input_nodes):
+            for read in filter(_has_storage, shared_operands(node)):
                 self._aliases.join(read, node)
         if is_view(node):
             owner = self._owner_of(above(node))

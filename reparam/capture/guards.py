@@ -26,6 +26,7 @@ from .places import is_ours
 from .size_condition import SizeCondition
 
 USUAL = 16  # a size beside those
+TIMES = 64  # as large as was traced, at most, are the sizes at which a condition is tried for the numbers that it names
 _ASSERTS = re.compile(r"(assert\b|([\w.]+\.)?_?assert\w*\()[^;]*$")
 PROBES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 48, 64, 81, 97, 128, 224, 256, 512, 1000)
 
@@ -196,7 +197,8 @@ def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[
         for i, symbol in enumerate(guard.symbols):
             if symbol not in traced:
                 continue
-            near = sorted((n for n in range(2, 2 * hints[i] + 32)), key=lambda n: abs(n - hints[i]))
+            sizes = {*range(2, 2 * hints[i] + 32), *_named_in(guard.condition, TIMES * hints[i])}
+            near = sorted(sizes, key=lambda n: abs(n - hints[i]))
             held = guard.condition.holds([[*hints[:i], n, *hints[i + 1 :]] for n in near])
             breaks = next((n for n, holds in zip(near, held, strict=True) if not holds), None)
             if breaks is None or (probe := traced | {symbol: breaks}) in found:
@@ -206,6 +208,12 @@ def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[
             if beyond > 1 and not guard.holds([*hints[:i], beyond, *hints[i + 1 :]]):
                 second.append(traced | {symbol: beyond})
     return tuple(found[:most] + [p for p in second[:most] if p not in found])
+
+
+def _named_in(condition: SizeCondition, most: int) -> set[int]:
+    """Sizes at the numbers that a condition names, and beside them: those above 20 for x[:20]."""
+    numbers = {int(n) for n in condition.expression.atoms(sympy.Integer)}
+    return {n for c in numbers for n in (c - 1, c, c + 1) if 2 <= n <= most}
 
 
 def probes_at(exported: torch.export.ExportedProgram, sizes: Iterable[int]) -> tuple[dict[str, int], ...]:

@@ -15,7 +15,6 @@ from reparam.ir import (
     ADDS,
     AVG_POOLS,
     BATCH_NORMS,
-    CASTS,
     CATS,
     CONVS,
     DIVS,
@@ -32,6 +31,7 @@ from reparam.ir import (
     arguments,
     aten,
     is_call,
+    is_float_cast,
     pair,
     shape_of,
     upstream,
@@ -39,7 +39,7 @@ from reparam.ir import (
 
 AFFINE = WEIGHTED | BATCH_NORMS | ADDS | SUBS | MULS | DIVS | CATS | AVG_POOLS | {aten.neg.default, aten.pad.default}
 _POINTWISE = frozenset({aten.prelu.default, aten.clamp.Tensor})
-_SAME = IDENTITIES | DROPOUTS | CASTS
+_SAME = IDENTITIES | DROPOUTS
 _ROW_NORMS = frozenset({aten.layer_norm.default, aten.rms_norm.default})  # each row by itself, over its last axis
 _SIZE_FREE = AFFINE | MAX_POOLS | frozenset(ACTIVATIONS) | _POINTWISE | _SAME | _ROW_NORMS
 _ROWS, _NORMED_ROWS = 2, 64  # the rows on which linear layers are checked, alone and where the rows are normalised
@@ -176,13 +176,17 @@ class RegionShapes:
     parity: bool = False
 
 
+def _is_size_free(node: fx.Node) -> bool:
+    return is_float_cast(node) or (is_call(node, _SIZE_FREE) and not _reads_a_map(node) and not _joins_batches(node))
+
+
 def small_shapes(region: Region) -> RegionShapes:
     hints = tuple(shape_of(n) if isinstance(n.meta["val"], Tensor) else () for n in region.inputs)
     fixed = RegionShapes(hints, False)
     if not all(isinstance(n.meta["val"], Tensor) and n.meta["val"].is_floating_point() for n in region.inputs):
         return fixed
     calls = [n for n in (*region.old, *region.new) if n.op == "call_function"]
-    if not all(is_call(n, _SIZE_FREE) and not _reads_a_map(n) and not _joins_batches(n) for n in calls):
+    if not all(_is_size_free(n) for n in calls):
         return fixed
     ranks = {len(h) for h in hints}
     if any(is_call(n, LINEARS | _ROW_NORMS) for n in calls):
@@ -222,7 +226,7 @@ def _common_stride(region: Sequence[fx.Node], ndim: int) -> list[int]:
 def _all_rowwise(calls: Sequence[fx.Node]) -> bool:
     """True when every call treats the rows of a matrix independently, so that (N, C) stands for (..., C)."""
     rowwise = LINEARS | ADDS | SUBS | MULS | DIVS | frozenset(ACTIVATIONS) | _SAME | _ROW_NORMS
-    return all(is_call(n, rowwise) and _constants_are_rows(n) for n in calls)
+    return all(is_float_cast(n) or (is_call(n, rowwise) and _constants_are_rows(n)) for n in calls)
 
 
 def _constants_are_rows(node: fx.Node) -> bool:

@@ -88,7 +88,7 @@ def _draw(shape: Sequence[int], low: float, high: float, generator: torch.Genera
 
     An open end is replaced by a few times the size of the other one, so that every sign that can occur does occur.
     """
-    sizes = torch.tensor([0.3, 1.0, 4.0], dtype=torch.float64) * (math.pi / 3)  # which fills the digits of float64
+    sizes = torch.tensor([0.3, 1.0, 4.0]).double() * (math.pi / 3)  # which fills the digits of float64
     x = torch.randn(tuple(shape), generator=generator).double()  # in a fifth of the time that float64 takes
     x = x * sizes.take(torch.randint(3, tuple(shape), generator=generator))
     if math.isinf(low) and math.isinf(high):

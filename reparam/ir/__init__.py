@@ -40,6 +40,7 @@ from .aten import (
     may_alias,
     op_name,
     pair,
+    shared_operands,
 )
 from .attributes import attribute_names, unlift, with_attribute_names
 from .containers import keys_of, parts_of
@@ -72,9 +73,9 @@ from .interpreter import (
     weight_value,
 )
 from .jumps import describe_jumps, jumps
-from .kinds import category, is_floating, is_uninitialised, odd_kind, refuse_odd_tensors, stored_once
+from .kinds import category, is_float_cast, is_floating, is_uninitialised, odd_kind, refuse_odd_tensors, stored_once
 from .mapped import Room, give_back, make_room
-from .pieces import Piece, may_cut, piece_of
+from .pieces import Piece, is_all_so_far, may_cut, piece_of
 from .program import (
     FOLD_DTYPE,
     NOWHERE,
@@ -172,9 +173,11 @@ __all__ = [
     "free_shape",
     "functional_form",
     "give_back",
+    "is_all_so_far",
     "is_call",
     "is_chain",
     "is_float",
+    "is_float_cast",
     "is_floating",
     "is_inplace",
     "is_tensor",
@@ -203,6 +206,7 @@ __all__ = [
     "settings_of",
     "shape_of",
     "shape_of_input",
+    "shared_operands",
     "shrinks_much",
     "size_hint",
     "smaller_sides",

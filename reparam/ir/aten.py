@@ -318,6 +318,22 @@ def may_alias(node: fx.Node) -> bool:
     return target.has_kernel_for_dispatch_key(_COMPOSITE)
 
 
+def shared_operands(node: fx.Node) -> list[fx.Node]:
+    """The operands with which the result may share storage.
+
+    Where the operator declares them, as expand_as does of its first, these alone; all operands where it declares none.
+    """
+    target = node.target
+    declared = target._schema.arguments if isinstance(target, torch._ops.OpOverload) else []
+    names = [a.name for a in declared if a.alias_info is not None]
+    if not names:
+        return node.all_input_nodes
+    given = arguments(node)
+    found: list[fx.Node] = []
+    fx.node.map_arg([given.get(name) for name in names], found.append)
+    return found
+
+
 def pair(value: Any, ndim: int) -> tuple[int, ...]:
     """An int-or-list argument as a tuple of `ndim` ints (ATen repeats a single entry)."""
     items = list(value) if isinstance(value, (list, tuple)) else [value]

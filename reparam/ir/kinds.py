@@ -12,6 +12,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from reparam.errors import InputError
 from reparam.utils import describe_type, dtype_name
 
+from .aten import CASTS, is_call
+
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
@@ -29,6 +31,17 @@ _LAYOUTS = {
 def is_floating(value: Any) -> bool:
     """Whether a value is a tensor of real floating numbers."""
     return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def is_float_cast(node: Any) -> bool:
+    """Whether a call casts from one of the dtypes that networks compute in to another, and so only rounds.
+
+    float8 is none of them: a cast to it is there for its rounding.
+    """
+    if not is_call(node, CASTS):
+        return False
+    given, made = node.args[0].meta["val"], node.meta["val"]
+    return isinstance(given, Tensor) and given.dtype in _FLOATS and made.dtype in _FLOATS
 
 
 def odd_kind(value: Any) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from .aten import SPLITS, arguments, aten, is_call
-from .program import fixed_size, shape_of
+from .aten import SLICES, SPLITS, arguments, aten, is_call
+from .program import fixed_size, free_shape, shape_of
 
 _END = 2**62  # ends of slices from here on are how x[1:] is written
 _SIZES = frozenset({aten.sym_size.int})
+_WRITES = frozenset({aten.slice_scatter.default})
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ def may_cut(node: fx.Node) -> bool:
     end = args["length"] if "length" in args else args["end"]
     whole = end is None or (isinstance(end, int) and end >= _END) or _reads(end, size)
     return args["start"] not in (None, 0) or not whole or args.get("step", 1) != 1
+
+
+def is_all_so_far(node: fx.Node) -> bool:
+    """Whether it takes, or writes to, all of a free axis at the traced size, and a part of it where that is larger."""
+    if not is_call(node, SLICES | _WRITES) or not may_cut(node):
+        return False
+    args = arguments(node)
+    part, whole = args["src"] if is_call(node, _WRITES) else node, args["self"]
+    axis = args["dim"] % len(shape_of(node))
+    return bool(free_shape(part)[axis] == free_shape(whole)[axis])
 
 
 def _reads(node: Any, size: torch.SymInt) -> bool:

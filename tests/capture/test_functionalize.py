@@ -55,6 +55,13 @@ def _expanded_then_write(m: Any, x: Tensor) -> Tensor:
     return wide + 1
 
 
+def _write_of_what_is_as_wide_as_a_part(m: Any, x: Tensor) -> Tensor:
+    """A buffer is read, and not written to: expand_as asks for the shape of its second operand alone."""
+    y = x + 1
+    y[:, :, :1].copy_(m.conv.bias.view(1, -1, 1, 1).expand_as(y[:, :, :1]))
+    return y
+
+
 def _expanded_as_then_write(m: Any, x: Tensor) -> Tensor:
     y = m.conv(x).mean((2, 3), keepdim=True)
     wide = y.expand_as(x)
@@ -159,6 +166,7 @@ WRITING = (
     _write_through_slice,
     _expanded_then_write,
     _expanded_as_then_write,
+    _write_of_what_is_as_wide_as_a_part,
     _dropout_aliases,
     _contiguous_aliases,
     _clone_does_not,

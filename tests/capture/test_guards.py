@@ -203,11 +203,12 @@ def test_guards_are_read_with_their_axes_and_places() -> None:
     ("forward", "wanted"),
     [
         (lambda m, x: x[:, :, :20] * 2, [20, 21]),
+        (lambda m, x: x[:, :, :400] * 2, [400, 401]),
         (lambda m, x: x * 2 if x.shape[2] > 10 else x, [10, 9]),
         (lambda m, x: x * 2 if x.shape[2] != 17 else x, [17]),
         (lambda m, x: x * 2 if x.shape[2] % 2 == 0 else x, [15]),
     ],
-    ids=["a limit", "another limit", "one size", "odd sizes"],
+    ids=["a limit", "a far one", "another limit", "one size", "odd sizes"],
 )
 def test_both_sides_of_a_limit_are_tried(forward: Callable[..., Tensor], wanted: list[int]) -> None:
     x = torch.randn(2, 3, 16, 16)

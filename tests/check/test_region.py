@@ -91,8 +91,7 @@ conv, deconv = partial(nn.Conv2d, 4, 4), partial(nn.ConvTranspose2d, 4, 4)
         (Lambda(lambda m, x: m.conv(F.pad(x, [-1, -1])), conv=conv(3)), (4, 6)),
         (nn.BatchNorm2d(4).eval(), (1, 1)),
         (nn.Dropout(0.4).eval(), (1, 1)),
-        (Lambda(lambda m, x: x.clone()), (1, 1)),
-        (Lambda(lambda m, x: x.half()), (1, 1)),
+        (Lambda(lambda m, x: x.clone().half().float()), (1, 1)),
     ],
 )
 def test_a_map_shows_the_interior_and_every_border_and_no_more(model: nn.Module, size: tuple[int, int]) -> None:
@@ -184,6 +183,7 @@ def test_without_a_pool_that_is_cut_off_there_is_no_remainder() -> None:
         lambda m, x: torch.cat([x, x], 0),
         lambda m, x: torch.cat([x, x], -4),
         lambda m, x: x.flatten(1) * 2,
+        lambda m, x: x.int().double() * 2,
         lambda m, x: m.layer(m.conv(x)),
         lambda m, x: F.layer_norm(m.conv(x), [6]),
         lambda m, x: F.layer_norm(m.layer(x), [5, 6]),
@@ -200,6 +200,7 @@ def test_without_a_pool_that_is_cut_off_there_is_no_remainder() -> None:
         "batches behind one another",
         "the same, counted from the end",
         "flatten",
+        "whole numbers",
         "two kinds",
         "a norm of rows of maps",
         "a norm of two axes",

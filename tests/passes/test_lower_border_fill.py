@@ -51,7 +51,15 @@ def by_larger_numbers(y: Tensor, v: Tensor, p: int) -> None:
     y[:, :, :, 10:11] = v
 
 
-@pytest.mark.parametrize("fill", [three_sides, too_deep, two_values, by_numbers, by_larger_numbers])
+def by_numbers_far_away(y: Tensor, v: Tensor, p: int) -> None:
+    """All sides of maps of at most 200 rows."""
+    all_sides(y, v, p)
+    y[:, :, :200, :1] = v
+
+
+@pytest.mark.parametrize(
+    "fill", [three_sides, too_deep, two_values, by_numbers, by_larger_numbers, by_numbers_far_away]
+)
 def test_another_fill_is_left_alone(fill: Fill) -> None:
     x = doubles(2, 3, 6, 6)
     program = run_rules(program_of(Filled(3, 1, fill), x, dynamic=("height", "width")), FoldConstants()).program

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import importlib
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -137,11 +140,16 @@ def test_the_coverage_of_networks_has_processor_time_for_each(monkeypatch: pytes
     """A worker that somebody ends is not one that took too long."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     coverage = importlib.import_module("coverage")
-    ended = {-signal.SIGXCPU: "takes longer than 15 minutes of processor time", -9: "ends with exit status -9"}
-    for status, told in ended.items():
-        done = subprocess.CompletedProcess([], status, stdout="", stderr="")
-        monkeypatch.setattr(coverage.subprocess, "run", lambda *a, done=done, **k: done)
+    monkeypatch.setattr(coverage, "PROCESSES", multiprocessing.get_context("fork"))
+    too_long = "takes longer than 15 minutes of processor time"
+    ended = {signal.SIGXCPU: too_long, signal.SIGKILL: "ends with exit status -9"}
+    for number, told in ended.items():
+        monkeypatch.setattr(coverage, "_worker", lambda *_, number=number: os.kill(os.getpid(), number))
         assert coverage._alone("timm/vit") == {"name": "timm/vit", "failed": told}
+    monkeypatch.setattr(coverage, "_worker", lambda name, answer: answer.send({"name": name, "fused": {}}))
+    assert coverage._alone("timm/vit") == {"name": "timm/vit", "fused": {}, "on": datetime.date.today().isoformat()}
+    monkeypatch.setattr(coverage, "_worker", lambda _, answer: answer.send({"error": "KeyError"}))
+    assert coverage._alone("timm/vit") == {"name": "timm/vit", "failed": "KeyError"}
 
 
 def test_pruning_goes_on_where_a_record_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from reparam.emit import export_program
 from reparam.engines.format import BuildOptions, Tell
 from reparam.engines.ports import names_of_outputs, ports_of
 from reparam.errors import InputError
-from reparam.ir import ADDS, DIVS, MULS, SLICES, SUBS, Program, arguments, aten, free_shape, is_call, may_cut
+from reparam.ir import ADDS, DIVS, MULS, SUBS, Program, arguments, is_all_so_far, is_call
 from reparam.utils import one_line
 
 from .translations import only_what_is_needed
@@ -56,7 +56,7 @@ def graph_of(program: Program) -> ir.Model:
     _refuse_complex(program)
     exported = export_program(program)
     opset = BFLOAT16_OPSET if program.dtype == torch.bfloat16 else OPSET
-    taken_for_nothing = any(_is_nearly_nothing(program, n) or _is_all_so_far(n) for n in program.calls())
+    taken_for_nothing = any(_is_nearly_nothing(program, n) or is_all_so_far(n) for n in program.calls())
     model = _written(exported, opset, optimize=not taken_for_nothing)
     name_nodes(model.graph)
     strip(model)
@@ -75,13 +75,6 @@ def _is_nearly_nothing(program: Program, node: torch.fx.Node) -> bool:
         return False
     numbers = (_number(program, arguments(node)[k]) for k in ("self", "other"))
     return any(v is not None and v != neutral and abs(v - neutral) <= NEAR[neutral] for v in numbers)
-
-
-def _is_all_so_far(node: torch.fx.Node) -> bool:
-    """Whether it takes, or writes to, all of a free axis at the traced size, and a part of it where that is larger."""
-    if not is_call(node, SLICES | {aten.slice_scatter.default}) or not may_cut(node):
-        return False
-    return free_shape(node) == free_shape(arguments(node)["self"])
 
 
 def _number(program: Program, operand: Any) -> float | None:
