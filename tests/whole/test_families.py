@@ -87,7 +87,7 @@ FAMILIES = (
     Family("inception_resnet_v2", size=96, quick=True),
     Family("inception_v3", size=96),
     Family("inception_v4", size=96),
-    Family("lcnet_035"),
+    Family("lcnet_035", quick=True),
     Family("lcnetv2_small", quick=True, arguments={"depths": (1, 1, 1, 1)}),
     Family("legacy_seresnet18", quick=True, arguments={"layers": (1, 1, 1, 1)}),
     Family("legacy_xception"),
