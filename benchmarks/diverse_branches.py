@@ -23,7 +23,7 @@ from common import answer, in_fresh_process, options, quiet, ratios, say, table
 from diverse_branches_own import loaded, network
 from torch import nn
 
-from reparam.conversion import convert
+from reparam import convert
 
 REPEATS, QUICK_REPEATS = 3, 1
 IMAGE, QUICK_IMAGE = 224, 64

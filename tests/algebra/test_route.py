@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.algebra import Pair, Route, execute, forward_all
-from reparam.algebra.route import Step
+from reparam.algebra.route import Step, is_transparent
 from reparam.ir import Refusal, aten, evaluate
 from support.by_hand import ByHand
 from support.helpers import EXACT, doubles
@@ -17,6 +17,29 @@ from support.helpers import EXACT, doubles
 SCALE, SHIFT = torch.tensor([0.5, -2.0, 1.5, 3.0]).double(), torch.tensor([1.0, -1.0, 0.5, 2.0]).double()
 PARTS = [(SCALE, None), (None, SHIFT), (SCALE, SHIFT)]
 IDS = ["scale", "shift", "both"]
+
+
+@pytest.mark.parametrize(
+    ("call", "passes"),
+    [
+        ((aten.clone.default,), True),
+        ((aten.to.dtype, torch.float16), True),
+        ((aten._to_copy.default,), True),
+        ((aten.to.dtype, torch.int64), False),
+        ((aten.to.dtype, torch.bool), False),
+        ((aten.to.dtype, torch.float8_e4m3fn), False),
+        ((aten.relu.default,), False),
+    ],
+)
+def test_copies_and_casts_between_floats_let_any_affine_through(call: tuple[Any, ...], passes: bool) -> None:
+    graph = ByHand()
+    target, *options = call
+    assert is_transparent(graph.call(target, graph.input(2, 4), *options)) == passes
+
+
+def test_whole_numbers_that_become_floats_are_no_copy() -> None:
+    graph = ByHand()
+    assert not is_transparent(graph.call(aten.to.dtype, graph.input(2, 4, dtype=torch.int64), torch.float32))
 
 
 def column(vector: Tensor | None, rank: int = 4, axis: int = 1) -> Tensor | None:

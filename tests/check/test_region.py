@@ -254,7 +254,7 @@ def test_a_matrix_is_free_and_keeps_its_size_and_a_vector_is_not_free() -> None:
 @pytest.mark.parametrize("lead", [(3,), (2, 5), (2, 3, 5)])
 def test_linear_layers_are_checked_on_two_rows(lead: tuple[int, ...]) -> None:
     model = Lambda(
-        lambda m, x: F.relu(m.a(F.dropout(x, 0.3, False))) * m.w - m.a(x) / 2 + 1, a=nn.Linear(4, 5), w=vector(5)
+        lambda m, x: F.relu(m.a(F.dropout(x, 0.3, False))) * m.w - m.a(x).half() / 2 + 1, a=nn.Linear(4, 5), w=vector(5)
     )
     assert shapes_of(model, doubles(*lead, 4)) == RegionShapes(((2, 4),), True)
 

@@ -272,6 +272,8 @@ def test_free_sizes_are_the_same_when_they_are_one_size() -> None:
     assert free(call(aten.clone.default), 0, 2) is not None
     assert free(call(aten.slice.Tensor, 2, 0, 2**63 - 1), 2) is not None
     assert free(call(aten.slice.Tensor, 2, 0, 5), 2) is None
+    assert free(call(aten.slice.Tensor, 2, 0, 20), 2) is None
+    assert free(call(aten.slice.Tensor, 2, -20, 2**63 - 1), 2) is None
     assert free(lambda g, x: g.call(aten.permute.default, x, [0, 1, 3, 2]), 2, 3) is None
 
 
