@@ -26,7 +26,7 @@ from .places import is_ours
 from .size_condition import SizeCondition
 
 USUAL = 16  # a size beside those
-TIMES = 64  # as large as was traced, at most, are the sizes at which a condition is tried for the numbers that it names
+MOST_SAMPLES, MOST_PLACES = 128, 640  # where a condition is tried for the numbers that it names; or 8 times the traced size
 _ASSERTS = re.compile(r"(assert\b|([\w.]+\.)?_?assert\w*\()[^;]*$")
 PROBES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 48, 64, 81, 97, 128, 224, 256, 512, 1000)
 
@@ -197,7 +197,8 @@ def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[
         for i, symbol in enumerate(guard.symbols):
             if symbol not in traced:
                 continue
-            sizes = {*range(2, 2 * hints[i] + 32), *_named_in(guard.condition, TIMES * hints[i])}
+            most_named = max(8 * hints[i], MOST_PLACES) if guard.axes[i].index else MOST_SAMPLES
+            sizes = {*range(2, 2 * hints[i] + 32), *_named_in(guard.condition, most_named)}
             near = sorted(sizes, key=lambda n: abs(n - hints[i]))
             held = guard.condition.holds([[*hints[:i], n, *hints[i + 1 :]] for n in near])
             breaks = next((n for n, holds in zip(near, held, strict=True) if not holds), None)

@@ -16,7 +16,7 @@ from support.genuine_files import seed_of
 from support.mutating import MIXES, mutated
 
 TESTS = Path(__file__).resolve().parent.parent
-EACH = 10  # files of each kind in an ordinary run
+EACH = 15  # files of each kind in an ordinary run
 SLICE = 2500  # files that one process opens in a long run
 SHARES = {  # of a hundred files
     **{"zip": 16, "legacy": 14, "safetensors": 14, "program": 15, "onnx": 12, "external": 4, "manifest": 4},

@@ -196,7 +196,7 @@ def test_folders_that_hold_a_part(tmp_path: Path) -> None:
     refused(tmp_path / "c", "a distributed checkpoint: python -m torch.distributed.checkpoint.format_utils joins it")
 
 
-@pytest.mark.parametrize("count", [80, pytest.param(10_000, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.sweep)])
 def test_damage_at_random(count: int, tmp_path: Path) -> None:
     """Values, keys and bytes of the index: taken whole, or refused in a sentence."""
     index = write_index(shards(tmp_path / "net"))
