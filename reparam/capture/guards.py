@@ -26,7 +26,7 @@ from .places import is_ours
 from .size_condition import SizeCondition
 
 USUAL = 16  # a size beside those
-MOST_SAMPLES, MOST_PLACES = 128, 640  # where a condition is tried for the numbers that it names; or 8 times the traced size
+MOST_SAMPLES, MOST_PLACES = 128, 640  # where a condition is tried for the numbers that it names
 _ASSERTS = re.compile(r"(assert\b|([\w.]+\.)?_?assert\w*\()[^;]*$")
 PROBES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 48, 64, 81, 97, 128, 224, 256, 512, 1000)
 
