@@ -64,6 +64,8 @@ SUMS: dict[str, tuple[Callable[..., Any], Callable[[], Tensor]]] = {
     "a frame": (lambda m, x, y: F.pad(x, (1, 0), value=-7.0), lambda: F.pad(X.abs(), (1, 0), value=7.0)),
     "a part": (lambda m, x, y: x[:, 1:3], X[:, 1:3].abs),
     "a piece": (lambda m, x, y: x.split(2, 1)[1], X[:, 2:].abs),
+    "casts": (lambda m, x, y: m.p(x.half().bfloat16().float().double()), lambda: positive(LINEAR)(X.abs())),
+    "a cast": (lambda m, x, y: x.half(), X.abs),
 }
 
 

@@ -147,15 +147,6 @@ def test_gates_behind_gates_keep_a_bound() -> None:
     assert bool(torch.isfinite(bound).all()) and bool((bound >= value.abs()).all())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_cast_between_floats_keeps_magnitudes(dtype: torch.dtype) -> None:
-    """They are those of float64, whatever the network casts to: products of them are added up behind it."""
-    layer, x = nn.Linear(3, 4), doubles(2, 3)
-    plain = bound_of(program_of(layer, x), x)[1]
-    cast = bound_of(program_of(Lambda(lambda m, x: m.fc(x.to(dtype).double()), fc=layer), x), x)[1]
-    assert cast.dtype == torch.float64 and torch.equal(cast, plain)
-
-
 def test_a_norm_of_a_single_value_is_folded_into() -> None:
     """Its output is its shift: all that is left of the value is rounding, hundreds of times amplified."""
     model = healthy(nn.Sequential(nn.GroupNorm(2, 2), nn.BatchNorm2d(2)), seed=1)
