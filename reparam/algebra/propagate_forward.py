@@ -32,6 +32,7 @@ from reparam.ir import (
     is_call,
     op_name,
     shape_of,
+    static_shape,
 )
 
 from .channel_affine import Affine as ChannelAffine
@@ -132,7 +133,8 @@ def _forward_step(program: Program, node: fx.Node, known: dict[fx.Node, Any]) ->
     if isinstance(affine, ChannelAffine) and affine.x in known and isinstance(known[affine.x], Pair):
         return "skip", known[affine.x].then(affine.pair.scale, affine.pair.shift)
     if is_call(node, CATS):
-        return "clone", _forward_cat(node, known)
+        joined = _forward_cat(node, known)
+        return joined if isinstance(joined, Refusal) else ("clone", joined)
     if is_call(node, ADDS | SUBS):
         return _forward_sum(node, known)
     if is_call(node, MULS):
@@ -186,8 +188,11 @@ def _widen(vector: Tensor | None, width: int) -> Tensor | None:
     return vector if vector is None or vector.numel() == width else vector.expand(width)
 
 
-def _forward_cat(node: fx.Node, known: dict[fx.Node, Any]) -> Pair:
+def _forward_cat(node: fx.Node, known: dict[fx.Node, Any]) -> Pair | Refusal:
+    """The parts side by side; a refusal where they differ and their sizes are free, so that none knows its place."""
     operands: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
+    axis = int(arguments(node)["dim"]) % len(shape_of(node))
+    free = any(static_shape(o)[axis] is None for o in operands)
     result: list[Tensor | None] = []
     for part, neutral in (("scale", 1.0), ("shift", 0.0)):
         parts = [getattr(known[o], part) if o in known else None for o in operands]
@@ -201,8 +206,10 @@ def _forward_cat(node: fx.Node, known: dict[fx.Node, Any]) -> Pair:
             .expand(shape_of(o))
             for p, o in zip(parts, operands, strict=True)
         ]
-        joined = torch.ops.aten.cat.default(full, int(arguments(node)["dim"]))
-        result.append(compress(joined).to(device))
+        joined = compress(torch.cat(full, axis))
+        if free and joined.shape[axis] > 1:
+            return Refusal(f"the {part} differs between the parts of a concatenation, whose sizes are free", node)
+        result.append(joined.to(device))
     return Pair(*result)
 
 

@@ -156,10 +156,12 @@ def _inner_reach(node: fx.Node, ndim: int) -> list[int]:
 
 
 def _reads_a_map(node: fx.Node) -> bool:
-    """True when an elementwise call reads a constant that varies over space, which ties it to the traced size."""
+    """True when an elementwise call reads a constant that varies over space or the batch, and so has one size alone."""
     if not is_call(node, ADDS | SUBS | MULS | DIVS | CATS | _POINTWISE):
         return False
-    return any(math.prod(shape_of(i)[2:]) > 1 for i in node.all_input_nodes if i.op == "get_attr")
+    rank, shapes = len(shape_of(node)), [shape_of(i) for i in node.all_input_nodes if i.op == "get_attr"]
+    beside = len(shapes) < len(node.all_input_nodes)  # data
+    return any(math.prod(s[2:]) > 1 or (beside and len(s) == rank > 2 and s[0] > 1) for s in shapes)
 
 
 def _joins_batches(node: fx.Node) -> bool:

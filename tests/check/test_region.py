@@ -175,6 +175,7 @@ def test_without_a_pool_that_is_cut_off_there_is_no_remainder() -> None:
         lambda m, x: F.softmax(x, 1) * 2,
         lambda m, x: x + m.map,
         lambda m, x: x + m.tall,
+        lambda m, x: x * m.rows,
         lambda m, x: x * m.map,
         lambda m, x: x / m.map,
         lambda m, x: x - m.map,
@@ -189,29 +190,18 @@ def test_without_a_pool_that_is_cut_off_there_is_no_remainder() -> None:
         lambda m, x: F.layer_norm(m.layer(x), [5, 6]),
     ],
     ids=[
-        "softmax",
-        "sum",
-        "sum with a column",
-        "product",
-        "quotient",
-        "difference",
-        "concatenation",
-        "limit",
-        "batches behind one another",
-        "the same, counted from the end",
-        "flatten",
-        "whole numbers",
-        "two kinds",
-        "a norm of rows of maps",
-        "a norm of two axes",
+        "softmax", "sum", "sum with a column", "a number for each sample", "product", "quotient", "difference",
+        "concatenation", "limit", "batches behind one another", "the same, counted from the end", "flatten",
+        "whole numbers", "two kinds", "a norm of rows of maps", "a norm of two axes",
     ],
-)
+)  # fmt: skip
 def test_what_depends_on_the_traced_size_is_checked_there(forward: Any) -> None:
     model = Lambda(
         forward,
         map=vector(1, 4, 5, 6),
         maps=vector(3, 4, 5, 6),
         tall=vector(1, 4, 5, 1),
+        rows=vector(3, 1, 1, 1),
         layer=nn.Linear(6, 6),
         conv=nn.Conv2d(4, 4, 1),
     )
