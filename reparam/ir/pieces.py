@@ -11,10 +11,11 @@ import torch
 from torch import fx
 
 from .aten import SLICES, SPLITS, arguments, aten, is_call
-from .program import fixed_size, free_shape, shape_of
+from .program import fixed_size, free_shape, shape_of, upstream
 
 _END = 2**62  # ends of slices from here on are how x[1:] is written
 _SIZES = frozenset({aten.sym_size.int})
+_ARITHMETIC = frozenset({operator.add, operator.mul})
 _WRITES = frozenset({aten.slice_scatter.default})
 
 
@@ -63,7 +64,7 @@ def may_cut(node: fx.Node) -> bool:
     if fixed_size(size) is not None:
         return False
     end = args["length"] if "length" in args else args["end"]
-    whole = end is None or (isinstance(end, int) and end >= _END) or _reads(end, size)
+    whole = end is None or (isinstance(end, int) and end >= _END) or _reaches(end, size)
     return args["start"] not in (None, 0) or not whole or args.get("step", 1) != 1
 
 
@@ -77,7 +78,31 @@ def is_all_so_far(node: fx.Node) -> bool:
     return bool(free_shape(part)[axis] == free_shape(whole)[axis])
 
 
-def _reads(node: Any, size: torch.SymInt) -> bool:
-    """Whether this is the same size, as it is read off some tensor."""
-    read = node.meta["val"] if is_call(node, _SIZES) else None
-    return isinstance(read, torch.SymInt) and bool(read.node.expr == size.node.expr)
+def _reaches(end: Any, size: torch.SymInt) -> bool:
+    """Whether an end that is computed of sizes lies at this size or behind it, whatever the sizes are."""
+    found = _expression(end)
+    return found is not None and bool((found - size.node.expr).is_nonnegative)
+
+
+def _expression(value: Any) -> Any:
+    """Sums and products of sizes that hold at every size; None for anything else."""
+    if isinstance(value, int):
+        return value
+    if is_call(value, _SIZES):
+        read = value.meta["val"]
+        told = any(_ends_somewhere(n) for n in upstream([value.args[0]]))
+        return None if told else read if isinstance(read, int) else read.node.expr
+    if is_call(value, _ARITHMETIC):
+        parts = [_expression(a) for a in value.args]
+        return None if any(p is None for p in parts) else value.target(*parts)
+    return None
+
+
+def _ends_somewhere(node: fx.Node) -> bool:
+    """Whether it cuts a free axis at a number, so that sizes behind it are those of what was traced."""
+    if not is_call(node, SLICES | _WRITES):
+        return False
+    args = arguments(node)
+    end = args["length"] if "length" in args else args["end"]
+    free = fixed_size(args["self"].meta["val"].shape[args["dim"] % len(shape_of(node))]) is None
+    return free and not (args["start"] in (None, 0) and (end is None or (isinstance(end, int) and end >= _END)))

@@ -67,8 +67,21 @@ def _of_another(graph: ByHand, _: fx.Node) -> fx.Node:
     return graph.call(aten.sym_size.int, graph.input(2, 7, 4, free=(1,)), 1)
 
 
-def _computed(graph: ByHand, x: fx.Node) -> fx.Node:
-    return graph.call(operator.sub, _size_of(graph, x), 0)
+def _less(graph: ByHand, x: fx.Node) -> fx.Node:
+    return graph.call(operator.sub, _size_of(graph, x), 1)
+
+
+def _twice(graph: ByHand, x: fx.Node) -> fx.Node:
+    return graph.call(operator.mul, graph.call(operator.add, _size_of(graph, x), 1), 2)
+
+
+def _of_a_part(graph: ByHand, x: fx.Node) -> fx.Node:
+    """The size of x[:20], which was traced as that of x."""
+    return _size_of(graph, graph.call(aten.tanh.default, graph.call(aten.slice.Tensor, x, 1, 0, 20)))
+
+
+def _of_a_least(graph: ByHand, x: fx.Node) -> fx.Node:
+    return graph.call(torch.sym_min, 20, _size_of(graph, x))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +95,10 @@ def _computed(graph: ByHand, x: fx.Node) -> fx.Node:
         (-20, END, True),
         (0, _size_of, False),
         (0, _of_another, True),
-        (0, _computed, True),
+        (0, _less, True),
+        (0, _twice, False),
+        (0, _of_a_part, True),
+        (0, _of_a_least, True),
     ],
 )
 def test_what_may_leave_out_a_part_of_a_free_axis(start: int | None, end: Any, cuts: bool) -> None:
