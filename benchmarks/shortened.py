@@ -43,8 +43,20 @@ def shortened(arch: str, family: str = "") -> Made:
     """
     parameters = _size(arch)
     fewer, made = _fewer(arch, parameters) if parameters > HUGE else ({}, build_architecture(arch))
+    try:
+        return _running(arch, family, fewer, made, CUTS if parameters > LARGE else ((),))
+    except Exception:  # of a network that has more stages than the arguments tell
+        if not fewer:
+            raise
+    return _running(arch, family, {}, build_architecture(arch), CUTS)
+
+
+def _running(
+    arch: str, family: str, fewer: Mapping[str, Any], made: Architecture, cuts: Sequence[tuple[type[nn.Module], ...]]
+) -> Made:
+    """The shortest form that runs. fewer: the arguments that the network was built with."""
     errors = []
-    for cut in CUTS if parameters > LARGE else ((),):
+    for cut in cuts:
         for built, shapes in _images(arch, fewer, made, OWN_SHAPES.get(family)):
             module = copy.deepcopy(built.module)
             how = [f"{k}={v}" for k, v in fewer.items()]
