@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +63,18 @@ def may_cut(node: fx.Node) -> bool:
     size = args["self"].meta["val"].shape[args["dim"] % len(shape_of(node))]
     if fixed_size(size) is not None:
         return False
-    end = args["length"] if "length" in args else args["end"]
-    whole = end is None or (isinstance(end, int) and end >= _END) or _reaches(end, size)
-    return args["start"] not in (None, 0) or not whole or args.get("step", 1) != 1
+    whole = _is_open(args) or (args["start"] in (None, 0) and _reaches(_end_of(args), size))
+    return not whole or args.get("step", 1) != 1
+
+
+def _end_of(args: Mapping[str, Any]) -> Any:
+    return args["length"] if "length" in args else args["end"]
+
+
+def _is_open(args: Mapping[str, Any]) -> bool:
+    """Whether a slice goes from the start to the end, without a word on where that is."""
+    end = _end_of(args)
+    return args["start"] in (None, 0) and (end is None or (isinstance(end, int) and end >= _END))
 
 
 def is_all_so_far(node: fx.Node) -> bool:
@@ -103,6 +112,5 @@ def _ends_somewhere(node: fx.Node) -> bool:
     if not is_call(node, SLICES | _WRITES):
         return False
     args = arguments(node)
-    end = args["length"] if "length" in args else args["end"]
     free = fixed_size(args["self"].meta["val"].shape[args["dim"] % len(shape_of(node))]) is None
-    return free and not (args["start"] in (None, 0) and (end is None or (isinstance(end, int) and end >= _END)))
+    return free and not _is_open(args)

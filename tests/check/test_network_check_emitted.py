@@ -220,6 +220,19 @@ def test_a_smaller_image_that_the_original_does_not_take_is_left_out() -> None:
         check_emitted(stops, times(3.0), [small, *rounds(exact)], SEEN, None)
 
 
+def test_a_smaller_image_of_which_the_captured_graph_makes_other_shapes_is_left_out() -> None:
+    """It is not the model there. Where the shapes are the model's, its values count."""
+    exact = times(2.0)
+    small = Round([ROW], [ROW[:, :2]], FIXED, 0.0, unclaimed=True)
+    assert check_emitted(exact, exact, [small], SEEN, None) == dataclasses.replace(SEEN, dtype="float32")
+    with pytest.raises(LostDigitsError):
+        check_emitted(exact, times(3.0), [small, *rounds(exact)], SEEN, None)
+    with pytest.raises(LostDigitsError):
+        check_emitted(exact, times(3.0), rounds(exact, unclaimed=True), SEEN, None)
+    none = Round([ROW], [None], FIXED, 0.0, unclaimed=True)
+    assert check_emitted(exact, exact, [none, *rounds(exact)], SEEN, None).error == 0.0
+
+
 def test_a_free_size_that_the_original_does_not_take_is_the_captured_graphs_fault() -> None:
     exact = times(2.0)
     with pytest.raises(PathError, match=r"inputs of shape 2x3 than the one .*: the captured graph does not run there"):

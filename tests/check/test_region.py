@@ -92,6 +92,7 @@ conv, deconv = partial(nn.Conv2d, 4, 4), partial(nn.ConvTranspose2d, 4, 4)
         (nn.BatchNorm2d(4).eval(), (1, 1)),
         (nn.Dropout(0.4).eval(), (1, 1)),
         (Lambda(lambda m, x: x.clone().half().float()), (1, 1)),
+        (Lambda(lambda m, x: F.conv2d(x, m.k * m.k), k=vector(4, 4, 1, 1)), (1, 1)),
     ],
 )
 def test_a_map_shows_the_interior_and_every_border_and_no_more(model: nn.Module, size: tuple[int, int]) -> None:
@@ -216,6 +217,12 @@ def test_two_positions_are_a_map_already() -> None:
 def test_a_constant_along_the_channels_ties_nothing_to_a_size() -> None:
     model = Lambda(lambda m, x: x * m.w + m.w, w=vector(1, 4, 1, 1))
     assert shapes_of(model, doubles(*IMAGE)) == RegionShapes(((3, 4, 1, 1),), True)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 4, 5), (2, 4, 5, 6)])
+def test_a_number_for_each_sample_ties_the_batch_of_maps(shape: tuple[int, ...]) -> None:
+    model = Lambda(lambda m, x: x * m.w, w=vector(2, *[1] * (len(shape) - 1)))
+    assert shapes_of(model, doubles(*shape)) == RegionShapes((shape,), len(shape) == 2)
 
 
 @pytest.mark.parametrize("other", [(3, 4, 5, 1), (3, 4, 5), (1, 4, 1, 1)])
