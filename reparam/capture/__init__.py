@@ -5,12 +5,13 @@ is refused with the line of the model.
 from .free_axes import frees_batch, read_axes, without_batch
 from .fresh import Outside, fresh_copy, own_copy
 from .outputs import keep_outputs
-from .places import line_of
+from .places import Line, line_of, line_of_caller
 from .steps import Captured, from_exported
 from .torch_export import batch_of, capture, evaluation_mode
 
 __all__ = [
     "Captured",
+    "Line",
     "Outside",
     "batch_of",
     "capture",
@@ -20,6 +21,7 @@ __all__ = [
     "from_exported",
     "keep_outputs",
     "line_of",
+    "line_of_caller",
     "own_copy",
     "read_axes",
     "without_batch",

@@ -9,11 +9,12 @@ from .evidence import FileEvidence, NetworkEvidence
 from .exactness import DISTURBED, LostDigitsError, disturbed
 from .file_check import check_file
 from .judge import Judge
-from .network_check import Round, agree_in_float64, check_float64, depth_limit
+from .network_check import agree_in_float64, check_float64
 from .output_error import ErrorSums, OutputError
 from .path_error import PathError
 from .region import Region, find_region, whole_region
 from .rewrite_check import Evidence, check_region
+from .rounds import Round, depth_limit
 from .values import refuse_broken_weights
 
 __all__ = [

@@ -21,8 +21,8 @@ from reparam.utils import dtype_name, first_line
 
 from .evidence import NetworkEvidence
 from .exactness import LostDigitsError, OutputSpread, add_spreads, spread_further
-from .network_check import Round
 from .path_error import captured_stops, does_not_run
+from .rounds import Round
 
 
 def check_runs(program: Program, seed: int = 0) -> None:

@@ -18,8 +18,8 @@ from reparam.errors import NotEquivalentError
 from reparam.ir import Feed, Program, batch_one, evaluate, feed, tensors_of, typed
 
 from .evidence import FileEvidence
-from .network_check import Round, depth_limit
 from .output_error import ErrorSums, OutputError
+from .rounds import Round, depth_limit
 
 BATCHES = (1, 2, 5)
 

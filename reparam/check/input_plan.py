@@ -20,6 +20,8 @@ class Plan:
 
     claimed: whether the program is said to hold for these very sizes, so that it has to run where the original does.
     far: whether they show no other kind of border than the rest: primes, large sizes, and some for one axis alone.
+    single: whether a free axis beside the batch is one. Only the values count there: a decoder that gets one more step
+    calls other functions, which compute the same.
     """
 
     sizes: dict[str, int]
@@ -27,13 +29,15 @@ class Plan:
     small: int | None = None
     claimed: bool = True
     far: bool = False
+    single: bool = False
 
 
 def plans_of(program: Program) -> Iterator[Plan]:
     """The traced size alone; then seven inputs at a smaller one (five volumes), where it runs there; then free axes.
 
     A free axis is tried at an even and a prime size, at a larger odd one, at the smallest that the original runs on, at
-    one larger than was traced, and at sizes that break what torch took for granted when it traced.
+    one larger than was traced, at one, each by itself and all together, and at sizes that break what torch took for
+    granted when it traced, which is none of one: torch traces with two or more, and does not say what it read off that.
     """
     batch = sorted(batch_one(program))
     symbols = sorted({s for spec in program.inputs for s in spec.shape if isinstance(s, str)})
@@ -54,6 +58,8 @@ def plans_of(program: Program) -> Iterator[Plan]:
         yield Plan(one | {s: LARGE + 16 * j for j, s in enumerate(others)}, 1, far=True)
         yield Plan(two | {s: SMALLEST + j for j, s in enumerate(others)}, 2)
         yield Plan(one | {s: traced[s] + GROWN + 2 * j for j, s in enumerate(others)}, 1, far=True)
+        for single in ([s] for s in others) if len(others) == 1 else (*([s] for s in others), others):
+            yield Plan(two | {s: 1 if s in single else traced[s] for s in others}, 2, single=True)
     for probe in program.probes:
         sizes = two | {s: n for s, n in probe.items() if s in symbols}
         yield Plan(sizes, probe.get(batch[0], 2) if batch else 1, far=True)

@@ -14,6 +14,7 @@ is then neither seen by the caller nor by the next run.
 
 from __future__ import annotations
 
+import inspect
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.capture import Outside, fresh_copy
+from reparam.capture import Line, Outside, fresh_copy, line_of_caller
 from reparam.errors import CaptureError, EndedError, MachineError
 from reparam.ir import (
     CPU,
@@ -68,6 +69,7 @@ class Judge:
         self._module, self._program, self._drew = module, program, False
         self._outside = Outside(module)
         self.path: tuple[str, ...] = ()  # the functions of torch that the last run called, in their order
+        self._lines: list[Line] | None = None  # that called them, where they are to be noted
 
     def truth(self, values: Feed) -> list[Any]:
         """The model's flat outputs in float64. Raises what the model raises."""
@@ -91,6 +93,14 @@ class Judge:
             raise
         except Exception:  # of any kind: it is the model's own
             return None
+
+    def lines_where_it_runs(self, values: Feed) -> list[Line] | None:
+        """The model's lines that call functions of torch, in their order; None for inputs that it does not take."""
+        self._lines = []
+        try:
+            return self._lines if self.own_where_it_runs(values) is not None else None
+        finally:
+            self._lines = None
 
     def in_own_dtypes(self, values: Feed, truth: list[Any]) -> list[Any] | None:
         """The outputs for a model that is not the captured graph in float64, or lacks an operator there.
@@ -126,7 +136,7 @@ class Judge:
         args, kwargs = self._arguments(values)
         calls: list[str] = []
         doing = f"running {type(self._module).__name__}"
-        with torch.no_grad(), self._outside.kept(), foreign_code(doing), as_the_user_set(), _Calls(calls):
+        with torch.no_grad(), self._outside.kept(), foreign_code(doing), as_the_user_set(), _Calls(calls, self._lines):
             outputs = [on_device(v, CPU) for v in pytree.tree_leaves(module(*args, **kwargs))]
         self.path = tuple(calls)
         kept = self._program.kept
@@ -156,12 +166,13 @@ def _random_state() -> tuple[Any, ...]:
 class _Calls(TorchFunctionMode):
     """Writes down which functions of torch are called, but for those that only ask for something.
 
-    Weights that a function has read are given back to the files that they lie in.
+    So are the lines of the model that call them, where those are wanted. Weights that a function has read are given
+    back to the files that they lie in.
     """
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], lines: list[Line] | None) -> None:
         super().__init__()
-        self._names = names
+        self._names, self._lines = names, lines
 
     def __torch_function__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -170,6 +181,9 @@ class _Calls(TorchFunctionMode):
         if name == "__get__" or name in _ASKS:
             return func(*args, **(kwargs or {}))
         self._names.append(name)
+        if self._lines is not None:
+            line = line_of_caller(inspect.currentframe(), Judge._run_once.__code__)
+            self._lines += [line] if line is not None else []
         value = func(*args, **(kwargs or {}))
         for read in args:
             if isinstance(read, nn.Parameter):

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,14 +21,12 @@ import torch
 from reparam.errors import CaptureError, InputError, NotEquivalentError, ReparamError
 from reparam.ir import (
     SMALL_SIZE,
-    WEIGHTED,
     Feed,
     Program,
     axes_of_images,
     evaluate,
     evaluate_where_it_runs,
     feed,
-    is_call,
     shrinks_much,
     smaller_sides,
     takes_shapes,
@@ -39,19 +38,22 @@ from .evidence import NetworkEvidence, OwnDtypeEvidence
 from .input_plan import Plan, plans_of
 from .judge import Judge
 from .own_dtype import same_in_own_dtype
-from .path_error import PathError, captured_stops, does_not_run, other_path, path_error, shape_of_first
+from .path_error import (
+    PathError,
+    captured_stops,
+    does_not_run,
+    other_path,
+    path_error,
+    shape_of_first,
+    where_paths_part,
+)
+from .rounds import Round, Try, depth_limit
 from .values import all_finite, first_shape, largest_difference
 
 _log = logging.getLogger(__name__)
 ROUNDINGS = 256
 NEAR = 16  # times fewer values, on which as much is lost
 ENOUGH = 3  # inputs of the traced size, where a network takes no smaller images
-
-
-def depth_limit(program: Program) -> float:
-    """The float64 bar: 1e-10 up to fifty weighted layers, growing with depth to 1e-9 at most."""
-    depth = sum(is_call(n, WEIGHTED) for n in program.calls())
-    return min(1e-9, 1e-10 * max(1.0, depth / 50))
 
 
 def _values_of_one(values: Feed) -> int:
@@ -82,52 +84,6 @@ def _limit(original: Program, values: Feed, truth: Sequence[Any], floor: float) 
     return max(floor, ROUNDINGS * loss * eps) if math.isfinite(loss) else floor
 
 
-@dataclass(frozen=True)
-class Round:
-    """Inputs that were run by a plan, the float64 truth (the original's outputs), and the relative bar that applied.
-
-    unclaimed: smaller images than the program is said to hold for, which it need not take. own: what the original gives
-    in its own dtype, where that is known.
-    """
-
-    values: Feed
-    truth: list[Any]
-    plan: Plan
-    limit: float
-    unclaimed: bool = False
-    own: list[Any] | None = None
-
-    @property
-    def inputs(self) -> int:
-        """How many inputs these are, one for each sample of the batch."""
-        return self.plan.inputs
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the first tensor among the inputs."""
-        return first_shape(self.values)
-
-
-@dataclass(frozen=True)
-class _Try:
-    """One feed, the truth, and what the converted program gives; None where one of them does not run.
-
-    unclaimed: as in `Round`.
-    """
-
-    values: Feed
-    truth: list[Any] | None
-    other: list[Any] | None
-    unclaimed: bool = False
-
-    @property
-    def gap(self) -> float:
-        """The relative difference; infinite where there is nothing to compare."""
-        if self.truth is None or self.other is None or not all_finite(self.truth):
-            return math.inf
-        return largest_difference(self.truth, self.other)
-
-
 def check_float64(
     original: Program, converted: Program, seed: int = 0, judge: Judge | None = None, lean: bool = False
 ) -> tuple[NetworkEvidence, list[Round]]:
@@ -145,7 +101,7 @@ def check_float64(
     if not check.rounds:
         raise CaptureError("the model does not run on random inputs of the traced size, so nothing can be compared")
     own, trials = check.own_dtype, check.trials
-    shapes = (*check.traced, *(r.shape for r in check.rounds))
+    shapes = (*check.traced, *(r.shape for r in check.rounds), *check.of_one)
     shapes += own.shapes[len(check.traced) :] if own is not None else ()
     _log.info("judged: the same function on %d inputs, float64 difference %.3g", trials, check.largest)
     return NetworkEvidence(check.largest, trials=trials, seed=seed, shapes=shapes, own_dtype=own), check.rounds
@@ -162,6 +118,7 @@ class _Check:
         self.sides = smaller_sides(original)  # of images, the next to try first
         self.volumes = axes_of_images(original) == 3
         self.rounds: list[Round] = []
+        self.of_one: list[tuple[int, ...]] = []  # shapes with a free axis of one, beside those of the rounds
         self.largest, self.trials = 0.0, 0
         self.own_dtype: OwnDtypeEvidence | None = None
 
@@ -249,7 +206,7 @@ class _Check:
         self.sides = smaller_sides(self.original)
         return False
 
-    def _at_sides(self, plan: Plan) -> Iterator[_Try]:
+    def _at_sides(self, plan: Plan) -> Iterator[Try]:
         """One try after the other with smaller images; those that are given up are not tried again."""
         while self.sides:
             yield self._try(plan, self.sides[0])
@@ -261,17 +218,22 @@ class _Check:
         """Adds one round; smaller images than the traced ones are tried first, and are no reason to refuse."""
         smaller = self.sides if plan.small is not None else ()
         sides: tuple[int | None, ...] = (*smaller, None)
-        found = self._try(plan, sides[0])
+        with warnings.catch_warnings():
+            if plan.single:
+                warnings.simplefilter("ignore")  # a variance of one number
+            found = self._try(plan, sides[0])
         for i, small in enumerate(sides[1:], 1):
             if found.gap <= self.floor:
                 break
             found = self._try(plan, small)
             self.sides = smaller[i:]
         if found.truth is None:
-            if not self.rounds:
+            if not self.rounds and not plan.single:
                 self._say_why(plan, found.values)
             return
         if not all_finite(found.truth):
+            if plan.single:
+                return
             raise InputError("the original's own outputs are not finite on random inputs, so nothing can be compared")
         self._judge(plan, found)
 
@@ -287,23 +249,23 @@ class _Check:
                 raise path_error(self.original, what, plan.sizes) from error
             raise does_not_run(error) from error
 
-    def _try(self, plan: Plan, small: int | None) -> _Try:
+    def _try(self, plan: Plan, small: int | None) -> Try:
         values = feed(self.original, plan.sizes, self.generator, small)
         unclaimed = small is not None and self.judge is not None  # there the traced path may be another
         if unclaimed and self.volumes and small == SMALL_SIZE and not takes_shapes(self.converted, values):
-            return _Try(values, None, None)  # a run, of most of it, would take long
+            return Try(values, None, None)  # a run, of most of it, would take long
         other = evaluate_where_it_runs(self.converted, values) if unclaimed else None
         if unclaimed and other is None:  # which tells that in the least time
-            return _Try(values, None, None)
+            return Try(values, None, None)
         found = self._against(values, self._truth(values), other, unclaimed)
         if self.judge is not None and self.in_float64 is None:
             return self._settle(self.judge, found)
         return found
 
-    def _against(self, values: Feed, truth: list[Any] | None, other: list[Any] | None, unclaimed: bool = False) -> _Try:
-        if other is None and truth is not None:
+    def _against(self, values: Feed, truth: list[Any] | None, other: list[Any] | None, unclaimed: bool = False) -> Try:
+        if other is None and truth is not None and all_finite(truth):
             other = evaluate_where_it_runs(self.converted, values)
-        return _Try(values, truth, other, unclaimed)
+        return Try(values, truth, other, unclaimed)
 
     def _truth(self, values: Feed) -> list[Any] | None:
         """What the judge gives; of the captured original where there is none."""
@@ -316,7 +278,7 @@ class _Check:
             return self.judge.own_where_it_runs(values)
         return self.judge.in_own_dtypes(values, captured)
 
-    def _settle(self, judge: Judge, found: _Try) -> _Try:
+    def _settle(self, judge: Judge, found: Try) -> Try:
         """Decides on the first inputs whether the model's results in float64 are the truth from here on.
 
         They cannot be where it does not run in float64, or does something else there although it agrees with the
@@ -340,7 +302,7 @@ class _Check:
         self.in_float64 = False
         return self._against(found.values, own, found.other)
 
-    def _judge(self, plan: Plan, found: _Try) -> None:
+    def _judge(self, plan: Plan, found: Try) -> None:
         assert found.truth is not None
         gap, limit = found.gap, self.floor
         if gap > limit:
@@ -356,14 +318,18 @@ class _Check:
                 f"the converted network differs from the original: float64 error {gap:.3g} exceeds {limit:.3g}"
             )
         self.largest, self.trials = max(self.largest, gap), self.trials + plan.inputs
-        self.rounds.append(Round(found.values, found.truth, plan, limit, found.unclaimed))
+        if plan.single:
+            self.of_one.append(first_shape(found.values))
+        else:
+            self.rounds.append(Round(found.values, found.truth, plan, limit, found.unclaimed))
 
-    def _other_path(self, plan: Plan, found: _Try, captured: list[Any] | None) -> PathError:
+    def _other_path(self, plan: Plan, found: Try, captured: list[Any] | None) -> PathError:
         """Where the captured original is not the model either, no rewrite is to blame."""
         if captured is None:
             self._refuse_float64(found.values)
             return captured_stops(self.original, found.values, plan.sizes)
-        how = "the captured graph computes something else there"
+        lines = self._where_they_part(self.original.traced_sizes, found.values)
+        how = f"the captured graph computes something else there{lines}"
         return other_path(self.original, found.values, how, plan.sizes)
 
     def _refuse_float64(self, values: Feed) -> None:
@@ -383,12 +349,19 @@ class _Check:
     def _other_calls(self, one: Plan, other: Plan) -> PathError:
         found = (*self.traced, *(r.shape for r in self.rounds if r.plan is one or r.plan is other))
         shapes = ["x".join(str(n) for n in shape) for shape in found]
+        lines = self._where_they_part(one.sizes, feed(self.original, other.sizes, self.generator))
         return path_error(
             self.original,
             f"the model takes another path for inputs of shape {shapes[-1]} than for {shapes[0]}: it calls other "
-            "functions there",
+            f"functions there{lines}",
             other.sizes,
         )
+
+    def _where_they_part(self, sizes: Mapping[str, int], values: Feed) -> str:
+        """The lines of the model with which it goes on at these sizes and on these inputs, where they differ."""
+        if self.judge is None:
+            return ""
+        return where_paths_part(self.judge, feed(self.original, sizes, self.generator), values)
 
 
 def agree_in_float64(original: Program, other: Program, seed: int) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 from reparam.capture import line_of
 from reparam.errors import CaptureError
 from reparam.ir import Feed, Program, evaluate
 from reparam.utils import axis_name, first_line
 
+from .judge import Judge
 from .values import first_shape
 
 
@@ -60,6 +62,21 @@ def other_path(original: Program, values: Feed, how: str, sizes: Mapping[str, in
         f"inputs: {how}; it may ask whether it is traced, or of what type its inputs and their sizes are",
         (),
     )
+
+
+def where_paths_part(judge: Judge, one: Feed, other: Feed) -> str:
+    """The lines with which the model goes on where its paths for two inputs part, as a clause.
+
+    Empty where it runs the same lines for both, or does not run on one of them.
+    """
+    lines, others = judge.lines_where_it_runs(one), judge.lines_where_it_runs(other)
+    if lines is None or others is None:
+        return ""
+    for a, b in zip_longest(lines, others):
+        if a != b:
+            here, there = a or "its end", b or "its end"
+            return f"; with {shape_of_first(one)} it goes on at {here}, with {shape_of_first(other)} at {there}"
+    return ""
 
 
 def shape_of_first(values: Feed) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reparam.check import exactness
 from reparam.check.exactness import DISTURBED, MORE, TAIL, OutputSpread, add_spreads, disturbed, spread_further
 from reparam.check.input_plan import Plan
-from reparam.check.network_check import Round
+from reparam.check.rounds import Round
 from reparam.emit import finalize
 from reparam.ir import Program, evaluate
 from support.helpers import Lambda, program_of

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reparam.check import FileEvidence, check_file
 from reparam.check.input_plan import Plan
-from reparam.check.network_check import Round
+from reparam.check.rounds import Round
 from reparam.errors import NotEquivalentError
 from reparam.ir import Program, evaluate, filled
 from support.helpers import Lambda, program_of

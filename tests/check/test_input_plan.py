@@ -59,7 +59,16 @@ def test_free_axes_are_tried_at_every_kind_of_size() -> None:
         Plan({batch: 1, height: 97, width: 113}, 1, far=True),
         Plan({batch: 2, height: 3, width: 4}, 2),
         Plan({batch: 1, height: traced[height] + 32, width: traced[width] + 34}, 1, far=True),
+        Plan({batch: 2, height: 1, width: traced[width]}, 2, single=True),
+        Plan({batch: 2, height: traced[height], width: 1}, 2, single=True),
+        Plan({batch: 2, height: 1, width: 1}, 2, single=True),
     ]
+
+
+def test_the_one_free_axis_beside_the_batch_is_one_in_one_plan() -> None:
+    program = replace(network("width"), probes=())
+    [width] = {s for s in program.inputs[0].shape if isinstance(s, str)}
+    assert [p for p in plans_of(program) if p.single] == [Plan({width: 1}, 2, single=True)]
 
 
 def test_sizes_that_break_what_torch_took_for_granted_are_tried_as_they_are() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reparam.check import LostDigitsError, NetworkEvidence, PathError, check_emitted, depth_limit
 from reparam.check.input_plan import Plan
-from reparam.check.network_check import Round
+from reparam.check.rounds import Round
 from reparam.emit import finalize
 from reparam.errors import CaptureError, InputError, NotEquivalentError
 from reparam.ir import Program, evaluate

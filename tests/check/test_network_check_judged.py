@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reparam.capture import Line
 from reparam.check import Judge, PathError, check_float64
 from reparam.check import network_check as subject
 from reparam.check.emitted_check import check_runs
@@ -41,6 +42,7 @@ class Fake:
     own: Run = lambda x: [x * 2]
     agrees: bool = True
     path_of: Callable[[Tensor], tuple[str, ...]] = lambda x: ("mul",)
+    lines_of: Callable[[Tensor], list[Line] | None] = lambda x: []
     path: tuple[str, ...] = ()
     asked: list[str] = field(default_factory=list)
 
@@ -52,6 +54,9 @@ class Fake:
     def own_where_it_runs(self, values: Feed) -> Outputs:
         self.asked.append("own")
         return self.own(values[0])
+
+    def lines_where_it_runs(self, values: Feed) -> list[Line] | None:
+        return self.lines_of(values[0])
 
     def in_own_dtypes(self, values: Feed, truth: list[Any]) -> Outputs:
         self.asked.append("agrees")
@@ -288,6 +293,23 @@ def test_other_functions_at_a_free_size_are_another_path() -> None:
         "the model takes another path for inputs of shape 2x3 than for 1x3: it calls other functions there; leave "
         "batch out of the free axes"
     )
+
+
+def test_the_lines_are_told_with_which_the_paths_part() -> None:
+    lines = [Line("net.py", n, "forward", code) for n, code in ((3, "y = x * 2"), (5, "y = y.relu()"), (7, "y = -y"))]
+
+    def told(one: list[Line] | None, two: list[Line] | None) -> str:
+        judge = Fake(path_of=lambda x: ("mul",) * len(x), lines_of=lambda x: one if len(x) == 1 else two)
+        with pytest.raises(PathError, match="it calls other functions there") as error:
+            check(doubled(), judge=judge)
+        return str(error.value).partition(" there")[2].partition("; leave")[0]
+
+    assert told(lines, [lines[0], lines[2]]) == (
+        "; with 1x3 it goes on at net.py:5 `y = y.relu()`, with 5x3 at net.py:7 `y = -y`"
+    )
+    assert told(lines[:1], lines) == "; with 1x3 it goes on at its end, with 5x3 at net.py:5 `y = y.relu()`"
+    assert told(lines[:2], lines[:1]).endswith("at net.py:5 `y = y.relu()`, with 5x3 at its end")
+    assert told(lines, lines) == told(None, lines) == told(lines, None) == ""
 
 
 def test_other_functions_at_the_same_size_are_none_of_our_business() -> None:

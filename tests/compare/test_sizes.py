@@ -68,6 +68,29 @@ def test_the_same_function_where_both_run_is_equivalent(other: Forward) -> None:
     assert reparam.verify(model(plain), model(other), torch.randn(2, 3, 16, 16)).equivalent
 
 
+def thin(axis: int, factor: float) -> Forward:
+    return lambda m, x: x * 2 if x.shape[axis] > 1 else x * factor
+
+
+@pytest.mark.parametrize("axis, shape, told", [(2, (8, 9), "3, 1, 9"), (3, (8, 9), "3, 8, 1"), (2, (8,), "3, 1")])
+def test_a_branch_at_a_side_of_one_is_found(axis: int, shape: tuple[int, ...], told: str) -> None:
+    pair = [Lambda(thin(axis, factor)).eval() for factor in (2, 3)]
+    found = reparam.verify(*pair, torch.zeros(2, 3, *shape))
+    assert not found.equivalent and f"on inputs of [2, {told}]" in found.reason
+    assert reparam.verify(pair[0], Lambda(thin(axis, 2)).eval(), torch.zeros(2, 3, *shape)).equivalent
+
+
+def test_a_sequence_of_one_is_tried() -> None:
+    pair = [Lambda(thin(1, factor)).eval() for factor in (2, 3)]
+    found = reparam.verify(*pair, torch.zeros(2, 5, 4))
+    assert not found.equivalent and "on inputs of [2, 1, 4]" in found.reason
+
+
+def test_a_statistic_of_one_number_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    one, two = (Lambda(lambda m, x: x / x.std(2, keepdim=True)).eval() for _ in range(2))
+    assert reparam.verify(one, two, torch.zeros(2, 3, 8, 9)).equivalent and not list(recwarn)
+
+
 def test_another_shape_of_the_result_is_named() -> None:
     def longer(m: Any, x: Tensor) -> Tensor:
         return torch.cat([plain(m, x)] * (1 + (x.shape[-1] > 40)), 1)
