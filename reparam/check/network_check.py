@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -357,7 +357,7 @@ class _Check:
             other.sizes,
         )
 
-    def _where_they_part(self, sizes: Mapping[str, int], values: Feed) -> str:
+    def _where_they_part(self, sizes: dict[str, int], values: Feed) -> str:
         """The lines of the model with which it goes on at these sizes and on these inputs, where they differ."""
         if self.judge is None:
             return ""
