@@ -19,11 +19,10 @@ import sympy  # type: ignore[import-untyped]  # it ships no types
 import torch
 from torch import Tensor
 
-from reparam.ir import fixed_size
+from reparam.ir import SizeCondition, fixed_size
 from reparam.utils import axis_name
 
 from .places import is_ours
-from .size_condition import SizeCondition
 
 USUAL = 16  # a size beside those
 MOST_SAMPLES, MOST_PLACES = 128, 640  # where a condition is tried for the numbers that it names

@@ -14,14 +14,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from reparam.errors import NotEquivalentError
-from reparam.ir import Feed, Program, batch_one, evaluate, feed, tensors_of, typed
+from reparam.errors import InputError, NotEquivalentError
+from reparam.ir import Feed, Program, batch_one, evaluate, evaluate_where_it_runs, feed, tensors_of, typed
 
 from .evidence import FileEvidence
 from .output_error import ErrorSums, OutputError
 from .rounds import Round, depth_limit
 
 BATCHES = (1, 2, 5)
+SIDES = (1, 10, 30)  # of free axes: decimal fractions of these are whole numbers, which a file may round otherwise
 
 
 class File(Protocol):
@@ -38,18 +39,28 @@ class File(Protocol):
 def check_file(program: Program, file: File, rounds: Sequence[Round] = (), seed: int = 0) -> FileEvidence:
     """Compares the captured program of a file with the file.
 
-    rounds: inputs whose truth is known.
+    rounds: inputs whose truth is known. Sizes at which one of the two stops are left out, but for the first, which is
+        what was traced.
 
-    Raises NotEquivalentError naming the first output that differs by more than is allowed.
+    Raises NotEquivalentError naming the first output that differs by more than is allowed, and what the file raises.
     """
     sums: list[ErrorSums] = []
     trials = 0
     for values, truth in (*((r.values, r.truth) for r in rounds), *_more(program, seed)):
         inputs = typed(program, values)
-        found = file.run(tensors_of(program, inputs))
+        try:
+            found = file.run(tensors_of(program, inputs))
+        except InputError:
+            if not trials:
+                raise
+            continue  # other sizes, which it does not take
         if found is None:
             continue
-        wanted = evaluate(program, values) if truth is None else truth
+        wanted = evaluate_where_it_runs(program, values) if truth is None else truth
+        if wanted is None:
+            if not trials:
+                evaluate(program, values)
+            continue  # so that nothing wrong comes of it
         own = evaluate(program, inputs, None)
         kept = list(found) if program.kept is None else [found[i] for i in program.kept]
         _add(sums, wanted, own, kept)
@@ -71,10 +82,17 @@ def _share(error: OutputError) -> float:
 
 
 def _more(program: Program, seed: int) -> Iterator[tuple[Feed, list[Any] | None]]:
-    """Inputs of the traced size, each in another batch where the batch is free; others than were compared before."""
+    """Inputs that were not compared before: of the traced size, each in another batch where the batch is free; and of
+    other sizes of free axes.
+    """
     generator = torch.Generator().manual_seed(seed + 1)
+    batch, traced = batch_one(program), program.traced_sizes
     for count in BATCHES:
-        yield feed(program, program.traced_sizes | dict.fromkeys(batch_one(program), count), generator), None
+        yield feed(program, traced | dict.fromkeys(batch, count), generator), None
+    others = sorted(s for s in traced if s not in batch)
+    for side in SIDES if others else ():
+        sizes = {s: side * (j + 1) for j, s in enumerate(others)}
+        yield feed(program, traced | dict.fromkeys(batch, 2) | sizes, generator), None
 
 
 def _add(sums: list[ErrorSums], truth: Sequence[Any], own: Sequence[Any], found: Sequence[Tensor]) -> None:

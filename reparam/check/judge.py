@@ -63,11 +63,16 @@ class _DrawsError(CaptureError):
 
 
 class Judge:
-    """Runs a model on feeds of a program that was captured from it."""
+    """Runs a model on feeds of a program that was captured from it.
+
+    A model that has `spells_sizes` set calls other functions for other sizes where these compute the same, as one that
+    was read from a file does (equal paddings are part of a pool). Its path says nothing, and is left empty.
+    """
 
     def __init__(self, module: nn.Module, program: Program) -> None:
         self._module, self._program, self._drew = module, program, False
         self._outside = Outside(module)
+        self._spells_sizes = bool(getattr(module, "spells_sizes", False))
         self.path: tuple[str, ...] = ()  # the functions of torch that the last run called, in their order
         self._lines: list[Line] | None = None  # that called them, where they are to be noted
 
@@ -138,7 +143,7 @@ class Judge:
         doing = f"running {type(self._module).__name__}"
         with torch.no_grad(), self._outside.kept(), foreign_code(doing), as_the_user_set(), _Calls(calls, self._lines):
             outputs = [on_device(v, CPU) for v in pytree.tree_leaves(module(*args, **kwargs))]
-        self.path = tuple(calls)
+        self.path = () if self._spells_sizes else tuple(calls)
         kept = self._program.kept
         return outputs if kept is None else [outputs[i] for i in kept]
 

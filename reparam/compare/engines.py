@@ -144,7 +144,7 @@ def verify_engines(
         reference: _Reference = _EngineReference(first, input_shapes, seed)
     else:
         reference = _ProgramReference(program_of(first, input_shapes or _fixed_shapes(second, first)))
-    job = _Comparison(reference, second, seed, progress)
+    job = _Comparison(reference, second, seed, progress, input_shapes)
     verdict = job.run(trials, adversarial)
     runtimes = [m.runtime if isinstance(m, Runnable) else "the captured program" for m in (a, b)]
     rows = [replace(o, error_a=o.error_b, error_b=o.error_a) for o in verdict.outputs] if swapped else verdict.outputs
@@ -163,13 +163,20 @@ class _Comparison:
 
     least = 1
 
-    def __init__(self, reference: _Reference, engine: Runnable, seed: int, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        reference: _Reference,
+        engine: Runnable,
+        seed: int,
+        progress: Progress | None,
+        input_shapes: Shapes | None = None,
+    ) -> None:
         self.reference, self.engine, self.seed = reference, engine, seed
         self.tell = progress or (lambda stage, done, total: None)
         self.generator = torch.Generator().manual_seed(seed)
         both = (reference.dtype, dtype_of(engine))
         self.dtype = max(both, key=lambda d: torch.finfo(d).eps)
-        self.sizes, self.batch = common_sizes(reference.inputs, specs_of(engine.inputs))
+        self.sizes, self.batch = common_sizes(reference.inputs, specs_of(engine.inputs), input_shapes)
         self.sums: list[ErrorSums] = []
         self.point: list[Tensor] = []
 

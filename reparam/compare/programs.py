@@ -61,15 +61,22 @@ def verify_programs(
     a: Program,
     b: Program,
     *,
+    input_shapes: Sequence[Sequence[int]] | None = None,
     trials: int = 8,
     seed: int = 0,
     adversarial: bool = True,
     progress: Progress | None = None,
 ) -> Verdict:
-    """`verify` for programs that are already captured. trials: random inputs. Raises InputError like `verify`."""
+    """`verify` for programs that are already captured.
+
+    input_shapes: without the batch, at which they are compared where their sizes are free; default as they were
+        captured. trials: random inputs.
+
+    Raises InputError like `verify`, and for shapes that the programs do not take.
+    """
     if trials < 1:
         raise InputError(f"{trials} random inputs prove nothing; ask for at least one")
-    job = _Comparison(a, b, torch.Generator().manual_seed(seed))
+    job = _Comparison(a, b, torch.Generator().manual_seed(seed), input_shapes)
     feeds = job.feeds(trials)
     tell = progress or (lambda stage, done, total: None)
     reason = ""
@@ -102,10 +109,16 @@ class _Comparison:
     the relative difference of each feed.
     """
 
-    def __init__(self, a: Program, b: Program, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        a: Program,
+        b: Program,
+        generator: torch.Generator,
+        input_shapes: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.a, self.b, self.generator = a, b, generator
         self.dtype = max((a.dtype, b.dtype), key=lambda d: torch.finfo(d).eps)
-        self.sizes, self.batch = common_sizes(a.inputs, b.inputs)
+        self.sizes, self.batch = common_sizes(a.inputs, b.inputs, input_shapes)
         self.small: int | None = SMALL_SIZE
         self.sums: list[ErrorSums] = []
         self.gaps: list[float] = []
@@ -166,11 +179,28 @@ class _Comparison:
 # ---- inputs and outputs ------------------------------------------------------------------------------------------
 
 
-def common_sizes(a: Sequence[InputSpec], b: Sequence[InputSpec]) -> tuple[dict[str, int], list[str]]:
-    """Sizes of a's free axes that b fixes, and the batch axes that are free in both. Raises InputError."""
+def common_sizes(
+    a: Sequence[InputSpec], b: Sequence[InputSpec], asked: Sequence[Sequence[int]] | None = None
+) -> tuple[dict[str, int], list[str]]:
+    """Sizes of a's free axes that b fixes or that were asked for, and the batch axes that are free in both.
+
+    asked: the shape of each input, without the batch.
+
+    Raises InputError where the two take no such inputs.
+    """
     if len(a) != len(b):
         raise InputError(f"the models take {len(a)} and {len(b)} tensor inputs")
     sizes: dict[str, int] = {}
+    for p, q, shape in zip(a, b, asked or (), strict=False):
+        for spec in (p, q):
+            own = spec.shape[1:]
+            if len(own) != len(shape) or any(isinstance(n, int) and n != m for n, m in zip(own, shape, strict=True)):
+                wanted = ",".join(str(n) if isinstance(n, int) else "any" for n in own)
+                given = ",".join(map(str, shape))
+                raise InputError(f"the input '{spec.name}' has the shape {wanted} without its batch, not {given}")
+        for s, n in zip(p.shape[1:], shape, strict=True):
+            if isinstance(s, str) and sizes.setdefault(s, n) != n:
+                raise InputError(f"two sizes were given for one free size of the input '{p.name}'")
     for p, q in zip(a, b, strict=True):
         if len(p.shape) != len(q.shape) or p.dtype.is_floating_point != q.dtype.is_floating_point:
             raise InputError(_unlike(p, q))

@@ -31,7 +31,7 @@ def difference_at_sizes(
     """Where two modules differ, in words; "" where they do not, as far as both run. floor: what may always be lost."""
     generator = torch.Generator().manual_seed(seed)
     judges = [Judge(m.module, p) for m, p in zip(models, programs, strict=True)]
-    for specs in _variants(programs[0].inputs):
+    for specs in _variants(_as_traced(programs[0])):
         values = _draw(programs[0], specs, generator)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a variance of one number: nobody asked for this size
@@ -44,6 +44,15 @@ def difference_at_sizes(
             shapes = ", ".join(str(list(v.shape)) for v in values if isinstance(v, Tensor))
             return f"on inputs of {shapes}, {complaint}"
     return ""
+
+
+def _as_traced(program: Program) -> list[InputSpec]:
+    """The inputs with free sizes as they were traced, but for the batch."""
+    traced = program.traced_sizes
+    return [
+        dataclasses.replace(s, shape=(*s.shape[:1], *(traced[n] if isinstance(n, str) else n for n in s.shape[1:])))
+        for s in program.inputs
+    ]
 
 
 def _variants(inputs: Sequence[InputSpec]) -> Iterator[tuple[InputSpec, ...]]:

@@ -52,7 +52,8 @@ def verify(  # noqa: PLR0913  # each is asked for on its own
     a, b: modules, exported programs, files, results of `convert`, `export` and `prune`, or what `reparam.loading` and
         `reparam.compare` open: loaded models and engines.
     example_inputs: positional arguments of a module; tensors are (N, ...) where the batch is free.
-    input_shapes: in place of examples, the shape of each input without the batch. Not needed where a model tells it.
+    input_shapes: in place of examples, the shape of each input without the batch. Not needed where a model tells it;
+        where its sizes are free, these are compared.
     trials: random inputs. seed: of them. adversarial: whether inputs on which the models differ are searched for too.
     data: samples on which they are compared too, as `reparam.data.open_samples` takes them; `Verdict.data` names those
         that differ. preprocessing: of images, where no card and no manifest of a model tells.
@@ -136,7 +137,9 @@ def _compared(
         raise InputError("the shapes of the models' inputs are not known; give example inputs, or input_shapes")
     one = _program(first, input_shapes or _shapes(second), example_inputs)
     two = _program(second, input_shapes or _shapes(first), example_inputs)
-    verdict = verify_programs(one, two, trials=trials, seed=seed, adversarial=adversarial, progress=progress)
+    verdict = verify_programs(
+        one, two, input_shapes=told, trials=trials, seed=seed, adversarial=adversarial, progress=progress
+    )
     if not verdict.equivalent or isinstance(first, Program) or isinstance(second, Program):
         return verdict
     floor = max(*(4.0 * torch.finfo(p.dtype).eps for p in (one, two)), depth_limit(one))

@@ -95,6 +95,7 @@ from .program import (
 )
 from .refusal import Refusal
 from .scratchpad import Scratchpad
+from .size_condition import SizeCondition
 from .small_maps import SMALL_MAPS
 from .text_form import settings_of, text_of
 from .value_ranges import Interval, Ranges, ranges_of
@@ -148,6 +149,7 @@ __all__ = [
     "Refusal",
     "Room",
     "Scratchpad",
+    "SizeCondition",
     "Values",
     "arguments",
     "aten",

@@ -54,6 +54,10 @@ class Call:
         """Whether an input is there."""
         return index < len(self.inputs) and self.inputs[index] is not None
 
+    def is_read(self, index: int) -> bool:
+        """Whether a result is read by another node, or is one of the network's."""
+        return index < len(self.node.read) and self.node.read[index]
+
     def value(self, index: int) -> Value:
         """An input, as it is. Raises InputError where it is left out."""
         found = self.inputs[index] if index < len(self.inputs) else None
@@ -137,7 +141,7 @@ class Call:
 def number_of(value: Value) -> float | int | bool | None:
     """The number that a value is, where it is one that is known."""
     if isinstance(value, Known) and value.values.size == 1 and not value.symbolic:
-        number: float | int | bool = value.values.reshape(-1)[0]
+        number: float | int | bool = value.list()[0]
         return number
     return None
 

@@ -112,6 +112,9 @@ def read_graph(proto: onnx.ModelProto, path: Path) -> Graph:
             nodes.append(found)
     outputs = tuple(str(v.name) for v in graph.outputs)
     unknown = next((o for o in outputs if o not in defined), None)
+    twice = next((o for i, o in enumerate(outputs) if o in outputs[:i]), None)
+    if twice is not None:
+        raise InputError(f"{path.name} has two outputs of the name '{one_line(twice)[:60]}'")
     if unknown is not None or not outputs:
         raise InputError(damaged)
     return Graph(opset, inputs, outputs, constants, tuple(nodes))

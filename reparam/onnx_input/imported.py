@@ -55,6 +55,7 @@ class ImportedModel(fx.GraphModule):
     It takes a tensor for each input and returns a dict with the file's own names of the outputs.
     """
 
+    spells_sizes = True  # as they are: paddings of a known size go into the call that is padded
     ports: tuple[Port, ...]
     original: Original
     notes: tuple[str, ...]

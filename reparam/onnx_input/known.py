@@ -15,6 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reparam.ir import size_hint
+
+from .size_floats import SizeFloat, plain_number, size_float
+
 MOST = 4096  # whole numbers; a larger constant is a tensor alone
 MOST_FLOATS = 16
 MOST_NUMBERS = 1 << 16  # that are computed at once
@@ -35,19 +39,19 @@ class Known:
     @property
     def symbolic(self) -> bool:
         """Whether the size of a free axis is among the numbers."""
-        return any(isinstance(v, torch.SymInt | torch.SymFloat | torch.SymBool) for v in self.values.flat)
+        return any(isinstance(v, torch.SymInt | torch.SymFloat | torch.SymBool) for v in self.list())
 
     def list(self) -> list[Any]:
-        """The numbers, one after the other."""
-        return list(self.values.reshape(-1))
+        """The numbers, one after the other; those that are computed of sizes without any rounding."""
+        return [plain_number(v) for v in self.values.reshape(-1)]
 
     def tensor(self) -> Tensor:
         """The tensor itself."""
         if self.held is not None:
             return self.held
         if not self.symbolic:
-            return torch.tensor(self.values.tolist(), dtype=self.dtype).reshape(self.values.shape)
-        parts = [torch.scalar_tensor(v, dtype=self.dtype) for v in self.values.flat]
+            return torch.tensor(self.list(), dtype=self.dtype).reshape(self.values.shape)
+        parts = [torch.scalar_tensor(v, dtype=self.dtype) for v in self.list()]
         return torch.stack(parts).reshape(self.values.shape)
 
 
@@ -84,16 +88,22 @@ def truncated(a: Any, b: Any) -> Any:
             raise ZeroDivisionError("a size is divided by zero")
         quotient = abs(a) // abs(b)
         return quotient if (a >= 0) == (b >= 0) else -quotient
-    return a // b  # sizes of free axes are not negative
+    turned = [n if size_hint(n) >= 0 else -n for n in (a, b)]  # a size that is negative once is taken to be so always
+    quotient = turned[0] // turned[1]
+    return quotient if (turned[0] is a) == (turned[1] is b) else -quotient
 
 
 def as_kind(value: Any, dtype: torch.dtype) -> Any:
-    """A number as one of the kind that a dtype has."""
-    symbolic = isinstance(value, torch.SymInt | torch.SymFloat)
+    """A number as one of the kind that a dtype has.
+
+    Raises ValueError for a number of sizes that no arithmetic on sizes gives as the file rounds it.
+    """
     if dtype == torch.bool:
-        return value != 0
-    if dtype.is_floating_point:
-        return torch.sym_float(value) if symbolic else float(value)
+        return (value.number if isinstance(value, SizeFloat) else value) != 0
     if isinstance(value, torch.SymBool):
-        return torch.sym_ite(value, 1, 0)
-    return torch.sym_int(value) if symbolic else math.trunc(value)
+        value = torch.sym_ite(value, 1, 0)
+    if dtype.is_floating_point:
+        return float(value) if isinstance(value, float) else size_float(value, dtype)
+    if isinstance(value, SizeFloat):
+        return value.truncated()
+    return value if isinstance(value, torch.SymInt) else math.trunc(value)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.check import FileEvidence, check_file
 from reparam.check.input_plan import Plan
 from reparam.check.rounds import Round
-from reparam.errors import NotEquivalentError
+from reparam.errors import InputError, NotEquivalentError
 from reparam.ir import Program, evaluate, filled
 from support.helpers import Lambda, program_of
 
@@ -97,11 +98,45 @@ def test_a_fixed_batch_is_one_trial_and_is_run_three_times() -> None:
     assert not torch.equal(file.seen[0][0], file.seen[1][0])
 
 
-def test_other_free_axes_are_as_they_were_traced() -> None:
+def test_other_free_axes_are_as_they_were_traced_and_then_of_three_sizes_more() -> None:
+    """One, which is never traced, and two of which decimal fractions are whole numbers."""
     made = program(lambda m, x: x * 2, torch.zeros(2, 1, 6, 7), dynamic=("batch", "height", "width"))
     file = Fake(made)
     check_file(made, file)
-    assert file.shapes == [(1, 1, 6, 7), (2, 1, 6, 7), (5, 1, 6, 7)]
+    assert file.shapes[:3] == [(1, 1, 6, 7), (2, 1, 6, 7), (5, 1, 6, 7)]
+    assert [(s[:2], sorted(s[2:])) for s in file.shapes[3:]] == [((2, 1), [n, 2 * n]) for n in (1, 10, 30)]
+
+
+@dataclass
+class Stopping(Fake):
+    """A file that stops on some shapes. stops: on which."""
+
+    stops: Callable[[tuple[int, ...]], bool] = lambda shape: False
+
+    def run(self, values: Sequence[Tensor]) -> list[Tensor] | None:
+        if self.stops(tuple(values[0].shape)):
+            raise InputError("net.onnx does not run on these inputs")
+        return super().run(values)
+
+
+def test_other_sizes_at_which_the_file_stops_are_left_out() -> None:
+    made = program(lambda m, x: x * 2, torch.zeros(2, 6), dynamic=("inputs_0:1=length",))
+    found = check_file(made, Stopping(made, stops=lambda shape: shape[1] == 10))
+    assert found.trials == 3 + 2  # the batch is fixed
+    with pytest.raises(InputError, match="does not run on these"):
+        check_file(made, Stopping(made, stops=lambda shape: shape[1] == 6))
+
+
+class Taking(Fake):
+    """A file that takes short inputs as well."""
+
+    def run(self, values: Sequence[Tensor]) -> list[Tensor] | None:
+        return [torch.zeros(2, 1)] if values[0].shape[1] < 4 else super().run(values)
+
+
+def test_other_sizes_at_which_what_was_read_stops_are_left_out() -> None:
+    made = program(lambda m, x: F.pad(x, (3, 3), mode="reflect"), torch.zeros(2, 6), dynamic=("inputs_0:1=length",))
+    assert check_file(made, Taking(made)).trials == 3 + 2  # the batch is fixed
 
 
 def test_inputs_whose_truth_is_known_are_run_first() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.compare import sizes
+from reparam.errors import InputError
 from support.helpers import Lambda
 
 Forward = Callable[[Any, Tensor], Tensor]
@@ -89,6 +90,30 @@ def test_a_sequence_of_one_is_tried() -> None:
 def test_a_statistic_of_one_number_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
     one, two = (Lambda(lambda m, x: x / x.std(2, keepdim=True)).eval() for _ in range(2))
     assert reparam.verify(one, two, torch.zeros(2, 3, 8, 9)).equivalent and not list(recwarn)
+
+
+def scaled(factor: float) -> torch.export.ExportedProgram:
+    net = Lambda(lambda m, x: F.interpolate(x, scale_factor=factor)).eval()
+    free = {0: torch.export.Dim("b"), **{i: torch.export.Dim(f"side{i}", min=4, max=99) for i in (2, 3)}}
+    return torch.export.export(net, (torch.randn(2, 3, 12, 12),), dynamic_shapes=((free,),))
+
+
+def test_programs_with_free_sizes_are_compared_at_those_that_are_asked_for() -> None:
+    """0.69999 of 20 is 13, and 0.7 of it 14; both are 8 of 12."""
+    one, two = scaled(0.7), scaled(0.69999)
+    assert reparam.verify(one, one, input_shapes=[(3, 10, 20)]).shapes[0] == (1, 3, 10, 20)
+    assert "shape [1, 3, 7, 14] in one and" in reparam.verify(one, two, input_shapes=[(3, 10, 20)]).reason
+    assert "shape [1, 3, 7, 14] in one and" in reparam.verify(one, two, torch.zeros(2, 3, 10, 20)).reason
+    for shape in ((4, 10, 20), (3, 10)):
+        text = f"has the shape 3,any,any without its batch, not {','.join(map(str, shape))}"
+        with pytest.raises(InputError, match=text):
+            reparam.verify(one, two, input_shapes=[shape])
+
+
+def test_programs_with_free_sizes_are_run_at_others_too() -> None:
+    """0.68 of 48 is 32, and 0.69 of it 33; of 12, as they were captured, both are 8, and of 9 both are 6."""
+    found = reparam.verify(scaled(0.68), scaled(0.69))
+    assert not found.equivalent and "on inputs of [" in found.reason
 
 
 def test_another_shape_of_the_result_is_named() -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from support.onnx_graphs import F32, I64, check, differs, draw, ints, model, node, values
+from support.onnx_graphs import F32, I64, check, differs, draw, imported, ints, model, node, theirs, values
 
 # ---- movement ----------------------------------------------------------------------------------------------------
 
@@ -105,6 +105,13 @@ def test_made_of_sizes(tmp_path):
     check(tmp_path, "Trilu", (4, 5), {"k": np.array(1, I64)}, opset=14, upper=0)
     for exclusive, reverse in itertools.product((0, 1), (0, 1)):
         check(tmp_path, "CumSum", (3, 4), {"a": np.array(1, I64)}, exclusive=exclusive, reverse=reverse)
+        nodes = [node("CumSum", ["x", "a"], exclusive=exclusive, reverse=reverse)]
+        proto = model(nodes, {"x": (1, 5)}, constants={"a": np.array(1, I64)})
+        large = torch.tensor([[1.0, 3e38, 2.0, float("inf"), 1.0]])
+        large = large.flip(1) if reverse else large
+        with torch.no_grad():
+            found = imported(proto, tmp_path)(large)["y"].numpy()
+        np.testing.assert_array_equal(found, theirs(proto, [large])[0])  # nothing is subtracted again
     for axis in (-1, 0, 1):
         nodes = [node("OneHot", ["x", "d", "v"], axis=axis)]
         constants = {"d": ints(4), "v": np.array([0.5, 2.0], F32)}
@@ -143,6 +150,19 @@ def test_resizing(tmp_path, where, scales):
         check(tmp_path, "Resize", shape, given, mode="linear", coordinate_transformation_mode=where)
         if where != "asymmetric":
             check(tmp_path, "Resize", shape, given, mode="cubic", coordinate_transformation_mode=where)
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.3, 2.3, 1 / 3])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_as_many_positions_as_the_scale_gives_in_float32(tmp_path, mode, scale):
+    """10 * 0.7 is 7 there, and 10 * float32(0.7) is 6.99 in float64."""
+    for size in (10, 20, 30, 90):
+        constants = {"_r": 0, "s": np.array([1.0, 1.0, scale, 1.0], F32)}
+        more = {} if mode != "nearest" else {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        proto = model(
+            [node("Resize", ["x", "", "s"], mode=mode, **more)], {"x": (1, 1, size, 3)}, constants={"s": constants["s"]}
+        )
+        assert differs(proto, tmp_path, draw([(1, 1, size, 3)]), 2e-5) == ""
 
 
 def test_resizing_in_other_forms(tmp_path):

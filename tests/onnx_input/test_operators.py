@@ -273,3 +273,9 @@ def test_positions(tmp_path, op):
 def test_largest_ones(tmp_path):
     proto = model([node("TopK", ["x", "k"], ["y", "i"], axis=1)], {"x": (2, 6, 3)}, ("y", "i"), {"k": ints(4)})
     assert differs(proto, tmp_path, draw([(2, 6, 3)])) == ""
+    for largest in (0, 1):  # of equal ones the first comes first
+        top = node("TopK", ["x", "k"], ["y", "i"], axis=-1, largest=largest)
+        proto = model([top], {"x": (4, 40)}, ("y", "i"), {"k": ints(30)})
+        assert differs(proto, tmp_path, [draw([(4, 40)])[0].round()]) == ""
+    proto = model([node("TopK", ["x", "k"], ["y", "i"], axis=1)], {"x": (2, 6, 3)}, ("y",), {"k": ints(4)})
+    assert differs(proto, tmp_path, draw([(2, 6, 3)])) == ""

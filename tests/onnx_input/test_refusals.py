@@ -115,6 +115,14 @@ def test_what_is_no_model_is_told(content: bytes, tmp_path: Path) -> None:
         import_onnx(tmp_path / "net.onnx")
 
 
+def test_two_outputs_of_one_name_are_told(tmp_path: Path) -> None:
+    proto = model([node("Relu", ["x"]), node("Neg", ["x"], ["z"])], {"x": [2, 3]}, ("y", "z"))
+    proto.graph.output[1].name = "y"
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match=r"net\.onnx has two outputs of the name 'y'"):
+        import_onnx(tmp_path / "net.onnx")
+
+
 def test_a_file_that_is_cut_short_is_told(tmp_path: Path) -> None:
     weight = {"w": np.ones((8, 3, 3, 3), np.float32)}
     path = write(tmp_path, [node("Conv", ["x", "w"])], constants=weight)

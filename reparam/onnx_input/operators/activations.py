@@ -84,7 +84,7 @@ def _dropout(call: Call) -> Results:
     if mode is not None and number_of(mode) not in (False, 0):
         raise call.node.refused("it drops values, as in training; export the network in evaluation mode")
     x: Value = call.value(0)
-    if len(call.node.read) > 1 and call.node.read[1]:
+    if call.is_read(1):
         raise call.node.refused("its mask is read, which says nothing in a trained network")
     return x.tensor() if isinstance(x, Known) else x
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from reparam.onnx_input.call import Call, number_of
 from reparam.onnx_input.graph import dtype_of
 from reparam.onnx_input.known import MOST_NUMBERS, Known, Value, as_kind, known, truncated
+from reparam.onnx_input.size_floats import SizeFloat, size_float
 
 Fn = Callable[..., Any]
 
@@ -195,14 +196,17 @@ def _each(function: Fn, dtype: torch.dtype | None = None) -> Fn:
         found = np.empty(arrays[0].shape, dtype=object)
         flat = found.reshape(-1)
         for i, numbers in enumerate(zip(*(a.reshape(-1) for a in arrays), strict=True)):
-            flat[i] = function(*numbers)
+            try:
+                flat[i] = function(*numbers)
+            except ValueError as error:  # of a number of sizes
+                raise call.node.refused(str(error)) from error
         return Known(flat.reshape(arrays[0].shape), dtype or values[-1].dtype)
 
     return compute
 
 
 def _quotient(a: Any, b: Any) -> Any:
-    whole = not isinstance(a, float | torch.SymFloat) and not isinstance(b, float | torch.SymFloat)
+    whole = not isinstance(a, float | SizeFloat) and not isinstance(b, float | SizeFloat)
     return truncated(a, b) if whole else a / b
 
 
@@ -213,11 +217,24 @@ def _known_cast(call: Call) -> Known:
 
 
 def _largest(*numbers: Any) -> Any:
-    return functools.reduce(torch.sym_max, numbers)
+    return functools.reduce(lambda a, b: _of_floats(SizeFloat.larger, torch.sym_max, a, b), numbers)
 
 
 def _smallest(*numbers: Any) -> Any:
-    return functools.reduce(torch.sym_min, numbers)
+    return functools.reduce(lambda a, b: _of_floats(SizeFloat.smaller, torch.sym_min, a, b), numbers)
+
+
+def _of_floats(on_floats: Fn, on_whole: Fn, a: Any, b: Any) -> Any:
+    a, b = (a, b) if isinstance(a, SizeFloat) else (b, a)
+    return on_floats(a, b) if isinstance(a, SizeFloat) else on_whole(a, b)
+
+
+def _compared(function: Fn) -> Fn:
+    return _each(lambda a, b: function(_number(a), _number(b)), torch.bool)
+
+
+def _number(value: Any) -> Any:
+    return value.number if isinstance(value, SizeFloat) else value
 
 
 def _known_modulo(call: Call) -> Known:
@@ -227,8 +244,13 @@ def _known_modulo(call: Call) -> Known:
     return result
 
 
-def _rounded(function: Fn) -> Fn:
-    return _each(lambda v: v if isinstance(v, int | torch.SymInt) else torch.sym_float(function(v)))
+def _rounded(on_sizes: Fn, function: Fn) -> Fn:
+    def compute(value: Any) -> Any:
+        if isinstance(value, SizeFloat):
+            return size_float(on_sizes(value), value.dtype)
+        return float(function(value)) if isinstance(value, float) else value
+
+    return _each(compute)
 
 
 KNOWN = {
@@ -238,16 +260,16 @@ KNOWN = {
     "Div": _each(_quotient),
     "Mod": _known_modulo,
     "Neg": _each(py.neg),
-    "Floor": _rounded(math.floor),
-    "Ceil": _rounded(math.ceil),
-    "Sqrt": _each(lambda v: torch.sym_float(v) ** 0.5),
+    "Floor": _rounded(SizeFloat.floor, math.floor),
+    "Ceil": _rounded(SizeFloat.ceil, math.ceil),
+    "Sqrt": _each(lambda v: v.root() if isinstance(v, SizeFloat) else v**0.5),
     "Max": _each(_largest),
     "Min": _each(_smallest),
-    "Equal": _each(py.eq, torch.bool),
-    "Greater": _each(py.gt, torch.bool),
-    "GreaterOrEqual": _each(py.ge, torch.bool),
-    "Less": _each(py.lt, torch.bool),
-    "LessOrEqual": _each(py.le, torch.bool),
+    "Equal": _compared(py.eq),
+    "Greater": _compared(py.gt),
+    "GreaterOrEqual": _compared(py.ge),
+    "Less": _compared(py.lt),
+    "LessOrEqual": _compared(py.le),
     "Not": _each(py.not_, torch.bool),
     "And": _each(lambda a, b: bool(a) and bool(b), torch.bool),
     "Or": _each(lambda a, b: bool(a) or bool(b), torch.bool),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,6 +61,8 @@ def _crops(call: Call, x: Tensor, weight: Tensor, more: Sequence[int]) -> tuple[
         size = x.shape[i + 2]
         target = wanted[len(wanted) - rank + i] if wanted is not None else size * w.stride[i]
         total = w.stride[i] * (size - 1) + more[i] + w.span(i) - target
+        if wanted is None:  # a step over more than a window leaves no position to add
+            total = torch.sym_max(total, 0)
         less, rest = total // 2, total - total // 2
         first, last = (less, rest) if kind == "SAME_UPPER" else (rest, less)
         before.append(first)

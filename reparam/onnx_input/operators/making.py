@@ -56,9 +56,10 @@ def _running_sum(call: Call) -> Tensor:
     axis = call.axis(call.number(1, "axis"), x.dim())
     if call.attribute("reverse", 0):
         x = x.flip(axis)
+    if call.attribute("exclusive", 0):  # each is the sum of those before it
+        start = torch.zeros_like(x.narrow(axis, 0, 1))
+        x = torch.cat([start, x.narrow(axis, 0, x.shape[axis] - 1)], axis)
     total = x.cumsum(axis, dtype=x.dtype)
-    if call.attribute("exclusive", 0):
-        total = total - x
     return total.flip(axis) if call.attribute("reverse", 0) else total
 
 

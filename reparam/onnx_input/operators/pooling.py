@@ -18,7 +18,7 @@ _GLOBAL = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg
 
 
 def _max_pool(call: Call) -> Tensor:
-    if len(call.node.read) > 1 and call.node.read[1]:
+    if call.is_read(1):
         raise call.node.refused("the positions of its maxima are read, which is not supported")
     x = call.tensor(0)
     w = windows(call, x, call.required("kernel_shape"))

@@ -89,8 +89,12 @@ def _position(function: Any) -> Callable[[Call], Tensor]:
 def _top(call: Call) -> tuple[Tensor, Tensor]:
     x = call.tensor(0)
     axis = call.axis(call.attribute("axis", -1), x.dim())
-    found = torch.topk(x, call.number(1, "count"), axis, bool(call.attribute("largest", 1)))
-    return found.values, found.indices
+    count, largest = call.number(1, "count"), bool(call.attribute("largest", 1))
+    if not call.is_read(1):
+        found = torch.topk(x, count, axis, largest)
+        return found.values, found.indices
+    ordered, places = torch.sort(x, dim=axis, descending=largest, stable=True)  # of equal ones the first comes first
+    return ordered.narrow(axis, 0, count), places.narrow(axis, 0, count)
 
 
 OPERATORS = {

@@ -17,19 +17,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reparam.onnx_input.call import Call
+from reparam.onnx_input.size_floats import SizeFloat, scale_for_torch, size_float
 
 _NAMES = {3: "linear", 4: "bilinear", 5: "trilinear"}
-_SAMPLE = 24  # positions of a free axis on which two forms of nearest are compared
+_SAMPLE = 1024  # positions of a free axis on which two forms of nearest are compared
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """How one axis is resized. size, wanted: before and after, which may be free. scale: wanted / size, if known."""
+    """How one axis is resized. size, wanted: before and after, which may be free. scale: of the file, where it has one.
+
+    for_torch: the scale with which torch makes as many positions; None where there is none.
+    """
 
     axis: int
     size: Any
     wanted: Any
     scale: float | None
+    for_torch: float | None = None
 
     @property
     def fixed(self) -> bool:
@@ -61,29 +66,31 @@ def _resize(call: Call) -> Tensor:
 def _axes(call: Call, x: Tensor) -> list[_Axis]:
     named = call.node.attributes.get("axes")
     axes = [call.axis(a, x.dim()) for a in named] if named is not None else list(range(x.dim()))
-    scales = call.known(2, "scales").list() if call.given(2) else []
+    scales = list(call.known(2, "scales").values.reshape(-1)) if call.given(2) else []
     sizes = call.integers(3, "sizes") if call.given(3) else []
     if sizes:
         if len(sizes) != len(axes):
             raise call.node.refused("it has not one size for each axis")
         return [_Axis(a, x.shape[a], s, None) for a, s in zip(axes, sizes, strict=True)]
-    if len(scales) != len(axes) or not all(isinstance(s, torch.SymFloat) or s > 0 for s in scales):
+    if len(scales) != len(axes) or not all(isinstance(s, SizeFloat) or s > 0 for s in scales):
         raise call.node.refused("it has not one positive scale for each axis")
-    return [_Axis(a, x.shape[a], _scaled(x.shape[a], s), s) for a, s in zip(axes, scales, strict=True)]
+    return [_scaled(call, a, x.shape[a], s) for a, s in zip(axes, scales, strict=True)]
 
 
-def _scaled(size: Any, scale: Any) -> Any:
-    """size * scale, rounded down."""
-    if isinstance(size, int) and isinstance(scale, float):
-        return math.floor(float(np.float32(size) * np.float32(scale)))
-    if isinstance(scale, float) and scale == int(scale):
-        return size * int(scale)
-    return torch.sym_int(torch.sym_float(size) * scale)
+def _scaled(call: Call, axis: int, size: Any, scale: float | SizeFloat) -> _Axis:
+    """The axis with size * scale positions, rounded down. A scale that is computed of sizes counts by these alone."""
+    try:
+        wanted = (size_float(size, torch.float32) * scale).floor()
+    except ValueError as error:
+        raise call.node.refused(str(error)) from error
+    if isinstance(scale, SizeFloat):
+        return _Axis(axis, size, wanted, None)
+    return _Axis(axis, size, wanted, scale, scale_for_torch(scale, size if isinstance(size, int) else None))
 
 
 def _stays(axis: _Axis) -> bool:
     if axis.scale is not None:
-        return isinstance(axis.scale, float) and axis.scale == 1.0
+        return axis.scale == 1.0
     if axis.fixed:
         return bool(axis.size == axis.wanted)
     free = isinstance(axis.size, torch.SymInt) and isinstance(axis.wanted, torch.SymInt)
@@ -94,12 +101,14 @@ def _spatial(x: Tensor, axes: list[_Axis]) -> bool:
     return x.dim() in _NAMES and all(a.axis >= 2 for a in axes)
 
 
-def _arguments(x: Tensor, axes: list[_Axis]) -> dict[str, Any]:
+def _arguments(call: Call, x: Tensor, axes: list[_Axis]) -> dict[str, Any]:
     """Sizes or scales of all spatial axes, as interpolate takes them."""
     by_axis = {a.axis: a for a in axes}
-    scales = [by_axis[i].scale if i in by_axis else 1.0 for i in range(2, x.dim())]
+    scales = [by_axis[i].for_torch if i in by_axis else 1.0 for i in range(2, x.dim())]
     if all(isinstance(s, float) for s in scales):
         return {"scale_factor": scales, "recompute_scale_factor": False}
+    if any(a.scale is not None for a in axes):  # positions that the sizes alone do not tell
+        raise call.node.refused("torch has no such scale for all of its axes")
     return {"size": [by_axis[i].wanted if i in by_axis else x.shape[i] for i in range(2, x.dim())]}
 
 
@@ -144,7 +153,7 @@ def _selection(call: Call, axis: _Axis, where: str, size: int, wanted: int) -> n
 
 def _nearest(call: Call, x: Tensor, axes: list[_Axis], where: str) -> Tensor:
     if _spatial(x, axes) and all(_is_torchs(call, a, where) for a in axes):
-        result: Tensor = F.interpolate(x, **_arguments(x, axes), mode="nearest")
+        result: Tensor = F.interpolate(x, **_arguments(call, x, axes), mode="nearest")
         return result
     for axis in axes:
         if not axis.fixed:
@@ -158,11 +167,11 @@ def _is_torchs(call: Call, axis: _Axis, where: str) -> bool:
     """Whether the selection is floor(position * size / wanted), as torch's is."""
     if axis.fixed:
         size, wanted = axis.size, axis.wanted
-    elif axis.scale is not None and isinstance(axis.scale, float) and axis.scale >= 1.0 and axis.scale % 1.0 == 0.0:
-        size, wanted = _SAMPLE, _SAMPLE * int(axis.scale)
-    else:
+    elif axis.scale is None:
         return where == "asymmetric" and call.attribute("nearest_mode", "round_prefer_floor") == "floor"
-    ratio = 1.0 / axis.scale if axis.scale is not None else size / wanted
+    else:
+        size, wanted = _SAMPLE, math.floor(_SAMPLE * axis.scale)
+    ratio = 1.0 / (axis.for_torch or axis.scale) if axis.scale is not None else size / wanted
     theirs = np.minimum(np.floor(np.arange(wanted) * np.float32(ratio)), size - 1)
     return bool((theirs == _selection(call, axis, where, size, wanted)).all())
 
@@ -181,7 +190,7 @@ def _aligned(axes: list[_Axis], where: str) -> bool | None:
 def _linear(call: Call, x: Tensor, axes: list[_Axis], where: str) -> Tensor:
     aligned = _aligned(axes, where) if where != "half_pixel_symmetric" else None
     if _spatial(x, axes) and aligned is not None:
-        sizes = _sized(x, axes) if aligned else _arguments(x, axes)
+        sizes = _sized(x, axes) if aligned else _arguments(call, x, axes)
         result: Tensor = F.interpolate(x, **sizes, mode=_NAMES[x.dim()], align_corners=aligned)
         return result
     if where not in _WHERE:
@@ -209,7 +218,7 @@ def _cubic(call: Call, x: Tensor, axes: list[_Axis], where: str) -> Tensor:
     plain = call.attribute("cubic_coeff_a", -0.75) == -0.75 and not call.attribute("exclude_outside", 0)
     if x.dim() != 4 or not _spatial(x, axes) or aligned is None or not plain or where == "half_pixel_symmetric":
         raise call.node.refused("this form of cubic resizing is not supported")
-    sizes = _sized(x, axes) if aligned else _arguments(x, axes)
+    sizes = _sized(x, axes) if aligned else _arguments(call, x, axes)
     result: Tensor = F.interpolate(x, **sizes, mode="bicubic", align_corners=aligned)
     return result
 

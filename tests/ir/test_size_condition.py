@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import sympy  # type: ignore[import-untyped]
 from torch.utils._sympy.functions import CeilToInt, FloorDiv, FloorToInt, IntTrueDiv, Max, Min, Mod, PythonMod
 
-from reparam.capture.size_condition import SizeCondition
+from reparam.ir.size_condition import SizeCondition
 
 H, W = sympy.symbols("h w", integer=True, positive=True)
 ROWS = [(h, w) for h in (2, 3, 7, 8, 31, 224) for w in (2, 5, 64)]
@@ -48,6 +49,17 @@ def test_nothing_is_asked_where_it_divides_by_zero() -> None:
     assert condition.holds([(8, 16), (8, 4), (9, 16)]) == [False, True, True]
     assert condition.holds([(8, 4)]) == [True]
     assert condition.holds([]) == []
+
+
+@pytest.mark.parametrize("size", [H, 2 * H - 3, FloorDiv(H * W, 7), padded(padded(H)), H**2, sympy.Integer(4)])
+def test_sizes_are_what_sympy_says(size: Any) -> None:
+    truth = [int(size.subs({H: h, W: w}).doit()) for h, w in ROWS]
+    assert SizeCondition(size, (H, W)).sizes(np.array(ROWS)).tolist() == truth
+
+
+def test_a_size_that_is_divided_by_zero_is_none() -> None:
+    rows = np.array([(8, 16), (8, 4)])
+    assert SizeCondition(FloorDiv(H, FloorDiv(W, 8)), (H, W)).sizes(rows).tolist() == [4, 0]
 
 
 def test_each_different_term_of_a_long_expression_is_computed_once() -> None:

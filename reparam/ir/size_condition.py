@@ -1,4 +1,4 @@
-"""Whether a condition on sizes holds, fast enough to be asked of hundreds of them.
+"""Whether a condition on sizes holds, and what a size is, fast enough to be asked of hundreds and of thousands.
 
 Where layers pad by what the size of their input asks for, the size of a deep layer is an expression of thousands of
 terms, of which a hundred differ. Each of those is computed once, for all sizes, where its operation is known here.
@@ -6,6 +6,7 @@ terms, of which a hundred differ. Each of those is computed once, for all sizes,
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
@@ -52,7 +53,7 @@ _OPERATIONS: dict[Any, _Operation] = {
 
 
 class SizeCondition:
-    """A condition in terms of some symbols, which stand for sizes."""
+    """A condition, or a size, in terms of some symbols, which stand for sizes."""
 
     def __init__(self, expression: Any, symbols: Sequence[Any]) -> None:
         self.expression, self.symbols = expression, tuple(symbols)
@@ -74,6 +75,22 @@ class SizeCondition:
             return [bool(v) for v in np.broadcast_to(found, len(rows))]
         return [self._by_sympy(row) for row in rows]
 
+    def sizes(self, rows: Any) -> Any:
+        """The size for each row of an array, which has one column for each symbol; 0 where it divides by zero."""
+        if self._known:
+            with contextlib.suppress(FloatingPointError), np.errstate(all="raise"):
+                return np.broadcast_to(self._computed(rows), len(rows)).astype(np.int64)
+        return np.array([self._size_by_sympy(row) for row in rows.tolist()], dtype=np.int64)
+
+    def _size_by_sympy(self, row: Sequence[int]) -> int:
+        try:
+            return int(self.expression.xreplace(self._columns_of(row)).doit())
+        except ZeroDivisionError:
+            return 0
+
+    def _columns_of(self, row: Sequence[int]) -> dict[Any, Any]:
+        return {s: sympy.Integer(n) for s, n in zip(self.symbols, row, strict=True)}
+
     def _computed(self, rows: Any) -> Any:
         columns = {s: rows[:, i] for i, s in enumerate(self.symbols)}
         values: list[Any] = []
@@ -85,9 +102,8 @@ class SizeCondition:
         return values[-1]
 
     def _by_sympy(self, row: Sequence[int]) -> bool:
-        known = {s: sympy.Integer(n) for s, n in zip(self.symbols, row, strict=True)}
         try:
-            value = self.expression.xreplace(known)
+            value = self.expression.xreplace(self._columns_of(row))
             return bool(value) if value in (sympy.true, sympy.false) else bool(value.doit())
         except ZeroDivisionError:
             return True
