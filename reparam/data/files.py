@@ -73,6 +73,9 @@ def _columns(path: Path, found: dict[str, StoredArray], inputs: Inputs) -> tuple
         columns = (found[""],)
     else:
         missing = [n for n in names if n not in found]
+        arrays = [n for n in found if n not in inputs.label_names]
+        if missing and len(names) == len(arrays) == 1:  # whatever it is called
+            return (found[arrays[0]],)
         if missing:
             raise InputError(f"{path} has no array '{missing[0]}'; it holds {', '.join(found) or 'none'}")
         columns = tuple(found[n] for n in names)

@@ -65,35 +65,36 @@ def refit(
     check_callable(progress, "progress")
     check_seed(seed)
     tell = progress or (lambda stage, done, total: None)
-    if isinstance(pruned, Pruned):
-        given: tuple[Any, ...] = tuple(_argument(n) for n in pruned.masked.placeholders)
-        program = pruned.masked.copy()
-    elif example_inputs is None:
-        raise InputError("give example_inputs, on which both modules run")
-    else:
-        given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-        program = _folded(pruned, given, seed)
-    original = _folded(reference, given, seed)
-    gated = _aligned(program, original)
-    with spool(open_samples(data, program, preprocessing=preprocessing), limit=samples) as decks:
-        size, count, macs = batch_within(MEMORY, program, BATCH), len(decks.fit), census(original).macs
+    with torch.inference_mode(False):  # the last refit is of gradients
+        if isinstance(pruned, Pruned):
+            given: tuple[Any, ...] = tuple(_argument(n) for n in pruned.masked.placeholders)
+            program = pruned.masked.copy()
+        elif example_inputs is None:
+            raise InputError("give example_inputs, on which both modules run")
+        else:
+            given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+            program = _folded(pruned, given, seed)
+        original = _folded(reference, given, seed)
+        gated = _aligned(program, original)
+        with spool(open_samples(data, program, preprocessing=preprocessing), limit=samples) as decks:
+            size, count, macs = batch_within(MEMORY, program, BATCH), len(decks.fit), census(original).macs
 
-        def inputs() -> Iterator[tuple[Tensor, ...]]:
-            return (inputs for inputs, _ in decks.fit.batches(size))
+            def inputs() -> Iterator[tuple[Tensor, ...]]:
+                return (inputs for inputs, _ in decks.fit.batches(size))
 
-        copies = copies_for(macs, count)
-        refit_layers(gated, lambda: with_mixes(inputs(), copies, seed), tell=lambda i, n: tell("refit", i, n))
-        steps = affordable(macs, count)
-        if steps:
-            with Judge(gated.reference, decks.held, size) as judge:
-                refit_jointly(
-                    gated,
-                    lambda step: only_mixes(inputs(), seed + step + 1),
-                    judge,
-                    steps=steps,
-                    tell=lambda i, n: tell("joint refit", i, n),
-                )
-    return convert_program(gated.program, seed=seed, progress=progress)
+            copies = copies_for(macs, count)
+            refit_layers(gated, lambda: with_mixes(inputs(), copies, seed), tell=lambda i, n: tell("refit", i, n))
+            steps = affordable(macs, count)
+            if steps:
+                with Judge(gated.reference, decks.held, size) as judge:
+                    refit_jointly(
+                        gated,
+                        lambda step: only_mixes(inputs(), seed + step + 1),
+                        judge,
+                        steps=steps,
+                        tell=lambda i, n: tell("joint refit", i, n),
+                    )
+        return convert_program(gated.program, seed=seed, progress=progress)
 
 
 def _argument(placeholder: fx.Node) -> Any:

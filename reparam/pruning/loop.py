@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from reparam.conversion import Conversion, convert, convert_program
@@ -93,7 +94,8 @@ def prune(
         (N, ...), or the positional arguments of the module; none, (), for an exported program or a file that tells its
         inputs.
     calibration: what `data.open_samples` takes: files, or an iterable of batches. No labels are needed; `labels` are
-        for the accuracy in the report. A fifth of the samples is held out, and all figures are measured on those.
+        for the accuracy in the report. About a fifth of the samples, by a hash of each, is held out, and all figures
+        are measured on those.
     preprocessing: of images. dynamic: the axes that stay free, as for `convert`. resume: a folder that keeps the state
         after every round; a run that finds one goes on from there. progress: called with a stage, the steps done and
         their number.
@@ -113,7 +115,7 @@ def prune(
     (True, True)
     """
     check_callable(progress, "progress")
-    wanted = PruneOptions(**_known(options))
+    wanted = PruneOptions.of(options)
     if wanted.timed:
         check_runtimes([wanted.engine])
     tell = progress or (lambda stage, done, total: None)
@@ -121,23 +123,19 @@ def prune(
     if not isinstance(example_inputs, Tensor | tuple | list):
         raise InputError(f"example_inputs is {describe_type(example_inputs)}; give a tensor or a tuple of arguments")
     given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    base = convert(model, *given, to="fused", dynamic=dynamic, seed=wanted.seed, progress=progress)
-    samples = open_samples(calibration, base.program, preprocessing=preprocessing, labels=labels)
-    with spool(samples, limit=wanted.samples) as decks:
-        folder = as_path(resume, "the folder to resume from") if resume else None
-        state = State(folder, base.program, wanted, decks) if folder is not None else None
-        size = batch_within(MEMORY, base.program, BATCH)
-        with Judge(base.program, decks.held, size) as judge:
-            run = _Run(base, decks, judge, wanted, tell, state)
-            run.cut_and_refit()
-            return run.finish(start)
-
-
-def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    unknown = [n for n in options if n not in PruneOptions.__dataclass_fields__]
-    if unknown:
-        raise InputError(f"unknown option '{unknown[0]}'; choose from {', '.join(PruneOptions.__dataclass_fields__)}")
-    return options
+    with torch.inference_mode(False):  # scores and refits are of gradients
+        base = convert(model, *given, to="fused", dynamic=dynamic, seed=wanted.seed, progress=progress)
+        samples = open_samples(calibration, base.program, preprocessing=preprocessing, labels=labels)
+        with spool(samples, limit=wanted.samples) as decks:
+            folder = as_path(resume, "the folder to resume from") if resume else None
+            state = State(folder, base.program, wanted, decks) if folder is not None else None
+            size = batch_within(MEMORY, base.program, BATCH)
+            with Judge(base.program, decks.held, size) as judge:
+                run = _Run(base, decks, judge, wanted, tell, state)
+                if labels is not None and run.original.agreement is None:
+                    raise InputError("labels are of classes, and the outputs of this network are no scores of classes")
+                run.cut_and_refit()
+                return run.finish(start)
 
 
 class _Run:
@@ -185,6 +183,7 @@ class _Run:
             raise InputError(f"the network does not run on these samples: {first_line(error)}") from error
         if not math.isfinite(found.error):
             raise InputError("the outputs of the network are not finite on these samples")
+        check_drop(found, found, self.options.max_drop)  # whether there are classes
         return found
 
     # ---- cutting -------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from reparam.errors import InputError
@@ -87,6 +89,14 @@ class PruneOptions:
             except re.error as error:
                 raise InputError(f"keep is no regular expression: {error}") from error
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> PruneOptions:
+        """The options by their names. Raises InputError for an unknown one."""
+        unknown = [n for n in options if n not in cls.__dataclass_fields__]
+        if unknown:
+            raise InputError(f"unknown option '{unknown[0]}'; choose from {', '.join(cls.__dataclass_fields__)}")
+        return cls(**options)
+
     @property
     def timed(self) -> bool:
         """Whether something is measured by the clock."""
@@ -110,7 +120,8 @@ class PruneOptions:
 
 
 def _check_share(name: str, value: Any, *, zero: bool, example: str = "0.4") -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
         raise InputError(f"{name} is {describe_value(value)}; give a share, such as {example}")
+    value = float(value)
     if not (0 <= value < 1 if zero else 0 < value < 1):
         raise InputError(f"{name} is {value:g}; give a share between 0 and 1, such as {example}")

@@ -63,6 +63,15 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     assert batch[:, 0, 0, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
 
 
+def test_the_only_array_of_an_archive_is_the_only_input_whatever_its_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "c.npz", np.full((2, 3, 16, 16), 2.0, np.float32), labels=np.zeros(2, np.int64))
+    ((batch,),) = read_calibration(tmp_path / "c.npz", image_program())
+    assert float(batch.min()) == 2.0
+    np.savez(tmp_path / "d.npz", *[np.zeros((2, 3, 16, 16), np.float32)] * 2)
+    with pytest.raises(InputError, match=r"d\.npz has no array 'input'; it holds arr_0, arr_1"):
+        read_calibration(tmp_path / "d.npz", image_program())
+
+
 def test_several_inputs_come_from_an_archive_by_name(tmp_path: Path) -> None:
     program = capture(Two().eval(), (torch.randn(2, 3), torch.randn(2, 3))).program
     np.savez(tmp_path / "c.npz", b=np.ones((4, 3), np.float32), a=np.zeros((4, 3), np.float32))

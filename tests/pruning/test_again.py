@@ -45,6 +45,17 @@ def test_what_another_tool_masked_is_refitted_and_becomes_small() -> None:
     assert result.report.evidence is not None and result.report.evidence.float64_max_rel < 1e-12
 
 
+def test_a_refit_has_gradients_in_inference_mode() -> None:
+    reference = make("residual")
+    pruned = masked(reference)
+    with torch.inference_mode():
+        result = refit(pruned, reference, DATA, example_inputs=images(2))
+    assert torch.equal(
+        result.module(images(2, seed=9)),
+        refit(pruned, reference, DATA, example_inputs=images(2)).module(images(2, seed=9)),
+    )
+
+
 def test_what_prune_gave_is_refitted_on_other_samples() -> None:
     reference = make("residual")
     first = prune(reference, images(2), DATA, macs=0.5, form="residual", refit=False)

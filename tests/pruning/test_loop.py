@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ import reparam
 from reparam.errors import InputError, MachineError, NotEquivalentError
 from reparam.ir import evaluate
 from reparam.pruning import Pruned, prune
+from reparam.pruning.options import PruneOptions
 from reparam.pruning.resuming import NAME
 from reparam.utils import PackageState
 from support.choice import mostly_in_sweeps
@@ -249,9 +251,26 @@ def test_networks_and_samples_that_do_not_do_are_refused() -> None:
         prune(make("residual"), images(2), images(3), dynamic=(), macs=0.5)
     with pytest.raises(InputError, match="what reads the channels of the layers needs all of them"):
         prune(Sorted(), images(2), DATA, macs=0.5)
-    with pytest.raises(InputError, match="no scores of classes"):
-        net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))
-        prune(net, images(2), DATA, macs=0.5, max_drop=0.1, form="residual")
+
+
+@pytest.mark.parametrize("asked", [{"max_drop": 0.1}, {"labels": torch.zeros(160, dtype=torch.long)}])
+def test_what_is_asked_of_classes_is_refused_before_the_work_where_there_are_none(asked: dict[str, Any]) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))
+    stages: list[str] = []
+    with pytest.raises(InputError, match="of classes, and the outputs of this network are no scores of classes"):
+        prune(net, images(2), DATA, macs=0.5, form="residual", progress=lambda stage, *_: stages.append(stage), **asked)
+    assert "prune" not in stages
+
+
+def test_gradients_are_there_in_inference_mode() -> None:
+    with torch.inference_mode():
+        found = pruned()
+        assert torch.is_inference_mode_enabled()
+    assert found.report.joint is not None and found.report.joint.refused == ""
+
+
+def test_a_share_may_be_a_number_of_numpy() -> None:
+    assert PruneOptions.of({"macs": np.float32(0.5)}).budget == ("macs", 0.5)
 
 
 def test_an_engine_that_is_not_here_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
