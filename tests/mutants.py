@@ -53,13 +53,15 @@ TESTS: dict[str, tuple[str, ...]] = {
     "passes.merge_shared_inputs": ("passes/test_merge_shared_inputs.py",),
     "passes.merge_branches": ("passes/test_merge_branches_calls.py",),
     "check.claim_check": ("check/test_claims.py", "check/test_claim_check.py"),
-    "check.judge": ("check/test_judge_runs.py", "check/test_judge_volumes.py"),
+    "check.judge": ("check/test_judge_runs.py", "check/test_judge_lines.py", "check/test_judge_volumes.py"),
     "check.network_check": (
         "check/test_network_check_judged.py",
         "check/test_network_check_emitted.py",
         "check/test_smaller_images.py",
         "check/test_own_dtype.py",
+        "check/test_sizes_of_one.py",
     ),
+    "check.rounds": ("check/test_network_check_emitted.py", "check/test_network_check_judged.py"),
     "check.emitted_check": (
         "check/test_network_check_emitted.py",
         "check/test_network_check_judged.py",

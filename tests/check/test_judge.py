@@ -219,11 +219,3 @@ def test_a_path_that_differs_seldom_is_found() -> None:
         torch.manual_seed(seed)
         result = convert(Lambda(forward, fc=nn.Linear(3, 3)).eval(), torch.randn(2, 3), seed=seed)
         assert any("batch is fixed" in r.message for r in result.report.remarks)
-
-
-def test_a_model_that_spells_sizes_has_no_path() -> None:
-    """It calls other functions for other sizes, and says that these compute the same."""
-    model = Lambda(lambda m, x: x * 2).eval()
-    assert judged(model, torch.zeros(2, 3))[0].path == ("mul",)
-    model.spells_sizes = True  # type: ignore[assignment]
-    assert judged(model, torch.zeros(2, 3))[0].path == ()

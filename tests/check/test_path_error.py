@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, fx
 
-from reparam.check.path_error import captured_stops, does_not_run, other_path, path_error, shape_of_first
+from reparam.capture import Line
+from reparam.check.path_error import (
+    captured_stops,
+    does_not_run,
+    other_path,
+    path_error,
+    shape_of_first,
+    where_paths_part,
+)
 from reparam.errors import CaptureError
-from reparam.ir import Program
+from reparam.ir import Feed, Program
 from support.helpers import Lambda, program_of
 
 ALL = ("batch", "height", "width")
@@ -129,3 +138,39 @@ def test_no_line_is_named_where_torch_noted_none_or_the_graph_runs() -> None:
 def _forget_line(node: fx.Node) -> None:
     node.meta.pop("stack", None)
     node.meta.pop("stack_trace", None)
+
+
+ONE, TWO, THREE = (
+    Line("net.py", n, "forward", code) for n, code in ((3, "y = x * 2"), (5, "y = -y"), (7, "y = y + 1"))
+)
+
+
+@dataclass
+class Told:
+    """A judge that runs these lines for one row, and those for others."""
+
+    one: list[Line] | None
+    other: list[Line] | None
+
+    def lines_where_it_runs(self, values: Feed) -> list[Line] | None:
+        return self.one if len(values[0]) == 1 else self.other
+
+
+@pytest.mark.parametrize(
+    "one, other, told",
+    [
+        ([ONE, TWO], [ONE, THREE], "; with 1x4 it goes on at net.py:5 `y = -y`, with 3x4 at net.py:7 `y = y + 1`"),
+        ([ONE], [ONE, THREE], "; with 1x4 it goes on at its end, with 3x4 at net.py:7 `y = y + 1`"),
+        ([ONE, TWO], [ONE], "; with 1x4 it goes on at net.py:5 `y = -y`, with 3x4 at its end"),
+        (
+            [ONE, TWO, THREE],
+            [ONE, THREE, TWO],
+            "; with 1x4 it goes on at net.py:5 `y = -y`, with 3x4 at net.py:7 `y = y + 1`",
+        ),
+        ([ONE, TWO], [ONE, TWO], ""),
+        ([ONE], None, ""),
+        (None, [ONE], ""),
+    ],
+)
+def test_the_lines_are_told_where_paths_part(one: list[Line] | None, other: list[Line] | None, told: str) -> None:
+    assert where_paths_part(Told(one, other), [torch.zeros(1, 4)], [torch.zeros(3, 4)]) == told  # type: ignore[arg-type]
