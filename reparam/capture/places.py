@@ -87,9 +87,9 @@ def line_of_error(error: BaseException) -> Line | None:
     return found
 
 
-def line_of_caller(frame: FrameType | None, runner: CodeType | None = None) -> Line | None:
-    """The innermost line of the model among a frame and those that called it. runner: what runs the model."""
-    while frame is not None and frame.f_code is not runner:
+def line_of_caller(frame: FrameType | None, runner: FrameType | None = None) -> Line | None:
+    """The innermost line of the model among a frame and those that called it. runner: the frame that runs the model."""
+    while frame is not None and frame is not runner:
         if not is_ours(frame.f_code.co_filename):
             return line_of_frame(frame, frame.f_lineno)
         frame = frame.f_back

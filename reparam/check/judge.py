@@ -19,6 +19,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from types import FrameType
 from typing import Any
 
 import torch
@@ -139,11 +140,11 @@ class Judge:
         with foreign_code(f"copying {type(self._module).__name__}"):
             module = fresh_copy(self._module).eval()
         args, kwargs = self._arguments(values)
-        calls: list[str] = []
+        calls = _Calls(self._lines, None if self._lines is None else inspect.currentframe())
         doing = f"running {type(self._module).__name__}"
-        with torch.no_grad(), self._outside.kept(), foreign_code(doing), as_the_user_set(), _Calls(calls, self._lines):
+        with torch.no_grad(), self._outside.kept(), foreign_code(doing), as_the_user_set(), calls:
             outputs = [on_device(v, CPU) for v in pytree.tree_leaves(module(*args, **kwargs))]
-        self.path = () if self._spells_sizes else tuple(calls)
+        self.path = () if self._spells_sizes else tuple(calls.names)
         kept = self._program.kept
         return outputs if kept is None else [outputs[i] for i in kept]
 
@@ -175,9 +176,11 @@ class _Calls(TorchFunctionMode):
     back to the files that they lie in.
     """
 
-    def __init__(self, names: list[str], lines: list[Line] | None) -> None:
+    def __init__(self, lines: list[Line] | None, runner: FrameType | None) -> None:
+        """lines: where they are noted. runner: the frame that runs the model."""
         super().__init__()
-        self._names, self._lines = names, lines
+        self.names: list[str] = []
+        self._lines, self._runner = lines, runner
 
     def __torch_function__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -185,9 +188,9 @@ class _Calls(TorchFunctionMode):
         name = str(getattr(func, "__name__", ""))
         if name == "__get__" or name in _ASKS:
             return func(*args, **(kwargs or {}))
-        self._names.append(name)
+        self.names.append(name)
         if self._lines is not None:
-            line = line_of_caller(inspect.currentframe(), Judge._run_once.__code__)
+            line = line_of_caller(inspect.currentframe(), self._runner)
             self._lines += [line] if line is not None else []
         value = func(*args, **(kwargs or {}))
         for read in args:
