@@ -45,6 +45,7 @@ from .free_axes import (
     widened,
     without_batch,
 )
+from .free_makers import maker_for_free_sizes
 from .fresh import Outside, fresh_copy
 from .guards import probes_at
 from .known_weights import WeightsAreKnown
@@ -298,7 +299,7 @@ class _AsWritten(TorchFunctionMode):
 
     The numbers in a tensor that is a plain attribute (`float(self.stride[0])`) are read, not traced; `x.data` of a
     traced tensor is x.detach(), where torch.export would lose sight of it and take it for a constant, and `x.data = y`
-    is x.set_(y).
+    is x.set_(y). What it makes for sizes that are known alone is made otherwise (`free_makers`).
     """
 
     def __torch_function__(
@@ -308,6 +309,9 @@ class _AsWritten(TorchFunctionMode):
             return args[0].detach()
         if func == _SET_DATA:
             return args[0].set_(args[1].detach())
+        maker = maker_for_free_sizes(func, args, kwargs or {})
+        if maker is not None:
+            return maker(*args, **(kwargs or {}))
         picks = bool(args) and type(args[0]) is Tensor and getattr(func, "__name__", "") in _PICKS
         if picks and not any(is_fake(v) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)):
             with _disable_current_modes():
