@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from reparam.capture import places
 from reparam.check import Judge
@@ -58,9 +58,15 @@ def test_lines_are_noted_where_they_are_asked_for_alone() -> None:
     one = judge()
     lines = one.lines_where_it_runs([X])
     assert lines is not None
-    one.own_where_it_runs([X])
+    assert one.own_where_it_runs([X]) is not None
     assert (len(lines) == 3 and one.path == ("__mul__", "relu", "__add__")) or one.path == ("mul", "relu", "add")
     assert one.lines_where_it_runs([X]) == lines
+
+
+def test_calls_of_torch_alone_are_on_no_line_of_the_model() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Softmax(1)).eval()
+    one = Judge(model, program_of(model, X.float()))
+    assert one.lines_where_it_runs([X]) == [] and "relu" in one.path
 
 
 def test_there_are_none_for_inputs_that_it_does_not_take() -> None:
