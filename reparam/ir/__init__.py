@@ -72,7 +72,7 @@ from .interpreter import (
     takes_shapes,
     weight_value,
 )
-from .jumps import describe_jumps, jumps
+from .jumps import describe_jumps, has_jumps, jump_of_whole_numbers, jumps
 from .kinds import category, is_float_cast, is_floating, is_uninitialised, odd_kind, refuse_odd_tensors, stored_once
 from .mapped import Room, give_back, make_room
 from .pieces import Piece, is_all_so_far, may_cut, piece_of
@@ -175,6 +175,7 @@ __all__ = [
     "free_shape",
     "functional_form",
     "give_back",
+    "has_jumps",
     "is_all_so_far",
     "is_call",
     "is_chain",
@@ -185,6 +186,7 @@ __all__ = [
     "is_tensor",
     "is_uninitialised",
     "joins",
+    "jump_of_whole_numbers",
     "jumps",
     "keys_of",
     "last_uses",

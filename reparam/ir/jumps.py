@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx
 
-from .aten import BIT_VIEWS, CASTS, arguments, op_name
+from .aten import BIT_VIEWS, CASTS, FILLS, arguments, op_name
 from .program import Program, module_of
 
 # Results jump in a floating operand. Names as they stand, and with the `_` of a private operator in front.
@@ -49,6 +49,67 @@ def jumps(program: Program) -> dict[str, list[str]]:
         if jumped or behind:
             loose.add(node)
     return found
+
+
+def jump_of_whole_numbers(program: Program, node: fx.Node) -> fx.Node | None:
+    """The first call that jumps by a value, where all that it reads is made of whole numbers and constants alone.
+
+    Such values tie by design: 4 * 0.9 / 0.6 is 6 or a rounding below, at every run. Weights and floating inputs make
+    ties a matter of chance. None where there is no such call.
+    """
+    if not _is_floating(node) or not _of_whole_numbers(program, node, {}):
+        return None
+    known: dict[fx.Node, bool] = {}
+    waiting, seen = [node], {node}
+    while waiting:
+        for user in waiting.pop().users:
+            if user in seen or user.op != "call_function":
+                continue
+            seen.add(user)
+            if not _of_whole_numbers(program, user, known):
+                continue
+            if _jumps(user):
+                return user
+            waiting.append(user)
+    return None
+
+
+def _of_whole_numbers(program: Program, node: fx.Node, known: dict[fx.Node, bool]) -> bool:
+    """Whether neither weights nor floating inputs are behind a value, beside their sizes. known: of other values."""
+    waiting, seen = [node], {node}
+    while waiting:
+        one = waiting.pop()
+        found = known.get(one)
+        if found is None and one.op == "get_attr":
+            constant = program.constant(one)
+            found = constant is None or not (constant.trainable and constant.value.is_floating_point())
+        elif found is None and one.op == "placeholder":
+            found = not _holds_reals(one)
+        elif found is None and not _reads_values(one):
+            found = True
+        if found is False:
+            known[node] = False
+            return False
+        if found is None:
+            waiting += [n for n in one.all_input_nodes if n not in seen]
+            seen.update(one.all_input_nodes)
+    known.update(dict.fromkeys(seen, True))
+    return True
+
+
+def _holds_reals(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _reads_values(node: fx.Node) -> bool:
+    """Whether a call depends on more than the sizes of its operands."""
+    return isinstance(node.meta.get("val"), Tensor | tuple | list) and node.target not in FILLS
+
+
+def has_jumps(program: Program) -> bool:
+    """Whether any call jumps in what depends on the inputs or their sizes."""
+    return any(_jumps(node) for node in program.calls())
 
 
 def describe_jumps(found: dict[str, list[str]], shown: int = 6) -> str:

@@ -16,15 +16,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from reparam.check import Claim, Evidence, Region, check_claims, check_region, find_region, whole_region
 from reparam.errors import ReparamError, RuleError, UnknownSizeError
-from reparam.ir import Program, Refusal, batch_one, module_of, node_macs, ranges_of
+from reparam.ir import Program, Refusal, batch_one, has_jumps, module_of, node_macs, ranges_of
 from reparam.report import Remark
-from reparam.utils import dtype_name, first_line, is_out_of_memory
+from reparam.utils import first_line, is_out_of_memory
 
 from .rule import Match, Rewrite, Rule
+from .vetoes import other_dtype, rounds, why_not
 from .worklist import Worklist
 
 _log = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ class Driver:
         self._left = math.inf if limit is None else limit
         self._left_out = left or {}
         self._missed: dict[tuple[str, fx.Node], Remark] = {}
+        self._jumps = has_jumps(program)
 
     def run(self, phases: Sequence[Phase]) -> Outcome:
         """Applies `phases` in turn, and again from the first until a whole round changes nothing."""
@@ -194,7 +196,7 @@ class Driver:
         self._miss(rule, node, Refusal(f"left out for a fault in this rewrite ({first_line(error)})"))
 
     def _judge(self, rule: Rule[Any], node: fx.Node, rewrite: Rewrite, created: list[fx.Node]) -> list[fx.Node] | None:
-        if other := _other_dtype(rewrite.replace):
+        if other := other_dtype(rewrite.replace):
             self._rollback(created)
             self._miss(rule, node, Refusal(other))
             return None
@@ -225,7 +227,12 @@ class Driver:
         if not evidence.ok:
             self._rollback(created)
             self.outcome.rejected += 1
-            self._miss(rule, node, Refusal(_why_not(evidence), hint="the values leave no room for exact folding"))
+            self._miss(rule, node, Refusal(why_not(evidence), hint="the values leave no room for exact folding"))
+            return None
+        decides = self._jumps and not rewrite.claims
+        if decides and (told := rounds(self.program, rewrite.replace, dying, created)):
+            self._rollback(created)
+            self._miss(rule, node, told)
             return None
         self._accept(rule, node, rewrite, evidence, (macs, params), _links(rewrite, dying, created))
         return self._commit(rewrite, region, created)
@@ -329,27 +336,6 @@ class Driver:
             if n.op != "placeholder" and not n.users and not self.program.erased(n):
                 stack.extend(n.all_input_nodes)
                 self.program.erase([n])
-
-
-def _other_dtype(replaced: Mapping[fx.Node, fx.Node]) -> str:
-    """Where a value would become one of another dtype, which the float64 checks do not see; "" where none does.
-
-    An operand of a wider dtype, a neutral one too, is what makes the result wider.
-    """
-    for old, new in replaced.items():
-        a, b = old.meta.get("val"), new.meta.get("val")
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype != b.dtype:
-            return f"the network has {dtype_name(a.dtype)} here, and would have {dtype_name(b.dtype)}"
-    return ""
-
-
-def _why_not(evidence: Evidence) -> str:
-    """What is said of a rewrite whose check failed; each element has a bound of its own, that of zeros is small."""
-    found, most = evidence.max_abs, evidence.bound
-    limit = "what can be bounded" if math.isnan(most) else f"{most:.3g}"
-    if found <= most:
-        limit = f"the bound of its own element (that of others goes up to {limit})"
-    return f"rejected by its own check: float64 difference {found:.3g} exceeds {limit}"
 
 
 def _dying(region: Region) -> list[fx.Node]:
