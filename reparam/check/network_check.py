@@ -313,7 +313,7 @@ class _Check:
                 raise self._other_path(plan, found, captured)
         if not gap <= limit:
             if found.other is None:
-                evaluate(self.converted, found.values)
+                self._refuse_stop(found.values)
             raise NotEquivalentError(
                 f"the converted network differs from the original: float64 error {gap:.3g} exceeds {limit:.3g}"
             )
@@ -322,6 +322,17 @@ class _Check:
             self.of_one.append(first_shape(found.values))
         else:
             self.rounds.append(Round(found.values, found.truth, plan, limit, found.unclaimed))
+
+    def _refuse_stop(self, values: Feed) -> None:
+        """Raises NotEquivalentError where the converted network stops, and the original does not."""
+        try:
+            evaluate(self.converted, values)
+        except ReparamError:
+            raise
+        except Exception as error:
+            shape = shape_of_first(values)
+            text = f"the converted network does not run on inputs of shape {shape}: {first_line(error)}"
+            raise NotEquivalentError(text) from error
 
     def _other_path(self, plan: Plan, found: Try, captured: list[Any] | None) -> PathError:
         """Where the captured original is not the model either, no rewrite is to blame."""

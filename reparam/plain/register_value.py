@@ -112,6 +112,8 @@ class ValueBuilder:
         if len(shape) != self.rank:
             raise Refused(node, f"{op_name(node)} changes the rank")
         sizes = node.meta["val"].shape
+        if fixed_size(sizes[self.axis]) is None:
+            raise Refused(node, f"the size of axis {self.axis}, which would be its channels, is free")
         if self.ndim:
             space = tuple(fixed_size(s) for s in sizes[2:])
             positions = math.prod(shape[2:])

@@ -17,7 +17,7 @@ from reparam.check import FileEvidence, check_file
 from reparam.check.input_plan import Plan
 from reparam.check.rounds import Round
 from reparam.errors import InputError, NotEquivalentError
-from reparam.ir import Program, evaluate, filled
+from reparam.ir import Program, aten, evaluate, filled
 from support.helpers import Lambda, program_of
 
 EPS = torch.finfo(torch.float32).eps
@@ -137,6 +137,21 @@ class Taking(Fake):
 def test_other_sizes_at_which_what_was_read_stops_are_left_out() -> None:
     made = program(lambda m, x: F.pad(x, (3, 3), mode="reflect"), torch.zeros(2, 6), dynamic=("inputs_0:1=length",))
     assert check_file(made, Taking(made)).trials == 3 + 2  # the batch is fixed
+
+
+def test_what_was_read_has_to_run_on_what_was_traced() -> None:
+    made = program(lambda m, x: x.reshape(-1, 4) * 2, torch.zeros(2, 4))
+    node = next(n for n in made.calls() if n.target is aten.reshape.default or "view" in str(n.target))
+    node.args = (node.args[0], [-1, 3])
+    with pytest.raises(RuntimeError, match="invalid for input of size 4"):
+        check_file(made, Zeros(made))
+
+
+class Zeros(Fake):
+    """A file that takes all sizes."""
+
+    def run(self, values: Sequence[Tensor]) -> list[Tensor] | None:
+        return [torch.zeros_like(values[0])]
 
 
 def test_inputs_whose_truth_is_known_are_run_first() -> None:

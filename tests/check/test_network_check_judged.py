@@ -158,7 +158,8 @@ def test_truth_that_is_not_finite_is_no_truth() -> None:
 
 
 def test_a_converted_network_that_does_not_run_says_why() -> None:
-    with pytest.raises(RuntimeError, match=r"shape '\[4, 3\]' is invalid"):
+    text = r"the converted network does not run on inputs of shape 1x3: shape '\[4, 3\]' is invalid"
+    with pytest.raises(NotEquivalentError, match=text):
         check(doubled(), reshaped(doubled(), 4))
 
 

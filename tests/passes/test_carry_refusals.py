@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reparam.conversion import convert
 from reparam.ir import is_chain
 from reparam.passes import fused_phases
 from reparam.passes.carry_residual import CarryResidual
@@ -290,3 +291,22 @@ def test_a_gate_that_cannot_be_widened_is_a_product() -> None:
     assert reasons[0] == "mul combines 2 values that depend on the input, and is not linear in them"
     assert f"adaptive_avg_pool2d at '1' {AT_ONCE}" in reasons[1]
     assert max_rel(fused.original, fused.program, [doubles(*X)]) <= EXACT
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: x[:, 1:] - x[:, :-1],
+        lambda m, x: x + torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1),
+    ],
+    ids=["differences", "shift"],
+)
+def test_an_axis_of_free_size_holds_no_channels(forward: Callable[[Any, Tensor], Tensor]) -> None:
+    """Steps of a sequence stand where images have their channels."""
+    model = Lambda(forward).eval()
+    result = convert(model, torch.randn(2, 12, 8), to="plain", dynamic=("batch", "inputs_0:1=length"))
+    told = {r.message for r in result.report.remarks if r.rule == "carry-residual"}
+    assert "the size of axis 1, which would be its channels, is free" in told
+    for length in (2, 7, 40):
+        x = torch.randn(3, length, 8)
+        torch.testing.assert_close(result.module(x), model(x))
