@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, cast
 
 import torch
@@ -43,14 +45,16 @@ _log = logging.getLogger(__name__)
 _SYMBOLS = ((torch.SymInt, SymIntArgument), (torch.SymFloat, SymFloatArgument), (torch.SymBool, SymBoolArgument))
 
 
-def export_program(program: Program) -> torch.export.ExportedProgram:
+def export_program(program: Program, traced: Mapping[str, int] = MappingProxyType({})) -> torch.export.ExportedProgram:
     """The program as an ExportedProgram with the same dynamic axes, in containers that torch alone knows.
 
     It shares its weights with the program. It is in the form in which torch.export leaves a network: weights are inputs
     of the graph, no operator is taken apart, and each call knows the layer that it came from. Its example inputs are
     zeros of the traced sizes.
+
+    traced: other sizes for some free axes in their place, by their symbols.
     """
-    graph, values = fx.Graph(), FreshValues(program)
+    graph, values = fx.Graph(), FreshValues(program, traced)
     made: dict[fx.Node, fx.Node] = {}
     for node in program.placeholders:
         made[node] = graph.placeholder(str(node.target))
@@ -87,7 +91,7 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
         state_dict=state,
         range_constraints=values.ranges(),
         module_call_graph=[ModuleCallEntry("", signature)],
-        example_inputs=pytree.tree_unflatten(_examples(program), signature.in_spec),
+        example_inputs=pytree.tree_unflatten(_examples(program, traced), signature.in_spec),
         verifiers=[TrainingIRVerifier],
     )
 
@@ -122,13 +126,13 @@ def _argument(result: Any) -> Any:
     return ConstantArgument(result.name, value) if kind is None else kind(result.name)
 
 
-def _examples(program: Program) -> list[Any]:
+def _examples(program: Program, traced: Mapping[str, int]) -> list[Any]:
     """A value for each argument."""
     specs = {s.name: s for s in program.inputs}
     found: list[Any] = []
     for node in program.placeholders:
         spec = specs.get(str(node.target))
-        found.append(node.meta["val"] if spec is None else torch.zeros(shape_of(node), dtype=spec.dtype))
+        found.append(node.meta["val"] if spec is None else torch.zeros(shape_of(node, dict(traced)), dtype=spec.dtype))
     return found
 
 

@@ -6,6 +6,7 @@ would be asked of every input of a file, and compilers would rely on it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,9 +28,13 @@ _Symbolic = SymInt | SymFloat | SymBool
 
 
 class FreshValues:
-    """Copies of a program's values, whose free sizes are symbols of their own."""
+    """Copies of a program's values, whose free sizes are symbols of their own.
 
-    def __init__(self, program: Program) -> None:
+    traced: what some of these are said to have been traced with, by their names in the program.
+    """
+
+    def __init__(self, program: Program, traced: Mapping[str, int]) -> None:
+        self._traced = traced
         self._known: Any = program.fake_mode.shape_env
         self._sizes = ShapeEnv()
         self._mode = FakeTensorMode(shape_env=self._sizes, allow_non_fake_inputs=True)
@@ -72,7 +77,7 @@ class FreshValues:
         if isinstance(value, SymBool):
             return self._sizes.create_symboolnode(expr)
         create = self._sizes.create_symintnode if isinstance(value, SymInt) else self._sizes.create_symfloatnode
-        return create(expr, hint=value.node.hint)
+        return create(expr, hint=None if self._traced else value.node.hint)
 
     def _symbol(self, symbol: Any) -> Any:
         if symbol not in self._symbols:
@@ -81,7 +86,8 @@ class FreshValues:
 
     def _size(self, symbol: Any) -> Any:
         """A free size, with the size that it was traced with."""
-        traced = self._known.create_symintnode(symbol, hint=None).node.hint
+        own = self._known.create_symintnode(symbol, hint=None).node.hint
+        traced = self._traced.get(str(symbol), own)
         return self._sizes.create_symbol(traced, ConstantSource(str(symbol)), DimDynamic.DYNAMIC)
 
     def _of_values(self, symbol: Any) -> Any:

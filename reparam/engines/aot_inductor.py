@@ -25,7 +25,7 @@ from torch import Tensor
 
 from reparam.emit import export_program
 from reparam.errors import InputError, MachineError
-from reparam.ir import CPU, Program
+from reparam.ir import CPU, Program, batch_one
 from reparam.utils import dtype_name, first_line, memory_told
 
 from .format import BuildOptions, Built, Port, Runnable, Tell
@@ -34,6 +34,7 @@ from .precision import DTYPES
 
 KEY = "reparam"  # of the ports and the precision in a package's metadata
 DEVICES = ("cpu", "cuda")
+LARGE_BATCH = 16
 # What torch calls the extensions that it compiles for -> whether this CPU has them.
 _EXTENSIONS = {
     "AVX2": "_is_avx2_supported",
@@ -114,7 +115,7 @@ def build_package(program: Program, path: Path, options: BuildOptions, tell: Tel
     tell("compile", 0, 1)
     with warnings.catch_warnings(), _exact():
         warnings.simplefilter("ignore")
-        exported = export_program(program)
+        exported = export_program(program, _large_batch(program))
         if device != CPU.type:
             from torch.export.passes import move_to_device_pass
 
@@ -128,6 +129,15 @@ def build_package(program: Program, path: Path, options: BuildOptions, tell: Tel
     tell("compile", 1, 1)
     built_for = {k.removeprefix("AOTI_").lower(): v for k, v in metadata_of(path).items() if k.startswith("AOTI_")}
     return Built({"compiled_for": built_for})
+
+
+def _large_batch(program: Program) -> dict[str, int]:
+    """A free batch of which torch's convolutions do not conclude that it is below sixteen, as they do from a small one.
+
+    They choose a kernel by it; the package would take no larger batch. That sixteen is not the least is not checked.
+    """
+    traced = program.traced_sizes
+    return {s: max(LARGE_BATCH, traced.get(s, 1)) for s in batch_one(program)}
 
 
 def _checks_inputs() -> bool:

@@ -112,6 +112,18 @@ def test_weights_are_shared_once_each_and_examples_are_zeros_of_the_traced_size(
     assert keywords == {}
 
 
+def test_a_program_may_be_said_to_be_traced_with_another_batch() -> None:
+    g = ByHand(torch.float32)
+    x = g.input(2, 4, free=(0,))
+    program = finalize(g.returns(g.call(aten.linear.default, x, g.weight(torch.ones(4, 4), "w"))))
+    [batch] = [str(s) for s in program.inputs[0].shape if isinstance(s, str)]
+    exported = export_program(program, {batch: 16})
+    sizes = [n.meta["val"].shape[0].node.hint for n in exported.graph.nodes if n.op == "call_function"]
+    assert sizes == [16] and program.traced_sizes == {batch: 2}
+    assert exported.example_inputs is not None and exported.example_inputs[0][0].shape == (16, 4)
+    assert exported.module()(torch.ones(3, 4))[0].shape == (3, 4)
+
+
 def test_values_follow_another_dtype() -> None:
     program = finalize(convolution().program, torch.float16)
     assert {n.meta["val"].dtype for n in program.graph.nodes if n.op != "output"} == {torch.float16}
