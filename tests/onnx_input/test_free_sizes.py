@@ -141,3 +141,41 @@ def test_steps_of_a_transposed_convolution_that_are_longer_than_its_window(tmp_p
     weight = {"w": values(3, 4, 2, 2)}
     nodes = [node("ConvTranspose", ["x", "w"], auto_pad="SAME_UPPER", strides=[3, 3])]
     assert different(model(nodes, {"x": ["n", 3, "h", "w"]}, constants=weight), tmp_path) == []
+
+
+def test_pads_that_are_none_at_the_traced_size_are_kept(tmp_path: Path) -> None:
+    """Up to a multiple of four: 12 rows need none, and 10 rows two."""
+    nodes = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "two"], ["h"]), node("Neg", ["h"], ["n"])]
+    nodes += [node("Mod", ["n", "four"], ["m"]), node("Concat", ["zeros", "m", "zero"], ["p"], axis=0)]
+    nodes += [node("Pad", ["x", "p"], ["y"])]
+    constants = {"two": ints(2), "four": ints(4), "zero": ints(0), "zeros": ints(0, 0, 0, 0, 0, 0)}
+    assert different(model(nodes, {"x": ["n", 3, "h", "w"]}, constants=constants), tmp_path) == []
+
+
+def test_parts_of_a_table_that_are_as_long_as_the_input(tmp_path: Path) -> None:
+    """Small tables of whole numbers are known, and their parts of free length are not."""
+    nodes = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "two"], ["h"])]
+    nodes += [
+        node("Slice", ["table", "zero", "h", "one"], ["places"]),
+        node("Gather", ["rows", "places"], ["r"], axis=0),
+    ]
+    nodes += [node("Unsqueeze", ["r", "last"], ["u"]), node("Mul", ["x", "u"], ["y"])]
+    constants = {"two": ints(2), "zero": ints(0), "one": ints(1), "last": ints(2)}
+    constants |= {"table": np.arange(100)[None, ::-1].copy(), "rows": values(100)}
+    assert different(model(nodes, {"x": ["n", 3, "h", "w"]}, constants=constants), tmp_path) == []
+
+
+def test_a_table_that_is_split_at_free_sizes(tmp_path: Path) -> None:
+    nodes = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "two"], ["h"]), node("Sub", ["all", "h"], ["rest"])]
+    nodes += [node("Concat", ["h", "rest"], ["sizes"], axis=0), node("Split", ["table", "sizes"], ["a", "b"], axis=0)]
+    nodes += [
+        node("Gather", ["rows", "a"], ["r"], axis=0),
+        node("Unsqueeze", ["r", "last"], ["u"]),
+        node("Mul", ["x", "u"], ["y"]),
+    ]
+    constants = {"two": ints(2), "all": ints(100), "last": ints(1)}
+    constants |= {"table": np.arange(100)[::-1].copy(), "rows": values(100)}
+    assert (
+        different(model(nodes, {"x": ["n", 3, "h", "w"]}, constants=constants), tmp_path, [n for n in SIZES if n < 98])
+        == []
+    )

@@ -131,15 +131,16 @@ def _bounds(call: Call) -> list[tuple[int, Any, Any, int]]:
 
 
 def _slice(call: Call) -> Value:
-    value = call.value(0)
-    if isinstance(value, Known):
+    value, bounds = call.value(0), _bounds(call)
+    if isinstance(value, Known) and all(isinstance(n, int) for _, start, end, _ in bounds for n in (start, end)):
         cut = [slice(None)] * value.values.ndim
-        for axis, start, end, step in _bounds(call):
+        for axis, start, end, step in bounds:
             cut[axis] = slice(start, end, step)
         return Known(value.values[tuple(cut)], value.dtype)
-    for axis, start, end, step in _bounds(call):
-        value = _cut(call, value, axis, slice(start, end, step))
-    return value
+    part = call.tensor(0)  # how long a part of a free size is, only torch can leave open
+    for axis, start, end, step in bounds:
+        part = _cut(call, part, axis, slice(start, end, step))
+    return part
 
 
 def _cut(call: Call, x: Tensor, axis: int, part: slice) -> Tensor:
@@ -215,10 +216,10 @@ def _split(call: Call) -> Results:
         sizes = [each] * (count - 1) + [whole - each * (count - 1)]
     if len(sizes) != count:
         raise call.node.refused(f"it has {len(sizes)} sizes for {count} results")
-    if isinstance(value, Known):
-        ends = np.cumsum([int(s) for s in sizes])[:-1]
+    if isinstance(value, Known) and all(isinstance(s, int) for s in sizes):
+        ends = np.cumsum(sizes)[:-1]
         return tuple(Known(part, value.dtype) for part in np.split(value.values, ends, axis))
-    return tuple(torch.split(value, list(sizes), axis))
+    return tuple(torch.split(call.tensor(0), list(sizes), axis))
 
 
 def _concat(call: Call) -> Value:
@@ -246,7 +247,7 @@ def _pad(call: Call) -> Tensor:
     pairs: list[tuple[Any, Any]] = [(0, 0)] * x.dim()
     for k, axis in enumerate(axes):
         pairs[axis] = (pads[k], pads[len(axes) + k])
-    first = next((i for i, pair in enumerate(pairs) if pair != (0, 0)), None)
+    first = next((i for i, pair in enumerate(pairs) if any(not isinstance(n, int) or n != 0 for n in pair)), None)
     if first is None:
         return x
     flat = [n for pair in reversed(pairs[first:]) for n in pair]
