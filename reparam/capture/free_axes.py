@@ -36,6 +36,11 @@ def read_axes(dynamic: Any) -> tuple[str, ...]:
             f"unknown dynamic axis '{str(unknown[0])[:60]}'; choose from {', '.join(AXES)}, or write input:axis=name, "
             "such as x:1=sequence"
         )
+    called: dict[tuple[str, int], str] = {}
+    for axis in filter(None, map(read_named_axis, names)):
+        other = called.setdefault((axis.input, axis.axis), axis.name)
+        if other != axis.name:
+            raise InputError(f"axis {axis.axis} of '{axis.input}' is given two names, '{other}' and '{axis.name}'")
     return tuple(dict.fromkeys(names))
 
 

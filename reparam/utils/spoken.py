@@ -26,6 +26,7 @@ _OF_FUNCTIONS = {
     ("convert", "input-shape"): "example inputs",
     ("explain", "input-shape"): "example inputs",
     ("export", "calibrate"): "calibration",
+    ("export", "force"): "options=ExportOptions(force=True)",
     ("export", "input-shape"): "example inputs",
 }
 

@@ -68,6 +68,7 @@ def test_mapping_says_the_same() -> None:
     ("dynamic", "told"),
     [
         (("sequence",), "unknown dynamic axis 'sequence'; choose from batch, height, width, or write input:axis=name"),
+        (("ids:1=a", "ids:1=a", "ids:1=b"), "axis 1 of 'ids' is given two names, 'a' and 'b'"),
         (("tokens:1=n",), "no input is called 'tokens'; the model's inputs are ids, weights"),
         (("ids:2=n",), "'ids' has 2 axes, so that axis 2 is none of them"),
     ],

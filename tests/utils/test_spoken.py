@@ -16,6 +16,7 @@ from reparam.utils.spoken import keywords
         ("bench", "pass it with --input-shape, for example", "pass it with input_shapes, for example"),
         ("convert", "pass it with --input-shape, for example", "pass it with example inputs, for example"),
         ("export", "give some with --calibrate", "give some with calibration"),
+        ("export", "--force overwrites it", "options=ExportOptions(force=True) overwrites it"),
         ("prune", "give some with --calibrate", "give some with data"),
         ("bench", "--runtime is for times alone; see --batch", "where.runtimes is for times alone; see batches"),
         (
