@@ -20,6 +20,7 @@ from reparam.ir import Feed, Program, batch_one, evaluate, evaluate_where_it_run
 from .evidence import FileEvidence
 from .output_error import ErrorSums, OutputError
 from .rounds import Round, depth_limit
+from .values import all_finite
 
 BATCHES = (1, 2, 5)
 SIDES = (1, 10, 30)  # of free axes: decimal fractions of these are whole numbers, which a file may round otherwise
@@ -61,6 +62,8 @@ def check_file(program: Program, file: File, rounds: Sequence[Round] = (), seed:
             if not trials:
                 evaluate(program, values)
             continue  # so that nothing wrong comes of it
+        if trials and not all_finite(wanted):
+            continue  # a variance of one number
         own = evaluate(program, inputs, None)
         kept = list(found) if program.kept is None else [found[i] for i in program.kept]
         _add(sums, wanted, own, kept)

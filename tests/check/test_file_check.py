@@ -139,6 +139,13 @@ def test_other_sizes_at_which_what_was_read_stops_are_left_out() -> None:
     assert check_file(made, Taking(made)).trials == 3 + 2  # the batch is fixed
 
 
+def test_other_sizes_that_give_no_number_are_left_out() -> None:
+    made = program(lambda m, x: x.var(1), torch.zeros(2, 6), dynamic=("inputs_0:1=length",))
+    file = Fake(made)
+    assert check_file(made, file).trials == 3 + 2
+    assert (2, 1) in file.shapes, "the variance of one number"
+
+
 def test_what_was_read_has_to_run_on_what_was_traced() -> None:
     made = program(lambda m, x: x.reshape(-1, 4) * 2, torch.zeros(2, 4))
     node = next(n for n in made.calls() if n.target is aten.reshape.default or "view" in str(n.target))
