@@ -47,6 +47,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "rewrite/test_driver_steps.py",
         "rewrite/test_driver_verdicts.py",
         "rewrite/test_driver_accepts.py",
+        "rewrite/test_vetoes.py",
     ),
     "rewrite.rule": ("rewrite/test_rule.py",),
     "passes.drop_identity": ("passes/test_drop_identity_calls.py",),
