@@ -58,10 +58,10 @@ def _as_traced(program: Program) -> list[InputSpec]:
 def _variants(inputs: Sequence[InputSpec]) -> Iterator[tuple[InputSpec, ...]]:
     """The inputs with other batches, with other sides where they have any, and with sequences of other lengths."""
     sides = [n for s in inputs for n in s.shape[2:] if s.dtype.is_floating_point and isinstance(n, int)]
-    if not sides:
+    if max((len(s.shape) for s in inputs), default=0) < 4:
         for batch in (1, 3, 7):
             yield tuple(_sized(s, None, batch) for s in inputs)
-    else:
+    if sides:
         grows = max(sides) <= LARGEST
         if grows:
             yield tuple(_sized(s, 1, 1, grown=True) for s in inputs)

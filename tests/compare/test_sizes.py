@@ -81,6 +81,16 @@ def test_a_branch_at_a_side_of_one_is_found(axis: int, shape: tuple[int, ...], t
     assert reparam.verify(pair[0], Lambda(thin(axis, 2)).eval(), torch.zeros(2, 3, *shape)).equivalent
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_a_branch_at_one_sample_of_a_sequence_is_found(batch: int) -> None:
+    """A layer of the last axis takes no other size there."""
+    layer = nn.Linear(4, 4)
+    one, two = (Lambda(lambda m, x, by=by: layer(x) * (by if len(x) == 1 else 1)).eval() for by in (1, 1.5))
+    found = reparam.verify(one, two, torch.zeros(batch, 9, 4))
+    assert not found.equivalent
+    assert batch == 1 or "on inputs of [1, 9, 4]" in found.reason  # one sample is drawn as it was captured, too
+
+
 def test_a_sequence_of_one_is_tried() -> None:
     pair = [Lambda(thin(1, factor)).eval() for factor in (2, 3)]
     found = reparam.verify(*pair, torch.zeros(2, 5, 4))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from reparam.engines import Port, Runnable, check_engine, engine_check
-from reparam.errors import NotEquivalentError
+from reparam.engines.engine_check import sizes_of_one
+from reparam.errors import InputError, NotEquivalentError
 from reparam.ir import Program
 from support.helpers import Lambda, program_of
 
@@ -78,3 +79,49 @@ def test_an_engine_may_be_off_by_what_roundings_of_the_numbers_change(monkeypatc
         check_engine(program, program, engine)
     monkeypatch.setattr(engine_check, "disturbed", lambda *_: pytest.fail("the engine is near enough"))
     assert check_engine(program, program, Fake(model, list, "int64", "complex64", "float32")).ran
+
+
+class Rows(Runnable):
+    """An engine that computes x * 2, and at a height of one what it is told to."""
+
+    runtime, precision = "a fake", "float32"
+    inputs = (Port("x", ("batch", 1, "height", "width"), "float32"),)
+    outputs = (Port("y", ("batch", 1, "height", "width"), "float32"),)
+
+    def __init__(self, at_one: Callable[[Tensor], Tensor]) -> None:
+        self.at_one = at_one
+
+    def run(self, values: Sequence[Tensor]) -> list[Tensor]:
+        return [self.at_one(values[0]) if values[0].shape[2] == 1 else values[0] * 2]
+
+
+def rows(forward: Callable[[Any, Tensor], Tensor] = lambda m, x: x * 2) -> Program:
+    return program_of(Lambda(forward), torch.randn(2, 1, 6, 7), dynamic=("batch", "height", "width"))
+
+
+def test_an_engine_is_run_where_a_free_axis_is_one() -> None:
+    program = rows()
+    check = check_engine(program, program, Rows(lambda x: x * 2))
+    assert [s for s in check.shapes if 1 in s[2:]] == [(2, 1, 1, 7), (2, 1, 6, 1), (2, 1, 1, 1)]
+    assert len(sizes_of_one(program)) == 3
+    with pytest.raises(NotEquivalentError, match="the engine gives other outputs: 2x1x2x7 for 2x1x1x7"):
+        check_engine(program, program, Rows(lambda x: torch.cat([x, x], 2)))
+    with pytest.raises(NotEquivalentError, match="the engine is not the network"):
+        check_engine(program, program, Rows(lambda x: x * 2.01))
+
+
+def test_an_engine_may_stop_where_a_free_axis_is_one() -> None:
+    def stops(x: Tensor) -> Tensor:
+        raise InputError("it does not run on these inputs")
+
+    program = rows()
+    assert not any(s[2] == 1 for s in check_engine(program, program, Rows(stops)).shapes)
+    spread = rows(lambda m, x: x * 2 + x.var(2, keepdim=True) * 0)  # no number for one row
+    assert not any(s[2] == 1 for s in check_engine(spread, spread, Rows(lambda x: x * 3)).shapes)
+
+
+def test_of_one_free_axis_beside_the_batch_there_is_one_size_of_one() -> None:
+    program = program_of(Lambda(lambda m, x: x * 2), torch.randn(2, 1, 6, 7), dynamic=("batch", "width"))
+    [sizes] = sizes_of_one(program)
+    assert sorted(sizes.values()) == [1, 2]
+    assert sizes_of_one(program_of(Lambda(lambda m, x: x * 2), torch.randn(2, 3))) == []
