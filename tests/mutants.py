@@ -49,6 +49,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "rewrite/test_driver_accepts.py",
         "rewrite/test_vetoes.py",
     ),
+    "rewrite.vetoes": ("rewrite/test_vetoes.py", "rewrite/test_driver_verdicts.py", "rewrite/test_driver_accepts.py"),
     "rewrite.rule": ("rewrite/test_rule.py",),
     "passes.drop_identity": ("passes/test_drop_identity_calls.py",),
     "passes.merge_shared_inputs": ("passes/test_merge_shared_inputs.py",),

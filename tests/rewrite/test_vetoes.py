@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import reparam
 from reparam.ir import has_jumps, jump_of_whole_numbers, op_name
 from reparam.report import Report
+from reparam.rewrite.vetoes import rounds
 from support.helpers import Lambda, program_of
 
 LENGTHS = (1, 2, 5, 12, 13, 100, 180)
@@ -97,3 +98,20 @@ def test_the_call_that_jumps_is_found_behind_values_of_whole_numbers() -> None:
     assert {"arange", "mul", "div", "flip"} < before and not {"embedding", "add", "to"} & before
     assert {op_name(jump) for jump in found.values() if jump is not None} == {"to"}
     assert not has_jumps(program_of(Lambda(KEPT["nothing picks"]), torch.randn(2, 12, 4)))
+
+
+def test_what_computes_rounds_and_what_moves_does_not() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return x + m.e(((places(x) * 0.3 + m.shift) / 0.3).flip(0).long())
+
+    model = Lambda(forward, e=nn.Embedding(1100, 4), shift=nn.Buffer(torch.ones(1)))
+    made = program_of(model, torch.randn(2, 12, 4), dynamic=("inputs_0:1=length",))
+    calls = {op_name(n): n for n in made.calls()}
+    mul, div, flip = calls["mul"], calls["div"], calls["flip"]
+    buffer = next(n for n in made.graph.nodes if n.op == "get_attr" and n.target == "shift")
+    assert rounds(made, [div], [mul, div], []) is not None, "x * 0.3 / 0.3 is not x"
+    assert rounds(made, [mul], [], [mul]) is not None
+    assert rounds(made, [mul], [mul], []) is None, "a product by one"
+    assert rounds(made, [flip], [flip], [flip]) is None
+    assert rounds(made, [mul], [mul], [buffer, flip, calls["sym_size"]]) is None
+    assert rounds(made, [calls["add"]], [mul, div], [div]) is None, "nothing picks behind the sum with the input"
