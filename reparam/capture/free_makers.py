@@ -1,7 +1,8 @@
 """What torch makes for sizes that are known alone, made of what it makes for free ones too.
 
 torch.export fixes the length of a linspace, the sides of an affine_grid, and sizes that become a tensor by as_tensor.
-The range that the first two are made of may have any length.
+The range that the first two are made of may have any length. It fixes the length that a max_pool1d pools over, and no
+side of a max_pool2d.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch.utils import _pytree as pytree
 def maker_for_free_sizes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
     """What to call in place of a function of torch; None where it is called as it is."""
     maker = _MAKERS.get(func) if isinstance(func, _HASHED) else None
-    if maker is None or not any(isinstance(v, SymInt | SymFloat) for v in pytree.tree_leaves((args, dict(kwargs)))):
-        return None
-    return maker
+    leaves = pytree.tree_leaves((args, dict(kwargs))) if maker is not None else []
+    sizes = (n for v in leaves for n in (v.shape[-1:] if isinstance(v, Tensor) else [v]))
+    return maker if any(isinstance(n, SymInt | SymFloat) for n in sizes) else None
 
 
 def _linspace(
@@ -74,9 +75,31 @@ def _stacked(data: Any, dtype: torch.dtype, device: Any) -> Tensor:
     return torch.scalar_tensor(data, dtype=dtype, device=device)
 
 
+def _max_pool1d(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """The maxima of windows (1, kernel_size) of x as one row."""
+    if return_indices:
+        return F.max_pool1d(x, kernel_size, stride, padding, dilation, ceil_mode, True)
+    step = kernel_size if stride is None or stride in ((), []) else stride
+    kernel, steps, pads, gaps = (
+        n[0] if isinstance(n, list | tuple) else n for n in (kernel_size, step, padding, dilation)
+    )
+    row = x.unsqueeze(-2)
+    return F.max_pool2d(row, (1, kernel), (1, steps), (0, pads), (1, gaps), ceil_mode).squeeze(-2)
+
+
 _MAKERS: dict[Any, Callable[..., Any]] = {
     torch.linspace: _linspace,
     F.affine_grid: _affine_grid,
     torch.as_tensor: _as_tensor,
+    torch.max_pool1d: _max_pool1d,
+    F.max_pool1d: _max_pool1d,
 }
 _HASHED = tuple({type(f) for f in _MAKERS})
