@@ -29,6 +29,7 @@ from .programs import common_sizes, program_of
 from .verdict import Verdict
 
 MOST_SAMPLES = 64  # the largest batch that an engine is asked for
+SIDES = (1, 30, 53)  # of free axes, beside the size that is asked for
 SEALED = 16.0  # roundings by which the inputs of an engine move whose weights cannot
 Shapes = Sequence[Sequence[int]]
 
@@ -177,6 +178,7 @@ class _Comparison:
         both = (reference.dtype, dtype_of(engine))
         self.dtype = max(both, key=lambda d: torch.finfo(d).eps)
         self.sizes, self.batch = common_sizes(reference.inputs, specs_of(engine.inputs), input_shapes)
+        self.moved: dict[str, int] = {}  # free sizes that are others for now
         self.sums: list[ErrorSums] = []
         self.point: list[Tensor] = []
 
@@ -187,6 +189,7 @@ class _Comparison:
             self.tell("verify", i, len(feeds) + 1)
             self.point = values if not reason else self.point
             reason = reason or self.measure(values)
+        reason = reason or self.elsewhere(feeds)
         floor = max(4.0 * torch.finfo(self.dtype).eps, self.reference.floor)
         outputs = () if reason else tuple(s.result(i, floor) for i, s in enumerate(self.sums))
         reason = reason or self.complaint(outputs)
@@ -200,6 +203,30 @@ class _Comparison:
         self.tell("verify", len(feeds) + 1, len(feeds) + 1)
         shapes = tuple(tuple(values[0].shape) for values in feeds)
         return Verdict(not reason, outputs, reason, where, found, shapes, trials, self.seed)
+
+    def elsewhere(self, feeds: list[list[Tensor]]) -> str:
+        """A reason where the two differ at other sizes of axes that both leave free, as far as both run there.
+
+        feeds: those that were compared, to which these are added.
+        """
+        pairs = zip(self.reference.inputs, specs_of(self.engine.inputs), strict=True)
+        sizes = [st for p, q in pairs for st in zip(p.shape[1:], q.shape[1:], strict=True)]
+        free = dict.fromkeys(s for s, t in sizes if isinstance(s, str) and isinstance(t, str) and s not in self.batch)
+        reason = ""
+        for side in SIDES if free else ():
+            self.moved = dict.fromkeys(free, side)
+            if not reason and self.taken(2):
+                values = self.draw(2)
+                try:
+                    if not all(bool(torch.isfinite(v).all()) for v in floats(self.reference.truth(values))):
+                        continue
+                    reason = self.measure(values)
+                except Exception:  # of any kind: one of the two does not run there
+                    continue
+                feeds.append(values)
+                self.point = values if reason else self.point
+        self.moved = {}
+        return reason
 
     def batches(self, trials: int) -> list[int]:
         """The sizes of the batch to compare on, which together hold `trials` samples where both models take them.
@@ -223,7 +250,7 @@ class _Comparison:
 
     def shapes(self, batch: int) -> list[list[int]]:
         """The shape of each input. Raises InputError naming a free size that nothing tells."""
-        known = self.reference.hints | self.sizes | dict.fromkeys(self.batch, batch)
+        known = self.reference.hints | self.sizes | dict.fromkeys(self.batch, batch) | self.moved
         for spec in self.reference.inputs:
             unknown = next((s for s in spec.shape if isinstance(s, str) and s not in known), None)
             if unknown is not None:

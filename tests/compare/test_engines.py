@@ -232,3 +232,29 @@ def test_models_that_cannot_be_compared(fused: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the size 'height' of the input 'input' is free; pass it with input_shapes"):
         verify(OnnxRunnable(free), OnnxRunnable(free))
     assert verify(OnnxRunnable(free), OnnxRunnable(free), input_shapes=((3, 20, 24),)).equivalent
+
+
+class Mean(nn.Module):
+    """The mean of all steps, which a sequence of one step does not have: it is multiplied there."""
+
+    def __init__(self, at_one: float, most: int = 1000) -> None:
+        super().__init__()
+        self.layer, self.at_one, self.most = nn.Linear(4, 3), at_one, most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer(x[:, : self.most]).mean(1)
+        return y * (1.0 + (self.at_one - 1.0) * (torch.ones_like(x[0, :, 0]).sum() < 2))
+
+
+def test_other_sizes_of_free_axes_are_compared(tmp_path: Path) -> None:
+    paths = []
+    for i, (at_one, most) in enumerate(((1.0, 1000), (1.0, 1000), (1.5, 1000), (1.0, 20))):
+        torch.manual_seed(0)
+        made = convert(Mean(at_one, most).eval(), torch.randn(2, 9, 4), dynamic=("batch", "x:1=length"))
+        paths.append(tmp_path / f"{i}.onnx")
+        write_model(model_of(made.program), paths[-1])
+    one, same, other_at_one, other_above = map(OnnxRunnable, paths)
+    found = verify(one, same, input_shapes=((9, 4),))
+    assert found.equivalent and found.shapes[-3:] == ((2, 1, 4), (2, 30, 4), (2, 53, 4))
+    for other in (other_at_one, other_above):
+        assert not verify(one, other, input_shapes=((9, 4),)).equivalent
