@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from reparam.check import depth_limit
 from reparam.engines import Runnable
@@ -126,7 +127,8 @@ def _compared(
     for x in example_inputs:
         if isinstance(x, Tensor) and not x.is_meta and (kind := odd_kind(x)):
             raise InputError(f"an example input is {kind}; give an ordinary tensor")
-    told = input_shapes or [tuple(x.shape[1:]) for x in example_inputs if isinstance(x, Tensor)] or None
+    given = [x for x in pytree.tree_leaves(tuple(example_inputs)) if isinstance(x, Tensor)]
+    told = input_shapes or [tuple(x.shape[1:]) for x in given] or None
     if isinstance(first, Runnable) or isinstance(second, Runnable):
         return verify_engines(
             runnable(first), runnable(second), input_shapes=told, trials=trials, seed=seed, adversarial=adversarial,

@@ -120,6 +120,15 @@ def test_programs_with_free_sizes_are_compared_at_those_that_are_asked_for() -> 
             reparam.verify(one, two, input_shapes=[shape])
 
 
+def test_examples_in_containers_are_sizes_as_well() -> None:
+    """The shape of each tensor stands beside its own input."""
+    one, two = (Lambda(lambda m, pair, z: pair["a"] * 2 + z.sum() + pair["b"].sum()).eval() for _ in range(2))
+    given = ({"a": torch.zeros(2, 3), "b": torch.zeros(2, 5)}, torch.zeros(2, 7))
+    assert reparam.verify(one, two, *given).equivalent
+    captured = reparam.convert(one, *given)
+    assert reparam.verify(one, captured.module, *given).equivalent
+
+
 def test_programs_with_free_sizes_are_run_at_others_too() -> None:
     """0.68 of 48 is 32, and 0.69 of it 33; of 12, as they were captured, both are 8, and of 9 both are 6."""
     found = reparam.verify(scaled(0.68), scaled(0.69))
