@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -108,6 +110,17 @@ def test_onnxslim_is_used_where_it_leaves_fewer_nodes(monkeypatch: pytest.Monkey
     monkeypatch.setattr("onnxsim.simplify", lambda model: (model, True))
     text = f"{HEADER} g (float[batch,5,4] x) => (float[batch,5,4] y) {{ a = Relu(x) b = Relu(x) y = Add(a, b) }}"
     assert kinds(rewritten(parse_model(text), simplified)) == ["Relu", "Add"]
+
+
+def test_a_model_that_onnxslim_does_not_take_is_left_to_onnxsim(monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxslim = pytest.importorskip("onnxslim")
+
+    def slim(*_: Any, **__: Any) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(onnxslim, "slim", slim)
+    text = f"{HEADER} g (float[batch,5,4] x) => (float[batch,5,4] y) {{ a = Relu(x) b = Relu(x) y = Add(a, b) }}"
+    assert kinds(rewritten(parse_model(text), simplified))[-1] == "Add"
 
 
 def test_the_result_is_that_of_the_network() -> None:
