@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -96,3 +97,16 @@ def test_a_file_that_is_another_network_beyond_the_limit_is_refused(tmp_path: Pa
     with pytest.raises(reparam.NotEquivalentError, match="21x3x4x4 for 20x3x4x4"):
         reparam.export(network("a piece"), torch.randn(3, 2, 6, 6), path=tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_was_all_of_it_has_no_name_for_its_size_in_a_file(tmp_path: Path) -> None:
+    """onnxruntime would put the part where the whole lies."""
+    model = Lambda(lambda m, x: x * 2 + x[:, :40].mean(1, keepdim=True)).eval()
+    reparam.export(model, torch.randn(2, 9, 4), path=tmp_path / "net.onnx", dynamic=("batch", "inputs_0:1=length"))
+    told = onnx.load(tmp_path / "net.onnx").graph.value_info
+    assert told and not any(d.dim_param for v in told for d in v.type.tensor_type.shape.dim)
+    session = ort.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    for length in (1, 9, 40, 41, 100):
+        x = torch.randn(3, length, 4)
+        [found] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), model(x))

@@ -23,6 +23,19 @@ def has_branches(graph: ir.Graph) -> bool:
     return any(True for _ in graph.subgraphs())
 
 
+def without_names_of_sizes(model: ir.Model) -> None:
+    """Takes the names of free sizes, in place, from all values but the inputs and outputs.
+
+    torch takes a part of a free axis (x[:40]) for the whole of it where that was traced shorter. Engines that believe
+    it put the one where the other lies.
+    """
+    for value in ir.convenience.create_value_mapping(model.graph).values():
+        if value.shape is None or value.is_graph_input() or value.is_graph_output():
+            continue
+        if any(not isinstance(d, int) for d in value.shape):
+            value.shape = ir.Shape([d if isinstance(d, int) else None for d in value.shape])
+
+
 def untyped(model: ir.Model) -> ir.Model:
     """The model, in place, with nothing noted on the types of constants, which would stand beside them once more."""
     for value in model.graph.initializers.values():
