@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reparam.ir import size_hint
+from reparam.utils import dtype_name
 
 from .size_floats import SizeFloat, plain_number, size_float
 
@@ -104,6 +105,10 @@ def as_kind(value: Any, dtype: torch.dtype) -> Any:
         value = torch.sym_ite(value, 1, 0)
     if dtype.is_floating_point:
         return float(value) if isinstance(value, float) else size_float(value, dtype)
-    if isinstance(value, SizeFloat):
-        return value.truncated()
-    return value if isinstance(value, torch.SymInt) else math.trunc(value)
+    whole = value.truncated() if isinstance(value, SizeFloat) else value
+    if isinstance(whole, torch.SymInt):
+        if dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"it computes sizes in {dtype_name(dtype)}")
+        return whole
+    whole = math.trunc(whole)
+    return whole if dtype == torch.int64 else int(torch.tensor(whole).to(dtype))

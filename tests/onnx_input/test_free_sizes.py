@@ -179,3 +179,34 @@ def test_a_table_that_is_split_at_free_sizes(tmp_path: Path) -> None:
         different(model(nodes, {"x": ["n", 3, "h", "w"]}, constants=constants), tmp_path, [n for n in SIZES if n < 98])
         == []
     )
+
+
+POSITIONS = {
+    "equal ones are counted": [
+        node("Equal", ["rows", "columns"], ["same"]),
+        node("Cast", ["same"], ["ones"], to=onnx.TensorProto.FLOAT),
+        node("ReduceSum", ["ones", "last"], ["sums"], keepdims=1),
+    ],
+    "remainders as of C": [
+        node("Sub", ["rows", "columns"], ["gaps"]),
+        node("Mod", ["gaps", "three"], ["rest"], fmod=1),
+        node("Cast", ["rest"], ["floats"], to=onnx.TensorProto.FLOAT),
+        node("ReduceSum", ["floats", "last"], ["sums"], keepdims=1),
+    ],
+    "bytes": [
+        node("Mul", ["rows", "hundred"], ["large"]),
+        node("Cast", ["large"], ["bytes"], to=onnx.TensorProto.UINT8),
+        node("Cast", ["bytes"], ["sums"], to=onnx.TensorProto.FLOAT),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_positions_are_computed_with_as_values_are(name: str, tmp_path: Path) -> None:
+    """They are known numbers where the size is fixed, and none where it is free."""
+    nodes = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "two"], ["h"]), node("Squeeze", ["h"], ["count"])]
+    nodes += [node("Range", ["from", "count", "step"], ["places"]), node("Unsqueeze", ["places", "last"], ["rows"])]
+    nodes += [node("Unsqueeze", ["places", "zero"], ["columns"]), *POSITIONS[name], node("Add", ["x", "sums"], ["y"])]
+    constants = {"two": ints(2), "last": ints(1), "zero": ints(0), "three": ints(3), "hundred": ints(100)}
+    constants |= {"from": np.array(0), "step": np.array(1)}
+    assert different(model(nodes, {"x": ["n", 3, "h", "w"]}, constants=constants), tmp_path) == []

@@ -237,9 +237,11 @@ def _number(value: Any) -> Any:
     return value.number if isinstance(value, SizeFloat) else value
 
 
-def _known_modulo(call: Call) -> Known:
+def _known_modulo(call: Call) -> Value:
     if call.attribute("fmod", 0):
-        raise call.node.refused("the remainder of floats is taken of sizes")
+        if any(call.known(i, "operand").symbolic for i in range(2)):
+            raise call.node.refused("the remainder of floats is taken of sizes")
+        return _modulo(call)
     result: Known = _each(lambda a, b: a % b)(call)
     return result
 

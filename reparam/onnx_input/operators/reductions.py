@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reparam.onnx_input.call import Call
-from reparam.onnx_input.known import Known, known
+from reparam.onnx_input.known import Value, known
 
 Reduce = Callable[[Tensor, list[int], bool], Tensor]
 
@@ -97,7 +97,7 @@ def _top(call: Call) -> tuple[Tensor, Tensor]:
     return ordered.narrow(axis, 0, count), places.narrow(axis, 0, count)
 
 
-OPERATORS = {
+OPERATORS: dict[str, Callable[[Call], Any]] = {
     "ReduceSum": _reduction(_sum, 13),
     "ReduceMean": _reduction(_mean),
     "ReduceProd": _reduction(_product),
@@ -114,14 +114,17 @@ OPERATORS = {
 }
 
 
-def _known_reduction(combine: Callable[[Any, Any], Any]) -> Callable[[Call], Known]:
-    """Of a vector as a whole, which is all that sizes are reduced by."""
+def _known_reduction(combine: Callable[[Any, Any], Any]) -> Callable[[Call], Value]:
+    """Of a vector as a whole, which is all that sizes are reduced by. Other known numbers are reduced as tensors."""
 
-    def compute(call: Call) -> Known:
+    def compute(call: Call) -> Value:
         value = call.known(0, "operand")
         numbers = value.list()
         if value.values.ndim != 1 or not numbers:
-            raise call.node.refused("sizes are reduced that are no vector")
+            if value.symbolic:
+                raise call.node.refused("sizes are reduced that are no vector")
+            reduced: Tensor = OPERATORS[call.node.op](call)
+            return reduced
         found = numbers[0]
         for number in numbers[1:]:
             found = combine(found, number)
