@@ -24,16 +24,18 @@ def has_branches(graph: ir.Graph) -> bool:
 
 
 def without_names_of_sizes(model: ir.Model) -> None:
-    """Takes the names of free sizes, in place, from all values but the inputs and outputs.
+    """Takes the names of free sizes but the batch, in place, from all values but the inputs and outputs.
 
     torch takes a part of a free axis (x[:40]) for the whole of it where that was traced shorter. Engines that believe
     it put the one where the other lies.
     """
+    batches = {sizes_of(v)[:1] for v in model.graph.inputs}
     for value in ir.convenience.create_value_mapping(model.graph).values():
         if value.shape is None or value.is_graph_input() or value.is_graph_output():
             continue
-        if any(not isinstance(d, int) for d in value.shape):
-            value.shape = ir.Shape([d if isinstance(d, int) else None for d in value.shape])
+        sizes = sizes_of(value)
+        if any(isinstance(d, str) and (d,) not in batches for d in sizes):
+            value.shape = ir.Shape([d if isinstance(d, int) or (d,) in batches else None for d in sizes])
 
 
 def untyped(model: ir.Model) -> ir.Model:
