@@ -178,7 +178,7 @@ class _Comparison:
         both = (reference.dtype, dtype_of(engine))
         self.dtype = max(both, key=lambda d: torch.finfo(d).eps)
         self.sizes, self.batch = common_sizes(reference.inputs, specs_of(engine.inputs), input_shapes)
-        self.moved: dict[str, int] = {}  # free sizes that are others for now
+        self.moved: dict[str, int] = {}  # other sizes of free axes, while these are tried
         self.sums: list[ErrorSums] = []
         self.point: list[Tensor] = []
 
