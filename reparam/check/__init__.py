@@ -8,6 +8,7 @@ from .emitted_check import check_emitted, check_runs, not_finite_in
 from .evidence import FileEvidence, NetworkEvidence
 from .exactness import DISTURBED, LostDigitsError, disturbed
 from .file_check import check_file
+from .input_plan import sizes_of_one
 from .judge import Judge
 from .network_check import agree_in_float64, check_float64
 from .output_error import ErrorSums, OutputError
@@ -43,6 +44,7 @@ __all__ = [
     "find_region",
     "not_finite_in",
     "refuse_broken_weights",
+    "sizes_of_one",
     "unasked_batch_is_to_blame",
     "whole_region",
 ]

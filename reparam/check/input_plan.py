@@ -58,11 +58,19 @@ def plans_of(program: Program) -> Iterator[Plan]:
         yield Plan(one | {s: LARGE + 16 * j for j, s in enumerate(others)}, 1, far=True)
         yield Plan(two | {s: SMALLEST + j for j, s in enumerate(others)}, 2)
         yield Plan(one | {s: traced[s] + GROWN + 2 * j for j, s in enumerate(others)}, 1, far=True)
-        for single in ([s] for s in others) if len(others) == 1 else (*([s] for s in others), others):
-            yield Plan(two | {s: 1 if s in single else traced[s] for s in others}, 2, single=True)
+        for sizes in sizes_of_one(program):
+            yield Plan(sizes, 2, single=True)
     for probe in program.probes:
         sizes = two | {s: n for s, n in probe.items() if s in symbols}
         yield Plan(sizes, probe.get(batch[0], 2) if batch else 1, far=True)
+
+
+def sizes_of_one(program: Program) -> list[dict[str, int]]:
+    """Free sizes with one of those beside a batch of two at one, and with all of them at one: no trace has these."""
+    batch, traced = batch_one(program), program.traced_sizes
+    others = sorted(s for s in traced if s not in batch)
+    picks = [[s] for s in others] + ([others] if len(others) > 1 else [])
+    return [dict.fromkeys(batch, 2) | {s: 1 if s in pick else traced[s] for s in others} for pick in picks]
 
 
 def _batches(own: int, rest: int) -> list[int]:

@@ -13,6 +13,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -218,7 +219,7 @@ class _Check:
         """Adds one round; smaller images than the traced ones are tried first, and are no reason to refuse."""
         smaller = self.sides if plan.small is not None else ()
         sides: tuple[int | None, ...] = (*smaller, None)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings() if plan.single else nullcontext():
             if plan.single:
                 warnings.simplefilter("ignore")  # a variance of one number
             found = self._try(plan, sides[0])

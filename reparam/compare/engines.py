@@ -218,9 +218,10 @@ class _Comparison:
             if not reason and self.taken(2):
                 values = self.draw(2)
                 try:
-                    if not all(bool(torch.isfinite(v).all()) for v in floats(self.reference.truth(values))):
+                    truth = self.reference.truth(values)
+                    if not all(bool(torch.isfinite(v).all()) for v in floats(truth)):
                         continue
-                    reason = self.measure(values)
+                    reason = self.measure(values, truth)
                 except Exception:  # of any kind: one of the two does not run there
                     continue
                 feeds.append(values)
@@ -265,9 +266,12 @@ class _Comparison:
             values.append(value.to(self.dtype).double() if value.is_floating_point() else value)
         return values
 
-    def measure(self, values: Sequence[Tensor]) -> str:
-        """Adds one feed to the sums; a reason when the outputs cannot be compared. Raises InputError like `verify`."""
-        truth = self.reference.truth(values)
+    def measure(self, values: Sequence[Tensor], truth: list[Any] | None = None) -> str:
+        """Adds one feed to the sums; a reason when the outputs cannot be compared. truth: the reference's, if known.
+
+        Raises InputError like `verify`.
+        """
+        truth = self.reference.truth(values) if truth is None else truth
         got = EngineOutputs(as_reals(self.engine.run(_ported(self.engine, values))))
         if not got.fits(truth):
             tensors = EngineOutputs([t for t in truth if isinstance(t, Tensor)])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.check import DISTURBED, ErrorSums, OutputError, depth_limit, disturbed
+from reparam.check import DISTURBED, ErrorSums, OutputError, depth_limit, disturbed, sizes_of_one
 from reparam.errors import InputError, NotEquivalentError
 from reparam.ir import (
     Feed,
@@ -253,14 +253,6 @@ def declared_sizes(program: Program, low: bool = False) -> list[dict[str, int]]:
         odd = {s: max((3 * h // 4 | 1) - 2 * i, 1) for i, (s, h) in enumerate(others.items())}
         plans += [dict.fromkeys(batch, 1) | grown, dict.fromkeys(batch, 2) | odd]
     return plans
-
-
-def sizes_of_one(program: Program) -> list[dict[str, int]]:
-    """Values of the free sizes with one of those beside the batch at one, and with all of them: no trace has these."""
-    batch, traced = batch_one(program), program.traced_sizes
-    others = [s for s in traced if s not in batch]
-    picks = [[s] for s in others] + ([others] if len(others) > 1 else [])
-    return [traced | dict.fromkeys(batch, 2) | dict.fromkeys(pick, 1) for pick in picks]
 
 
 def _tensor_inputs(program: Program) -> Iterator[tuple[Any, Any]]:

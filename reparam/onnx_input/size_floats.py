@@ -12,6 +12,7 @@ import functools
 import math
 import operator as py
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -24,7 +25,7 @@ from reparam.utils import dtype_name
 LONGEST = 4096  # sizes that are tried of one free axis
 PAIRS = 20_000  # combinations of sizes of several axes
 MOST_PARTS = 1000  # a number that the file has is taken for p / q with q up to this
-_ABOVE = 2.0**-40  # a share that changes no product that is not rounded, for sizes that there are
+_LIFT = 2.0**-40  # a share that changes no product that is not rounded, for sizes that there are
 MOST_STARTS = 64  # of which a number is still written as a quotient; the parts of longer ones grow too large
 _KINDS = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
 _STEPS: dict[str, Callable[..., Any]] = {
@@ -40,6 +41,19 @@ _STEPS: dict[str, Callable[..., Any]] = {
 }
 _ON_REALS = _STEPS | {"sqrt": lambda v: torch.sym_float(v) ** 0.5, "max": torch.sym_max, "min": torch.sym_min}
 _Whole = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """To a whole number: of a real number, which may be a symbol, of an array of those, and of a quotient."""
+
+    of_real: Callable[[Any], Any]
+    of_reals: Callable[[Any], Any]
+    of_ratio: Callable[[Any, Any], Any]
+
+
+_BELOW = _Rounding(math.floor, np.floor, py.floordiv)
+_ABOVE = _Rounding(math.ceil, np.ceil, lambda a, b: -(-a // b))
 
 
 class SizeFloat:
@@ -119,27 +133,27 @@ class SizeFloat:
 
     def floor(self) -> Any:
         """The whole number below. Raises ValueError where no arithmetic on sizes gives what the file computes."""
-        return self._whole(np.floor, math.floor, py.floordiv)
+        return self._whole(np.floor, _BELOW)
 
     def ceil(self) -> Any:
         """The whole number above. Raises ValueError where no arithmetic on sizes gives what the file computes."""
-        return self._whole(np.ceil, math.ceil, lambda a, b: -(-a // b))
+        return self._whole(np.ceil, _ABOVE)
 
     def truncated(self) -> Any:
         """The whole number towards zero, which has to be that below for all sizes that there are.
 
         Raises ValueError where it is not, or where no arithmetic on sizes gives what the file computes.
         """
-        return self._whole(np.trunc, math.floor, py.floordiv)
+        return self._whole(np.trunc, _BELOW)
 
-    def _whole(self, of_file: Callable[..., Any], of_real: Callable[..., Any], of_ratio: Callable[..., Any]) -> Any:
+    def _whole(self, rounded: Callable[..., Any], way: _Rounding) -> Any:
         if not self.symbolic:
-            return int(of_file(self._in_file(_itself)))
+            return int(rounded(self._in_file(_itself)))
         tried = _Tried(self)
-        wanted = of_file(self._in_file(tried.of))
+        wanted = rounded(self._in_file(tried.of))
         kept = tried.sound & np.isfinite(wanted)
         off = []
-        for whole, tries in self._as_whole(tried, of_real, of_ratio):
+        for whole, tries in self._as_whole(tried, way):
             off.append(kept & (tries != wanted))
             if not off[-1].any():
                 return whole()
@@ -149,16 +163,13 @@ class SizeFloat:
             f"size of {'x'.join(str(n) for n in tried.rows[at])}; no arithmetic on whole numbers gives all such sizes"
         )
 
-    def _as_whole(
-        self, tried: _Tried, of_real: Callable[..., Any], of_ratio: Callable[..., Any]
-    ) -> Iterator[tuple[Callable[[], Any], Any]]:
+    def _as_whole(self, tried: _Tried, way: _Rounding) -> Iterator[tuple[Callable[[], Any], Any]]:
         """Ways to write it as a whole number: how, and what that gives for the sizes that are tried."""
-        real = {math.floor: np.floor, math.ceil: np.ceil}[of_real]
         with np.errstate(all="ignore"):
             pair, tries = self._ratio(_itself), self._ratio(tried.of)
             if pair is not None and tries is not None:
-                yield lambda: of_ratio(*pair), of_ratio(*tries)
-            yield lambda: of_real(self.value), real(self._in_file(tried.of, real=True))
+                yield lambda: way.of_ratio(*pair), way.of_ratio(*tries)
+            yield lambda: way.of_real(self.value), way.of_reals(self._in_file(tried.of, real=True))
 
     def _in_file(self, whole: _Whole, *, real: bool = False) -> Any:
         """What the file computes for sizes, which `whole` gives for each that it starts from. real: in float64."""
@@ -255,7 +266,7 @@ def scale_for_torch(scale: float, size: int | None = None) -> float | None:
     sizes = np.arange(1, LONGEST + 1) if size is None else np.array([size])
     wanted = np.floor(sizes.astype(np.float32) * np.float32(scale))
     near = float(Fraction(scale).limit_denominator(MOST_PARTS))
-    tried = (scale, near, near * (1 + _ABOVE))
+    tried = (scale, near, near * (1 + _LIFT))
     return next((s for s in tried if bool((np.floor(sizes * s) == wanted).all())), None)
 
 

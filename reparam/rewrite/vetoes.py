@@ -12,7 +12,6 @@ from reparam.ir import (
     CATS,
     IDENTITIES,
     MOVEMENTS,
-    SLICES,
     STACKS,
     Program,
     Refusal,
@@ -22,7 +21,7 @@ from reparam.ir import (
 )
 from reparam.utils import dtype_name
 
-_MOVES = MOVEMENTS | IDENTITIES | SLICES | CATS | STACKS
+_MOVES = MOVEMENTS | IDENTITIES | CATS | STACKS
 
 
 def other_dtype(replaced: Mapping[fx.Node, fx.Node]) -> str:

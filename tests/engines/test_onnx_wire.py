@@ -17,7 +17,7 @@ from torch import nn
 from reparam import convert
 from reparam.engines.onnx import OnnxRunnable, cleanup, stamp_model, storage, write_model
 from reparam.engines.onnx.graph import graph_of, model_of
-from reparam.engines.onnx.values import untyped, without_names_of_sizes
+from reparam.engines.onnx.values import untyped
 from reparam.errors import InputError
 from reparam.onnx_input import read_file, read_model, reading, wire
 from support.choice import mostly_in_sweeps
@@ -51,7 +51,6 @@ def written(found: ir.Model) -> bytes:
 
 @pytest.mark.usefixtures("low")
 def test_the_bytes_are_those_of_protobuf(model: ir.Model, tmp_path: Path) -> None:
-    without_names_of_sizes(model)  # which are not written
     whole = ir.to_proto(untyped(model)).SerializeToString(deterministic=True)
     assert written(model) == whole
     assert written(model) == whole  # the model is as it was

@@ -50,6 +50,7 @@ def graph_of(program: Program) -> ir.Model:
     from .free_sizes import for_free_sizes
     from .naming import name_by_weights, name_inputs, name_nodes, name_outputs, name_sizes
     from .other_words import in_other_words
+    from .values import without_names_of_sizes
 
     program = with_settled_attention(in_other_words(for_free_sizes(program)))
     _refuse_constants(program)
@@ -65,6 +66,7 @@ def graph_of(program: Program) -> ir.Model:
     name_inputs(model.graph, program)
     simple = simplified(model)
     name_by_weights(simple.graph)
+    without_names_of_sizes(simple)
     return simple
 
 

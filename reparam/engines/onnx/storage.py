@@ -25,10 +25,8 @@ def write_model(model: onnx.ModelProto | ir.Model, path: Path) -> tuple[Path, ..
     """
     import onnx_ir as ir
 
-    from .values import untyped, without_names_of_sizes
+    from .values import untyped
 
-    if isinstance(model, ir.Model):
-        without_names_of_sizes(model)
     whole = untyped(model if isinstance(model, ir.Model) else ir.from_proto(model))  # the weights are the same memory
     if sum(t.nbytes for t in whole.graph.initializers.tensors()) < ONE_FILE:
         if isinstance(model, ir.Model):
