@@ -19,6 +19,7 @@ from torch.utils import _traceback as stack_traces
 
 _FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<number>\d+), in (?P<name>\S+)(?:\n\s+(?P<code>[^\n]+))?')
 _OUR_CODE = tuple(os.path.dirname(f) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
+_GENERATED = "<eval_with_key>"
 _FUNCTION = os.path.join(os.path.dirname(torch.__file__), "autograd", "function.py")
 
 
@@ -31,7 +32,20 @@ class Line:
     name: str
     code: str
 
+    @property
+    def generated(self) -> bool:
+        """Whether torch.fx wrote it, for a module that is made of a graph. Each copy then has a file of its own."""
+        return self.file.startswith(_GENERATED)
+
+    def is_same(self, other: Line | None) -> bool:
+        """Whether another line is this one, in the same module or a copy of it."""
+        if other is None or not (self.generated and other.generated):
+            return self == other
+        return (self.number, self.name, self.code) == (other.number, other.name, other.code)
+
     def __str__(self) -> str:
+        if self.generated and self.code:
+            return f"`{self.code.partition(';')[0]}`"  # without what it lets go of
         return f"{self.file}:{self.number}" + (f" `{self.code}`" if self.code else "")
 
 
@@ -50,7 +64,7 @@ def line_of(node: fx.Node) -> Line | None:
         for m in _FRAME.finditer(str(node.meta.get("stack_trace") or node.meta.get("stack") or ""))
     ]
     theirs = [line for line in reversed(found) if not is_ours(line.file)]
-    line = next((line for line in theirs if not line.file.startswith("<eval_with_key>")), next(iter(theirs), None))
+    line = next((line for line in theirs if not line.generated), next(iter(theirs), None))
     return None if line is None else Line(line.file, line.number, _enclosing(line), line.code)
 
 

@@ -19,6 +19,7 @@ from reparam.ir import Feed, Program, batch_one, evaluate, evaluate_where_it_run
 
 from .evidence import FileEvidence
 from .output_error import ErrorSums, OutputError
+from .own_dtype import in_own_dtype
 from .rounds import Round, depth_limit
 from .values import all_finite
 
@@ -64,7 +65,9 @@ def check_file(program: Program, file: File, rounds: Sequence[Round] = (), seed:
             continue  # so that nothing wrong comes of it
         if trials and not all_finite(wanted):
             continue  # a variance of one number
-        own = evaluate(program, inputs, None)
+        own = in_own_dtype(program, values, program)
+        if own is None or [v.shape for v in own] != [v.shape for v in wanted]:
+            continue  # smaller images than it was captured for
         kept = list(found) if program.kept is None else [found[i] for i in program.kept]
         _add(sums, wanted, own, kept)
         first = next(v for v in values if isinstance(v, Tensor))

@@ -73,7 +73,7 @@ def where_paths_part(judge: Judge, one: Feed, other: Feed) -> str:
     if lines is None or others is None:
         return ""
     for a, b in zip_longest(lines, others):
-        if a != b:
+        if a is None or not a.is_same(b):
             here, there = a or "its end", b or "its end"
             return f"; with {shape_of_first(one)} it goes on at {here}, with {shape_of_first(other)} at {there}"
     return ""

@@ -102,6 +102,7 @@ def _fitted(model: Any, inputs: Sequence[Any], dynamic: Any, seed: int) -> tuple
     """The inputs and the free axes as an ONNX file has them, and what there is to say; those of others as they are."""
     if not isinstance(model, ImportedModel):
         return tuple(inputs), dynamic, ()
+    model.check_inputs(inputs)
     axes, notes = model.free_axes(read_axes(dynamic))
     drawn = tuple(inputs) or model.examples(None, batch=2 if any(map(is_batch, axes)) else 1, seed=seed)
     found, kept, fixed = model.settled(drawn, axes)

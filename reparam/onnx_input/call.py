@@ -21,7 +21,7 @@ class Node:
 
     op: its operator. name: its own, or that of its first result. version: of the operators of the file (the opset).
     attributes: by name. results: how many it has. read: which of them are read. constant: which inputs are constants of
-    the file.
+    the file. branches: of an If, what it computes of its inputs behind the condition where that holds, and where not.
     """
 
     op: str
@@ -31,6 +31,7 @@ class Node:
     results: int = 1
     read: tuple[bool, ...] = (True,)
     constant: tuple[bool, ...] = ()
+    branches: tuple[Callable[[Sequence[Value | None]], Results], ...] = ()
 
     def refused(self, reason: str) -> InputError:
         """An error that names the node, its operator and the reason."""

@@ -1,13 +1,13 @@
 """An ONNX model as the importer reads it: ports, constants and nodes, with functions written out.
 
-Everything that has no place in a network of tensors is refused here, with the node's name: graphs within nodes,
-sequences, texts, operators of other domains, and versions that the operators were not written for.
+Everything that has no place in a network of tensors is refused here, with the node's name: loops, sequences, texts,
+operators of other domains, and versions that the operators were not written for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reparam.errors import InputError, MachineError
-from reparam.utils import one_line
+from reparam.utils import one_line, unused_name
 
 if TYPE_CHECKING:
     import onnx
@@ -52,7 +52,11 @@ class Port:
 
 @dataclass(frozen=True)
 class GraphNode:
-    """A node: its operator, its name ("" for none), the names of what it reads and gives, attributes, its scope."""
+    """A node: its operator, its name ("" for none), the names of what it reads and gives, attributes, its scope.
+
+    branches: of an If, what it computes where its condition holds, and where not. What they read from outside stands
+    behind the condition among the inputs.
+    """
 
     op: str
     name: str
@@ -60,11 +64,20 @@ class GraphNode:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     scope: str = ""
+    branches: tuple[Branch, ...] = ()
 
     @property
     def shown(self) -> str:
         """What messages call it."""
         return one_line(self.name or self.outputs[0])[:80]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A graph within a node: its own nodes, and the names of what it gives."""
+
+    nodes: tuple[GraphNode, ...]
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -96,20 +109,13 @@ def read_graph(proto: onnx.ModelProto, path: Path) -> Graph:
         raise InputError(damaged) from error
     opset = _opset(model, path)
     graph = model.graph
-    constants = {str(n): _tensor(v.const_value, str(n), path) for n, v in graph.initializers.items()}
+    reader = _Reader(path)
+    constants = reader.constants
+    constants |= {str(n): _tensor(v.const_value, str(n), path) for n, v in graph.initializers.items()}
     inputs = tuple(_port(v, path) for v in graph.inputs if v.name not in constants)
-    nodes: list[GraphNode] = []
+    reader.taken = {*constants, *(p.name for p in inputs), *(str(o.name) for n in graph for o in n.outputs)}
     defined = {*constants, *(p.name for p in inputs)}
-    for node in graph:
-        found = _node(node, path)
-        missing = next((i for i in found.inputs if i and i not in defined), None)
-        if missing is not None:
-            raise InputError(f"{path} is damaged: the node '{found.shown}' reads '{one_line(missing)[:60]}' too early")
-        defined.update(o for o in found.outputs if o)
-        if found.op == "Constant":
-            constants[found.outputs[0]] = _constant(node, found, path)
-        else:
-            nodes.append(found)
+    nodes = reader.nodes(graph, defined)
     outputs = tuple(str(v.name) for v in graph.outputs)
     unknown = next((o for o in outputs if o not in defined), None)
     twice = next((o for i, o in enumerate(outputs) if o in outputs[:i]), None)
@@ -117,7 +123,7 @@ def read_graph(proto: onnx.ModelProto, path: Path) -> Graph:
         raise InputError(f"{path.name} has two outputs of the name '{one_line(twice)[:60]}'")
     if unknown is not None or not outputs:
         raise InputError(damaged)
-    return Graph(opset, inputs, outputs, constants, tuple(nodes))
+    return Graph(opset, inputs, outputs, constants, nodes)
 
 
 def _opset(model: ir.Model, path: Path) -> int:
@@ -175,23 +181,87 @@ def _port(value: ir.Value, path: Path) -> Port:
     return Port(name, shape, _dtype(value.dtype, what, path))
 
 
-def _node(node: ir.Node, path: Path) -> GraphNode:
-    if node.op_type == "" or not node.outputs or not any(o.name for o in node.outputs):
-        raise InputError(f"{path} is damaged: a node gives nothing")
-    found = GraphNode(
-        node.op_type,
-        node.name or "",
-        tuple("" if v is None else str(v.name) for v in node.inputs),
-        tuple(str(v.name or "") for v in node.outputs),
-        dict(_attributes(node, path)) if node.op_type != "Constant" else {},
-        str(node.metadata_props.get(SCOPES, "")),
-    )
-    if node.domain not in STANDARD:
-        raise InputError(
-            f"the node '{found.shown}' ({one_line(node.op_type)[:60]}) cannot be read: it is of the domain "
-            f"'{one_line(node.domain)[:60]}'; export the network with standard operators"
+class _Reader:
+    """A file being read. constants: of all graphs, by name. taken: the names that stand for something."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.constants: dict[str, Tensor] = {}
+        self.taken: set[str] = set()
+        self.inner: dict[ir.Value, str] = {}  # what the values of graphs within nodes are called, each once in the file
+
+    def nodes(self, graph: ir.Graph, defined: set[str]) -> tuple[GraphNode, ...]:
+        """The nodes but for the constants, which are kept. defined: what can be read, to which they are added."""
+        nodes: list[GraphNode] = []
+        for node in graph:
+            found = self._node(node, defined)
+            missing = next((i for i in found.inputs if i and i not in defined), None)
+            if missing is not None:
+                told = f"the node '{found.shown}' reads '{one_line(missing)[:60]}' too early"
+                raise InputError(f"{self.path} is damaged: {told}")
+            defined.update(o for o in found.outputs if o)
+            if found.op == "Constant":
+                self.constants[found.outputs[0]] = _constant(node, found, self.path)
+            else:
+                nodes.append(found)
+        return tuple(nodes)
+
+    def _called(self, value: ir.Value | None) -> str:
+        return "" if value is None else self.inner.get(value) or str(value.name or "")
+
+    def _node(self, node: ir.Node, defined: set[str]) -> GraphNode:
+        if node.op_type == "" or not node.outputs or not any(o.name for o in node.outputs):
+            raise InputError(f"{self.path} is damaged: a node gives nothing")
+        found = GraphNode(
+            node.op_type,
+            node.name or "",
+            tuple(map(self._called, node.inputs)),
+            tuple(map(self._called, node.outputs)),
+            dict(_attributes(node, self.path)) if node.op_type not in ("Constant", "If") else {},
+            str(node.metadata_props.get(SCOPES, "")),
         )
-    return found
+        if node.domain not in STANDARD:
+            raise InputError(
+                f"the node '{found.shown}' ({one_line(node.op_type)[:60]}) cannot be read: it is of the domain "
+                f"'{one_line(node.domain)[:60]}'; export the network with standard operators"
+            )
+        return self._with_branches(node, found, defined) if found.op == "If" else found
+
+    def _with_branches(self, node: ir.Node, found: GraphNode, defined: set[str]) -> GraphNode:
+        """An If with its branches, which read what is defined by then, and those of its inputs."""
+        import onnx_ir as ir
+
+        damaged = InputError(f"{self.path} is damaged: the branches of '{found.shown}' are not those of an If")
+        branches = []
+        for name in ("then_branch", "else_branch"):
+            attribute = node.attributes.get(name)
+            if attribute is None or attribute.type != ir.AttributeType.GRAPH or len(found.inputs) != 1:
+                raise damaged
+            branches.append(self._branch(attribute.as_graph(), defined))
+            if len(branches[-1].outputs) != len(found.outputs) or attribute.as_graph().inputs:
+                raise damaged
+        read = dict.fromkeys(i for b in branches for n in b.nodes for i in n.inputs if i)
+        read |= dict.fromkeys(o for b in branches for o in b.outputs)
+        made = {o for b in branches for n in b.nodes for o in n.outputs}
+        return replace(found, inputs=(*found.inputs, *(i for i in read if i not in made)), branches=tuple(branches))
+
+    def _branch(self, graph: ir.Graph, defined: set[str]) -> Branch:
+        """What a branch makes is called as in the file, or otherwise where that name stands for something else."""
+        for value in (*graph.initializers.values(), *(o for n in graph for o in n.outputs)):
+            if value.name:
+                self.inner[value] = unused_name(value.name, self.taken)
+                self.taken.add(self.inner[value])
+        within = set(defined)
+        for name, value in graph.initializers.items():
+            self.constants[self._called(value)] = _tensor(value.const_value, str(name), self.path)
+            within.add(self._called(value))
+        nodes = self.nodes(graph, within)
+        outputs = tuple(map(self._called, graph.outputs))
+        unknown = next((o for o in outputs if o not in within), None)
+        if unknown is not None:
+            raise InputError(f"{self.path} is damaged: nothing gives '{one_line(unknown)[:60]}' of a branch")
+        defined.update(i for i in within if i in self.constants)
+        return Branch(nodes, outputs)
 
 
 def _attributes(node: ir.Node, path: Path) -> Iterator[tuple[str, Any]]:
@@ -205,7 +275,7 @@ def _attributes(node: ir.Node, path: Path) -> Iterator[tuple[str, Any]]:
         if kind in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
             raise InputError(
                 f"the node '{shown}' ({one_line(node.op_type)[:60]}) holds a graph of its own, which is not read: a "
-                "network with branches or loops is no single function of tensors"
+                "network with loops is no single function of tensors"
             )
         if kind == ir.AttributeType.TENSOR:
             yield name, _tensor(attribute.as_tensor(), f"{shown}.{name}", path)

@@ -6,7 +6,7 @@ so that torch.export sees a network whose free axes are free.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,9 @@ from reparam.utils import (
 )
 
 from .call import Call, Node, fold
-from .graph import Graph, GraphNode, Port, read_graph
+from .graph import Branch, Graph, GraphNode, Port, read_graph
 from .known import Known, Value, known_tensor
-from .layers import Layer, Step, as_tensor, result_of
+from .layers import Inner, Layer, Step, as_tensor, result_of
 from .naming import as_path, free_path, identifier, layer_path
 from .operators import Operator, find_operator
 from .original import Original
@@ -92,6 +92,12 @@ class ImportedModel(fx.GraphModule):
         check_shapes([s or (1,) for s in wanted])
         generator = torch.Generator().manual_seed(seed)
         return tuple(_drawn(p.dtype, s, generator) for p, s in zip(self.ports, wanted, strict=True))
+
+    def check_inputs(self, inputs: Sequence[Any]) -> None:
+        """Raises InputError for example inputs that are not a tensor for each input of the file; none are fine."""
+        if inputs and (len(inputs) != len(self.ports) or not all(isinstance(v, Tensor) for v in inputs)):
+            names = ", ".join(one_line(p.name)[:60] for p in self.ports)
+            raise InputError(f"pass a tensor for each input of the file, one after the other: {names}")
 
     def settled(
         self, inputs: tuple[Tensor, ...], dynamic: tuple[str, ...]
@@ -215,7 +221,8 @@ class _Builder:
 
     def build(self, original: Original) -> ImportedModel:
         """The module."""
-        nodes = [n for n in self._needed() if not self._folded(n)]
+        needed, self.wanted = _needed(self.file.nodes, self.file.outputs)
+        nodes = [n for n in needed if not self._folded(n)]
         self._name(nodes)
         taken: list[str] = []
         for port in self.file.inputs:
@@ -229,27 +236,24 @@ class _Builder:
         module.ports, module.original, module.notes = self.file.inputs, original, ()
         return module.eval()
 
-    def _needed(self) -> list[GraphNode]:
-        """The nodes that an output depends on, in their order."""
-        wanted = set(self.file.outputs)
-        found = []
-        for node in reversed(self.file.nodes):
-            if wanted.intersection(o for o in node.outputs if o):
-                wanted.update(i for i in node.inputs if i)
-                found.append(node)
-        self.wanted = wanted
-        return found[::-1]
-
-    def _operator(self, node: GraphNode) -> tuple[Node, Operator]:
-        read = tuple(o in self.wanted for o in node.outputs)
+    def _operator(self, node: GraphNode, wanted: Container[str]) -> tuple[Node, Operator]:
+        """wanted: the names of the values that are read."""
+        read = tuple(o in wanted for o in node.outputs)
         constant = tuple(i in self.constants for i in node.inputs)
-        seen = Node(node.op, node.shown, self.file.opset, node.attributes, len(node.outputs), read, constant)
+        branches = tuple(self._branch(b, node.inputs[1:]) for b in node.branches)
+        seen = Node(node.op, node.shown, self.file.opset, node.attributes, len(node.outputs), read, constant, branches)
         return seen, find_operator(seen)
+
+    def _branch(self, branch: Branch, inputs: Sequence[str]) -> Inner:
+        """inputs: the names of the values that it is given."""
+        nodes, wanted = _needed(branch.nodes, branch.outputs)
+        steps = [(Step(*self._operator(n, wanted), {}), n.inputs, n.outputs) for n in nodes]
+        return Inner(tuple(inputs), tuple(steps), branch.outputs)
 
     def _folded(self, node: GraphNode) -> bool:
         """Computes a node that reads constants alone; whether it was one."""
         inputs = [i for i in node.inputs if i]
-        seen, operator = self._operator(node)
+        seen, operator = self._operator(node, self.wanted)
         if not all(i in self.constants for i in inputs) or not inputs:
             return False
         call = Call(seen, [self.constants[i] if i else None for i in node.inputs])
@@ -290,8 +294,9 @@ class _Builder:
         safe = attribute_names([*weights.values(), *layers])
         self.weights = {name: safe[path] for name, path in weights.items()}
         self.layers = {id(node): safe[path] for node, path in zip(nodes, layers, strict=True)}
-        statistics = {i for n in nodes for k in _STATISTICS.get(n.op, ()) for i in n.inputs[k : k + 1]}
-        weighted = {i for n in nodes if n.op in _WEIGHTED for i in n.inputs}
+        inner = list(_with_inner(nodes))
+        statistics = {i for n in inner for k in _STATISTICS.get(n.op, ()) for i in n.inputs[k : k + 1]}
+        weighted = {i for n in inner if n.op in _WEIGHTED for i in n.inputs}
         for name, path in self.weights.items():
             value = self.constants[name]
             tensor = value.tensor() if isinstance(value, Known) else value
@@ -321,7 +326,7 @@ class _Builder:
         return self.values[name]
 
     def _add(self, node: GraphNode) -> None:
-        seen, operator = self._operator(node)
+        seen, operator = self._operator(node, self.wanted)
         constants = {k: self.constants.get(i) for k, i in enumerate(node.inputs)}
         known = {k: replace(v, held=None) for k, v in constants.items() if isinstance(v, Known)}
         layer = self._place(self.layers[id(node)])
@@ -335,6 +340,25 @@ class _Builder:
         for k, output in enumerate(node.outputs):
             if output in self.wanted:
                 self.values[output] = self.graph.call_function(result_of, (made, k))
+
+
+def _needed(nodes: Sequence[GraphNode], outputs: Iterable[str]) -> tuple[list[GraphNode], set[str]]:
+    """The nodes that an output depends on, in their order, and the names of all that is read."""
+    wanted = set(outputs)
+    found = []
+    for node in reversed(nodes):
+        if wanted.intersection(o for o in node.outputs if o):
+            wanted.update(i for i in node.inputs if i)
+            found.append(node)
+    return found[::-1], wanted
+
+
+def _with_inner(nodes: Iterable[GraphNode]) -> Iterator[GraphNode]:
+    """Nodes, and those of their branches."""
+    for node in nodes:
+        yield node
+        for branch in node.branches:
+            yield from _with_inner(branch.nodes)
 
 
 def _above(path: str) -> list[str]:

@@ -54,6 +54,23 @@ class Step:
             raise self.node.broken(f"its result would take {size >> 20} MiB, which is more than this machine has")
 
 
+@dataclass(frozen=True)
+class Inner:
+    """A branch, ready to run. inputs, outputs: names. steps: each with the names of what it reads and gives."""
+
+    inputs: tuple[str, ...]
+    steps: tuple[tuple[Step, tuple[str, ...], tuple[str, ...]], ...]
+    outputs: tuple[str, ...]
+
+    def __call__(self, values: Sequence[Value | None]) -> Results:
+        """What it gives for the values of its inputs. Raises what its steps raise."""
+        made: dict[str, Any] = dict(zip(self.inputs, values, strict=True))
+        for step, reads, gives in self.steps:
+            found = step([made[i] if i else None for i in reads])
+            made |= zip(gives, found if isinstance(found, tuple) else (found,), strict=False)
+        return tuple(made[o] for o in self.outputs)
+
+
 class Layer(nn.Module):
     """A place in the network: what it computes, and the weights that are called after it."""
 

@@ -172,6 +172,26 @@ def test_inputs_whose_truth_is_known_are_run_first() -> None:
     assert off.own_error == off.error == pytest.approx(10 * math.sqrt(3 / 11)), "the truth is the one that is given"
 
 
+class Shuffling(Fake):
+    """A file that takes images of all sizes."""
+
+    def run(self, values: Sequence[Tensor]) -> list[Tensor] | None:
+        self.seen.append(list(values))
+        [x] = values
+        return [x.flip(1) if x.shape[2] == 4 else x.flip(1).flatten(2)]
+
+
+@pytest.mark.parametrize("side", [3, 8])
+def test_smaller_images_than_what_was_read_takes_are_left_out(side: int) -> None:
+    made = program(lambda m, x: x.reshape(-1, 2, 4, 4).flip(1), torch.zeros(2, 2, 4, 4))
+    values = torch.ones(3, 2, side, side, dtype=torch.float64)
+    rounds = [Round([values], [values.flip(1).flatten(2)], Plan({}, 3), 0.0, unclaimed=True)]
+    file = Shuffling(made)
+    found = check_file(made, file, rounds)
+    assert file.shapes[0] == (3, 2, side, side), "at eight it gives another shape than the network"
+    assert (found.trials, found.error) == (8, 0.0)
+
+
 def test_sizes_that_the_file_does_not_take_are_left_out() -> None:
     made = doubled()
     file = Fake(made, takes=lambda shape: shape[0] != 2)

@@ -145,6 +145,11 @@ ONE, TWO, THREE = (
 )
 
 
+def made(copy: int, number: int) -> Line:
+    """A line of a module that torch.fx wrote, of which each copy has a file of its own."""
+    return Line(f"<eval_with_key>.{copy}", number, "forward", f"y{number} = f(x);  x = None")
+
+
 @dataclass
 class Told:
     """A judge that runs these lines for one row, and those for others."""
@@ -168,6 +173,13 @@ class Told:
             "; with 1x4 it goes on at net.py:5 `y = -y`, with 3x4 at net.py:7 `y = y + 1`",
         ),
         ([ONE, TWO], [ONE, TWO], ""),
+        ([made(7, 3), made(7, 4)], [made(9, 3), made(9, 4)], ""),
+        (
+            [made(7, 3), made(7, 4)],
+            [made(9, 3), made(9, 5)],
+            "; with 1x4 it goes on at `y4 = f(x)`, with 3x4 at `y5 = f(x)`",
+        ),
+        ([made(7, 3)], [ONE], "; with 1x4 it goes on at `y3 = f(x)`, with 3x4 at net.py:3 `y = x * 2`"),
         ([ONE], None, ""),
         (None, [ONE], ""),
     ],

@@ -90,6 +90,24 @@ def test_parts(tmp_path):
     check(tmp_path, "Concat", (2, 3), {"c": values(2, 1)}, axis=-1)
 
 
+@pytest.mark.parametrize("reduction", ["add", "mul", "max", "min"])
+def test_what_falls_on_a_place_that_is_written_already(tmp_path, reduction):
+    [x] = draw([(2, 3, 4, 5)])
+    points = {"i": ints(0, 2, -2, -1, 0, 2, 1, 1).reshape(2, 2, 2), "u": values(2, 2, 4, 5)}
+    proto = model([node("ScatterND", ["x", "i", "u"], reduction=reduction)], {"x": x.shape}, constants=points, opset=18)
+    assert differs(proto, tmp_path, [x]) == ""
+    places = {"i": np.random.default_rng(0).integers(-3, 3, (2, 4, 4, 5)), "u": values(2, 4, 4, 5)}
+    operator = node("ScatterElements", ["x", "i", "u"], axis=1, reduction=reduction)
+    assert differs(model([operator], {"x": x.shape}, constants=places, opset=18), tmp_path, [x]) == ""
+
+
+def test_patches_that_overlap(tmp_path):
+    check(
+        tmp_path, "Col2Im", (2, 12, 20), {"s": ints(7, 5), "k": ints(2, 2)}, opset=18, strides=[2, 1], pads=[1, 0, 0, 1]
+    )
+    check(tmp_path, "Col2Im", (2, 12, 18), {"s": ints(7, 5), "k": ints(2, 2)}, opset=18, dilations=[1, 2])
+
+
 def test_borders(tmp_path):
     for mode, opset in itertools.product(("constant", "reflect", "edge"), (11, 13, 18)):
         check(tmp_path, "Pad", (2, 3, 5, 6), {"p": ints(0, 0, 1, 2, 0, 0, 3, 1)}, opset=opset, mode=mode)
@@ -194,6 +212,11 @@ def test_resizing_in_other_forms(tmp_path):
         mode="linear",
         coordinate_transformation_mode="half_pixel_symmetric",
     )
+
+
+def test_grids_of_affine_maps(tmp_path):
+    check(tmp_path, "AffineGrid", (2, 2, 3), {"s": ints(2, 3, 4, 5)}, opset=20, align_corners=1)
+    check(tmp_path, "AffineGrid", (2, 3, 4), {"s": ints(2, 3, 4, 5, 6)}, opset=20)
 
 
 @pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])

@@ -82,6 +82,37 @@ def test_pools_of_other_kinds(tmp_path):
         check(tmp_path, op, shape)
 
 
+PLACED = [
+    {"kernel_shape": [2, 2], "strides": [2, 2]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 1, 2, 1]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
+    {"kernel_shape": [2, 2], "dilations": [2, 2], "pads": [1, 0, 0, 1]},
+]
+
+
+@pytest.mark.parametrize("more", PLACED)
+def test_maxima_and_where_they_are(tmp_path, more):
+    proto = model([node("MaxPool", ["x"], ["y", "i"], **more)], {"x": (2, 3, 9, 8)}, ("y", "i"))
+    assert differs(proto, tmp_path, draw([(2, 3, 9, 8)])) == ""
+
+
+@pytest.mark.parametrize("sizes", [(7,), (4, 5, 6)])
+def test_maxima_and_where_they_are_along_other_axes(tmp_path, sizes):
+    more = {"kernel_shape": [2] * len(sizes), "strides": [2] * len(sizes), "pads": [1] + [0] * (2 * len(sizes) - 1)}
+    proto = model([node("MaxPool", ["x"], ["y", "i"], **more)], {"x": (2, 3, *sizes)}, ("y", "i"))
+    assert differs(proto, tmp_path, draw([(2, 3, *sizes)])) == ""
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_pools_of_powers(tmp_path, p):
+    check(tmp_path, "GlobalLpPool", (2, 3, 5, 4), p=p)
+    check(tmp_path, "LpPool", (2, 3, 7, 8), kernel_shape=[2, 3], strides=[1, 2], pads=[0, 1, 1, 1], p=p)
+    check(tmp_path, "LpPool", (2, 3, 7, 8), kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_LOWER", p=p)
+    check(tmp_path, "LpPool", (2, 3, 7, 8), kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, p=p, opset=18)
+
+
 # ---- norms -------------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +135,11 @@ def test_norms(tmp_path):
     check(tmp_path, "LRN", (2, 6, 5, 4), size=5, alpha=0.02, beta=0.5, bias=2.0)
     check(tmp_path, "LpNormalization", (2, 6, 5), axis=1, p=2)
     check(tmp_path, "LpNormalization", (2, 6, 5), axis=-1, p=1)
+
+
+def test_means_and_variances(tmp_path):
+    check(tmp_path, "MeanVarianceNormalization", (2, 3, 7, 8))
+    check(tmp_path, "MeanVarianceNormalization", (2, 3, 7, 8), axes=[-1, 1])
 
 
 # ---- elementwise -------------------------------------------------------------------------------------------------
@@ -223,6 +259,22 @@ def test_casts(tmp_path, to):
     assert differs(model([node("Cast", ["x"], to=getattr(onnx.TensorProto, to))], {"x": (3, 4)}), tmp_path, [x]) == ""
 
 
+def test_bits(tmp_path):
+    x = torch.randint(-100, 100, (2, 5))
+    for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor"):
+        proto = model(
+            [node(op, ["x", "c"])],
+            {"x": (onnx.TensorProto.INT64, [2, 5])},
+            constants={"c": ints(1, 2, 3, -7, 90)},
+            opset=18,
+        )
+        assert differs(proto, tmp_path, [x]) == ""
+    assert (
+        differs(model([node("BitwiseNot", ["x"])], {"x": (onnx.TensorProto.INT64, [2, 5])}, opset=18), tmp_path, [x])
+        == ""
+    )
+
+
 # ---- linear ------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +288,10 @@ def test_products(tmp_path):
             check(tmp_path, "Gemm", (4, 3) if ta else (3, 4), constants, transA=ta, transB=tb, alpha=alpha, beta=beta)
     check(tmp_path, "Einsum", (2, 3, 4), {"w": values(5, 4)}, equation="b i k, j k -> b i j")
     check(tmp_path, "Einsum", (2, 3, 4), {"w": values(2, 4, 5)}, equation="...ik,...kj->...ij")
+
+
+def test_determinants(tmp_path):
+    check(tmp_path, "Det", (2, 3, 4, 4))
 
 
 # ---- reductions --------------------------------------------------------------------------------------------------
@@ -268,6 +324,13 @@ def test_reductions(tmp_path, op):
 def test_positions(tmp_path, op):
     for axis, keep in itertools.product((0, -1, 1), (0, 1)):
         check(tmp_path, op, (2, 3, 4), axis=axis, keepdims=keep)
+
+
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+def test_positions_of_the_last_of_equal_ones(tmp_path, op):
+    for axis, keep in itertools.product((0, -1), (0, 1)):
+        proto = model([node(op, ["x"], axis=axis, keepdims=keep, select_last_index=1)], {"x": (6, 9)})
+        assert differs(proto, tmp_path, [draw([(6, 9)])[0].round()]) == ""
 
 
 def test_largest_ones(tmp_path):

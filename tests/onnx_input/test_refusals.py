@@ -30,10 +30,18 @@ def write(folder: Path, nodes: Sequence[onnx.NodeProto], inputs: Any = None, **m
     return path
 
 
-def branch() -> onnx.NodeProto:
+def turns() -> onnx.NodeProto:
     value = helper.make_tensor_value_info("b", TensorProto.FLOAT, [1])
-    body = helper.make_graph([node("Constant", [], ["b"], value_floats=[1.0])], "body", [], [value])
-    return node("If", ["c"], ["y"], name="choice", then_branch=body, else_branch=body)
+    count, again = (
+        helper.make_tensor_value_info(n, k, []) for n, k in (("i", TensorProto.INT64), ("a", TensorProto.BOOL))
+    )
+    body = helper.make_graph(
+        [node("Identity", ["a"], ["o"]), node("Relu", ["v"], ["b"])],
+        "body",
+        [count, again, helper.make_tensor_value_info("v", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("o", TensorProto.BOOL, []), value],
+    )
+    return node("Loop", ["n", "", "x"], ["y"], name="turns", body=body)
 
 
 REFUSED: list[tuple[list[onnx.NodeProto], dict[str, Any], str]] = [
@@ -42,15 +50,19 @@ REFUSED: list[tuple[list[onnx.NodeProto], dict[str, Any], str]] = [
         {},
         r"the node 'nms' \(NonMaxSuppression\) cannot be read: how",
     ),
-    ([node("Det", ["x"], name="volume")], {}, r"the node 'volume' \(Det\) cannot be read: this operator is not among"),
-    ([node("Det", ["x"])], {}, r"the node 'y' \(Det\) cannot be read"),
+    (
+        [node("RoiAlign", ["x", "r", "i"], name="crops")],
+        {"constants": {"r": np.ones((1, 4), np.float32), "i": np.zeros(1, np.int64)}},
+        r"the node 'crops' \(RoiAlign\) cannot be read: this operator is not among",
+    ),
+    ([node("Hardmax", ["x"])], {}, r"the node 'y' \(Hardmax\) cannot be read"),
     (
         [node("QuantizeLinear", ["x", "s"], name="q")],
         {"constants": {"s": ONES[0]}},
         r"'q' .* quantised networks are left",
     ),
     ([node("Relu", ["x"], domain="com.shop", name="own")], {}, r"'own' \(Relu\) .* is of the domain 'com.shop'"),
-    ([branch()], {"inputs": {"c": (TensorProto.BOOL, [])}}, r"'choice' \(If\) holds a graph of its own"),
+    ([turns()], {"constants": {"n": np.array(3)}}, r"'turns' \(Loop\) holds a graph of its own"),
     ([node("Relu", ["x"])], {"opset": 9}, "uses opset 9, where 11 to 22 are read; convert it"),
     ([node("Relu", ["x"])], {"opset": 24}, "uses opset 24, where 11 to 22 are read"),
     ([node("Relu", ["h"]), node("Relu", ["x"], ["h"])], {}, "is damaged: the node 'y' reads 'h' too early"),
@@ -96,6 +108,26 @@ BROKEN: list[tuple[onnx.NodeProto, dict[str, Any], str]] = [
         "'grow' .* more than this machine",
     ),
     (node("Gather", ["x", "i"], name="pick"), {"i": np.array(9)}, "'pick'|index 9"),
+    (
+        node("MaxPool", ["x"], ["z", "y"], kernel_shape=[2, 2], storage_order=1, name="pool"),
+        {},
+        "'pool' .* positions of its maxima are counted along columns",
+    ),
+    (
+        node("ScatterElements", ["x", "i", "x"], reduction="mean", name="into"),
+        {"i": np.zeros((2, 3, 8, 8), np.int64)},
+        "'into' .* its reduction is unknown",
+    ),
+    (
+        node("LpPool", ["x"], kernel_shape=[2, 2], dilations=[2, 2]),
+        {},
+        "a sum over spaced positions",
+    ),
+    (
+        node("Col2Im", ["f", "s", "k"], name="patches"),
+        {"f": np.ones((1, 4, 6), np.float32), "s": np.array([7]), "k": np.array([2])},
+        "'patches' .* of no image",
+    ),
 ]
 
 

@@ -22,7 +22,6 @@ from reparam.onnx_input.known import MOST_NUMBERS, Known, Results
 
 _WHY = {
     "QuantizeLinear": "quantised networks are left alone; convert the network in floats, and quantise what comes out",
-    "If": "a network with branches is no single function of tensors",
     "Loop": "a network with loops is no single function of tensors",
     "Scan": "a network with loops is no single function of tensors",
     "NonMaxSuppression": "how many boxes stay depends on the values; export the network up to the boxes before it",

@@ -150,6 +150,7 @@ _UNARY: dict[str, Fn] = {
     "Atanh": torch.atanh,
     "Erf": torch.erf,
     "Not": torch.logical_not,
+    "BitwiseNot": torch.bitwise_not,
     "IsNaN": torch.isnan,
 }
 _BINARY = {
@@ -163,7 +164,14 @@ _BINARY = {
     "Less": py.lt,
     "LessOrEqual": py.le,
 }
-_LOGICAL = {"And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logical_xor}
+_LOGICAL = {
+    "And": torch.logical_and,
+    "Or": torch.logical_or,
+    "Xor": torch.logical_xor,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
+}
 
 OPERATORS = {
     **{name: _unary(f) for name, f in _UNARY.items()},

@@ -39,4 +39,9 @@ def _einsum(call: Call) -> Tensor:
     return torch.einsum(equation, *call.tensors())
 
 
-OPERATORS = {"MatMul": _product, "Gemm": _general, "Einsum": _einsum}
+def _determinant(call: Call) -> Tensor:
+    result: Tensor = torch.linalg.det(call.tensor(0))
+    return result
+
+
+OPERATORS = {"MatMul": _product, "Gemm": _general, "Einsum": _einsum, "Det": _determinant}

@@ -186,21 +186,6 @@ def _gather_points(call: Call) -> Tensor:
     return x[tuple(index.unbind(-1))]
 
 
-def _scatter_points(call: Call) -> Tensor:
-    x, index, updates = call.tensor(0), call.tensor(1), call.tensor(2)
-    if call.attribute("reduction", "none") != "none":
-        raise call.node.refused("a reduction is not supported")
-    return torch.index_put(x, tuple(index.unbind(-1)), updates)
-
-
-def _scatter_elements(call: Call) -> Tensor:
-    x, index, updates = call.tensor(0), call.tensor(1), call.tensor(2)
-    if call.attribute("reduction", "none") != "none":
-        raise call.node.refused("a reduction is not supported")
-    axis = call.axis(call.attribute("axis", 0), x.dim())
-    return torch.scatter(x, axis, torch.where(index < 0, index + x.shape[axis], index), updates)
-
-
 def _split(call: Call) -> Results:
     value = call.value(0)
     axis = call.axis(call.attribute("axis", 0), call.rank())
@@ -294,8 +279,6 @@ OPERATORS = {
     "Gather": _gather,
     "GatherElements": _elements,
     "GatherND": _gather_points,
-    "ScatterND": _scatter_points,
-    "ScatterElements": _scatter_elements,
     "Split": _split,
     "Concat": _concat,
     "Pad": _pad,

@@ -64,6 +64,14 @@ def _unit(call: Call) -> Tensor:
     return x / torch.where(size == 0, torch.ones_like(size), size)
 
 
+def _mean_and_variance(call: Call) -> Tensor:
+    """(x - mean) / (deviation + 1e-9), over samples and positions where no axes are told."""
+    x = call.tensor(0)
+    axes = [call.axis(a, x.dim()) for a in call.attribute("axes", (0, 2, 3))]
+    centred = x - x.mean(axes, keepdim=True)
+    return centred / ((centred * centred).mean(axes, keepdim=True).sqrt() + 1e-9)
+
+
 OPERATORS = {
     "BatchNormalization": _batch,
     "InstanceNormalization": _instance,
@@ -71,4 +79,5 @@ OPERATORS = {
     "GroupNormalization": _group,
     "LRN": _local_response,
     "LpNormalization": _unit,
+    "MeanVarianceNormalization": _mean_and_variance,
 }

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reparam.onnx_input.call import Call
+from reparam.onnx_input.known import Results
 from reparam.onnx_input.windows import Windows, windows
 
 _MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -17,19 +18,36 @@ _AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _GLOBAL = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
-def _max_pool(call: Call) -> Tensor:
-    if call.is_read(1):
-        raise call.node.refused("the positions of its maxima are read, which is not supported")
+def _max_pool(call: Call) -> Results:
     x = call.tensor(0)
     w = windows(call, x, call.required("kernel_shape"))
-    ceil = bool(call.attribute("ceil_mode", 0))
+    inside, pads, ceil = x, w.before, bool(call.attribute("ceil_mode", 0))
+    if not w.even or any(2 * b > w.kernel[i] for i, b in enumerate(w.before)):
+        inside, pads, ceil = w.padded(x, -math.inf, _ends(w, x, ceil)), (0,) * len(w.kernel), False
     function: Any = _MAX[x.dim() - 2]
-    halves = all(2 * b <= w.kernel[i] for i, b in enumerate(w.before)) if w.even else False
-    if halves:
-        result: Tensor = function(x, w.kernel, w.stride, w.before, w.dilation, ceil)
-    else:
-        result = function(w.padded(x, -math.inf, _ends(w, x, ceil)), w.kernel, w.stride, 0, w.dilation)
+    if call.is_read(1):
+        largest, places = function(inside, w.kernel, w.stride, pads, w.dilation, ceil, True)
+        return largest, _positions(call, places if inside is x else _without_padding(places, w, x, inside), x)
+    result: Tensor = function(inside, w.kernel, w.stride, pads, w.dilation, ceil)
     return result
+
+
+def _without_padding(places: Tensor, w: Windows, x: Tensor, padded: Tensor) -> Tensor:
+    """Positions in each channel of what is padded as those in x."""
+    found = torch.zeros_like(places)
+    for i in reversed(range(len(w.kernel))):
+        along = places % padded.shape[i + 2] - w.before[i]
+        found = found + along * math.prod(x.shape[i + 3 :])
+        places = places // padded.shape[i + 2]
+    return found
+
+
+def _positions(call: Call, places: Tensor, x: Tensor) -> Tensor:
+    """Positions in each channel of x as those in all of it, channel by channel and sample by sample."""
+    if call.attribute("storage_order", 0):
+        raise call.node.refused("the positions of its maxima are counted along columns, which is not supported")
+    planes = torch.arange(x.shape[0] * x.shape[1]).reshape(x.shape[0], x.shape[1], *[1] * (x.dim() - 2))
+    return places + planes * math.prod(x.shape[2:])
 
 
 def _ends(w: Windows, x: Tensor, ceil: bool) -> list[Any]:
@@ -71,6 +89,24 @@ def _average_pool(call: Call) -> Tensor:
     return result
 
 
+def _power_pool(call: Call) -> Tensor:
+    """(sum |x|^p)^(1/p) over windows."""
+    x, p = call.tensor(0), call.attribute("p", 2)
+    w = windows(call, x, call.required("kernel_shape"))
+    if any(d != 1 for d in w.dilation):
+        raise call.node.refused("a sum over spaced positions is not supported")
+    function: Any = _AVERAGE[x.dim() - 2]
+    whole = w.padded(x.abs() ** p, 0.0, _ends(w, x, bool(call.attribute("ceil_mode", 0))))
+    result: Tensor = (function(whole, w.kernel, w.stride) * math.prod(w.kernel)) ** (1 / p)
+    return result
+
+
+def _global_power(call: Call) -> Tensor:
+    x = call.tensor(0)
+    result: Tensor = torch.linalg.vector_norm(x, call.attribute("p", 2), list(range(2, x.dim())), keepdim=True)
+    return result
+
+
 def _global_average(call: Call) -> Tensor:
     x = call.tensor(0)
     rank = x.dim() - 2
@@ -88,6 +124,8 @@ def _global_max(call: Call) -> Tensor:
 OPERATORS = {
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
+    "LpPool": _power_pool,
+    "GlobalLpPool": _global_power,
     "GlobalAveragePool": _global_average,
     "GlobalMaxPool": _global_max,
 }

@@ -77,11 +77,10 @@ _OF_EACH = (_absolute, _length, _squares, _log_sum, _log_sum_exp)  # which chang
 def _position(function: Any) -> Callable[[Call], Tensor]:
     def compute(call: Call) -> Tensor:
         x = call.tensor(0)
-        if call.attribute("select_last_index", 0):
-            raise call.node.refused("the last of equal values is asked for, which is not supported")
         axis = call.axis(call.attribute("axis", 0), x.dim())
-        result: Tensor = function(x, axis, keepdim=bool(call.attribute("keepdims", 1)))
-        return result
+        keep, last = bool(call.attribute("keepdims", 1)), bool(call.attribute("select_last_index", 0))
+        found: Tensor = function(x.flip(axis) if last else x, axis, keepdim=keep)
+        return x.shape[axis] - 1 - found if last else found
 
     return compute
 

@@ -238,4 +238,9 @@ def _grid_sample(call: Call) -> Tensor:
     return F.grid_sample(call.tensor(0), call.tensor(1), mode, border, aligned)
 
 
-OPERATORS = {"Resize": _resize, "GridSample": _grid_sample}
+def _affine_grid(call: Call) -> Tensor:
+    """theta (N, 2, 3) or (N, 3, 4) to the places that `GridSample` reads, of a size N, C, (D,) H, W."""
+    return F.affine_grid(call.tensor(0), call.integers(1, "size"), bool(call.attribute("align_corners", 0)))
+
+
+OPERATORS = {"Resize": _resize, "GridSample": _grid_sample, "AffineGrid": _affine_grid}
