@@ -375,8 +375,9 @@ def read_preprocessing(
     if base is None:
         if not given and sides is None:
             return None
-        if sides is None or not {"mean", "std"} <= given.keys():
-            raise InputError("how this network wants images is not known; give --mean, --std and --size, or --config")
+        left = [f"--{n}" for n in ("mean", "std", "size") if n not in given and (n != "size" or sides is None)]
+        if left:
+            raise InputError(f"how this network wants images is not known; give {' and '.join(left)} too, or --config")
         return Preprocessing.of({**given, "size": sides})
     base = base if sides is None else base.fitted(*sides)
     return Preprocessing.of({**asdict(base), **given})

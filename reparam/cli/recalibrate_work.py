@@ -72,7 +72,8 @@ def describe(report: Mapping[str, Any], arch: str) -> list[str]:
     name = f"{report['input']} ({arch})" if arch else report["input"]
     lines = [
         f"{name} -> {', '.join(report['outputs'])}",
-        f"{len(norms)} batch norms measured on {report['samples']} samples in {report['batches']} batches",
+        f"{len(norms)} batch norms measured on {report['samples']} samples in {report['batches']} "
+        f"batch{'es' if report['batches'] != 1 else ''}",
     ]
     if most is not None:
         lines.append(

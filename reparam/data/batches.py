@@ -27,7 +27,8 @@ def open_batches(source: Any, inputs: Inputs) -> Source:
     if isinstance(source, Tensor | np.ndarray | Mapping):
         return Source("the batch", lambda: iter([_block(source, inputs, "the batch")]), lambda: None)
     if not isinstance(source, Iterable) or isinstance(source, bytes | str):
-        raise InputError(f"the samples are {describe_type(source)}, neither a path nor an iterable of batches")
+        hint = "; give a DataLoader of it" if hasattr(source, "__getitem__") else ""  # a data set
+        raise InputError(f"the samples are {describe_type(source)}, neither a path nor an iterable of batches{hint}")
 
     def blocks() -> Iterator[Block]:
         for index, batch in enumerate(source):

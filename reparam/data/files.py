@@ -12,13 +12,12 @@ from reparam.errors import InputError
 
 from .arrays import StoredArray, open_arrays
 from .block import Block, Source, as_labels
-from .images import IMAGES, StoredImage
+from .images import IMAGES, StoredImage, images_unknown
 from .inputs import Inputs
 from .preprocessing import Preprocessing
-from .shards import read_shard
+from .shards import is_shard, read_shard
 
 ARRAYS = (".npy", ".npz", ".safetensors")
-SHARD = ".tar"
 FOLDERS = "folders"  # the labels are the folders that images lie in
 
 
@@ -31,13 +30,13 @@ def open_files(
     InputError for what is not there, and for images where it is not known how the network wants them.
     """
     if path.is_dir():
-        files = [f for f in sorted(path.iterdir()) if apart is None or not apart.exists() or not f.samefile(apart)]
+        files = [f for f in visible_in(path) if apart is None or not apart.exists() or not f.samefile(apart)]
         arrays = [f for f in files if f.suffix in ARRAYS]
-        shards = [f for f in files if f.suffix == SHARD]
+        shards = [f for f in files if is_shard(f)]
         if not arrays and not shards:
             return _images(path, inputs, how, folders)
     else:
-        arrays, shards = ([], [path]) if path.suffix == SHARD else ([path], [])
+        arrays, shards = ([], [path]) if is_shard(path) else ([path], [])
     if folders:
         raise InputError(f"{path} is no folder of images, whose folders would be labels; give the labels as a .npy")
     name = str(path)
@@ -98,16 +97,21 @@ def images_in(path: Path) -> list[Path]:
     return [f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts)]
 
 
+def visible_in(path: Path) -> list[Path]:
+    """What lies in a folder, in order; hidden files and folders are left out."""
+    return [f for f in sorted(path.iterdir()) if not f.name.startswith(".")]
+
+
 def _folders(path: Path) -> list[str]:
     """The names of the folders in one, in order; hidden ones are left out."""
-    return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return [f.name for f in visible_in(path) if f.is_dir()]
 
 
 def holds_arrays(path: Path) -> bool:
     """Whether the samples of a file or a folder are arrays, which go in as they are."""
     if not path.is_dir():
         return path.suffix in ARRAYS
-    return any(f.suffix in ARRAYS for f in path.iterdir())
+    return any(f.suffix in ARRAYS for f in visible_in(path))
 
 
 def class_folders(path: Path) -> int | None:
@@ -115,7 +119,7 @@ def class_folders(path: Path) -> int | None:
 
     Files of arrays and shards come before images, so that a folder with those has no such folders.
     """
-    if not path.is_dir() or any(f.suffix in (*ARRAYS, SHARD) for f in path.iterdir()):
+    if not path.is_dir() or any(f.suffix in ARRAYS or is_shard(f) for f in visible_in(path)):
         return None
     files = images_in(path)
     if not files or any(f.parent == path for f in files):
@@ -127,14 +131,6 @@ def folder_classes(path: Path) -> list[int]:
     """The class of each image of a folder in the order of their paths: the number of the folder that it lies in."""
     label = _classes(path)
     return [int(label(file)) for file in images_in(path)]
-
-
-def images_unknown(path: Path) -> InputError:
-    """For images where it is not known how the network wants them."""
-    return InputError(
-        f"{path} holds images, but how this network wants them is not known; say it with --mean, --std and --size "
-        "or --config, or give .npy files of samples"
-    )
 
 
 def _images(path: Path, inputs: Inputs, how: Preprocessing | None, folders: bool) -> Source:

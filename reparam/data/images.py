@@ -131,3 +131,11 @@ def _cropped(image: Image, name: str, how: Preprocessing, interpolation: str) ->
 def _of(values: tuple[float, ...], channels: int) -> np.ndarray[Any, Any]:
     """The values for each channel; for grey images the mean of those for red, green and blue."""
     return np.asarray(values if channels > 1 else [sum(values) / len(values)], np.float32)
+
+
+def images_unknown(path: Path) -> InputError:
+    """For images where it is not known how the network wants them."""
+    return InputError(
+        f"{path} holds images, but how this network wants them is not known; say it with --mean, --std and --size "
+        "or --config, or give .npy files of samples"
+    )

@@ -16,8 +16,10 @@ from reparam.errors import InputError
 from reparam.utils import Shape, as_path, dtype_name
 
 from .arrays import open_arrays
-from .files import ARRAYS, SHARD, images_in, images_unknown
+from .files import ARRAYS, images_in, visible_in
+from .images import images_unknown
 from .preprocessing import Preprocessing
+from .shards import is_shard
 
 CHANNELS = (3, 1)  # of images
 
@@ -56,9 +58,9 @@ def _as_guesses(shapes: tuple[Shape, ...] | None) -> list[tuple[Shape, ...]] | N
 def _of_path(path: Path, names: Sequence[str], how: Preprocessing | None) -> list[tuple[Shape, ...]] | None:
     file = path
     if path.is_dir():
-        inside = sorted(path.iterdir())
+        inside = visible_in(path)
         arrays = [f for f in inside if f.suffix in ARRAYS]
-        if not arrays and any(f.suffix == SHARD for f in inside):
+        if not arrays and any(map(is_shard, inside)):
             return None
         if not arrays:
             return _of_images(path, how)

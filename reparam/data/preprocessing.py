@@ -180,7 +180,7 @@ def _floats(value: Any, name: str) -> tuple[float, ...]:
         isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e30 for v in values
     )
     if not plain:
-        raise InputError(f"{name} has to be 1 or 3 numbers")
+        raise InputError(f"{name} has to be 1 or 3 finite numbers")
     return tuple(float(v) for v in values)
 
 

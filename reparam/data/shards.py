@@ -17,10 +17,12 @@ from reparam.utils import name_complaint, one_line, opened, size_of
 
 from .arrays import parse_npy
 from .block import Block, Column, HeldColumn
-from .images import IMAGES, StoredImage
+from .images import IMAGES, StoredImage, images_unknown
 from .inputs import Inputs
 from .preprocessing import Preprocessing
 
+SHARD = ".tar"
+_PACKED = {".tgz", ".tbz", ".tbz2", ".txz", ".tzst"}  # shards that are compressed, which `read_shard` tells
 MOST_BYTES = 1 << 28  # of one member
 _MOST_HEADER = 1 << 16  # bytes of a header beyond the ordinary one, which tarfile parses as a whole
 _LABEL = "cls"
@@ -34,16 +36,23 @@ _LONGER = (
 )
 
 
+def is_shard(path: Path) -> bool:
+    """Whether a file is a shard by its name, compressed or not."""
+    return path.suffix == SHARD or path.suffix in _PACKED or path.suffixes[-2:-1] == [SHARD]
+
+
 def read_shard(path: Path, inputs: Inputs, how: Preprocessing | None) -> Iterator[Block]:
     """The samples of a shard, each a block of its own: members that follow each other and share all before the dot.
 
     An image or `.npy` is the sample, without a batch axis; of a network with several inputs, `NAME.npy` is that of the
     input NAME. `.cls` is the label; other members are passed over. Raises InputError for a shard that is cut short or
-    compressed, for members that are links, devices, huge or badly named, and for samples that lack a part.
+    compressed, for members that are links, devices, huge or badly named, for samples that lack a part, and for a shard
+    of other members alone.
     """
+    wanted, stem, parts = _wanted(inputs), "", dict[str, bytes]()
     with opened(path) as file:
-        stem, parts = "", dict[str, bytes]()
-        for name, content in _members(file, path, _wanted(inputs)):
+        passed: list[str] = []
+        for name, content in _members(file, path, wanted, passed):
             own, _, kind = name.rpartition("/")[2].partition(".")
             own = f"{name.rpartition('/')[0]}/{own}"
             if own != stem and parts:
@@ -55,6 +64,11 @@ def read_shard(path: Path, inputs: Inputs, how: Preprocessing | None) -> Iterato
             parts[kind.lower()] = content
         if parts:
             yield _block(path, stem, parts, inputs, how)
+        elif passed:
+            kinds = ", ".join(f".{kind}" for kind in sorted(wanted - {_LABEL}))
+            raise InputError(
+                f"{path} holds no sample: members such as '{passed[0]}' are passed over; name them {kinds}"
+            )
 
 
 class _Header(tarfile.TarInfo):
@@ -68,8 +82,8 @@ class _Header(tarfile.TarInfo):
         return found
 
 
-def _members(file: IO[bytes], path: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes]]:
-    """The names and contents of members that have one of the wanted endings."""
+def _members(file: IO[bytes], path: Path, wanted: frozenset[str], passed: list[str]) -> Iterator[tuple[str, bytes]]:
+    """The names and contents of members that have one of the wanted endings. passed: gets the name of another one."""
     with _naming_the_archive(path), tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
         size = size_of(file)
         while (member := archive.next()) is not None:
@@ -77,6 +91,7 @@ def _members(file: IO[bytes], path: Path, wanted: frozenset[str]) -> Iterator[tu
             _check(member, path, size)
             ending = member.name.rpartition("/")[2].partition(".")[2].lower()
             if member.isdir() or ending not in wanted:
+                passed += [] if member.isdir() or passed else [one_line(member.name)[:80]]
                 continue
             content = archive.extractfile(member)
             assert content is not None
@@ -139,7 +154,10 @@ def _column(where: str, name: str, parts: dict[str, bytes], inputs: Inputs, how:
         return HeldColumn(value if value.dim() == len(spec.shape) else value[None])
     image = next((k for k in parts if f".{k}" in IMAGES), None)
     if image is None or len(inputs.names) != 1:
-        raise InputError(f"{where} has no member for the input '{name}'; add a .{keys[-1]}")
+        raise InputError(
+            f"{where} has no member for the input '{name}' beside it; add a .{keys[-1]}, and write the members of a "
+            "sample one after the other"
+        )
     if how is None or inputs.image is None:
-        raise InputError(f"{where}.{image} is an image, but how this network wants it is not known; give .npy members")
+        raise images_unknown(Path(where))
     return StoredImage(f"{where}.{image}", io.BytesIO(parts[image]), how, inputs.image[0])

@@ -23,7 +23,7 @@ from .joint import affordable, refit_jointly
 from .loop import BATCH, MEMORY, Pruned
 from .mixing import copies_for, only_mixes, with_mixes
 from .options import SAMPLES
-from .quality import Judge
+from .quality import Judge, check_sides
 from .refitting import refit_layers
 from .running import batch_within
 
@@ -77,6 +77,7 @@ def refit(
         original = _folded(reference, given, seed)
         gated = _aligned(program, original)
         with spool(open_samples(data, program, preprocessing=preprocessing), limit=samples) as decks:
+            check_sides(decks)
             size, count, macs = batch_within(MEMORY, program, BATCH), len(decks.fit), census(original).macs
 
             def inputs() -> Iterator[tuple[Tensor, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
 
@@ -101,6 +101,12 @@ class PruneOptions:
     def timed(self) -> bool:
         """Whether something is measured by the clock."""
         return self.form == "auto" or self.latency is not None
+
+    @property
+    def of_the_rounds(self) -> dict[str, Any]:
+        """The options that the rounds of cuts depend on, by their names; others tell what becomes of their result."""
+        later = {"max_drop", "joint"} | (set() if self.latency is not None else {"form", "engine"})
+        return {name: value for name, value in asdict(self).items() if name not in later}
 
     @property
     def multiple(self) -> int:

@@ -29,13 +29,14 @@ NAME = "prune.safetensors"
 
 
 class State:
-    """The folder, and what has to be the same for a state in it to fit: the network and the options."""
+    """The folder, and what has to be the same for a state in it to fit: network, samples, and options of the rounds."""
 
     def __init__(self, folder: Path, program: Program, options: PruneOptions, decks: Spooled) -> None:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file; name a folder for the state")
         self.path = folder / NAME
-        self.print = _fingerprint(program, options, decks)
+        self.run = {"model": _digest_of(program), "samples": _digest_of_samples(decks)}
+        self.run["options"] = json.dumps(options.of_the_rounds)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -52,19 +53,31 @@ class State:
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
             steps = [_step(s) for s in json.loads(notes.get("steps", "null"))]
             fitted = [Fitted(**f) for f in json.loads(notes.get("fitted", "null"))]
+            options = dict(json.loads(notes.get("options", "null")))
         except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
             raise InputError(
                 f"{self.path} is damaged: {one_line(str(error))[:200]}; remove it to begin anew"
             ) from error
         constants = gated.program.constants
         fits = {n: v.shape for n, v in weights.items()} == {n: c.value.shape for n, c in constants.items()}
-        if notes.get("run") != self.print or not fits:
+        other = self._other(notes, options) or ("" if fits else "of another model")
+        if other:
             raise InputError(
-                f"{self.path} is the state of another run; give another folder, or the same model, samples and options"
+                f"{self.path} is the state of another run, {other}; give another folder, or the same model, samples "
+                "and options"
             )
         for name, value in weights.items():
             gated.set_weight(name, value)
         return steps, fitted
+
+    def _other(self, notes: Mapping[str, str], options: Mapping[str, Any]) -> str:
+        """What is not the same in a state, in words; empty where all is."""
+        if notes.get("model") != self.run["model"]:
+            return "of another model"
+        if notes.get("samples") != self.run["samples"]:
+            return "on other samples or labels"
+        found = next((n for n, value in json.loads(self.run["options"]).items() if options.get(n) != value), None)
+        return "" if found is None else f"with {found} {one_line(str(options.get(found)))[:60]}"
 
     def write(self, gated: Gated, steps: Sequence[Step], fitted: Sequence[Fitted]) -> None:
         """Keeps the state, in place of the one before. Raises MachineError when it cannot be written."""
@@ -73,7 +86,7 @@ class State:
         }
         told: Mapping[str, Sequence[Step | Fitted]] = {"steps": steps, "fitted": fitted}
         notes = {name: json.dumps([dataclasses.asdict(r) for r in rows]) for name, rows in told.items()}
-        notes["run"] = self.print
+        notes |= self.run
         content = safetensors.torch.save(weights, notes)
         write_atomically(self.path, lambda file: file.write(content), force=True)
 
@@ -82,13 +95,19 @@ def _step(kept: Any) -> Step:
     return Step(float(kept["cost"]), Quality(**kept["cut"]), Quality(**kept["refitted"]))
 
 
-def _fingerprint(program: Program, options: PruneOptions, decks: Spooled) -> str:
-    """Of the options, of every weight, and of the samples with their labels."""
-    digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
+def _digest_of(program: Program) -> str:
+    """Of every weight."""
+    digest = hashlib.blake2b(digest_size=16)
     for name, constant in sorted(program.constants.items()):
         value = constant.value.detach().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def _digest_of_samples(decks: Spooled) -> str:
+    """Of all samples with their labels."""
+    digest = hashlib.blake2b(digest_size=16)
     for deck in (decks.fit, decks.held):
         digest.update(f"{len(deck)} {deck.labelled}".encode())
         for piece in deck.contents():

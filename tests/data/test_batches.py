@@ -89,7 +89,8 @@ def test_a_generator_is_only_what_is_needed() -> None:
     ("source", "message"),
     [
         ([], "a list holds 0 samples"),
-        (3, "the samples are an int, neither a path nor an iterable of batches"),
+        (3, "the samples are an int, neither a path nor an iterable of batches$"),
+        (TensorDataset(ROWS), "neither a path nor an iterable of batches; give a DataLoader of it"),
         ([3], "batch 0 of the samples holds an int, not an ordinary tensor"),
         ([None], "batch 0 of the samples holds None"),
         ([ROWS, "x"], "batch 1 of the samples holds a str"),

@@ -71,6 +71,7 @@ def test_a_folder_of_arrays_is_read_in_the_order_of_names(tmp_path: Path) -> Non
     save_file({"input": torch.full((1, 3), 5.0)}, tmp_path / "a.safetensors")
     np.savez(tmp_path / "c.npz", input=numbered(1) + 20)
     (tmp_path / "notes.txt").write_text("not a sample")
+    (tmp_path / "._b.npy").write_bytes(b"of a file system")
     assert rows_of(open_samples(tmp_path, vectors())) == [5, 10, 11, 20]
 
 

@@ -43,10 +43,10 @@ def test_resize_stays_in_proportion() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mean": None}, "mean has to be 1 or 3 numbers"),
-        ({"mean": ["a"] * 3}, "mean has to be 1 or 3 numbers"),
+        ({"mean": None}, "mean has to be 1 or 3 finite numbers"),
+        ({"mean": ["a"] * 3}, "mean has to be 1 or 3 finite numbers"),
         ({"mean": [0.5, 0.5]}, "mean of the preprocessing has to be 1 or 3 finite numbers"),
-        ({"mean": [float("nan")]}, "mean has to be 1 or 3 numbers"),
+        ({"mean": [float("nan")]}, "mean has to be 1 or 3 finite numbers"),
         ({"std": [0.5, 0.0, 0.5]}, "std of the preprocessing has to be above 0"),
         ({"size": [8]}, r"the size of images has to be \[height, width\]"),
         ({"size": "88"}, r"the size of images has to be \[height, width\]"),
@@ -106,12 +106,12 @@ def test_configs_of_both_kinds_are_read(
         ({"pretrained_cfg": {**TIMM, "input_size": [224, 224]}}, r"input_size has to be \[channels, height, width\]"),
         ({"pretrained_cfg": {**TIMM, "crop_pct": 0}}, "crop_pct has to be a number up to 1"),
         ({"pretrained_cfg": {**TIMM, "crop_mode": "squash"}}, "the crop_mode 'squash' is not supported"),
-        ('{"input_size": [3, 8, 8], "mean": [NaN], "std": [1]}', "mean has to be 1 or 3 numbers"),
+        ('{"input_size": [3, 8, 8], "mean": [NaN], "std": [1]}', "mean has to be 1 or 3 finite numbers"),
         ({**FACE, "size": {"longest_edge": 8}}, "size has to have height and width, or shortest_edge"),
         ({**FACE, "size": 8, "resample": 9}, "resample has to be a number from 0 to 5"),
         (IN_BYTES, "values are not scaled"),
         ({**FACE, "size": 8, "do_rescale": False}, "values are not scaled"),
-        ({"image_mean": [0.5], "size": 8}, "image_std has to be 1 or 3 numbers"),
+        ({"image_mean": [0.5], "size": 8}, "image_std has to be 1 or 3 finite numbers"),
     ],
 )
 def test_other_files_are_refused_in_one_sentence(config: Any, message: str, tmp_path: Path) -> None:

@@ -27,6 +27,15 @@ def test_members_of_one_stem_are_one_sample(tmp_path: Path) -> None:
     assert rows_of(samples) == [1, -1] and labels_of(samples) == [7, 0]
 
 
+def test_members_of_a_sample_that_do_not_follow_each_other_are_told(tmp_path: Path) -> None:
+    members = {"1.png": png(255), "2.png": png(0), "1.cls": b"7", "2.cls": b"0"}
+    told = (
+        "x.tar: 1 has no member for the input 'input' beside it; .* write the members of a sample one after the other"
+    )
+    with pytest.raises(InputError, match=told):
+        list(open_samples(write_tar(tmp_path / "x.tar", members), pictures(), preprocessing=HOW))
+
+
 def test_arrays_are_samples_without_a_batch_axis(tmp_path: Path) -> None:
     members = {"0.npy": npy(np.full((1, 3), 5.0)), "1.npy": npy(np.full(3, 6.0))}
     assert rows_of(open_samples(write_tar(tmp_path / "x.tar", members), vectors())) == [5, 6]
@@ -38,13 +47,19 @@ def test_arrays_are_samples_without_a_batch_axis(tmp_path: Path) -> None:
 def test_a_folder_of_shards_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     write_tar(tmp_path / "1.tar", {"0.npy": npy(np.full(3, 1.0))})
     write_tar(tmp_path / "0.tar", {"0.npy": npy(np.full(3, 0.0))})
+    (tmp_path / "._0.tar").write_bytes(b"of a file system")
+    (tmp_path / "notes.txt").write_text("numbers")
     assert rows_of(open_samples(tmp_path, vectors())) == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"0.cls": b"1"}, "x.tar: 0 has no member for the input 'input'; add a .npy"),
+        ({"0.cls": b"1"}, "x.tar: 0 has no member for the input 'input' beside it; add a .npy"),
+        (
+            {"0.txt": b"a", "1.input.png": b""},
+            r"holds no sample: members such as '0.txt' .* name them \.bmp, .*png",
+        ),
         ({"0.npy": VECTOR, "0.cls": b"one"}, r"x.tar: 0.cls holds no class"),
         ({"0.npy": VECTOR, "0.cls": b"-1"}, r"x.tar: 0.cls holds no class"),
         (
@@ -54,11 +69,11 @@ def test_a_folder_of_shards_is_read_in_the_order_of_names(tmp_path: Path) -> Non
         ({"0.npy": VECTOR, "0.png": b""}, "holds several samples"),
         ({"0.npy": npy(np.array([{}], object))}, "x.tar: 0.npy is not an array that numpy.save wrote"),
         ({"0.npy": npy(np.zeros(4))}, r"x.tar: 0 holds float64 samples of shape \[1, 4\]"),
-        ({"0.png": b"x"}, "how this network wants it is not known"),
+        ({"0.png": b"x"}, "holds images, but how this network wants them is not known; say it with --mean, --std"),
         ({"../0.npy": VECTOR}, "its member '../0.npy' is named as lying elsewhere"),
         ({"/etc/0.npy": VECTOR}, "is named as lying elsewhere"),
         ({"0\n.npy": VECTOR}, "is named as lying elsewhere"),
-        ({"readme.txt": b"x"}, "holds 0 samples"),
+        ({"readme.txt": b"x"}, "holds no sample: members such as .readme.txt. are passed over"),
     ],
 )
 def test_what_does_not_fit_is_said(members: Any, message: str, tmp_path: Path) -> None:
@@ -111,9 +126,10 @@ def test_a_shard_that_was_cut_short_is_refused_wherever_it_was_cut(tmp_path: Pat
 
 def test_a_compressed_shard_is_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO(write_tar(tmp_path / "y.tar", {"0.npy": VECTOR}).read_bytes())
-    (tmp_path / "x.tar").write_bytes(gzip.compress(buffer.getvalue()))
-    with pytest.raises(InputError, match="is not a whole tar archive without compression"):
-        list(open_samples(tmp_path / "x.tar", vectors()))
+    for name in ("x.tar", "x.tar.gz", "x.tgz"):
+        (tmp_path / name).write_bytes(gzip.compress(buffer.getvalue()))
+        with pytest.raises(InputError, match=rf"{name} is not a whole tar archive without compression"):
+            list(open_samples(tmp_path / name, vectors()))
 
 
 def test_a_member_twice_in_one_sample_is_refused(tmp_path: Path) -> None:

@@ -64,6 +64,13 @@ def test_what_prune_gave_is_refitted_on_other_samples() -> None:
     assert result.report.after.macs == first.report.after.macs
 
 
+@pytest.mark.parametrize("data", [DATA[:1], DATA[1:2], DATA[:1].repeat(6, 1, 1, 1)])
+def test_samples_of_which_none_is_left_to_fit_or_to_measure_on_are_refused(data: torch.Tensor) -> None:
+    reference = make("residual")
+    with pytest.raises(InputError, match=r"one sample is not enough|samples are all the same"):
+        refit(masked(reference), reference, data, example_inputs=images(2))
+
+
 def test_modules_that_are_no_two_versions_of_one_are_refused() -> None:
     with pytest.raises(InputError, match="no two versions of one architecture"):
         refit(make("residual"), make("dense"), DATA, example_inputs=images(2))

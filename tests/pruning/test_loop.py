@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import reparam
 from reparam.errors import InputError, MachineError, NotEquivalentError
@@ -29,6 +29,14 @@ DATA = images(160, seed=4)
 def pruned(name: str = "residual", **options: Any) -> Pruned:
     few = {"joint": 2} if options.get("refit", True) else {}
     return prune(make(name), images(2), DATA, **({"macs": 0.5, "form": "residual"} | few | options))
+
+
+def of_all_classes() -> nn.Module:
+    """A network that gives the samples several classes."""
+    module = make("residual")
+    with torch.no_grad():
+        module.head.bias -= module(DATA).mean(0)  # type: ignore[union-attr, operator]
+    return module
 
 
 @functools.cache
@@ -147,9 +155,8 @@ def test_a_budget_of_latency_makes_widths_that_engines_like(monkeypatch: pytest.
 
 
 def test_what_falls_too_far_is_refused() -> None:
-    module = make("residual")
+    module = of_all_classes()
     with torch.no_grad():
-        module.head.bias -= module(DATA).mean(0)  # type: ignore[union-attr, operator]  # so that all classes occur
         labels = module(DATA).argmax(1)
     assert len(labels.unique()) > 3
 
@@ -162,6 +169,26 @@ def test_what_falls_too_far_is_refused() -> None:
         run(macs=0.2, refit=False, max_drop=0.01, labels=labels)
     fine = run(macs=0.5, labels=labels, max_drop=0.5, joint=2)
     assert fine.report.original.accuracy == 1.0 and fine.report.final.accuracy == fine.report.final.agreement
+
+
+def test_what_becomes_of_the_result_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    module, stages = of_all_classes(), list[str]()
+
+    def run(**options: Any) -> Pruned:
+        stages.clear()
+
+        def tell(stage: str, done: int, total: int) -> None:
+            stages.append(stage)
+
+        return prune(module, images(2), DATA, macs=0.2, refit=False, resume=tmp_path, progress=tell, **options)
+
+    with pytest.raises(NotEquivalentError, match="nothing was written"):
+        run(form="residual", max_drop=0.0)
+    assert stages.count("prune") > 2
+    again = run(form="residual", max_drop=0.9)
+    assert stages.count("prune") == 1, "the rounds are not done again"
+    plain = run(form="plain")
+    assert plain.report.steps == again.report.steps and plain.report.form == "plain"
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
@@ -181,15 +208,20 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
     assert again.report.steps == whole.report.steps
     x = images(4, seed=7)
     assert torch.equal(again.module(x), whole.module(x))
-    with pytest.raises(InputError, match="is the state of another run"):
+    with pytest.raises(InputError, match=r"is the state of another run, with macs 0\.4; give another folder"):
         pruned(macs=0.3, resume=tmp_path / "state")
-    with pytest.raises(InputError, match="is the state of another run"):
+    with pytest.raises(InputError, match="is the state of another run, on other samples or labels"):
         prune(make("residual"), images(2), images(160, seed=5), macs=0.4, form="residual", resume=tmp_path / "state")
+    other = make("residual")
+    with torch.no_grad():
+        next(other.parameters()).mul_(0.5)
+    with pytest.raises(InputError, match="is the state of another run, of another model"):
+        prune(other, images(2), DATA, macs=0.4, form="residual", resume=tmp_path / "state")
     same: dict[str, Any] = {"macs": 0.4, "form": "residual", "joint": 2}
     changed = DATA.clone()
     changed[len(DATA) // 2] *= 0.5
     for data, labels in ((changed, None), (DATA, torch.zeros(len(DATA), dtype=torch.int64))):
-        with pytest.raises(InputError, match="is the state of another run"):
+        with pytest.raises(InputError, match="is the state of another run, on other samples or labels"):
             prune(make("residual"), images(2), data, labels=labels, resume=tmp_path / "state", **same)
     with pytest.raises(InputError, match="is a file"):
         pruned(macs=0.4, resume=tmp_path / "state" / NAME)
