@@ -7,7 +7,7 @@ import math
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +28,7 @@ class Deck:
     """Samples in files, each read from the disk when it is asked for; valid within the block of `spool`.
 
     files: one for each input, whose samples have `shapes` and `dtypes`. labels: the file of their labels, if any.
-    fixed: whether a sample is a whole batch.
+    fixed: whether a sample is a whole batch. count: how many samples the files hold. every, others: see `part`.
     """
 
     files: tuple[Path, ...]
@@ -37,21 +37,28 @@ class Deck:
     labels: Path | None
     fixed: bool
     count: int
+    every: int = 1
+    others: bool = False
 
     def __len__(self) -> int:
-        return self.count
+        multiples = -(-self.count // self.every)
+        return self.count - multiples if self.others else multiples
+
+    def part(self, every: int, *, others: bool = False) -> Deck:
+        """The first of each `every` samples, or the others."""
+        return replace(self, every=every, others=others)
 
     @property
     def rows(self) -> int:
         """How many samples there are in all, each row of a fixed batch counted."""
-        return self.count * (self.shapes[0][0] if self.shapes else 1)
+        return len(self) * (self.shapes[0][0] if self.shapes else 1)
 
     @property
     def labelled(self) -> bool:
         return self.labels is not None
 
     def contents(self) -> Iterator[bytes]:
-        """All that the files hold, labels last, piece by piece."""
+        """All that the files hold, labels last, piece by piece; of a part too."""
         labels = [] if self.labels is None else [self.labels]
         for path in (*self.files, *labels) if self.count else ():
             with _reading(path) as file:
@@ -59,7 +66,7 @@ class Deck:
                     yield piece
 
     def batches(self, size: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
-        """The samples in order, `size` at a time: inputs (n, *shape), and labels (n,) int64 or None.
+        """The samples in order, at most `size` at a time: inputs (n, *shape), and labels (n,) int64 or None.
 
         Where the program fixes its batch at B, each is of B rows, whatever `size` is. Every call opens the files for
         itself. Raises InputError for a size that is no positive number, and after the end of the block of `spool`.
@@ -81,7 +88,12 @@ class Deck:
                     _read(file, (count * shape[0], *shape[1:]), dtype)
                     for file, shape, dtype in zip(files, self.shapes, self.dtypes, strict=True)
                 )
-                yield inputs, None if labels is None else _read(labels, (count * rows,), torch.int64)
+                classes = None if labels is None else _read(labels, (count * rows,), torch.int64)
+                taken = [i for i in range(count) if ((begin + i) % self.every == 0) != self.others]
+                if self.every == 1 or self.fixed:
+                    yield from [(inputs, classes)] if taken else []
+                elif taken:
+                    yield tuple(v[taken] for v in inputs), None if classes is None else classes[taken]
 
 
 @dataclass(frozen=True)

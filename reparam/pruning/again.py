@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,9 @@ from reparam.rewrite import Driver, Progress
 from reparam.utils import DEFAULT_AXES, check_callable, check_seed, checked_call
 
 from .gated import GATE, Gated
-from .joint import affordable, refit_jointly
+from .joint import affordable, parted, refit_on
 from .loop import BATCH, MEMORY, Pruned
-from .mixing import copies_for, only_mixes, with_mixes
+from .mixing import copies_for, with_mixes
 from .options import SAMPLES
 from .quality import Judge, check_sides
 from .refitting import refit_layers
@@ -87,14 +88,10 @@ def refit(
             refit_layers(gated, lambda: with_mixes(inputs(), copies, seed), tell=lambda i, n: tell("refit", i, n))
             steps = affordable(macs, count)
             if steps:
-                with Judge(gated.reference, decks.held, size) as judge:
-                    refit_jointly(
-                        gated,
-                        lambda step: only_mixes(inputs(), seed + step + 1),
-                        judge,
-                        steps=steps,
-                        tell=lambda i, n: tell("joint refit", i, n),
-                    )
+                choosing, figures = parted(decks.held, steps)
+                with Judge(gated.reference, figures, size) as judge:
+                    tell_steps = functools.partial(tell, "joint refit")
+                    refit_on(gated, decks.fit, choosing, judge, steps=steps, seed=seed, tell=tell_steps)
         return convert_program(gated.program, seed=seed, progress=progress)
 
 

@@ -13,8 +13,8 @@ Each step is on other mixes of the samples, and goes on in the direction of the 
     v <- d + MOMENTUM v,  w <- w + v
 
 Since mixes differ, so do the steps, and a moving average of the weights lies closer to the original than the weights of
-any step. Of those averages that with the least error on held-out samples is kept, and the old weights where none is
-better.
+any step. Of those averages that with the least error on some of the held-out samples is kept, and the old weights where
+none is better. Figures are taken from the others of them, as what is best on some samples is not as good on others.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reparam.algebra import Layer
+from reparam.data import Deck
 from reparam.ir import call_node, evaluate, is_floating, last_uses, weight_value
 from reparam.utils import first_line, is_out_of_memory
 
 from .equations import Equations, as_rows, columns_of, from_rows
 from .gated import Gated
+from .mixing import only_mixes
 from .quality import Judge, Quality
 from .refitting import Alive, alive_in, layers_to_fit
 from .running import DTYPE, feed_of
@@ -47,6 +49,7 @@ MOMENTUM = 0.75
 AVERAGED = 4  # of this many steps one is what the average looks back
 PASSES = 7 + 5 * ITERATIONS  # what a step costs on each sample, in evaluations of the network, about
 MACS = 5e12  # that all steps take at most, unless told: large networks get fewer steps, or none
+CHOOSING = 3  # of so many held-out samples one chooses among the averages, and no figures are taken from it
 ROWS = 6  # of a layer for each of its columns, for A
 DAMPING = 1e-2  # of the mean of the diagonal of A
 EVEN = 0.1  # of the mean of G is added to G
@@ -57,10 +60,9 @@ Vector = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Joint:
-    """Steps over all layers at once. before, after: on held-out samples. taken: the step whose average was kept, 0 for
-    none.
+    """Steps over all layers at once. before, after: on the samples that were held out, on which nothing was chosen.
 
-    refused: why there were none, where they were asked for.
+    taken: the step whose average was kept, 0 for none. refused: why there were none, where they were asked for.
     """
 
     steps: int
@@ -75,9 +77,45 @@ def affordable(macs: int, samples: int) -> int:
     return min(STEPS, int(MACS / max(1, PASSES * macs * samples)))
 
 
+def parted(held: Deck, steps: int) -> tuple[Deck | None, Deck]:
+    """Of the samples that were held out those that averages are chosen on, and those that figures are taken from.
+
+    All are for figures where there are no steps, or one sample alone.
+    """
+    if not steps or len(held) < 2:
+        return None, held
+    return held.part(CHOOSING), held.part(CHOOSING, others=True)
+
+
+def refit_on(
+    gated: Gated,
+    deck: Deck,
+    choosing: Deck | None,
+    judge: Judge,
+    *,
+    steps: int,
+    seed: int,
+    tell: Callable[[int, int], None],
+) -> Joint:
+    """`refit_jointly` on mixes of the samples of a deck. choosing: the samples that the average is chosen on."""
+    if choosing is None:
+        found = judge.quality(gated.program)
+        return Joint(0, 0, found, found, "one sample alone was held out, and others are needed to choose on")
+    with Judge(gated.reference, choosing, judge.size) as chooser:
+        return refit_jointly(
+            gated,
+            lambda step: only_mixes((inputs for inputs, _ in deck.batches(judge.size)), seed + step + 1),
+            chooser,
+            judge,
+            steps=steps,
+            tell=tell,
+        )
+
+
 def refit_jointly(
     gated: Gated,
     batches: Batches,
+    chooser: Judge,
     judge: Judge,
     *,
     steps: int = STEPS,
@@ -86,9 +124,11 @@ def refit_jointly(
 ) -> Joint:
     """Takes steps over all weights of `gated`, in place; weights that calls share stay as they are.
 
-    batches: those of a step, by its number; the same ones each time it is called with that. judge: of the original.
+    batches: those of a step, by its number; the same ones each time it is called with that. chooser: compares with the
+    original on samples that nothing was fitted to. judge: on those that figures are taken from.
     """
-    before = best = judge.quality(gated.program)
+    held = judge.quality(gated.program)
+    first = best = chooser.quality(gated.program)
     system = _System(gated)
     now = mean = kept = system.weights()
     taken, done, speed = 0, 0, {n: torch.zeros_like(v) for n, v in now.items()}
@@ -100,24 +140,25 @@ def refit_jointly(
             system.put(kept)
             if is_out_of_memory(error):
                 raise
-            return Joint(done, taken, before, best, f"no derivatives: {first_line(error)}")
+            return Joint(done, taken, held, judge.quality(gated.program), f"no derivatives: {first_line(error)}")
         done = step + 1
         speed = {n: change[n].to(v.dtype) + MOMENTUM * v for n, v in speed.items()}
         now = {n: v + speed[n] for n, v in now.items()}
         share = 1 / min(done, max(1, steps // AVERAGED))
         mean = {n: v + share * (now[n] - v) for n, v in mean.items()}
         system.put(mean)
-        found = judge.quality(gated.program)
+        found = chooser.quality(gated.program)
         if not math.isfinite(found.error):
             break
-        closer = found.kl is None or before.kl is None or found.kl < before.kl
+        closer = found.kl is None or first.kl is None or found.kl < first.kl
         if closer and found.error < best.error:
             kept, taken, best = mean, done, found
         system.put(now)
     tell(steps, steps)
     system.put(kept)
-    _log.info("joint refit: step %d of %d kept, error %.3g, was %.3g", taken, steps, best.error, before.error)
-    return Joint(done, taken, before, best)
+    after = judge.quality(gated.program)
+    _log.info("joint refit: step %d of %d kept, error %.3g, was %.3g", taken, steps, after.error, held.error)
+    return Joint(done, taken, held, after)
 
 
 @dataclass(frozen=True)

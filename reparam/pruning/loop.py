@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.conversion import Conversion, convert, convert_program
-from reparam.data import Preprocessing, Spooled, open_samples, spool
+from reparam.data import Deck, Preprocessing, Spooled, open_samples, spool
 from reparam.errors import InputError, ReparamError
 from reparam.ir import Program, census
 from reparam.loading import FileOrModel
@@ -26,8 +27,8 @@ from .choosing import Candidate, at_floor, candidates, cheapest, cut, give_back,
 from .gated import with_gates
 from .gates import Gate
 from .idle import first, idle, told
-from .joint import Joint, affordable, refit_jointly
-from .mixing import copies_for, only_mixes, with_mixes
+from .joint import Joint, affordable, parted, refit_on
+from .mixing import copies_for, with_mixes
 from .options import PruneOptions
 from .price import cost
 from .quality import Judge, Quality, check_drop, check_sides
@@ -130,12 +131,22 @@ def prune(
             folder = as_path(resume, "the folder to resume from") if resume else None
             state = State(folder, base.program, wanted, decks) if folder is not None else None
             size = batch_within(MEMORY, base.program, BATCH)
-            with Judge(base.program, decks.held, size) as judge:
+            steps = _joint_steps(wanted, census(base.program).macs, len(decks.fit))
+            choosing, figures = parted(decks.held, steps)
+            with Judge(base.program, figures, size) as judge:
                 run = _Run(base, decks, judge, wanted, tell, state)
                 if labels is not None and run.original.agreement is None:
                     raise InputError("labels are of classes, and the outputs of this network are no scores of classes")
                 run.cut_and_refit()
+                if steps:
+                    run.refit_all(choosing, steps)
                 return run.finish(start)
+
+
+def _joint_steps(options: PruneOptions, macs: int, samples: int) -> int:
+    if not options.refit:
+        return 0
+    return affordable(macs, samples) if options.joint is None else options.joint
 
 
 class _Run:
@@ -274,19 +285,10 @@ class _Run:
         if self.state is not None:
             self.state.write(self.gated, self.steps, self.fitted)
 
-    def _refit_jointly(self) -> None:
+    def refit_all(self, choosing: Deck | None, steps: int) -> None:
         """Steps over all layers at once, once the channels are settled."""
-        o = self.options
-        steps = affordable(self.macs, len(self.decks.fit)) if o.joint is None else o.joint
-        if not o.refit or not steps:
-            return
-        self.joint = refit_jointly(
-            self.gated,
-            lambda step: only_mixes(self._inputs(), o.seed + step + 1),
-            self.judge,
-            steps=steps,
-            tell=lambda i, n: self.tell("joint refit", i, n),
-        )
+        fit, tell = self.decks.fit, functools.partial(self.tell, "joint refit")
+        self.joint = refit_on(self.gated, fit, choosing, self.judge, steps=steps, seed=self.options.seed, tell=tell)
         self.residual = self.residual if not self.joint.taken else None
 
     def _down_to_latency(self, share: float) -> None:
@@ -334,12 +336,11 @@ class _Run:
 
     def finish(self, begun: float) -> Pruned:
         """Makes the smaller network in the form that is asked for, and looks at what became of its outputs."""
-        self._refit_jointly()
         masked = self.gated.masked()
         made, forms = self._forms(masked)
         form = self._choice(made, forms)
         conversion = made[form]
-        final = self.judge.quality(conversion.program)
+        final, held, figures = self.judge.quality(conversion.program), self.decks.held.rows, self.judge.deck.rows
         check_drop(final, self.original, self.options.max_drop)
         plan = self.gated.plan()
         report = PruneReport(
@@ -356,7 +357,7 @@ class _Run:
             near_floor=tuple(at_floor(self.gated, self.options.floor)),
             scarce=tuple(f.name for f in self.fitted if f.rows < f.columns),
             idle=told(self.idle),
-            samples={"fit": self.decks.fit.rows, "held_out": self.decks.held.rows},
+            samples={"fit": self.decks.fit.rows, "choosing": held - figures, "held_out": figures},
             base=self.base.report,
             conversion=conversion.report,
             options=self.options,

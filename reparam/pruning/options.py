@@ -105,7 +105,7 @@ class PruneOptions:
     @property
     def of_the_rounds(self) -> dict[str, Any]:
         """The options that the rounds of cuts depend on, by their names; others tell what becomes of their result."""
-        later = {"max_drop", "joint"} | (set() if self.latency is not None else {"form", "engine"})
+        later = {"max_drop"} | (set() if self.latency is not None else {"form", "engine"})
         return {name: value for name, value in asdict(self).items() if name not in later}
 
     @property

@@ -50,6 +50,23 @@ def test_batches_are_of_the_size_that_is_asked_for() -> None:
                 spooled.fit.batches(size)  # type: ignore[arg-type]
 
 
+def test_a_part_is_one_in_so_many_and_the_others_are_the_rest() -> None:
+    rows = torch.from_numpy(numbered(60))
+    with spool(open_samples([(rows, torch.arange(60))], vectors())) as spooled:
+        whole = values(spooled.fit)
+        for every, size in itertools.product((2, 5, len(whole), 100), (1, 4, 100)):
+            one, rest = spooled.fit.part(every), spooled.fit.part(every, others=True)
+            assert values(one, size) == whole[::every] and len(one) == one.rows == len(whole[::every])
+            assert values(rest, size) == [v for i, v in enumerate(whole) if i % every] and len(rest) == rest.rows
+            assert len(one) + len(rest) == len(whole) == len(one.part(1))
+            for (x,), labels in rest.batches(size):
+                assert labels is not None and torch.equal(labels, x[:, 0].long())
+    with spool(open_samples(source(60), vectors(4))) as spooled:
+        whole = values(spooled.fit)
+        assert values(spooled.fit.part(3)) == [v for i, v in enumerate(whole) if i // 4 % 3 == 0]
+        assert len(spooled.fit.part(3, others=True)) * 4 == spooled.fit.part(3, others=True).rows
+
+
 def test_several_inputs_and_whole_numbers() -> None:
     rows = torch.from_numpy(numbered(40))
     with spool(open_samples([(rows, -rows)], pairs())) as spooled:
