@@ -54,7 +54,7 @@ def test_the_result_is_within_the_budget_and_close_to_the_original(name: str) ->
     assert report.after.macs <= 0.6 * report.before.macs
     assert report.conversion.equivalent and report.form == "residual"
     assert report.final.error < 0.5 and report.final.agreement is not None and report.final.agreement > 0.5
-    assert report.samples == {"fit": report.samples["fit"], "held_out": 160 - report.samples["fit"]}
+    assert report.samples == {"fit": 124, "choosing": 12, "held_out": 24} and report.final.samples == 24
     assert all(torch.equal(v, before[n]) for n, v in module.state_dict().items())
     x = images(5, seed=7)
     masked = evaluate(result.masked, (x,), torch.float64)[0]
