@@ -26,6 +26,8 @@ def open_batches(source: Any, inputs: Inputs) -> Source:
     """
     if isinstance(source, Tensor | np.ndarray | Mapping):
         return Source("the batch", lambda: iter([_block(source, inputs, "the batch")]), lambda: None)
+    if _is_labelled_pair(source):
+        raise InputError("a pair of samples and labels is no list of batches; give [(x, y)], or the labels apart")
     if not isinstance(source, Iterable) or isinstance(source, bytes | str):
         hint = "; give a DataLoader of it" if hasattr(source, "__getitem__") else ""  # a data set
         raise InputError(f"the samples are {describe_type(source)}, neither a path nor an iterable of batches{hint}")
@@ -35,6 +37,16 @@ def open_batches(source: Any, inputs: Inputs) -> Source:
             yield _block(batch, inputs, f"batch {index} of the samples")
 
     return Source(describe_type(source), blocks, lambda: None, "it is empty, or was read to its end before")
+
+
+def _is_labelled_pair(source: Any) -> bool:
+    """Whether a pair is one batch with its labels, and cannot be two batches."""
+    if not isinstance(source, tuple) or len(source) != 2 or not all(isinstance(v, Tensor | np.ndarray) for v in source):
+        return False
+    x, y = (torch.as_tensor(v) if isinstance(v, Tensor) or v.dtype.kind in "fiub" else None for v in source)
+    if x is None or y is None or not x.dim() or y.dim() != 1 or len(x) != len(y):
+        return False
+    return x.is_floating_point() and not y.is_floating_point()
 
 
 def _block(batch: Any, inputs: Inputs, where: str) -> Block:
