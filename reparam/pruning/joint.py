@@ -14,7 +14,8 @@ Each step is on other mixes of the samples, and goes on in the direction of the 
 
 Since mixes differ, so do the steps, and a moving average of the weights lies closer to the original than the weights of
 any step. Of those averages that with the least error on some of the held-out samples is kept, and the old weights where
-none is better. Figures are taken from the others of them, as what is best on some samples is not as good on others.
+none is better there by `SURE` standard errors of the paired difference. Figures are taken from the other held-out
+samples, as what is best on some is not as good on others.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ MOMENTUM = 0.75
 AVERAGED = 4  # of this many steps one is what the average looks back
 PASSES = 7 + 5 * ITERATIONS  # what a step costs on each sample, in evaluations of the network, about
 MACS = 5e12  # that all steps take at most, unless told: large networks get fewer steps, or none
+SURE = 2.0  # standard errors that an average has to be better by: the best of many is a little so by chance
+TINY = 1e-300  # of a square, in the place of zero
+FEWEST = 5  # samples whose spread says anything
 CHOOSING = 3  # of so many held-out samples one chooses among the averages, and no figures are taken from it
 ROWS = 6  # of a layer for each of its columns, for A
 DAMPING = 1e-2  # of the mean of the diagonal of A
@@ -128,7 +132,8 @@ def refit_jointly(
     original on samples that nothing was fitted to. judge: on those that figures are taken from.
     """
     held = judge.quality(gated.program)
-    first = best = chooser.quality(gated.program)
+    first, missed = chooser.look(gated.program)
+    best = first
     system = _System(gated)
     now = mean = kept = system.weights()
     taken, done, speed = 0, 0, {n: torch.zeros_like(v) for n, v in now.items()}
@@ -147,11 +152,11 @@ def refit_jointly(
         share = 1 / min(done, max(1, steps // AVERAGED))
         mean = {n: v + share * (now[n] - v) for n, v in mean.items()}
         system.put(mean)
-        found = chooser.quality(gated.program)
+        found, left = chooser.look(gated.program)
         if not math.isfinite(found.error):
             break
         closer = found.kl is None or first.kl is None or found.kl < first.kl
-        if closer and found.error < best.error:
+        if closer and found.error < best.error and surely_less(left, missed):
             kept, taken, best = mean, done, found
         system.put(now)
     tell(steps, steps)
@@ -159,6 +164,17 @@ def refit_jointly(
     after = judge.quality(gated.program)
     _log.info("joint refit: step %d of %d kept, error %.3g, was %.3g", taken, steps, after.error, held.error)
     return Joint(done, taken, held, after)
+
+
+def surely_less(a: Tensor, b: Tensor) -> bool:
+    """Whether a is less than b, sample by sample: the mean of log(b / a) is above `SURE` of its standard errors, (N,).
+
+    Of fewer samples than `FEWEST` nobody knows. Logarithms, since squares of a few samples would decide alone.
+    """
+    gain = torch.log(b.double().clamp(min=TINY) / a.double().clamp(min=TINY))
+    if len(gain) < FEWEST:
+        return False
+    return float(gain.mean()) > SURE * float(gain.std()) / math.sqrt(len(gain))
 
 
 @dataclass(frozen=True)

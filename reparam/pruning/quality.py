@@ -65,13 +65,22 @@ class Judge:
     def quality(self, program: Program) -> Quality:
         """How close the outputs of a program are to the original's, in float32. Raises InputError for labels that are
         no classes of the network, and where there is nothing to compare."""
-        agree = kl = right = wrong2 = norm2 = 0.0
+        return self.look(program)[0]
+
+    @torch.no_grad()
+    def look(self, program: Program) -> tuple[Quality, Tensor]:
+        """The quality, and the squared difference of the outputs for each sample, (samples,); for each batch where an
+        output has no axis of samples. Raises InputError."""
+        agree = kl = right = norm2 = 0.0
+        wrong: list[Tensor] = []
         count, classes, own = 0, True, [torch.zeros(())]
         for i, (inputs, labels) in enumerate(self.deck.batches(self.size)):
             wanted = self._wanted(i, inputs)
             own = wanted if program is self.original else _outputs(program, inputs)
             count += len(inputs[0])
-            wrong2 += sum(float((a - b).double().square().sum()) for a, b in zip(own, wanted, strict=True))
+            if not own:
+                raise InputError("the network gives no floating numbers, so that nothing can be compared")
+            wrong.append(_squares(own, wanted, len(inputs[0])))
             norm2 += sum(float(b.double().square().sum()) for b in wanted)
             classes = classes and is_scores(own)
             if not classes:
@@ -85,12 +94,12 @@ class Judge:
                         f"a label is {int(labels.max())}, but the network has {a.shape[1]} classes, from 0"
                     )
                 right += float((a.argmax(1) == labels).sum())
-        if not own:
-            raise InputError("the network gives no floating numbers, so that nothing can be compared")
-        error = (wrong2 / norm2) ** 0.5 if norm2 else 0.0
+        each = torch.cat([*wrong, torch.zeros(0, dtype=torch.float64)])
+        error = (float(each.sum()) / norm2) ** 0.5 if norm2 else 0.0
         if not classes or not count:
-            return Quality(count, error)
-        return Quality(count, error, agree / count, kl / count, right / count if self.deck.labelled else None)
+            return Quality(count, error), each
+        accuracy = right / count if self.deck.labelled else None
+        return Quality(count, error, agree / count, kl / count, accuracy), each
 
     def _wanted(self, batch: int, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What the original gives on one batch."""
@@ -101,6 +110,13 @@ class Judge:
                 self.frontier.put((batch, i), value)
             self.known = batch + 1
         return [self.frontier.get((batch, i)) for i in range(self.frontier.get((batch, -1)))]
+
+
+def _squares(own: Sequence[Tensor], wanted: Sequence[Tensor], samples: int) -> Tensor:
+    parts = [(a - b).double().square() for a, b in zip(own, wanted, strict=True)]
+    if not all(p.dim() and len(p) == samples for p in parts):
+        parts = [p.sum()[None] for p in parts]
+    return torch.stack([p.flatten(1).sum(1) if p.dim() > 1 else p for p in parts]).sum(0)
 
 
 def _outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:

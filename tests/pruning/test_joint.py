@@ -13,7 +13,7 @@ from reparam.conversion import convert
 from reparam.data import Deck, open_samples, spool
 from reparam.ir import Program
 from reparam.pruning.gated import Gated, with_gates
-from reparam.pruning.joint import STEPS, Joint, affordable, parted, refit_jointly, refit_on
+from reparam.pruning.joint import STEPS, Joint, affordable, parted, refit_jointly, refit_on, surely_less
 from reparam.pruning.mixing import only_mixes, with_mixes
 from reparam.pruning.quality import Judge, Quality
 from reparam.pruning.refitting import refit_layers
@@ -80,13 +80,13 @@ def test_steps_go_on_and_their_average_is_what_is_measured(monkeypatch: pytest.M
         gated.set_weight(each, constant.value + 0.25)
     offs: list[float] = []
     with judged(gated) as chooser, judged(gated, 6) as judge:
-        plain = chooser.quality
+        plain = chooser.look
 
-        def quality(program: Program) -> Quality:
+        def look(program: Program) -> tuple[Quality, Tensor]:
             offs.append(float((wanted - constants[name].value.detach()).mean()) / 0.25)
             return plain(program)
 
-        monkeypatch.setattr(chooser, "quality", quality)
+        monkeypatch.setattr(chooser, "look", look)
         found = refit_jointly(gated, batches, chooser, judge, steps=8, iterations=12)
     assert offs[:4] == pytest.approx([-1, 0, 3 / 8, 15 / 32], abs=2e-3) and found.taken == 1
 
@@ -112,6 +112,17 @@ def test_the_samples_that_figures_are_taken_from_choose_nothing() -> None:
         assert found.taken > 0 and chooser.quality(gated.program).error < told.error
         assert found.after == judge.quality(gated.program) and found.before.samples == 8
     assert found.after.error > found.before.error
+
+
+def test_what_is_better_by_chance_is_not_kept() -> None:
+    """Logarithms of what is left of each sample: -0.2 on average, with standard errors of 0.1 and of 0.05."""
+    before = torch.logspace(-3, 3, 9, dtype=torch.float64)
+    noise = torch.tensor([-3.0, 3, -3, 3, -3, 3, -3, 3, 0], dtype=torch.float64) / 10
+    assert not surely_less(before * (noise - 0.199).exp(), before)
+    assert surely_less(before * (noise - 0.201).exp(), before)
+    assert surely_less(before * (noise / 2 - 0.101).exp(), before)
+    assert not surely_less(before, before) and not surely_less(before.zero_(), before)
+    assert surely_less(torch.zeros(5), torch.ones(5)) and not surely_less(torch.zeros(4), torch.ones(4))
 
 
 def test_samples_choose_or_are_measured_on() -> None:
