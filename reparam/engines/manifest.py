@@ -51,7 +51,8 @@ def sha256_of_state(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         value = state[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode(errors="backslashreplace"))
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # a single number may have any stride
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

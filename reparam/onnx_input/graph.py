@@ -18,6 +18,8 @@ from torch import Tensor
 from reparam.errors import InputError, MachineError
 from reparam.utils import one_line, unused_name
 
+from .known import known_tensor
+
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
@@ -55,7 +57,7 @@ class GraphNode:
     """A node: its operator, its name ("" for none), the names of what it reads and gives, attributes, its scope.
 
     branches: of an If, what it computes where its condition holds, and where not. What they read from outside stands
-    behind the condition among the inputs.
+    behind the condition among the inputs. refusal: of a node in a branch that cannot be read, which may not be chosen.
     """
 
     op: str
@@ -65,6 +67,7 @@ class GraphNode:
     attributes: Mapping[str, Any]
     scope: str = ""
     branches: tuple[Branch, ...] = ()
+    refusal: InputError | None = None
 
     @property
     def shown(self) -> str:
@@ -190,11 +193,16 @@ class _Reader:
         self.taken: set[str] = set()
         self.inner: dict[ir.Value, str] = {}  # what the values of graphs within nodes are called, each once in the file
 
-    def nodes(self, graph: ir.Graph, defined: set[str]) -> tuple[GraphNode, ...]:
-        """The nodes but for the constants, which are kept. defined: what can be read, to which they are added."""
+    def nodes(self, graph: ir.Graph, defined: set[str], *, chosen: bool = True) -> tuple[GraphNode, ...]:
+        """The nodes but for the constants, which are kept. defined: what can be read, to which they are added.
+
+        chosen: whether they surely run, so that one that cannot be read is told at once.
+        """
         nodes: list[GraphNode] = []
         for node in graph:
             found = self._node(node, defined)
+            if chosen and found.refusal is not None:
+                raise found.refusal
             missing = next((i for i in found.inputs if i and i not in defined), None)
             if missing is not None:
                 told = f"the node '{found.shown}' reads '{one_line(missing)[:60]}' too early"
@@ -212,20 +220,21 @@ class _Reader:
     def _node(self, node: ir.Node, defined: set[str]) -> GraphNode:
         if node.op_type == "" or not node.outputs or not any(o.name for o in node.outputs):
             raise InputError(f"{self.path} is damaged: a node gives nothing")
+        first = node.outputs[0]
         found = GraphNode(
             node.op_type,
-            node.name or "",
+            node.name or (str(first.name) if first in self.inner else ""),
             tuple(map(self._called, node.inputs)),
             tuple(map(self._called, node.outputs)),
-            dict(_attributes(node, self.path)) if node.op_type not in ("Constant", "If") else {},
+            {},
             str(node.metadata_props.get(SCOPES, "")),
         )
-        if node.domain not in STANDARD:
-            raise InputError(
-                f"the node '{found.shown}' ({one_line(node.op_type)[:60]}) cannot be read: it is of the domain "
-                f"'{one_line(node.domain)[:60]}'; export the network with standard operators"
-            )
-        return self._with_branches(node, found, defined) if found.op == "If" else found
+        refusal = _refusal(node, found)
+        if refusal is not None:
+            return replace(found, refusal=refusal)
+        if found.op == "If":
+            return self._with_branches(node, found, defined)
+        return found if found.op == "Constant" else replace(found, attributes=dict(_attributes(node, self.path)))
 
     def _with_branches(self, node: ir.Node, found: GraphNode, defined: set[str]) -> GraphNode:
         """An If with its branches, which read what is defined by then, and those of its inputs."""
@@ -251,17 +260,35 @@ class _Reader:
             if value.name:
                 self.inner[value] = unused_name(value.name, self.taken)
                 self.taken.add(self.inner[value])
-        within = set(defined)
         for name, value in graph.initializers.items():
             self.constants[self._called(value)] = _tensor(value.const_value, str(name), self.path)
-            within.add(self._called(value))
-        nodes = self.nodes(graph, within)
+            defined.add(self._called(value))
+        nodes = self.nodes(graph, defined, chosen=False)
         outputs = tuple(map(self._called, graph.outputs))
-        unknown = next((o for o in outputs if o not in within), None)
+        unknown = next((o for o in outputs if o not in defined), None)
         if unknown is not None:
             raise InputError(f"{self.path} is damaged: nothing gives '{one_line(unknown)[:60]}' of a branch")
-        defined.update(i for i in within if i in self.constants)
+        defined.difference_update(o for n in nodes for o in n.outputs)  # which nothing outside of it may read
         return Branch(nodes, outputs)
+
+
+def _refusal(node: ir.Node, found: GraphNode) -> InputError | None:
+    """Why a node is none that can be read: by its domain, or for a graph that it holds."""
+    import onnx_ir as ir
+
+    named = f"the node '{found.shown}' ({one_line(node.op_type)[:60]})"
+    if node.domain not in STANDARD:
+        return InputError(
+            f"{named} cannot be read: it is of the domain '{one_line(node.domain)[:60]}'; export the network with "
+            "standard operators"
+        )
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    if found.op != "If" and any(a.type in graphs and not a.is_ref() for a in node.attributes.values()):
+        return InputError(
+            f"{named} holds a graph of its own, which is not read: a network with loops is no single function of "
+            "tensors"
+        )
+    return None
 
 
 def _attributes(node: ir.Node, path: Path) -> Iterator[tuple[str, Any]]:
@@ -272,13 +299,9 @@ def _attributes(node: ir.Node, path: Path) -> Iterator[tuple[str, Any]]:
         kind = attribute.type
         if attribute.is_ref():
             raise InputError(f"{path} is damaged: an attribute of '{shown}' refers to nothing")
-        if kind in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            raise InputError(
-                f"the node '{shown}' ({one_line(node.op_type)[:60]}) holds a graph of its own, which is not read: a "
-                "network with loops is no single function of tensors"
-            )
         if kind == ir.AttributeType.TENSOR:
-            yield name, _tensor(attribute.as_tensor(), f"{shown}.{name}", path)
+            value = _tensor(attribute.as_tensor(), f"{shown}.{name}", path)
+            yield name, known_tensor(value) or value
         elif kind in (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING):
             yield name, attribute.value
         elif kind in (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS):

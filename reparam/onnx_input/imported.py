@@ -6,10 +6,11 @@ so that torch.export sees a network whose free axes are free.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,6 +31,7 @@ from reparam.utils import (
     one_line,
     quiet,
     read_named_axis,
+    unused_name,
 )
 
 from .call import Call, Node, fold
@@ -238,6 +240,8 @@ class _Builder:
 
     def _operator(self, node: GraphNode, wanted: Container[str]) -> tuple[Node, Operator]:
         """wanted: the names of the values that are read."""
+        if node.refusal is not None:
+            raise node.refusal
         read = tuple(o in wanted for o in node.outputs)
         constant = tuple(i in self.constants for i in node.inputs)
         branches = tuple(self._branch(b, node.inputs[1:]) for b in node.branches)
@@ -247,7 +251,15 @@ class _Builder:
     def _branch(self, branch: Branch, inputs: Sequence[str]) -> Inner:
         """inputs: the names of the values that it is given."""
         nodes, wanted = _needed(branch.nodes, branch.outputs)
-        steps = [(Step(*self._operator(n, wanted), {}), n.inputs, n.outputs) for n in nodes]
+        steps = []
+        for node in nodes:
+            try:
+                step = Step(*self._operator(node, wanted), {})
+            except InputError as error:  # this branch may not be chosen
+                step = Step(
+                    Node(node.op, node.shown, self.file.opset, {}), Operator(functools.partial(_refuse, error)), {}
+                )
+            steps.append((step, node.inputs, node.outputs))
         return Inner(tuple(inputs), tuple(steps), branch.outputs)
 
     def _folded(self, node: GraphNode) -> bool:
@@ -278,15 +290,13 @@ class _Builder:
         read = dict.fromkeys(i for n in nodes for i in n.inputs if i in self.constants)
         read |= dict.fromkeys(o for o in self.file.outputs if o in self.constants)
         leaves: set[str] = set()
-        owners: set[str] = set()
+        taken: set[str] = set()
         weights: dict[str, str] = {}
         for name in read:
-            wanted = free_path(as_path(self.origins.get(name, name)) or "weight", leaves)
-            while wanted in owners or wanted in leaves:
-                wanted += "_"
+            wanted = unused_name(free_path(as_path(self.origins.get(name, name)) or "weight", leaves), taken)
             weights[name] = wanted
             leaves.add(wanted)
-            owners.update(_above(wanted))
+            taken |= {wanted, *_above(wanted)}
         layers = []
         for node in nodes:
             of = [self.origins.get(i, i) for i in node.inputs if i in weights]
@@ -340,6 +350,10 @@ class _Builder:
         for k, output in enumerate(node.outputs):
             if output in self.wanted:
                 self.values[output] = self.graph.call_function(result_of, (made, k))
+
+
+def _refuse(error: InputError, call: Call) -> NoReturn:
+    raise error
 
 
 def _needed(nodes: Sequence[GraphNode], outputs: Iterable[str]) -> tuple[list[GraphNode], set[str]]:

@@ -20,11 +20,11 @@ from reparam.rewrite import Driver, Progress
 from reparam.utils import DEFAULT_AXES, check_callable, check_seed, checked_call
 
 from .gated import GATE, Gated
-from .joint import affordable, parted, refit_on
+from .joint import affordable, refit_on
 from .loop import BATCH, MEMORY, Pruned
 from .mixing import copies_for, with_mixes
 from .options import SAMPLES
-from .quality import Judge, check_sides
+from .quality import Judge, check_sides, parted
 from .refitting import refit_layers
 from .running import batch_within
 

@@ -14,7 +14,7 @@ Each step is on other mixes of the samples, and goes on in the direction of the 
 
 Since mixes differ, so do the steps, and a moving average of the weights lies closer to the original than the weights of
 any step. Of those averages that with the least error on some of the held-out samples is kept, and the old weights where
-none is better there by `SURE` standard errors of the paired difference. Figures are taken from the other held-out
+none is better there by more than chance. Figures are taken from the other held-out
 samples, as what is best on some is not as good on others.
 """
 
@@ -39,7 +39,7 @@ from reparam.utils import first_line, is_out_of_memory
 from .equations import Equations, as_rows, columns_of, from_rows
 from .gated import Gated
 from .mixing import only_mixes
-from .quality import Judge, Quality
+from .quality import Judge, Quality, surely_less
 from .refitting import Alive, alive_in, layers_to_fit
 from .running import DTYPE, feed_of
 
@@ -50,10 +50,6 @@ MOMENTUM = 0.75
 AVERAGED = 4  # of this many steps one is what the average looks back
 PASSES = 7 + 5 * ITERATIONS  # what a step costs on each sample, in evaluations of the network, about
 MACS = 5e12  # that all steps take at most, unless told: large networks get fewer steps, or none
-SURE = 2.0  # standard errors that an average has to be better by: the best of many is a little so by chance
-TINY = 1e-300  # of a square, in the place of zero
-FEWEST = 5  # samples whose spread says anything
-CHOOSING = 3  # of so many held-out samples one chooses among the averages, and no figures are taken from it
 ROWS = 6  # of a layer for each of its columns, for A
 DAMPING = 1e-2  # of the mean of the diagonal of A
 EVEN = 0.1  # of the mean of G is added to G
@@ -79,16 +75,6 @@ class Joint:
 def affordable(macs: int, samples: int) -> int:
     """How many steps on so many samples are worth their time, in a network of so many multiply-accumulates."""
     return min(STEPS, int(MACS / max(1, PASSES * macs * samples)))
-
-
-def parted(held: Deck, steps: int) -> tuple[Deck | None, Deck]:
-    """Of the samples that were held out those that averages are chosen on, and those that figures are taken from.
-
-    All are for figures where there are no steps, or one sample alone.
-    """
-    if not steps or len(held) < 2:
-        return None, held
-    return held.part(CHOOSING), held.part(CHOOSING, others=True)
 
 
 def refit_on(
@@ -164,17 +150,6 @@ def refit_jointly(
     after = judge.quality(gated.program)
     _log.info("joint refit: step %d of %d kept, error %.3g, was %.3g", taken, steps, after.error, held.error)
     return Joint(done, taken, held, after)
-
-
-def surely_less(a: Tensor, b: Tensor) -> bool:
-    """Whether a is less than b, sample by sample: the mean of log(b / a) is above `SURE` of its standard errors, (N,).
-
-    Of fewer samples than `FEWEST` nobody knows. Logarithms, since squares of a few samples would decide alone.
-    """
-    gain = torch.log(b.double().clamp(min=TINY) / a.double().clamp(min=TINY))
-    if len(gain) < FEWEST:
-        return False
-    return float(gain.mean()) > SURE * float(gain.std()) / math.sqrt(len(gain))
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ from .choosing import Candidate, at_floor, candidates, cheapest, cut, give_back,
 from .gated import with_gates
 from .gates import Gate
 from .idle import first, idle, told
-from .joint import Joint, affordable, parted, refit_on
+from .joint import Joint, affordable, refit_on
 from .mixing import copies_for, with_mixes
 from .options import PruneOptions
 from .price import cost
-from .quality import Judge, Quality, check_drop, check_sides
+from .quality import Judge, Quality, check_drop, check_sides, parted
 from .refitting import Fitted, refit_layers
 from .report import Form, PruneReport, Step, widths_of
 from .resuming import State

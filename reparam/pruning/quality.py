@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -18,6 +19,10 @@ from .frontier import Frontier
 from .running import DTYPE, feed_of
 
 MEMORY = 32 << 20  # bytes of outputs that are kept in memory
+SURE = 2.0  # standard errors that an average has to be better by: the best of many is a little so by chance
+TINY = 1e-300  # of a square, in the place of zero
+FEWEST = 5  # samples whose spread says anything
+CHOOSING = 3  # of so many held-out samples one chooses among the averages, and no figures are taken from it
 
 
 @dataclass(frozen=True)
@@ -156,3 +161,24 @@ def check_drop(final: Quality, base: Quality, most: float | None) -> None:
         drop, what = 1 - final.agreement, "the classes of held-out samples differ from the original's in"
     if drop > most:
         raise NotEquivalentError(f"{what} {100 * drop:.2f} %, more than {100 * most:g} %; nothing was written")
+
+
+def parted(held: Deck, steps: int) -> tuple[Deck | None, Deck]:
+    """Of the samples that were held out those that averages are chosen on, and those that figures are taken from.
+
+    All are for figures where there are no steps, or one sample alone.
+    """
+    if not steps or len(held) < 2:
+        return None, held
+    return held.part(CHOOSING), held.part(CHOOSING, others=True)
+
+
+def surely_less(a: Tensor, b: Tensor) -> bool:
+    """Whether a is less than b, sample by sample: the mean of log(b / a) is above `SURE` of its standard errors, (N,).
+
+    Of fewer samples than `FEWEST` nobody knows. Logarithms, since squares of a few samples would decide alone.
+    """
+    gain = torch.log(b.double().clamp(min=TINY) / a.double().clamp(min=TINY))
+    if len(gain) < FEWEST:
+        return False
+    return float(gain.mean()) > SURE * float(gain.std()) / math.sqrt(len(gain))

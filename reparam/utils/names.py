@@ -6,6 +6,7 @@ import re
 from collections.abc import Container
 
 LONGEST = 1000  # characters of a name from a file; genuine ones have a few dozen
+FEW = 8  # underscores; names of files may be the same thousands of times
 _QUOTING = frozenset("\"'`\\")
 _PLAIN = re.compile(r"[A-Za-z0-9_@\-]+(?:\.[A-Za-z0-9_@\-]+)*")
 
@@ -17,10 +18,19 @@ def prefixes(name: str) -> list[str]:
 
 
 def unused_name(name: str, taken: Container[str]) -> str:
-    """`name`, with as many underscores behind it as it takes to be none of `taken`."""
-    while name in taken:
+    """`name`, with as many underscores behind it as it takes to be none of `taken`, or with a number where many are."""
+    for _ in range(FEW):
+        if name not in taken:
+            return name
         name += "_"
-    return name
+    most = 1
+    while f"{name}{most}" in taken:
+        most *= 2
+    least = most // 2  # which is taken, as those below it mostly are
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if f"{name}{middle}" in taken else (least, middle)
+    return f"{name}{most}"
 
 
 def name_complaint(text: str) -> str | None:

@@ -200,6 +200,11 @@ def test_the_hash_of_weights_sees_names_shapes_dtypes_and_values() -> None:
     assert base not in {sha256_of_state(state | c) for c in changed}
 
 
+def test_single_numbers_and_no_numbers_may_have_any_stride() -> None:
+    odd = {"one": torch.tensor(2.0).expand(1), "none": torch.zeros(()).expand(0, 3)}
+    assert sha256_of_state(odd) == sha256_of_state({"one": torch.tensor([2.0]), "none": torch.zeros(0, 3)})
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -116,6 +116,38 @@ def test_values_do_not_choose(tmp_path: Path) -> None:
         reparam.convert(tmp_path / "net.onnx")
 
 
+UNREAD = {
+    "values": node("NonZero", ["x"], ["b"]),
+    "domain": node("Gelu", ["x"], ["b"], domain="com.microsoft"),
+    "loop": node("SequenceMap", ["x"], ["b"], body=branch([node("Relu", ["x"], ["b"])])),
+}
+
+
+@pytest.mark.parametrize("unread", UNREAD.values(), ids=UNREAD)
+def test_what_is_not_chosen_need_not_be_read(unread: onnx.NodeProto, tmp_path: Path) -> None:
+    proto = model([*HEIGHT, choice(branch([node("Relu", ["x"], ["b"])]), branch([unread]))], IMAGE, constants=NUMBERS)
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    net = import_onnx(tmp_path / "net.onnx")
+    [x] = draw([(2, 3, 6, 5)])
+    assert torch.equal(net(x)["y"], x.relu())
+    with pytest.raises(InputError, match=rf"'b' \({unread.op_type}\) (cannot be read|holds a graph of its own)"):
+        net(x[:, :, :3])
+
+
+def test_thousands_of_branches_may_call_what_they_make_by_the_same_name(tmp_path: Path) -> None:
+    nodes, count = list(HEIGHT), 3000
+    for i in range(count):
+        one = numpy_helper.from_array(np.array(1.0, F32))
+        then = branch([node("Constant", [], ["k"], value=one), node("Add", [f"x{i}" if i else "x", "k"], ["b"])])
+        nodes.append(choice(then, branch([node("Relu", ["x"], ["b"])]), [f"x{i + 1}"]))
+    proto = model(nodes, IMAGE, (f"x{count}",), NUMBERS)
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    found = import_onnx(tmp_path / "net.onnx")
+    assert len(found.graph.nodes) > count and max(len(str(n.target)) for n in found.graph.nodes) < 40
+    x = torch.zeros(1, 3, 5, 1)
+    assert float(found(x)[f"x{count}"].max()) == count
+
+
 DAMAGED: list[tuple[onnx.GraphProto, onnx.GraphProto | None, str]] = [
     (branch([node("Relu", ["q"], ["b"])]), branch([node("Relu", ["x"], ["b"])]), "'b' reads 'q' too early"),
     (

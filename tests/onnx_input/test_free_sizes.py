@@ -210,3 +210,23 @@ def test_positions_are_computed_with_as_values_are(name: str, tmp_path: Path) ->
     constants = {"two": ints(2), "last": ints(1), "zero": ints(0), "three": ints(3), "hundred": ints(100)}
     constants |= {"from": np.array(0), "step": np.array(1)}
     assert different(model(nodes, {"x": ["n", 3, "h", "w"]}, constants=constants), tmp_path) == []
+
+
+def test_a_border_as_torchs_older_exporter_writes_it(tmp_path: Path) -> None:
+    """Its pads are put together with zeros, whose number depends on how many pads are given."""
+    zeros = onnx.numpy_helper.from_array(ints(0))
+    pads = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "two"], ["h"]),
+        node("Mod", ["h", "four"], ["m"]),
+        node("Shape", ["m"], ["c"]),
+        node("Sub", ["seven", "c"], ["z"]),
+        node("ConstantOfShape", ["z"], ["o"], value=zeros),
+        node("Slice", ["o", "zero", "six", "zero"], ["before"]),
+        node("Slice", ["o", "six", "seven", "zero"], ["behind"]),
+        node("Concat", ["before", "m", "behind"], ["p"], axis=0),
+        node("Pad", ["x", "p"], ["y"]),
+    ]
+    numbers = {"two": ints(2), "four": ints(4), "six": ints(6), "seven": ints(8), "zero": ints(0)}
+    proto = model(pads, {"x": ["n", 3, "h", "w"]}, constants=numbers)
+    assert different(proto, tmp_path) == []

@@ -13,9 +13,9 @@ from reparam.conversion import convert
 from reparam.data import Deck, open_samples, spool
 from reparam.ir import Program
 from reparam.pruning.gated import Gated, with_gates
-from reparam.pruning.joint import STEPS, Joint, affordable, parted, refit_jointly, refit_on, surely_less
+from reparam.pruning.joint import STEPS, Joint, affordable, refit_jointly, refit_on
 from reparam.pruning.mixing import only_mixes, with_mixes
-from reparam.pruning.quality import Judge, Quality
+from reparam.pruning.quality import Judge, Quality, parted, surely_less
 from reparam.pruning.refitting import refit_layers
 from support.choice import mostly_in_sweeps
 from support.prunable import NETS, Twice, error, fused, half_off, images

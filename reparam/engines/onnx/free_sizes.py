@@ -28,6 +28,7 @@ _AVERAGES = frozenset(
 _LARGEST = frozenset(
     {aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default}
 )
+_REMAINDERS = frozenset({aten.remainder.Scalar})
 _PARTS = frozenset({aten.chunk.default, aten.split.Tensor})
 # What a file has as numbers of a convolution, and what it is called.
 _ATTRIBUTES = {n: n for n in ("stride", "padding", "dilation", "output_padding")} | {"groups": "number of groups"}
@@ -38,7 +39,8 @@ def for_free_sizes(program: Program) -> Program:
     """The program with what ONNX lacks in other words.
 
     Adaptive average pools to one value become means, others of free sizes matrix products; adaptive max-pools of fixed
-    sizes the largest of slices, and parts of a free axis slices.
+    sizes the largest of slices, and parts of a free axis slices. A size that may be negative is divided as Python
+    divides it, and remainders by a size are of a tensor.
 
     Itself where there are none.
 
@@ -46,7 +48,8 @@ def for_free_sizes(program: Program) -> Program:
     """
     for node in program.calls():
         _refuse(program, node)
-    if not any(_is_mean(n) or _needs_matrices(n) or _parts_of_free(n) or _needs_slices(n) for n in program.calls()):
+    kinds = (_is_mean, _needs_matrices, _parts_of_free, _needs_slices, _may_be_negative, _by_a_size)
+    if not any(kind(n) for n in program.calls() for kind in kinds):
         return program
     made = program.copy()
     for node in list(made.calls()):
@@ -65,7 +68,45 @@ def for_free_sizes(program: Program) -> Program:
             made.erase([node])
         elif _parts_of_free(node):
             _slice(made, node)
+        elif _may_be_negative(node):
+            _divide_down(made, node)
+        elif _by_a_size(node):
+            _take_remainder(made, node)
     return made
+
+
+def _may_be_negative(node: fx.Node) -> bool:
+    """Whether it divides a size that is not known to be positive, or by one; ONNX rounds quotients towards zero."""
+    if node.target is not operator.floordiv:
+        return False
+    return not all(_is_positive(n.meta["val"] if isinstance(n, fx.Node) else n) for n in node.args)
+
+
+def _is_positive(size: Any) -> bool:
+    return size >= 0 if isinstance(size, int) else bool(size.node.expr.is_nonnegative)
+
+
+def _divide_down(program: Program, node: fx.Node) -> None:
+    """floor(a / b) = (a - a mod b) / b, of which nothing is left over; a mod b has the sign of b."""
+    a, b = node.args
+    rest = program.call(operator.mod, (a, b), like=node)
+    whole = program.call(operator.sub, (a, rest), like=node)
+    node.replace_all_uses_with(program.call(operator.floordiv, (whole, b), like=node))
+    program.erase([node])
+
+
+def _by_a_size(node: fx.Node) -> bool:
+    """Whether it is the remainder of a tensor by a size, which ONNX has by tensors alone."""
+    return is_call(node, _REMAINDERS) and isinstance(arguments(node)["other"], fx.Node)
+
+
+def _take_remainder(program: Program, node: fx.Node) -> None:
+    args = arguments(node)
+    divisor = program.call(
+        aten.scalar_tensor.default, (args["other"],), {"dtype": args["self"].meta["val"].dtype}, like=node
+    )
+    node.replace_all_uses_with(program.call(aten.remainder.Tensor, (args["self"], divisor), like=node))
+    program.erase([node])
 
 
 def _parts_of_free(node: fx.Node) -> bool:

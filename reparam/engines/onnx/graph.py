@@ -50,11 +50,13 @@ def graph_of(program: Program) -> ir.Model:
     from .free_sizes import for_free_sizes
     from .naming import name_by_weights, name_inputs, name_nodes, name_outputs, name_sizes
     from .other_words import in_other_words
+    from .size_floats import refuse_uneven_sizes
     from .values import without_names_of_sizes
 
     program = with_settled_attention(in_other_words(for_free_sizes(program)))
     _refuse_constants(program)
     _refuse_complex(program)
+    refuse_uneven_sizes(program)
     exported = export_program(program)
     opset = BFLOAT16_OPSET if program.dtype == torch.bfloat16 else OPSET
     taken_for_nothing = any(_is_nearly_nothing(program, n) or is_all_so_far(n) for n in program.calls())

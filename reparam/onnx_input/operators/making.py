@@ -14,9 +14,10 @@ from reparam.onnx_input.known import MOST, Known, Value, known
 def _filled(call: Call) -> Value:
     """A tensor of one number. A small one of integers stays known."""
     sizes = call.known(0, "shape")
-    stored = call.node.attributes.get("value")
-    number = 0.0 if stored is None else stored.reshape(-1)[0].item()
-    dtype = torch.float32 if stored is None else stored.dtype
+    stored = call.node.attributes.get("value", known(0.0, torch.float32))
+    if not isinstance(stored, Known) or stored.values.size != 1:
+        raise call.node.refused("its value is no single number")
+    number, dtype = stored.list()[0], stored.dtype
     numbers = sizes.list()
     if not sizes.symbolic and math.prod(numbers) <= MOST and not dtype.is_floating_point:
         count = math.prod(numbers)
