@@ -37,6 +37,7 @@ BATCHES = (1, 2, 5)
 MORE = 8  # further inputs for the share of equal decisions in low precision
 ALONE = 8  # inputs of a network whose batch is fixed
 QUANTISED = "quantised"  # the word for what is no longer the same function, and was measured
+FEW = 10  # of the first free axis beside the batch, of the second twice as much
 GROWTH = 32  # what the i-th free axis grows by, i times: a multiple of all strides
 
 
@@ -115,10 +116,10 @@ class _Measurement:
     feeds: list[Feed] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # of the outputs that are real or complex numbers
 
-    def measure(self, values: Feed, single: bool = False) -> None:
+    def measure(self, values: Feed, few: bool = False) -> None:
         """Adds what one feed shows; a size that the engine or the original itself is not for is passed over.
 
-        single: whether a free axis beside the batch is one, where engines may stop, and a variance is no number.
+        few: whether a free axis beside the batch is short, or one, where engines may stop, and a variance is no number.
         """
         shapes = [tuple(v.shape) for v in tensors_of(self.original, values)]
         if len(shapes) == len(self.engine.inputs) and not self.engine.takes(shapes):
@@ -127,12 +128,12 @@ class _Measurement:
         if found is None:
             return
         truth = as_reals(found)
-        if single and not all(bool(torch.isfinite(t).all()) for t in floats(truth)):
+        if few and not all(bool(torch.isfinite(t).all()) for t in floats(truth)):
             return
         try:
             got = run_engine(self.engine, self.original, values)
         except InputError:
-            if single:
+            if few:
                 return
             raise
         if not got.fits(truth):
@@ -191,8 +192,8 @@ def check_engine(
     feeds = (filled(original, d) for d in data) if data else _feeds(original, generator, low, beyond)
     for values in feeds:
         job.measure(values)
-    for sizes in () if data else sizes_of_one(original):
-        job.measure(feed(original, sizes, generator), single=True)
+    for sizes in () if data else (*sizes_of_one(original), *_small(original)):
+        job.measure(feed(original, sizes, generator), few=True)
     if not job.samples:
         raise InputError("the engine takes none of the sizes that it would be checked on; widen its ranges")
     eps = torch.finfo(emitted.dtype).eps
@@ -238,12 +239,7 @@ def _feeds(program: Program, generator: torch.Generator, low: bool, beyond: bool
 
 def declared_sizes(program: Program, low: bool = False) -> list[dict[str, int]]:
     """Values of the free sizes to try: several batches, and other sizes of the other free axes."""
-    batch = list(batch_one(program))
-    others: dict[str, int] = {}
-    for spec, node in _tensor_inputs(program):
-        hints = shape_of(node)
-        free = (p for p in zip(spec.shape, hints, strict=True) if isinstance(p[0], str) and p[0] not in batch)
-        others |= {str(s): h for s, h in free}
+    batch, others = list(batch_one(program)), _others(program)
     if not batch:
         plans: list[dict[str, int]] = [{} for _ in range(ALONE)]
     else:
@@ -253,6 +249,21 @@ def declared_sizes(program: Program, low: bool = False) -> list[dict[str, int]]:
         odd = {s: max((3 * h // 4 | 1) - 2 * i, 1) for i, (s, h) in enumerate(others.items())}
         plans += [dict.fromkeys(batch, 1) | grown, dict.fromkeys(batch, 2) | odd]
     return plans
+
+
+def _others(program: Program) -> dict[str, int]:
+    """The free sizes beside the batch, as they were traced."""
+    batch, found = batch_one(program), dict[str, int]()
+    for spec, node in _tensor_inputs(program):
+        free = zip(spec.shape, shape_of(node), strict=True)
+        found |= {str(s): h for s, h in free if isinstance(s, str) and s not in batch}
+    return found
+
+
+def _small(program: Program) -> list[dict[str, int]]:
+    """Sizes below those that are traced mostly: what is computed of them is small too, or negative."""
+    others = _others(program)
+    return [dict.fromkeys(batch_one(program), 2) | {s: FEW * (i + 1) for i, s in enumerate(others)}] if others else []
 
 
 def _tensor_inputs(program: Program) -> Iterator[tuple[Any, Any]]:

@@ -88,15 +88,28 @@ class Rows(Runnable):
     inputs = (Port("x", ("batch", 1, "height", "width"), "float32"),)
     outputs = (Port("y", ("batch", 1, "height", "width"), "float32"),)
 
-    def __init__(self, at_one: Callable[[Tensor], Tensor]) -> None:
-        self.at_one = at_one
+    def __init__(self, at_one: Callable[[Tensor], Tensor], height: int = 1) -> None:
+        self.at_one, self.height = at_one, height
 
     def run(self, values: Sequence[Tensor]) -> list[Tensor]:
-        return [self.at_one(values[0]) if values[0].shape[2] == 1 else values[0] * 2]
+        return [self.at_one(values[0]) if values[0].shape[2] == self.height else values[0] * 2]
 
 
-def rows(forward: Callable[[Any, Tensor], Tensor] = lambda m, x: x * 2) -> Program:
-    return program_of(Lambda(forward), torch.randn(2, 1, 6, 7), dynamic=("batch", "height", "width"))
+def rows(forward: Callable[[Any, Tensor], Tensor] = lambda m, x: x * 2, height: int = 6) -> Program:
+    return program_of(Lambda(forward), torch.randn(2, 1, height, 7), dynamic=("batch", "height", "width"))
+
+
+def test_an_engine_is_run_where_free_axes_are_short() -> None:
+    program = rows(height=40)
+    check = check_engine(program, program, Rows(lambda x: x * 2))
+    assert (2, 1, 10, 20) in check.shapes and (2, 1, 1, 7) in check.shapes
+    with pytest.raises(NotEquivalentError, match="the engine is not the network"):
+        check_engine(program, program, Rows(lambda x: x, height=10))
+
+    def stops(x: Tensor) -> Tensor:
+        raise InputError("it does not run")
+
+    assert check_engine(program, program, Rows(stops, height=10)).samples == check.samples - 2
 
 
 def test_an_engine_is_run_where_a_free_axis_is_one() -> None:
