@@ -245,6 +245,8 @@ def _roll_is_whole(program: Program, node: fx.Node, x: fx.Node) -> bool:
     sizes = x.meta["val"].shape
     if not args["dims"]:  # of all elements in a row
         return not any(args["shifts"])
+    if any(isinstance(shift, fx.Node) for shift in args["shifts"]):  # by a free size
+        return False
     turned: dict[int, int] = {}
     for shift, dim in zip(args["shifts"], args["dims"], strict=True):
         turned[dim % len(sizes)] = turned.get(dim % len(sizes), 0) + shift

@@ -113,7 +113,9 @@ def _traced(known: Known, node: fx.Node, facts: Channels) -> _Trace | None:
     if math.prod(shape) > LARGEST:
         return None
     new, where = _moved_numbers(known, node, facts)
-    if new is None or where is None or tuple(new.shape) != shape_of(node):
+    if new is None or where is None or not all(isinstance(n, int) for n in new.shape):  # by indices of a free axis
+        return None
+    if tuple(new.shape) != shape_of(node):
         return None
     axes = varying_axes(new)
     source = read_off(new, axes) if axes else None

@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from .aten import ADDS, AVG_POOLS, CATS, IDENTITIES, MAX_POOLS, MOVEMENTS, MULS, arguments, aten, pair
-from .program import Program, is_float
+from .program import Program, is_float, is_tensor
 
 Interval = tuple[float, float]
 _SLACK = 1e-6  # for ends that are rounded, also where the network runs in float32
@@ -140,7 +140,9 @@ class Ranges:
         if node.target in AVG_POOLS:
             return self._average(node, first)
         handler = _HANDLERS.get(node.target)
-        return handler(self, node) if handler else ALL
+        if handler is None or not all(is_tensor(i) for i in node.all_input_nodes):  # a free size among its numbers
+            return ALL
+        return handler(self, node)
 
     def _average(self, node: fx.Node, x: Interval) -> Interval:
         """Padding counts as zero. With a divisor of its own it is a sum over at most all taps, divided by that."""

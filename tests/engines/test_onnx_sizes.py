@@ -57,6 +57,8 @@ EXACT: dict[str, Ending] = {
     "crop or border": lambda y: F.pad(y, (0, 0, (9 - y.shape[2]) // 2, 9 - y.shape[2] - (9 - y.shape[2]) // 2)),
     "a remainder of whole numbers": lambda y: ((9 * y).round().long() % y.shape[2]).float(),
     "a remainder of floats": lambda y: torch.remainder((9 * y).round(), y.shape[2]),
+    "rolled by a half": lambda y: y.roll(y.shape[2] // 2, 2),
+    "rolled back, and on": lambda y: y.roll((-(y.shape[2] // 3), 2, 3 * y.shape[2] + 1), (2, 3, 2)),
     "a true quotient": lambda y: y[:, :, : math.ceil(y.shape[2] / 3)] * (y.shape[2] / 7),
     "half as many again": lambda y: F.interpolate(y, scale_factor=1.5, mode="bilinear"),
     "a quarter more, cubic": lambda y: F.interpolate(y, scale_factor=1.25, mode="bicubic"),

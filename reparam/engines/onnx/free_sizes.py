@@ -29,6 +29,7 @@ _LARGEST = frozenset(
     {aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default}
 )
 _REMAINDERS = frozenset({aten.remainder.Scalar})
+_ROLLS = frozenset({aten.roll.default})
 _PARTS = frozenset({aten.chunk.default, aten.split.Tensor})
 # What a file has as numbers of a convolution, and what it is called.
 _ATTRIBUTES = {n: n for n in ("stride", "padding", "dilation", "output_padding")} | {"groups": "number of groups"}
@@ -40,7 +41,7 @@ def for_free_sizes(program: Program) -> Program:
 
     Adaptive average pools to one value become means, others of free sizes matrix products; adaptive max-pools of fixed
     sizes the largest of slices, and parts of a free axis slices. A size that may be negative is divided as Python
-    divides it, and remainders by a size are of a tensor.
+    divides it, remainders by a size are of a tensor, and what is rolled by a size becomes two slices.
 
     Itself where there are none.
 
@@ -48,7 +49,7 @@ def for_free_sizes(program: Program) -> Program:
     """
     for node in program.calls():
         _refuse(program, node)
-    kinds = (_is_mean, _needs_matrices, _parts_of_free, _needs_slices, _may_be_negative, _by_a_size)
+    kinds = (_is_mean, _needs_matrices, _parts_of_free, _needs_slices, _may_be_negative, _by_a_size, _rolls_by_a_size)
     if not any(kind(n) for n in program.calls() for kind in kinds):
         return program
     made = program.copy()
@@ -72,6 +73,9 @@ def for_free_sizes(program: Program) -> Program:
             _divide_down(made, node)
         elif _by_a_size(node):
             _take_remainder(made, node)
+        elif _rolls_by_a_size(node):
+            node.replace_all_uses_with(_rolled(made, node))
+            made.erase([node])
     return made
 
 
@@ -107,6 +111,27 @@ def _take_remainder(program: Program, node: fx.Node) -> None:
     )
     node.replace_all_uses_with(program.call(aten.remainder.Tensor, (args["self"], divisor), like=node))
     program.erase([node])
+
+
+def _rolls_by_a_size(node: fx.Node) -> bool:
+    args = arguments(node) if is_call(node, _ROLLS) else {}
+    return bool(args.get("dims")) and any(isinstance(s, fx.Node) for s in _target(args["shifts"]))
+
+
+def _rolled(program: Program, node: fx.Node) -> fx.Node:
+    """x[k:] and x[:k] behind it along each axis, with k = (size - shift) mod size."""
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        return program.call(target, args, like=node)
+
+    args = arguments(node)
+    value: fx.Node = args["self"]
+    for shift, axis in zip(_target(args["shifts"]), _target(args["dims"]), strict=True):
+        size = call(aten.sym_size.int, args["self"], axis)
+        first = call(operator.mod, call(operator.sub, size, shift), size)
+        ends = (call(aten.slice.Tensor, value, axis, first, TO_THE_END), call(aten.slice.Tensor, value, axis, 0, first))
+        value = call(aten.cat.default, list(ends), axis)
+    return value
 
 
 def _parts_of_free(node: fx.Node) -> bool:
