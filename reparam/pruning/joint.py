@@ -89,8 +89,9 @@ def refit_on(
 ) -> Joint:
     """`refit_jointly` on mixes of the samples of a deck. choosing: the samples that the average is chosen on."""
     if choosing is None:
-        found = judge.quality(gated.program)
-        return Joint(0, 0, found, found, "one sample alone was held out, and others are needed to choose on")
+        found, few = judge.quality(gated.program), "too few samples were held out to choose on"
+        _log.info("joint refit: none, %s", few)
+        return Joint(0, 0, found, found, few)
     with Judge(gated.reference, choosing, judge.size) as chooser:
         return refit_jointly(
             gated,

@@ -166,11 +166,12 @@ def check_drop(final: Quality, base: Quality, most: float | None) -> None:
 def parted(held: Deck, steps: int) -> tuple[Deck | None, Deck]:
     """Of the samples that were held out those that averages are chosen on, and those that figures are taken from.
 
-    All are for figures where there are no steps, or one sample alone.
+    All are for figures where there are no steps, or fewer than `FEWEST` would choose.
     """
-    if not steps or len(held) < 2:
+    choosing = held.part(CHOOSING)
+    if not steps or choosing.rows < FEWEST:
         return None, held
-    return held.part(CHOOSING), held.part(CHOOSING, others=True)
+    return choosing, held.part(CHOOSING, others=True)
 
 
 def surely_less(a: Tensor, b: Tensor) -> bool:

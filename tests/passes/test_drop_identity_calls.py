@@ -296,6 +296,7 @@ def test_a_roll_by_a_free_size_is_known_to_be_whole_for_no_size() -> None:
     assert free(call(aten.roll.default, [5], [2]), 2) is None
     assert free(call(aten.roll.default, [0], [2]), 2) is not None
     assert free(call(aten.roll.default, [5, 6], [2, 3]), 2) is None
+    assert free(lambda g, x: g.call(aten.roll.default, x, [g.call(aten.sym_size.int, x, 2), 0], [3, 2]), 2) is None
 
 
 def test_a_clamp_by_a_size_stays() -> None:

@@ -135,12 +135,13 @@ def test_samples_choose_or_are_measured_on() -> None:
             tell = lambda done, total: None  # noqa: E731
             return refit_on(gated, decks.fit, choosing, judge, steps=1, seed=0, tell=tell), len(figures)
 
-    with spool(open_samples(images(40), program)) as decks:
+    with spool(open_samples(images(100), program)) as decks:
         held = len(decks.held)
         found, figures = run(decks.held)
         assert figures == held - -(-held // 3) == found.after.samples == found.before.samples and found.steps == 1
-        alone, figures = run(replace(decks.held, count=1))
-        assert figures == 1 and alone.steps == 0 and "one sample alone" in alone.refused
+        few, figures = run(replace(decks.held, count=12))
+        assert figures == 12 and few.steps == 0 and "too few samples were held out" in few.refused
+        assert parted(replace(decks.held, count=13), 1)[1].rows == 8
         assert parted(decks.held, 0) == (None, decks.held)
 
 
