@@ -71,7 +71,8 @@ def test_images_go_in_as_the_options_say(folder: Path) -> None:
     assert torch.equal(torch.load("out.pt")["1.running_mean"], mean)
     assert "--mean 'grey' holds something that is no number" in refuse(2, *words, "--mean", "grey")
     assert "--size '0' is not a size" in refuse(2, *words, *given[:4], "--size", "0")
-    assert "give --mean, --std and --size" in refuse(2, *words, "--mean", "0.5")
+    assert "give --std and --size too, or --config" in refuse(2, *words, "--mean", "0.5")
+    assert "give --size too, or --config" in refuse(2, *words, *given[:4])
     assert "the interpolation 'odd' is not known" in refuse(2, *words, *given, "--interpolation", "odd")
 
 
