@@ -231,7 +231,7 @@ def _alone(name: str) -> dict[str, Any]:
 
 
 def _worker(name: str, answer_to: Connection) -> None:
-    """Sends the row of one network, or the kind of error that it ended with. What libraries print is nobody's."""
+    """Sends the row of one network, or the error that it ended with. What libraries print is nobody's."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
@@ -240,7 +240,7 @@ def _worker(name: str, answer_to: Connection) -> None:
     try:
         answer_to.send(measure(name))
     except Exception as error:
-        answer_to.send({"error": type(error).__name__})
+        answer_to.send({"error": one_line(f"{type(error).__name__}: {error}")[:200]})
 
 
 def main() -> None:
