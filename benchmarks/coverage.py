@@ -17,6 +17,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import sys
@@ -143,10 +144,15 @@ def _failure(error: Exception) -> dict[str, Any]:
     kind = (
         "refused" if isinstance(error, EXPECTED) else "rejected" if isinstance(error, NotEquivalentError) else "crashed"
     )
+    return {"outcome": kind, "why": _reason(error)[:400]}
+
+
+def _reason(error: Exception) -> str:
+    """An error in a line; where libraries and temporary files lie is of no interest."""
     text = one_line(f"{type(error).__name__}: {error}")
-    for folder in filter(None, sys.path):  # where a library lies is of no interest
+    for folder in filter(None, sys.path):
         text = text.replace(f"{folder}/", "")
-    return {"outcome": kind, "why": text[:400]}
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/[^/\s]+/", "", text)
 
 
 def _agree(new: nn.Module, old: nn.Module, inputs: Sequence[Tensor]) -> bool:
@@ -240,7 +246,7 @@ def _worker(name: str, answer_to: Connection) -> None:
     try:
         answer_to.send(measure(name))
     except Exception as error:
-        answer_to.send({"error": one_line(f"{type(error).__name__}: {error}")[:200]})
+        answer_to.send({"error": _reason(error)[:200]})
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from reparam.data import Preprocessing
 from reparam.emit import save_checkpoint
 from reparam.errors import InputError
 from reparam.training import recalibrate
-from reparam.utils import Shapes, is_batch
+from reparam.utils import Shapes, counted, is_batch
 
 from .session import Session
 from .work import Loaded, example_inputs, explained_misfit
@@ -72,8 +72,8 @@ def describe(report: Mapping[str, Any], arch: str) -> list[str]:
     name = f"{report['input']} ({arch})" if arch else report["input"]
     lines = [
         f"{name} -> {', '.join(report['outputs'])}",
-        f"{len(norms)} batch norms measured on {report['samples']} samples in {report['batches']} "
-        f"batch{'es' if report['batches'] != 1 else ''}",
+        f"{counted(len(norms), 'batch norm')} measured on {counted(report['samples'], 'sample')} "
+        f"in {report['batches']} batch{'es' if report['batches'] != 1 else ''}",
     ]
     if most is not None:
         lines.append(

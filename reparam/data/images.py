@@ -133,7 +133,7 @@ def _of(values: tuple[float, ...], channels: int) -> np.ndarray[Any, Any]:
     return np.asarray(values if channels > 1 else [sum(values) / len(values)], np.float32)
 
 
-def images_unknown(path: Path) -> InputError:
+def images_unknown(path: Path | str) -> InputError:
     """For images where it is not known how the network wants them."""
     return InputError(
         f"{path} holds images, but how this network wants them is not known; say it with --mean, --std and --size "

@@ -159,5 +159,5 @@ def _column(where: str, name: str, parts: dict[str, bytes], inputs: Inputs, how:
             "sample one after the other"
         )
     if how is None or inputs.image is None:
-        raise images_unknown(Path(where))
+        raise images_unknown(where)
     return StoredImage(f"{where}.{image}", io.BytesIO(parts[image]), how, inputs.image[0])

@@ -90,10 +90,10 @@ class Deck:
                 )
                 classes = None if labels is None else _read(labels, (count * rows,), torch.int64)
                 taken = [i for i in range(count) if ((begin + i) % self.every == 0) != self.others]
-                if self.every == 1 or self.fixed:
-                    yield from [(inputs, classes)] if taken else []
-                elif taken:
-                    yield tuple(v[taken] for v in inputs), None if classes is None else classes[taken]
+                if 0 < len(taken) < count:
+                    inputs, classes = tuple(v[taken] for v in inputs), None if classes is None else classes[taken]
+                if taken:
+                    yield inputs, classes
 
 
 @dataclass(frozen=True)

@@ -265,9 +265,9 @@ class _Builder:
     def _folded(self, node: GraphNode) -> bool:
         """Computes a node that reads constants alone; whether it was one."""
         inputs = [i for i in node.inputs if i]
-        seen, operator = self._operator(node, self.wanted)
         if not all(i in self.constants for i in inputs) or not inputs:
             return False
+        seen, operator = self._operator(node, self.wanted)
         call = Call(seen, [self.constants[i] if i else None for i in node.inputs])
         try:
             results = fold(operator, call)

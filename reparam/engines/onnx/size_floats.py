@@ -1,7 +1,7 @@
 """Sizes that a network computes in floats: Python does so in double precision, and ONNX files in single precision.
 
-floor(100 * 0.29) is 28 in the first and 29 in the second. No form in ONNX has both the coordinates and the number of
-rows of a resize by such a scale, so that a network is refused where a size up to `LARGEST` comes out otherwise.
+floor(100 * 0.29) is 28 in the first and 29 in the second. A network is refused where a free size up to `LARGEST` comes
+out otherwise.
 """
 
 from __future__ import annotations
@@ -98,9 +98,10 @@ def _value(node: Any, kind: Any) -> Any:
         return kind(node)
     if not isinstance(node, fx.Node) or isinstance(node.meta.get("val"), torch.Tensor):
         return None
-    if node.target in (aten.sym_size.int, torch.sym_float):
-        inner = node.args[0] if node.target is torch.sym_float else None
-        return _sizes(kind) if inner is None else _value(inner, kind)
+    if node.target is aten.sym_size.int:
+        return _sizes(kind)
+    if node.target is torch.sym_float:
+        return _value(node.args[0], kind)
     if node.target in _ROUNDINGS:
         return _rounded(node, kind)
     function = _ARITHMETIC.get(node.target)
