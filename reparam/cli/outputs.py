@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,11 @@ def _check_parent(path: Path) -> None:
 def _check_permission(folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise MachineError(f"no permission to write in {folder.resolve()}; name an output elsewhere")
+    try:  # /proc and the like permit what they cannot do
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise MachineError(f"cannot write in {folder.resolve()} ({reason}); name an output elsewhere") from error
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from reparam.errors import InputError
 from reparam.utils import one_line
 
+from .graph import dtype_of
 from .known import Known, Results, Value, known_tensor
 
 
@@ -122,6 +123,13 @@ class Call:
         if name not in self.node.attributes:
             raise self.node.refused(f"it has no attribute {name}")
         return self.node.attributes[name]
+
+    def dtype(self, name: str, default: int | None = None) -> torch.dtype:
+        """The dtype that an attribute names by ONNX's number for it."""
+        found = dtype_of(self.required(name) if default is None else self.attribute(name, default))
+        if found is None:
+            raise self.node.refused("it casts to a type that networks are not computed in")
+        return found
 
     def axis(self, value: Any, rank: int) -> int:
         """An axis, counted from the first one. Raises InputError for one that is none."""

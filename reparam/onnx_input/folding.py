@@ -48,7 +48,7 @@ def check_folding(model: onnx.ModelProto, name: str) -> None:
         if size is None:
             return
         made += size
-    raise InputError(f"{name} is refused: its {stored} weights would become {made} while it is opened")
+    raise InputError(f"{name} is refused: its {stored:,} numbers would become {made:,} while it is opened")
 
 
 def _sizes_of_constants(model: onnx.ModelProto, name: str) -> Iterator[int]:

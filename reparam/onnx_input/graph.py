@@ -6,8 +6,9 @@ operators of other domains, and versions that the operators were not written for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,14 @@ from reparam.errors import InputError, MachineError
 from reparam.utils import one_line, unused_name
 
 from .known import known_tensor
+from .nodes import Branch, Graph, GraphNode, Port
+from .older import lifted
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-OLDEST, NEWEST = 11, 22  # versions of the standard operators (opsets)
+OLDEST, NEWEST = 7, 25  # versions of the standard operators (opsets)
 MOST_AXES = 8
 STANDARD = ("", "ai.onnx")
 SCOPES = "pkg.torch.onnx.name_scopes"  # what torch's exporter notes on a node: the modules that it lies in
@@ -41,57 +44,6 @@ _DTYPES = {
     "UINT8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input: its name, its sizes, with a text (or "") for one that is free, and its dtype."""
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class GraphNode:
-    """A node: its operator, its name ("" for none), the names of what it reads and gives, attributes, its scope.
-
-    branches: of an If, what it computes where its condition holds, and where not. What they read from outside stands
-    behind the condition among the inputs. refusal: of a node in a branch that cannot be read, which may not be chosen.
-    """
-
-    op: str
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
-    scope: str = ""
-    branches: tuple[Branch, ...] = ()
-    refusal: InputError | None = None
-
-    @property
-    def shown(self) -> str:
-        """What messages call it."""
-        return one_line(self.name or self.outputs[0])[:80]
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A graph within a node: its own nodes, and the names of what it gives."""
-
-    nodes: tuple[GraphNode, ...]
-    outputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A whole model. opset: the version of its operators. constants: by name."""
-
-    opset: int
-    inputs: tuple[Port, ...]
-    outputs: tuple[str, ...]
-    constants: Mapping[str, Tensor]
-    nodes: tuple[GraphNode, ...]
 
 
 def read_graph(proto: onnx.ModelProto, path: Path) -> Graph:
@@ -112,7 +64,7 @@ def read_graph(proto: onnx.ModelProto, path: Path) -> Graph:
         raise InputError(damaged) from error
     opset = _opset(model, path)
     graph = model.graph
-    reader = _Reader(path)
+    reader = _Reader(path, opset)
     constants = reader.constants
     constants |= {str(n): _tensor(v.const_value, str(n), path) for n, v in graph.initializers.items()}
     inputs = tuple(_port(v, path) for v in graph.inputs if v.name not in constants)
@@ -187,8 +139,8 @@ def _port(value: ir.Value, path: Path) -> Port:
 class _Reader:
     """A file being read. constants: of all graphs, by name. taken: the names that stand for something."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, opset: int) -> None:
+        self.path, self.opset = path, opset
         self.constants: dict[str, Tensor] = {}
         self.taken: set[str] = set()
         self.inner: dict[ir.Value, str] = {}  # what the values of graphs within nodes are called, each once in the file
@@ -200,7 +152,7 @@ class _Reader:
         """
         nodes: list[GraphNode] = []
         for node in graph:
-            found = self._node(node, defined)
+            found = lifted(self._node(node, defined), self.opset, functools.partial(self._keep, node, defined))
             if chosen and found.refusal is not None:
                 raise found.refusal
             missing = next((i for i in found.inputs if i and i not in defined), None)
@@ -213,6 +165,14 @@ class _Reader:
             else:
                 nodes.append(found)
         return tuple(nodes)
+
+    def _keep(self, node: ir.Node, defined: set[str], label: str, value: Tensor) -> str:
+        """Keeps a constant that a node has as an attribute; its name."""
+        name = unused_name(f"{node.name or node.outputs[0].name}.{label}", self.taken)
+        self.taken.add(name)
+        defined.add(name)
+        self.constants[name] = value
+        return name
 
     def _called(self, value: ir.Value | None) -> str:
         return "" if value is None else self.inner.get(value) or str(value.name or "")

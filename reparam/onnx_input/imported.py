@@ -35,10 +35,11 @@ from reparam.utils import (
 )
 
 from .call import Call, Node, fold
-from .graph import Branch, Graph, GraphNode, Port, read_graph
+from .graph import read_graph
 from .known import Known, Value, known_tensor
 from .layers import Inner, Layer, Step, as_tensor, result_of
 from .naming import as_path, free_path, identifier, layer_path
+from .nodes import Branch, Graph, GraphNode, Port
 from .operators import Operator, find_operator
 from .original import Original
 from .reading import read_file
@@ -47,6 +48,7 @@ MOST_DRAWN = 2  # an example's integers are below this
 _STATISTICS = {"BatchNormalization": (3, 4)}  # inputs that are buffers
 _WEIGHTED = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization", "LSTM", "GRU", "RNN"}
+    | {"RMSNormalization"}
 )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable
 
 from reparam.utils import plain_path, unused_name
 
-from .graph import GraphNode
+from .nodes import GraphNode
 
 MOST_PARTS = 16  # of a path
 _WORDS = {"self", *(word.lower() for word in keyword.kwlist)}  # that are no names of parameters

@@ -287,3 +287,8 @@ def test_the_codes_of_other_exits() -> None:
 def test_a_message_is_one_printable_line_wherever_it_is_made(text: str) -> None:
     for kind in (InputError, MachineError, NotEquivalentError, RuleError):
         assert str(kind(f"'{text}' is odd")).isprintable()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc")
+def test_a_folder_that_takes_no_files_is_refused_before_the_work() -> None:
+    assert "cannot write in /proc (No such file or directory)" in refuse(3, "convert", *TINY, "-o", "/proc/x.pt2")

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from .depthwise import split_depthwise
+from .fourier import multiply_out
 from .reshapes import keep_rows
 from .values import sizes_of, untyped
 
@@ -48,6 +49,7 @@ def simplified(model: ir.Model) -> ir.Model:
     pool_globally(model)
     resize_by_factors(model)
     simple = _simpler_without_weights(model) if _bytes_of(model) > HEAVY else _simpler_in_memory(model)
+    multiply_out(simple)
     keep_rows(simple)
     split_depthwise(simple)
     return simple

@@ -17,6 +17,7 @@ from reparam.errors import InputError, MachineError
 from reparam.onnx_input import reason_of
 
 from .cleanup import strip
+from .fourier import products
 from .values import untyped
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def quantised(
     """The int8 form of a float32 model.
 
     calibration: one entry for each batch, a tensor for each input of the model. per_channel: whether each output
-    channel has a scale of its own, or each layer one. floats: nodes that stay in float32. Raises InputError without any
-    data, and for data on which the model does not run.
+    channel has a scale of its own, or each layer one. floats: nodes that stay in float32, as Fourier transforms do.
+    Raises InputError without any data, and for data on which the model does not run.
     """
     if not calibration:
         raise InputError("int8 needs calibration data; give some with --calibrate")
@@ -59,7 +60,7 @@ def quantised(
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 per_channel=per_channel,
-                nodes_to_exclude=sorted(floats),
+                nodes_to_exclude=sorted({*floats, *products(n.name for n in model.graph.node)}),
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
                 extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},

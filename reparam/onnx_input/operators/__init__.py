@@ -27,7 +27,6 @@ _WHY = {
     "NonMaxSuppression": "how many boxes stay depends on the values; export the network up to the boxes before it",
     "NonZero": "the size of its result depends on the values",
     "RandomNormal": "it draws random numbers",
-    "Upsample": "it is not among the operators of this opset; export the network again",
 }
 _WHY |= dict.fromkeys(
     ("DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"), _WHY["QuantizeLinear"]

@@ -102,6 +102,12 @@ def _gelu(call: Call) -> Tensor:
     return F.gelu(call.tensor(0), approximate=kind)
 
 
+def _swish(call: Call) -> Tensor:
+    """x sigmoid(alpha x)."""
+    x, alpha = call.tensor(0), call.attribute("alpha", 1.0)
+    return F.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
+
+
 OPERATORS = {
     "Relu": lambda call: F.relu(call.tensor(0)),
     "LeakyRelu": lambda call: F.leaky_relu(call.tensor(0), call.attribute("alpha", 0.01)),
@@ -113,6 +119,7 @@ OPERATORS = {
     "HardSwish": lambda call: F.hardswish(call.tensor(0)),
     "Tanh": lambda call: torch.tanh(call.tensor(0)),
     "Gelu": _gelu,
+    "Swish": _swish,
     "Mish": lambda call: F.mish(call.tensor(0)),
     "Softplus": lambda call: F.softplus(call.tensor(0)),
     "Softsign": lambda call: F.softsign(call.tensor(0)),

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from reparam.onnx_input.call import Call, number_of
-from reparam.onnx_input.graph import dtype_of
 from reparam.onnx_input.known import MOST_NUMBERS, Known, Value, as_kind, known, truncated
 from reparam.onnx_input.size_floats import SizeFloat, size_float
 
@@ -113,10 +112,7 @@ def _target(call: Call) -> torch.dtype:
     if call.node.op == "CastLike":
         value = call.value(1)
         return value.dtype
-    found = dtype_of(call.required("to"))
-    if found is None:
-        raise call.node.refused("it casts to a type that networks are not computed in")
-    return found
+    return call.dtype("to")
 
 
 def _is_infinite(call: Call) -> Tensor:

@@ -52,6 +52,15 @@ def _triangle(call: Call) -> Tensor:
     return torch.triu(x, diagonal) if call.attribute("upper", 1) else torch.tril(x, diagonal)
 
 
+def _diagonal(call: Call) -> Tensor:
+    """A matrix of the operand's size, with ones on one of its diagonals."""
+    x = call.tensor(0)
+    rows, columns = torch.arange(x.shape[0]).unsqueeze(1), torch.arange(x.shape[1])
+    dtype = call.dtype("dtype") if "dtype" in call.node.attributes else x.dtype
+    ones: Tensor = columns - rows == call.attribute("k", 0)
+    return ones.to(dtype)
+
+
 def _running_sum(call: Call) -> Tensor:
     x = call.tensor(0)
     axis = call.axis(call.number(1, "axis"), x.dim())
@@ -68,6 +77,7 @@ OPERATORS = {
     "ConstantOfShape": _filled,
     "Range": _range,
     "OneHot": _one_hot,
+    "EyeLike": _diagonal,
     "Trilu": _triangle,
     "CumSum": _running_sum,
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reparam.onnx_input.call import Call
+from reparam.onnx_input.known import Results
 
 
 def _only_first(call: Call) -> None:
@@ -15,6 +18,8 @@ def _only_first(call: Call) -> None:
 
 
 def _batch(call: Call) -> Tensor:
+    if not call.attribute("spatial", 1):  # of the opsets before 9
+        raise call.node.refused("it has statistics for each position, which is not supported")
     if call.attribute("training_mode", 0):
         raise call.node.refused("it normalises by its batch, as in training; export the network in evaluation mode")
     _only_first(call)
@@ -28,15 +33,34 @@ def _instance(call: Call) -> Tensor:
     return F.instance_norm(x, weight=call.tensor(1), bias=call.tensor(2), eps=call.attribute("epsilon", 1e-5))
 
 
-def _layer(call: Call) -> Tensor:
-    _only_first(call)
-    x, scale, shift = call.tensor(0), call.tensor(1), call.optional(2)
-    shape = x.shape[call.axis(call.attribute("axis", -1), x.dim()) :]
-    eps = call.attribute("epsilon", 1e-5)
-    if list(scale.shape) == list(shape) and (shift is None or list(shift.shape) == list(shape)):
-        return F.layer_norm(x, list(shape), scale, shift, eps)
-    scaled = F.layer_norm(x, list(shape), None, None, eps) * scale
+def _layer(call: Call) -> Results:
+    """Over the axes from one on. The mean and the inverse of the deviation are results as well."""
+    x, eps = call.tensor(0), call.attribute("epsilon", 1e-5)
+    axis = call.axis(call.attribute("axis", -1), x.dim())
+    result = _scaled_layer(call, x, list(x.shape[axis:]), eps)
+    if not any(call.node.read[1:]):
+        return result
+    axes, exact = list(range(axis, x.dim())), x.float() if x.dtype != torch.float64 else x
+    mean, variance = exact.mean(axes, keepdim=True), exact.var(axes, unbiased=False, keepdim=True)
+    return (result, mean, (variance + eps).rsqrt())[: call.node.results]
+
+
+def _scaled_layer(call: Call, x: Tensor, shape: list[Any], eps: float) -> Tensor:
+    scale, shift = call.tensor(1), call.optional(2)
+    if list(scale.shape) == shape and (shift is None or list(shift.shape) == shape):
+        return F.layer_norm(x, shape, scale, shift, eps)
+    scaled = F.layer_norm(x, shape, None, None, eps) * scale
     return scaled if shift is None else scaled + shift
+
+
+def _root_mean_square(call: Call) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * scale, over the axes from one on."""
+    x, scale = call.tensor(0), call.tensor(1)
+    shape = list(x.shape[call.axis(call.attribute("axis", -1), x.dim()) :])
+    eps = call.attribute("epsilon", 1e-5)
+    if list(scale.shape) == shape and scale.dtype == x.dtype:
+        return F.rms_norm(x, shape, scale, eps)
+    return F.rms_norm(x, shape, None, eps) * scale
 
 
 def _group(call: Call) -> Tensor:
@@ -76,6 +100,7 @@ OPERATORS = {
     "BatchNormalization": _batch,
     "InstanceNormalization": _instance,
     "LayerNormalization": _layer,
+    "RMSNormalization": _root_mean_square,
     "GroupNormalization": _group,
     "LRN": _local_response,
     "LpNormalization": _unit,
