@@ -28,7 +28,12 @@ LARGE = 5_000_000  # parameters, above which runs of equal blocks are cut
 HUGE = 20_000_000  # parameters, above which it is built with fewer blocks
 KEPT = 2  # blocks of a run
 BATCH = 2
-FEWER: tuple[Mapping[str, Any], ...] = ({"depth": 4}, {"depths": (2, 2, 2, 2)}, {"layers": (2, 2, 2, 2)})
+FEWER: tuple[Mapping[str, Any], ...] = (
+    {"depth": 4},
+    {"depth": 4, "num_kv_heads": (32, 16, 16, 32)},  # of a network that shares keys in the blocks between
+    {"depths": (2, 2, 2, 2)},
+    {"layers": (2, 2, 2, 2)},
+)
 CUTS = ((nn.Module,), (nn.Sequential, nn.ModuleList), ())  # where runs are cut, until the network runs
 OWN_SHAPES = {"optical_flow": ((3, 128, 128), (3, 128, 128)), "video": ((3, 8, 112, 112),)}
 
