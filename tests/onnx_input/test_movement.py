@@ -228,3 +228,10 @@ def test_sampling_on_a_grid(tmp_path, mode):
             opset=20,
         )
         assert differs(proto, tmp_path, draw([(2, 3, 5, 6), (2, 4, 4, 2)]), 1e-5) == ""
+
+
+@pytest.mark.parametrize("mode, coefficient", [("linear", -0.75), ("cubic", -0.5)])
+@pytest.mark.parametrize("sizes", [(2, 3, 5, 4), (2, 3, 20, 7), (2, 3, 11, 30)])
+def test_resizing_without_aliasing(tmp_path, mode, coefficient, sizes):
+    more = {"antialias": 1, "exclude_outside": 1, "cubic_coeff_a": coefficient, "mode": mode}
+    check(tmp_path, "Resize", (2, 3, 11, 16), {"_roi": None, "_scales": None, "n": ints(*sizes)}, opset=18, **more)

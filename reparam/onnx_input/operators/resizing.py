@@ -47,13 +47,13 @@ def _resize(call: Call) -> Tensor:
     where = call.attribute("coordinate_transformation_mode", "half_pixel")
     if where == "tf_crop_and_resize":
         raise call.node.refused("tf_crop_and_resize is not supported")
-    if call.attribute("antialias", 0):
-        raise call.node.refused("antialiasing is not supported")
     if call.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise call.node.refused("a kept aspect ratio is not supported")
     axes = [a for a in _axes(call, x) if not _stays(a)]
     if not axes:
         return x
+    if call.attribute("antialias", 0):
+        return _without_alias(call, x, axes, where)
     if mode == "nearest":
         return _nearest(call, x, axes, where)
     if mode == "linear":
@@ -206,6 +206,19 @@ def _linear(call: Call, x: Tensor, axes: list[_Axis], where: str) -> Tensor:
         lower, upper = (x.index_select(axis.axis, torch.from_numpy(p)) for p in (low, high))
         x = lower * (1.0 - part) + upper * part
     return x
+
+
+def _without_alias(call: Call, x: Tensor, axes: list[_Axis], where: str) -> Tensor:
+    """Over as many places as a position of the result covers, as torch weighs them."""
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(call.attribute("mode", "nearest"))
+    halves = where in ("half_pixel", "pytorch_half_pixel")
+    plain = call.attribute("exclude_outside", 0) and (
+        mode == "bilinear" or call.attribute("cubic_coeff_a", -0.75) == -0.5
+    )
+    if mode is None or x.dim() != 4 or not _spatial(x, axes) or not halves or not plain:
+        raise call.node.refused("this form of antialiasing is not supported")
+    result: Tensor = F.interpolate(x, **_arguments(call, x, axes), mode=mode, antialias=True)
+    return result
 
 
 def _sized(x: Tensor, axes: list[_Axis]) -> dict[str, Any]:
