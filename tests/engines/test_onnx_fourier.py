@@ -133,3 +133,17 @@ def test_int8_leaves_transforms_in_floats(tmp_path: Path) -> None:
     convs = [n for n in made.values() if n.op_type == "Conv"]
     weights = [made[n.input[1]].op_type if n.input[1] in made else "float" for n in convs]
     assert sorted(weights) == ["DequantizeLinear", "float"]
+
+
+class Correlation(nn.Module):
+    """Several transforms, of which each has a name and a number behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.fft.rfft(x), torch.fft.rfft(x.flip(-1))
+        return torch.fft.irfft(a * b, n=10) + a.abs().sum(-1, keepdim=True)
+
+
+def test_transforms_beside_each_other_have_names_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    reparam.export(Correlation(), torch.rand(2, 10), path=path)
+    assert [n.op_type for n in onnx.load(path).graph.node].count("MatMul") == 3

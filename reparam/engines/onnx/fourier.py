@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from reparam.utils import unused_name
+
 from .values import constant_of, has_branches, sizes_of
 
 LONGEST = 2048  # of a length that is no power of two
 FASTER = 128  # up to which a product is no slower than the transform of a power of two, on one thread
 
-PRODUCT = "_as_product"  # what the names of such products end with
+PRODUCT = "_as_product"  # what marks such products in their names
 
 Numbers = np.ndarray[tuple[int, ...], np.dtype[Any]]
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
@@ -32,16 +34,17 @@ def multiply_out(model: ir.Model) -> None:
     """Writes the transforms of fixed length for which that pays as products, in place."""
     if has_branches(model.graph):
         return
+    names = _Names(model.graph)
     for node in list(model.graph):
         if node.op_type == "DFT":
-            _transform(model.graph, node)
+            _transform(names, node)
         elif node.op_type == "STFT":
-            _frames(model.graph, node)
+            _frames(names, node)
 
 
 def products(names: Iterable[str]) -> set[str]:
     """Of the names of nodes, those of transforms, which eight bits do not hold."""
-    return {name for name in names if name.endswith(PRODUCT)}
+    return {name for name in names if PRODUCT in name}
 
 
 def _pays(length: int) -> bool:
@@ -90,7 +93,7 @@ def spectrum(length: int, given: int, parts: int, *, inverse: bool, half: bool) 
 # ---- the nodes ---------------------------------------------------------------------------------------------------
 
 
-def _transform(graph: ir.Graph, node: ir.Node) -> None:
+def _transform(names: _Names, node: ir.Node) -> None:
     x = node.inputs[0]
     sizes = sizes_of(x) if x is not None else ()
     axis = _number(node, 2, -2)
@@ -107,7 +110,7 @@ def _transform(graph: ir.Graph, node: ir.Node) -> None:
     matrix = spectrum(length, given, parts, inverse=inverse, half=half)
     rest = [0] * (len(sizes) - 2)  # sizes that stay
     order = [*(i for i in range(len(sizes) - 1) if i != axis), axis, len(sizes) - 1]
-    chain = _Chain(graph, node, x)
+    chain = _Chain(names, node, x)
     chain.turn(order)
     chain.reshape([*rest, given * parts])
     chain.add("MatMul", chain.constant("matrix", matrix.reshape(given * parts, -1), x.dtype))
@@ -116,7 +119,7 @@ def _transform(graph: ir.Graph, node: ir.Node) -> None:
     chain.close()
 
 
-def _frames(graph: ir.Graph, node: ir.Node) -> None:
+def _frames(names: _Names, node: ir.Node) -> None:
     """Of real signals (N, L, 1), with a window that is a constant."""
     x, step = node.inputs[0], _number(node, 1, None)
     window = constant_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
@@ -131,7 +134,7 @@ def _frames(graph: ir.Graph, node: ir.Node) -> None:
     if window is not None:
         matrix = matrix * window.numpy().astype(np.float64).reshape(-1, 1, 1, 1)
     kernels = matrix.reshape(length, -1).T[:, None]
-    chain = _Chain(graph, node, x)
+    chain = _Chain(names, node, x)
     chain.turn([0, 2, 1])
     chain.add("Conv", chain.constant("kernels", kernels, x.dtype), strides=[step])
     chain.turn([0, 2, 1])
@@ -139,25 +142,44 @@ def _frames(graph: ir.Graph, node: ir.Node) -> None:
     chain.close()
 
 
+class _Names:
+    """The names of a graph's nodes and values, which stand for one thing each."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.nodes = {str(node.name) for node in graph}
+        self.values = set(ir.convenience.create_value_mapping(graph))
+
+    def node(self, wanted: str) -> str:
+        """A name for a node that no other has."""
+        name = unused_name(wanted, self.nodes)
+        self.nodes.add(name)
+        return name
+
+    def value(self, wanted: str) -> str:
+        """A name for a value that no other has."""
+        name = unused_name(wanted, self.values)
+        self.values.add(name)
+        return name
+
+
 class _Chain:
     """Nodes that take the place of one, each reading the one before."""
 
-    def __init__(self, graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-        self.graph, self.node, self.value = graph, node, value
-        self.count = 0
+    def __init__(self, names: _Names, node: ir.Node, value: ir.Value) -> None:
+        self.names, self.graph, self.node, self.value = names, names.graph, node, value
 
     def constant(self, label: str, numbers: Numbers, dtype: ir.DataType) -> ir.Value:
         """A weight of the graph."""
-        name = f"{self.node.outputs[0].name}_{label}"
+        name = self.names.value(f"{self.node.outputs[0].name}_{label}")
         value = ir.Value(name=name, const_value=ir.tensor(numbers.astype(dtype.numpy()), name=name))
         self.graph.register_initializer(value)
         return value
 
     def add(self, op: str, *more: ir.Value, **attributes: list[int]) -> None:
         """A node that reads the value, and constants behind it."""
-        self.count += 1
-        name = f"{self.node.name}{PRODUCT}" if op in ("MatMul", "Conv") else f"{self.node.name}_{self.count}"
-        out = ir.Value(name=f"{self.node.outputs[0].name}_{self.count}", type=self.node.outputs[0].type)
+        name = self.names.node(f"{self.node.name}{PRODUCT if op in ('MatMul', 'Conv') else '_' + op}")
+        out = ir.Value(name=self.names.value(f"{self.node.outputs[0].name}_{op}"), type=self.node.outputs[0].type)
         made = ir.node(op, [self.value, *more], attributes, outputs=[out], name=name)
         self.graph.insert_before(self.node, made)
         self.value = out
@@ -169,13 +191,13 @@ class _Chain:
 
     def reshape(self, sizes: list[int]) -> None:
         """Other sizes; 0 for one that stays."""
-        self.add("Reshape", self.constant(f"shape_{self.count}", np.array(sizes), ir.DataType.INT64))
+        self.add("Reshape", self.constant("shape", np.array(sizes), ir.DataType.INT64))
 
     def close(self) -> None:
         """The last value takes the place of the node's result, and its name."""
         old, new = self.node.outputs[0], self.value
         name, new.shape = old.name, old.shape
-        old.name = f"{name}_transform"
+        old.name = self.names.value(str(name))
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         new.name = name
         self.graph.remove(self.node, safe=True)
