@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError
@@ -17,6 +17,7 @@ from reparam.utils import AXES, NamedAxis, axis_name, describe_type, is_batch, r
 from .guards import equal_axis, free_axes, size_guards, tensor_inputs
 
 Wanted = list[dict[int, str]]  # for each tensor among the arguments, what its free axes are called
+Group = tuple[tuple[int, int], ...]  # axes of one size: the place of a tensor among the arguments, and its axis
 
 
 def read_axes(dynamic: Any) -> tuple[str, ...]:
@@ -113,6 +114,46 @@ def _check(axis: NamedAxis, names: Sequence[tuple[str, Tensor]]) -> None:
         raise InputError(f"no input is called '{axis.input}'; the model's inputs are {', '.join(ranks) or 'none'}")
     if axis.axis >= ranks[axis.input]:
         raise InputError(f"'{axis.input}' has {ranks[axis.input]} axes, so that axis {axis.axis} is none of them")
+
+
+def equal_sizes(module: nn.Module, args: tuple[Any, ...], dynamic: Sequence[str]) -> tuple[Group, ...]:
+    """The axes that were given one name: groups of a tensor's place among the arguments and its axis, of one size."""
+    named = [axis for d in dynamic if (axis := read_named_axis(d)) is not None]
+    tensors = _names(module, args)
+    places = {name: i for i, (name, _) in enumerate(tensors)}
+    groups: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for axis in named:
+        place = places[axis.input]
+        groups.setdefault((axis.name, tensors[place][1].shape[axis.axis]), []).append((place, axis.axis))
+    return tuple(tuple(g) for g in groups.values() if len(g) > 1)
+
+
+def keep_equal(module: nn.Module, groups: Sequence[Group]) -> None:
+    """Has the module say, when it is called, that the axes of each group are of one size, which its code may take."""
+
+    def say(_: nn.Module, args: tuple[Any, ...]) -> None:
+        tensors = [v for v in pytree.tree_leaves(args) if isinstance(v, Tensor)]
+        for (first, axis), *others in groups:
+            for place, other in others:
+                _say_equal(tensors[first], axis, tensors[place], other)
+
+    if groups and isinstance(module, fx.GraphModule):  # which torch.export reads node by node
+        _say_in_graph(module, groups)
+    elif groups:
+        module.register_forward_pre_hook(say)
+
+
+def _say_equal(a: Tensor, axis: int, b: Tensor, other: int) -> None:
+    torch._check(a.shape[axis] == b.shape[other])
+
+
+def _say_in_graph(module: fx.GraphModule, groups: Sequence[Group]) -> None:
+    inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
+    with module.graph.inserting_after(inputs[-1]):
+        for (first, axis), *others in groups:
+            for place, other in others:
+                module.graph.call_function(_say_equal, (inputs[first], axis, inputs[place], other))
+    module.recompile()
 
 
 def dynamic_shapes(args: tuple[Any, ...], wanted: Wanted) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ them (`probes`), which tells.
 
 from __future__ import annotations
 
+import math
 import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,13 +20,15 @@ import sympy  # type: ignore[import-untyped]  # it ships no types
 import torch
 from torch import Tensor
 
-from reparam.ir import SizeCondition, fixed_size
+from reparam.ir import SizeCondition, fixed_size, size_hint
 from reparam.utils import axis_name
 
 from .places import is_ours
 
 USUAL = 16  # a size beside those
 MOST_SAMPLES, MOST_PLACES = 128, 640  # where a condition is tried for the numbers that it names
+MANY_SAMPLES, SMALL_INPUTS = 4096, 1 << 16  # of samples that are small, so many that their numbers are no more
+FARTHEST = 1 << 20  # where a line of the model is asked for the numbers that it names, which runs nothing
 _ASSERTS = re.compile(r"(assert\b|([\w.]+\.)?_?assert\w*\()[^;]*$")
 PROBES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 48, 64, 81, 97, 128, 224, 256, 512, 1000)
 
@@ -113,9 +116,10 @@ class SizeGuard:
     def binds(self) -> bool:
         """Whether some sizes that inputs may have break it: equal ones, or one that is unlike the others."""
         count = len(self.axes)
-        sizes = [[n] * count for n in PROBES]
+        asked = (*PROBES, *sorted(_named_in(self.condition, FARTHEST)))
+        sizes = [[n] * count for n in asked]
         if count > 1:
-            sizes += [[n if j == i else USUAL for j in range(count)] for i in range(count) for n in PROBES]
+            sizes += [[n if j == i else USUAL for j in range(count)] for i in range(count) for n in asked]
         return not all(self.condition.holds(sizes))
 
 
@@ -189,6 +193,7 @@ def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[
     torch took fewer than 20 for granted.
     """
     traced = _traced(exported)
+    samples = _most_samples(exported)
     found: list[dict[str, int]] = []
     second: list[dict[str, int]] = []
     for guard in size_guards(exported):
@@ -196,7 +201,7 @@ def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[
         for i, symbol in enumerate(guard.symbols):
             if symbol not in traced:
                 continue
-            most_named = max(8 * hints[i], MOST_PLACES) if guard.axes[i].index else MOST_SAMPLES
+            most_named = max(8 * hints[i], MOST_PLACES) if guard.axes[i].index else samples
             sizes = {*range(2, 2 * hints[i] + 32), *_named_in(guard.condition, most_named)}
             near = sorted(sizes, key=lambda n: abs(n - hints[i]))
             held = guard.condition.holds([[*hints[:i], n, *hints[i + 1 :]] for n in near])
@@ -208,6 +213,12 @@ def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[
             if beyond > 1 and not guard.holds([*hints[:i], beyond, *hints[i + 1 :]]):
                 second.append(traced | {symbol: beyond})
     return tuple(found[:most] + [p for p in second[:most] if p not in found])
+
+
+def _most_samples(exported: torch.export.ExportedProgram) -> int:
+    """How many samples there are at most where a condition on the batch is tried."""
+    numbers = max(1, sum(math.prod(map(size_hint, v.shape[1:])) for _, v in tensor_inputs(exported)))
+    return max(MOST_SAMPLES, min(MANY_SAMPLES, SMALL_INPUTS // numbers))
 
 
 def _named_in(condition: SizeCondition, most: int) -> set[int]:

@@ -36,10 +36,13 @@ from reparam.utils import (
 from .explain import explain
 from .fast_path import fast_path_notes
 from .free_axes import (
+    Group,
     bound_axes,
     dynamic_shapes,
+    equal_sizes,
     free_sizes,
     frees_batch,
+    keep_equal,
     read_axes,
     wanted_axes,
     widened,
@@ -181,8 +184,9 @@ def _export(
         return _export_once(module, args, None, outside), 1
     wide = widened(module, args, dynamic)
     wanted = wanted_axes(module, wide, dynamic)
+    equal = equal_sizes(module, wide, dynamic)
     try:
-        exported = _export_once(module, wide, _by_parameter(module, dynamic_shapes(wide, wanted)), outside)
+        exported = _export_once(module, wide, _by_parameter(module, dynamic_shapes(wide, wanted)), outside, equal)
     except CaptureError as error:
         if without_batch(dynamic) or not batch_is_unasked(dynamic):
             _export_once(module, args, None, outside)  # what no choice of axes helps is told as it is
@@ -235,13 +239,17 @@ def _without_empty_buffers(module: nn.Module) -> nn.Module:
 
 
 def _export_once(
-    module: nn.Module, args: tuple[Any, ...], shapes: Any, outside: Outside
+    module: nn.Module, args: tuple[Any, ...], shapes: Any, outside: Outside, equal: Sequence[Group] = ()
 ) -> torch.export.ExportedProgram:
-    """One try after the other, each with what the model keeps, in itself or outside, as it was before the first."""
+    """One try after the other, each with what the model keeps, in itself or outside, as it was before the first.
+
+    equal: the free axes that are of one size.
+    """
     doing = f"capturing {type(module).__name__}"
     known = False
     for _ in range(8):
         fresh = fresh_copy(module)
+        keep_equal(fresh, equal)
         values: AbstractContextManager[Any] = WeightsAreKnown(fresh) if known else nullcontext()
         try:
             with outside.kept(), _silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):

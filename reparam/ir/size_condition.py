@@ -6,7 +6,6 @@ terms, of which a hundred differ. Each of those is computed once, for all sizes,
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
@@ -67,20 +66,24 @@ class SizeCondition:
         True where it divides by zero, as h % (w // 8): the model does not run there, so that nothing can be asked.
         """
         if self._known and rows:
-            try:
-                with np.errstate(all="raise"):
-                    found = self._computed(np.array(rows, dtype=np.int64))
-            except FloatingPointError:
-                return [self._by_sympy(row) for row in rows]
-            return [bool(v) for v in np.broadcast_to(found, len(rows))]
+            return [bool(v) for v in self._found(np.array(rows, dtype=np.int64), True)]
         return [self._by_sympy(row) for row in rows]
 
     def sizes(self, rows: Any) -> Any:
         """The size for each row of an array, which has one column for each symbol; 0 where it divides by zero."""
         if self._known:
-            with contextlib.suppress(FloatingPointError), np.errstate(all="raise"):
-                return np.broadcast_to(self._computed(rows), len(rows)).astype(np.int64)
+            return self._found(rows, 0).astype(np.int64)
         return np.array([self._size_by_sympy(row) for row in rows.tolist()], dtype=np.int64)
+
+    def _found(self, rows: Any, undefined: int) -> Any:
+        """A value for each row; `undefined` where it divides by zero, for which rows are then computed one by one."""
+        try:
+            with np.errstate(all="raise"):
+                return np.broadcast_to(self._computed(rows), len(rows))
+        except FloatingPointError:
+            if len(rows) == 1:
+                return np.array([undefined])
+            return np.concatenate([self._found(rows[i : i + 1], undefined) for i in range(len(rows))])
 
     def _size_by_sympy(self, row: Sequence[int]) -> int:
         try:

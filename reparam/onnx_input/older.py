@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from .nodes import GraphNode
 Keep = Callable[[str, Tensor], str]
 Lift = Callable[[GraphNode, Keep], GraphNode]
 
-_RESIZED = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+SIMPLE = "simple"  # the rounding of opset 10: down, but up along an axis that shrinks
+_RESIZED = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": SIMPLE}
 
 
 def lifted(node: GraphNode, opset: int, keep: Keep) -> GraphNode:
@@ -33,6 +35,8 @@ def _with_inputs(**dtypes: torch.dtype) -> Lift:
 
     def lift(node: GraphNode, keep: Keep) -> GraphNode:
         given = {name: node.attributes.get(name) for name in dtypes}
+        if not all(_is_of(dtypes[k], v) for k, v in given.items()):
+            return node
         names = ["" if v is None else keep(k, torch.tensor(v, dtype=dtypes[k])) for k, v in given.items()]
         rest = {name: value for name, value in node.attributes.items() if name not in dtypes}
         return replace(node, inputs=(*node.inputs[:1], *names), attributes=rest)
@@ -40,8 +44,16 @@ def _with_inputs(**dtypes: torch.dtype) -> Lift:
     return lift
 
 
+def _is_of(dtype: torch.dtype, value: Any) -> bool:
+    """Whether an attribute is left out, or is a number or numbers of the dtype's kind."""
+    kinds = (int, float) if dtype.is_floating_point else (int,)
+    return value is None or all(isinstance(v, kinds) for v in (value if isinstance(value, tuple) else (value,)))
+
+
 def _upsample(node: GraphNode, keep: Keep) -> GraphNode:
     scales = node.attributes.get("scales")
+    if not _is_of(torch.float32, scales):
+        return node
     named = node.inputs[1:2] if scales is None else (keep("scales", torch.tensor(scales)),)
     return _resize(replace(node, op="Resize", inputs=(*node.inputs[:1], *named)), keep)
 

@@ -95,3 +95,19 @@ def test_equal_sizes_under_other_names_are_refused() -> None:
     with pytest.raises(CaptureError, match="equal to the a of"):
         capture(model, inputs, dynamic=("inputs_0:1=a", "inputs_1:1=b"))
     capture(model, inputs, dynamic=("inputs_0:1=a", "inputs_1:1=a"))
+
+
+def test_axes_of_one_name_are_of_one_size() -> None:
+    """Attention does not ask whether there are as many values as keys, and reads beyond the shorter ones."""
+    attend = Lambda(lambda _, q, k, v: nn.functional.scaled_dot_product_attention(q, k, v))
+    inputs = (torch.rand(2, 3, 5, 4), torch.rand(2, 3, 7, 4), torch.rand(2, 3, 7, 4))
+    program = capture(attend, inputs, dynamic=("batch", "inputs_1:2=length", "inputs_2:2=length")).program
+    _, keys, values = (spec.shape for spec in program.inputs)
+    assert keys == values and isinstance(keys[2], str)
+
+
+def test_axes_of_one_name_that_differ_in_the_example_are_left_as_they_are() -> None:
+    model = Lambda(lambda _, x, y: x.sum(1) + y.sum(1))
+    inputs = (torch.rand(2, 6), torch.rand(2, 7))
+    program = capture(model, inputs, dynamic=("inputs_0:1=a", "inputs_1:1=a")).program
+    assert len({spec.shape[1] for spec in program.inputs}) == 2

@@ -283,6 +283,10 @@ def test_a_batch_that_was_asked_for_and_comes_in_groups_is_refused(way: str, dyn
 
 ASKS = {
     "a branch": (lambda y, x: y * 2 if x.shape[0] == 3 else y, r"asks whether batch != 3 at .*`"),
+    "a branch far from the example": (
+        lambda y, x: y * 2 if x.shape[0] > 9000 else y,
+        r"asks whether batch <= 9000 at .*`",
+    ),
     "a number": (lambda y, x: y.reshape(int(x.shape[0]), -1), r"asks whether batch == 4 at .*`"),
     "a loop": (lambda y, x: torch.stack([row * 2 for row in y]), "works with one size of it alone"),
 }

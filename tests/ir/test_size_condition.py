@@ -51,6 +51,14 @@ def test_nothing_is_asked_where_it_divides_by_zero() -> None:
     assert condition.holds([]) == []
 
 
+def test_a_remainder_of_what_may_be_negative_beside_a_division_by_zero() -> None:
+    """Of each row by itself, where some rows divide by zero; sympy's own remainders do not take the negative ones."""
+    condition = SizeCondition(sympy.Or(sympy.Eq(PythonMod(H - 5, 4), 3), sympy.Eq(FloorDiv(8, W - 2), 4)), (H, W))
+    assert condition.holds([(4, 9), (5, 4), (5, 2), (6, 9)]) == [True, True, True, False]
+    size = SizeCondition(FloorDiv(H - 7, W - 2), (H, W))
+    assert size.sizes(np.array([(4, 3), (4, 2), (11, 4)])).tolist() == [-3, 0, 2]
+
+
 @pytest.mark.parametrize("size", [H, 2 * H - 3, FloorDiv(H * W, 7), padded(padded(H)), H**2, sympy.Integer(4)])
 def test_sizes_are_what_sympy_says(size: Any) -> None:
     truth = [int(size.subs({H: h, W: w}).doit()) for h, w in ROWS]

@@ -230,3 +230,32 @@ def test_a_border_as_torchs_older_exporter_writes_it(tmp_path: Path) -> None:
     numbers = {"two": ints(2), "four": ints(4), "six": ints(6), "seven": ints(8), "zero": ints(0)}
     proto = model(pads, {"x": ["n", 3, "h", "w"]}, constants=numbers)
     assert different(proto, tmp_path) == []
+
+
+def test_a_choice_by_a_batch_far_from_the_example_is_seen(tmp_path: Path) -> None:
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "first"], ["n"]),
+        node("Greater", ["n", "limit"], ["c"]),
+        node("Where", ["c", "two", "three"], ["end"]),
+        node("Slice", ["x", "zero", "end", "one"]),
+    ]
+    numbers = {"zero": ints(0), "one": ints(1), "two": ints(2), "three": ints(3)}
+    constants = numbers | {"first": np.array(0), "limit": np.array(200)}
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model(nodes, {"x": ["n", 9]}, constants=constants).SerializeToString())
+    done = reparam.convert(str(path), torch.rand(2, 9))
+    assert any("the batch is fixed at 2" in r.message for r in done.report.remarks)
+    with pytest.raises(CaptureError, match="batch"):
+        reparam.convert(str(path), torch.rand(2, 9), dynamic=("batch",))
+
+
+def test_attention_over_keys_of_free_length(tmp_path: Path) -> None:
+    shapes = {"q": ["n", 2, 5, 4], "k": ["n", 2, "length", 4], "v": ["n", 2, "length", 4]}
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model([node("Attention", ["q", "k", "v"])], shapes, opset=23).SerializeToString())
+    free = ("batch", "k:2=length", "v:2=length")
+    done = reparam.convert(
+        str(path), torch.rand(2, 2, 5, 4), torch.rand(2, 2, 7, 4), torch.rand(2, 2, 7, 4), dynamic=free
+    )
+    assert done.program.inputs[1].shape == done.program.inputs[2].shape

@@ -32,6 +32,8 @@ CASES: list[tuple[str, int, Mapping[str, np.ndarray], Mapping[str, Any]]] = [
     ("Upsample", 9, {"s": np.array([1, 1, 2, 2], F32)}, {"mode": "nearest"}),
     ("Resize", 10, {"s": np.array([1, 1, 1.5, 0.5], F32)}, {"mode": "nearest"}),
     ("Resize", 10, {"s": np.array([1, 1, 2, 0.5], F32)}, {"mode": "linear"}),
+    ("Resize", 10, {"s": np.array([1, 1, 0.6, 0.7], F32)}, {"mode": "nearest"}),
+    ("Resize", 10, {"s": np.array([1, 1, 0.9, 2.0], F32)}, {"mode": "nearest"}),
     ("Scatter", 9, {"i": np.zeros((1, 3, 4, 6), I64), "u": np.ones((1, 3, 4, 6), F32)}, {"axis": 0}),
     ("BatchNormalization", 8, {k: np.array([0.5, 1.0, 2.0], F32) for k in "abcd"}, {}),
     ("Dropout", 9, {}, {"ratio": 0.3}),
@@ -105,3 +107,23 @@ def test_paddings_that_are_missing_are_told(tmp_path: Path) -> None:
     proto = model([node("Pad", ["x"], name="p")], {"x": IMAGE}, opset=9)
     with pytest.raises(InputError, match=r"the node 'p' \(Pad\) cannot be read: it has no input 1"):
         imported(proto, tmp_path)(*draw([IMAGE]))
+
+
+@pytest.mark.parametrize("opset, scales", [(9, [1, 1, 1.5, 1.7]), (10, [1, 1, 0.6, 0.6])])
+def test_a_network_that_resizes_by_fractions_converts(opset: int, scales: list[float], tmp_path: Path) -> None:
+    """Their weights are rounded as onnxruntime rounds them; with more digits they missed its values by a hair."""
+    op = "Upsample" if opset == 9 else "Resize"
+    nodes = [node(op, ["x", "s"], mode="linear")]
+    proto = model(nodes, {"x": ["n", 3, 8, 8]}, constants={"s": np.array(scales, F32)}, opset=opset)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(proto.SerializeToString())
+    assert reparam.convert(str(path), *draw([(2, 3, 8, 8)])).report.evidence is not None
+
+
+@pytest.mark.parametrize("op, more", [("Clip", {"min": "a"}), ("Pad", {"pads": "abc"}), ("Upsample", {"scales": "x"})])
+def test_an_attribute_of_another_kind_is_told(op: str, more: dict[str, str], tmp_path: Path) -> None:
+    proto = model([node(op, ["x"], **more)], {"x": IMAGE}, opset=9)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError):
+        reparam.convert(str(path), *draw([IMAGE]))

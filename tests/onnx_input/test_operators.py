@@ -342,3 +342,27 @@ def test_largest_ones(tmp_path):
         assert differs(proto, tmp_path, [draw([(4, 40)])[0].round()]) == ""
     proto = model([node("TopK", ["x", "k"], ["y", "i"], axis=1)], {"x": (2, 6, 3)}, ("y",), {"k": ints(4)})
     assert differs(proto, tmp_path, draw([(2, 6, 3)])) == ""
+
+
+# ---- numbers that are known beforehand ---------------------------------------------------------------------------
+
+NUMBERS: list[tuple[list[onnx.NodeProto], dict[str, Any]]] = [
+    ([node("Sqrt", ["a"], ["b"]), node("Mul", ["b", "b"], ["c"])], {"a": F32(2)}),  # 1.9999999
+    ([node("Add", ["a", "b"], ["d"]), node("Sub", ["d", "a"], ["c"])], {"a": F32(1e8), "b": F32(3)}),
+    ([node("Div", ["a", "b"], ["d"]), node("Min", ["d", "a"], ["c"])], {"a": F32(1), "b": F32(0)}),
+    ([node("Add", ["a", "a"], ["d"]), node("Cast", ["d"], ["c"], to=1)], {"a": np.int32(2**31 - 1)}),
+    ([node("Mul", ["a", "b"], ["d"]), node("Floor", ["d"], ["c"])], {"a": F32(0.7), "b": F32(10)}),  # 7, not 6.99
+    ([node("Div", ["a", "b"], ["d"]), node("Mul", ["d", "b"], ["c"])], {"a": F32(1), "b": F32(49)}),
+]
+
+
+@pytest.mark.parametrize("nodes, constants", NUMBERS)
+def test_constants_are_computed_in_their_own_dtype(tmp_path, nodes, constants):
+    proto = model([*nodes, node("Mul", ["x", "c"], ["e"]), node("Floor", ["e"])], {"x": (1, 4)}, constants=constants)
+    assert differs(proto, tmp_path, [torch.tensor([[1.0, 2.0, -1.0, 3.0]])]) == ""
+
+
+def test_the_root_of_a_negative_constant_is_no_number(tmp_path):
+    nodes = [node("Sqrt", ["a"], ["c"]), node("IsNaN", ["c"], ["n"]), node("Where", ["n", "x", "c"])]
+    proto = model(nodes, {"x": (1, 4)}, constants={"a": F32(-1)})
+    assert differs(proto, tmp_path, draw([(1, 4)])) == ""

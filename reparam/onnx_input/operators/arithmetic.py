@@ -190,7 +190,11 @@ OPERATORS = {
 
 
 def _each(function: Fn, dtype: torch.dtype | None = None) -> Fn:
-    """A function of single numbers, on arrays that are broadcast. dtype: of the result, where it is no operand's."""
+    """A function of single numbers, on arrays that are broadcast. dtype: of the result, where it is no operand's.
+
+    What is computed of numbers alone is rounded to the dtype. A sum, product, quotient or root that was computed in
+    float64 is then the one of a narrower dtype, since float64 has more than twice as many digits.
+    """
 
     def compute(call: Call) -> Known:
         values = [call.known(i, "operand") for i in range(len(call.inputs))]
@@ -201,7 +205,7 @@ def _each(function: Fn, dtype: torch.dtype | None = None) -> Fn:
         flat = found.reshape(-1)
         for i, numbers in enumerate(zip(*(a.reshape(-1) for a in arrays), strict=True)):
             try:
-                flat[i] = function(*numbers)
+                flat[i] = _in_dtype(function(*numbers), dtype or values[-1].dtype)
             except ValueError as error:  # of a number of sizes
                 raise call.node.refused(str(error)) from error
         return Known(flat.reshape(arrays[0].shape), dtype or values[-1].dtype)
@@ -209,9 +213,27 @@ def _each(function: Fn, dtype: torch.dtype | None = None) -> Fn:
     return compute
 
 
+def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """A number as the dtype holds it. What depends on sizes rounds by itself; 64 bits are checked elsewhere."""
+    if isinstance(value, float) and dtype.is_floating_point:
+        return float(torch.tensor(value, dtype=torch.float64).to(dtype))
+    whole = isinstance(value, int) and not isinstance(value, bool) and dtype not in (torch.int64, torch.bool)
+    return as_kind(value, dtype) if whole and not dtype.is_floating_point else value
+
+
 def _quotient(a: Any, b: Any) -> Any:
+    if isinstance(a, float) and isinstance(b, float):
+        with np.errstate(all="ignore"):
+            return float(np.float64(a) / np.float64(b))
     whole = not isinstance(a, float | SizeFloat) and not isinstance(b, float | SizeFloat)
     return truncated(a, b) if whole else a / b
+
+
+def _root(value: Any) -> Any:
+    if isinstance(value, SizeFloat):
+        return value.root()
+    with np.errstate(all="ignore"):
+        return float(np.sqrt(np.float64(value)))
 
 
 def _known_cast(call: Call) -> Known:
@@ -254,7 +276,7 @@ def _rounded(on_sizes: Fn, function: Fn) -> Fn:
     def compute(value: Any) -> Any:
         if isinstance(value, SizeFloat):
             return size_float(on_sizes(value), value.dtype)
-        return float(function(value)) if isinstance(value, float) else value
+        return float(function(value)) if isinstance(value, float) and math.isfinite(value) else value
 
     return _each(compute)
 
@@ -268,7 +290,7 @@ KNOWN = {
     "Neg": _each(py.neg),
     "Floor": _rounded(SizeFloat.floor, math.floor),
     "Ceil": _rounded(SizeFloat.ceil, math.ceil),
-    "Sqrt": _each(lambda v: v.root() if isinstance(v, SizeFloat) else v**0.5),
+    "Sqrt": _each(_root),
     "Max": _each(_largest),
     "Min": _each(_smallest),
     "Equal": _compared(py.eq),

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reparam.onnx_input.call import Call
+from reparam.onnx_input.older import SIMPLE
 from reparam.onnx_input.size_floats import SizeFloat, scale_for_torch, size_float
 
 _NAMES = {3: "linear", 4: "bilinear", 5: "trilinear"}
@@ -115,11 +116,14 @@ def _arguments(call: Call, x: Tensor, axes: list[_Axis]) -> dict[str, Any]:
 # ---- where a position of the result lies in the operand ----------------------------------------------------------
 
 
-def _places(axis: _Axis, where: str, size: int, wanted: int, kind: Any = np.float64) -> np.ndarray[Any, Any]:
-    """The coordinate of each position, by ONNX's formulas. kind: of the numbers that it is computed in."""
-    scale = kind(axis.scale if axis.scale is not None else wanted / size)
-    at = np.arange(wanted, dtype=kind)
-    found: np.ndarray[Any, Any] = (at + kind(0.5)) / scale
+def _places(axis: _Axis, where: str, size: int, wanted: int) -> np.ndarray[Any, Any]:
+    """The coordinate of each position, by ONNX's formulas.
+
+    In float32, as the runtimes do: what lies halfway there is no tie otherwise, and weights are rounded alike.
+    """
+    scale = np.float32(axis.scale if axis.scale is not None else wanted / size)
+    at = np.arange(wanted, dtype=np.float32)
+    found: np.ndarray[Any, Any] = (at + np.float32(0.5)) / scale
     if where == "asymmetric":
         found = at / scale
     elif where == "align_corners":
@@ -127,7 +131,7 @@ def _places(axis: _Axis, where: str, size: int, wanted: int, kind: Any = np.floa
     elif where == "pytorch_half_pixel" and wanted == 1:
         found = np.zeros(1)
     elif where != "tf_half_pixel_for_nn":
-        found = found - kind(0.5)
+        found = found - np.float32(0.5)
     if where == "half_pixel_symmetric":
         found = found + size / 2.0 * (1.0 - wanted / (scale * size))
     return found
@@ -142,12 +146,20 @@ _ROUNDINGS: dict[str, Callable[[Any], Any]] = {
 _WHERE = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric")
 
 
+def _rounding_of(call: Call, axis: _Axis) -> str:
+    """The name of the rounding along an axis."""
+    mode: str = call.attribute("nearest_mode", "round_prefer_floor")
+    if mode != SIMPLE:
+        return mode
+    shrinks = axis.scale is not None and axis.scale < 1.0
+    return "ceil" if shrinks else "floor"
+
+
 def _selection(call: Call, axis: _Axis, where: str, size: int, wanted: int) -> np.ndarray[Any, Any]:
-    # In float32, as the runtimes do: what lies halfway there is no tie otherwise.
-    rounding = _ROUNDINGS.get(call.attribute("nearest_mode", "round_prefer_floor"))
+    rounding = _ROUNDINGS.get(_rounding_of(call, axis))
     if rounding is None or where not in (*_WHERE, "tf_half_pixel_for_nn"):
         raise call.node.refused("its nearest_mode or its coordinates are unknown")
-    found = np.clip(rounding(_places(axis, where, size, wanted, np.float32)), 0, size - 1)
+    found = np.clip(rounding(_places(axis, where, size, wanted)), 0, size - 1)
     return np.asarray(found, dtype=np.int64)
 
 
@@ -168,7 +180,7 @@ def _is_torchs(call: Call, axis: _Axis, where: str) -> bool:
     if axis.fixed:
         size, wanted = axis.size, axis.wanted
     elif axis.scale is None:
-        return where == "asymmetric" and call.attribute("nearest_mode", "round_prefer_floor") == "floor"
+        return where == "asymmetric" and _rounding_of(call, axis) == "floor"
     else:
         size, wanted = _SAMPLE, math.floor(_SAMPLE * axis.scale)
     ratio = 1.0 / (axis.for_torch or axis.scale) if axis.scale is not None else size / wanted
@@ -231,6 +243,8 @@ def _cubic(call: Call, x: Tensor, axes: list[_Axis], where: str) -> Tensor:
     plain = call.attribute("cubic_coeff_a", -0.75) == -0.75 and not call.attribute("exclude_outside", 0)
     if x.dim() != 4 or not _spatial(x, axes) or aligned is None or not plain or where == "half_pixel_symmetric":
         raise call.node.refused("this form of cubic resizing is not supported")
+    if where == "pytorch_half_pixel" and any(not a.fixed and a.scale is not None and a.scale < 1.0 for a in axes):
+        raise call.node.refused("a free size that shrinks may become one, which its coordinates treat otherwise")
     sizes = _sized(x, axes) if aligned else _arguments(call, x, axes)
     result: Tensor = F.interpolate(x, **sizes, mode="bicubic", align_corners=aligned)
     return result
