@@ -20,6 +20,7 @@ from reparam.check import (
     PathError,
     Round,
     agree_in_float64,
+    all_samples_alike,
     check_emitted,
     check_file,
     check_float64,
@@ -297,7 +298,7 @@ class _Run:
             before=census(original),
             after=census(emitted),
             plain=is_chain(emitted),
-            remarks=(*_notes(captured), *outcome.remarks),
+            remarks=(*_notes(captured, rounds), *outcome.remarks),
             kinds=outcome.kinds,
             evidence=evidence,
             equivalent=True,
@@ -385,10 +386,14 @@ class _Run:
             self.progress(stage, done, total)
 
 
-def _notes(captured: Captured) -> list[Remark]:
-    """What the capture had to say, and which operators jump, as remarks."""
+_ALIKE = "all random samples gave the same outputs, which says little; verify the result on inputs of your own"
+
+
+def _notes(captured: Captured, rounds: Sequence[Round] = ()) -> list[Remark]:
+    """What the capture had to say, which operators jump, and whether the outputs do not move, as remarks."""
     jump = describe_jumps(jumps(captured.program))
     return [
         *(Remark("analysis", "capture", "", "", note) for note in captured.notes),
         *([Remark("analysis", "jumps", "", "", jump)] if jump else []),
+        *([Remark("analysis", "outputs", "", "", _ALIKE)] if all_samples_alike(rounds) else []),
     ]

@@ -15,7 +15,7 @@ from .output_error import ErrorSums, OutputError
 from .path_error import PathError
 from .region import Region, find_region, whole_region
 from .rewrite_check import Evidence, check_region
-from .rounds import Round, depth_limit
+from .rounds import Round, all_samples_alike, depth_limit
 from .values import refuse_broken_weights
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Round",
     "Slot",
     "agree_in_float64",
+    "all_samples_alike",
     "check_claims",
     "check_emitted",
     "check_file",

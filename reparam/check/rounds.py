@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from reparam.ir import WEIGHTED, Feed, Program, is_call
 
@@ -42,6 +45,20 @@ class Round:
     def shape(self) -> tuple[int, ...]:
         """Of the first tensor among the inputs."""
         return first_shape(self.values)
+
+
+def all_samples_alike(rounds: Sequence[Round]) -> bool:
+    """Whether every output of floats is the same for all samples of every batch, whatever was drawn.
+
+    Then the comparison says little, as where all that a network computes is below the ReLUs that end it.
+    """
+    batches = [
+        value
+        for r in rounds
+        for value in r.truth
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() and len(value) > 1
+    ]
+    return bool(batches) and all(bool((value == value[:1]).all()) for value in batches)
 
 
 @dataclass(frozen=True)
