@@ -6,6 +6,7 @@ from .checkpoint import save_checkpoint
 from .exported import export_program, save_pt2
 from .finalize import finalize, overflow_told
 from .torch_module import to_module
+from .whole_sizes import with_whole_sizes
 
 __all__ = [
     "export_program",
@@ -14,4 +15,5 @@ __all__ = [
     "save_checkpoint",
     "save_pt2",
     "to_module",
+    "with_whole_sizes",
 ]

@@ -18,6 +18,12 @@ FORMS: dict[str, Callable[[int], int]] = {
     "floor of a quotient": lambda n: math.floor(n / 3),
     "ceil of a product": lambda n: math.ceil(n * 0.75),
     "trunc": lambda n: math.trunc(n / 2),
+    "floor of tenths": lambda n: math.floor(n * 0.3),
+    "ceil of tenths": lambda n: math.ceil(n * 0.7),
+    "a rounded half": lambda n: round(n / 2),
+    "a rounded third": lambda n: round(n / 3),
+    "rounded tenths": lambda n: round(n * 0.3),
+    "rounded halves": lambda n: round(n * 1.5),
 }
 
 

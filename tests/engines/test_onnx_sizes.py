@@ -61,6 +61,10 @@ EXACT: dict[str, Ending] = {
     "rolled back, and on": lambda y: y.roll((-(y.shape[2] // 3), 2, 3 * y.shape[2] + 1), (2, 3, 2)),
     "a true quotient": lambda y: y[:, :, : math.ceil(y.shape[2] / 3)] * (y.shape[2] / 7),
     "half as many again": lambda y: F.interpolate(y, scale_factor=1.5, mode="bilinear"),
+    "ceil of a share": lambda y: y[:, :, : math.ceil(y.shape[2] * 0.3)],
+    "a share of a share": lambda y: y[:, :, : math.ceil((math.floor(y.shape[2] * 0.5) + 2) * 0.3)],
+    "a rounded third": lambda y: y[:, :, : round(y.shape[2] / 3) + 1],
+    "a rounded half": lambda y: y[:, :, : round(y.shape[2] * 0.5) + 1],
     "a quarter more, cubic": lambda y: F.interpolate(y, scale_factor=1.25, mode="bicubic"),
 }
 
@@ -81,11 +85,13 @@ UNEVEN: dict[str, tuple[Ending, str]] = {
         lambda y: F.interpolate(y, scale_factor=1.25),
         r"leaves out where it adds no position, at a size of 2, 3; ",
     ),
-    "ceil": (
-        lambda y: y[:, :, : math.ceil(y.shape[2] * 0.3)],
-        rf"'ceil' rounds a free size that it computes in floats, {SINGLE} 50, 90, 100 and others; .* fix the size",
+    "floor": (
+        lambda y: y[:, :, : math.floor(y.shape[2] * 0.29) + 1],
+        rf"'floor' rounds a free size that it computes in floats, {SINGLE} 100, 200, 400 and others; .* fix the size",
     ),
-    "twice": (lambda y: y[:, :, : math.ceil((math.floor(y.shape[2] * 0.5) + 2) * 0.3)], SINGLE),
+    "twice": (lambda y: y[:, :, : math.floor((math.floor(y.shape[2] * 0.5) + 2) * 0.29) + 1], SINGLE),
+    "of a half": (lambda y: y[:, :, : math.floor((y.shape[2] // 2 + 2) * 0.29) + 1], SINGLE),
+    "rounded": (lambda y: y[:, :, : round(y.shape[2] * 0.29 + 0.3)], SINGLE),
 }
 
 

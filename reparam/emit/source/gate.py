@@ -333,6 +333,7 @@ class _Forward:
         if not (
             self.is_path(node.func)
             or (root in _ROOTS and root not in self.names and _is_known(name))
+            or (name == "round" and name not in self.names and len(node.args) == 1)
             or (name == "OrderedDict" and len(node.args) == 1 and isinstance(node.args[0], ast.Dict))
         ):
             match node.func:

@@ -97,6 +97,8 @@ def _python(context: Context, node: fx.Node) -> Expr:
         return Expr(f"{args[0].atom}[{args[1].text}]")
     if target is operator.neg:
         return Expr(f"-{args[0].inside(UNARY)}", UNARY)
+    if target is round:
+        return Expr(call_text("round", [a.text for a, given in zip(args, node.args, strict=True) if given is not None]))
     name = getattr(target, "__name__", "")
     if getattr(math, name, None) is target:
         return Expr(call_text(f"math.{name}", [a.text for a in args]))

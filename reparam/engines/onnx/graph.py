@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reparam.emit import export_program
+from reparam.emit import export_program, with_whole_sizes
 from reparam.engines.format import BuildOptions, Tell
 from reparam.engines.ports import names_of_outputs, ports_of
 from reparam.errors import InputError
@@ -53,7 +53,7 @@ def graph_of(program: Program) -> ir.Model:
     from .size_floats import refuse_uneven_sizes
     from .values import without_names_of_sizes
 
-    program = with_settled_attention(in_other_words(for_free_sizes(program)))
+    program = with_settled_attention(in_other_words(for_free_sizes(with_whole_sizes(program))))
     _refuse_constants(program)
     _refuse_complex(program)
     refuse_uneven_sizes(program)

@@ -26,17 +26,23 @@ _RESIZES = _CUBIC | frozenset(
     | {aten.upsample_linear1d.vec, aten.upsample_bilinear2d.vec, aten.upsample_trilinear3d.vec}
 )
 _Array = np.ndarray[Any, Any]
-_ARITHMETIC: Mapping[Any, Callable[[Any, Any], Any]] = {
+_ARITHMETIC: Mapping[Any, Callable[..., Any]] = {
     operator.add: np.add,
     operator.sub: np.subtract,
     operator.mul: np.multiply,
     operator.truediv: np.divide,
+    operator.floordiv: np.floor_divide,
+    operator.mod: np.mod,
+    operator.neg: np.negative,
+    torch.sym_max: np.maximum,
+    torch.sym_min: np.minimum,
 }
 _ROUNDINGS: Mapping[Any, Callable[[Any], Any]] = {
     math.floor: np.floor,
     math.ceil: np.ceil,
     math.trunc: np.trunc,
     torch.sym_int: np.trunc,
+    round: np.round,
 }
 
 
