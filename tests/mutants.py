@@ -63,7 +63,11 @@ TESTS: dict[str, tuple[str, ...]] = {
         "check/test_own_dtype.py",
         "check/test_sizes_of_one.py",
     ),
-    "check.rounds": ("check/test_network_check_emitted.py", "check/test_network_check_judged.py"),
+    "check.rounds": (
+        "check/test_rounds.py",
+        "check/test_network_check_emitted.py",
+        "check/test_network_check_judged.py",
+    ),
     "check.emitted_check": (
         "check/test_network_check_emitted.py",
         "check/test_network_check_judged.py",
