@@ -47,13 +47,15 @@ def graph_of(program: Program) -> ir.Model:
     """
     from .attention import with_settled_attention
     from .cleanup import simplified, strip
+    from .exact_words import in_exact_words
     from .free_sizes import for_free_sizes
     from .naming import name_by_weights, name_inputs, name_nodes, name_outputs, name_sizes
     from .other_words import in_other_words
     from .size_floats import refuse_uneven_sizes
     from .values import without_names_of_sizes
 
-    program = with_settled_attention(in_other_words(for_free_sizes(with_whole_sizes(program))))
+    program = in_other_words(for_free_sizes(with_whole_sizes(program)))
+    program = with_settled_attention(in_exact_words(program))
     _refuse_constants(program)
     _refuse_complex(program)
     refuse_uneven_sizes(program)

@@ -1,0 +1,296 @@
+"""Operators whose values torch's exporter loses, in words that keep them: logarithms beside one, what is left over of a
+division and its whole part, angles, and bits of narrow numbers.
+
+The exporter's own words are right near one and for small numbers, which is what random inputs are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from reparam.ir import Program, arguments, aten, is_tensor
+
+FAR = 2.0**30  # beyond it 1 + x is x, also in double precision to a rounding of float32
+LONGEST = 63  # bits that a number of 64 can be shifted by
+_NARROW = frozenset({torch.int8, torch.int16, torch.uint8})  # runtimes lack arithmetic of these
+_UNKNOWN = frozenset({aten.__lshift__.Tensor, aten.__rshift__.Tensor})  # to the exporter
+_FLOOR, _MEAN, _SUM = "floor", 1, 2
+_LEAST_LOG = -100.0  # of torch's cross entropy, below which no logarithm counts
+
+
+def in_exact_words(program: Program) -> Program:
+    """The program with these operators in words that are right for all numbers; itself where there is none."""
+    if not any(n.target in _WORDS for n in program.calls()):
+        return program
+    made = program.copy()
+    for node in list(made.calls()):
+        words = _WORDS.get(node.target)
+        value = words(_Speaker(made, node)) if words is not None else None
+        if value is not None:
+            node.replace_all_uses_with(value)
+            made.erase([node])
+    return made
+
+
+class _Speaker:
+    """Writes calls in the place of one: its arguments as tensors of the dtype that it gives."""
+
+    def __init__(self, program: Program, node: fx.Node) -> None:
+        self.program, self.node, self.args = program, node, arguments(node)
+        self.dtype: torch.dtype = node.meta["val"].dtype
+
+    @property
+    def floats(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def __call__(self, target: Any, *args: Any) -> fx.Node:
+        return self.program.call(target, args, like=self.node)
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> fx.Node:
+        """An argument, also where it is a number or a size, in the dtype of the result or another."""
+        value, dtype = self.args[name], dtype or self.dtype
+        if isinstance(value, int) and not self.floats:
+            value = torch.tensor(value).to(self.dtype).item()  # as it wraps around in that of the result
+        if not isinstance(value, fx.Node) or not is_tensor(value):
+            return self.program.call(aten.scalar_tensor.default, (value,), {"dtype": dtype}, like=self.node)
+        return value if value.meta["val"].dtype is dtype else self(aten.to.dtype, value, dtype)
+
+    def reduced(self, value: fx.Node) -> fx.Node:
+        """A loss, as its call reduces it."""
+        how = self.args["reduction"]
+        weight = self.args.get("weight")
+        value = value if weight is None else self(aten.mul.Tensor, value, self.tensor("weight"))
+        if how == _MEAN:
+            return self(aten.mean.default, value)
+        return self(aten.sum.default, value) if how == _SUM else value
+
+    def log1p(self, x: fx.Node) -> fx.Node:
+        """log(1 + x) = log(u) x / (u - 1) of u = 1 + x as it is rounded: its error is that of u as well.
+
+        Where u is one it is x.
+        """
+        u = self(aten.add.Tensor, x, 1.0)
+        near = self(aten.clamp.default, x, None, self._far)
+        ratio = self(aten.div.Tensor, near, self(aten.sub.Tensor, self(aten.add.Tensor, near, 1.0), 1.0))
+        product = self(aten.mul.Tensor, self(aten.log.default, u), ratio)
+        return self(aten.where.self, self(aten.eq.Scalar, u, 1.0), x, product)
+
+    @property
+    def _far(self) -> float:
+        return min(FAR, torch.finfo(self.dtype).max / 2)
+
+    def is_negative(self, x: fx.Node) -> fx.Node:
+        """Of zeros the one whose reciprocal is -inf."""
+        zero = self(aten.eq.Scalar, x, 0.0)
+        told = self(aten.where.self, zero, self(aten.reciprocal.default, x), x)
+        return self(aten.lt.Scalar, told, 0.0)
+
+    def left_over(self, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """r = fmod(a, b), which is exact, and whether its sign is not that of b."""
+        rest = self(aten.fmod.Tensor, a, b)
+        signs = [self(aten.lt.Scalar, v, 0) for v in (rest, b)]
+        other = self(aten.logical_xor.default, *signs)
+        return rest, self(aten.logical_and.default, other, self(aten.ne.Scalar, rest, 0))
+
+
+def _log_sigmoid(say: _Speaker) -> fx.Node:
+    """log 1/(1 + exp(-x)) = -softplus(-x)."""
+    turned = say(aten.neg.default, say.tensor("self"))
+    return say(aten.neg.default, say(aten.softplus.default, turned))
+
+
+def _log1p(say: _Speaker) -> fx.Node | None:
+    return say.log1p(say.tensor("self")) if say.floats else None
+
+
+def _expm1(say: _Speaker) -> fx.Node | None:
+    """exp(x) - 1 = tanh(x/2) (exp(x) + 1): no two numbers are subtracted."""
+    if not say.floats:
+        return None
+    x = say.tensor("self")
+    half = say(aten.tanh.default, say(aten.mul.Tensor, x, 0.5))
+    return say(aten.mul.Tensor, half, say(aten.add.Tensor, say(aten.exp.default, x), 1.0))
+
+
+def _xlog1py(say: _Speaker) -> fx.Node | None:
+    """x log(1 + y), and 0 where x is 0."""
+    if not say.floats:
+        return None
+    x = say.tensor("self")
+    product = say(aten.mul.Tensor, x, say.log1p(say.tensor("other")))
+    return say(aten.where.ScalarSelf, say(aten.eq.Scalar, x, 0.0), 0.0, product)
+
+
+def _apart(say: _Speaker) -> tuple[fx.Node, fx.Node]:
+    """The larger of two numbers, and -|a - b|: 0 where they are equal, also where both are infinite."""
+    a, b = say.tensor("self"), say.tensor("other")
+    between = say(aten.where.ScalarSelf, say(aten.eq.Tensor, a, b), 0.0, say(aten.sub.Tensor, a, b))
+    return say(aten.maximum.default, a, b), say(aten.neg.default, say(aten.abs.default, between))
+
+
+def _logaddexp(say: _Speaker) -> fx.Node:
+    """log(exp(a) + exp(b)) = max(a, b) + softplus(-|a - b|)."""
+    larger, apart = _apart(say)
+    return say(aten.add.Tensor, larger, say(aten.softplus.default, apart))
+
+
+def _logaddexp2(say: _Speaker) -> fx.Node:
+    """log2(2^a + 2^b) = max(a, b) + softplus(-|a - b| ln 2) / ln 2."""
+    larger, apart = _apart(say)
+    more = say(aten.softplus.default, say(aten.mul.Tensor, apart, math.log(2.0)))
+    return say(aten.add.Tensor, larger, say(aten.mul.Tensor, more, 1.0 / math.log(2.0)))
+
+
+def _logsumexp(say: _Speaker) -> fx.Node | None:
+    """m + log(sum exp(x - m)) of the largest number m, which is finite here: masks are sums with -inf."""
+    axes = say.args["dim"]
+    axes = axes if isinstance(axes, (list, tuple)) else [axes]
+    if not say.floats or not axes or not say.args["self"].meta["val"].dim():
+        return None
+    x = say.tensor("self")
+    limits = torch.finfo(say.dtype)
+    largest = say(aten.clamp.default, say(aten.amax.default, x, axes, True), limits.min, limits.max)
+    powers = say(aten.exp.default, say(aten.sub.Tensor, x, largest))
+    total = say(aten.log.default, say(aten.sum.dim_IntList, powers, axes, True))
+    value = say(aten.add.Tensor, total, largest)
+    return value if say.args.get("keepdim") else say(aten.squeeze.dims, value, axes)
+
+
+def _cross_entropy_of_logits(say: _Speaker) -> fx.Node:
+    """(1 - t) x + (1 + (p - 1) t) softplus(-x), with the weight p of what is true."""
+    x, target = say.tensor("self"), say.tensor("target")
+    loss = say(aten.softplus.default, say(aten.neg.default, x))
+    if say.args.get("pos_weight") is not None:
+        more = say(aten.mul.Tensor, say(aten.sub.Tensor, say.tensor("pos_weight"), 1.0), target)
+        loss = say(aten.mul.Tensor, say(aten.add.Tensor, more, 1.0), loss)
+    return say.reduced(say(aten.add.Tensor, say(aten.mul.Tensor, say(aten.rsub.Scalar, target, 1.0), x), loss))
+
+
+def _cross_entropy(say: _Speaker) -> fx.Node:
+    """(t - 1) log(1 - x) - t log(x), of which no logarithm is below -100."""
+    x, target = say.tensor("self"), say.tensor("target")
+    logs = (say.log1p(say(aten.neg.default, x)), say(aten.log.default, x))
+    no, yes = (say(aten.clamp.default, v, _LEAST_LOG) for v in logs)
+    first = say(aten.mul.Tensor, say(aten.sub.Tensor, target, 1.0), no)
+    return say.reduced(say(aten.sub.Tensor, first, say(aten.mul.Tensor, target, yes)))
+
+
+def _soft_margin(say: _Speaker) -> fx.Node:
+    """log(1 + exp(-t x))."""
+    product = say(aten.mul.Tensor, say(aten.neg.default, say.tensor("self")), say.tensor("target"))
+    return say.reduced(say.log1p(say(aten.exp.default, product)))
+
+
+def _remainder(say: _Speaker) -> fx.Node | None:
+    """fmod(a, b), and b more where its sign is not that of b."""
+    if not say.floats:
+        return None
+    b = say.tensor("other")
+    rest, other = say.left_over(say.tensor("self"), b)
+    return say(aten.where.self, other, say(aten.add.Tensor, rest, b), rest)
+
+
+def _divided(say: _Speaker) -> fx.Node | None:
+    mode = say.args.get("rounding_mode", _FLOOR)
+    if say.dtype is torch.bool or mode is None:
+        return None
+    if say.floats:
+        return _floor(say) if mode == _FLOOR else None
+    known = "rounding_mode" not in say.args and isinstance(say.args["self"], fx.Node)
+    return None if known and say.dtype not in _NARROW else _whole(say, mode)
+
+
+def _floor(say: _Speaker) -> fx.Node:
+    """q = (a - r) / b for r of `_remainder`, to the nearest whole number; a / b where b is 0. As torch has it."""
+    a, b = say.tensor("self"), say.tensor("other")
+    rest, other = say.left_over(a, b)
+    quotient = say(aten.div.Tensor, say(aten.sub.Tensor, a, rest), b)
+    quotient = say(aten.where.self, other, say(aten.sub.Tensor, quotient, 1.0), quotient)
+    below = say(aten.floor.default, quotient)
+    over = say(aten.gt.Scalar, say(aten.sub.Tensor, quotient, below), 0.5)
+    whole = say(aten.where.self, over, say(aten.add.Tensor, below, 1.0), below)
+    return say(aten.where.self, say(aten.eq.Scalar, b, 0.0), say(aten.div.Tensor, a, b), whole)
+
+
+def _whole(say: _Speaker, mode: str) -> fx.Node:
+    """In whole numbers: floor(a / b), and (a - fmod(a, b)) / b towards zero, of which nothing is left over."""
+    wide = torch.int32 if say.dtype in _NARROW else say.dtype
+    a, b = say.tensor("self", wide), say.tensor("other", wide)
+    a = a if mode == _FLOOR else say(aten.sub.Tensor, a, say(aten.fmod.Tensor, a, b))
+    value = say(aten.floor_divide.default, a, b)
+    return value if wide is say.dtype else say(aten.to.dtype, value, say.dtype)
+
+
+def _angle(say: _Speaker) -> fx.Node | None:
+    """The angle of (|x|, |y|) is atan(|y| / |x|), 1 for equal ones and 0 for zeros; pi less it where x is negative."""
+    if not say.floats:
+        return None
+    y, x = say.tensor("self"), say.tensor("other")
+    up, along = (say(aten.abs.default, v) for v in (y, x))
+    ratio = say(aten.where.ScalarSelf, say(aten.eq.Tensor, up, along), 1.0, say(aten.div.Tensor, up, along))
+    none = say(aten.eq.Scalar, say(aten.add.Tensor, up, along), 0.0)
+    ratio = say(aten.where.ScalarSelf, none, 0.0, ratio)
+    angle = say(aten.atan.default, ratio)
+    angle = say(aten.where.self, say.is_negative(x), say(aten.rsub.Scalar, angle, math.pi), angle)
+    sign = say(aten.where.Scalar, say.is_negative(y), -1.0, 1.0)  # a product keeps the sign of zero, as no Where does
+    return say(aten.mul.Tensor, angle, say(aten.to.dtype, sign, say.dtype))
+
+
+def _sign_bit(say: _Speaker) -> fx.Node | None:
+    x = say.args["self"]
+    return say.is_negative(x) if x.meta["val"].is_floating_point() else None
+
+
+def _shifted(say: _Speaker, target: Any) -> fx.Node | None:
+    """Narrow numbers in 64 bits, and the last bits of these; others by the operator that the exporter knows."""
+    if say.dtype not in _NARROW and say.node.target not in _UNKNOWN:
+        return None
+    wide = torch.int64 if say.dtype in _NARROW else say.dtype
+    a, by = say.tensor("self", wide), say.tensor("other", wide)
+    value = say(target, a, by if wide is say.dtype else say(aten.clamp.default, by, None, LONGEST))
+    if say.dtype is torch.uint8:
+        value = say(aten.bitwise_and.Scalar, value, 0xFF)
+    return value if wide is say.dtype else say(aten.to.dtype, value, say.dtype)
+
+
+def _left(say: _Speaker) -> fx.Node | None:
+    return _shifted(say, aten.bitwise_left_shift.Tensor)
+
+
+def _right(say: _Speaker) -> fx.Node | None:
+    return _shifted(say, aten.bitwise_right_shift.Tensor)
+
+
+def _each(names: str, words: Callable[[_Speaker], fx.Node | None]) -> dict[Any, Callable[[_Speaker], fx.Node | None]]:
+    """The words of all overloads of these operators."""
+    packets = [getattr(aten, name) for name in names.split()]
+    return {getattr(p, o): words for p in packets for o in p.overloads() if o != "out" and not o.endswith("_out")}
+
+
+_WORDS: dict[Any, Callable[[_Speaker], fx.Node | None]] = {
+    **_each("log_sigmoid", _log_sigmoid),
+    **_each("log1p special_log1p", _log1p),
+    **_each("expm1 special_expm1", _expm1),
+    **_each("special_xlog1py", _xlog1py),
+    **_each("logaddexp", _logaddexp),
+    **_each("logaddexp2", _logaddexp2),
+    **_each("logsumexp special_logsumexp", _logsumexp),
+    **_each("binary_cross_entropy_with_logits", _cross_entropy_of_logits),
+    **_each("binary_cross_entropy", _cross_entropy),
+    **_each("soft_margin_loss", _soft_margin),
+    **_each("remainder", _remainder),
+    **_each("floor_divide", _divided),
+    aten.div.Tensor_mode: _divided,
+    aten.div.Scalar_mode: _divided,
+    aten.divide.Tensor_mode: _divided,
+    aten.divide.Scalar_mode: _divided,
+    **_each("atan2 arctan2", _angle),
+    **_each("signbit", _sign_bit),
+    **_each("bitwise_left_shift __lshift__", _left),
+    **_each("bitwise_right_shift __rshift__", _right),
+}
