@@ -100,8 +100,20 @@ class _Speaker:
 
 def _log_sigmoid(say: _Speaker) -> fx.Node:
     """log 1/(1 + exp(-x)) = -softplus(-x)."""
-    turned = say(aten.neg.default, say.tensor("self"))
-    return say(aten.neg.default, say(aten.softplus.default, turned))
+    return _of_sigmoid(say, say.tensor("self"))
+
+
+def _of_sigmoid(say: _Speaker, x: fx.Node) -> fx.Node:
+    return say(aten.neg.default, say(aten.softplus.default, say(aten.neg.default, x)))
+
+
+def _log(say: _Speaker) -> fx.Node | None:
+    """The logarithm of a sigmoid, which runtimes take for zero from -18 on, is that of `_log_sigmoid`."""
+    inner = say.args["self"]
+    if inner.target is not aten.sigmoid.default or inner.meta["val"].dtype is not say.dtype:
+        return None
+    x = inner.args[0]
+    return _of_sigmoid(say, x if x.meta["val"].dtype is say.dtype else say(aten.to.dtype, x, say.dtype))
 
 
 def _log1p(say: _Speaker) -> fx.Node | None:
@@ -274,6 +286,7 @@ def _each(names: str, words: Callable[[_Speaker], fx.Node | None]) -> dict[Any, 
 
 _WORDS: dict[Any, Callable[[_Speaker], fx.Node | None]] = {
     **_each("log_sigmoid", _log_sigmoid),
+    aten.log.default: _log,
     **_each("log1p special_log1p", _log1p),
     **_each("expm1 special_expm1", _expm1),
     **_each("special_xlog1py", _xlog1py),
