@@ -15,7 +15,7 @@ from torch import fx
 
 from reparam.ir import Program, arguments, aten, is_tensor
 
-FAR = 2.0**30  # beyond it 1 + x is x, also in double precision to a rounding of float32
+FAR = 2.0**60  # beyond it 1 + x is x, also in double precision
 LONGEST = 63  # bits that a number of 64 can be shifted by
 _NARROW = frozenset({torch.int8, torch.int16, torch.uint8})  # runtimes lack arithmetic of these
 _UNKNOWN = frozenset({aten.__lshift__.Tensor, aten.__rshift__.Tensor})  # to the exporter
@@ -75,8 +75,8 @@ class _Speaker:
         Where u is one it is x.
         """
         u = self(aten.add.Tensor, x, 1.0)
-        near = self(aten.clamp.default, x, None, self._far)
-        ratio = self(aten.div.Tensor, near, self(aten.sub.Tensor, self(aten.add.Tensor, near, 1.0), 1.0))
+        near, above = (self(aten.clamp.default, v, None, self._far) for v in (x, u))  # else OpenVINO folds (x + 1) - 1
+        ratio = self(aten.div.Tensor, near, self(aten.sub.Tensor, above, 1.0))
         product = self(aten.mul.Tensor, self(aten.log.default, u), ratio)
         return self(aten.where.self, self(aten.eq.Scalar, u, 1.0), x, product)
 
