@@ -30,6 +30,7 @@ from reparam.ir import (
     tensors_of,
     typed,
 )
+from reparam.utils import dtype_name
 
 from .format import Runnable
 
@@ -141,6 +142,11 @@ class _Measurement:
         called = [p.name for p in self.engine.outputs]
         self.names = [n for n, v in zip(called, got.values, strict=False) if v.is_floating_point()]
         own = got.values if self.quantised else as_reals(evaluate(self.emitted, typed(self.emitted, values), None))
+        for name, wanted, given in zip(called, got.dtypes_of(truth, own), got.values, strict=False):
+            if given.dtype is not wanted:
+                raise NotEquivalentError(
+                    f"the engine gives '{name}' in {dtype_name(given.dtype)}, and the network in {dtype_name(wanted)}"
+                )
         different, total = got.other_integers(truth, own)
         if different:
             raise NotEquivalentError(f"the engine is not the network: {different:,} of {total:,} integers differ")
@@ -288,6 +294,11 @@ class EngineOutputs:
         """Whether the truth has outputs of the same number and shapes, real numbers where these have them."""
         kinds = [(tuple(t.shape), t.is_floating_point()) for t in self.given(truth)]
         return kinds == [(tuple(v.shape), v.is_floating_point()) for v in self.values]
+
+    def dtypes_of(self, truth: Sequence[Any], own: Sequence[Any]) -> list[torch.dtype]:
+        """What each output is in: the truth's where that is no real number, else the network's own in its dtype."""
+        pairs = zip(self.given(truth), self.given(own), strict=True)
+        return [o.dtype if t.is_floating_point() else t.dtype for t, o in pairs]
 
     def other_integers(self, truth: Sequence[Any], own: Sequence[Any]) -> tuple[int, int]:
         """How many integers are neither those of the truth nor the network's own in its dtype, and how many there are.

@@ -41,6 +41,7 @@ from reparam.utils import (
 from .calibration import hold_out
 from .data_check import DataCheck, HeldOut, check_metric, check_on_data, check_points
 from .engine_check import EngineCheck, check_engine
+from .far_check import check_far
 from .format import BuildOptions, Format, Runnable
 from .formats import find_format
 from .manifest import manifest_path, sha256_of, sha256_of_state, write_manifest
@@ -308,6 +309,8 @@ def _checked(
     except MachineError as error:
         return None, EngineCheck(False, why=str(error), seed=seed, quantised=quantised)
     check = check_engine(conversion.original, program, engine, seed=seed, quantised=quantised, data=build.held_out)
+    if not quantised:
+        check_far(conversion.original, program, engine, seed=seed)
     return engine, check
 
 

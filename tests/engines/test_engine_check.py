@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from reparam.check import sizes_of_one
 from reparam.engines import Port, Runnable, check_engine, engine_check
+from reparam.engines.far_check import check_far
 from reparam.errors import InputError, NotEquivalentError
 from reparam.ir import Program
 from support.helpers import Lambda, program_of
@@ -138,3 +139,55 @@ def test_of_one_free_axis_beside_the_batch_there_is_one_size_of_one() -> None:
     [sizes] = sizes_of_one(program)
     assert sorted(sizes.values()) == [1, 2]
     assert sizes_of_one(program_of(Lambda(lambda m, x: x * 2), torch.randn(2, 3))) == []
+
+
+def test_an_engine_gives_the_dtypes_of_the_network() -> None:
+    program = program_of(Lambda(lambda m, x: (x * 2, (x > 0).to(torch.uint8))), torch.randn(2, 6))
+
+    class Kinds(Rows):
+        inputs = (Port("x", ("batch", 6), "float32"),)
+        outputs = (Port("y", ("batch", 6), "float32"), Port("z", ("batch", 6), "uint8"))
+
+        def __init__(self, real: torch.dtype, whole: torch.dtype) -> None:
+            self.kinds = real, whole
+
+        def run(self, values: Sequence[Tensor]) -> list[Tensor]:
+            return [(values[0] * 2).to(self.kinds[0]), (values[0] > 0).to(self.kinds[1])]
+
+    assert check_engine(program, program, Kinds(torch.float32, torch.uint8)).ran
+    with pytest.raises(NotEquivalentError, match=r"^the engine gives 'z' in int8, and the network in uint8$"):
+        check_engine(program, program, Kinds(torch.float32, torch.int8))
+    with pytest.raises(NotEquivalentError, match=r"^the engine gives 'y' in float64, and the network in float32$"):
+        check_engine(program, program, Kinds(torch.float64, torch.uint8))
+
+
+class Near(Rows):
+    """An engine that computes x * 2 of numbers that are not large."""
+
+    def run(self, values: Sequence[Tensor]) -> list[Tensor]:
+        x = values[0]
+        return [torch.where(x.abs() < 20, x * 2, self.at_one(x))]
+
+
+def test_an_engine_is_run_on_larger_numbers() -> None:
+    program = rows()
+    for at_large, told in (
+        (lambda x: x / 0, "the engine's outputs are not finite .*, on inputs of 30 times the size"),
+        (lambda x: x * 2.2, "the engine is not the network on inputs of 30 times the size: its error is .* of "),
+    ):
+        engine = Near(at_large)
+        assert check_engine(program, program, engine).ran
+        with pytest.raises(NotEquivalentError, match=told):
+            check_far(program, program, engine)
+    check_far(program, program, Near(lambda x: x * 2.0001))
+    bounded = replace(program, inputs=tuple(replace(s, low=0.0, high=1.0) for s in program.inputs))
+    powers = rows(lambda m, x: (x.square() * 1e3).exp())
+    for part in (bounded, powers, replace(program, inputs=())):
+        check_far(part, part, Near(lambda x: x / 0))
+
+
+def test_an_engine_that_does_not_run_on_larger_numbers_is_not_judged_by_them() -> None:
+    def stops(x: Tensor) -> Tensor:
+        raise InputError("it does not run")
+
+    check_far(rows(), rows(), Near(stops))
