@@ -130,6 +130,14 @@ def test_half_precision() -> None:
         assert_near(told(ONE[name], x), ONE[name](x), 8)
 
 
+def test_double_precision() -> None:
+    x, pairs = ALL.double(), tuple(v.double() for v in PAIRS)
+    for name in ("logsigmoid", "log1p", "expm1", "remainder -0.7", "// 0.3"):
+        assert_near(told(ONE[name], x), ONE[name](x), 8)
+    for name in ("logaddexp", "logsumexp", "cross entropy"):
+        assert_near(told(TWO[name], *pairs), TWO[name](*pairs), 16)
+
+
 def test_angles_keep_the_sign_of_zero() -> None:
     y, x = (v.contiguous() for v in torch.cartesian_prod(torch.tensor([0.0, -0.0]), ALL).unbind(1))
     got, want = told(torch.atan2, y, x), torch.atan2(y, x)

@@ -57,8 +57,17 @@ class _Speaker:
         if isinstance(value, int) and not self.floats:
             value = torch.tensor(value).to(self.dtype).item()  # as it wraps around in that of the result
         if not isinstance(value, fx.Node) or not is_tensor(value):
-            return self.program.call(aten.scalar_tensor.default, (value,), {"dtype": dtype}, like=self.node)
+            return self.number(value, dtype)
         return value if value.meta["val"].dtype is dtype else self(aten.to.dtype, value, dtype)
+
+    def number(self, value: Any, dtype: torch.dtype | None = None) -> fx.Node:
+        """A number or a size as a tensor. The exporter rounds numbers to single precision, and no weights."""
+        dtype = dtype or self.dtype
+        if dtype is torch.float64 and not isinstance(value, fx.Node):
+            number = torch.tensor(value, dtype=dtype)
+            origin = f"{self.node.name}_number"
+            return self.program.weight(number, origin, dtype=dtype, trainable=False, like=self.node)
+        return self.program.call(aten.scalar_tensor.default, (value,), {"dtype": dtype}, like=self.node)
 
     def reduced(self, value: fx.Node) -> fx.Node:
         """A loss, as its call reduces it."""
@@ -68,6 +77,13 @@ class _Speaker:
         if how == _MEAN:
             return self(aten.mean.default, value)
         return self(aten.sum.default, value) if how == _SUM else value
+
+    def softplus(self, x: fx.Node) -> fx.Node:
+        """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), which runtimes have as one operator, not in float64."""
+        if self.dtype is not torch.float64:
+            return self(aten.softplus.default, x)
+        less = self(aten.exp.default, self(aten.neg.default, self(aten.abs.default, x)))
+        return self(aten.add.Tensor, self(aten.relu.default, x), self.log1p(less))
 
     def log1p(self, x: fx.Node) -> fx.Node:
         """log(1 + x) = log(u) x / (u - 1) of u = 1 + x as it is rounded: its error is that of u as well.
@@ -104,7 +120,7 @@ def _log_sigmoid(say: _Speaker) -> fx.Node:
 
 
 def _of_sigmoid(say: _Speaker, x: fx.Node) -> fx.Node:
-    return say(aten.neg.default, say(aten.softplus.default, say(aten.neg.default, x)))
+    return say(aten.neg.default, say.softplus(say(aten.neg.default, x)))
 
 
 def _log(say: _Speaker) -> fx.Node | None:
@@ -148,25 +164,26 @@ def _apart(say: _Speaker) -> tuple[fx.Node, fx.Node]:
 def _logaddexp(say: _Speaker) -> fx.Node:
     """log(exp(a) + exp(b)) = max(a, b) + softplus(-|a - b|)."""
     larger, apart = _apart(say)
-    return say(aten.add.Tensor, larger, say(aten.softplus.default, apart))
+    return say(aten.add.Tensor, larger, say.softplus(apart))
 
 
 def _logaddexp2(say: _Speaker) -> fx.Node:
     """log2(2^a + 2^b) = max(a, b) + softplus(-|a - b| ln 2) / ln 2."""
     larger, apart = _apart(say)
-    more = say(aten.softplus.default, say(aten.mul.Tensor, apart, math.log(2.0)))
-    return say(aten.add.Tensor, larger, say(aten.mul.Tensor, more, 1.0 / math.log(2.0)))
+    more = say.softplus(say(aten.mul.Tensor, apart, say.number(math.log(2.0))))
+    return say(aten.add.Tensor, larger, say(aten.mul.Tensor, more, say.number(1.0 / math.log(2.0))))
 
 
 def _logsumexp(say: _Speaker) -> fx.Node | None:
-    """m + log(sum exp(x - m)) of the largest number m, which is finite here: masks are sums with -inf."""
+    """m + log(sum exp(x - m)) of the largest number m, or of 0 where that is infinite, as it is behind a mask."""
     axes = say.args["dim"]
     axes = axes if isinstance(axes, (list, tuple)) else [axes]
     if not say.floats or not axes or not say.args["self"].meta["val"].dim():
         return None
     x = say.tensor("self")
-    limits = torch.finfo(say.dtype)
-    largest = say(aten.clamp.default, say(aten.amax.default, x, axes, True), limits.min, limits.max)
+    largest = say(aten.amax.default, x, axes, True)
+    infinite = say(aten.eq.Scalar, say(aten.abs.default, largest), math.inf)
+    largest = say(aten.where.ScalarSelf, infinite, 0.0, largest)
     powers = say(aten.exp.default, say(aten.sub.Tensor, x, largest))
     total = say(aten.log.default, say(aten.sum.dim_IntList, powers, axes, True))
     value = say(aten.add.Tensor, total, largest)
@@ -176,7 +193,7 @@ def _logsumexp(say: _Speaker) -> fx.Node | None:
 def _cross_entropy_of_logits(say: _Speaker) -> fx.Node:
     """(1 - t) x + (1 + (p - 1) t) softplus(-x), with the weight p of what is true."""
     x, target = say.tensor("self"), say.tensor("target")
-    loss = say(aten.softplus.default, say(aten.neg.default, x))
+    loss = say.softplus(say(aten.neg.default, x))
     if say.args.get("pos_weight") is not None:
         more = say(aten.mul.Tensor, say(aten.sub.Tensor, say.tensor("pos_weight"), 1.0), target)
         loss = say(aten.mul.Tensor, say(aten.add.Tensor, more, 1.0), loss)
@@ -248,7 +265,7 @@ def _angle(say: _Speaker) -> fx.Node | None:
     none = say(aten.eq.Scalar, say(aten.add.Tensor, up, along), 0.0)
     ratio = say(aten.where.ScalarSelf, none, 0.0, ratio)
     angle = say(aten.atan.default, ratio)
-    angle = say(aten.where.self, say.is_negative(x), say(aten.rsub.Scalar, angle, math.pi), angle)
+    angle = say(aten.where.self, say.is_negative(x), say(aten.sub.Tensor, say.number(math.pi), angle), angle)
     sign = say(aten.where.Scalar, say.is_negative(y), -1.0, 1.0)  # a product keeps the sign of zero, as no Where does
     return say(aten.mul.Tensor, angle, say(aten.to.dtype, sign, say.dtype))
 
