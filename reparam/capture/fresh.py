@@ -14,7 +14,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FunctionType, MethodType
+from types import FunctionType, MemberDescriptorType, MethodType
 from typing import Any
 
 import torch
@@ -54,8 +54,9 @@ def _copied(module: nn.Module, shared: Mapping[int, Any]) -> nn.Module:
         copied: nn.Module = _copied_part(module, dict(shared))
         return copied
     except Exception:
-        held = [v for part in module.modules() for v in vars(part).values()]
-        return copy.deepcopy(module, {**shared, **{id(v): v for v in held if not _can_be_copied(v, shared)}})
+        held = [v for part in module.modules() for v in (*vars(part).values(), *(v for _, v in _in_slots(part)))]
+        again: nn.Module = _copied_part(module, {**shared, **{id(v): v for v in held if not _can_be_copied(v, shared)}})
+        return again
 
 
 def _copied_part(value: Any, memo: dict[int, Any]) -> Any:
@@ -79,7 +80,25 @@ def _copied_part(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, memo)
     part = memo[id(value)] = kind.__new__(kind)
     _copy_contents(vars(value), vars(part), memo)
+    for slot, content in _in_slots(value):
+        slot.__set__(part, _copied_part(content, memo))
     return part
+
+
+def _in_slots(part: nn.Module) -> list[tuple[MemberDescriptorType, Any]]:
+    """What the slots of a module hold, those of all of its classes; empty ones are left out."""
+    found: list[tuple[MemberDescriptorType, Any]] = []
+    kind: Any = type(part)
+    for slot in _slots(kind):
+        with suppress(AttributeError):
+            found.append((slot, slot.__get__(part)))
+    return found
+
+
+@functools.cache
+def _slots(kind: type) -> tuple[MemberDescriptorType, ...]:
+    own = [vars(c).values() for c in kind.__mro__ if "__slots__" in vars(c)]
+    return tuple(v for values in own for v in values if isinstance(v, MemberDescriptorType))
 
 
 def _copy_contents(values: Mapping[Any, Any], made: dict[Any, Any], memo: dict[int, Any]) -> None:
@@ -103,7 +122,7 @@ def _copies_plainly(kind: type) -> bool:
     ways = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__", "__getnewargs__")
     like = nn.Conv2d if issubclass(kind, _ConvNd) else nn.Module  # which fill in what old pickles of them lack
     plain = all(getattr(kind, way, None) is getattr(like, way, None) for way in (*ways, "__getnewargs_ex__"))
-    return plain and kind not in copyreg.dispatch_table and not copyreg._slotnames(kind)  # type: ignore[attr-defined]
+    return plain and kind not in copyreg.dispatch_table
 
 
 def own_copy(module: nn.Module) -> nn.Module:
@@ -117,7 +136,8 @@ def own_copy(module: nn.Module) -> nn.Module:
         if not is_uninitialised(weight) and weight.layout is torch.strided:
             refuse_repeated(name, weight)
     try:
-        return copy.deepcopy(module)
+        copied: nn.Module = _copied_part(module, {})
+        return copied
     except Exception:
         weights = (*module.parameters(), *module.buffers())
         return _copied(module, {id(t): copy.deepcopy(t) if t.is_leaf else t.detach().clone() for t in weights})
