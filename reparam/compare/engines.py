@@ -22,6 +22,7 @@ from reparam.errors import InputError
 from reparam.ir import InputSpec, Program, evaluate, filled, random_input, shape_of, typed
 from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
+from reparam.utils import Shape
 
 from .adversarial import FLOOR, SCALES, first_divergence_among, relative_gap, rounding
 from .adversarial import SLACK as SEARCH_SLACK
@@ -129,13 +130,17 @@ def verify_engines(
     a: LoadedModel | Runnable,
     b: LoadedModel | Runnable,
     *,
+    example_inputs: Sequence[Any] = (),
     input_shapes: Shapes | None = None,
     trials: int = 8,
     seed: int = 0,
     adversarial: bool = True,
     progress: Progress | None = None,
 ) -> Verdict:
-    """Compares two models of which at least one is an engine. Raises InputError like `verify`."""
+    """Compares two models of which at least one is an engine. Raises InputError like `verify`.
+
+    example_inputs: with which the other is captured; without them, inputs of the engine's dtypes are drawn.
+    """
     if trials < 1:
         raise InputError(f"{trials} random inputs prove nothing; ask for at least one")
     swapped = isinstance(a, Runnable) and not isinstance(b, Runnable)
@@ -144,7 +149,8 @@ def verify_engines(
     if isinstance(first, Runnable):
         reference: _Reference = _EngineReference(first, input_shapes, seed)
     else:
-        reference = _ProgramReference(program_of(first, input_shapes or _fixed_shapes(second, first)))
+        shapes = input_shapes or _fixed_shapes(second, first)
+        reference = _ProgramReference(program_of(first, _with_integers(shapes, second), example_inputs))
     job = _Comparison(reference, second, seed, progress, input_shapes)
     verdict = job.run(trials, adversarial)
     runtimes = [m.runtime if isinstance(m, Runnable) else "the captured program" for m in (a, b)]
@@ -344,6 +350,17 @@ def _fixed_shapes(engine: Runnable, model: LoadedModel) -> Shapes | None:
     if all(isinstance(n, int) for s in shapes for n in s):
         return [[int(n) for n in s] for s in shapes]
     return model.input_shapes
+
+
+def _with_integers(shapes: Shapes | None, engine: Runnable) -> Shapes | None:
+    """The shapes, those of the engine's integer inputs with their dtype where none was told."""
+    if shapes is None or len(shapes) != len(engine.inputs):
+        return shapes
+    told = [isinstance(s, Shape) and s.dtype is not None for s in shapes]
+    floating = [getattr(torch, p.dtype).is_floating_point for p in engine.inputs]
+    return [
+        s if t or f else Shape(s, p.dtype) for s, t, f, p in zip(shapes, told, floating, engine.inputs, strict=True)
+    ]
 
 
 def _ported(engine: Runnable, values: Sequence[Tensor]) -> list[Tensor]:

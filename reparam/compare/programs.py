@@ -7,6 +7,7 @@ equal functions differ by about what the first itself loses in that dtype; a few
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from reparam.ir import (
 )
 from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
-from reparam.utils import dtype_name, first_line
+from reparam.utils import axis_name, dtype_name, first_line
 
 from .adversarial import first_divergence, relative_gap, rounding, search
 from .verdict import Verdict
@@ -216,8 +217,16 @@ def common_sizes(
 
 
 def _unlike(p: InputSpec, q: InputSpec) -> str:
-    shown = [f"{list(s.shape)} ({dtype_name(s.dtype)})" for s in (p, q)]
+    shown = [f"{[_named(n, i, len(s.shape)) for i, n in enumerate(s.shape)]} ({dtype_name(s.dtype)})" for s in (p, q)]
     return f"the models' input '{p.name}' is {shown[0]} in one and {shown[1]} in the other"
+
+
+def _named(size: int | str, axis: int, rank: int) -> int | str:
+    """A size for people: a free one that has no name but that of its symbol is called by its axis."""
+    if isinstance(size, int) or not re.search(r"\b[su]\d+\b", size):
+        return size
+    name = axis_name(axis, rank)
+    return f"axis {name}" if name.isdigit() else name
 
 
 def _problem(t: Any, o: Any) -> str:

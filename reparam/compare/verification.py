@@ -131,8 +131,8 @@ def _compared(
     told = input_shapes or [tuple(x.shape[1:]) for x in given] or None
     if isinstance(first, Runnable) or isinstance(second, Runnable):
         return verify_engines(
-            runnable(first), runnable(second), input_shapes=told, trials=trials, seed=seed, adversarial=adversarial,
-            progress=progress,
+            runnable(first), runnable(second), example_inputs=example_inputs, input_shapes=told, trials=trials,
+            seed=seed, adversarial=adversarial, progress=progress,
         )  # fmt: skip
     known = input_shapes or _shapes(second) or _shapes(first)
     if not example_inputs and known is None and not (_has_program(first) and _has_program(second)):
