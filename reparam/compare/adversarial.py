@@ -23,10 +23,12 @@ from reparam.ir import (
     Room,
     aten,
     census,
+    drawn_inputs,
     evaluate,
     give_back,
     is_call,
     is_floating,
+    is_whole,
     op_name,
     shape_of,
 )
@@ -113,10 +115,13 @@ def _share(difference: float, allowed: float, floor: float) -> float:
 
 
 def _scaled(program: Program, point: Feed, scale: float) -> Feed:
-    """The random input `scale` times as large; one with bounds goes to its corners instead, last to all ends alike."""
+    """The random input `scale` times as large; one with bounds goes to its corners instead, last to all ends alike.
+
+    Integers are drawn anew for every scale; those of which all of a dtype are drawn go to their ends as well.
+    """
     moved: Feed = []
     for value, (low, high) in zip(point, _bounds(program), strict=True):
-        if not is_floating(value) or scale == 1.0:
+        if scale == 1.0 or not (is_floating(value) or (math.isfinite(high) and scale >= SCALES[-2])):
             moved.append(value)
         elif math.isinf(low) or math.isinf(high):
             moved.append((value * scale).clamp(low, high))
@@ -128,7 +133,8 @@ def _scaled(program: Program, point: Feed, scale: float) -> Feed:
 
 
 def _bounds(program: Program) -> list[tuple[float, float]]:
-    specs = {s.name: (s.low, s.high) for s in program.inputs}
+    """The least and the largest value of each placeholder; of integers, where these are drawn from a whole dtype."""
+    specs = {s.name: (s.low, s.high) for s in drawn_inputs(program) if s.dtype.is_floating_point or is_whole(s)}
     return [specs.get(str(n.target), (-math.inf, math.inf)) for n in program.placeholders]
 
 

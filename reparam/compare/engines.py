@@ -19,13 +19,14 @@ from torch import Tensor
 from reparam.check import ErrorSums, OutputError, depth_limit
 from reparam.engines import EngineOutputs, Port, Runnable, as_reals, floats
 from reparam.errors import InputError
-from reparam.ir import InputSpec, Program, evaluate, filled, random_input, shape_of, typed
+from reparam.ir import InputSpec, Program, drawn_inputs, evaluate, filled, random_input, shape_of, typed
 from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
 from reparam.utils import Shape
 
 from .adversarial import FLOOR, SCALES, first_divergence_among, relative_gap, rounding
 from .adversarial import SLACK as SEARCH_SLACK
+from .integer_inputs import drawn_by_dtype, ported
 from .programs import common_sizes, program_of
 from .verdict import Verdict
 
@@ -38,10 +39,12 @@ Shapes = Sequence[Sequence[int]]
 class _Reference(ABC):
     """The side that is the truth.
 
-    hints: a size for each free axis, where it is known. floor: relative. engine: where the side is one.
+    hints: a size for each free axis, where it is known. floor: relative. engine: where the side is one. drawn: the
+    inputs with the bounds of the integers that are drawn.
     """
 
     inputs: tuple[InputSpec, ...]
+    drawn: tuple[InputSpec, ...]
     dtype: torch.dtype
     hints: dict[str, int]
     floor: float
@@ -63,6 +66,7 @@ class _Reference(ABC):
 class _ProgramReference(_Reference):
     def __init__(self, program: Program) -> None:
         self.program, self.inputs, self.dtype = program, program.inputs, program.dtype
+        self.drawn = drawn_inputs(program)
         specs = {s.name: s for s in program.inputs}
         self.hints = {}
         for node in program.placeholders:
@@ -85,7 +89,7 @@ class _ProgramReference(_Reference):
             raise InputError(f"this machine cannot run the model in {str(dtype)[6:]}: {error}") from error
 
     def where(self, engine: Runnable, values: Sequence[Tensor], dtype: torch.dtype) -> str | None:
-        theirs = engine.trace(_ported(engine, values))
+        theirs = engine.trace(ported(engine, values))
         if not theirs:
             return None
         doubled = [t.double() for t in theirs]
@@ -97,7 +101,7 @@ class _EngineReference(_Reference):
 
     def __init__(self, engine: Runnable, shapes: Shapes | None, seed: int) -> None:
         self.engine, self.seed = engine, seed
-        self.inputs = specs_of(engine.inputs)
+        self.inputs = self.drawn = specs_of(engine.inputs)
         self.dtype = dtype_of(engine)
         self.hints = {}
         for spec, shape in zip(self.inputs, shapes or (), strict=False):
@@ -106,7 +110,7 @@ class _EngineReference(_Reference):
         self.twins: dict[torch.dtype, Runnable | None] = {}
 
     def truth(self, values: Sequence[Tensor]) -> list[Any]:
-        found = as_reals(self.engine.run(_ported(self.engine, values)))
+        found = as_reals(self.engine.run(ported(self.engine, values)))
         return [v.double() if v.is_floating_point() else v for v in found]
 
     def own(self, values: Sequence[Tensor], dtype: torch.dtype) -> list[Any]:
@@ -115,7 +119,7 @@ class _EngineReference(_Reference):
             self.twins[dtype] = self.engine.twin(eps, self.seed)
         other = self.twins[dtype]
         if other is not None:
-            return as_reals(other.run(_ported(other, values)))
+            return as_reals(other.run(ported(other, values)))
         noise = torch.Generator().manual_seed(self.seed)
         moved = [
             v * (1.0 + SEALED * eps * (2.0 * torch.rand(v.shape, generator=noise, dtype=torch.float64) - 1.0))
@@ -123,7 +127,7 @@ class _EngineReference(_Reference):
             else v
             for v in values
         ]
-        return as_reals(self.engine.run(_ported(self.engine, moved)))
+        return as_reals(self.engine.run(ported(self.engine, moved)))
 
 
 def verify_engines(
@@ -189,7 +193,11 @@ class _Comparison:
         self.point: list[Tensor] = []
 
     def run(self, trials: int, adversarial: bool) -> Verdict:
-        feeds = [self.draw(n) for n in self.batches(trials)]
+        batches = self.batches(trials)
+        if self.reference.engine is not None:
+            both = (self.reference.engine, self.engine)
+            self.reference.drawn = drawn_by_dtype(self.reference.inputs, both, self.draw(self.least))
+        feeds = [self.draw(n) for n in batches]
         reason = ""
         for i, values in enumerate(feeds):
             self.tell("verify", i, len(feeds) + 1)
@@ -267,7 +275,7 @@ class _Comparison:
     def draw(self, batch: int) -> list[Tensor]:
         """Random inputs in the numbers of the coarser dtype, `batch` of them where the batch is free."""
         values: list[Tensor] = []
-        for spec, shape in zip(self.reference.inputs, self.shapes(batch), strict=True):
+        for spec, shape in zip(self.reference.drawn, self.shapes(batch), strict=True):
             value = random_input(spec, shape, self.generator)
             values.append(value.to(self.dtype).double() if value.is_floating_point() else value)
         return values
@@ -278,7 +286,7 @@ class _Comparison:
         Raises InputError like `verify`.
         """
         truth = self.reference.truth(values) if truth is None else truth
-        got = EngineOutputs(as_reals(self.engine.run(_ported(self.engine, values))))
+        got = EngineOutputs(as_reals(self.engine.run(ported(self.engine, values))))
         if not got.fits(truth):
             tensors = EngineOutputs([t for t in truth if isinstance(t, Tensor)])
             return f"one gives outputs of shape {tensors.describe()}, the other {got.describe()}"
@@ -318,7 +326,7 @@ class _Comparison:
         for scale in SCALES:
             values = [v * scale if v.is_floating_point() else v for v in self.draw(self.least)]
             truth = floats(self.reference.truth(values))
-            got, own = as_reals(self.engine.run(_ported(self.engine, values))), self.reference.own(values, self.dtype)
+            got, own = as_reals(self.engine.run(ported(self.engine, values))), self.reference.own(values, self.dtype)
             allowed = relative_gap(truth, [v.double() for v in floats(own)])
             gap = relative_gap(truth, [v.double() for v in floats(got)])
             if math.isnan(gap) or not math.isfinite(allowed):
@@ -361,7 +369,3 @@ def _with_integers(shapes: Shapes | None, engine: Runnable) -> Shapes | None:
     return [
         s if t or f else Shape(s, p.dtype) for s, t, f, p in zip(shapes, told, floating, engine.inputs, strict=True)
     ]
-
-
-def _ported(engine: Runnable, values: Sequence[Tensor]) -> list[Tensor]:
-    return [v.to(getattr(torch, p.dtype)) for v, p in zip(values, engine.inputs, strict=True)]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reparam.check import ErrorSums, Judge
-from reparam.ir import Feed, InputSpec, Program, random_input
+from reparam.ir import Feed, InputSpec, Program, random_input, with_integers
 from reparam.loading import LoadedModel
 
 LARGEST = 256  # sides above are not made larger still
@@ -129,7 +129,7 @@ def _draw(program: Program, specs: Sequence[InputSpec], generator: torch.Generat
             values.append(node.meta["val"])
             continue
         shape = [n if isinstance(n, int) else 2 for n in spec.shape]
-        value = random_input(spec, shape, generator)
+        value = random_input(with_integers(spec, node), shape, generator)
         values.append(value.to(spec.dtype).double() if value.is_floating_point() else value)
     return values
 

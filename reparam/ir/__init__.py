@@ -61,6 +61,7 @@ from .feeds import (
     typed,
 )
 from .inputs import Range, check_shapes, draw_examples, exported_shapes, shape_of_input, with_labels, with_ranges
+from .integers import drawn_inputs, is_whole, whole_range, with_integers
 from .interpreter import (
     Values,
     call_node,
@@ -165,6 +166,7 @@ __all__ = [
     "describe_jumps",
     "device_of",
     "draw_examples",
+    "drawn_inputs",
     "evaluate",
     "evaluate_region",
     "evaluate_where_it_runs",
@@ -185,6 +187,7 @@ __all__ = [
     "is_inplace",
     "is_tensor",
     "is_uninitialised",
+    "is_whole",
     "joins",
     "jump_of_whole_numbers",
     "jumps",
@@ -224,7 +227,9 @@ __all__ = [
     "unlift",
     "upstream",
     "weight_value",
+    "whole_range",
     "with_attribute_names",
+    "with_integers",
     "with_labels",
     "with_ranges",
 ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from .aten import CASTS, CONVS, IDENTITIES, MOVEMENTS, arguments, aten, is_call
+from .aten import CONVS, arguments, is_call
+from .integers import random_integers, with_integers
 from .program import InputSpec, Program, shape_of
 
 # Sides of smaller images, each for networks that do not run at the one before. Five halvings leave 2 pixels of 33, the
@@ -42,9 +42,7 @@ def random_input(spec: InputSpec, shape: Sequence[int], generator: torch.Generat
     if spec.dtype.is_complex:
         return torch.randn(tuple(shape), generator=generator, dtype=torch.complex128)
     if not spec.dtype.is_floating_point:
-        low = int(spec.low) if math.isfinite(spec.low) else int(min(0, spec.high))
-        high = low + 1 if spec.dtype == torch.bool or not math.isfinite(spec.high) else int(spec.high)
-        return torch.randint(low, high + 1, tuple(shape), generator=generator).to(spec.dtype)
+        return random_integers(spec, shape, generator)
     if math.isfinite(spec.low) and math.isfinite(spec.high):
         return spec.low + (spec.high - spec.low) * torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
     x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
@@ -67,9 +65,7 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
         if spec is None:
             values.append(node.meta["val"])
             continue
-        if not spec.dtype.is_floating_point and not math.isfinite(spec.high):
-            spec = replace(spec, high=_largest_index(node))
-        value = random_input(spec, _sized(program, shape_of(node, sizes), small), generator)
+        value = random_input(with_integers(spec, node), _sized(program, shape_of(node, sizes), small), generator)
         if value.is_floating_point() or value.is_complex():
             value = value.to(spec.dtype).to(value.dtype)
         values.append(value)
@@ -106,22 +102,6 @@ def _shrunk(size: int, small: int) -> int:
     if size > small:
         return small
     return 3 * size // 4 | 1 if small % 2 else 3 * size // 4 // 8 * 8 or size
-
-
-_TABLES = frozenset({aten.embedding.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx})
-
-
-def _largest_index(node: fx.Node) -> float:
-    """The largest entry of an integer input that is looked up in a table; infinite when it is used otherwise."""
-    rows = [math.inf]
-    stack = [(node, user) for user in node.users]
-    while stack:
-        read, user = stack.pop()
-        if is_call(user, _TABLES) and user.args[1] is read:
-            rows.append(shape_of(user.args[0])[0] - 1)  # type: ignore[arg-type]
-        elif is_call(user, IDENTITIES | CASTS | MOVEMENTS):
-            stack.extend((user, following) for following in user.users)
-    return min(rows)
 
 
 def typed(program: Program, values: Feed, dtype: torch.dtype | None = None) -> Feed:

@@ -1,4 +1,4 @@
-"""Networks of whole numbers beside engines of theirs: captured with the inputs that were given."""
+"""Networks of whole numbers, beside others and engines: compared on all bytes, and on the inputs that were given."""
 
 from __future__ import annotations
 
@@ -9,23 +9,41 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from reparam.errors import InputError
+from reparam.compare import open_engine
+from reparam.errors import InputError, NotEquivalentError
 
 
 class Pixels(nn.Module):
     """Takes images of bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 255) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
+        self.conv, self.most = nn.Conv2d(3, 4, 3), most
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.float() / 255)
+        return self.conv(x.float().clamp(max=self.most) / 255)
 
 
-def pixels() -> Pixels:
+class Steps(Pixels):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv((x // 32).float() / 8)
+
+
+class Table(nn.Module):
+    """Looks numbers up where no embedding tells how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(0, 1, 30))
+
+    def forward(self, x: Tensor) -> Tensor:
+        table: Tensor = self.table
+        return table[x.long()]
+
+
+def pixels(most: int = 255) -> Pixels:
     torch.manual_seed(0)
-    return Pixels().eval()
+    return Pixels(most).eval()
 
 
 IMAGE = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -47,3 +65,50 @@ def test_a_network_and_its_engine_are_compared_on_the_example_that_was_given(nam
     net.conv.weight.data[0, 0, 0, 0] += 0.01
     for pair in ((net, path), (path, net)):
         assert not reparam.verify(*pair, IMAGE).equivalent
+
+
+def exported(net: nn.Module, x: Tensor, path: Path) -> Path:
+    pytest.importorskip("openvino" if path.suffix == ".xml" else "onnxruntime")
+    options = reparam.ExportOptions(format="openvino" if path.suffix == ".xml" else "onnx")
+    return reparam.export(net, x, path=path, options=options).path
+
+
+def test_a_clamp_at_2_is_another_network(tmp_path: Path) -> None:
+    assert reparam.verify(pixels(), pixels(), IMAGE).equivalent
+    assert not reparam.verify(pixels(), pixels(2), IMAGE).equivalent
+    right, wrong = exported(pixels(), IMAGE, tmp_path / "a.onnx"), exported(pixels(2), IMAGE, tmp_path / "b.onnx")
+    assert reparam.verify(right, right).equivalent and not reparam.verify(right, wrong).equivalent
+    assert not reparam.verify(pixels(), wrong, IMAGE).equivalent
+
+
+def test_the_search_goes_to_the_ends_of_bytes() -> None:
+    """Of random bytes no image is all white."""
+
+    class Whites(Pixels):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + (x > 254).float().mean().gt(0.9).float()
+
+    torch.manual_seed(0)
+    whites = Whites().eval()
+    verdict = reparam.verify(pixels(), whites, IMAGE)
+    assert not verdict.equivalent and verdict.reason.startswith("an input was found")
+    assert reparam.verify(pixels(), whites, IMAGE, adversarial=False).equivalent
+
+
+def test_a_file_of_whole_quotients_is_right_or_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Steps().eval()
+    assert reparam.verify(net, exported(net, IMAGE, tmp_path / "net.onnx"), IMAGE).equivalent
+    try:
+        path = exported(net, IMAGE, tmp_path / "net.xml")
+    except NotEquivalentError:
+        return
+    engine = open_engine(path)
+    assert engine is not None
+    torch.testing.assert_close(engine.run([IMAGE])[0], net(IMAGE))
+
+
+def test_bytes_that_are_indices_stay_0_and_1_between_engines(tmp_path: Path) -> None:
+    x = torch.randint(0, 30, (2, 7), dtype=torch.uint8)
+    path = exported(Table().eval(), x, tmp_path / "net.onnx")
+    assert reparam.verify(path, path, input_shapes=[(7,)]).equivalent
