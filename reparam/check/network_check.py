@@ -28,6 +28,7 @@ from reparam.ir import (
     evaluate,
     evaluate_where_it_runs,
     feed,
+    op_name,
     shrinks_much,
     smaller_sides,
     takes_shapes,
@@ -55,6 +56,10 @@ _log = logging.getLogger(__name__)
 ROUNDINGS = 256
 NEAR = 16  # times fewer values, on which as much is lost
 ENOUGH = 3  # inputs of the traced size, where a network takes no smaller images
+_FAKE = (
+    "it has fake quantisation, which torch computes in float32 alone; convert the network as it was before "
+    "prepare_qat, or one without it that has the trained float weights"
+)
 
 
 def _values_of_one(values: Feed) -> int:
@@ -355,7 +360,8 @@ class _Check:
                 evaluate(self.original, typed(self.original, values), None)
             except Exception:  # it runs in no dtype
                 return
-            reason = first_line(error)
+            names = [op_name(n) for n in self.original.calls()]
+            reason = _FAKE if any("fake_quant" in n or "obs_fq" in n for n in names) else first_line(error)
             raise CaptureError(f"the network does not run in float64, in which it is checked: {reason}") from error
 
     def _other_calls(self, one: Plan, other: Plan) -> PathError:

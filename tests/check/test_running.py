@@ -66,6 +66,14 @@ def test_an_operator_that_is_not_there_in_float64_is_told_of_the_run_in_float64(
     assert reparam.explain(net, x).before.convs == 1
 
 
+def test_fake_quantisation_is_named_where_it_does_not_run_in_float64() -> None:
+    fake = torch.ao.quantization.default_fused_act_fake_quant()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), fake, nn.ReLU()).train()
+    net(image())
+    with pytest.raises(CaptureError, match=r"in which it is checked: it has fake quantisation.* before prepare_qat"):
+        reparam.convert(net.eval(), image())
+
+
 DIVIDING = {
     "product": lambda y, x: y.flatten(2) * (x.shape[2] // (x.shape[3] // 8)),
     "rest": lambda y, x: y * (x.shape[2] % (x.shape[3] // 8)),
