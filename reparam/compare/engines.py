@@ -19,14 +19,14 @@ from torch import Tensor
 from reparam.check import ErrorSums, OutputError, depth_limit
 from reparam.engines import EngineOutputs, Port, Runnable, as_reals, floats
 from reparam.errors import InputError
-from reparam.ir import InputSpec, Program, drawn_inputs, evaluate, filled, random_input, shape_of, typed
+from reparam.ir import InputSpec, Program, drawn_inputs, evaluate, filled, random_input, shape_of, typed, whole_range
 from reparam.loading import LoadedModel
 from reparam.rewrite import Progress
 from reparam.utils import Shape
 
 from .adversarial import FLOOR, SCALES, first_divergence_among, relative_gap, rounding
 from .adversarial import SLACK as SEARCH_SLACK
-from .integer_inputs import drawn_by_dtype, ported
+from .integer_inputs import drawn_for_both, ported
 from .programs import common_sizes, program_of
 from .verdict import Verdict
 
@@ -102,6 +102,8 @@ class _EngineReference(_Reference):
     def __init__(self, engine: Runnable, shapes: Shapes | None, seed: int) -> None:
         self.engine, self.seed = engine, seed
         self.inputs = self.drawn = specs_of(engine.inputs)
+        if engine.kind == "cpu":  # a GPU that is asked for an index beyond a table may give nothing from then on
+            self.drawn = tuple(map(whole_range, self.inputs))
         self.dtype = dtype_of(engine)
         self.hints = {}
         for spec, shape in zip(self.inputs, shapes or (), strict=False):
@@ -170,7 +172,10 @@ def verify_engines(
 
 
 class _Comparison:
-    """A reference and an engine on common inputs. dtype: the coarser of the two. least: the smallest batch of both."""
+    """A reference and an engine on common inputs.
+
+    dtype: the coarser of the two. least: the smallest batch of both. drawn: the inputs, with integers that both take.
+    """
 
     least = 1
 
@@ -188,15 +193,20 @@ class _Comparison:
         both = (reference.dtype, dtype_of(engine))
         self.dtype = max(both, key=lambda d: torch.finfo(d).eps)
         self.sizes, self.batch = common_sizes(reference.inputs, specs_of(engine.inputs), input_shapes)
+        self.drawn = reference.inputs
         self.moved: dict[str, int] = {}  # other sizes of free axes, while these are tried
         self.sums: list[ErrorSums] = []
         self.point: list[Tensor] = []
 
     def run(self, trials: int, adversarial: bool) -> Verdict:
         batches = self.batches(trials)
-        if self.reference.engine is not None:
-            both = (self.reference.engine, self.engine)
-            self.reference.drawn = drawn_by_dtype(self.reference.inputs, both, self.draw(self.least))
+        self.drawn = drawn_for_both(
+            self.reference.inputs,
+            self.reference.drawn,
+            self.reference.truth,
+            lambda v: self.engine.run(ported(self.engine, v)),
+            lambda: self.draw(self.least),
+        )
         feeds = [self.draw(n) for n in batches]
         reason = ""
         for i, values in enumerate(feeds):
@@ -275,7 +285,7 @@ class _Comparison:
     def draw(self, batch: int) -> list[Tensor]:
         """Random inputs in the numbers of the coarser dtype, `batch` of them where the batch is free."""
         values: list[Tensor] = []
-        for spec, shape in zip(self.reference.drawn, self.shapes(batch), strict=True):
+        for spec, shape in zip(self.drawn, self.shapes(batch), strict=True):
             value = random_input(spec, shape, self.generator)
             values.append(value.to(self.dtype).double() if value.is_floating_point() else value)
         return values

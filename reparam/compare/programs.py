@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,10 +25,13 @@ from reparam.ir import (
     InputSpec,
     Program,
     draw_examples,
+    drawn_inputs,
     evaluate,
     evaluate_where_it_runs,
     feed,
+    filled,
     is_floating,
+    tensors_of,
     typed,
 )
 from reparam.loading import LoadedModel
@@ -35,6 +39,7 @@ from reparam.rewrite import Progress
 from reparam.utils import axis_name, dtype_name, first_line
 
 from .adversarial import first_divergence, relative_gap, rounding, search
+from .integer_inputs import drawn_for_both
 from .verdict import Verdict
 
 
@@ -91,7 +96,7 @@ def verify_programs(
     point = feeds[0] if not job.gaps else feeds[job.gaps.index(max(job.gaps))]
     if not reason and adversarial:
         tell("verify", len(feeds), len(feeds) + 1)
-        result = search(a, b, lambda: job.draw(1), rounding(job.dtype), seed)
+        result = search(job.a, b, lambda: job.draw(1), rounding(job.dtype), seed)
         found = {"worst": result.worst, "inputs": float(result.inputs)}
         if not result.worst <= 1.0:
             point = result.point
@@ -120,9 +125,23 @@ class _Comparison:
         self.a, self.b, self.generator = a, b, generator
         self.dtype = max((a.dtype, b.dtype), key=lambda d: torch.finfo(d).eps)
         self.sizes, self.batch = common_sizes(a.inputs, b.inputs, input_shapes)
-        self.small: int | None = SMALL_SIZE
+        self.small: int | None = None
+        self.a = self._on_common_integers()
+        self.small = SMALL_SIZE
         self.sums: list[ErrorSums] = []
         self.gaps: list[float] = []
+
+    def _on_common_integers(self) -> Program:
+        """The first program, with the integers declared that both run on."""
+        a, b = self.a, self.b
+        drawn = drawn_for_both(
+            a.inputs,
+            drawn_inputs(a),
+            lambda v: evaluate(a, filled(a, v)),
+            lambda v: evaluate(b, filled(b, v)),
+            lambda: tensors_of(a, self.draw(1)),
+        )
+        return a if drawn == a.inputs else replace(a, inputs=drawn)
 
     @property
     def floor(self) -> float:

@@ -81,6 +81,16 @@ def test_a_clamp_at_2_is_another_network(tmp_path: Path) -> None:
     assert not reparam.verify(pixels(), wrong, IMAGE).equivalent
 
 
+def test_images_that_are_divided_by_their_deviation_are_all_bytes() -> None:
+    class Standardised(Pixels):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.float().clamp(max=self.most)
+            return (y - y.mean((1, 2, 3), keepdim=True)) / y.std((1, 2, 3), keepdim=True)
+
+    assert reparam.verify(Standardised(), Standardised(), IMAGE).equivalent
+    assert not reparam.verify(Standardised(), Standardised(100), IMAGE).equivalent
+
+
 def test_the_search_goes_to_the_ends_of_bytes() -> None:
     """Of random bytes no image is all white."""
 
@@ -106,6 +116,38 @@ def test_a_file_of_whole_quotients_is_right_or_refused(tmp_path: Path) -> None:
     engine = open_engine(path)
     assert engine is not None
     torch.testing.assert_close(engine.run([IMAGE])[0], net(IMAGE))
+
+
+class Tabled(Pixels):
+    """The same with a table, which may be a short one."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(float(rows)) / 255)
+
+    def forward(self, x: Tensor) -> Tensor:
+        table: Tensor = self.table
+        return self.conv(table[x.long()])
+
+
+@pytest.mark.parametrize("rows", [256, 9])
+def test_bytes_that_one_of_two_networks_looks_up_are_those_that_both_take(rows: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Tabled(rows).eval(), IMAGE.clamp(max=8)
+    path = exported(net, x, tmp_path / "net.onnx")
+    for pair in ((pixels(), net), (net, pixels()), (pixels(), path), (path, pixels())):
+        assert reparam.verify(*pair, x).equivalent
+    assert reparam.verify(pixels(2), net, x).equivalent == (rows == 9)
+    assert reparam.verify(pixels(2), path, x).equivalent == (rows == 9)
+
+
+def test_numbers_that_overflow_at_the_ends_are_0_and_1() -> None:
+    class Powers(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.exp(x.float())
+
+    x = torch.ones(2, 5, dtype=torch.int16)
+    assert reparam.verify(Powers(), Powers(), x).equivalent
 
 
 def test_bytes_that_are_indices_stay_0_and_1_between_engines(tmp_path: Path) -> None:
