@@ -12,7 +12,7 @@ from reparam import convert
 from reparam.capture import capture
 from reparam.check import check_float64
 from reparam.engines import Port, Runnable, check_engine
-from reparam.errors import NotEquivalentError
+from reparam.errors import InputError, NotEquivalentError
 from reparam.ir import Program
 
 IMAGE = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -74,3 +74,11 @@ class Quotient(nn.Module):
 def test_quotients_of_integers_are_converted() -> None:
     x, y = torch.arange(12).reshape(2, 6), torch.arange(1, 13).reshape(2, 6)
     assert torch.equal(convert(Quotient(), x, y).module(x, y), x // y)
+
+
+def test_numbers_that_are_too_large_for_a_network_are_told_with_what_to_do() -> None:
+    net = pixels(lambda x: torch.exp(torch.exp(x.float())))
+    x = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(InputError, match="drawn from all of their dtype: say which there are with input_ranges"):
+        convert(net, x)
+    assert convert(net, x, input_ranges=[(0, 3)]).report.equivalent
