@@ -40,7 +40,8 @@ def _attention(call: Call) -> tuple[Tensor, ...]:
     scale = call.attribute("scale", None)
     found = F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale)
     result = found.transpose(1, 2).flatten(2) if flat else found
-    return (result, *present, q)[: call.node.results]
+    scores = result  # which nothing reads
+    return (result, *present, scores)[: call.node.results]
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
