@@ -27,6 +27,7 @@ from reparam.check import (
     check_runs,
     refuse_broken_weights,
     unasked_batch_is_to_blame,
+    with_few_integers,
 )
 from reparam.emit import finalize, overflow_told, save_pt2, to_module
 from reparam.ir import Program, Range, census, describe_jumps, is_chain, jumps, unlift, with_labels, with_ranges
@@ -258,7 +259,7 @@ class _Run:
             captured = keep_outputs(captured, self.outputs)
         self._tell("capture", 1, 1)
         refuse_broken_weights(captured.program)
-        program = with_ranges(captured.program, ranges)
+        program = with_few_integers(with_ranges(captured.program, ranges), self.seed)
         return replace(captured, program=program, notes=(*notes, *captured.notes))
 
     def convert(

@@ -7,6 +7,7 @@ from .claim_check import Claim, Slot, check_claims
 from .emitted_check import check_emitted, check_runs, not_finite_in
 from .evidence import FileEvidence, NetworkEvidence
 from .exactness import DISTURBED, LostDigitsError, disturbed
+from .few_integers import with_few_integers
 from .file_check import check_file
 from .input_plan import sizes_of_one
 from .judge import Judge
@@ -48,4 +49,5 @@ __all__ = [
     "sizes_of_one",
     "unasked_batch_is_to_blame",
     "whole_region",
+    "with_few_integers",
 ]

@@ -1,8 +1,8 @@
 """Which whole numbers are drawn for an input: what its graph does with them tells which ones it takes.
 
 An input that is looked up in a table has the rows of the table. One of 8 or 16 bits whose values are used as numbers,
-as those of images are, has all numbers of its dtype. One that divides begins at 1. All others are 0 and 1, which are
-indices, classes and truth values nearly everywhere.
+as those of images are, has all numbers of its dtype, unless 1 - x is taken of it, as of masks. One that divides begins
+at 1. All others are 0 and 1, which are indices, classes and truth values nearly everywhere.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def with_integers(spec: InputSpec, node: fx.Node) -> InputSpec:
 
 def whole_range(spec: InputSpec) -> InputSpec:
     """The spec of an input of 8 or 16 bits with the bounds of its dtype, where it has none of its own."""
-    if spec.dtype not in _NARROW:
+    if spec.dtype not in _NARROW or spec.few:
         return spec
     limits = torch.iinfo(spec.dtype)
     return replace(spec, low=max(spec.low, limits.min), high=min(spec.high, limits.max))
@@ -98,9 +98,23 @@ def _largest_index(node: fx.Node) -> float:
     return min(rows)
 
 
+def _is_mask(node: fx.Node) -> bool:
+    """Whether 1 - x is taken of an input, which makes what is masked of what is not."""
+    stack = [(node, user) for user in node.users]
+    while stack:
+        read, user = stack.pop()
+        if _is_aten(user) and op_name(user) in ("rsub", "sub"):
+            first, second = user.args[:2] if op_name(user) == "sub" else user.args[1::-1]
+            if second is read and isinstance(first, int | float) and first == 1:
+                return True
+        elif is_call(user, _PLAIN):
+            stack.extend((user, following) for following in user.users)
+    return False
+
+
 def _use_of(node: fx.Node) -> tuple[bool, bool]:
     """Whether an input takes all numbers of its dtype, and whether it divides, so that it takes no 0."""
-    numbers, divides = True, False
+    numbers, divides = not _is_mask(node), False
     seen: set[tuple[fx.Node, fx.Node]] = set()
     stack = [(node, user, True, True) for user in node.users]
     while stack:

@@ -53,7 +53,8 @@ class Constant:
 class InputSpec:
     """One tensor input: `shape` has an int for a fixed axis and a name for a dynamic one.
 
-    label: what the file that the network came from calls it, where that is no name of a parameter in Python.
+    label: what the file that the network came from calls it, where that is no name of a parameter in Python. few:
+    whether of integers only 0 and 1 are drawn, since the network does not take all.
     """
 
     name: str
@@ -62,6 +63,7 @@ class InputSpec:
     low: float = -math.inf
     high: float = math.inf
     label: str = ""
+    few: bool = False
 
 
 @dataclass

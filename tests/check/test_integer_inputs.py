@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from reparam import convert
 from reparam.capture import capture
-from reparam.check import check_float64
+from reparam.check import check_float64, with_few_integers
 from reparam.engines import Port, Runnable, check_engine
-from reparam.errors import InputError, NotEquivalentError
-from reparam.ir import Program
+from reparam.errors import NotEquivalentError
+from reparam.ir import Program, feed
 
 IMAGE = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
@@ -76,9 +76,42 @@ def test_quotients_of_integers_are_converted() -> None:
     assert torch.equal(convert(Quotient(), x, y).module(x, y), x // y)
 
 
-def test_numbers_that_are_too_large_for_a_network_are_told_with_what_to_do() -> None:
-    net = pixels(lambda x: torch.exp(torch.exp(x.float())))
-    x = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(InputError, match="drawn from all of their dtype: say which there are with input_ranges"):
-        convert(net, x)
-    assert convert(net, x, input_ranges=[(0, 3)]).report.equivalent
+class Masked(nn.Module):
+    """A linear layer, and what a function makes of it and of some integers."""
+
+    def __init__(self, mix: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.mix = nn.Linear(6, 6), mix
+
+    def forward(self, x: Tensor, m: Tensor) -> Tensor:
+        return self.mix(self.linear(x), m)
+
+
+LEAST = torch.finfo(torch.float32).min
+FEW: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a mask": lambda x, m: (x + (1.0 - m.float()) * LEAST).softmax(-1),
+    "a mask of its own dtype": lambda x, m: x * (1 - m),
+    "a mask that is reshaped": lambda x, m: x * (1 - m.float().unsqueeze(0)).squeeze(0),
+    "a logarithm": lambda x, m: (x + (m.float() + 1e-9).log()).softmax(-1),
+    "a root": lambda x, m: x / torch.sqrt(m.float().sum(-1, keepdim=True) + 1),
+    "a power": lambda x, m: x * torch.exp(torch.exp(m.float())),
+}
+
+
+@pytest.mark.parametrize("mix", FEW.values(), ids=FEW)
+def test_a_network_that_does_not_take_all_integers_is_checked_on_0_and_1(
+    mix: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    net, inputs = Masked(mix).eval(), (torch.randn(4, 6), torch.ones(4, 6, dtype=torch.int8))
+    taken = with_few_integers(capture(net, inputs).program)
+    values = feed(taken, taken.traced_sizes, torch.Generator().manual_seed(0))
+    assert set(values[1].unique().tolist()) == {0, 1}
+    assert convert(net, *inputs).report.equivalent
+
+
+def test_a_network_that_takes_all_integers_is_checked_on_all() -> None:
+    taken = program(lambda x: x.float() / 255)
+    assert with_few_integers(taken) is taken
+    lengths = Masked(lambda x, m: x * m.float()).eval()
+    inputs = (torch.randn(4, 6), torch.ones(4, 6, dtype=torch.int16))
+    assert not any(s.few for s in with_few_integers(capture(lengths, inputs).program).inputs)
