@@ -41,21 +41,8 @@ _VAGUE = frozenset(
 POOL = ("y", "z", "u", "v", "w", "a", "b", "c", "d")
 RESERVED = frozenset(
     {"self", "torch", "nn", "F", "Tensor", "Block", "block", "math", "operator", "load", "read_weights", "Path", "json"}
-    | {
-        "float",
-        "complex",
-        "round",
-        "OrderedDict",
-        "super",
-        "getattr",
-        "setattr",
-        "str",
-        "int",
-        "tuple",
-        "list",
-        "dict",
-        "bool",
-    }
+    | {"float", "complex", "OrderedDict", "super", "getattr", "setattr", "str", "int", "tuple", "list", "dict", "bool"}
+    | {"round"}
 )
 _VIEWS = (MOVEMENTS | IDENTITIES) - {operator.getitem, aten.roll.default, aten.reshape_as.default}
 _DEPTH = 4  # calls nested in one statement
