@@ -74,6 +74,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "check/test_network_check_judged.py",
         "check/test_network_check.py",
     ),
+    "check.few_integers": ("check/test_integer_inputs.py",),
     "check.own_dtype": ("check/test_own_dtype.py",),
     "check.blame": ("check/test_blame_by_trial.py",),
     "check.exactness": ("check/test_error_spreads.py",),

@@ -94,6 +94,7 @@ FEW: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a mask that is reshaped": lambda x, m: x * (1 - m.float().unsqueeze(0)).squeeze(0),
     "a logarithm": lambda x, m: (x + (m.float() + 1e-9).log()).softmax(-1),
     "a root": lambda x, m: x / torch.sqrt(m.float().sum(-1, keepdim=True) + 1),
+    "a width": lambda x, m: x + torch.log(255 - (m.float().amax() - m.float().amin())),
     "a power": lambda x, m: x * torch.exp(torch.exp(m.float())),
 }
 
@@ -106,6 +107,7 @@ def test_a_network_that_does_not_take_all_integers_is_checked_on_0_and_1(
     taken = with_few_integers(capture(net, inputs).program)
     values = feed(taken, taken.traced_sizes, torch.Generator().manual_seed(0))
     assert set(values[1].unique().tolist()) == {0, 1}
+    assert not taken.inputs[0].few
     assert convert(net, *inputs).report.equivalent
 
 
@@ -115,3 +117,29 @@ def test_a_network_that_takes_all_integers_is_checked_on_all() -> None:
     lengths = Masked(lambda x, m: x * m.float()).eval()
     inputs = (torch.randn(4, 6), torch.ones(4, 6, dtype=torch.int16))
     assert not any(s.few for s in with_few_integers(capture(lengths, inputs).program).inputs)
+    wrapped = Masked(lambda x, m: x * torch.log((m + m).float() + 200)).eval()
+    inputs = (torch.randn(4, 6), torch.ones(4, 6, dtype=torch.int8))
+    assert not any(s.few for s in with_few_integers(capture(wrapped, inputs).program).inputs)
+
+
+def test_a_network_that_does_not_run_in_its_own_dtype_is_checked_on_0_and_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks_a_kernel(*_: object) -> None:
+        raise NotImplementedError("this kernel is not implemented for 'Half'")
+
+    monkeypatch.setattr("reparam.check.few_integers.evaluate", lacks_a_kernel)
+    assert all(s.few for s in with_few_integers(program(lambda x: x.float() / 255)).inputs)
+
+
+def test_what_is_no_number_in_double_precision_alone_is_checked_on_0_and_1() -> None:
+    taken = with_few_integers(program(lambda x: torch.sqrt(1 - (x.float() * 0 + 1 + 1e-12))))
+    assert all(spec.few for spec in taken.inputs)
+
+
+def test_whether_it_takes_all_depends_on_the_seed_alone() -> None:
+    sums = program(lambda x: x.float() + torch.log((x.long().sum() % 2).float()))
+    for seed in range(4):
+        told = set()
+        for other in range(24):
+            torch.manual_seed(other)
+            told.add(with_few_integers(sums, seed).inputs[0].few)
+        assert len(told) == 1

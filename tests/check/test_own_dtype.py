@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
+from reparam.capture import Line
 from reparam.check import Judge, NetworkEvidence, PathError, check_float64, network_check
 from reparam.check import own_dtype as subject
 from reparam.check.evidence import OwnDtypeEvidence
@@ -198,11 +200,17 @@ class Other(Judge):
         self.path = (*self.path, "another") if values[0].shape[2] == 48 else self.path
         return found
 
+    def lines_where_it_runs(self, values: Feed) -> list[Line] | None:
+        code = "y = another(x)" if values[0].shape[2] == 48 else "y = x"
+        return [Line("net.py", 3, "forward", code)]
+
 
 def test_other_functions_at_a_free_height_are_told_beside_the_traced_shape() -> None:
     net = network()
     program = program_of(net, torch.zeros(*LARGE), dynamic=("batch", "height"))
-    with pytest.raises(PathError, match=r"for inputs of shape 2x3x48x64 than for 1x3x64x64: it calls other"):
+    lines = "with 1x3x64x64 it goes on at net.py:3 `y = x`, with 2x3x48x64 at net.py:3 `y = another(x)`"
+    told = f"for inputs of shape 2x3x48x64 than for 1x3x64x64: it calls other functions there; {lines}"
+    with pytest.raises(PathError, match=re.escape(told)):
         check_float64(program, program.copy(), 0, Other(net, program), lean=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -51,5 +52,7 @@ def test_sizes_of_one_that_the_model_does_not_take_are_left_out() -> None:
 
 
 def test_sizes_of_one_that_give_no_number_are_left_out_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    before = list(warnings.filters)
     evidence = of_one(lambda m, x: x / x.std(2, keepdim=True))
     assert all(s[2] > 1 for s in evidence.shapes) and not list(recwarn)
+    assert list(warnings.filters) == before

@@ -166,3 +166,19 @@ def test_norms_of_half_precision_with_weights_of_single_precision(norm: nn.Modul
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
     with torch.no_grad():
         np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], model(x).numpy(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("extreme", [Tensor.amax, Tensor.amin])
+def test_extremes_of_all_values(extreme: Any, keep: bool, tmp_path: Path) -> None:
+    model, path = Lambda(lambda _, x: x - extreme(x, (), keep)), tmp_path / "net.onnx"
+    reparam.export(model, torch.randn(3, 6), path=path)
+    assert_same(model, path, torch.randn(5, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
+def test_a_number_less_whole_numbers(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, path = Lambda(lambda _, x, m: x * (1.0 - m.long())), tmp_path / "net.onnx"
+    inputs = torch.randn(3, 6), torch.randint(0, 2, (3, 6)).to(dtype)
+    reparam.export(model, *inputs, path=path)
+    assert_same(model, path, *inputs)

@@ -1,5 +1,5 @@
 """Operators that ONNX lacks, in the words that it has: distances, bags of equal length, running products, medians,
-selections by a mask, norms of two dtypes, and narrow indices."""
+selections by a mask, norms and differences of two dtypes, extremes of all values, and narrow indices."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ _RUNNING = frozenset({aten.cumprod.default})
 _RANKED = frozenset({aten.median.dim, aten.kthvalue.default})
 _MASKED = frozenset({aten.masked_select.default})
 _LSTMS = frozenset({aten.lstm.input})
+_EXTREMES = frozenset({aten.amax.default, aten.amin.default})
+_LESS = frozenset({aten.rsub.Scalar})
 _INDEXING = frozenset({aten.index.Tensor, aten.index_put.default})
 _SUM, _MEAN = 0, 1  # what becomes of a bag; 2 is its largest
 
@@ -25,7 +27,8 @@ _SUM, _MEAN = 0, 1  # what becomes of a bag; 2 is its largest
 def in_other_words(program: Program) -> Program:
     """The program with distances as norms of differences, bags of equal length as embeddings that are summed, running
     products as products of all that is not later, medians and kth values as the last of the k smallest, selections by a
-    mask as what lies at it, norms in the dtype of their weights, and long whole numbers for indices.
+    mask as what lies at it, norms in the dtype of their weights, numbers less whole ones in the dtype of the result,
+    extremes of all values as those of all axes, and long whole numbers for indices.
 
     Itself where there is nothing of these. A running product or median along an axis of free size stays.
 
@@ -34,7 +37,7 @@ def in_other_words(program: Program) -> Program:
     """
     words = _DISTANCES | _BAGS | _RUNNING | _RANKED | _MASKED
     _refuse_projections(program)
-    if not any(is_call(n, words) or _narrow_indices(n) or _weights_in(n) for n in program.calls()):
+    if not any(is_call(n, words) or any(f(n) for f in _TOLD_BY_ARGUMENTS) for n in program.calls()):
         return program
     made = program.copy()
     for node in list(made.calls()):
@@ -51,6 +54,10 @@ def in_other_words(program: Program) -> Program:
             _select(made, node)
         elif dtype := _weights_in(node):
             _normalize_in(made, node, dtype)
+        elif axes := _all_axes(node):
+            node.args = (node.args[0], axes, arguments(node)["keepdim"])
+        elif whole := _whole_operand(node):
+            node.update_arg(0, made.call(aten.to.dtype, (whole, node.meta["val"].dtype), like=node))
         elif narrow := _narrow_indices(node):
             wide = {i: made.call(aten.to.dtype, (i, torch.int64), like=node) for i in narrow}
             indices = [wide.get(i, i) for i in arguments(node)["indices"]]
@@ -70,6 +77,24 @@ def _weights_in(node: fx.Node) -> torch.dtype | None:
         return None
     x, *weights = [n.meta["val"].dtype for n in node.all_input_nodes if is_tensor(n)]
     return next((w for w in weights if w != x), None)
+
+
+def _all_axes(node: fx.Node) -> list[int]:
+    """All axes where an extreme is told none, which means all; none for any other call."""
+    if not is_call(node, _EXTREMES) or arguments(node)["dim"]:
+        return []
+    return list(range(arguments(node)["self"].meta["val"].ndim))
+
+
+def _whole_operand(node: fx.Node) -> fx.Node | None:
+    """The whole numbers that are taken away from a number, where the result has another dtype."""
+    if not is_call(node, _LESS):
+        return None
+    operand = arguments(node)["self"]
+    return operand if operand.meta["val"].dtype is not node.meta["val"].dtype else None
+
+
+_TOLD_BY_ARGUMENTS = (_narrow_indices, _weights_in, _all_axes, _whole_operand)
 
 
 def _normalize_in(program: Program, node: fx.Node, dtype: torch.dtype) -> None:
