@@ -12,10 +12,14 @@ SELDOM = (100_000, 20, 100)  # the thresholds of a program of ours: how many new
 
 
 class _Unseen:
-    """What the collector has not looked at: the seconds of all calls since it last looked at everything."""
+    """What the collector has not looked at: the seconds of all calls since it last looked at everything.
+
+    at_rest: whether a call is running. Objects that are frozen are counted one by one, which takes up to a tenth of a
+    second.
+    """
 
     def __init__(self) -> None:
-        self._seconds, self._looks = 0.0, -1
+        self._seconds, self._looks, self.at_rest = 0.0, -1, False
 
     def look(self) -> None:
         """A look at everything, where calls took long and the collector had no other occasion between them."""
@@ -42,10 +46,11 @@ def old_objects_at_rest() -> Iterator[None]:
     collected at its end. What was dropped between calls is collected before a block where calls took some seconds and
     the collector had no other occasion. Objects that the caller himself froze stay frozen, and nothing is changed then.
     """
-    if gc.get_freeze_count():
+    if _unseen.at_rest or gc.get_freeze_count():
         yield
         return
     _unseen.look()
+    _unseen.at_rest = True
     start, thresholds = time.perf_counter(), gc.get_threshold()
     gc.freeze()
     if thresholds == SELDOM and _usual:
@@ -56,6 +61,7 @@ def old_objects_at_rest() -> Iterator[None]:
         gc.set_threshold(*thresholds)
         gc.collect()
         gc.unfreeze()
+        _unseen.at_rest = False
         _unseen.add(time.perf_counter() - start)
 
 
