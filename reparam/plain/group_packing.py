@@ -16,11 +16,11 @@ import numpy as np
 
 from reparam.errors import RuleError
 
+from .bins import Kinds, distribute
 from .channel_order import Labels, SegmentOrders, images_of, natural, width
 from .grouped_layer import GroupedLayer, group_layer
 from .stage import Schedule, Stage
 
-_Kinds = tuple[np.ndarray, np.ndarray]  # the different rows of the counts, and which of them each component has
 LONGEST = 3
 MOST = 6
 
@@ -275,7 +275,7 @@ def _candidates(counts: np.ndarray) -> list[int]:
 
 
 def _homes(
-    labels: Labels, names: np.ndarray, counts: np.ndarray, kinds: _Kinds, g: int, ends: tuple[bool, bool]
+    labels: Labels, names: np.ndarray, counts: np.ndarray, kinds: Kinds, g: int, ends: tuple[bool, bool]
 ) -> np.ndarray | None:
     """The bin of each component. None when a register whose order is fixed from outside does not allow it."""
     home = np.full(len(names), -1)
@@ -293,46 +293,8 @@ def _homes(
         if (first[present] != last[present]).any() or ((home >= 0) & present & (home != last)).any():
             return None
         home = np.where(present, last, home)
-    _distribute(counts, kinds, home, g)
+    distribute(counts, kinds, home, g)
     return home
-
-
-def _distribute(counts: np.ndarray, kinds: _Kinds, home: np.ndarray, g: int) -> None:
-    """Gives each component without a home a bin: large ones first, each where it raises the bins least."""
-    loads = np.zeros((g, counts.shape[1]), dtype=np.int64)
-    settled = home >= 0
-    np.add.at(loads, home[settled], counts[settled])
-    held, fullest = loads.sum(1), loads.max(0)
-    rows, inverse = kinds[0], kinds[1].reshape(-1)
-    for kind in np.argsort(-rows.max(1), kind="stable"):
-        members = np.flatnonzero((inverse == kind) & (home < 0))
-        size = rows[kind]
-        if len(members) > 2 * g or (len(members) > 1 and size.max() == 1):
-            _pour(loads, home, members, size)
-            held, fullest = loads.sum(1), loads.max(0)
-            continue
-        for m in members:
-            after = np.maximum(loads + size, fullest).prod(1)
-            least = np.flatnonzero(after == after.min())
-            b = int(least[held[least].argmin()])
-            home[m] = b
-            loads[b] += size
-            held[b] += size.sum()
-            fullest = np.maximum(fullest, loads[b])
-
-
-def _pour(loads: np.ndarray, home: np.ndarray, members: np.ndarray, size: np.ndarray) -> None:
-    """Many equal small components: fill what room there is under the largest load, then raise all bins alike."""
-    positive = size > 0
-    room = ((loads.max(0) - loads)[:, positive] // size[positive]).min(1)
-    missing = len(members) - int(room.sum())
-    if missing > 0:
-        room = room + -(-missing // len(room))
-    order = np.argsort(-room, kind="stable")
-    ends = np.minimum(np.cumsum(room[order]), len(members))
-    take = np.diff(ends, prepend=0)
-    home[members] = np.repeat(order, take)
-    loads[order] += take[:, None] * size
 
 
 def _keeps_ends(segment: Segment, labels: Labels, ends: tuple[bool, bool]) -> bool:
