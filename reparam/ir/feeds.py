@@ -65,7 +65,7 @@ def feed(program: Program, sizes: dict[str, int], generator: torch.Generator, sm
         if spec is None:
             values.append(node.meta["val"])
             continue
-        value = random_input(with_integers(spec, node), _sized(program, shape_of(node, sizes), small), generator)
+        value = random_input(with_integers(spec, node, sizes), _sized(program, shape_of(node, sizes), small), generator)
         if value.is_floating_point() or value.is_complex():
             value = value.to(spec.dtype).to(value.dtype)
         values.append(value)

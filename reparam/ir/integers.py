@@ -1,14 +1,14 @@
 """Which whole numbers are drawn for an input: what its graph does with them tells which ones it takes.
 
 An input that is looked up in a table has the rows of the table. One of 8 or 16 bits whose values are used as numbers,
-as those of images are, has all numbers of its dtype, unless 1 - x is taken of it, as of masks. One that divides begins
-at 1. All others are 0 and 1, which are indices, classes and truth values nearly everywhere.
+as those of images are, has all numbers of its dtype, unless 1 - x is taken of it, as of masks. One that is compared with
+positions is a length: 1 and as many as there are positions, or between. One that divides begins at 1. All others are 0 and 1, which are indices, classes and truth values nearly everywhere.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ _NO_VALUES = frozenset(FILLS) | {aten.sym_size.int, aten._assert_tensor_metadata
 _COMPARISONS = frozenset(
     {"eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or", "logical_xor", "isnan", "isinf"}
 )
+_ORDERS = frozenset({"lt", "le", "gt", "ge"})
 _DIVISIONS = frozenset({"div", "floor_divide", "remainder", "fmod"})
 _NUMBERS = _DIVISIONS | {
     "add", "sub", "rsub", "mul", "neg", "abs", "sign", "square", "clamp", "clamp_min", "clamp_max", "relu",
@@ -45,8 +46,11 @@ def drawn_inputs(program: Program) -> tuple[InputSpec, ...]:
     return tuple(with_integers(s, nodes[s.name]) for s in program.inputs)
 
 
-def with_integers(spec: InputSpec, node: fx.Node) -> InputSpec:
-    """The spec of an input with the bounds of what is drawn, where it is of integers and has no range of its own."""
+def with_integers(spec: InputSpec, node: fx.Node, sizes: Mapping[str, int] | None = None) -> InputSpec:
+    """The spec of an input with the bounds of what is drawn, where it is of integers and has no range of its own.
+
+    sizes: of the free axes, the traced ones if None.
+    """
     if spec.dtype.is_floating_point or spec.dtype.is_complex or spec.dtype == torch.bool or math.isfinite(spec.high):
         return spec
     rows = _largest_index(node)
@@ -55,6 +59,8 @@ def with_integers(spec: InputSpec, node: fx.Node) -> InputSpec:
         spec = replace(spec, low=min(1.0, rows))
     if math.isfinite(rows):
         return replace(spec, high=rows)
+    if positions := _positions(node, sizes):
+        return replace(spec, low=max(spec.low, 1.0), high=float(min(positions, torch.iinfo(spec.dtype).max)))
     return whole_range(spec) if numbers else spec
 
 
@@ -96,6 +102,34 @@ def _largest_index(node: fx.Node) -> float:
         elif is_call(user, _PLAIN):
             stack.extend((user, following) for following in user.users)
     return min(rows)
+
+
+def _positions(node: fx.Node, sizes: Mapping[str, int] | None) -> int:
+    """The most positions that an integer input is compared with; 0 if it is compared with none."""
+    most, seen = 0, {node}
+    stack = [(node, user) for user in node.users]
+    while stack:
+        read, user = stack.pop()
+        if _is_aten(user) and op_name(user) in _ORDERS:
+            most = max(
+                [most, *(_count_of(a, sizes) for a in user.args[:2] if isinstance(a, fx.Node) and a is not read)]
+            )
+        elif is_call(user, _PLAIN) and user.args[0] is read and user not in seen:
+            seen.add(user)
+            stack.extend((user, following) for following in user.users)
+    return most
+
+
+def _count_of(node: fx.Node, sizes: Mapping[str, int] | None) -> int:
+    """How many positions a value holds along one axis: 0, 1, 2, ..., or whole numbers that the network keeps."""
+    first = node
+    while is_call(first, _PLAIN):
+        first = first.args[0]  # type: ignore[assignment]
+    kept = first.op == "get_attr" and _is_integer(first.meta.get("val"))
+    if not kept and not (_is_aten(first) and op_name(first) == "arange"):
+        return 0
+    count = min(math.prod(shape_of(first, sizes)), max(shape_of(node, sizes), default=1))
+    return count if count > 1 else 0
 
 
 def _is_mask(node: fx.Node) -> bool:

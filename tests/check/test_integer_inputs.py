@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam import convert
+from reparam import convert, export
 from reparam.capture import capture
 from reparam.check import check_float64, with_few_integers
 from reparam.engines import Port, Runnable, check_engine
@@ -143,3 +144,23 @@ def test_whether_it_takes_all_depends_on_the_seed_alone() -> None:
             torch.manual_seed(other)
             told.add(with_few_integers(sums, seed).inputs[0].few)
         assert len(told) == 1
+
+
+class Attending(nn.Module):
+    """Attention to as many positions as a length says; to none it would be NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, n: Tensor) -> Tensor:
+        beyond = torch.arange(x.shape[1]) >= n[:, None]
+        scores = self.query(x) @ x.transpose(1, 2)
+        return scores.masked_fill(beyond[:, None], -torch.inf).softmax(-1) @ x
+
+
+def test_attention_with_lengths_is_converted_and_exported(tmp_path: Path) -> None:
+    net, inputs = Attending().eval(), (torch.randn(3, 5, 6), torch.tensor([5, 1, 3]))
+    axes = ("batch", "x:1=length")
+    assert convert(net, *inputs, dynamic=axes).report.equivalent
+    export(net, *inputs, path=tmp_path / "net.onnx", dynamic=axes)

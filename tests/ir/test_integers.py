@@ -124,3 +124,40 @@ def test_a_divisor_that_a_cast_may_make_0_is_1_or_2() -> None:
     program = captured(lambda m, x, y: (x // y.to(torch.uint8)).float(), BYTES, wide)
     assert [(d.low, d.high) for d in drawn_inputs(program)] == [(0, 255), (1, float("inf"))]
     assert drawn(program)[1].unique().tolist() == [1, 2]
+
+
+def _positions_of(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[1])
+
+
+LENGTHS: dict[str, Forward] = {
+    "less": lambda m, x, n: x * (_positions_of(x)[None] < n[:, None]),
+    "the other way": lambda m, x, n: x.masked_fill(n[:, None] <= _positions_of(x), 0.0),
+    "as floats": lambda m, x, n: x * (torch.arange(x.shape[1], dtype=x.dtype).expand_as(x) < n.to(x.dtype)[:, None]),
+    "positions that it keeps": lambda m, x, n: x * (m.positions[:, : x.shape[1]] < n[:, None]),
+    "beside a quotient": lambda m, x, n: (x * (_positions_of(x) < n[:, None])).sum(1) / n,
+}
+
+
+class Kept(Net):
+    def __init__(self, forward: Forward) -> None:
+        super().__init__(forward)
+        self.register_buffer("positions", torch.arange(50)[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize("forward", LENGTHS.values(), ids=LENGTHS)
+def test_lengths_are_from_one_to_the_number_of_positions(forward: Forward, dtype: torch.dtype) -> None:
+    inputs = torch.randn(3, 5), torch.tensor([1, 5, 2], dtype=dtype)
+    program = capture(Kept(forward).eval(), inputs, dynamic=("batch", "inputs_0:1=length")).program
+    for length in (5, 11):
+        batch = next(s for s in program.traced_sizes if program.traced_sizes[s] == 3)
+        free = next(s for s in program.traced_sizes if program.traced_sizes[s] == 5)
+        values = feed(program, {batch: 2000, free: length}, torch.Generator().manual_seed(0))
+        assert set(values[-1].tolist()) == set(range(1, length + 1))
+
+
+def test_what_is_compared_with_one_number_is_no_length() -> None:
+    inputs = torch.randn(3, 5), torch.tensor([1, 0, 1])
+    program = capture(Kept(lambda m, x, n: x * (m.positions[0, :1] < n)[:, None]).eval(), inputs).program
+    assert set(drawn(program)[-1].tolist()) == {0, 1}
