@@ -133,6 +133,8 @@ def _is_depthwise(node: fx.Node) -> bool:
 
 
 def _size_ratio(region: Region, shapes: RegionShapes) -> float:
+    if not region.inputs:  # of constants alone
+        return 1.0
     traced = math.prod(shape_of(region.inputs[0]))
     return math.prod(shapes.sizes[0][1:]) / max(traced, 1)
 

@@ -68,10 +68,11 @@ def batch_one(program: Program) -> dict[str, int]:
 def node_macs(node: fx.Node, env: dict[str, int] | None = None) -> int:
     """Multiply-accumulates of one call; 0 for whatever is neither a convolution nor a matrix product.
 
-    Those of a call whose size depends on the values of the inputs are not counted either.
+    Those of a call whose size depends on the values of the inputs are not counted either. Where the sizes of `env`
+    leave nothing of a call, as one sample of a batch that is split in four, those that were traced count.
     """
     try:
-        return _macs(node, env)
+        return _macs(node, env) or (_macs(node, None) if env else 0)
     except UnknownSizeError:
         return 0
 

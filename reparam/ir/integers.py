@@ -1,8 +1,9 @@
 """Which whole numbers are drawn for an input: what its graph does with them tells which ones it takes.
 
 An input that is looked up in a table has the rows of the table. One of 8 or 16 bits whose values are used as numbers,
-as those of images are, has all numbers of its dtype, unless 1 - x is taken of it, as of masks. One that is compared with
-positions is a length: 1 and as many as there are positions, or between. One that divides begins at 1. All others are 0 and 1, which are indices, classes and truth values nearly everywhere.
+as those of images are, has all numbers of its dtype, unless 1 - x is taken of it, as of masks. One that is compared
+with positions is a length: 1 and as many as there are positions, or between. One that divides begins at 1. All others
+are 0 and 1, which are indices, classes and truth values nearly everywhere.
 """
 
 from __future__ import annotations

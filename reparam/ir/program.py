@@ -315,6 +315,8 @@ def _size(value: Tensor) -> int:
 def size_hint(value: Any, env: Mapping[Any, int] | None = None) -> int:
     """A concrete int for a size: symbols named in `env` take its values, the others the traced ones.
 
+    A size that does not exist with these, since it is divided by zero, is the traced one.
+
     Raises UnknownSizeError for a size that depends on the values of the inputs.
     """
     if isinstance(value, int):
@@ -322,7 +324,10 @@ def size_hint(value: Any, env: Mapping[Any, int] | None = None) -> int:
     expr = value.node.expr
     if env:
         known = {s: sympy.Integer(env[str(s)]) for s in expr.free_symbols if str(s) in env}
-        replaced = expr.xreplace(known)
+        try:
+            replaced = expr.xreplace(known)
+        except ZeroDivisionError:  # as by a fourth of one sample
+            replaced = expr
         if replaced.is_Integer:
             return int(replaced)
     hint = value.node.hint

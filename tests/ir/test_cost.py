@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reparam.capture import capture
-from reparam.ir import census, is_chain
+from reparam.conversion import convert
+from reparam.ir import batch_one, census, is_chain, node_macs
 from support.helpers import Lambda, program_of
 
 
@@ -145,3 +146,16 @@ def test_products_of_every_spelling_are_counted_as_torch_counts_them(way: str) -
 def test_a_product_is_counted_for_one_sample() -> None:
     net = Lambda(PRODUCTS["einsum"])
     assert census(capture(net, (torch.randn(5, 6, 8),)).program).macs == 6 * 8 * 4
+
+
+def test_a_batch_that_is_split_in_four_counts_as_it_was_traced() -> None:
+    """A fourth of one sample is none, of which a product would be nothing, and by which sizes cannot be divided."""
+
+    def forward(m: Lambda, x: Tensor) -> Tensor:
+        parts = x.view(x.shape[0] // 4, 4, 4, 3, 3).flip(1)
+        return m.conv(parts.view(x.shape[0], 4, 3, 3))  # type: ignore[no-any-return]
+
+    program = program_of(Lambda(forward, conv=nn.Conv2d(4, 5, 1)), torch.zeros(8, 4, 3, 3), dynamic=("batch",))
+    conv = next(n for n in program.calls() if "conv" in n.name)
+    assert node_macs(conv, batch_one(program)) == 8 * 5 * 4 * 9
+    assert convert(Lambda(forward, conv=nn.Conv2d(4, 5, 1)), torch.randn(8, 4, 3, 3)).report.equivalent

@@ -142,6 +142,14 @@ def test_a_constant_of_several_users_is_computed_once() -> None:
     assert len(fused.program.constants) == 1 and "tanh" not in fused.text
 
 
+def test_a_constant_of_one_axis_goes_through_layers() -> None:
+    """Of a region that has no inputs, whose sizes there is nothing to compare with."""
+    layers = {"fc": nn.Linear(4, 6), "out": nn.Linear(6, 5)}
+    model = Lambda(lambda m, x: x + m.out(m.fc(m.v).relu()), **layers, v=vector(4))
+    fused = apply_exactly(model.double(), doubles(2, 5), rules=RULES, bound=EXACT)
+    assert fused.text == "add(x, w)"
+
+
 def _biased(forward: Any) -> Lambda:
     """Attention scores with a bias read from a table of 7 by an index of 3 x 3."""
     model = Lambda(lambda m, x: (x + forward(m.table)[m.index.view(-1)].view(3, 3)).softmax(-1), table=vector(7))

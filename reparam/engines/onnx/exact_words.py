@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from reparam.ir import Program, arguments, aten, is_tensor
+from reparam.ir import Program, aten
 
-FAR = 2.0**60  # beyond it 1 + x is x, also in double precision
+from .exact_sums import diagonal, diagonal_of_matrix, running_log_of_sums, scattered_mean, trace
+from .speaker import Speaker, log_of_sums
+
 LONGEST = 63  # bits that a number of 64 can be shifted by
 _NARROW = frozenset({torch.int8, torch.int16, torch.uint8})  # runtimes lack arithmetic of these
 _UNKNOWN = frozenset({aten.__lshift__.Tensor, aten.__rshift__.Tensor})  # to the exporter
@@ -30,100 +32,23 @@ def in_exact_words(program: Program) -> Program:
     made = program.copy()
     for node in list(made.calls()):
         words = _WORDS.get(node.target)
-        value = words(_Speaker(made, node)) if words is not None else None
+        value = words(Speaker(made, node)) if words is not None else None
         if value is not None:
             node.replace_all_uses_with(value)
             made.erase([node])
     return made
 
 
-class _Speaker:
-    """Writes calls in the place of one: its arguments as tensors of the dtype that it gives."""
-
-    def __init__(self, program: Program, node: fx.Node) -> None:
-        self.program, self.node, self.args = program, node, arguments(node)
-        self.dtype: torch.dtype = node.meta["val"].dtype
-
-    @property
-    def floats(self) -> bool:
-        return self.dtype.is_floating_point
-
-    def __call__(self, target: Any, *args: Any) -> fx.Node:
-        return self.program.call(target, args, like=self.node)
-
-    def tensor(self, name: str, dtype: torch.dtype | None = None) -> fx.Node:
-        """An argument, also where it is a number or a size, in the dtype of the result or another."""
-        value, dtype = self.args[name], dtype or self.dtype
-        if isinstance(value, int) and not self.floats:
-            value = torch.tensor(value).to(self.dtype).item()  # as it wraps around in that of the result
-        if not isinstance(value, fx.Node) or not is_tensor(value):
-            return self.number(value, dtype)
-        return value if value.meta["val"].dtype is dtype else self(aten.to.dtype, value, dtype)
-
-    def number(self, value: Any, dtype: torch.dtype | None = None) -> fx.Node:
-        """A number or a size as a tensor. The exporter rounds numbers to single precision, and no weights."""
-        dtype = dtype or self.dtype
-        if dtype is torch.float64 and not isinstance(value, fx.Node):
-            number = torch.tensor(value, dtype=dtype)
-            origin = f"{self.node.name}_number"
-            return self.program.weight(number, origin, dtype=dtype, trainable=False, like=self.node)
-        return self.program.call(aten.scalar_tensor.default, (value,), {"dtype": dtype}, like=self.node)
-
-    def reduced(self, value: fx.Node) -> fx.Node:
-        """A loss, as its call reduces it."""
-        how = self.args["reduction"]
-        weight = self.args.get("weight")
-        value = value if weight is None else self(aten.mul.Tensor, value, self.tensor("weight"))
-        if how == _MEAN:
-            return self(aten.mean.default, value)
-        return self(aten.sum.default, value) if how == _SUM else value
-
-    def softplus(self, x: fx.Node) -> fx.Node:
-        """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), which runtimes have as one operator, not in float64."""
-        if self.dtype is not torch.float64:
-            return self(aten.softplus.default, x)
-        less = self(aten.exp.default, self(aten.neg.default, self(aten.abs.default, x)))
-        return self(aten.add.Tensor, self(aten.relu.default, x), self.log1p(less))
-
-    def log1p(self, x: fx.Node) -> fx.Node:
-        """log(1 + x) = log(u) x / (u - 1) of u = 1 + x as it is rounded: its error is that of u as well.
-
-        Where u is one it is x.
-        """
-        u = self(aten.add.Tensor, x, 1.0)
-        near, above = (self(aten.clamp.default, v, None, self._far) for v in (x, u))  # else OpenVINO folds (x + 1) - 1
-        ratio = self(aten.div.Tensor, near, self(aten.sub.Tensor, above, 1.0))
-        product = self(aten.mul.Tensor, self(aten.log.default, u), ratio)
-        return self(aten.where.self, self(aten.eq.Scalar, u, 1.0), x, product)
-
-    @property
-    def _far(self) -> float:
-        return min(FAR, torch.finfo(self.dtype).max / 2)
-
-    def is_negative(self, x: fx.Node) -> fx.Node:
-        """Of zeros the one whose reciprocal is -inf."""
-        zero = self(aten.eq.Scalar, x, 0.0)
-        told = self(aten.where.self, zero, self(aten.reciprocal.default, x), x)
-        return self(aten.lt.Scalar, told, 0.0)
-
-    def left_over(self, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
-        """r = fmod(a, b), which is exact, and whether its sign is not that of b."""
-        rest = self(aten.fmod.Tensor, a, b)
-        signs = [self(aten.lt.Scalar, v, 0) for v in (rest, b)]
-        other = self(aten.logical_xor.default, *signs)
-        return rest, self(aten.logical_and.default, other, self(aten.ne.Scalar, rest, 0))
-
-
-def _log_sigmoid(say: _Speaker) -> fx.Node:
+def _log_sigmoid(say: Speaker) -> fx.Node:
     """log 1/(1 + exp(-x)) = -softplus(-x)."""
     return _of_sigmoid(say, say.tensor("self"))
 
 
-def _of_sigmoid(say: _Speaker, x: fx.Node) -> fx.Node:
+def _of_sigmoid(say: Speaker, x: fx.Node) -> fx.Node:
     return say(aten.neg.default, say.softplus(say(aten.neg.default, x)))
 
 
-def _log(say: _Speaker) -> fx.Node | None:
+def _log(say: Speaker) -> fx.Node | None:
     """The logarithm of a sigmoid, which runtimes take for zero from -18 on, is that of `_log_sigmoid`."""
     inner = say.args["self"]
     if inner.target is not aten.sigmoid.default or inner.meta["val"].dtype is not say.dtype:
@@ -132,11 +57,11 @@ def _log(say: _Speaker) -> fx.Node | None:
     return _of_sigmoid(say, x if x.meta["val"].dtype is say.dtype else say(aten.to.dtype, x, say.dtype))
 
 
-def _log1p(say: _Speaker) -> fx.Node | None:
+def _log1p(say: Speaker) -> fx.Node | None:
     return say.log1p(say.tensor("self")) if say.floats else None
 
 
-def _expm1(say: _Speaker) -> fx.Node | None:
+def _expm1(say: Speaker) -> fx.Node | None:
     """exp(x) - 1 = tanh(x/2) (exp(x) + 1): no two numbers are subtracted."""
     if not say.floats:
         return None
@@ -145,7 +70,7 @@ def _expm1(say: _Speaker) -> fx.Node | None:
     return say(aten.mul.Tensor, half, say(aten.add.Tensor, say(aten.exp.default, x), 1.0))
 
 
-def _xlog1py(say: _Speaker) -> fx.Node | None:
+def _xlog1py(say: Speaker) -> fx.Node | None:
     """x log(1 + y), and 0 where x is 0."""
     if not say.floats:
         return None
@@ -154,43 +79,36 @@ def _xlog1py(say: _Speaker) -> fx.Node | None:
     return say(aten.where.ScalarSelf, say(aten.eq.Scalar, x, 0.0), 0.0, product)
 
 
-def _apart(say: _Speaker) -> tuple[fx.Node, fx.Node]:
+def _apart(say: Speaker) -> tuple[fx.Node, fx.Node]:
     """The larger of two numbers, and -|a - b|: 0 where they are equal, also where both are infinite."""
     a, b = say.tensor("self"), say.tensor("other")
     between = say(aten.where.ScalarSelf, say(aten.eq.Tensor, a, b), 0.0, say(aten.sub.Tensor, a, b))
     return say(aten.maximum.default, a, b), say(aten.neg.default, say(aten.abs.default, between))
 
 
-def _logaddexp(say: _Speaker) -> fx.Node:
+def _logaddexp(say: Speaker) -> fx.Node:
     """log(exp(a) + exp(b)) = max(a, b) + softplus(-|a - b|)."""
     larger, apart = _apart(say)
     return say(aten.add.Tensor, larger, say.softplus(apart))
 
 
-def _logaddexp2(say: _Speaker) -> fx.Node:
+def _logaddexp2(say: Speaker) -> fx.Node:
     """log2(2^a + 2^b) = max(a, b) + softplus(-|a - b| ln 2) / ln 2."""
     larger, apart = _apart(say)
     more = say.softplus(say(aten.mul.Tensor, apart, say.number(math.log(2.0))))
     return say(aten.add.Tensor, larger, say(aten.mul.Tensor, more, say.number(1.0 / math.log(2.0))))
 
 
-def _logsumexp(say: _Speaker) -> fx.Node | None:
-    """m + log(sum exp(x - m)) of the largest number m, or of 0 where that is infinite, as it is behind a mask."""
+def _logsumexp(say: Speaker) -> fx.Node | None:
     axes = say.args["dim"]
     axes = axes if isinstance(axes, (list, tuple)) else [axes]
     if not say.floats or not axes or not say.args["self"].meta["val"].dim():
         return None
-    x = say.tensor("self")
-    largest = say(aten.amax.default, x, axes, True)
-    infinite = say(aten.eq.Scalar, say(aten.abs.default, largest), math.inf)
-    largest = say(aten.where.ScalarSelf, infinite, 0.0, largest)
-    powers = say(aten.exp.default, say(aten.sub.Tensor, x, largest))
-    total = say(aten.log.default, say(aten.sum.dim_IntList, powers, axes, True))
-    value = say(aten.add.Tensor, total, largest)
+    value = log_of_sums(say, say.tensor("self"), axes)
     return value if say.args.get("keepdim") else say(aten.squeeze.dims, value, axes)
 
 
-def _cross_entropy_of_logits(say: _Speaker) -> fx.Node:
+def _cross_entropy_of_logits(say: Speaker) -> fx.Node:
     """(1 - t) x + (1 + (p - 1) t) softplus(-x), with the weight p of what is true."""
     x, target = say.tensor("self"), say.tensor("target")
     loss = say.softplus(say(aten.neg.default, x))
@@ -200,7 +118,7 @@ def _cross_entropy_of_logits(say: _Speaker) -> fx.Node:
     return say.reduced(say(aten.add.Tensor, say(aten.mul.Tensor, say(aten.rsub.Scalar, target, 1.0), x), loss))
 
 
-def _cross_entropy(say: _Speaker) -> fx.Node:
+def _cross_entropy(say: Speaker) -> fx.Node:
     """(t - 1) log(1 - x) - t log(x), of which no logarithm is below -100."""
     x, target = say.tensor("self"), say.tensor("target")
     logs = (say.log1p(say(aten.neg.default, x)), say(aten.log.default, x))
@@ -209,13 +127,13 @@ def _cross_entropy(say: _Speaker) -> fx.Node:
     return say.reduced(say(aten.sub.Tensor, first, say(aten.mul.Tensor, target, yes)))
 
 
-def _soft_margin(say: _Speaker) -> fx.Node:
+def _soft_margin(say: Speaker) -> fx.Node:
     """log(1 + exp(-t x))."""
     product = say(aten.mul.Tensor, say(aten.neg.default, say.tensor("self")), say.tensor("target"))
     return say.reduced(say.log1p(say(aten.exp.default, product)))
 
 
-def _remainder(say: _Speaker) -> fx.Node | None:
+def _remainder(say: Speaker) -> fx.Node | None:
     """fmod(a, b), and b more where its sign is not that of b."""
     if not say.floats:
         return None
@@ -224,7 +142,7 @@ def _remainder(say: _Speaker) -> fx.Node | None:
     return say(aten.where.self, other, say(aten.add.Tensor, rest, b), rest)
 
 
-def _divided(say: _Speaker) -> fx.Node | None:
+def _divided(say: Speaker) -> fx.Node | None:
     mode = say.args.get("rounding_mode", _FLOOR)
     if say.dtype is torch.bool or mode is None:
         return None
@@ -234,7 +152,7 @@ def _divided(say: _Speaker) -> fx.Node | None:
     return None if known and say.dtype not in _NARROW else _whole(say, mode)
 
 
-def _floor(say: _Speaker) -> fx.Node:
+def _floor(say: Speaker) -> fx.Node:
     """q = (a - r) / b for r of `_remainder`, to the nearest whole number; a / b where b is 0. As torch has it."""
     a, b = say.tensor("self"), say.tensor("other")
     rest, other = say.left_over(a, b)
@@ -246,7 +164,7 @@ def _floor(say: _Speaker) -> fx.Node:
     return say(aten.where.self, say(aten.eq.Scalar, b, 0.0), say(aten.div.Tensor, a, b), whole)
 
 
-def _whole(say: _Speaker, mode: str) -> fx.Node:
+def _whole(say: Speaker, mode: str) -> fx.Node:
     """In whole numbers: floor(a / b), and (a - fmod(a, b)) / b towards zero, of which nothing is left over."""
     wide = torch.int32 if say.dtype in _NARROW else say.dtype
     a, b = say.tensor("self", wide), say.tensor("other", wide)
@@ -255,7 +173,7 @@ def _whole(say: _Speaker, mode: str) -> fx.Node:
     return value if wide is say.dtype else say(aten.to.dtype, value, say.dtype)
 
 
-def _angle(say: _Speaker) -> fx.Node | None:
+def _angle(say: Speaker) -> fx.Node | None:
     """The angle of (|x|, |y|) is atan(|y| / |x|), 1 for equal ones and 0 for zeros; pi less it where x is negative."""
     if not say.floats:
         return None
@@ -270,12 +188,12 @@ def _angle(say: _Speaker) -> fx.Node | None:
     return say(aten.mul.Tensor, angle, say(aten.to.dtype, sign, say.dtype))
 
 
-def _sign_bit(say: _Speaker) -> fx.Node | None:
+def _sign_bit(say: Speaker) -> fx.Node | None:
     x = say.args["self"]
     return say.is_negative(x) if x.meta["val"].is_floating_point() else None
 
 
-def _shifted(say: _Speaker, target: Any) -> fx.Node | None:
+def _shifted(say: Speaker, target: Any) -> fx.Node | None:
     """Narrow numbers in 64 bits, and the last bits of these; others by the operator that the exporter knows."""
     if say.dtype not in _NARROW and say.node.target not in _UNKNOWN:
         return None
@@ -287,21 +205,21 @@ def _shifted(say: _Speaker, target: Any) -> fx.Node | None:
     return value if wide is say.dtype else say(aten.to.dtype, value, say.dtype)
 
 
-def _left(say: _Speaker) -> fx.Node | None:
+def _left(say: Speaker) -> fx.Node | None:
     return _shifted(say, aten.bitwise_left_shift.Tensor)
 
 
-def _right(say: _Speaker) -> fx.Node | None:
+def _right(say: Speaker) -> fx.Node | None:
     return _shifted(say, aten.bitwise_right_shift.Tensor)
 
 
-def _each(names: str, words: Callable[[_Speaker], fx.Node | None]) -> dict[Any, Callable[[_Speaker], fx.Node | None]]:
+def _each(names: str, words: Callable[[Speaker], fx.Node | None]) -> dict[Any, Callable[[Speaker], fx.Node | None]]:
     """The words of all overloads of these operators."""
     packets = [getattr(aten, name) for name in names.split()]
     return {getattr(p, o): words for p in packets for o in p.overloads() if o != "out" and not o.endswith("_out")}
 
 
-_WORDS: dict[Any, Callable[[_Speaker], fx.Node | None]] = {
+_WORDS: dict[Any, Callable[[Speaker], fx.Node | None]] = {
     **_each("log_sigmoid", _log_sigmoid),
     aten.log.default: _log,
     **_each("log1p special_log1p", _log1p),
@@ -323,4 +241,9 @@ _WORDS: dict[Any, Callable[[_Speaker], fx.Node | None]] = {
     **_each("signbit", _sign_bit),
     **_each("bitwise_left_shift __lshift__", _left),
     **_each("bitwise_right_shift __rshift__", _right),
+    **_each("diagonal diagonal_copy", diagonal),
+    **_each("diag", diagonal_of_matrix),
+    **_each("trace", trace),
+    **_each("logcumsumexp", running_log_of_sums),
+    **_each("scatter_reduce", scattered_mean),
 }
