@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import os
@@ -26,7 +27,7 @@ from reparam.utils.garbage import old_objects_at_rest
 from support.warm_process import WarmProcess
 
 torch.set_num_threads(1)
-_one_call = old_objects_at_rest()
+_calls = contextlib.ExitStack()
 
 # A CPU build of torch lacks the operators that a CUDA build of torchvision looks up when it is imported.
 if torch.version.cuda is None and importlib.util.find_spec("reparam.loading"):
@@ -74,7 +75,7 @@ def pytest_collection_finish() -> None:
     All tests are one call, so that those of the tests need not find out that objects are frozen: a seventh of the time.
     """
     gc.collect()
-    _one_call.__enter__()
+    _calls.enter_context(old_objects_at_rest())
     gc.set_threshold(50_000, 20, 100)
 
 

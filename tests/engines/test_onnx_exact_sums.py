@@ -1,4 +1,5 @@
-"""Diagonals beside infinite numbers, logarithms of running sums, and means of what is scattered, by onnxruntime."""
+"""Diagonals beside infinite numbers, logarithms of running sums, means of what is scattered, and complex numbers of one
+value, by onnxruntime."""
 
 from __future__ import annotations
 
@@ -77,3 +78,25 @@ def test_means_of_what_is_scattered(own: bool, tmp_path: Path) -> None:
 
     places = torch.tensor([0, 3, 3, 1, 0, 0, 3])
     assert_same(mean, tmp_path / "net.onnx", (torch.randn(7, 4), places), torch.full((7, 4), 1e30))
+
+
+STARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": lambda x: torch.zeros(x.shape[0], 4, dtype=torch.cfloat),
+    "ones": lambda x: torch.ones(x.shape[0], 4, dtype=torch.cfloat),
+    "a number": lambda x: torch.full((x.shape[0], 4), 1 - 2j),
+    "new ones": lambda x: x.new_ones(x.shape[0], 4, dtype=torch.cfloat),
+    "alike": lambda x: torch.full_like(x[:, 0], 3.0, dtype=torch.cfloat),
+}
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_a_complex_recurrence_starts_with_a_free_batch(start: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    turns = torch.polar(torch.ones(4), torch.arange(4.0))
+
+    def recur(x: Tensor) -> Tensor:
+        state = start(x)
+        for step in x.unbind(1):
+            state = turns * state + step
+        return torch.view_as_real(state)
+
+    assert_same(recur, tmp_path / "net.onnx", (torch.randn(2, 3, 4),), torch.randn(5, 3, 4), axes=("batch",))

@@ -213,6 +213,22 @@ def _right(say: Speaker) -> fx.Node | None:
     return _shifted(say, aten.bitwise_right_shift.Tensor)
 
 
+def _filled(say: Speaker) -> fx.Node | None:
+    """Complex numbers of one value, as real and imaginary parts of one value each."""
+    number = say.args.get("fill_value", "ones" in str(say.node.target))
+    if not say.dtype.is_complex or isinstance(number, fx.Node):
+        return None
+    value = complex(number)
+
+    def part(number: float) -> fx.Node:
+        like = {"dtype": say.dtype.to_real()}
+        if "size" in say.args:
+            return say.program.call(aten.full.default, (say.args["size"], number), like, like=say.node)
+        return say.program.call(aten.full_like.default, (say.args["self"], number), like, like=say.node)
+
+    return say(aten.complex.default, part(value.real), part(value.imag))
+
+
 def _each(names: str, words: Callable[[Speaker], fx.Node | None]) -> dict[Any, Callable[[Speaker], fx.Node | None]]:
     """The words of all overloads of these operators."""
     packets = [getattr(aten, name) for name in names.split()]
@@ -239,6 +255,7 @@ _WORDS: dict[Any, Callable[[Speaker], fx.Node | None]] = {
     aten.divide.Scalar_mode: _divided,
     **_each("atan2 arctan2", _angle),
     **_each("signbit", _sign_bit),
+    **_each("zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full", _filled),
     **_each("bitwise_left_shift __lshift__", _left),
     **_each("bitwise_right_shift __rshift__", _right),
     **_each("diagonal diagonal_copy", diagonal),
