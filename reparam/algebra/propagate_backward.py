@@ -13,6 +13,7 @@ from reparam.ir import (
     ADDS,
     AVG_POOLS,
     CATS,
+    DIVS,
     MAX_POOLS,
     MOVEMENTS,
     MULS,
@@ -140,8 +141,9 @@ def _backward_step(program: Program, node: fx.Node, wanted: Any) -> BackwardStep
         return _backward_cat(node, wanted)
     if is_call(node, ADDS | SUBS):
         return _backward_sum(program, node, wanted)
-    if is_call(node, MULS):
-        return _backward_product(program, node, wanted)
+    if is_call(node, MULS | DIVS):
+        step = _backward_product if is_call(node, MULS) else _backward_quotient
+        return step(program, node, wanted)
     if is_call(node, _PRODUCTS):
         return _backward_matmul(program, node, wanted)
     return _backward_unary(program, node, wanted)
@@ -215,6 +217,18 @@ def _backward_product(program: Program, node: fx.Node, wanted: Pair) -> Backward
     if full is None:
         return Refusal("the scale does not pass back through a product that broadcasts", node)
     return "clone", wanted, [(full, wanted)]
+
+
+def _backward_quotient(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
+    """a (x / d) = (a x) / d for any d; the divisor itself takes nothing."""
+    top, divisor = arguments(node)["self"], arguments(node)["other"]
+    if not is_float(top) or program.constant(top) is not None or top is divisor:
+        return Refusal("what is divided takes no scale", node)
+    if wanted.shift is not None:
+        return Refusal("a shift does not pass back through a quotient of data", node)
+    if shape_of(top) != shape_of(node):
+        return Refusal("the scale does not pass back through a quotient that broadcasts", node)
+    return "clone", wanted, [(top, wanted)]
 
 
 def _backward_matmul(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:

@@ -21,6 +21,7 @@ from reparam.ir import (
     AVG_POOLS,
     BATCH_NORMS,
     CATS,
+    DIVS,
     MAX_POOLS,
     MULS,
     PADS,
@@ -139,6 +140,8 @@ def _forward_step(program: Program, node: fx.Node, known: dict[fx.Node, Any]) ->
         return _forward_sum(node, known)
     if is_call(node, MULS):
         return _forward_product(node, known)
+    if is_call(node, DIVS):
+        return _forward_quotient(node, known)
     first = node.args[0] if node.args else None
     carried = known.get(first) if isinstance(first, fx.Node) else None
     if carried is None or any(i in known for i in node.all_input_nodes if i is not first):
@@ -242,6 +245,18 @@ def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, 
             return Refusal("a shift does not pass through a product with data", node)
         scale = times(scale, None if carried.scale is None else lift(carried.scale, rank))
     return "clone", Pair(scale)
+
+
+def _forward_quotient(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Refusal:
+    """(a x) / d = a (x / d) for any d that carries nothing."""
+    args = arguments(node)
+    top: Pair = known.get(args["self"], Pair())
+    divisor: Pair = known.get(args["other"], Pair())
+    if not divisor.trivial:
+        return Refusal(f"{op_name(node)} uses the value in a way that an affine cannot follow", node)
+    if top.shift is not None:
+        return Refusal("a shift does not pass through a quotient of data", node)
+    return "clone", Pair(None if top.scale is None else lift(top.scale, node.meta["val"].dim()))
 
 
 def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Any] | Refusal:

@@ -54,6 +54,7 @@ def _itself(call: Any) -> Way:
 
 
 SHIFTED = "a shift does not pass back through a product with data"
+DIVIDED = "a shift does not pass back through a quotient of data"
 STOPPED: dict[str, tuple[Way, Pair, int, str, str]] = {
     "input": (lambda g, x: x, BOTH, 1, "what comes before it is an input of the network", "x0"),
     "weight": (
@@ -157,6 +158,51 @@ STOPPED: dict[str, tuple[Way, Pair, int, str, str]] = {
         1,
         SHIFTED,
         "mul",
+    ),
+    "shift, quotient": (_with(aten.div.Tensor), BOTH, 1, DIVIDED, "div"),
+    "only a shift, quotient": (_with(aten.div.Tensor), Pair(None, SHIFT), 1, DIVIDED, "div"),
+    "divisor": (
+        _times(aten.div.Tensor, lambda g, x: (g.weight(doubles(2, 4, 5, 6)), conv(g, x))),
+        Pair(SCALE),
+        1,
+        "what is divided takes no scale",
+        "div",
+    ),
+    "one by a value": (
+        _times(aten.div.Tensor, lambda g, x: (1.0, conv(g, x))),
+        Pair(SCALE),
+        1,
+        "what is divided takes no scale",
+        "div",
+    ),
+    "whole numbers by a value": (
+        _times(aten.div.Tensor, lambda g, x: (g.call(aten.gt.Scalar, x, 0.0), conv(g, x))),
+        Pair(SCALE),
+        1,
+        "what is divided takes no scale",
+        "div",
+    ),
+    "quotient by itself": (_itself(aten.div.Tensor), Pair(SCALE), 1, "what is divided takes no scale", "div"),
+    "quotient by what is made of it": (
+        lambda g, x: g.call(aten.div.Tensor, y := conv(g, x), g.call(aten.mean.dim, y, [1], True, module="norm")),
+        Pair(SCALE),
+        1,
+        "the value before it is also used by 'norm'",
+        "conv2d",
+    ),
+    "quotient that broadcasts": (
+        _times(aten.div.Tensor, lambda g, x: (gate(g, x), conv(g, x))),
+        Pair(SCALE),
+        1,
+        "the scale does not pass back through a quotient that broadcasts",
+        "div",
+    ),
+    "rounded quotient": (
+        _with(aten.div.Tensor_mode, rounding_mode="floor"),
+        Pair(SCALE),
+        1,
+        "div does not commute with a channel affine",
+        "div",
     ),
     "product that broadcasts": (
         lambda g, x: g.call(

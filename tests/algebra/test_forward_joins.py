@@ -295,11 +295,13 @@ def test_a_value_that_is_reached_on_two_ways_is_computed_once() -> None:
     assert_same(graph, route, {start: x})
 
 
-def test_shifts_that_cancel_pass_a_product_with_data() -> None:
+@pytest.mark.parametrize("divisor", [None, False, True])
+def test_shifts_that_cancel_pass_a_product_with_data_and_a_quotient(divisor: bool | None) -> None:
     graph, inputs, starts, pairs = two()
     other = graph.call(aten.tanh.default, inputs[0])
     gone = graph.call(aten.sub.Tensor, *starts)
-    graph.returns(conv(graph, graph.call(aten.mul.Tensor, gone, other)))
+    sides = (other, gone) if divisor else (gone, other)
+    graph.returns(conv(graph, graph.call(aten.mul.Tensor if divisor is None else aten.div.Tensor, *sides)))
     route = forward_all(graph.program, dict.fromkeys(starts, pairs[0]))
     assert actions(route) == "clone clone sink"
     assert route.steps[0].pair == Pair()  # type: ignore[union-attr]

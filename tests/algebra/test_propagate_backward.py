@@ -120,6 +120,37 @@ SCALES: dict[str, tuple[Way, int, str]] = {
         1,
         "sink clone",
     ),
+    "quotient": (lambda g, x: g.call(aten.div.Tensor, conv(g, x), tanh(g, x)), 1, "sink clone"),
+    "quotient by a number for each channel": (
+        lambda g, x: g.call(aten.div.Tensor, conv(g, x), gate(g, x)),
+        1,
+        "sink clone",
+    ),
+    "quotient by a number for each place": (
+        lambda g, x: g.call(aten.div.Tensor, conv(g, x), g.call(aten.mean.dim, x, [1], True)),
+        1,
+        "sink clone",
+    ),
+    "quotient by a row": (
+        lambda g, x: g.call(aten.div.Tensor, conv(g, x), g.call(aten.mean.dim, x, [0, 1])),
+        1,
+        "sink clone",
+    ),
+    "quotient by an image": (
+        lambda g, x: g.call(aten.div.Tensor, conv(g, x), g.weight(doubles(4, 5, 6))),
+        1,
+        "sink clone",
+    ),
+    "quotient by whole numbers": (
+        lambda g, x: g.call(aten.div.Tensor, conv(g, x), _counts(g, x)),
+        1,
+        "sink clone",
+    ),
+    "quotient by a size": (
+        lambda g, x: g.call(aten.div.Tensor, conv(g, x), g.call(aten.sym_size.int, x, 2)),
+        1,
+        "sink clone",
+    ),
     "rows of a product": (
         lambda g, x: g.call(
             aten.matmul.default,
@@ -151,6 +182,11 @@ POSITIVE: dict[str, tuple[Way, int, str]] = {
 def _matrix(graph: ByHand, x: fx.Node, channels: int) -> fx.Node:
     """(2, channels)"""
     return linear(graph, graph.call(aten.mean.dim, x, [2, 3]), channels, channels)
+
+
+def _counts(graph: ByHand, x: fx.Node) -> fx.Node:
+    """(2, 1, 1, 1): how many values are below nine, which all are."""
+    return graph.call(aten.sum.dim_IntList, graph.call(aten.lt.Scalar, x, 9.0), [1, 2, 3], True)
 
 
 def _columns(graph: ByHand, x: fx.Node) -> fx.Node:

@@ -141,6 +141,12 @@ SCALED: dict[str, tuple[Way, str]] = {
     "square": (lambda m, x, z: m.conv(x * x), "clone sink"),
     "product with data": (lambda m, x, z: m.conv(x * z), "clone sink"),
     "product of data": (lambda m, x, z: m.conv(z * x), "clone sink"),
+    "quotient": (lambda m, x, z: m.conv(x / z), "clone sink"),
+    "quotient by a number for each place": (lambda m, x, z: m.conv(x / z.norm(dim=1, keepdim=True)), "clone sink"),
+    "quotient that broadcasts": (
+        lambda m, x, z: m.conv(x.mean((0, 2, 3))[:, None, None] / z),
+        "clone clone clone clone sink",
+    ),
 }
 POSITIVE: dict[str, tuple[Way, str]] = {
     "rectifier": (lambda m, x, z: m.conv(F.relu(x)), "clone sink"),
@@ -216,6 +222,24 @@ STOPPED: dict[str, tuple[Way, dict[str, Any], str, str]] = {
         {"shift": True},
         "a shift does not pass through a product with data",
         "mul",
+    ),
+    "shift, quotient": (
+        lambda m, x, z: m.conv(x / z),
+        {"shift": True},
+        "a shift does not pass through a quotient of data",
+        "div",
+    ),
+    "quotient by itself": (
+        lambda m, x, z: m.conv(x / x),
+        {},
+        "div uses the value in a way that an affine cannot follow",
+        "div",
+    ),
+    "rounded quotient": (
+        lambda m, x, z: m.conv(torch.div(x, z, rounding_mode="trunc")),
+        {},
+        "div does not commute with a channel affine",
+        "div",
     ),
     "quotient": (
         lambda m, x, z: m.conv(z / x),

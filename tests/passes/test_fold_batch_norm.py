@@ -94,6 +94,18 @@ def test_linear_layers_on_both_sides() -> None:
     assert fused.passed("fold-batch-norm") == ["folded into the input of '2'"]
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_a_scale_passes_the_division_by_a_number_for_each_sample(after: bool) -> None:
+    """On both sides: what is divided by its length, as cosine classifiers do it."""
+    linear, bn = nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4, affine=False)
+    first, last = (bn, linear) if after else (linear, bn)
+    model = healthy(Lambda(lambda m, x: m.last(m.first(x) / x.norm(dim=1, keepdim=True)), first=first, last=last))
+    bn.running_mean.zero_()
+    fused = apply_exactly(model, doubles(3, 4), rules=RULES, bound=EXACT)
+    assert "batch_norm" not in fused.text and "batch_norm" in graph_text(fused.original)
+    assert fused.passed("fold-batch-norm")
+
+
 def _cat(m: Any, x: Any) -> Any:
     return m.bn(torch.cat([m.a(x), m.b(x)], 1))
 
