@@ -7,7 +7,7 @@ from .fresh import Outside, fresh_copy, own_copy
 from .outputs import keep_outputs
 from .places import Line, line_of, line_of_caller
 from .steps import Captured, from_exported
-from .torch_export import batch_of, capture, evaluation_mode
+from .torch_export import batch_of, capture, evaluation_mode, runs_on
 
 __all__ = [
     "Captured",
@@ -24,5 +24,6 @@ __all__ = [
     "line_of_caller",
     "own_copy",
     "read_axes",
+    "runs_on",
     "without_batch",
 ]

@@ -335,6 +335,27 @@ def _unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, args))
 
 
+def runs_on(module: nn.Module, example_inputs: Sequence[Any]) -> bool:
+    """Whether the module runs on these inputs in evaluation mode. It is left as it was, and so is torch's generator.
+
+    Raises EndedError where its code would end the process, and MachineError where the memory does not suffice.
+    """
+    try:
+        with (
+            evaluation_mode(module),
+            foreign_code(f"running {type(module).__name__}"),
+            torch.random.fork_rng(devices=[]),
+            Outside(module).kept(),
+            torch.no_grad(),
+        ):
+            _run(fresh_copy(module, to_write=True), example_inputs)
+    except (EndedError, MachineError):
+        raise
+    except Exception:
+        return False
+    return True
+
+
 def _run(module: nn.Module, args: Sequence[Any]) -> Any:
     with as_the_user_set():
         return module(*_copies(tuple(args)))

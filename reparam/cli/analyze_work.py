@@ -19,10 +19,11 @@ from reparam.loading import LoadedModel
 from reparam.signal import Analysis, Table, analyze, different_units, draw_pictures
 from reparam.utils import Shapes, one_line, refuse_existing, write_atomically
 
+from .examples import example_inputs, explained_misfit
 from .options import Side
 from .render import line, table
 from .session import Session
-from .work import example_inputs, explained_misfit, file_of, load, shapes_for
+from .work import file_of, load, shapes_for
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDE = 60  # columns of a sparkline

@@ -16,15 +16,16 @@ from reparam._version import __version__
 from reparam.compare import open_model, run_loaded
 from reparam.conversion import Conversion
 from reparam.data import load_array
-from reparam.engines import ExportOptions, Runnable, card_of, export, fitted, read_calibration, save_arrays
+from reparam.engines import Exported, ExportOptions, Runnable, card_of, export, fitted, read_calibration, save_arrays
 from reparam.errors import InputError
 from reparam.ir import Program
 from reparam.loading import LoadedModel
 from reparam.utils import write_atomically
 
+from .examples import on_examples
 from .options import ImageOptions, read_preprocessing
 from .session import Session
-from .work import ConvertOptions, Loaded, completed, describe_load, example_inputs, explained_misfit
+from .work import ConvertOptions, Loaded, completed, describe_load
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,23 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
         force=wanted.force,
     )
     details.check()
-    inputs = example_inputs(session, model, options.shapes, options.batch, options.seed)
-    with session.working() as tell, explained_misfit(model, inputs):
-        exported = export(
-            model.exported or model.module,
-            *inputs,
-            path=path,
-            options=details,
-            to=options.to,
-            dynamic=options.dynamic,
-            seed=options.seed,
-            progress=tell,
-            outputs=options.outputs,
-            **asdict(options.plain),
-        )
+
+    def work(inputs: tuple[Tensor, ...]) -> Exported:
+        with session.working() as tell:
+            return export(
+                model.exported or model.module,
+                *inputs,
+                path=path,
+                options=details,
+                to=options.to,
+                dynamic=options.dynamic,
+                seed=options.seed,
+                progress=tell,
+                outputs=options.outputs,
+                **asdict(options.plain),
+            )
+
+    exported = on_examples(session, model, options.shapes, options.batch, options.seed, work)
     if not exported.check.ran:
         session.warn(f"{path} was built, not run: {exported.check.why}")
     report = completed(exported.report, loaded, [str(p) for p in exported.outputs])

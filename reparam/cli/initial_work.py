@@ -16,9 +16,10 @@ from reparam.errors import InputError
 from reparam.initial import Initialised, init
 from reparam.utils import Shapes, one_line, together
 
+from .examples import example_inputs, explained_misfit
 from .render import line, table
 from .session import Session
-from .work import Loaded, example_inputs, explained_misfit
+from .work import Loaded
 
 MOST_ROWS = 40
 

@@ -16,10 +16,11 @@ from reparam.rewrite import verifying
 from reparam.training import save_training_source
 from reparam.utils import counted, together
 
+from .examples import example_inputs, explained_misfit
 from .outputs import Outputs
 from .render import FEW, Row, line, table
 from .session import Session
-from .work import ConvertOptions, Loaded, example_inputs, explained_misfit
+from .work import ConvertOptions, Loaded
 
 BAR = 24  # characters of the widest layer in the picture of the widths
 

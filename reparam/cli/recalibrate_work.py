@@ -15,8 +15,9 @@ from reparam.errors import InputError
 from reparam.training import recalibrate
 from reparam.utils import Shapes, counted, is_batch
 
+from .examples import example_inputs, explained_misfit
 from .session import Session
-from .work import Loaded, example_inputs, explained_misfit
+from .work import Loaded
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reparam.errors import CaptureError, EndedError, InputError, ReparamError
-from reparam.ir import draw_examples, shape_of_input
+from reparam.errors import InputError
 from reparam.options import DEFAULTS, PlainOptions
-from reparam.utils import Shapes, first_line, foreign_code, is_batch, together
+from reparam.utils import Shapes, is_batch, together
 
+from .examples import on_examples
 from .options import ImageOptions, Side, read_preprocessing
 from .outputs import Outputs
 from .session import Session, Tell
@@ -204,51 +203,6 @@ def shapes_for(models: Sequence[LoadedModel | Runnable], given: Shapes | None) -
     return next((m.input_shapes for m in in_order if m.input_shapes is not None), None)
 
 
-def example_inputs(
-    session: Session, model: LoadedModel, given: Shapes | None, batch: int, seed: int
-) -> tuple[Tensor, ...]:
-    """Random inputs, as `draw_examples` draws them; none for an exported program, which has its own.
-
-    Those of an ONNX file have the shapes of the file.
-    """
-    from reparam.onnx_input import ImportedModel
-
-    if isinstance(model.module, ImportedModel):
-        return model.module.examples(given, batch=batch, seed=seed)
-    if model.exported is not None:
-        if given is not None:
-            session.warn("--input-shape is not used: a .pt2 program has its own shapes")
-        return ()
-    return draw_examples(model.module, given or model.input_shapes, batch=batch, seed=seed)
-
-
-@contextmanager
-def explained_misfit(model: LoadedModel, inputs: Sequence[Tensor]) -> Iterator[None]:
-    """A capture that failed because the model does not run on the inputs at all says so, in terms of the option."""
-    import torch
-
-    try:
-        yield
-    except EndedError:
-        raise
-    except CaptureError as error:
-        if model.exported is not None:
-            raise
-        try:
-            with torch.no_grad(), foreign_code("running the model"):
-                model.module(*inputs)
-        except ReparamError:
-            raise
-        except Exception as cause:
-            shapes = " ".join(str(shape_of_input(x)) for x in inputs)
-            reason = first_line(cause)
-            raise InputError(
-                f"the model does not run on the input shape {shapes} (batch {inputs[0].shape[0]}): {reason}; "
-                "pass the right one with --input-shape"
-            ) from error
-        raise
-
-
 # ---- convert and explain -----------------------------------------------------------------------------------------
 
 
@@ -278,23 +232,26 @@ def convert_loaded(
     from reparam import convert
     from reparam.rewrite import verifying
 
-    inputs = example_inputs(session, loaded.model, options.shapes, options.batch, options.seed)
-    with session.working() as tell:
-        with explained_misfit(loaded.model, inputs), verifying(session.debug):
-            conversion = convert(
-                loaded.model.exported or loaded.model.module,
-                *inputs,
-                to=options.to,
-                dynamic=options.dynamic,
-                dtype=getattr(torch, dtype) if dtype is not None else None,
-                seed=options.seed,
-                outputs=options.outputs,
-                **asdict(options.plain),
-                progress=tell,
-            )
-        start = time.perf_counter()
-        _write(conversion, outputs, tell, force=force)
-    return replace(conversion, report=completed(conversion.report, loaded, outputs.names, time.perf_counter() - start))
+    def work(inputs: tuple[Tensor, ...]) -> tuple[Conversion, float]:
+        with session.working() as tell:
+            with verifying(session.debug):
+                conversion = convert(
+                    loaded.model.exported or loaded.model.module,
+                    *inputs,
+                    to=options.to,
+                    dynamic=options.dynamic,
+                    dtype=getattr(torch, dtype) if dtype is not None else None,
+                    seed=options.seed,
+                    outputs=options.outputs,
+                    **asdict(options.plain),
+                    progress=tell,
+                )
+            start = time.perf_counter()
+            _write(conversion, outputs, tell, force=force)
+        return conversion, time.perf_counter() - start
+
+    conversion, writing = on_examples(session, loaded.model, options.shapes, options.batch, options.seed, work)
+    return replace(conversion, report=completed(conversion.report, loaded, outputs.names, writing))
 
 
 def explain_loaded(session: Session, loaded: Loaded, options: ConvertOptions, *, graphs: bool = False) -> Report:
@@ -302,19 +259,21 @@ def explain_loaded(session: Session, loaded: Loaded, options: ConvertOptions, *,
     from reparam import explain
     from reparam.rewrite import verifying
 
-    inputs = example_inputs(session, loaded.model, options.shapes, options.batch, options.seed)
-    with session.working() as tell, explained_misfit(loaded.model, inputs), verifying(session.debug):
-        report = explain(
-            loaded.model.exported or loaded.model.module,
-            *inputs,
-            to=options.to,
-            dynamic=options.dynamic,
-            seed=options.seed,
-            graphs=graphs,
-            outputs=options.outputs,
-            **asdict(options.plain),
-            progress=tell,
-        )
+    def work(inputs: tuple[Tensor, ...]) -> Report:
+        with session.working() as tell, verifying(session.debug):
+            return explain(
+                loaded.model.exported or loaded.model.module,
+                *inputs,
+                to=options.to,
+                dynamic=options.dynamic,
+                seed=options.seed,
+                graphs=graphs,
+                outputs=options.outputs,
+                **asdict(options.plain),
+                progress=tell,
+            )
+
+    report = on_examples(session, loaded.model, options.shapes, options.batch, options.seed, work)
     return completed(report, loaded, [])
 
 
