@@ -109,7 +109,7 @@ def _of_zoos(arch: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def measure(arch: str) -> Mapping[str, Any]:
-    """What becomes of one network: its size, and for each form its outcome, seconds of processor time, and what is left."""
+    """What becomes of one network: its size, and for each form its outcome, processor time, and what is left."""
     torch.set_num_threads(1)
     row: dict[str, Any] = {"name": arch, "family": _family(arch)}
     module, inputs, how = built(arch)

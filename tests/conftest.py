@@ -38,7 +38,7 @@ if torch.version.cuda is None and importlib.util.find_spec("reparam.loading"):
 # Captures take seconds, so there is no deadline. `make test` draws the same few examples every time, `make mutants`
 # more of them; to hunt with fresh ones, as `make sweep` does: `make test ARGS="--hypothesis-profile explore"`.
 settings.register_profile(
-    "default", deadline=None, derandomize=True, max_examples=7, suppress_health_check=[HealthCheck.too_slow]
+    "default", deadline=None, derandomize=True, max_examples=10, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("mutants", settings.get_profile("default"), max_examples=25)
 settings.register_profile(

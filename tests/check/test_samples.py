@@ -79,6 +79,7 @@ def test_work_is_counted_for_one_sample_of_the_size_that_is_tried() -> None:
     for traced, tried, ratio in (((1, 1), (2, 1), 1.0), ((4, 3), (2, 3), 0.25)):
         _, region = region_of(Lambda(lambda m, x: x * 2.0), doubles(*traced))
         assert subject._size_ratio(region, RegionShapes((tried,), True)) == ratio
+        assert subject._size_ratio(dataclasses.replace(region, inputs=[]), RegionShapes((), True)) == 1.0
 
 
 def test_a_region_of_one_size_has_no_basis() -> None:
