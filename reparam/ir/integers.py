@@ -2,8 +2,8 @@
 
 An input that is looked up in a table has the rows of the table. One of 8 or 16 bits whose values are used as numbers,
 as those of images are, has all numbers of its dtype, unless 1 - x is taken of it, as of masks. One that is compared
-with positions is a length: 1 and as many as there are positions, or between. One that divides begins at 1. All others
-are 0 and 1, which are indices, classes and truth values nearly everywhere.
+with positions is a length, from 1 to their number, or a position, from 0 to the last. One that divides begins at 1. All
+others are 0 and 1, which are indices, classes and truth values nearly everywhere.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def with_integers(spec: InputSpec, node: fx.Node, sizes: Mapping[str, int] | Non
         spec = replace(spec, low=min(1.0, rows))
     if math.isfinite(rows):
         return replace(spec, high=rows)
-    if positions := _positions(node, sizes):
-        return replace(spec, low=max(spec.low, 1.0), high=float(min(positions, torch.iinfo(spec.dtype).max)))
+    if length := _length(node, sizes):
+        return replace(spec, low=max(spec.low, length[0]), high=min(length[1], torch.iinfo(spec.dtype).max))
     return whole_range(spec) if numbers else spec
 
 
@@ -105,20 +105,26 @@ def _largest_index(node: fx.Node) -> float:
     return min(rows)
 
 
-def _positions(node: fx.Node, sizes: Mapping[str, int] | None) -> int:
-    """The most positions that an integer input is compared with; 0 if it is compared with none."""
-    most, seen = 0, {node}
+def _length(node: fx.Node, sizes: Mapping[str, int] | None) -> tuple[int, int] | None:
+    """The least and the largest number of an integer input that is compared with positions 0, 1, 2, ..., p - 1.
+
+    From 1 to p where the positions below it count, from 0 to p - 1 where its own counts as well, which may be an index.
+    """
+    least, seen = 0, {node}
+    most: int | None = None
     stack = [(node, user) for user in node.users]
     while stack:
         read, user = stack.pop()
         if _is_aten(user) and op_name(user) in _ORDERS:
-            most = max(
-                [most, *(_count_of(a, sizes) for a in user.args[:2] if isinstance(a, fx.Node) and a is not read)]
-            )
+            first, second = user.args[:2]
+            other, below = (second, ("gt", "le")) if first is read else (first, ("lt", "ge"))
+            if isinstance(other, fx.Node) and _count_of(other, None) > 1:
+                own, count = op_name(user) not in below, _count_of(other, sizes)
+                least, most = max(least, 1 - own), min(count if most is None else most, count - own)
         elif is_call(user, _PLAIN) and user.args[0] is read and user not in seen:
             seen.add(user)
             stack.extend((user, following) for following in user.users)
-    return most
+    return None if most is None else (least, max(least, most))
 
 
 def _count_of(node: fx.Node, sizes: Mapping[str, int] | None) -> int:
@@ -129,8 +135,7 @@ def _count_of(node: fx.Node, sizes: Mapping[str, int] | None) -> int:
     kept = first.op == "get_attr" and _is_integer(first.meta.get("val"))
     if not kept and not (_is_aten(first) and op_name(first) == "arange"):
         return 0
-    count = min(math.prod(shape_of(first, sizes)), max(shape_of(node, sizes), default=1))
-    return count if count > 1 else 0
+    return min(math.prod(shape_of(first, sizes)), max(shape_of(node, sizes), default=1))
 
 
 def _is_mask(node: fx.Node) -> bool:

@@ -125,7 +125,7 @@ def test_a_network_that_takes_all_integers_is_checked_on_all() -> None:
 
 def test_a_network_that_does_not_run_in_its_own_dtype_is_checked_on_0_and_1(monkeypatch: pytest.MonkeyPatch) -> None:
     def lacks_a_kernel(*_: object) -> None:
-        raise NotImplementedError("this kernel is not implemented for 'Half'")
+        raise NotImplementedError("this kernel is not implemented for 'Half'")  # in torch's words
 
     monkeypatch.setattr("reparam.check.few_integers.evaluate", lacks_a_kernel)
     assert all(s.few for s in with_few_integers(program(lambda x: x.float() / 255)).inputs)

@@ -133,6 +133,8 @@ def _positions_of(x: Tensor) -> Tensor:
 LENGTHS: dict[str, Forward] = {
     "less": lambda m, x, n: x * (_positions_of(x)[None] < n[:, None]),
     "the other way": lambda m, x, n: x.masked_fill(n[:, None] <= _positions_of(x), 0.0),
+    "what is beyond": lambda m, x, n: x.masked_fill(_positions_of(x) >= n[:, None], 0.0),
+    "more": lambda m, x, n: x * (n[:, None] > _positions_of(x)),
     "as floats": lambda m, x, n: x * (torch.arange(x.shape[1], dtype=x.dtype).expand_as(x) < n.to(x.dtype)[:, None]),
     "positions that it keeps": lambda m, x, n: x * (m.positions[:, : x.shape[1]] < n[:, None]),
     "beside a quotient": lambda m, x, n: (x * (_positions_of(x) < n[:, None])).sum(1) / n,
@@ -150,11 +152,26 @@ class Kept(Net):
 def test_lengths_are_from_one_to_the_number_of_positions(forward: Forward, dtype: torch.dtype) -> None:
     inputs = torch.randn(3, 5), torch.tensor([1, 5, 2], dtype=dtype)
     program = capture(Kept(forward).eval(), inputs, dynamic=("batch", "inputs_0:1=length")).program
-    for length in (5, 11):
+    for length in (5, 11, 1):
         batch = next(s for s in program.traced_sizes if program.traced_sizes[s] == 3)
         free = next(s for s in program.traced_sizes if program.traced_sizes[s] == 5)
         values = feed(program, {batch: 2000, free: length}, torch.Generator().manual_seed(0))
         assert set(values[-1].tolist()) == set(range(1, length + 1))
+
+
+LAST: dict[str, Forward] = {
+    "up to it": lambda m, x, n: x * (_positions_of(x) <= n[:, None]),
+    "behind it": lambda m, x, n: x.masked_fill(_positions_of(x) > n[:, None], 0.0),
+    "from the other side": lambda m, x, n: x * (n[:, None] >= _positions_of(x)),
+    "before": lambda m, x, n: x.masked_fill(n[:, None] < _positions_of(x), 0.0),
+    "an index as well": lambda m, x, n: x * (_positions_of(x) <= n[:, None]) + x.gather(1, n[:, None].long()),
+}
+
+
+@pytest.mark.parametrize("forward", LAST.values(), ids=LAST)
+def test_positions_are_from_zero_to_the_last(forward: Forward) -> None:
+    program = captured(forward, torch.randn(3, 5), torch.tensor([0, 4, 2]))
+    assert set(drawn(program)[-1].tolist()) == set(range(5))
 
 
 def test_what_is_compared_with_one_number_is_no_length() -> None:
