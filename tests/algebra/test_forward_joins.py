@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 
 from reparam.algebra import Pair, Route, forward, forward_all
 from reparam.ir import Refusal, aten
 from support.by_hand import ByHand, Make, call, then
 from support.carried_by_hand import SCALE, SHAPE, SHIFT, actions, assert_same, column, conv, norm, started, two
-from support.helpers import doubles
+from support.helpers import Lambda, doubles, program_of
 
 # ---- an affine that takes another ----------------------------------------------------------------------------------
 
@@ -320,3 +320,16 @@ def test_one_factor_for_all_channels_is_that_of_each_channel_of_a_layer(groups: 
 def sink_of(route: Route | Refusal) -> Pair:
     assert isinstance(route, Route)
     return route.steps[-1].pair
+
+
+def test_parts_of_a_free_size_carry_one_scale_between_them() -> None:
+    """Where the sizes are free, no scale knows which places are those of its part."""
+    layers = {n: nn.Conv2d(3, 3, 1).double() for n in ("first", "second", "after")}
+    joined = Lambda(lambda m, x: m.after(torch.cat([m.first(x), m.second(x)], 2)), **layers)
+    program = program_of(joined, doubles(2, 3, 6, 6), dynamic=("height",))
+    first, second, _ = (n for n in program.calls() if "conv" in n.name)
+    scale = Pair(torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64))
+    refused = forward(program, first, scale)
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "the scale differs between the parts of a concatenation, whose sizes are free"
+    assert isinstance(forward_all(program, {first: scale, second: scale}), Route)
