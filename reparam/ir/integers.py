@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from reparam.errors import UnknownSizeError
+
 from .aten import CASTS, CATS, FILLS, IDENTITIES, MOVEMENTS, PADS, STACKS, aten, is_call, op_name
 from .program import InputSpec, Program, shape_of
 
@@ -128,14 +130,20 @@ def _length(node: fx.Node, sizes: Mapping[str, int] | None) -> tuple[int, int] |
 
 
 def _count_of(node: fx.Node, sizes: Mapping[str, int] | None) -> int:
-    """How many positions a value holds along one axis: 0, 1, 2, ..., or whole numbers that the network keeps."""
+    """How many positions a value holds along one axis: 0, 1, 2, ..., or whole numbers that the network keeps.
+
+    0 where it holds something else, or where their number depends on the values of the inputs.
+    """
     first = node
     while is_call(first, _PLAIN):
         first = first.args[0]  # type: ignore[assignment]
     kept = first.op == "get_attr" and _is_integer(first.meta.get("val"))
     if not kept and not (_is_aten(first) and op_name(first) == "arange"):
         return 0
-    return min(math.prod(shape_of(first, sizes)), max(shape_of(node, sizes), default=1))
+    try:
+        return min(math.prod(shape_of(first, sizes)), max(shape_of(node, sizes), default=1))
+    except UnknownSizeError:
+        return 0
 
 
 def _is_mask(node: fx.Node) -> bool:

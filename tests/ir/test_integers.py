@@ -174,6 +174,15 @@ def test_positions_are_from_zero_to_the_last(forward: Forward) -> None:
     assert set(drawn(program)[-1].tolist()) == set(range(5))
 
 
+def test_positions_of_an_unknown_number_say_nothing() -> None:
+    def forward(m: Any, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = (x[:, 0] > 0).nonzero()
+        return m.layer(x), torch.arange(chosen.shape[0]) < n[:, None]
+
+    program = captured(forward, torch.randn(3, 5), torch.tensor([0, 4, 2]))
+    assert set(drawn(program)[-1].tolist()) == {0, 1}
+
+
 def test_what_is_compared_with_one_number_is_no_length() -> None:
     inputs = torch.randn(3, 5), torch.tensor([1, 0, 1])
     program = capture(Kept(lambda m, x, n: x * (m.positions[0, :1] < n)[:, None]).eval(), inputs).program

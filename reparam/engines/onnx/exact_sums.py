@@ -16,7 +16,8 @@ from .speaker import Speaker, log_of_sums
 def diagonal(say: Speaker) -> fx.Node | None:
     """y_i = x_{i, i + k}, looked up at i (n + 1) + k in the flat rows of n numbers.
 
-    The exporter multiplies by zero what is not on the diagonal, which is no zero where that is infinite.
+    The exporter multiplies by zero what is not on the diagonal, which is no zero where that is infinite. None for
+    another diagonal than the main one where sizes are free.
     """
     rank = say.args["self"].meta["val"].dim()
     return _looked_up(say, say.args["offset"], say.args["dim1"] % rank, say.args["dim2"] % rank)
@@ -40,15 +41,15 @@ def _looked_up(say: Speaker, offset: int, first: int, second: int) -> fx.Node | 
     if offset < 0:
         first, second, offset = second, first, -offset
     rest = [axis for axis in range(rank) if axis not in (first, second)]
+    rows, columns = (fixed_size(x.meta["val"].shape[axis]) for axis in (first, second))
+    if offset and (rows is None or columns is None):
+        return None
     x = say(aten.permute.default, x, [*rest, first, second])
-    rows, columns = (fixed_size(n) for n in x.meta["val"].shape[-2:])
     flat = say(aten.flatten.using_ints, x, rank - 2, rank - 1)
     if rows is not None and columns is not None:
         places = torch.arange(max(min(rows, columns - offset), 0)) * (columns + 1) + offset
         index = say.program.weight(places, f"{say.node.name}_places", trainable=False, like=say.node)
         return say(aten.index_select.default, flat, rank - 2, index)
-    if offset:
-        return None
     height, width = (
         n if n is not None else say(aten.sym_size.int, x, axis) for n, axis in ((rows, rank - 2), (columns, rank - 1))
     )
