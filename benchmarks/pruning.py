@@ -3,7 +3,8 @@
 Small networks are trained on scikit-learn's digits, distorted to 16x16 (1,437 images); the accuracy is that on the
 other 360 in ten fixed distortions each. Then each is pruned with 512 unlabelled training images: by `reparam.prune`,
 and by Torch-Pruning (group L2, BN scale, Taylor with labels; global), whose result gets new BN statistics on the same
-images, or our refit on the channels that it chose, so that the choice and the refit can be told apart. With `--after`
+images, or our refit on the channels that it chose, so that the choice and the refit can be told apart. A plain network
+is pruned as it is, to the same number of multiply-accumulates as the others. With `--after`
 the results are then trained with labels for so many epochs, all in the same way. With `--latency` the budgets are of
 the time in onnxruntime on one thread; widths are multiples of 8 then, the peer's too. All of it takes more than a
 day: each figure is added to pruning.jsonl when it is found, and a run that was stopped goes on from there.
@@ -12,14 +13,12 @@ day: each figure is added to pruning.jsonl when it is found, and a run that was 
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
-import importlib.util
 import json
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,22 +29,20 @@ from common import machine, network_of, quiet, say, table
 from coverage_page import rows_of
 from digits import TRAINED, digits
 from pruning_nets import NETS
+from pruning_peer import CRITERIA, chosen, peers, torch_pruning
 from torch import Tensor, nn
 
 from reparam.conversion import convert
-from reparam.errors import InputError, ReparamError
+from reparam.errors import InputError
 from reparam.ir import Program
-from reparam.pruning import prune, refit
-from reparam.pruning.timing import times
-from reparam.training import recalibrate, save_training_source
-from reparam.utils import first_line
+from reparam.pruning import prune
+from reparam.training import save_training_source
 
 BUDGETS = (0.6, 0.4, 0.25, 0.2, 0.1)
 SEEDS, EPOCHS, CALIBRATION = 5, 40, 512
 RATE, RATE_AFTER = 3e-3, 1e-3
 SIDE, COPIES = 16, 10
 FOUND = Path(__file__).parent / "pruning.jsonl"
-CRITERIA = ("group L2", "BN scale", "Taylor")  # of Torch-Pruning
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # the 97.5 % quantile of Student's t for so many seeds
 
 TEXT = """\
@@ -55,7 +52,8 @@ Accuracy in % after pruning without labels and without training, mean over {seed
 95 % interval. The share is of the {budget} that may be left; each method stays just below. *recalibrated*:
 BN statistics measured again on the same 512 images. *refitted*: `reparam.refit` on the channels that Torch-Pruning
 chose. *reparam, group L2* and *random*: `reparam.prune` with channels chosen by the norm of their weights, as
-Torch-Pruning's first criterion does, or drawn at random, refitted in the same loop. *then ... epochs*: trained
+Torch-Pruning's first criterion does, or drawn at random, refitted in the same loop. *plain network*: `reparam.prune` of
+the plain form, to the same share of what the network had before it was made plain. *then ... epochs*: trained
 with labels afterwards, ours with batch norms put back.
 """
 
@@ -100,110 +98,6 @@ def accuracy(module: nn.Module, x: Tensor, labels: Tensor) -> float:
     return 100 * float((torch.cat([module(part).argmax(1) for part in x.split(200)]) == labels).float().mean())
 
 
-# ---- the peer ----------------------------------------------------------------------------------------------------
-
-
-def torch_pruning() -> Any:
-    """The package, None where it is not installed."""
-    if importlib.util.find_spec("torch_pruning") is None:
-        return None
-    import torch_pruning
-
-    return torch_pruning
-
-
-def chosen(
-    tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor, share: float, *, latency: bool
-) -> tuple[nn.Module, nn.Module] | None:
-    """The least cut of the peer that reaches the share: a copy with zeros at the channels that go, and one without.
-
-    A cut that leaves a network that does not run is none; None where no other reaches the share.
-    """
-    best, low, high = None, 0.0, 1.0
-    for _ in range(9):
-        ratio = (low + high) / 2
-        pruned = copy.deepcopy(module)
-        multiple = 8 if latency else None
-        groups = list(_pruner(tp, criterion, pruned, x, labels, ratio, multiple).step(interactive=True))
-        masked = _masked(module, pruned, groups)
-        for group in groups:
-            group.prune()
-        try:
-            left = time_of(pruned, module, x) if latency else macs_of(pruned, x) / macs_of(module, x)
-        except (RuntimeError, ReparamError) as error:  # the layers that it left do not fit each other
-            say(f"Torch-Pruning, {criterion}, a ratio of {ratio:g}: what is left does not run: {first_line(error)}")
-            high = ratio
-            continue
-        if left <= share:
-            best, high = (masked, pruned), ratio
-        else:
-            low = ratio
-    return best
-
-
-@torch.no_grad()
-def macs_of(module: nn.Module, x: Tensor) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one sample."""
-    total = 0
-
-    def count(layer: nn.Module, _: Any, y: Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer.weight, Tensor)
-        total += layer.weight.numel() * math.prod(y.shape[2:])
-
-    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [m.register_forward_hook(count) for m in layers]
-    module(x[:1])
-    for hook in hooks:
-        hook.remove()
-    return total
-
-
-def time_of(module: nn.Module, original: nn.Module, x: Tensor) -> float:
-    """The share of the original's time that a network takes in onnxruntime, both in their fused form."""
-    programs = {name: convert(m, x[:2]).program for name, m in (("original", original), ("pruned", module))}
-    return times(programs, "onnxruntime", rounds=40)["pruned"].share
-
-
-def _pruner(
-    tp: Any, criterion: str, module: nn.Module, x: Tensor, labels: Tensor, ratio: float, multiple: int | None
-) -> Any:
-    importance = {
-        "group L2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
-        "BN scale": tp.importance.BNScaleImportance,
-        "Taylor": tp.importance.GroupTaylorImportance,
-    }[criterion]()
-    heads = [m for m in module.modules() if isinstance(m, nn.Linear)]
-    if criterion == "Taylor":
-        F.cross_entropy(module(x), labels).backward()
-    return tp.pruner.MetaPruner(
-        module,
-        x[:1],
-        importance,
-        global_pruning=True,
-        pruning_ratio=ratio,
-        ignored_layers=heads,
-        iterative_steps=1,
-        round_to=multiple,
-    )
-
-
-def _masked(module: nn.Module, pruned: nn.Module, groups: Sequence[Any]) -> nn.Module:
-    """A copy of `module` whose rows and norms are zero where the groups prune those of `pruned`."""
-    names = {id(m): n for n, m in pruned.named_modules()}
-    masked = copy.deepcopy(module)
-    modules = dict(masked.named_modules())
-    with torch.no_grad():
-        for dependency, indices in (pair for group in groups for pair in group):
-            target = modules.get(names.get(id(dependency.target.module), "?"))
-            makes = dependency.handler.__name__ == "prune_out_channels"
-            if makes and isinstance(target, nn.Conv2d | nn.BatchNorm2d):
-                for value in (target.weight, target.bias):
-                    if value is not None:
-                        value[indices] = 0.0
-    return masked
-
-
 # ---- the measurement ---------------------------------------------------------------------------------------------
 
 
@@ -222,6 +116,9 @@ class Setting:
     only: Sequence[str] = ()
 
     def wanted(self, method: str) -> bool:
+        """A plain network has no budget of the time that the network took before it was made plain."""
+        if self.latency and method.startswith(PLAIN):
+            return False
         return not self.only or any(part in method for part in self.only)
 
     def trained(self, method: str) -> str:
@@ -272,8 +169,13 @@ def measure(
             if not left(method, share) and not then:
                 continue
             budget = {"latency" if setting.latency else "macs": share}
+            given, form = module, "residual"
+            if method == PLAIN:
+                converted, form = convert(module, x[:2], to="plain"), "plain"
+                given, size = converted.module, converted.report
+                budget = {"macs": share * size.before.macs / size.after.macs}
             try:
-                result = prune(module, x[:2], calibration, form="residual", seed=seed, **budget, **options)
+                result = prune(given, x[:2], calibration, form=form, seed=seed, **budget, **options)
             except InputError as error:  # no network is as fast as that
                 say(f"{method} at {share}: {error}")
                 yield method, share, None
@@ -295,25 +197,14 @@ def measure(
                 yield trained, share, None if found is None else afterwards(found[1])
 
 
+PLAIN = "reparam, plain network"
 OURS: dict[str, dict[str, Any]] = {
     "reparam, coupled": {},
     "reparam, per depth": {"streams": "per-depth"},
     "reparam, group L2": {"score": "magnitude"},
     "reparam, random": {"score": "random"},
+    PLAIN: {},
 }
-
-
-def peers(criterion: str, module: nn.Module, x: Tensor) -> dict[str, Callable[[nn.Module], nn.Module]]:
-    """What is made of the peer's choice, a masked copy of `module`: with new statistics, and with our refit."""
-    return {
-        f"Torch-Pruning, {criterion}, recalibrated": lambda masked: _recalibrated(masked, x),
-        f"Torch-Pruning, {criterion}, refitted": lambda masked: refit(masked, module, x, example_inputs=x[:2]).module,
-    }
-
-
-def _recalibrated(masked: nn.Module, x: Tensor) -> nn.Module:
-    """Norms of channels that are off stay off: their factors and shifts are zero."""
-    return recalibrate(masked, x[:2], data=x).module
 
 
 def trainable(program: Program, x: Tensor) -> nn.Module:

@@ -25,19 +25,32 @@ class BasicBlock(nn.Module):
         return F.relu(self.two(F.relu(self.one(x))) + self.short(x))
 
 
-class ResNet20(nn.Module):
-    """Three stages of three blocks (He et al., 2016), 10.13 M multiply-accumulates at width 16."""
+class ResNet(nn.Module):
+    """Stages of basic blocks, each twice as wide as the one before and half as high (He et al., 2016)."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, stages: int, depth: int, width: int = 16) -> None:
         super().__init__()
-        self.stem = conv_bn(1, width)
-        plan = [(width, width, 1), *[(width, width, 1)] * 2, (width, 2 * width, 2), *[(2 * width, 2 * width, 1)] * 2]
-        plan += [(2 * width, 4 * width, 2), *[(4 * width, 4 * width, 1)] * 2]
-        self.blocks = nn.Sequential(*(BasicBlock(*p) for p in plan))
-        self.head = nn.Linear(4 * width, 10)
+        self.stem, channels, blocks = conv_bn(1, width), width, list[nn.Module]()
+        for stage in range(stages):
+            for block in range(depth):
+                halves = stage > 0 and block == 0
+                blocks.append(BasicBlock(channels, width << stage, 2 if halves else 1))
+                channels = width << stage
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(F.relu(self.stem(x))).mean((2, 3)))
+
+
+def resnet20() -> ResNet:
+    """10.13 M multiply-accumulates."""
+    return ResNet(stages=3, depth=3)
+
+
+def resnet18() -> ResNet:
+    """As ResNet-18, a quarter as wide and without the pooling behind its first convolution."""
+    return ResNet(stages=4, depth=2)
 
 
 class Inverted(nn.Module):
@@ -121,7 +134,13 @@ class RepVGG(nn.Module):
         return self.head(self.blocks(x).mean((2, 3)))
 
 
-NETS: dict[str, Callable[[], nn.Module]] = {"resnet20": ResNet20, "mobile": Mobile, "dense": Dense, "repvgg": RepVGG}
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "resnet20": resnet20,
+    "resnet18": resnet18,
+    "mobile": Mobile,
+    "dense": Dense,
+    "repvgg": RepVGG,
+}
 
 
 def main() -> None:

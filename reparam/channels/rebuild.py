@@ -38,6 +38,13 @@ class ChannelPlan:
         kept = {n: self.kept[n].numel() if n in self.kept else 0 for n in self.known.facts}
         return {n: (f.count, kept[n]) for n, f in self.known.facts.items() if kept[n] < f.count}
 
+    def reads(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+        """The channels that a call needs of its operands for what it keeps; none of one that keeps all."""
+        if node in self.rigid or node not in self.kept:
+            return {}
+        ask = family_that_knows(node).ask(self.known, node, self.kept[node])
+        return {x: request.ids for x, request in ask.requests.items()}
+
 
 def reads_size(node: fx.Node) -> bool:
     """Whether the call only reads a size, which is never one of the channels': those are fixed."""

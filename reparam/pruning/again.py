@@ -19,7 +19,7 @@ from reparam.passes import phases_of
 from reparam.rewrite import Driver, Progress
 from reparam.utils import DEFAULT_AXES, check_callable, check_seed, checked_call
 
-from .gated import GATE, Gated
+from .gated import Gated, is_mask
 from .joint import affordable, refit_on
 from .loop import BATCH, MEMORY, Pruned
 from .mixing import copies_for, with_mixes
@@ -111,7 +111,7 @@ def _folded(model: FileOrModel, inputs: Sequence[Any], seed: int) -> Program:
 
 def _aligned(program: Program, original: Program) -> Gated:
     """`program` with the weights of `original` beside it: call by call, but for products with masks."""
-    mine = [n for n in program.calls() if not _is_mask(program, n)]
+    mine = [n for n in program.calls() if not is_mask(program, n)]
     theirs = list(original.calls())
     weights = {n: c.value for n, c in program.constants.items()}
     same = len(mine) == len(theirs) and all(a.target is b.target for a, b in zip(mine, theirs, strict=True))
@@ -127,11 +127,6 @@ def _aligned(program: Program, original: Program) -> Gated:
         assert isinstance(mask, fx.Node)
         weights[str(mask.target)] = torch.ones_like(weights[str(mask.target)])
     return Gated(program, weights, (), {})
-
-
-def _is_mask(program: Program, node: fx.Node) -> bool:
-    mask = program.constant(node.args[1]) if len(node.args) > 1 else None
-    return mask is not None and mask.origin.endswith(GATE)
 
 
 def _weights(node: fx.Node) -> list[fx.Node]:

@@ -15,6 +15,7 @@ from reparam.errors import InputError
 from reparam.ir import ADDS, WEIGHTED, Program, aten, is_call, module_of, place_of, shape_of
 
 from .gates import Finder, Gate, Place, users_of
+from .running import set_weight
 
 GATE = ".gate"  # what the names of masks end with
 TOLD = 8  # names of layers that are told where a pattern matches none
@@ -68,8 +69,7 @@ class Gated:
 
     def set_weight(self, name: str, value: Tensor) -> None:
         """Puts a weight in the place of another."""
-        constant = self.program.constants[name]
-        self.program.constants[name] = replace(constant, value=value.to(constant.value.dtype))
+        set_weight(self.program, name, value)
 
     @property
     def reference(self) -> Program:
@@ -91,13 +91,7 @@ class Gated:
     def masked(self) -> Program:
         """The network by itself: a copy with products only where a channel is switched off."""
         out = self.program.copy()
-        for node in list(out.calls()):
-            value, mask = (*node.args, None, None)[:2]
-            if not isinstance(value, fx.Node) or not isinstance(mask, fx.Node) or str(mask.target) not in self.spots:
-                continue
-            if bool((out.constants[str(mask.target)].value == 1).all()):
-                node.replace_all_uses_with(value)
-                out.erase([node, mask])
+        drop_open_gates(out)
         return out
 
 
@@ -130,6 +124,25 @@ def with_gates(program: Program, *, coupled: bool = False, keep: str | None = No
         gates.append(Gate(place_of(first.root), tuple(masks), count, runs if count % runs == 0 else count))
     original = {n: c.value for n, c in out.constants.items()}
     return Gated(out, original, tuple(gates), spots)
+
+
+def is_mask(program: Program, node: fx.Node) -> bool:
+    """Whether a call is the product of a value with the factors of a gate."""
+    mask = program.constant(node.args[1]) if len(node.args) > 1 else None
+    return mask is not None and mask.origin.endswith(GATE)
+
+
+def drop_open_gates(program: Program) -> None:
+    """Takes the products with factors that are all one out of a program."""
+    for node in list(program.calls()):
+        if not is_mask(program, node):
+            continue
+        value, mask = node.args[:2]
+        assert isinstance(value, fx.Node)
+        assert isinstance(mask, fx.Node)
+        if bool((program.constants[str(mask.target)].value == 1).all()):
+            node.replace_all_uses_with(value)
+            program.erase([node, mask] if len(mask.users) == 1 else [node])
 
 
 def _check_matches(pattern: str, layers: Sequence[str], others: Collection[str]) -> None:

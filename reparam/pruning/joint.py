@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,16 +32,18 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reparam.algebra import Layer
+from reparam.channels import plan_channels
 from reparam.data import Deck
-from reparam.ir import call_node, evaluate, is_floating, last_uses, weight_value
+from reparam.ir import Program, call_node, evaluate, is_floating, last_uses, weight_value
 from reparam.utils import first_line, is_out_of_memory
 
 from .equations import Equations, as_rows, columns_of, from_rows
 from .gated import Gated
 from .mixing import only_mixes
+from .narrow import narrowed
 from .quality import Judge, Quality, surely_less
 from .refitting import Alive, alive_in, layers_to_fit
-from .running import DTYPE, feed_of
+from .running import DTYPE, feed_of, set_weight
 
 _log = logging.getLogger(__name__)
 STEPS = 32
@@ -88,23 +90,32 @@ def refit_on(
     tell: Callable[[int, int], None],
 ) -> Joint:
     """`refit_jointly` on mixes of the samples of a deck. choosing: the samples that the average is chosen on."""
+    before = judge.quality(gated.program)
     if choosing is None:
-        found, few = judge.quality(gated.program), "too few samples were held out to choose on"
+        few = "too few samples were held out to choose on"
         _log.info("joint refit: none, %s", few)
-        return Joint(0, 0, found, found, few)
+        return Joint(0, 0, before, before, few)
     with Judge(gated.reference, choosing, judge.size) as chooser:
-        return refit_jointly(
-            gated,
+        small = narrowed(gated)
+        found = refit_jointly(
+            gated.program if small is None else small.program,
+            gated.reference,
             lambda step: only_mixes((inputs for inputs, _ in deck.batches(judge.size)), seed + step + 1),
             chooser,
             judge,
             steps=steps,
             tell=tell,
         )
+    if not found.taken:
+        return replace(found, before=before, after=before)
+    if small is not None:
+        small.hand_back(gated)
+    return replace(found, before=before, after=judge.quality(gated.program))
 
 
 def refit_jointly(
-    gated: Gated,
+    program: Program,
+    reference: Program,
     batches: Batches,
     chooser: Judge,
     judge: Judge,
@@ -113,15 +124,16 @@ def refit_jointly(
     iterations: int = ITERATIONS,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Joint:
-    """Takes steps over all weights of `gated`, in place; weights that calls share stay as they are.
+    """Takes steps over all weights of `program`, in place; weights that calls share stay as they are.
 
-    batches: those of a step, by its number; the same ones each time it is called with that. chooser: compares with the
-    original on samples that nothing was fitted to. judge: on those that figures are taken from.
+    reference: the original, which takes the same inputs. batches: those of a step, by its number; the same ones each
+    time it is called with that. chooser: compares with the original on samples that nothing was fitted to. judge: on
+    those that figures are taken from.
     """
-    held = judge.quality(gated.program)
-    first, missed = chooser.look(gated.program)
+    held = judge.quality(program)
+    first, missed = chooser.look(program)
     best = first
-    system = _System(gated)
+    system = _System(program, reference)
     now = mean = kept = system.weights()
     taken, done, speed = 0, 0, {n: torch.zeros_like(v) for n, v in now.items()}
     for step in range(steps):
@@ -132,14 +144,14 @@ def refit_jointly(
             system.put(kept)
             if is_out_of_memory(error):
                 raise
-            return Joint(done, taken, held, judge.quality(gated.program), f"no derivatives: {first_line(error)}")
+            return Joint(done, taken, held, judge.quality(program), f"no derivatives: {first_line(error)}")
         done = step + 1
         speed = {n: change[n].to(v.dtype) + MOMENTUM * v for n, v in speed.items()}
         now = {n: v + speed[n] for n, v in now.items()}
         share = 1 / min(done, max(1, steps // AVERAGED))
         mean = {n: v + share * (now[n] - v) for n, v in mean.items()}
         system.put(mean)
-        found, left = chooser.look(gated.program)
+        found, left = chooser.look(program)
         if not math.isfinite(found.error):
             break
         closer = found.kl is None or first.kl is None or found.kl < first.kl
@@ -148,7 +160,7 @@ def refit_jointly(
         system.put(now)
     tell(steps, steps)
     system.put(kept)
-    after = judge.quality(gated.program)
+    after = judge.quality(program)
     _log.info("joint refit: step %d of %d kept, error %.3g, was %.3g", taken, steps, after.error, held.error)
     return Joint(done, taken, held, after)
 
@@ -190,9 +202,10 @@ class _Part:
 class _System:
     """The normal equations of the whole network at its weights."""
 
-    def __init__(self, gated: Gated) -> None:
-        self.gated, self.program, self.reference = gated, gated.program, gated.reference
-        plan = gated.plan()
+    def __init__(self, program: Program, reference: Program) -> None:
+        self.program, self.reference = program, reference
+        self.scales: list[float] = []
+        plan = plan_channels(program)
         self.parts = []
         for layer in layers_to_fit(self.program):
             part = self._part(layer, alive_in(plan, layer))
@@ -218,14 +231,14 @@ class _System:
     def put(self, weights: Mapping[str, Tensor]) -> None:
         """Sets the weights."""
         for name, value in weights.items():
-            self.gated.set_weight(name, value)
+            set_weight(self.program, name, value)
 
     # ---- one step ------------------------------------------------------------------------------------------
 
     def step(self, batches: Callable[[], Iterable[Sequence[Tensor]]], iterations: int) -> Vector:
         """The change of all weights."""
         weights = {n: v.to(DTYPE) for n, v in self.weights().items()}
-        scales = self._scales(batches())
+        self.scales = scales = self.scales or self._scales(batches())
         blocks, gradient = self._look(weights, batches, scales)
         change = {n: torch.zeros_like(v) for n, v in weights.items()}
         left = gradient

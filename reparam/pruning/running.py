@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ def advance(program: Program, nodes: Iterable[fx.Node], env: dict[fx.Node, Any])
             env[node] = weight_value(program, node, DTYPE)
         elif node.op == "call_function":
             env[node] = call_node(node, env, DTYPE)
+
+
+def set_weight(program: Program, name: str, value: Tensor) -> None:
+    """Puts a weight in the place of another, in the dtype of that."""
+    constant = program.constants[name]
+    program.constants[name] = replace(constant, value=value.to(constant.value.dtype))
 
 
 def feed_of(program: Program, inputs: Sequence[Tensor]) -> list[Any]:
