@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -44,7 +44,10 @@ class OutputError:
 
 @dataclass
 class ErrorSums:
-    """Squared errors, the largest ones, and the squared truth of one output, added up over all inputs."""
+    """Squared errors, the largest ones, and the squared truth of one output, added up over all inputs.
+
+    others: squared errors of other runs of the first model, and of how many numbers, by what is other about them.
+    """
 
     difference: float = 0.0
     error_a: float = 0.0
@@ -52,8 +55,7 @@ class ErrorSums:
     size: float = 0.0
     peaks: tuple[float, float, float] = (0.0, 0.0, 0.0)
     count: int = 0
-    disturbed: float = 0.0
-    disturbed_count: int = 0
+    others: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def add(self, truth: Tensor, other: Tensor, own_a: Tensor, own_b: Tensor) -> None:
         if not truth.numel():
@@ -66,23 +68,24 @@ class ErrorSums:
         self.peaks = tuple(max(p, q) for p, q in zip(self.peaks, now, strict=True))  # type: ignore[assignment]
         self.count += truth.numel()
 
-    def widen(self, truth: Tensor, off: Tensor) -> None:
-        """Takes the errors of one more run of the first model, whose numbers are off by a rounding.
+    def widen(self, truth: Tensor, off: Tensor, how: str) -> None:
+        """Takes the errors of one more run of the first model, which rounds otherwise; `how` says what is other there.
 
-        Its largest error counts where it is larger, and so does the RMS of all such runs: a single run may be lucky.
+        Its largest error counts where it is larger, and so does the RMS of all runs of its kind: a single one may be
+        lucky.
         """
         if truth.numel():
             b, own, size = self.peaks
             self.peaks = b, max(own, float((off - truth).abs().max())), size
-            self.disturbed += float((off - truth).square().sum())
-            self.disturbed_count += truth.numel()
+            before, count = self.others.get(how, (0.0, 0))
+            self.others[how] = before + float((off - truth).square().sum()), count + truth.numel()
 
     def result(self, index: int, floor: float) -> OutputError:
         n = max(self.count, 1)
         difference, error_a, error_b, size = (
             math.sqrt(v / n) for v in (self.difference, self.error_a, self.error_b, self.size)
         )
-        disturbed = math.sqrt(self.disturbed / max(self.disturbed_count, 1))
-        bar = SLACK * max(error_a, disturbed) + floor * size
+        others = (math.sqrt(squares / count) for squares, count in self.others.values())
+        bar = SLACK * max([error_a, *others]) + floor * size
         peak_bar = SLACK * self.peaks[1] + floor * self.peaks[2]
         return OutputError(index, difference, error_a, error_b, size, bar, self.peaks[0], peak_bar)

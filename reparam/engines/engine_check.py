@@ -33,6 +33,7 @@ from reparam.ir import (
 from reparam.utils import dtype_name
 
 from .format import Runnable
+from .sums_in_order import IN_ORDER
 
 BATCHES = (1, 2, 5)
 MORE = 8  # further inputs for the share of equal decisions in low precision
@@ -165,13 +166,17 @@ class _Measurement:
         self.samples += first.shape[0] if first.dim() else 1
 
     def widen(self, generator: torch.Generator) -> None:
-        """Takes the errors of the network itself where its numbers are off by a rounding."""
+        """Takes the errors of the network itself where its numbers are off by a rounding, or added in another order."""
         for values in self.feeds:
             truth = floats(as_reals(evaluate(self.original, values)))
             for _ in range(DISTURBED):
                 program, moved = disturbed(self.emitted, typed(self.emitted, values), None, generator)
-                for s, t, off in zip(self.sums, truth, floats(as_reals(evaluate(program, moved, None))), strict=True):
-                    s.widen(t, off.double())
+                self._widen("disturbed", truth, evaluate(program, moved, None))
+            self._widen("in order", truth, evaluate(self.emitted, typed(self.emitted, values), None, by=IN_ORDER))
+
+    def _widen(self, how: str, truth: Sequence[Tensor], found: Sequence[Any]) -> None:
+        for s, t, off in zip(self.sums, truth, floats(as_reals(found)), strict=True):
+            s.widen(t, off.double(), how)
 
 
 def check_engine(

@@ -169,16 +169,18 @@ def evaluate(
     *,
     observe: Observer | None = None,
     gradients: bool = False,
+    by: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> list[Any]:
     """The flat outputs of `program` on `inputs` (one entry for each placeholder).
 
     dtype: what all floating values are computed in; None runs each weight in the dtype that it is emitted in.
     observe: called with every call node and its value, in execution order.
     gradients: whether the outputs can be differentiated with respect to the inputs.
+    by: functions in the place of operators, that give the same apart from rounding.
     """
     with torch.set_grad_enabled(gradients), default_dtype(dtype):
         env = _WidenedAgain(program, dtype) if gradients else Values(program, dtype)
-        found = _evaluate(program, inputs, env, observe)
+        found = _evaluate(program, inputs, env, observe, {**_BY, **(by or {})})
         env.clear()  # what is kept for gradients refers to it
         return found
 
@@ -219,7 +221,13 @@ def takes_shapes(program: Program, inputs: Sequence[Any]) -> bool:
     return True
 
 
-def _evaluate(program: Program, inputs: Sequence[Any], env: Values, observe: Observer | None) -> list[Any]:
+def _evaluate(
+    program: Program,
+    inputs: Sequence[Any],
+    env: Values,
+    observe: Observer | None,
+    by: Mapping[Any, Callable[..., Any]] = _BY,
+) -> list[Any]:
     feed, dtype = iter(inputs), env.dtype
     frees = last_uses(program.graph.nodes)
     for node in program.graph.nodes:
@@ -228,7 +236,7 @@ def _evaluate(program: Program, inputs: Sequence[Any], env: Values, observe: Obs
             moves = isinstance(value, Tensor) and value.dtype != dtype
             env[node] = retype(value, dtype) if moves else value
         elif node.op == "call_function":
-            env[node] = env.call(node)
+            env[node] = env.call(node, by)
             if observe is not None:
                 observe(node, env[node])
         elif node.op == "output":

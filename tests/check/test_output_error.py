@@ -45,13 +45,16 @@ def test_one_more_run_of_the_first_model_widens_what_one_number_may_be_off_by() 
     sums.add(*(torch.tensor(v) for v in ([1.0, -4.0], [1.0, -4.0], [1.5, -4.0], [1.0, -4.0])))
     before = sums.result(0, 0.25)
     assert before.peak_bar == 0.5 * SLACK + 0.25 * 4
-    sums.widen(torch.tensor([1.0, -4.0]), torch.tensor([1.25, -4.0]))
-    sums.widen(torch.tensor([]), torch.tensor([]))
+    sums.widen(torch.tensor([1.0, -4.0]), torch.tensor([1.25, -4.0]), "disturbed")
+    sums.widen(torch.tensor([]), torch.tensor([]), "disturbed")
     assert sums.result(0, 0.25) == before
-    sums.widen(torch.tensor([1.0, -4.0]), torch.tensor([1.0, -6.0]))
+    sums.widen(torch.tensor([1.0, -4.0]), torch.tensor([1.0, -6.0]), "disturbed")
     widened = math.sqrt((0.25**2 + 2.0**2) / 4)  # of both runs, of two numbers each
     bar = SLACK * widened + 0.25 * before.size
     assert sums.result(0, 0.25) == dataclasses.replace(before, bar=bar, peak_bar=2.0 * SLACK + 0.25 * 4)
+    sums.widen(torch.tensor([1.0, -4.0]), torch.tensor([1.0, -6.25]), "in order")
+    bar = SLACK * math.sqrt(2.25**2 / 2) + 0.25 * before.size  # of the one run of its kind
+    assert sums.result(0, 0.25) == dataclasses.replace(before, bar=bar, peak_bar=2.25 * SLACK + 0.25 * 4)
 
 
 def test_a_single_number_is_its_own_mean() -> None:
