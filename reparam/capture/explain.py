@@ -1,7 +1,8 @@
 """Why a model cannot be captured, in words about the model: the class and the line, and what to do there.
 
 torch.export speaks of its own insides. What it says is translated where that is known, and the line is looked for where
-it names none: the model is run once more, and what takes or replaces the memory of a tensor tells where it is called.
+it names none: the model is run once more, and what takes or replaces the memory of a tensor, or takes a derivative,
+tells where it is called.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -66,10 +68,33 @@ _CAUSES = (
         "return tensors, tuples, lists or dicts of them",
     ),
 )
+_GRADIENT = _Cause(
+    "",
+    "it takes a derivative while it runs, which torch.export does not trace",
+    "write the derivative out as a formula, or convert the part that it is taken of",
+)
 _LINKS = re.compile(r"\s*(Please file an issue on github|See https?://|For more (information|details))[^\n]*", re.I)
 # What takes or replaces the memory of a tensor.
 _TAKES = frozenset(
     ("set_", "resize_", "resize_as_", "numpy", "data_ptr", "untyped_storage", "storage", "__dlpack__", "__array__")
+)
+
+
+# What takes derivatives: the code of each function, whatever name a model calls it by.
+_DERIVATIVES = frozenset(
+    f.__code__
+    for f in (
+        torch.autograd.grad,
+        torch.autograd.backward,
+        torch.func.grad,
+        torch.func.grad_and_value,
+        torch.func.vjp,
+        torch.func.jvp,
+        torch.func.jacrev,
+        torch.func.jacfwd,
+        torch.func.hessian,
+        torch.func.linearize,
+    )
 )
 
 
@@ -80,6 +105,9 @@ def explain(module: nn.Module, error: BaseException, run: Callable[[], object] |
     """
     cause = next((c for c in _CAUSES if re.search(c.says, _all_messages(error))), None)
     line, function = line_of_error(error), autograd_function_of(error)
+    vague = cause is None or cause.reason == _MEMORY
+    if vague and run is not None and (gradient := _gradient(run)) is not None:
+        return _sentence(type(module).__name__, gradient, None, _GRADIENT.reason, _GRADIENT.advice)
     if line is None and cause is not None and cause.reason == _MEMORY and run is not None:
         line, function = _suspect(run)
     reason = first_line(error) if cause is None else cause.reason
@@ -102,6 +130,11 @@ def explain_writes(graph: fx.Graph, error: BaseException | None = None) -> str:
         reason = f"{reason} ({first_line(error)})"
     advice = _KEEP if memory is not None else "write it as a new value"
     return _sentence(_class_of(graph), line, None, reason, advice)
+
+
+def explain_derivative(node: fx.Node) -> str:
+    """One sentence about a derivative that was traced as if it were a value."""
+    return _sentence(_class_of(node.graph), line_of(node), None, _GRADIENT.reason, _GRADIENT.advice)
 
 
 def _class_of(graph: fx.Graph) -> str:
@@ -139,6 +172,24 @@ def _all_messages(error: BaseException) -> str:
 
 
 # ---- the model, run once more ------------------------------------------------------------------------------------
+
+
+def _gradient(run: Callable[[], object]) -> Line | None:
+    """The first line of the model that takes a derivative."""
+    found: list[Line | None] = []
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and not found and frame.f_code in _DERIVATIVES:
+            found.append(line_of_caller(frame.f_back))
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        with contextlib.suppress(Exception):
+            run()
+    finally:
+        sys.setprofile(before)
+    return found[0] if found else None
 
 
 def _suspect(run: Callable[[], object]) -> tuple[Line | None, type[Any] | None]:

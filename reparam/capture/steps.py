@@ -29,7 +29,7 @@ from reparam.ir import (
 from reparam.utils import first_line, name_complaint
 
 from .assemble import assemble, attributes_read
-from .explain import explain_writes
+from .explain import explain_derivative, explain_writes
 from .functionalize import functionalize_locally, module_path, normalize_batch_norm
 from .guards import probes
 from .layouts import lay_out
@@ -37,6 +37,7 @@ from .places import line_of
 from .randomness import describe_call, refuse_random_calls
 
 _REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "_vmap_increment_nesting")
+_DERIVATIVES = ("_unwrap_for_grad", "_make_dual")  # torch.func.grad and jvp, whose levels a graph does not have
 _VIEWS_WRITTEN = "in-place writes through views were made functional"
 _ASSERTS = ("_assert", "sym_constrain", "_set_grad_enabled")
 
@@ -82,8 +83,13 @@ def from_exported(exported: torch.export.ExportedProgram) -> Captured:
 def _without_regions(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Without regions that autocast or vmap covers: their calls, with the casts and the batch axes that they stand for.
 
-    Raises CaptureError where torch cannot spell them out, and for other operators that hold graphs of their own.
+    Raises CaptureError where torch cannot spell them out, for derivatives, and for other operators that hold graphs of
+    their own.
     """
+    graphs = [m.graph for m in exported.graph_module.modules() if isinstance(m, fx.GraphModule)]
+    derivative = next((n for g in graphs for n in g.nodes if op_name(n) in _DERIVATIVES), None)
+    if derivative is not None:
+        raise CaptureError(explain_derivative(derivative))
     if any(op_name(n) in _REGIONS for n in _calls(exported)):
         try:
             exported = _without_dropouts(exported).run_decompositions({})

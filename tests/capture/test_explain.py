@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -88,6 +89,44 @@ def test_the_class_and_the_line_are_named(function: type[Any]) -> None:
     assert "test_explain.py:" in message and f"`{code}` in {function.__name__}.forward: {reason}" in message
     assert "; " in message and not any(word in message for word in OF_TORCH)
     assert len(message.splitlines()) == 1
+
+
+class Energy(nn.Module):
+    """A field that is the derivative of an energy, as molecular networks have."""
+
+    def __init__(self, spelled: str) -> None:
+        super().__init__()
+        self.energy, self.spelled = nn.Conv2d(4, 1, 1), spelled
+
+    def forward(self, x: Tensor) -> Any:
+        if self.spelled == "jvp":
+            return torch.func.jvp(lambda v: self.energy(v).tanh(), (x,), (torch.ones_like(x),))[1]
+        if self.spelled == "func":
+            return torch.func.grad(lambda v: self.energy(v).tanh().sum())(x)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = self.energy(x).tanh().sum()
+            if self.spelled == "backward":
+                energy.backward()
+                return x.grad
+            return torch.autograd.grad(energy, x)[0]
+
+
+@pytest.mark.parametrize(
+    ("spelled", "code"),
+    (
+        ("grad", "return torch.autograd.grad(energy, x)[0]"),
+        ("backward", "energy.backward()"),
+        ("jvp", "return torch.func.jvp(lambda v: self.energy(v).tanh(), (x,), (torch.ones_like(x),))[1]"),
+        ("func", "return torch.func.grad(lambda v: self.energy(v).tanh().sum())(x)"),
+    ),
+)
+def test_a_derivative_that_is_taken_is_named(spelled: str, code: str) -> None:
+    with pytest.raises(CaptureError) as raised:
+        convert(Energy(spelled), IMAGE)
+    message = str(raised.value)
+    assert f"`{code}` in Energy.forward: it takes a derivative while it runs" in message
+    assert sys.getprofile() is None and not any(word in message for word in OF_TORCH)
 
 
 def test_an_autograd_function_of_torch_operators_is_captured() -> None:
