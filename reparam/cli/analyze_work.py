@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
@@ -19,11 +19,14 @@ from reparam.loading import LoadedModel
 from reparam.signal import Analysis, Table, analyze, different_units, draw_pictures
 from reparam.utils import Shapes, one_line, refuse_existing, write_atomically
 
-from .examples import example_inputs, explained_misfit
+from .examples import on_examples
 from .options import Side
 from .render import line, table
 from .session import Session
 from .work import file_of, load, shapes_for
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDE = 60  # columns of a sparkline
@@ -97,22 +100,26 @@ def _with_note_on_units(names: Sequence[str], found: Sequence[Analysis]) -> list
 
 def _analyze(session: Session, model: LoadedModel, shapes: Shapes | None, wanted: AnalyzeOptions) -> Analysis:
     given = shapes if model.exported is None else None
-    inputs = example_inputs(session, model, given, 2 if "batch" in wanted.dynamic else wanted.batch, wanted.seed)
-    with session.working() as tell, explained_misfit(model, inputs):
-        return analyze(
-            model.exported or model.module,
-            *inputs,
-            what=wanted.what,
-            data=wanted.data,
-            batch=wanted.batch,
-            batches=wanted.batches,
-            unit=wanted.unit,
-            training=wanted.training,
-            dynamic=wanted.dynamic,
-            preprocessing=wanted.preprocessing,
-            seed=wanted.seed,
-            progress=tell,
-        )
+
+    def work(inputs: tuple[Tensor, ...]) -> Analysis:
+        with session.working() as tell:
+            return analyze(
+                model.exported or model.module,
+                *inputs,
+                what=wanted.what,
+                data=wanted.data,
+                batch=wanted.batch,
+                batches=wanted.batches,
+                unit=wanted.unit,
+                training=wanted.training,
+                dynamic=wanted.dynamic,
+                preprocessing=wanted.preprocessing,
+                seed=wanted.seed,
+                progress=tell,
+            )
+
+    batch = 2 if "batch" in wanted.dynamic else wanted.batch
+    return on_examples(session, model, given, batch, wanted.seed, work)
 
 
 def _write_pictures(found: Mapping[str, Analysis], wanted: AnalyzeOptions) -> list[str]:

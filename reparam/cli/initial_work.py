@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
@@ -16,10 +16,13 @@ from reparam.errors import InputError
 from reparam.initial import Initialised, init
 from reparam.utils import Shapes, one_line, together
 
-from .examples import example_inputs, explained_misfit
+from .examples import on_examples
 from .render import line, table
 from .session import Session
 from .work import Loaded
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_ROWS = 40
 
@@ -44,20 +47,23 @@ def _made(session: Session, loaded: Loaded, wanted: InitRequest) -> Initialised:
     model = loaded.model
     if model.exported is not None:
         raise InputError(f"{loaded.name} is an exported program; weights are set in a model: give its checkpoint")
-    inputs = example_inputs(session, model, wanted.shapes, 2, wanted.seed)
-    with session.working() as tell, explained_misfit(model, inputs):
-        return init(
-            model.module,
-            *inputs,
-            method=wanted.method,
-            data=wanted.data,
-            labels=wanted.labels,
-            share=wanted.share,
-            dynamic=wanted.dynamic,
-            preprocessing=wanted.preprocessing,
-            progress=tell,
-            **{"seed": wanted.seed, **wanted.options},
-        )
+
+    def work(inputs: tuple[Tensor, ...]) -> Initialised:
+        with session.working() as tell:
+            return init(
+                model.module,
+                *inputs,
+                method=wanted.method,
+                data=wanted.data,
+                labels=wanted.labels,
+                share=wanted.share,
+                dynamic=wanted.dynamic,
+                preprocessing=wanted.preprocessing,
+                progress=tell,
+                **{"seed": wanted.seed, **wanted.options},
+            )
+
+    return on_examples(session, model, wanted.shapes, 2, wanted.seed, work)
 
 
 def join_in(session: Session, loaded: Loaded, wanted: InitRequest) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -16,11 +16,14 @@ from reparam.rewrite import verifying
 from reparam.training import save_training_source
 from reparam.utils import counted, together
 
-from .examples import example_inputs, explained_misfit
+from .examples import on_examples
 from .outputs import Outputs
 from .render import FEW, Row, line, table
 from .session import Session
 from .work import ConvertOptions, Loaded
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BAR = 24  # characters of the widest layer in the picture of the widths
 
@@ -49,19 +52,22 @@ def prune_loaded(
 ) -> Pruned:
     """Prunes; nothing is written yet, as engines that are timed lie in files of their own."""
     model = loaded.model
-    inputs = example_inputs(session, model, options.shapes, options.batch, options.seed)
-    with session.working() as tell, explained_misfit(model, inputs), verifying(session.debug):
-        return prune(
-            model.exported or model.module,
-            inputs,
-            data.source,
-            labels=data.labels,
-            preprocessing=data.preprocessing,
-            dynamic=options.dynamic,
-            resume=resume,
-            progress=tell,
-            **wanted,
-        )
+
+    def work(inputs: tuple[Tensor, ...]) -> Pruned:
+        with session.working() as tell, verifying(session.debug):
+            return prune(
+                model.exported or model.module,
+                inputs,
+                data.source,
+                labels=data.labels,
+                preprocessing=data.preprocessing,
+                dynamic=options.dynamic,
+                resume=resume,
+                progress=tell,
+                **wanted,
+            )
+
+    return on_examples(session, model, options.shapes, options.batch, options.seed, work)
 
 
 def save_pruned(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +106,19 @@ def test_explain_and_export_try_them_too() -> None:
     arch = ("--arch", "grouped_nets:grouped", *SHAPE)
     assert "4 is the first" in succeed("explain", *arch).stderr
     assert "4 is the first" in succeed("export", *arch, "--format", "onnx", "-o", "grouped.onnx").stderr
+
+
+def test_measuring_and_setting_weights_try_them_too() -> None:
+    arch = ("--arch", "grouped_nets:grouped", *SHAPE)
+    assert "4 is the first" in succeed("analyze", *arch, "--what", "moments").stderr
+    assert "4 is the first" in succeed("init", *arch, "--method", "he", "-o", "set.pt").stderr
+
+
+def test_pruning_tries_them_too() -> None:
+    """It is refused for having a single layer then, and not for the shape of its input."""
+    np.save("x.npy", np.random.default_rng(0).standard_normal((64, 8, 5, 5), dtype=np.float32))
+    done = run("prune", "--arch", "grouped_nets:grouped", *SHAPE, "--calibrate", "x.npy", "--macs", "0.5")
+    assert "4 is the first" in done.stderr and "there is nothing to prune" in done.stderr
 
 
 def test_a_batch_that_has_to_stay_free_is_refused_for_that() -> None:
