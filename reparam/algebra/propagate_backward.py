@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from reparam.ir import (
     ADDS,
     AVG_POOLS,
     CATS,
+    CONVS,
     DIVS,
+    LINEARS,
     MAX_POOLS,
     MOVEMENTS,
     MULS,
@@ -139,13 +141,9 @@ def _backward_step(program: Program, node: fx.Node, wanted: Any) -> BackwardStep
         return "skip", wanted, [(affine.x, affine.pair.then(wanted.scale, wanted.shift))]
     if is_call(node, CATS):
         return _backward_cat(node, wanted)
-    if is_call(node, ADDS | SUBS):
-        return _backward_sum(program, node, wanted)
-    if is_call(node, MULS | DIVS):
-        step = _backward_product if is_call(node, MULS) else _backward_quotient
-        return step(program, node, wanted)
-    if is_call(node, _PRODUCTS):
-        return _backward_matmul(program, node, wanted)
+    for kinds, step in _STEPS:
+        if is_call(node, kinds):
+            return step(program, node, wanted)
     return _backward_unary(program, node, wanted)
 
 
@@ -232,17 +230,40 @@ def _backward_quotient(program: Program, node: fx.Node, wanted: Pair) -> Backwar
 
 
 def _backward_matmul(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
-    """(r_i c) sum_k A_ik B_kj: a scale of the rows goes into A, of the columns into B, of the whole into A."""
-    sides = [s for s in node.all_input_nodes if is_float(s) and program.constant(s) is None]
-    if wanted.shift is not None or len(sides) < 2:
-        return Refusal("a shift does not pass back through a product with data", node)
+    """(r_i c_j) sum_k A_ik B_kj: a scale of the rows goes into A, of the columns into B, of the whole into A."""
+    left, right = list(arguments(node).values())[:2]
     scale, rank = wanted.scale, len(shape_of(node))
-    if scale is None or rank < 2 or any(len(shape_of(s)) != rank for s in sides):
+    if wanted.shift is not None or left is right:
+        return Refusal("a shift does not pass back through a product with data", node)
+    if scale is None or rank < 2:
         return Refusal("the scale does not pass back through a product that broadcasts", node)
-    taker, axis = (sides[0], -1) if scale.shape[-1] == 1 else (sides[1], -2)
+    rows = scale.shape[-1] == 1 and not (scale.shape[-2] == 1 and program.constant(left) is not None)
+    taker, axis = (left, -1) if rows else (right, -2)
+    if program.constant(taker) is not None or not is_float(taker):
+        return Refusal("what would take the scale of this product is a weight that is no layer", node)
+    if len(shape_of(taker)) != rank:
+        return Refusal("the scale does not pass back through a product that broadcasts", node)
     if scale.shape[axis] != 1 or any(n not in (1, m) for n, m in zip(scale.shape, shape_of(taker), strict=True)):
         return Refusal("the scale varies along rows and columns of a product with data", node)
     return "clone", wanted, [(taker, wanted)]
+
+
+def _backward_kernel(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
+    """s_o (sum_i W_oi x_i + b_o) = sum_i (s_o W_oi) x_i + s_o b_o, where W is computed from data, and b as well."""
+    args = arguments(node)
+    weight, bias = args["weight"], args["bias"]
+    if wanted.shift is not None or wanted.scale is None:
+        return Refusal("a shift does not pass back through a product with data", node)
+    axis = 1 if is_call(node, CONVS) else len(shape_of(node)) - 1
+    taking = [n for n in (weight, bias) if n is not None]
+    if any(program.constant(n) is not None or not is_float(n) for n in taking):
+        return Refusal(f"the {op_name(node)} has weights of its own beside those that are computed", node)
+    try:
+        scale = along(wanted.scale, axis)
+    except ValueError:
+        return Refusal(f"the scale does not lie along the channels of {op_name(node)}", node)
+    assert scale is not None
+    return "clone", wanted, [(n, Pair(scale.reshape(-1, *[1] * (len(shape_of(n)) - 1)))) for n in taking]
 
 
 def _backward_unary(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
@@ -311,3 +332,12 @@ def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) ->
         assert moved is not None, "the pieces share no elements"
         parts.append(moved)
     return "clone", Pair(), [(x, Pair(*parts))]
+
+
+_STEPS: Sequence[tuple[frozenset[Any], Callable[[Program, fx.Node, Pair], BackwardStep | Refusal]]] = (
+    (ADDS | SUBS, _backward_sum),
+    (MULS, _backward_product),
+    (DIVS, _backward_quotient),
+    (_PRODUCTS, _backward_matmul),
+    (CONVS | LINEARS, _backward_kernel),
+)

@@ -13,7 +13,7 @@ from torch import fx
 from reparam.algebra import Pair
 from reparam.ir import Refusal, aten
 from support.by_hand import ByHand
-from support.carried_back import BOTH, SCALE, SHIFT, UP, Way, asked, conv, gate, tanh, tokens
+from support.carried_back import BOTH, SCALE, SHIFT, UP, Way, asked, conv, gate, kernel, tanh, tokens
 from support.helpers import doubles
 
 
@@ -233,15 +233,43 @@ STOPPED: dict[str, tuple[Way, Pair, int, str, str]] = {
         lambda g, x: g.call(aten.matmul.default, g.weight(doubles(4, 4)), tokens(g, x)),
         Pair(SCALE),
         1,
-        SHIFTED,
+        "what would take the scale of this product is a weight that is no layer",
         "matmul",
     ),
     "matrices of other ranks": (
-        lambda g, x: g.call(aten.matmul.default, tokens(g, x), g.call(aten.mean.dim, tokens(g, x, 2), [0])),
+        lambda g, x: g.call(aten.matmul.default, g.call(aten.mean.dim, tokens(g, x, 2), [0]), tokens(g, x)),
         Pair(SCALE),
         1,
         "the scale does not pass back through a product that broadcasts",
         "matmul",
+    ),
+    "computed kernel, shift": (
+        lambda g, x: g.call(aten.conv2d.default, x, kernel(g, x, 4, 4, 1, 1)),
+        BOTH,
+        1,
+        SHIFTED,
+        "conv2d",
+    ),
+    "computed kernel beside a bias of weights": (
+        lambda g, x: g.call(aten.conv2d.default, x, kernel(g, x, 4, 4, 1, 1), g.weight(SHIFT)),
+        Pair(SCALE),
+        1,
+        "the conv2d has weights of its own beside those that are computed",
+        "conv2d",
+    ),
+    "computed bias beside a kernel of weights": (
+        lambda g, x: g.call(aten.conv2d.default, x, g.weight(doubles(4, 4, 1, 1)), kernel(g, x, 4)),
+        Pair(SCALE),
+        1,
+        "the conv2d has weights of its own beside those that are computed",
+        "conv2d",
+    ),
+    "computed kernel, along the map": (
+        lambda g, x: g.call(aten.conv2d.default, x, kernel(g, x, 4, 4, 1, 1)),
+        Pair(doubles(1, 1, 5, 1)),
+        1,
+        "the scale does not lie along the channels of conv2d",
+        "conv2d",
     ),
     "vectors": (
         lambda g, x: g.call(

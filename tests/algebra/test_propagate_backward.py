@@ -22,6 +22,7 @@ from support.carried_back import (
     asked,
     conv,
     gate,
+    kernel,
     linear,
     shaped,
     tanh,
@@ -58,6 +59,14 @@ def _bend(graph: ByHand, x: fx.Node) -> fx.Node:
     y = conv(graph, x)
     long = graph.call(aten.clone.default, graph.call(aten.relu.default, y))
     return graph.call(aten.cat.default, [y, long], 1)
+
+
+def _kernel_of_each_sample(graph: ByHand, x: fx.Node) -> fx.Node:
+    """Samples lie along the channels, in groups of their own (Yang et al., CondConv, 2019)."""
+    together = graph.call(aten.reshape.default, x, [1, 8, 5, 6])
+    computed = kernel(graph, x, 8, 4, 1, 1, samples=True)
+    made = graph.call(aten.conv2d.default, together, computed, None, [1, 1], [0, 0], [1, 1], 2)
+    return graph.call(aten.reshape.default, made, list(SHAPE))
 
 
 EVERYTHING: dict[str, tuple[Way, int, str]] = {
@@ -170,6 +179,38 @@ SCALES: dict[str, tuple[Way, int, str]] = {
         2,
         "sink clone clone clone",
     ),
+    "columns beside a matrix of weights": (
+        lambda g, x: g.call(aten.matmul.default, g.weight(doubles(3, 4)), tokens(g, x)),
+        2,
+        "sink clone",
+    ),
+    "rows beside a matrix of lower rank": (
+        lambda g, x: g.call(
+            aten.matmul.default,
+            g.call(aten.permute.default, tokens(g, x), [0, 2, 1]),
+            g.call(aten.mean.dim, tokens(g, x, 2, 3), [0]),
+        ),
+        1,
+        "sink clone clone",
+    ),
+    "computed kernel": (
+        lambda g, x: g.call(aten.conv2d.default, x, kernel(g, x, 4, 4, 2, 1)),
+        1,
+        "sink clone clone",
+    ),
+    "computed kernel and bias": (
+        lambda g, x: g.call(
+            aten.conv2d.default, x, kernel(g, x, 4, 2, 1, 1), kernel(g, x, 4, seed=2), [1, 1], [0, 0], [1, 1], 2
+        ),
+        1,
+        "sink sink clone clone clone",
+    ),
+    "computed matrix": (
+        lambda g, x: g.call(aten.linear.default, g.call(aten.flatten.using_ints, x, 2), kernel(g, x, 4, 30)),
+        2,
+        "sink clone clone",
+    ),
+    "kernel of each sample": (_kernel_of_each_sample, 1, "sink clone clone clone"),
     "prelu": (lambda g, x: g.call(aten.prelu.default, conv(g, x), g.weight(SHIFT.abs())), 1, "sink clone"),
     "clamp": (lambda g, x: g.call(aten.clamp.default, conv(g, x), -0.5, 0.25), 1, "sink clone"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -32,6 +33,14 @@ def linear(graph: ByHand, x: fx.Node, seed: int = 1, channels: int = 4) -> fx.No
 def tokens(graph: ByHand, x: fx.Node, seed: int = 1, channels: int = 4) -> fx.Node:
     """(2, 4, 30) -> (2, 4, channels)"""
     return linear(graph, graph.call(aten.flatten.using_ints, x, 2), seed, channels)
+
+
+def kernel(graph: ByHand, x: fx.Node, *sizes: int, seed: int = 1, samples: bool = False) -> fx.Node:
+    """Weights of this shape, computed from the whole input by a layer; samples: some of them by each sample."""
+    flat = graph.call(aten.flatten.using_ints, x, 1)
+    flat = flat if samples else graph.call(aten.mean.dim, flat, [0], True)
+    count = math.prod(sizes) // flat.meta["val"].shape[0]
+    return graph.call(aten.reshape.default, linear(graph, flat, seed, count), [*sizes])
 
 
 def gate(graph: ByHand, x: fx.Node) -> fx.Node:
