@@ -99,7 +99,7 @@ def _products(node: fx.Node, env: _Magnitudes, actual: Values) -> Any:
         return _same_op(node, env, actual)
     given = {n: env.narrow(n) for n in node.all_input_nodes}
     found: Tensor = node.target(*fx.node.map_arg(node.args, given.get), **fx.node.map_arg(node.kwargs, given.get))  # type: ignore[operator]
-    largest = sum(float(v.max()) for v in given.values())
+    largest = sum(float(v.max()) for v in given.values() if isinstance(v, Tensor))
     if not bool(torch.isfinite(found).all()):  # larger than a number of float32
         return _same_op(node, env, actual)
     return found.double() * (1 + 2**-6 + count * 2**-23) + count * 2**-124 * (1 + largest)
@@ -318,11 +318,10 @@ class _Magnitudes(Values):
         shared = value.untyped_storage().data_ptr() == own
         return value.abs() if shared or value.is_complex() else value.abs_()
 
-    def narrow(self, node: fx.Node) -> Tensor:
-        """The magnitudes in float32, those of weights without a detour over float64."""
+    def narrow(self, node: fx.Node) -> Any:
+        """The magnitudes in float32, those of weights without a detour over float64; a size as it is."""
         if node.op != "get_attr":
-            found: Tensor = self[node].float()
-            return found
+            return self[node].float() if isinstance(self[node], Tensor) else self[node]
         own = self.program.constants[str(node.target)].value.detach()
         return own.float().abs_() if own.dtype == torch.float64 else own.abs().float()
 

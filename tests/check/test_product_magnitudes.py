@@ -6,12 +6,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from reparam.check import rounding_bound
 from reparam.check.rounding_bound import MANY, _Magnitudes, magnitudes
-from reparam.ir import evaluate_region, small_maps
-from support.helpers import doubles, program_of
+from reparam.ir import arguments, evaluate_region, small_maps
+from support.helpers import Lambda, doubles, program_of
 from support.magnitudes import of
 
 LAYERS = {
@@ -40,6 +41,21 @@ def test_they_are_no_smaller_and_hardly_larger(name: str, single: bool) -> None:
     exact, found = both(layer.float() if single else layer.double(), doubles(*shape) * 100)
     assert found.dtype == torch.float64
     assert (found >= exact).all() and (found <= 1.02 * exact + 1e-30).all()
+
+
+def test_groups_whose_number_is_a_size() -> None:
+    """Kernels of their own for the samples, which are so many groups."""
+    model = Lambda(
+        lambda m, x: F.conv2d(x.reshape(1, -1, 5, 4), x[:, :, :3, :3].reshape(-1, 2, 3, 3), groups=x.shape[0])
+    )
+    x = doubles(3, 2, 5, 4)
+    program = program_of(model, x, dynamic=("batch",))
+    assert any(isinstance(arguments(n).get("groups"), fx.Node) for n in program.calls())
+    with patch.object(rounding_bound, "MANY", 1 << 60):
+        region, _, exact = of(program, 0, x)
+    with patch.object(rounding_bound, "MANY", 0):
+        _, _, found = of(program, 0, x)
+    assert (found[region[-1]] >= exact[region[-1]]).all() and (found[region[-1]] <= 1.02 * exact[region[-1]]).all()
 
 
 def test_few_products_are_added_up_in_float64() -> None:

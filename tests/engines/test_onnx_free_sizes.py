@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
@@ -100,21 +105,57 @@ def test_transposed_convolution_to_the_size_of_the_input() -> None:
 class OwnKernels(nn.Module):
     """A convolution whose kernel is another for each sample: all of them in one call, a group each."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Any, taps: Sequence[int], *, bias: bool = False, groups: int = 1, **how: Any) -> None:
         super().__init__()
-        self.kernels = nn.Linear(3, 4 * 3)
+        self.function, self.taps, self.groups, self.how = function, taps, groups, how
+        self.kernels = nn.Linear(4, 6 * (4 // groups) * math.prod(taps))
+        self.biases = nn.Linear(4, 6) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.kernels(x.mean((2, 3))).view(-1, 3, 1, 1)
-        return nn.functional.conv2d(x.flatten(0, 1)[None], weight, groups=x.shape[0]).unflatten(1, (-1, 4))[0]
+        means = x.flatten(2).mean(2)
+        weight = self.kernels(means).reshape(x.shape[0] * 6, 4 // self.groups, *self.taps)
+        bias = None if self.biases is None else self.biases(means).reshape(-1)
+        together = x.reshape(1, -1, *x.shape[2:])
+        y: Tensor = self.function(together, weight, bias, groups=x.shape[0] * self.groups, **self.how)
+        return y.reshape(x.shape[0], 6, *y.shape[2:])
+
+
+class OwnTransposedKernels(nn.Module):
+    """ONNX has no form of this one in a free number of groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.Linear(3, 3 * 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.kernels(x.mean((2, 3))).view(-1, 4, 1, 1)
+        return F.conv_transpose2d(x.reshape(1, -1, *x.shape[2:]), weight, groups=x.shape[0]).unflatten(1, (-1, 4))[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (OwnKernels(F.conv2d, (3, 3), padding=1), (4, 9, 11)),
+        (OwnKernels(F.conv2d, (2, 3), stride=(2, 3), padding=(0, 2), dilation=(3, 1), bias=True), (4, 9, 11)),
+        (OwnKernels(F.conv2d, (1, 1), groups=2, bias=True), (4, 9, 11)),
+        (OwnKernels(F.conv1d, (4,), stride=3, dilation=2, groups=2), (4, 17)),
+        (OwnKernels(F.conv3d, (1, 2, 2), padding=1, stride=2), (4, 4, 5, 6)),
+    ],
+    ids=["padded", "strides and dilations", "groups", "1-D", "3-D"],
+)
+def test_kernels_of_each_sample_are_products(model: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    dynamic = (*(f"x:{i}=s{i}" for i in range(2, len(shape) + 1)), "batch")
+    found = reparam.export(model.eval(), torch.rand(2, *shape), path=tmp_path / "net.onnx", dynamic=dynamic)
+    assert found.check.verdict == "equivalent" and len(found.check.shapes) > 5
+    assert "Conv" not in {n.op_type for n in onnx.load(tmp_path / "net.onnx").graph.node}
 
 
 @pytest.mark.parametrize(
     ("model", "told"),
     [
         (
-            OwnKernels(),
-            r"of the conv2d of .*, whose number of groups .*; fix the sizes \(dynamic none\)",
+            OwnTransposedKernels(),
+            r"of the conv_transpose2d of .*, whose number of groups .*; fix the sizes \(dynamic none\)",
         ),
         (Decoder(), r"ONNX has no form of the conv_transpose2d of 'up', whose output_padding depends on a free size"),
         (Pooled(nn.AdaptiveMaxPool2d(3)), r"ONNX has no form of the adaptive_max_pool2d to 3x3 of 'pool' for free"),

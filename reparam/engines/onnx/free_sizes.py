@@ -22,6 +22,8 @@ from reparam.ir import (
     place_of,
 )
 
+from .sample_kernels import TO_THE_END, as_products, has_free_groups
+
 _AVERAGES = frozenset(
     {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
 )
@@ -33,15 +35,15 @@ _ROLLS = frozenset({aten.roll.default})
 _PARTS = frozenset({aten.chunk.default, aten.split.Tensor})
 # What a file has as numbers of a convolution, and what it is called.
 _ATTRIBUTES = {n: n for n in ("stride", "padding", "dilation", "output_padding")} | {"groups": "number of groups"}
-TO_THE_END = 2**63 - 1
 
 
 def for_free_sizes(program: Program) -> Program:
     """The program with what ONNX lacks in other words.
 
     Adaptive average pools to one value become means, others of free sizes matrix products; adaptive max-pools of fixed
-    sizes the largest of slices, and parts of a free axis slices. A size that may be negative is divided as Python
-    divides it, remainders by a size are of a tensor, and what is rolled by a size becomes two slices.
+    sizes the largest of slices, parts of a free axis slices, and convolutions in a free number of groups matrix
+    products. A size that may be negative is divided as Python divides it, remainders by a size are of a tensor, and
+    what is rolled by a size becomes two slices.
 
     Itself where there are none.
 
@@ -49,14 +51,16 @@ def for_free_sizes(program: Program) -> Program:
     """
     for node in program.calls():
         _refuse(program, node)
-    kinds = (_is_mean, _needs_matrices, _parts_of_free, _needs_slices, _may_be_negative, _by_a_size, _rolls_by_a_size)
-    if not any(kind(n) for n in program.calls() for kind in kinds):
+    if not any(kind(n) for n in program.calls() for kind in _KINDS):
         return program
     made = program.copy()
     for node in list(made.calls()):
         if _is_mean(node):
             axes = [-1 - i for i in range(len(_target(arguments(node)["output_size"])))]
             node.replace_all_uses_with(made.call(aten.mean.dim, (node.args[0], axes, True), like=node))
+            made.erase([node])
+        elif has_free_groups(node):
+            node.replace_all_uses_with(as_products(made, node))
             made.erase([node])
         elif _needs_matrices(node):
             node.replace_all_uses_with(_averaged(made, node))
@@ -165,7 +169,7 @@ def _slice(program: Program, node: fx.Node) -> None:
 
 def _refuse(program: Program, node: fx.Node) -> None:
     args = arguments(node) if is_call(node, CONVS | TRANSPOSED_CONVS | _LARGEST) else {}
-    for name, called in _ATTRIBUTES.items():
+    for name, called in _ATTRIBUTES.items() if not has_free_groups(node) else ():
         given = [v for v in _target(args.get(name)) if isinstance(v, fx.Node)]
         if given:
             symbols = {str(s) for v in given for s in v.meta["val"].node.expr.free_symbols}
@@ -261,3 +265,15 @@ def _windows(program: Program, node: fx.Node, x: fx.Node, axis: int, target: int
     dtype = x.meta["val"].dtype
     length = call(aten.to.dtype, call(aten.sub.Tensor, last, first), dtype)
     return call(aten.div.Tensor, call(aten.to.dtype, inside, dtype), length)
+
+
+_KINDS = (
+    _is_mean,
+    has_free_groups,
+    _needs_matrices,
+    _parts_of_free,
+    _needs_slices,
+    _may_be_negative,
+    _by_a_size,
+    _rolls_by_a_size,
+)
