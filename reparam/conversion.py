@@ -204,14 +204,15 @@ def explain(  # noqa: PLR0913  # the keywords are the options
 
 
 def convert_program(
-    program: Program, to: str = "fused", *, seed: int = 0, progress: Progress | None = None
+    program: Program, to: str = "fused", *, seed: int = 0, progress: Progress | None = None, notes: Sequence[str] = ()
 ) -> Conversion:
-    """`convert` for what is a program already. The module that it makes is the judge.
+    """`convert` for what is a program already, left untouched. The module that it makes is the judge.
 
-    program: left untouched. Raises what `convert` raises.
+    notes: become remarks of the report. Raises what `convert` raises.
     """
     refuse_broken_weights(program)
-    return _Run(to, DEFAULTS, seed, progress).convert(to_module(program, program.home), Captured(program, ()), None)
+    module, captured = to_module(program, program.home), Captured(program, tuple(notes))
+    return _Run(to, DEFAULTS, seed, progress).convert(module, captured, None)
 
 
 class _Run:
@@ -227,9 +228,8 @@ class _Run:
     ) -> None:
         check_seed(seed)
         check_callable(progress, "progress")
-        self.to, self.phases = to, phases_of(to, options)
-        self.seed, self.progress, self.outputs = seed, progress, outputs
-        self.seconds: dict[str, float] = {}
+        self.to, self.phases, self.seed = to, phases_of(to, options), seed
+        self.progress, self.outputs, self.seconds = progress, outputs, dict[str, float]()
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -28,7 +28,8 @@ class Deck:
     """Samples in files, each read from the disk when it is asked for; valid within the block of `spool`.
 
     files: one for each input, whose samples have `shapes` and `dtypes`. labels: the file of their labels, if any.
-    fixed: whether a sample is a whole batch. count: how many samples the files hold. every, others: see `part`.
+    fixed: whether a sample is a whole batch. count: how many samples the files hold. taken: the numbers of those that
+    belong to a part, None for all; see `part`.
     """
 
     files: tuple[Path, ...]
@@ -37,16 +38,17 @@ class Deck:
     labels: Path | None
     fixed: bool
     count: int
-    every: int = 1
-    others: bool = False
+    taken: frozenset[int] | None = None
 
     def __len__(self) -> int:
-        multiples = -(-self.count // self.every)
-        return self.count - multiples if self.others else multiples
+        return self.count if self.taken is None else len(self.taken)
 
     def part(self, every: int, *, others: bool = False) -> Deck:
-        """The first of each `every` samples, or the others."""
-        return replace(self, every=every, others=others)
+        """The first of each `every` samples that differ, with all that are the same, or the others."""
+        known: dict[int, int] = {}
+        whole = replace(self, taken=None)
+        numbers = [known.setdefault(digest(inputs), len(known)) for inputs, _ in whole.batches(1)]
+        return replace(self, taken=frozenset(i for i, n in enumerate(numbers) if (n % every == 0) != others))
 
     @property
     def rows(self) -> int:
@@ -89,7 +91,7 @@ class Deck:
                     for file, shape, dtype in zip(files, self.shapes, self.dtypes, strict=True)
                 )
                 classes = None if labels is None else _read(labels, (count * rows,), torch.int64)
-                taken = [i for i in range(count) if ((begin + i) % self.every == 0) != self.others]
+                taken = [i for i in range(count) if self.taken is None or begin + i in self.taken]
                 if 0 < len(taken) < count:
                     inputs, classes = tuple(v[taken] for v in inputs), None if classes is None else classes[taken]
                 if taken:

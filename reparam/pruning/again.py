@@ -13,20 +13,23 @@ from reparam.conversion import Conversion, convert_program
 from reparam.data import Preprocessing, open_samples, spool
 from reparam.emit import finalize
 from reparam.errors import InputError
-from reparam.ir import Program, census, shape_of
+from reparam.ir import Program, census, place_of, shape_of
 from reparam.loading import FileOrModel, take_given
 from reparam.passes import phases_of
 from reparam.rewrite import Driver, Progress
 from reparam.utils import DEFAULT_AXES, check_callable, check_seed, checked_call
 
+from .equations import as_rows
 from .gated import Gated, is_mask
 from .joint import affordable, refit_on
 from .loop import BATCH, MEMORY, Pruned
 from .mixing import copies_for, with_mixes
 from .options import SAMPLES
 from .quality import Judge, check_sides, parted
-from .refitting import refit_layers
+from .refitting import alive_in, layers_to_fit, refit_layers
 from .running import batch_within
+
+SPARSE = 0.05  # of the weights of the channels that are left
 
 
 @checked_call
@@ -45,8 +48,8 @@ def refit(
     it gives in the end, and makes it small.
 
     pruned: what `prune` gave, or a module of the same architecture as `reference` in which another tool set channels to
-        zero; they stay zero, and are removed in the result. reference: the original. Both may be files, or what
-        `reparam.load` gave. data: as for `prune`.
+        zero; they stay zero, and are removed in the result. Single weights at zero do not stay so, as a remark tells.
+    reference: the original. Both may be files, or what `reparam.load` gave. data: as for `prune`.
     example_inputs: (N, ...), not needed for what `prune` gave. preprocessing: of images. samples: that are used.
     seed: of the mixes of samples, and of the inputs of the checks.
 
@@ -77,6 +80,7 @@ def refit(
             program = _folded(pruned, given, seed)
         original = _folded(reference, given, seed)
         gated = _aligned(program, original)
+        note = _zeros_told(gated)
         with spool(open_samples(data, program, preprocessing=preprocessing), limit=samples) as decks:
             check_sides(decks)
             size, count, macs = batch_within(MEMORY, program, BATCH), len(decks.fit), census(original).macs
@@ -92,7 +96,25 @@ def refit(
                 with Judge(gated.reference, figures, size) as judge:
                     tell_steps = functools.partial(tell, "joint refit")
                     refit_on(gated, decks.fit, choosing, judge, steps=steps, seed=seed, tell=tell_steps)
-        return convert_program(gated.program, seed=seed, progress=progress)
+        return convert_program(gated.program, seed=seed, progress=progress, notes=note)
+
+
+def _zeros_told(gated: Gated) -> list[str]:
+    """A note on zeros beside those of whole channels, which do not last."""
+    plan, found = gated.plan(), []
+    for layer in layers_to_fit(gated.program):
+        alive = alive_in(plan, layer)
+        weight = as_rows(layer, gated.program.constants[str(layer.weight.target)].value.detach())
+        part = weight[alive.rows][:, alive.columns]
+        part = part[(part != 0).flatten(1).any(1)]
+        if part.numel() and float((part == 0).double().mean()) > SPARSE:
+            found.append(place_of(layer.node))
+    if not found:
+        return []
+    others = f" and {len(found) - 1} others" if len(found) > 1 else ""
+    return [
+        f"zeros of single weights are fitted like all others, those of '{found[0]}'{others} too: only channels stay off"
+    ]
 
 
 def _argument(placeholder: fx.Node) -> Any:

@@ -67,6 +67,16 @@ def test_a_part_is_one_in_so_many_and_the_others_are_the_rest() -> None:
         assert len(spooled.fit.part(3, others=True)) * 4 == spooled.fit.part(3, others=True).rows
 
 
+def test_samples_that_are_the_same_are_in_one_part() -> None:
+    rows = torch.from_numpy(numbered(40))
+    with spool(open_samples([(torch.cat([rows, rows, rows[:7]]), torch.arange(87))], vectors())) as spooled:
+        deck = spooled.fit
+        one, rest = deck.part(3), deck.part(3, others=True)
+        first = list(dict.fromkeys(values(deck)))[::3]
+        assert len(deck) > len(set(values(deck))) and values(one) == [v for v in values(deck) if v in first]
+        assert not set(values(one)) & set(values(rest)) and len(one) + len(rest) == len(deck)
+
+
 def test_several_inputs_and_whole_numbers() -> None:
     rows = torch.from_numpy(numbered(40))
     with spool(open_samples([(rows, -rows)], pairs())) as spooled:

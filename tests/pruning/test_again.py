@@ -45,6 +45,20 @@ def test_what_another_tool_masked_is_refitted_and_becomes_small() -> None:
     assert result.report.evidence is not None and result.report.evidence.float64_max_rel < 1e-12
 
 
+def test_single_weights_at_zero_are_told_of() -> None:
+    """Those of channels that are off, with a bias that makes them constant, are no single ones."""
+    reference = make("residual")
+    sparse, wide = copy.deepcopy(reference), copy.deepcopy(reference)
+    for name in ("stem", "one", "two"):
+        torch_prune.l1_unstructured(getattr(sparse, name)[0], "weight", amount=0.6)
+        torch_prune.ln_structured(getattr(wide, name)[0], "weight", amount=0.5, n=2, dim=0)
+    told, silent = (refit(m, reference, images(40, seed=4), example_inputs=images(2)).report for m in (sparse, wide))
+    assert any(
+        "zeros of single weights are fitted like all others, those of 'stem.0' and 2" in r.message for r in told.remarks
+    )
+    assert not any("single weights" in r.message for r in silent.remarks)
+
+
 def test_a_refit_has_gradients_in_inference_mode() -> None:
     reference = make("residual")
     pruned = masked(reference)
