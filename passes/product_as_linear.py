@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from reparam.ir import Program, arguments, aten, is_call, is_float, op_name, shape_of
+from reparam.ir import Program, arguments, aten, is_call, op_name, shape_of
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 _PRODUCTS = frozenset({aten.matmul.default, aten.mm.default})
@@ -49,7 +49,7 @@ class ProductAsLinear:
     def check(self, program: Program, match: Match) -> Plan | None:
         """What is multiplied by what, where one side is a value and the other a matrix that nobody else reads."""
         plan = _read(program, match.root)
-        if plan is None or not _is_value(program, plan.x) or not _is_weight(program, plan.matrix, 2):
+        if plan is None or program.constant(plan.x) is not None or not _is_weight(program, plan.matrix, 2):
             return None
         return plan if len(plan.matrix.users) == 1 and plan.x.meta["val"].dim() > 1 else None
 
@@ -71,7 +71,7 @@ class ProductAsLinear:
 def _read(program: Program, node: fx.Node) -> Plan | None:
     args = arguments(node)
     if is_call(node, _PRODUCTS):
-        x, matrix = list(args.values())[:2]
+        x, matrix = args.values()
         return Plan(node, x, matrix)
     if is_call(node, _EINSUMS):
         return _einsum(program, node, args)
@@ -85,25 +85,19 @@ def _einsum(program: Program, node: fx.Node, args: dict[str, Any]) -> Plan | Non
     """`bti,io->bto`, `...i,oi->...o` and the like, with the operands in either order."""
     terms, _, result = str(args["equation"]).replace(" ", "").partition("->")
     names, operands = terms.split(","), list(args["tensors"])
-    if len(operands) != 2 or len(names) != 2 or args["path"] is not None:
+    if len(operands) != 2:
         return None
     if _is_weight(program, operands[0], 2):
         names, operands = names[::-1], operands[::-1]
     (value, letters), (x, matrix) = names, operands
     i, o = value[-1:], result[-1:]
-    if result[:-1] != value[:-1] or i == o or i in value[:-1] or o in value or len(set(letters)) != len(letters):
-        return None
-    if letters not in (i + o, o + i) or not (i + o).isalpha():
+    if result[:-1] != value[:-1] or i in value[:-1] or o in value or letters not in (i + o, o + i):
         return None
     return Plan(node, x, matrix, letters == o + i)
 
 
-def _is_value(program: Program, x: Any) -> bool:
-    return isinstance(x, fx.Node) and is_float(x) and program.constant(x) is None
-
-
 def _is_weight(program: Program, x: Any, rank: int) -> bool:
-    constant = program.constant(x) if isinstance(x, fx.Node) else None
+    constant = program.constant(x)
     return constant is not None and constant.value.is_floating_point() and constant.value.dim() == rank
 
 

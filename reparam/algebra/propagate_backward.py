@@ -231,7 +231,7 @@ def _backward_quotient(program: Program, node: fx.Node, wanted: Pair) -> Backwar
 
 def _backward_matmul(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     """(r_i c_j) sum_k A_ik B_kj: a scale of the rows goes into A, of the columns into B, of the whole into A."""
-    left, right = list(arguments(node).values())[:2]
+    left, right = arguments(node).values()
     scale, rank = wanted.scale, len(shape_of(node))
     if wanted.shift is not None or left is right:
         return Refusal("a shift does not pass back through a product with data", node)

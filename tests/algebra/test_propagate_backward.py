@@ -275,6 +275,12 @@ def test_one_number_for_the_whole_product_goes_into_its_first_factor() -> None:
     assert isinstance(route, Route) and route.sinks == (value.args[0],)
 
 
+def test_one_number_goes_past_a_matrix_of_weights() -> None:
+    way: Way = lambda g, x: g.call(aten.matmul.default, g.weight(doubles(3, 4)), tokens(g, x))  # noqa: E731
+    _, value, _, route = asked(way, Pair(SCALE[:1]))
+    assert isinstance(route, Route) and route.sinks == (value.args[1],)
+
+
 def test_a_shift_goes_into_one_operand_of_a_sum_best_a_layer() -> None:
     """The other operand stays as it is, and may be read elsewhere."""
     for first in (True, False):

@@ -41,6 +41,9 @@ OTHERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...]]] = {
     "no sum": (lambda m, x: torch.einsum("bi,io->bio", x, m.w), (3, 4)),
     "a sum over both": (lambda m, x: torch.einsum("bi,io->b", x, m.w), (3, 4)),
     "a diagonal": (lambda m, x: torch.einsum("bi,ii->bi", x, m.w[:, :4]), (3, 4)),
+    "a diagonal of the value": (lambda m, x: torch.einsum("bii,io->bio", x, m.w), (2, 4, 4)),
+    "two sums": (lambda m, x: torch.einsum("bi,kj->bj", x, m.w), (3, 4)),
+    "weights alone": (lambda m, x: x @ (m.v @ m.w)[:4, :4] @ x.t(), (3, 4)),
     "a power": (lambda m, x: torch.einsum("ii,io->io", x, m.w), (4, 4)),
     "three operands": (lambda m, x: torch.einsum("bi,io,oj->bj", x, m.w, m.v), (3, 4)),
     "one operand": (lambda m, x: torch.einsum("bi->ib", x), (3, 4)),
@@ -88,6 +91,31 @@ def test_a_layer_norm_gives_its_affine_to_the_product() -> None:
     model = model_of(lambda m, x: torch.addmm(m.b, m.norm(x), m.w), norm=norm)
     done = fuse_exactly(model, doubles(3, 4), bound=1e-13)
     assert done.text == "linear(layer_norm(x, [4]))"
+
+
+class Mixed(nn.Module):
+    """Weights of two dtypes, one of them no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.low = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 6).bfloat16())
+        self.register_buffer("fixed", torch.randn(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (self.layer(x).bfloat16() @ self.low).float()
+        z: Tensor = y @ self.fixed
+        return z
+
+
+def test_the_matrix_keeps_its_dtype_and_what_it_is() -> None:
+    done = run_rules(program_of(Mixed(), torch.randn(3, 4)), ProductAsLinear())
+    layers = [n for n in done.program.calls() if n.target is torch.ops.aten.linear.default]
+    found = [done.program.constants[str(n.args[1].target)] for n in layers]  # type: ignore[union-attr]
+    assert [(tuple(c.value.shape), c.dtype, c.trainable, c.origin) for c in found] == [
+        ((4, 4), torch.float32, True, "layer.weight"),
+        ((6, 4), torch.bfloat16, True, "low"),
+        ((3, 6), torch.float32, False, "fixed"),
+    ]
 
 
 class Conditional(nn.Module):
