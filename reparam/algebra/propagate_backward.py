@@ -256,6 +256,8 @@ def _backward_kernel(program: Program, node: fx.Node, wanted: Pair) -> BackwardS
         return Refusal("a shift does not pass back through a product with data", node)
     axis = 1 if is_call(node, CONVS) else len(shape_of(node)) - 1
     taking = [n for n in (weight, bias) if n is not None]
+    if is_call(node, CONVS) and len(shape_of(node)) != len(shape_of(weight)):
+        return Refusal(f"the {op_name(node)} is of one sample, which has its channels in front", node)
     if any(program.constant(n) is not None or not is_float(n) for n in taking):
         return Refusal(f"the {op_name(node)} has weights of its own beside those that are computed", node)
     try:

@@ -264,6 +264,13 @@ STOPPED: dict[str, tuple[Way, Pair, int, str, str]] = {
         "the conv2d has weights of its own beside those that are computed",
         "conv2d",
     ),
+    "computed kernel, of one sample": (
+        lambda g, x: g.call(aten.conv2d.default, g.call(aten.select.int, x, 0, 0), kernel(g, x, 4, 4, 1, 1)),
+        Pair(SCALE),
+        0,
+        "the conv2d is of one sample, which has its channels in front",
+        "conv2d",
+    ),
     "computed kernel, along the map": (
         lambda g, x: g.call(aten.conv2d.default, x, kernel(g, x, 4, 4, 1, 1)),
         Pair(doubles(1, 1, 5, 1)),
