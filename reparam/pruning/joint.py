@@ -40,7 +40,7 @@ from reparam.utils import first_line, is_out_of_memory
 from .equations import Equations, as_rows, columns_of, from_rows
 from .gated import Gated
 from .mixing import only_mixes
-from .narrow import narrowed
+from .narrow import Narrow, narrowed
 from .quality import Judge, Quality, surely_less
 from .refitting import Alive, alive_in, layers_to_fit
 from .running import DTYPE, feed_of, set_weight
@@ -96,9 +96,9 @@ def refit_on(
         _log.info("joint refit: none, %s", few)
         return Joint(0, 0, before, before, few)
     with Judge(gated.reference, choosing, judge.size) as chooser:
-        small = narrowed(gated)
+        small = narrowed(gated) or Narrow(gated.program, ())
         found = refit_jointly(
-            gated.program if small is None else small.program,
+            small,
             gated.reference,
             lambda step: only_mixes((inputs for inputs, _ in deck.batches(judge.size)), seed + step + 1),
             chooser,
@@ -108,13 +108,12 @@ def refit_on(
         )
     if not found.taken:
         return replace(found, before=before, after=before)
-    if small is not None:
-        small.hand_back(gated)
+    small.hand_back(gated)
     return replace(found, before=before, after=judge.quality(gated.program))
 
 
 def refit_jointly(
-    program: Program,
+    network: Narrow,
     reference: Program,
     batches: Batches,
     chooser: Judge,
@@ -124,16 +123,17 @@ def refit_jointly(
     iterations: int = ITERATIONS,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Joint:
-    """Takes steps over all weights of `program`, in place; weights that calls share stay as they are.
+    """Takes steps over all weights of `network`, in place; weights that calls share stay as they are.
 
     reference: the original, which takes the same inputs. batches: those of a step, by its number; the same ones each
     time it is called with that. chooser: compares with the original on samples that nothing was fitted to. judge: on
     those that figures are taken from.
     """
+    program = network.program
     held = judge.quality(program)
     first, missed = chooser.look(program)
     best = first
-    system = _System(program, reference)
+    system = _System(network, reference)
     now = mean = kept = system.weights()
     taken, done, speed = 0, 0, {n: torch.zeros_like(v) for n, v in now.items()}
     for step in range(steps):
@@ -202,10 +202,10 @@ class _Part:
 class _System:
     """The normal equations of the whole network at its weights."""
 
-    def __init__(self, program: Program, reference: Program) -> None:
-        self.program, self.reference = program, reference
+    def __init__(self, network: Narrow, reference: Program) -> None:
+        self.program, self.fixed, self.reference = network.program, network.fixed, reference
         self.scales: list[float] = []
-        plan = plan_channels(program)
+        plan = plan_channels(self.program)
         self.parts = []
         for layer in layers_to_fit(self.program):
             part = self._part(layer, alive_in(plan, layer))
@@ -221,7 +221,10 @@ class _System:
         if not columns or not rows:
             return part
         values = {n: self.program.constants[n].value.detach() for n in part.names}
-        return _Part(layer, alive, equations.free(part.pack(values)), equations)
+        free = equations.free(part.pack(values))
+        if (fixed := self.fixed.get(str(layer.weight.target))) is not None:
+            free[:, :columns] &= ~fixed[alive.columns].repeat_interleave(kernel)[:, None]
+        return _Part(layer, alive, free, equations)
 
     def weights(self) -> Vector:
         """The weights as they are, in the dtypes that they are kept in."""

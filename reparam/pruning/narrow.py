@@ -3,7 +3,8 @@
     W_small = W[R, C],  b_small = b[R] + c      of a layer that keeps the rows R and the columns C
 
 c is what constant channels add. Both networks are the same function, so that the derivatives by W_small and b_small are
-those by W[R, C] and b[R], and what is done to the ones can be done to the others.
+those by W[R, C] and b[R], and what is done to the ones can be done to the others. Constant channels before a border of
+zeros are one channel of the small network, whose column is a sum of theirs, and has to stay as it is.
 """
 
 from __future__ import annotations
@@ -28,22 +29,29 @@ from .running import set_weight
 class _Kept:
     """What is left of one layer. old, new: it in the large and in the small network. rows: of the old that lie in the
     new. columns: (rows, C_in/groups), of the old, for each row of the new. read: (rows, C_in/groups), whether the group
-    reads that channel at all. shift: c, None without a bias."""
+    reads that channel at all, and it is one of the old. fixed: (C_in/groups,), the channels that are none of the old.
+    shift: c, None without a bias."""
 
     old: Layer
     new: Layer
     rows: Tensor
     columns: Tensor
     read: Tensor
+    fixed: Tensor
     shift: Tensor | None
 
 
 @dataclass(frozen=True)
 class Narrow:
-    """The small network, whose weights may be changed."""
+    """The small network, whose weights may be changed; without layers in `kept` the large one itself."""
 
     program: Program
     kept: tuple[_Kept, ...]
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """By the names of the weights the channels, (C_in/groups,), whose columns have to stay as they are."""
+        return {str(k.new.weight.target): k.fixed for k in self.kept}
 
     def hand_back(self, gated: Gated) -> None:
         """Gives the weights of the layers to the network with zeros that it was made of."""
@@ -118,12 +126,15 @@ def _kept(
     read = read.repeat_interleave(len(own) // groups, 0)  # a channel that no row of its group reads stays so
     for some in columns:
         part = large[rows[:, None], some]
-        if part.shape == own.shape and torch.equal(part[read].to(own.dtype), own[read]):
+        if part.shape != own.shape:
+            continue
+        others = ((part.to(own.dtype) != own).reshape(*own.shape[:2], -1).any(-1) & read).any(0)
+        if int(others.sum()) <= int(groups == 1):
             shift = None
             if old.bias is not None and new.bias is not None:
                 there = before[str(old.bias.target)].double()[rows]
                 shift = _value(program, new.bias.target).double() - there
-            return _Kept(old, new, rows, some, read, shift)
+            return _Kept(old, new, rows, some, read & ~others, others, shift)
     return None
 
 

@@ -15,6 +15,7 @@ from reparam.ir import Program
 from reparam.pruning.gated import Gated, with_gates
 from reparam.pruning.joint import STEPS, Joint, affordable, refit_jointly, refit_on
 from reparam.pruning.mixing import only_mixes, with_mixes
+from reparam.pruning.narrow import Narrow
 from reparam.pruning.quality import Judge, Quality, parted, surely_less
 from reparam.pruning.refitting import refit_layers
 from support.choice import mostly_in_sweeps
@@ -49,7 +50,7 @@ def test_outputs_come_closer_than_layers_by_themselves_bring_them(name: str) -> 
     before = error(gated, x)
     masks = gated.masks()
     with judged(gated) as judge:
-        found = refit_jointly(gated.program, gated.reference, batches, judge, judge, steps=12)
+        found = refit_jointly(Narrow(gated.program, ()), gated.reference, batches, judge, judge, steps=12)
     assert found.refused == "" and found.steps == 12 and found.taken > 0
     assert found.after.error < found.before.error and error(gated, x) < before
     assert all(torch.equal(gated.mask(g), m) for g, m in masks.items())
@@ -63,7 +64,7 @@ def test_a_linear_network_is_solved_in_one_step() -> None:
     for name, value in wanted.items():
         gated.set_weight(name, value + 0.3)
     with judged(gated) as judge:
-        found = refit_jointly(gated.program, gated.reference, batches, judge, judge, steps=1, iterations=12)
+        found = refit_jointly(Narrow(gated.program, ()), gated.reference, batches, judge, judge, steps=1, iterations=12)
     assert len(wanted) == 2 and found.taken == 1
     assert all(torch.allclose(gated.program.constants[n].value, v, atol=1e-3) for n, v in wanted.items())
 
@@ -87,7 +88,9 @@ def test_steps_go_on_and_their_average_is_what_is_measured(monkeypatch: pytest.M
             return plain(program)
 
         monkeypatch.setattr(chooser, "look", look)
-        found = refit_jointly(gated.program, gated.reference, batches, chooser, judge, steps=8, iterations=12)
+        found = refit_jointly(
+            Narrow(gated.program, ()), gated.reference, batches, chooser, judge, steps=8, iterations=12
+        )
     assert offs[:4] == pytest.approx([-1, 0, 3 / 8, 15 / 32], abs=2e-3) and found.taken == 1
 
 
@@ -95,7 +98,7 @@ def test_the_original_is_left_as_it_is() -> None:
     gated = with_gates(fused("residual"), coupled=True)
     before = {n: c.value.clone() for n, c in gated.program.constants.items()}
     with judged(gated) as judge:
-        found = refit_jointly(gated.program, gated.reference, batches, judge, judge, steps=2)
+        found = refit_jointly(Narrow(gated.program, ()), gated.reference, batches, judge, judge, steps=2)
     assert found.taken == 0 and found.after == found.before
     assert all(torch.equal(c.value, before[n]) for n, c in gated.program.constants.items())
 
@@ -108,7 +111,7 @@ def test_the_samples_that_figures_are_taken_from_choose_nothing() -> None:
     far = Judge(gated.reference, Held(1e3 * images(8, seed=6)), 32)  # type: ignore[arg-type]
     with judged(gated) as chooser, far as judge:
         told = chooser.quality(gated.program)
-        found = refit_jointly(gated.program, gated.reference, batches, chooser, judge, steps=6)
+        found = refit_jointly(Narrow(gated.program, ()), gated.reference, batches, chooser, judge, steps=6)
         assert found.taken > 0 and chooser.quality(gated.program).error < told.error
         assert found.after == judge.quality(gated.program) and found.before.samples == 8
     assert found.after.error > found.before.error
@@ -154,7 +157,7 @@ def test_a_step_that_is_worse_on_held_out_samples_is_not_kept() -> None:
     one = 3 * images(1, seed=7).expand(8, -1, -1, -1)
     with judged(gated) as judge:
         found = refit_jointly(
-            gated.program, gated.reference, lambda step: [(one,)], judge, judge, steps=2, iterations=12
+            Narrow(gated.program, ()), gated.reference, lambda step: [(one,)], judge, judge, steps=2, iterations=12
         )
         assert judge.quality(gated.program) == found.after == found.before
     assert found.steps == 2 and found.taken == 0
@@ -171,7 +174,7 @@ def test_what_is_switched_off_in_the_weights_stays_off_and_runs_are_the_same() -
         weight[:, 5] = 0.0
         gated.set_weight(name, weight)
         with judged(gated) as judge:
-            found = refit_jointly(gated.program, gated.reference, batches, judge, judge, steps=1)
+            found = refit_jointly(Narrow(gated.program, ()), gated.reference, batches, judge, judge, steps=1)
         assert found.taken == 1
         now = gated.program.constants[name].value
         assert not now[:3].any() and not now[:, 5].any() and not torch.equal(now, weight)
@@ -185,7 +188,7 @@ def test_weights_that_two_calls_share_stay_shared() -> None:
     gated.set_mask(gated.gates[0], torch.tensor([1.0, 0, 1, 1, 1, 1]))
     shared = {n: gated.program.constants[n].value.clone() for n in ("same.weight", "same.bias")}
     with judged(gated) as judge:
-        assert refit_jointly(gated.program, gated.reference, batches, judge, judge, steps=4).taken > 0
+        assert refit_jointly(Narrow(gated.program, ()), gated.reference, batches, judge, judge, steps=4).taken > 0
     assert all(torch.equal(gated.program.constants[n].value, v) for n, v in shared.items())
 
 
@@ -207,7 +210,7 @@ def test_an_operator_without_such_derivatives_is_told(monkeypatch: pytest.Monkey
         if "relu" in str(node.target):
             monkeypatch.setattr(node, "target", _NoTangent.apply)
     with judged(gated) as judge:
-        found = refit_jointly(gated.program, gated.reference, batches, judge, judge)
+        found = refit_jointly(Narrow(gated.program, ()), gated.reference, batches, judge, judge)
     assert "derivatives" in found.refused and found.taken == found.steps == 0 and found.after == found.before
     assert all(torch.equal(c.value, before[n]) for n, c in gated.program.constants.items())
 
