@@ -29,10 +29,11 @@ def of(program: Program, which: int, *inputs: Any) -> tuple[list[fx.Node], dict[
     """The region that makes an output, its values and their magnitudes."""
     node = program.output.args[0][which]  # type: ignore[index]
     region = upstream([node], lambda n: n.op == "placeholder")  # type: ignore[list-item]
-    given = [x.clone() for x in inputs]
+    given, weights = [x.clone() for x in inputs], {n: c.value.clone() for n, c in program.constants.items()}
     values = evaluate_region(program, region, dict(zip(program.placeholders, given, strict=True)))
     found = magnitudes(program, region, values)
     assert all(torch.equal(a, b) for a, b in zip(given, inputs, strict=True)), "inputs are left as they are"
+    assert all(torch.equal(program.constants[n].value, v) for n, v in weights.items()), "weights as well"
     return region, values, found
 
 
