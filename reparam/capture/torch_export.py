@@ -263,7 +263,8 @@ def _export_once(
                 if not known and _asks_for_values(error):
                     known = True
                 elif not _register_output_type(module, args, error):
-                    raise CaptureError(explain(module, error, lambda: _run(module, args))) from error
+                    told = explain(module, error, lambda: _run(fresh_copy(module, to_write=True), args))
+                    raise CaptureError(told) from error
     raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
 
 
