@@ -1,6 +1,6 @@
 """Sums that are added up one number after the other, as engines may, in the place of torch's, which go in pairs.
 
-in pairs: log2(n) roundings on the way of each number         in order: up to n
+In pairs each of n numbers is rounded log2(n) times on its way into the sum, in order up to n times.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _mean(x: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False, *
 def _added(x: Tensor, dims: Sequence[int] | None, keepdim: bool) -> Tensor:
     over = sorted({d % x.dim() for d in dims or range(x.dim())}) if x.dim() else []
     if not over or not x.is_floating_point() or not x.numel():
-        return torch.ops.aten.sum.dim_IntList(x, dims, keepdim)  # type: ignore[no-any-return]
+        return aten.sum.dim_IntList(x, dims, keepdim)  # type: ignore[no-any-return]
     flat = x.movedim(over, [*range(len(over))]).flatten(0, len(over) - 1)  # (n, ...)
     lanes = -(-len(flat) // STEPS)
     total = torch.zeros_like(flat[:lanes])
