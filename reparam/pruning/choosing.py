@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from reparam.errors import InputError
+from reparam.ir import place_of
 
 from .gated import Gated
 from .gates import Gate
-from .price import Currency, cost
+from .price import Currency, Price, cost, prices
 
 FLOOR = 0.1  # of a gate's channels stay at least
 PROBED = 0.3  # of a gate's channels that are left are switched off to learn what one of them spares
@@ -55,23 +56,30 @@ def candidates(
     return sorted(found, key=lambda c: c.worth)
 
 
-def cheapest(gated: Gated, floor: float, currency: Currency) -> float:
-    """The cost with every gate at its floor."""
+def cheapest(gated: Gated, floor: float, currency: Currency) -> tuple[float, Price]:
+    """The cost with every gate at its floor, and what costs most then."""
     before = gated.masks()
     for gate in gated.gates:
         mask = torch.zeros(gate.parts, gate.count // gate.parts)
         mask[:, : least(gate, floor)] = 1.0
         gated.set_mask(gate, mask.flatten())
-    found = cost(gated.plan(), currency)
+    left = prices(gated.plan(), currency)
     gated.put_back(before)
-    return found
+    return sum(price.left for price in left), max(left, key=lambda price: price.left)
 
 
-def too_small(share: float, name: str, least: float) -> InputError:
-    """What to say of a budget below what the floors leave; both are shares of the original."""
+def too_small(share: float, name: str, least: float, dearest: Price, full: float) -> InputError:
+    """What to say of a budget below what the floors leave; both are shares of the original, which costs `full`.
+
+    dearest: what costs most at the floors. It is named where it alone is above the budget.
+    """
+    held = ""
+    if dearest.left > share * full:
+        part = "" if dearest.left < dearest.whole else ", which loses no channels"
+        held = f", of them {100 * dearest.left / full:.3g} % in '{place_of(dearest.node)}'{part}"
     return InputError(
-        f"{100 * share:.3g} % of the {name} is less than the floors leave ({100 * least:.3g} %); raise the budget, "
-        "lower the floor, keep fewer layers, or round to smaller multiples"
+        f"{100 * share:.3g} % of the {name} is less than the floors leave ({100 * least:.3g} %{held}); "
+        "raise the budget, lower the floor, keep fewer layers, or round to smaller multiples"
     )
 
 

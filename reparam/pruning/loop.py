@@ -170,11 +170,11 @@ class _Run:
         check_sides(decks)
         self.full = cost(self.gated.plan(), options.currency)
         name, share = options.budget
-        least = cheapest(self.gated, options.floor, options.currency) / self.full
-        if least >= 1 and cheapest(self.gated, 0.0, options.currency) >= self.full:
+        least, dearest = cheapest(self.gated, options.floor, options.currency)
+        if least >= self.full and cheapest(self.gated, 0.0, options.currency)[0] >= self.full:
             raise InputError("there is nothing to prune: what reads the channels of the layers needs all of them")
-        if name != "latency" and share < least:
-            raise too_small(share, name, least)
+        if name != "latency" and share < least / self.full:
+            raise too_small(share, name, least / self.full, dearest, self.full)
         self.left, self.took, self.multiple = 1.0, 0.0, options.multiple  # took: of the time, where it was measured
         self.macs = max(1, census(base.program).macs)
         self.steps: list[Step] = []

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from reparam.errors import InputError
+from reparam.ir import census
+from reparam.pruning import prune
 from reparam.pruning.choosing import at_floor, candidates, cut, give_back
 from reparam.pruning.gated import Gated, with_gates
 from reparam.pruning.gates import Gate
 from reparam.pruning.price import cost
-from support.prunable import fused
+from support.prunable import fused, images, make
 
 
 def drawn(gated: Gated, seed: int = 0) -> dict[Gate, Tensor]:
@@ -27,6 +30,39 @@ def test_a_cut_goes_down_to_the_target_and_not_much_further(currency: str) -> No
         left = cut(gated, order, share * full, currency)  # type: ignore[arg-type]
         assert left == cost(gated.plan(), currency) and 0.6 * share * full < left <= share * full  # type: ignore[arg-type]
         order = candidates(gated, drawn(gated), currency, 0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["residual", "inverted", "dense", "grouped", "attention"])
+def test_the_cost_of_the_whole_is_what_the_report_counts(name: str) -> None:
+    program = fused(name)
+    plan = with_gates(program, coupled=True).plan()
+    assert cost(plan, "macs") == census(program).macs and cost(plan, "params") == census(program).params
+
+
+class Speech(nn.Module):
+    """Words, and what an LSTM makes of the channels of two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.one, self.two = nn.Embedding(90, 8), nn.Conv1d(8, 16, 3), nn.Conv1d(16, 8, 3)
+        self.rnn = nn.LSTM(8, 24, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(self.one(self.words(x).transpose(1, 2)).relu()).transpose(1, 2)
+        y: Tensor = self.rnn(x)[0]
+        return y[:, -1]
+
+
+def test_a_budget_that_a_recurrent_layer_alone_is_above_names_it() -> None:
+    x = torch.randint(90, (40, 12), generator=torch.Generator().manual_seed(0))
+    for budget, held in ({"macs": 0.3}, "78"), ({"params": 0.3}, "68.3"):
+        with pytest.raises(InputError, match=rf"\(8\d.\d %, of them {held} % in 'rnn', which loses no channels\)"):
+            prune(Speech(), x[:2], x, **budget)  # type: ignore[arg-type]
+
+
+def test_a_budget_that_no_layer_alone_is_above_names_none() -> None:
+    with pytest.raises(InputError, match=r"less than the floors leave \([\d.]+ %\)"):
+        prune(make("residual"), images(2), images(40), macs=0.025)
 
 
 def test_the_least_missed_go_first_and_cheaper_ones_later() -> None:
