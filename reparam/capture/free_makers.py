@@ -1,6 +1,7 @@
 """What torch makes for sizes that are known alone, made of what it makes for free ones too.
 
-torch.export fixes the length of a linspace, the sides of an affine_grid, and sizes that become a tensor by as_tensor.
+torch.export fixes the length of a linspace, the sides of an affine_grid, and sizes that become a tensor by as_tensor or
+new_tensor.
 The range that the first two are made of may have any length. It fixes the length that a max_pool1d pools over, and no
 side of a max_pool2d.
 """
@@ -69,6 +70,14 @@ def _as_tensor(data: Any, dtype: torch.dtype | None = None, device: Any = None) 
     return _stacked(data, dtype or (torch.get_default_dtype() if floats else torch.int64), device)
 
 
+def _new_tensor(x: Tensor, data: Any, *, dtype: torch.dtype | None = None, device: Any = None, **rest: Any) -> Tensor:
+    """The same, of the dtype and on the device of another tensor."""
+    if rest or any(isinstance(v, Tensor) for v in pytree.tree_leaves(data)):
+        made: Tensor = x.new_tensor(data, dtype=dtype, device=device, **rest)
+        return made
+    return _stacked(data, dtype or x.dtype, device or x.device)
+
+
 def _stacked(data: Any, dtype: torch.dtype, device: Any) -> Tensor:
     if isinstance(data, list | tuple):
         return torch.stack([_stacked(v, dtype, device) for v in data])
@@ -99,6 +108,7 @@ _MAKERS: dict[Any, Callable[..., Any]] = {
     torch.linspace: _linspace,
     F.affine_grid: _affine_grid,
     torch.as_tensor: _as_tensor,
+    Tensor.new_tensor: _new_tensor,
     torch.max_pool1d: _max_pool1d,
     F.max_pool1d: _max_pool1d,
 }

@@ -33,6 +33,8 @@ MADE: dict[str, Callable[[Any, Tensor], Any]] = {
     "a size": lambda m, x: x / torch.as_tensor(x.shape[2]),
     "sizes": lambda m, x: x * torch.as_tensor([x.shape[2], x.shape[3]]).sum(),
     "a share": lambda m, x: x * torch.as_tensor([x.shape[2] * 0.5, 2.0])[0],
+    "of its kind": lambda m, x: x / x.new_tensor([x.shape[2] * 0.5, x.shape[3]]).sum(),
+    "of a kind": lambda m, x: x * x.new_tensor((x.shape[2], 2.5 * x.shape[3]), dtype=torch.int64)[1],
     "maxima": lambda m, x: F.max_pool1d(x[:, 0], 2),
     "maxima in steps": lambda m, x: nn.MaxPool1d(3, 1, 1, ceil_mode=True)(x[:, 0]),
     "maxima apart": lambda m, x: torch.max_pool1d(x[0], [3], [2], 1, 2, True) if x.shape[3] else x,
