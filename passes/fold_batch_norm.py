@@ -1,12 +1,13 @@
 """BN(W*x + b) = (aW)*x + (a(b - mu) + beta) with a = gamma / sqrt(var + eps), and W*BN(x) = (Wa)*x + (b + sum W t).
 
 Turns a batch norm before or after convolutions, transposed convolutions (grouped too) and linear layers, through
-reshapes, permutes, concatenations, splits, pools and ReLU where that is exact into nothing.
+reshapes, permutes, crops, concatenations, splits, pools and ReLU where that is exact into nothing.
 
 Fires on a batch norm in evaluation mode (1d, 2d, 3d) whose affine reaches a convolution, transposed convolution or
 linear layer: the layers that make its input, or all the layers that use its output. In between may stand whatever
-commutes with a channel affine: permutes, reshapes that keep the channels apart, concatenations, splits, sums, pools,
-and ReLU or max-pool where the scale is nowhere negative.
+commutes with a channel affine: permutes, reshapes that keep the channels apart, crops, pads that repeat what lies at
+the border, concatenations, splits, sums, pools and interpolations, products with matrices along other axes; and what
+keeps an order, as ReLU, max-pool, `amax` and `sort`, where the scale is nowhere negative.
 
 Refuses when the statistics are those of the batch, are not constants, or give no finite scale; when on both
 sides something does not let the affine through, naming it; when the shift would meet zero padding.

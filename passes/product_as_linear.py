@@ -20,12 +20,11 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from reparam.ir import Program, arguments, aten, is_call, op_name, shape_of
+from reparam.ir import EINSUMS, Program, arguments, aten, is_call, op_name, shape_of
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 _PRODUCTS = frozenset({aten.matmul.default, aten.mm.default})
 _SUMS = frozenset({aten.addmm.default})
-_EINSUMS = frozenset({aten.einsum.default})
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class ProductAsLinear:
     """Calls a product with a matrix of weights a linear layer."""
 
     name: ClassVar[str] = "product-as-linear"
-    pattern: ClassVar[Pattern] = op(_PRODUCTS | _SUMS | _EINSUMS)
+    pattern: ClassVar[Pattern] = op(_PRODUCTS | _SUMS | EINSUMS)
 
     def check(self, program: Program, match: Match) -> Plan | None:
         """What is multiplied by what, where one side is a value and the other a matrix that nobody else reads."""
@@ -73,7 +72,7 @@ def _read(program: Program, node: fx.Node) -> Plan | None:
     if is_call(node, _PRODUCTS):
         x, matrix = args.values()
         return Plan(node, x, matrix)
-    if is_call(node, _EINSUMS):
+    if is_call(node, EINSUMS):
         return _einsum(program, node, args)
     bias, x, matrix = (args[n] for n in ("self", "mat1", "mat2"))
     whole = args["beta"] == args["alpha"] == 1 and _is_weight(program, bias, 1)

@@ -20,6 +20,7 @@ from reparam.ir import (
     DIVS,
     MOVEMENTS,
     MULS,
+    PADS,
     SUBS,
     Program,
     Refusal,
@@ -202,7 +203,13 @@ def _is_weight(program: Program, value: Any) -> bool:
 
 
 def is_movement(program: Program, node: fx.Node) -> bool:
-    """Whether the call moves elements of its first operand, from where to where being known."""
+    """Whether the call moves elements of its first operand, from where to where being known.
+
+    A pad does so that cuts, or that repeats or reflects what lies at the border.
+    """
+    if is_call(node, PADS):
+        args = arguments(node)
+        return args.get("mode", "constant") != "constant" or all(isinstance(p, int) and p <= 0 for p in args["pad"])
     known = node.target is not aten.index_select.default or program.constant(node.args[2]) is not None
     return known and is_call(node, MOVEMENTS)
 
@@ -244,21 +251,31 @@ def move_backward(
 ) -> Tensor | None:
     """The scale or shift on `x` that the movement `node` turns into `value` (a list for split-like calls).
 
-    Elements of `x` that do not reach the result get `neutral`. None when two copies of an element ask for different
-    values.
+    Elements of `x` that do not reach the result get what those beside them have, so that the result varies along as few
+    axes as it can, and `neutral` where that says nothing. None when two copies of an element ask for different values.
     """
     shape = shape_of(x)
     labels = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
     moved = run_on(program, node, {x: labels})
     pieces = list(moved) if isinstance(moved, (list, tuple)) else [moved]
     wanted = [value] if isinstance(value, Tensor) else list(value)
-    result = torch.full((labels.numel(),), neutral, dtype=torch.float64)
+    result = torch.full((labels.numel(),), math.nan, dtype=torch.float64)
     seen = [(m.reshape(-1).long(), w.cpu().expand(m.shape).reshape(-1)) for m, w in zip(pieces, wanted, strict=True)]
     for index, w in seen:
         result[index] = w
     if any(not torch.equal(result[index], w) for index, w in seen):
         return None
-    return compress(result.reshape(shape)).to(wanted[0].device)
+    return _filled(result.reshape(shape), neutral).to(wanted[0].device)
+
+
+def _filled(value: Tensor, neutral: float) -> Tensor:
+    """`value` with size 1 along every axis along which all its numbers are the same; NaN stands for any number."""
+    for axis in range(value.dim()):
+        low = value.nan_to_num(nan=math.inf).amin(axis, keepdim=True)
+        high = value.nan_to_num(nan=-math.inf).amax(axis, keepdim=True)
+        if bool(((low == high) | (low > high)).all()):
+            value = torch.where(low > high, math.nan, low)
+    return value.nan_to_num(nan=neutral).contiguous()
 
 
 def write_affine(program: Program, x: fx.Node, pair: Pair, origin: str, *, like: fx.Node) -> fx.Node:

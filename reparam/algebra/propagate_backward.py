@@ -11,12 +11,12 @@ from torch import Tensor, fx
 
 from reparam.ir import (
     ADDS,
-    AVG_POOLS,
     CATS,
     CONVS,
     DIVS,
+    EINSUMS,
+    EXTREMES,
     LINEARS,
-    MAX_POOLS,
     MOVEMENTS,
     MULS,
     SUBS,
@@ -32,18 +32,17 @@ from reparam.ir import (
 )
 
 from .channel_affine import Affine, Pair, along, is_movement, move_backward, read_affine, same
+from .einsum_scales import einsum_backward
 from .layer import Layer, read_layer
+from .reductions import REDUCTIONS, WITH_POSITIONS, reduced_backward
 from .route import (
-    GLOBAL_POOLS,
-    HOMOGENEOUS,
-    INTERPOLATIONS,
-    MEANS,
     Action,
     Route,
     Step,
-    _pool,
-    _positive_only,
     is_transparent,
+    passes_beside,
+    passing,
+    positive_only,
 )
 from .scaled_activation import Swap, scale_behind, takes_scale
 
@@ -151,6 +150,8 @@ def _backward_sink(layer: Layer, wanted: Pair) -> BackwardStep | Refusal:
     try:
         scale, shift = along(wanted.scale, layer.axis), along(wanted.shift, layer.axis)
     except ValueError:
+        if passes_beside(layer, wanted):
+            return "clone", wanted, [(layer.x, wanted)]
         return Refusal("the affine does not lie along the channel axis of the layer before it", layer.node)
     width = layer.out_channels
     parts = (v if v is None or v.numel() == width else v.expand(width) for v in (scale, shift))
@@ -199,10 +200,11 @@ def _backward_sum(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep
     sides = _two_operands(program, node)
     if sides is None or any(shape_of(s) != shape_of(node) for s in sides):
         return Refusal(f"the affine does not pass back through this {op_name(node)}", node)
-    if is_call(node, SUBS) or arguments(node)["alpha"] != 1:
-        return Refusal("the affine does not pass back through a difference", node)
     left, right = sides
-    if read_layer(program, left) is None and read_layer(program, right) is not None:
+    if node.target is aten.rsub.Tensor:
+        left, right = right, left  # which is what the other is subtracted from
+    even = is_call(node, ADDS) and arguments(node)["alpha"] == 1
+    if even and read_layer(program, left) is None and read_layer(program, right) is not None:
         left, right = right, left  # a shift needs only one of them, best a layer
     return "clone", wanted, [(left, Pair(wanted.scale, wanted.shift)), (right, Pair(wanted.scale))]
 
@@ -229,12 +231,27 @@ def _backward_quotient(program: Program, node: fx.Node, wanted: Pair) -> Backwar
     return "clone", wanted, [(top, wanted)]
 
 
+def _backward_extreme(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
+    """a max(x, y) + t = max(a x + t, a y + t) for a >= 0; the same of the minimum."""
+    sides = _two_operands(program, node)
+    if sides is None or any(shape_of(s) != shape_of(node) for s in sides):
+        return Refusal(f"the affine does not pass back through this {op_name(node)}", node)
+    return positive_only(node, Pair(wanted.scale)) or ("clone", wanted, [(side, wanted) for side in sides])
+
+
+def _backward_einsum(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
+    found = einsum_backward(program, node, wanted)
+    return found if isinstance(found, Refusal) else ("clone", wanted, [found])
+
+
 def _backward_matmul(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     """(r_i c_j) sum_k A_ik B_kj: a scale of the rows goes into A, of the columns into B, of the whole into A."""
     left, right = arguments(node).values()
     scale, rank = wanted.scale, len(shape_of(node))
     if wanted.shift is not None or left is right:
-        return Refusal("a shift does not pass back through a product with data", node)
+        fixed = any(program.constant(side) is not None for side in (left, right))
+        other = "a matrix" if fixed else "data"
+        return Refusal(f"a shift does not pass back through a product with {other}", node)
     if scale is None or rank < 2:
         return Refusal("the scale does not pass back through a product that broadcasts", node)
     rows = scale.shape[-1] == 1 and not (scale.shape[-2] == 1 and program.constant(left) is not None)
@@ -279,28 +296,16 @@ def _backward_unary(program: Program, node: fx.Node, wanted: Pair) -> BackwardSt
     if is_movement(program, node):
         moved = _moved_back(program, node, x, wanted)
         return moved if isinstance(moved, Refusal) else ("clone", wanted, [(x, moved)])
-    if is_call(node, HOMOGENEOUS):
-        return _positive_only(node, wanted) or ("clone", wanted, [(x, wanted)])
+    check = passing(node)
+    if check is not None:
+        return check(node, wanted) or ("clone", wanted, [(x, wanted)])
     if takes_scale(program, node) and wanted.shift is None and wanted.scale is not None:
         swapped = scale_behind(program, node, wanted.scale)
         return swapped if isinstance(swapped, Refusal) else ("clone", swapped[1], [(x, Pair(swapped[0]))])
-    if is_call(node, AVG_POOLS | MAX_POOLS | GLOBAL_POOLS | INTERPOLATIONS):
-        return _pool(node, wanted) or ("clone", wanted, [(x, wanted)])
-    if is_call(node, MEANS):
-        return "clone", wanted, [(x, Pair(*(_unreduce(node, x, v) for v in (wanted.scale, wanted.shift))))]
+    if is_call(node, REDUCTIONS):
+        reduced = reduced_backward(node, x, wanted)
+        return reduced if isinstance(reduced, Refusal) else ("clone", wanted, [(x, reduced)])
     return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
-
-
-def _unreduce(node: fx.Node, x: fx.Node, value: Tensor | None) -> Tensor | None:
-    """A factor of a mean, at the rank of what was averaged."""
-    args = arguments(node)
-    if value is None or args["keepdim"]:
-        return value
-    rank = len(shape_of(x))
-    axes = range(rank) if args["dim"] is None else sorted(d % rank for d in args["dim"])
-    for axis in axes:
-        value = value.unsqueeze(axis)
-    return value
 
 
 def _moved_back(program: Program, node: fx.Node, x: fx.Node, wanted: Pair) -> Pair | Refusal:
@@ -314,7 +319,10 @@ def _moved_back(program: Program, node: fx.Node, x: fx.Node, wanted: Pair) -> Pa
 
 
 def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) -> BackwardStep | Refusal:
-    """A split whose pieces have their own affines; pieces that nobody asked for keep theirs."""
+    """A split whose pieces have their own affines; pieces that nobody asked for keep theirs. Or values in order."""
+    if is_call(node, WITH_POSITIONS) and set(wanted) == {0}:
+        step = _backward_unary(program, node, wanted[0])
+        return step if isinstance(step, Refusal) else ("clone", Pair(), step[2])
     if not is_call(node, MOVEMENTS):
         return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
     x = node.args[0]
@@ -341,5 +349,7 @@ _STEPS: Sequence[tuple[frozenset[Any], Callable[[Program, fx.Node, Pair], Backwa
     (MULS, _backward_product),
     (DIVS, _backward_quotient),
     (_PRODUCTS, _backward_matmul),
+    (EXTREMES, _backward_extreme),
+    (EINSUMS, _backward_einsum),
     (CONVS | LINEARS, _backward_kernel),
 )

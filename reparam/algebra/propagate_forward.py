@@ -9,7 +9,7 @@ What each operator lets through is stated once, in `_forward_step` and `_backwar
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,12 @@ from torch import Tensor, fx
 
 from reparam.ir import (
     ADDS,
-    AVG_POOLS,
     BATCH_NORMS,
     CATS,
     DIVS,
-    MAX_POOLS,
+    EINSUMS,
+    EXTREMES,
     MULS,
-    PADS,
     SUBS,
     Program,
     Refusal,
@@ -38,18 +37,17 @@ from reparam.ir import (
 
 from .channel_affine import Affine as ChannelAffine
 from .channel_affine import Pair, along, compress, is_movement, lift, move_forward, plus, read_affine, same, times
+from .einsum_scales import einsum_forward
 from .layer import Layer, read_layer
+from .reductions import REDUCTIONS, WITH_POSITIONS, reduced_forward
 from .route import (
-    GLOBAL_POOLS,
-    HOMOGENEOUS,
-    INTERPOLATIONS,
-    MEANS,
     Action,
     Route,
     Step,
-    _pool,
-    _positive_only,
     is_transparent,
+    passes_beside,
+    passing,
+    positive_only,
 )
 from .scaled_activation import Swap, scale_before, takes_scale
 
@@ -133,15 +131,10 @@ def _forward_step(program: Program, node: fx.Node, known: dict[fx.Node, Any]) ->
     affine = read_affine(program, node)
     if isinstance(affine, ChannelAffine) and affine.x in known and isinstance(known[affine.x], Pair):
         return "skip", known[affine.x].then(affine.pair.scale, affine.pair.shift)
-    if is_call(node, CATS):
-        joined = _forward_cat(node, known)
-        return joined if isinstance(joined, Refusal) else ("clone", joined)
-    if is_call(node, ADDS | SUBS):
-        return _forward_sum(node, known)
-    if is_call(node, MULS):
-        return _forward_product(node, known)
-    if is_call(node, DIVS):
-        return _forward_quotient(node, known)
+    for kinds, joined in _OF_SEVERAL:
+        if is_call(node, kinds):
+            pair = joined(node, known)
+            return pair if isinstance(pair, Refusal) else ("clone", pair)
     first = node.args[0] if node.args else None
     carried = known.get(first) if isinstance(first, fx.Node) else None
     if carried is None or any(i in known for i in node.all_input_nodes if i is not first):
@@ -178,6 +171,8 @@ def _forward_sink(layer: Layer, carried: Pair) -> tuple[Action, Pair] | Refusal:
     try:
         scale, shift = along(carried.scale, axis), along(carried.shift, axis)
     except ValueError:
+        if passes_beside(layer, carried):
+            return "clone", carried
         return Refusal("the affine does not lie along the channel axis of this layer", layer.node)
     if shift is not None and layer.kind == "transposed":
         return Refusal("a shift before a transposed convolution changes its border", layer.node)
@@ -216,7 +211,7 @@ def _forward_cat(node: fx.Node, known: dict[fx.Node, Any]) -> Pair | Refusal:
     return Pair(*result)
 
 
-def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Refusal:
+def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> Pair | Refusal:
     args = arguments(node)
     rank = node.meta["val"].dim()
     sides: list[Pair] = [known.get(s, Pair()) for s in (args["self"], args["other"])]
@@ -230,10 +225,10 @@ def _forward_sum(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair
     if node.target in (aten.rsub.Tensor, aten.rsub.Scalar):
         signs = (-alpha, 1.0)
     shifts = [None if s.shift is None else f * s.shift for f, s in zip(signs, (left, right), strict=True)]
-    return "clone", Pair(left.scale, plus(*shifts))
+    return Pair(left.scale, plus(*shifts))
 
 
-def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Refusal:
+def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> Pair | Refusal:
     rank = node.meta["val"].dim()
     scale: Tensor | None = None
     args = arguments(node)
@@ -244,10 +239,10 @@ def _forward_product(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, 
         if carried.shift is not None:
             return Refusal("a shift does not pass through a product with data", node)
         scale = times(scale, None if carried.scale is None else lift(carried.scale, rank))
-    return "clone", Pair(scale)
+    return Pair(scale)
 
 
-def _forward_quotient(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Pair] | Refusal:
+def _forward_quotient(node: fx.Node, known: dict[fx.Node, Any]) -> Pair | Refusal:
     """(a x) / d = a (x / d) for any d that carries nothing."""
     args = arguments(node)
     top: Pair = known.get(args["self"], Pair())
@@ -256,25 +251,43 @@ def _forward_quotient(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action,
         return Refusal(f"{op_name(node)} uses the value in a way that an affine cannot follow", node)
     if top.shift is not None:
         return Refusal("a shift does not pass through a quotient of data", node)
-    return "clone", Pair(None if top.scale is None else lift(top.scale, node.meta["val"].dim()))
+    return Pair(None if top.scale is None else lift(top.scale, node.meta["val"].dim()))
+
+
+def _forward_extreme(node: fx.Node, known: dict[fx.Node, Any]) -> Pair | Refusal:
+    """max(a x + t, a y + t) = a max(x, y) + t for a >= 0; the same of the minimum."""
+    left, right = (known.get(side, Pair()) for side in arguments(node).values())
+    if not same(left.scale, right.scale) or not same(left.shift, right.shift):
+        return Refusal(f"an affine on one operand only does not pass through {op_name(node)}", node)
+    return positive_only(node, Pair(left.scale)) or left
+
+
+_OF_SEVERAL: Sequence[tuple[frozenset[Any], Callable[[fx.Node, dict[fx.Node, Any]], Pair | Refusal]]] = (
+    (CATS, _forward_cat),
+    (ADDS | SUBS, _forward_sum),
+    (MULS, _forward_product),
+    (DIVS, _forward_quotient),
+    (EXTREMES, _forward_extreme),
+    (EINSUMS, einsum_forward),
+)
 
 
 def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Any] | Refusal:
     if is_transparent(node):
         return "clone", carried
-    if is_movement(program, node) or (is_call(node, PADS) and arguments(node).get("mode", "constant") != "constant"):
+    if is_movement(program, node):
         return "clone", _moved(program, node, x, carried)
-    if is_call(node, HOMOGENEOUS):
-        return _positive_only(node, carried) or ("clone", carried)
+    check = passing(node)
+    if check is not None:
+        return check(node, carried) or ("clone", carried)
     if takes_scale(program, node) and carried.shift is None and carried.scale is not None:
         swapped = scale_before(program, node, carried.scale)
         return swapped if isinstance(swapped, Refusal) else ("clone", Swapped(Pair(swapped[0]), swapped[1]))
-    if is_call(node, AVG_POOLS | MAX_POOLS | GLOBAL_POOLS | INTERPOLATIONS):
-        return _pool(node, carried) or ("clone", carried)
-    if is_call(node, MEANS):
-        return _forward_mean(program, node, x, carried)
-    if is_call(node, PADS):
-        return _forward_pad(node, x, carried)
+    if is_call(node, REDUCTIONS):
+        reduced = reduced_forward(node, x, carried)
+        if isinstance(reduced, Refusal):
+            return reduced
+        return "clone", [reduced] if is_call(node, WITH_POSITIONS) else reduced
     return _blocked(node)
 
 
@@ -285,24 +298,6 @@ def _moved(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> Any:
     if isinstance(pieces, list):
         return [Pair(scale and scale[i], shift and shift[i]) for i in range(len(pieces))]
     return Pair(scale, shift)
-
-
-def _forward_mean(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Pair] | Refusal:
-    dims = arguments(node)["dim"]
-    axes = range(len(shape_of(x))) if dims is None else [d % len(shape_of(x)) for d in dims]
-    for part in (carried.scale, carried.shift):
-        if part is not None and any(part.shape[a] != 1 for a in axes):
-            return Refusal("the affine varies along an axis that is averaged away", node)
-    return "clone", _moved(program, node, x, carried)
-
-
-def _forward_pad(node: fx.Node, x: fx.Node, carried: Pair) -> tuple[Action, Pair] | Refusal:
-    if carried.shift is not None or arguments(node)["value"]:
-        return Refusal("a shift does not pass through zero padding", node)
-    padded = [len(shape_of(x)) - 1 - i // 2 for i, p in enumerate(arguments(node)["pad"]) if p]
-    if carried.scale is not None and any(carried.scale.shape[a] != 1 for a in padded):
-        return Refusal("the padding adds channels to the axis of the scale", node)
-    return "clone", carried
 
 
 # ---- execution ---------------------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -14,6 +14,7 @@ from reparam.ir import (
     BATCH_NORMS,
     IDENTITIES,
     MAX_POOLS,
+    PADS,
     Program,
     Refusal,
     arguments,
@@ -22,15 +23,16 @@ from reparam.ir import (
     is_float_cast,
     op_name,
     place_of,
+    shape_of,
 )
 
 from .channel_affine import Affine as ChannelAffine
 from .channel_affine import Pair, read_affine, write_affine
 from .kernels import scale_inputs, scale_outputs
-from .layer import read_layer, weights, write_layer
+from .layer import Layer, read_layer, weights, write_layer
 from .scaled_activation import Swap, emit_swap
 
-HOMOGENEOUS = frozenset({aten.relu.default, aten.leaky_relu.default})
+HOMOGENEOUS = frozenset({aten.relu.default, aten.leaky_relu.default, aten.abs.default})
 
 
 GLOBAL_POOLS = frozenset(
@@ -38,10 +40,13 @@ GLOBAL_POOLS = frozenset(
 )
 
 
-MEANS = frozenset({aten.mean.dim})
-
-
-INTERPOLATIONS = frozenset({aten.upsample_bilinear2d.vec, aten.upsample_linear1d.vec, aten.upsample_trilinear3d.vec})
+INTERPOLATIONS = frozenset(  # the weights of each result add up to one
+    {
+        *(aten.upsample_linear1d.vec, aten.upsample_bilinear2d.vec, aten.upsample_trilinear3d.vec),
+        *(aten.upsample_bicubic2d.vec, aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.vec),
+    }
+)
+SAMPLERS = frozenset({aten.grid_sampler.default})
 
 
 def is_transparent(node: fx.Node) -> bool:
@@ -89,7 +94,7 @@ def _negative(value: Tensor | None) -> int:
     return 0 if value is None else int((value < 0).sum())
 
 
-def _positive_only(node: fx.Node, carried: Pair) -> Refusal | None:
+def positive_only(node: fx.Node, carried: Pair) -> Refusal | None:
     """relu-like operators let through a scale that is nowhere negative, and no shift."""
     if carried.shift is not None:
         return Refusal(f"{op_name(node)} does not let a shift through", node)
@@ -116,6 +121,45 @@ def _pool(node: fx.Node, carried: Pair) -> Refusal | None:
     if args.get("divisor_override") is not None or padded:
         return Refusal("the shift meets the average pool's padding, which counts as zero", node)
     return None
+
+
+def passes_beside(layer: Layer, pair: Pair) -> bool:
+    """Whether a scale passes a linear layer: it lies along another axis than the channels, and there is no bias."""
+    beside = pair.scale is not None and pair.scale.shape[-1] == 1
+    return layer.kind == "linear" and layer.bias is None and pair.shift is None and beside
+
+
+def _pad(node: fx.Node, carried: Pair) -> Refusal | None:
+    """A pad with zeros lets a scale through that does not vary along what it widens."""
+    args = arguments(node)
+    if carried.shift is not None or args["value"]:
+        return Refusal("a shift does not pass through zero padding", node)
+    padded = [len(shape_of(node)) - 1 - i // 2 for i, p in enumerate(args["pad"]) if p]
+    if carried.scale is not None and any(carried.scale.shape[a] != 1 for a in padded):
+        return Refusal("the padding adds channels to the axis of the scale", node)
+    return None
+
+
+def _sampler(node: fx.Node, carried: Pair) -> Refusal | None:
+    """The weights of each sample add up to one, but where zeros stand beyond the border."""
+    if not _spatial_constant(carried.scale) or not _spatial_constant(carried.shift):
+        return Refusal(f"the affine varies over what {op_name(node)} reads", node)
+    if carried.shift is not None and arguments(node)["padding_mode"] == 0:
+        return Refusal(f"the shift meets the zeros beyond the border that {op_name(node)} reads", node)
+    return None
+
+
+_PASSING: Sequence[tuple[frozenset[Any], Callable[[fx.Node, Pair], Refusal | None]]] = (
+    (HOMOGENEOUS, positive_only),
+    (AVG_POOLS | MAX_POOLS | GLOBAL_POOLS | INTERPOLATIONS, _pool),
+    (PADS, _pad),
+    (SAMPLERS, _sampler),
+)
+
+
+def passing(node: fx.Node) -> Callable[[fx.Node, Pair], Refusal | None] | None:
+    """Of a call that lets an affine of its first operand through as it is, or not at all, what says so."""
+    return next((check for kinds, check in _PASSING if is_call(node, kinds)), None)
 
 
 def execute(program: Program, route: Route, substitution: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:

@@ -33,6 +33,7 @@ from .explain import explain_derivative, explain_writes
 from .functionalize import functionalize_locally, module_path, normalize_batch_norm
 from .guards import probes
 from .layouts import lay_out
+from .movement_names import name_movements
 from .places import line_of
 from .randomness import describe_call, refuse_random_calls
 
@@ -236,6 +237,12 @@ def spell_out_layouts(draft: Draft) -> Draft:
     return draft
 
 
+def spell_out_movements(draft: Draft) -> Draft:
+    """Movements that have several names have one."""
+    name_movements(draft.graph)
+    return draft
+
+
 def spell_out_shapes(draft: Draft) -> Draft:
     """x.reshape_as(y) reads y for its shape alone: it becomes a reshape to that shape, so that y is not used."""
     for node in draft.graph.nodes:
@@ -344,6 +351,7 @@ STEPS: tuple[Callable[[Draft], Draft], ...] = (
     fold_items,
     reshape_views,
     spell_out_layouts,
+    spell_out_movements,
     spell_out_types,
     spell_out_shapes,
     spell_out_fills,

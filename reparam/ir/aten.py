@@ -66,6 +66,8 @@ SLICES = frozenset({aten.slice.Tensor, aten.narrow.default})
 SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default})
 SUMS = frozenset({aten.sum.dim_IntList})
 MEANS = frozenset({aten.mean.dim})
+EXTREMES = frozenset({aten.maximum.default, aten.minimum.default})
+EINSUMS = frozenset({aten.einsum.default})
 AVG_POOLS = frozenset({aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default})
 MAX_POOLS = frozenset({aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default})
 PADS = frozenset({aten.pad.default, aten.constant_pad_nd.default})
@@ -104,6 +106,12 @@ MOVEMENTS = frozenset(
         aten.upsample_nearest1d.vec,
         aten.upsample_nearest2d.vec,
         aten.upsample_nearest3d.vec,
+        aten._upsample_nearest_exact1d.vec,
+        aten._upsample_nearest_exact2d.vec,
+        aten._upsample_nearest_exact3d.vec,
+        aten.repeat_interleave.self_int,
+        aten.unfold.default,
+        aten.diagonal.default,
         operator.getitem,
     }
 )

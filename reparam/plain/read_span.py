@@ -133,7 +133,8 @@ class _Reader(ValueBuilder):
     def form(self, node: fx.Node) -> LinearForm | list[LinearForm]:
         program = self.program
         if not is_float(node) and not is_call(node, SPLITS):
-            raise Refused(node, f"{op_name(node)} is no floating tensor")
+            several = isinstance(node.meta["val"], list | tuple)
+            raise Refused(node, why_not(node) if several else f"{op_name(node)} gives no floating numbers")
         layer = read_layer(program, node)
         if layer is not None:
             return self.layer(layer)

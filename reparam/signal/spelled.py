@@ -16,6 +16,7 @@ from torch import fx
 from reparam.ir import (
     ADDS,
     CATS,
+    EINSUMS,
     MEANS,
     MOVEMENTS,
     MULS,
@@ -37,7 +38,6 @@ from .functions import first_of
 
 _LERPS = frozenset({aten.lerp.Scalar, aten.lerp.Tensor})
 _PRODUCTS = frozenset({aten.addcmul.default, aten.addcdiv.default})
-_EINSUMS = frozenset({aten.einsum.default})
 Term = tuple[Any, Any]  # a value and its factor: a number, a node, or what `_Rest` and `_Part` stand for
 
 
@@ -152,7 +152,7 @@ def _is_view(node: fx.Node) -> bool:
 
 def _of_einsum(node: fx.Node) -> tuple[Term, ...] | None:
     """A sum over the axis that a stack made, perhaps with a constant factor for each part."""
-    if not is_call(node, _EINSUMS):
+    if not is_call(node, EINSUMS):
         return None
     args = arguments(node)
     left, _, right = args["equation"].replace(" ", "").partition("->")

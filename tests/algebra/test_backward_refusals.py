@@ -67,11 +67,11 @@ STOPPED: dict[str, tuple[Way, Pair, int, str, str]] = {
     "activation": (lambda g, x: tanh(g, conv(g, x)), BOTH, 1, "tanh does not commute with a channel affine", "tanh"),
     "stack": (lambda g, x: g.call(aten.stack.default, [x, x]), BOTH, 2, "stack does not commute", "stack"),
     "several results": (
-        lambda g, x: g.call(operator.getitem, g.call(aten.max.dim, conv(g, x), 2), 0),
+        lambda g, x: g.call(operator.getitem, g.call(aten.var_mean.dim, conv(g, x), [2]), 1),
         BOTH,
         1,
-        "max does not commute with a channel affine",
-        "max_dim",
+        "var_mean does not commute with a channel affine",
+        "var_mean_dim",
     ),
     "also read": (_also_read, BOTH, 1, "the value before it is also used by 'elsewhere'", "conv2d"),
     "read twice": (_read_twice, BOTH, 1, "the value before it is also used by 'getitem'", "split_with_sizes"),
@@ -119,14 +119,6 @@ STOPPED: dict[str, tuple[Way, Pair, int, str, str]] = {
         1,
         "the same value is concatenated twice",
         "cat",
-    ),
-    "difference": (_with(aten.sub.Tensor), BOTH, 1, "the affine does not pass back through a difference", "sub"),
-    "multiple": (
-        _with(aten.add.Tensor, alpha=2),
-        BOTH,
-        1,
-        "the affine does not pass back through a difference",
-        "add",
     ),
     "sum with itself": (_itself(aten.add.Tensor), BOTH, 1, "the affine does not pass back through this add", "add"),
     "sum that broadcasts": (
@@ -228,6 +220,13 @@ STOPPED: dict[str, tuple[Way, Pair, int, str, str]] = {
         1,
         SHIFTED,
         "m",
+    ),
+    "shift, matrix of weights": (
+        lambda g, x: g.call(aten.matmul.default, g.weight(doubles(3, 4)), tokens(g, x)),
+        BOTH,
+        2,
+        "a shift does not pass back through a product with a matrix",
+        "matmul",
     ),
     "matrix of weights": (
         lambda g, x: g.call(aten.matmul.default, g.weight(doubles(4, 4)), tokens(g, x)),
