@@ -29,8 +29,13 @@ _REDUCTIONS = _SPREADS | {
     aten.logsumexp.default,
     aten.linalg_vector_norm.default,
 }
-_STARTS = ("adaptive_avg_pool", "upsample_")
-_EXTREMES = frozenset({aten.max.dim, aten.min.dim})  # with their places
+_STARTS = ("adaptive_avg_pool", "upsample_", "_upsample_")
+_EXTREMES = frozenset(  # with their places
+    {
+        *(aten.max.dim, aten.min.dim, aten.median.dim, aten.kthvalue.default),
+        *(aten.sort.default, aten.sort.stable, aten.topk.default),
+    }
+)
 _PLACED = ("adaptive_max_pool", "max_pool1d_with", "max_pool2d_with", "max_pool3d_with")
 _ALONG = frozenset({aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.cumsum.default})
 _KEEPS = frozenset({aten.mean.dim, aten.amax.default, aten.amin.default})
@@ -79,7 +84,7 @@ def is_apart(node: fx.Node) -> bool:
 
 
 def _is_extreme(node: fx.Node) -> bool:
-    """Whether the call gives the largest or smallest values, and their places."""
+    """Whether the call gives values in their order, or some of them, and their places."""
     return is_call(node, _EXTREMES) or op_name(node).startswith(_PLACED)
 
 
@@ -92,7 +97,7 @@ def _kept_axes(node: fx.Node, facts: Channels) -> tuple[int, ...] | None:
         gone = {d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])} or set(range(ndim))
         if gone & set(facts.axes):
             return None
-        return facts.axes if given["keepdim"] else tuple(a - sum(g < a for g in gone) for a in facts.axes)
+        return facts.axes if given.get("keepdim", True) else tuple(a - sum(g < a for g in gone) for a in facts.axes)
     if is_call(node, _ALONG):
         return None if given["dim"] % ndim in facts.axes else facts.axes
     if is_call(node, PADS):

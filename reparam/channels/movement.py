@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.ir import arguments, shape_of, size_hint, static_shape
+from reparam.ir import SLICES, SPLITS, arguments, aten, is_call, shape_of, size_hint, static_shape
 
 from .direct import Direct, direct, make_direct, old_calls
 from .family import Ask, Builder, Conflict, Known, Request
@@ -117,7 +117,7 @@ def _traced(known: Known, node: fx.Node, facts: Channels) -> _Trace | None:
         return None
     if tuple(new.shape) != shape_of(node):
         return None
-    axes = varying_axes(new)
+    axes = varying_axes(new) or _of_one_channel(node, new, facts)
     source = read_off(new, axes) if axes else None
     if source is None:
         return None
@@ -130,6 +130,12 @@ def _traced(known: Known, node: fx.Node, facts: Channels) -> _Trace | None:
         again = places(axes, [len(source) if a == axes[0] else s for a, s in enumerate(shape)])
         picks = again.shape == where.shape and torch.equal(again, where)
     return _Trace(axes, sizes, source, rows[:, 0].long(), rows @ mix, picks)
+
+
+def _of_one_channel(node: fx.Node, new: Tensor, facts: Channels) -> tuple[int, ...]:
+    """The axis of a single channel, which no number tells: in a part of the operand it is the operand's."""
+    part = len(facts.axes) == 1 and is_call(base_of(node), SLICES | SPLITS | {aten.index_select.default})
+    return facts.axes if part and new.shape[facts.axes[0]] == 1 else ()
 
 
 def _moved_numbers(known: Known, node: fx.Node, facts: Channels) -> tuple[Tensor | None, Tensor | None]:

@@ -19,6 +19,16 @@ HELD: dict[str, Reduced] = {
     "the smallest, with places": lambda x: x.min(3, keepdim=True).values.mean((2, 3)),
     "adaptive pools of two kinds": lambda x: (F.adaptive_max_pool2d(x, 1) + F.adaptive_avg_pool2d(x, 1)).flatten(1),
     "an adaptive pool of one axis": lambda x: F.adaptive_max_pool1d(x.flatten(2), 2).mean(2),
+    "the middle": lambda x: x.median(2).values.median(2)[0],
+    "the second": lambda x: x.kthvalue(2, 3, keepdim=True).values.mean((2, 3)),
+    "sorted": lambda x: x.sort(3, descending=True).values[..., 0].sort(stable=True).values.mean(2),
+    "the two largest": lambda x: x.flatten(2).topk(2).values.mean(2),
+    "exact nearest": lambda x: F.interpolate(x, (3, 4), mode="nearest-exact").mean((2, 3)),
+    "smoothed": lambda x: F.interpolate(x, (3, 4), mode="bilinear", antialias=True).mean((2, 3)),
+    "repeated": lambda x: x.repeat_interleave(2, 3).mean((2, 3)),
+    "patches": lambda x: x.unfold(3, 2, 2).mean((2, 3, 4)),
+    "the diagonal": lambda x: x.diagonal(dim1=2, dim2=3).mean(2),
+    "a single channel beside the others": lambda x: torch.cat([x[:, 2:3], *x.split([1, 7], 1)], 1)[:, 1:].mean((2, 3)),
     "a pool that knows its places": lambda x: F.max_pool2d(x, 2, return_indices=True)[0].mean((2, 3)),
 }
 MOVED: dict[str, Reduced] = {
