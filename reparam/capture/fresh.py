@@ -54,7 +54,7 @@ def _copied(module: nn.Module, shared: Mapping[int, Any]) -> nn.Module:
         copied: nn.Module = _copied_part(module, dict(shared))
         return copied
     except Exception:
-        held = [v for part in module.modules() for v in (*vars(part).values(), *(v for _, v in _in_slots(part)))]
+        held = [v for part in module.modules() for v in (*vars(part).values(), *(v for _, v in in_slots(part)))]
         again: nn.Module = _copied_part(module, {**shared, **{id(v): v for v in held if not _can_be_copied(v, shared)}})
         return again
 
@@ -80,13 +80,13 @@ def _copied_part(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, memo)
     part = memo[id(value)] = kind.__new__(kind)
     _copy_contents(vars(value), vars(part), memo)
-    for slot, content in _in_slots(value):
+    for slot, content in in_slots(value):
         slot.__set__(part, _copied_part(content, memo))
     return part
 
 
-def _in_slots(part: nn.Module) -> list[tuple[MemberDescriptorType, Any]]:
-    """What the slots of a module hold, those of all of its classes; empty ones are left out."""
+def in_slots(part: Any) -> list[tuple[MemberDescriptorType, Any]]:
+    """What the slots of an object hold, those of all of its classes; empty ones are left out."""
     found: list[tuple[MemberDescriptorType, Any]] = []
     kind: Any = type(part)
     for slot in _slots(kind):
@@ -177,7 +177,8 @@ class Outside:
         self._module = module
         self._roots = {type(m).__module__.partition(".")[0] for m in module.modules()} - _NOT_OF_MODELS
         self._loaded: dict[str, Any] | None = None
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], bool]] = []
+        self.changed = False  # whether there was something to put back, other than the cache of a function
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -194,8 +195,7 @@ class Outside:
             yield
         finally:
             if _loaded(self._roots) == loaded:  # what an import has registered is there to stay
-                for step in self._undo:
-                    step()
+                self.changed |= any([step() for step in self._undo])
 
 
 def _loaded(roots: set[str]) -> dict[str, Any]:
@@ -214,8 +214,8 @@ def _by_root(names: tuple[str, ...]) -> dict[str, list[str]]:
     return dict(found)
 
 
-def _steps(names: Mapping[str, Any], owner: Any, roots: set[str], seen: set[int]) -> Iterator[Callable[[], None]]:
-    """What puts back each of the values that some names have now.
+def _steps(names: Mapping[str, Any], owner: Any, roots: set[str], seen: set[int]) -> Iterator[Callable[[], bool]]:
+    """What puts back each of the values that some names have now, and tells whether it was another one.
 
     seen: the functions, containers and classes that other names stand for; each is looked at once. What an object
     raises when it is asked for something, as what stands for a missing package does, is passed over.
@@ -239,7 +239,7 @@ def _steps(names: Mapping[str, Any], owner: Any, roots: set[str], seen: set[int]
             yield from _of_function(value, _DEEPEST)
 
 
-def _held(module: nn.Module, roots: set[str], seen: set[int]) -> Iterator[Callable[[], None]]:
+def _held(module: nn.Module, roots: set[str], seen: set[int]) -> Iterator[Callable[[], bool]]:
     """What puts back the parts of a model itself, the functions that these hold, and their classes, wherever made."""
     for part in module.modules():
         yield from _contents(vars(part), 2 * _DEEPEST)
@@ -249,7 +249,7 @@ def _held(module: nn.Module, roots: set[str], seen: set[int]) -> Iterator[Callab
             yield from _steps(vars(c), c, roots, seen)
 
 
-def _of_function(value: Any, depth: int) -> Iterator[Callable[[], None]]:
+def _of_function(value: Any, depth: int) -> Iterator[Callable[[], bool]]:
     """What puts back what a function keeps: its cache, its defaults, what it closes over, what it is a part of."""
     if depth == 0 or (type(value) is FunctionType and _keeps_nothing(value)):
         return
@@ -272,7 +272,7 @@ def _of_function(value: Any, depth: int) -> Iterator[Callable[[], None]]:
         with suppress(ValueError):  # of an empty one
             kept.append(cell.cell_contents)
             if type(cell.cell_contents) in _VALUES:
-                yield functools.partial(setattr, cell, "cell_contents", cell.cell_contents)
+                yield functools.partial(_fill, cell, cell.cell_contents)
     for held in kept:
         yield from _of_held(held, depth)
 
@@ -290,7 +290,7 @@ def _keeps_nothing(function: FunctionType) -> bool:
     return not (function.__defaults__ or function.__kwdefaults__ or function.__closure__ or function.__dict__)
 
 
-def _of_held(value: Any, depth: int) -> Iterator[Callable[[], None]]:
+def _of_held(value: Any, depth: int) -> Iterator[Callable[[], bool]]:
     if type(value) in _CONTAINERS:
         yield from _contents(value, depth)
     elif type(value) in _HOLDING:
@@ -303,18 +303,28 @@ class _Cleared:
     def __init__(self, cached: Any) -> None:
         self._cached, self._misses = cached, cached.cache_info().misses
 
-    def __call__(self) -> None:
+    def __call__(self) -> bool:
         if self._cached.cache_info().misses != self._misses:
             self._cached.cache_clear()
             self._misses = 0
+        return False
 
 
-def _bind(owner: Any, name: str, value: Any) -> None:
-    if vars(owner).get(name) is not value:
-        setattr(owner, name, value)
+def _bind(owner: Any, name: str, value: Any) -> bool:
+    if vars(owner).get(name) is value:
+        return False
+    setattr(owner, name, value)
+    return True
 
 
-def _contents(container: Any, depth: int) -> Iterator[Callable[[], None]]:
+def _fill(cell: Any, value: Any) -> bool:
+    if cell.cell_contents is value:
+        return False
+    cell.cell_contents = value
+    return True
+
+
+def _contents(container: Any, depth: int) -> Iterator[Callable[[], bool]]:
     """What puts back a container's own contents, and those of the containers in it."""
     if depth == 0:
         return
@@ -334,18 +344,20 @@ class _Emptied:
 
     container: Any
 
-    def __call__(self) -> None:
-        self.container.clear()
+    def __call__(self) -> bool:
+        return _empty_all([self.container])
 
 
-def _empty_all(containers: Sequence[Any]) -> None:
+def _empty_all(containers: Sequence[Any]) -> bool:
     """Most of what a module holds: one look at all of them tells whether any is not empty."""
-    if any(containers):
-        for container in containers:
-            container.clear()
+    if not any(containers):
+        return False
+    for container in containers:
+        container.clear()
+    return True
 
 
-def _refill(container: Any, kept: Any) -> None:
+def _refill(container: Any, kept: Any) -> bool:
     same = len(container) == len(kept)
     if isinstance(container, set):
         same = same and container == kept
@@ -354,6 +366,7 @@ def _refill(container: Any, kept: Any) -> None:
         if isinstance(container, dict):
             same = same and all(map(operator.is_, container.values(), kept.values()))
     if same:
-        return
+        return False
     container.clear()
     (container.extend if isinstance(container, list | deque) else container.update)(kept)
+    return True

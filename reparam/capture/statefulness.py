@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -12,28 +15,45 @@ from torch.export.graph_signature import InputKind
 
 from reparam.errors import CaptureError
 
+from .fresh import in_slots
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+_ROWS = (list, tuple, set, frozenset, deque)
+_WHOLE = (type, FunctionType, BuiltinFunctionType, ModuleType, Tensor)  # which are not looked into
+_OWN_OF_MODULES = frozenset(vars(nn.Module())) - {"training"}  # hooks, and what is looked at by itself
+_OWN_OF_RECURRENT = _OWN_OF_MODULES | {"_flat_weights", "_flat_weight_refs"}  # which hold its weights once more
+_DEEPEST = 6  # what holds what holds a value
+
+
+@dataclass(frozen=True)
+class Written:
+    """The paths of what a module and its parts wrote to themselves. A tensor that is tied has all of its names."""
+
+    tensors: set[str] = field(default_factory=set)
+    attributes: set[str] = field(default_factory=set)  # whatever they hold: numbers, containers, tensors, objects
+
 
 @contextmanager
-def watched(module: nn.Module) -> Iterator[set[str]]:
-    """Yields the paths of the tensors that `module` and its parts assign anew when it runs, as they are found.
-
-    The paths include the other names of a tensor that is tied.
-    """
+def watched(module: nn.Module) -> Iterator[Written]:
+    """Yields what `module` and its copies write to themselves when they run, as it is found."""
     names: dict[int, set[str]] = {}
     for path, tensor in _tensors(module).items():
         names.setdefault(id(tensor), set()).add(path)
     tied = {path: group for group in names.values() for path in group}
-    found: set[str] = set()
-    before: list[dict[str, Tensor]] = []
+    found = Written()
+    before: list[tuple[dict[str, Tensor], dict[str, list[Any]]]] = []
 
     def enter(module: nn.Module, args: Any) -> None:
-        before.append(_tensors(module))
+        before.append((_tensors(module), _attributes(module)))
 
     def leave(module: nn.Module, args: Any, result: Any) -> None:
+        tensors, attributes = before.pop()
         after = _tensors(module)
-        for path, tensor in before.pop().items():
+        for path, tensor in tensors.items():
             if after.get(path) is not tensor:
-                found.update(tied.get(path, {path}))
+                found.tensors.update(tied.get(path, {path}))
+        now = _attributes(module)
+        found.attributes.update(p for p in {**attributes, **now} if not _same(attributes.get(p, ()), now.get(p, ())))
 
     hooks = [module.register_forward_pre_hook(enter, prepend=True), module.register_forward_hook(leave)]
     try:
@@ -53,6 +73,62 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def _attributes(module: nn.Module) -> dict[str, list[Any]]:
+    """What each attribute of the module and of its parts holds, by its path; what two hold is listed once."""
+    parts = list(module.named_modules())
+    seen = {id(part) for _, part in parts}
+    found: dict[str, list[Any]] = {}
+    for prefix, part in parts:
+        known = _OWN_OF_RECURRENT if isinstance(part, nn.RNNBase) else _OWN_OF_MODULES
+        slots = ((slot.__name__, value) for slot, value in in_slots(part))
+        for name, value in (*vars(part).items(), *part._buffers.items(), *part._parameters.items(), *slots):
+            if name not in known:
+                held = found[f"{prefix}.{name}" if prefix else name] = [part]
+                _look_into(value, held, seen, _DEEPEST)
+    return found
+
+
+def _look_into(value: Any, held: list[Any], seen: set[int], depth: int) -> None:
+    """Adds a value to what is held, and what it holds itself."""
+    held.append(value)
+    if type(value) in _ATOMS or isinstance(value, _WHOLE) or depth == 0 or id(value) in seen:
+        return
+    seen.add(id(value))
+    inner = list(_inside(value))
+    held.append(len(inner))
+    for one in inner:
+        _look_into(one, held, seen, depth - 1)
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """What an object holds: elements, attributes, the object of a method, the numbers of an array."""
+    kind = type(value)
+    if kind is MethodType:
+        yield value.__self__
+        return
+    if isinstance(value, dict):
+        yield from (*value, *value.values())
+    elif isinstance(value, _ROWS):
+        yield from tuple(value)
+    elif hasattr(kind, "tobytes"):
+        yield hash(value.tobytes())
+    elif hasattr(kind, "__next__"):
+        yield _Moving()
+    yield from tuple(getattr(value, "__dict__", {}).values())
+    yield from (content for _, content in in_slots(value))
+
+
+class _Moving:
+    """Stands for the place of an iterator, which cannot be read: no two are the same."""
+
+
+def _same(before: Sequence[Any], after: Sequence[Any]) -> bool:
+    """Whether two lists hold the same objects, or equal numbers and texts."""
+    return len(before) == len(after) and all(
+        a is b or (type(a) in _ATOMS and type(a) is type(b) and a == b) for a, b in zip(before, after, strict=True)
+    )
+
+
 def refuse_state(exported: torch.export.ExportedProgram, assigned: set[str]) -> None:
     """Raises CaptureError when the program reads the old value of a tensor that the model assigns anew.
 
@@ -66,8 +142,13 @@ def refuse_state(exported: torch.export.ExportedProgram, assigned: set[str]) -> 
 
 
 def written(name: str, how: str) -> str:
-    """The sentence for a model that has state."""
-    return (
-        f"the model writes to its own tensor '{name}' ({how}) while it runs, so it is not a function of its inputs; "
-        "remove the write from its evaluation path"
-    )
+    """The sentence for a model that has state in a tensor."""
+    return f"the model writes to its own tensor '{name}' ({how}) while it runs, {_REMOVE}"
+
+
+def kept(what: str) -> str:
+    """The sentence for a model that has state in Python."""
+    return f"the model writes to {what} while it runs, and its next results are others for that, {_REMOVE}"
+
+
+_REMOVE = "so it is not a function of its inputs; remove the write from its evaluation path"

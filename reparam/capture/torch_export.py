@@ -53,6 +53,7 @@ from .fresh import Outside, fresh_copy
 from .guards import probes_at
 from .known_weights import WeightsAreKnown
 from .model_check import check_model, refuse_misfit
+from .next_run import refuse_other_results
 from .places import frames_made_once
 from .sizes import plain_sizes
 from .statefulness import refuse_state, watched
@@ -91,13 +92,14 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     with foreign_code(f"capturing {type(module).__name__}"), torch.random.fork_rng(devices=[]):
         check_model(module, example_inputs)
         example_inputs = _beside_the_weights(module, example_inputs)
+        outside = Outside(module)
         try:
-            with (outside := Outside(module)).kept():
+            with outside.kept():
                 return _capture(_without_empty_buffers(fresh_copy(module)), example_inputs, axes, outside)
         except EndedError:
             raise
         except CaptureError:
-            with evaluation_mode(module):
+            with evaluation_mode(module), outside.kept():
                 refuse_misfit(module, example_inputs, lambda: _run(fresh_copy(module, to_write=True), example_inputs))
             raise
 
@@ -109,9 +111,9 @@ def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[st
             notes.append("the model was in training mode; it was captured in evaluation mode")
         with outside.kept():
             notes.extend(fast_path_notes(module, lambda: _run(fresh_copy(module), example_inputs)))
-        with watched(module) as assigned, texts_of_sizes() as named:
+        with watched(module) as wrote, texts_of_sizes() as named:
             exported, samples = _export(module, _distinct(example_inputs), dynamic, notes, outside)
-        refuse_state(exported, assigned)
+        refuse_state(exported, wrote.tensors)
         free = free_sizes(exported)
         captured = from_exported(exported)
         if sum(isinstance(s, str) for spec in captured.program.inputs for s in spec.shape) < free:
@@ -120,6 +122,7 @@ def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[st
             fixed = _capture(module, example_inputs, without_batch(dynamic), outside)
             told = f"the batch is fixed at {batch_of(example_inputs)}, that of the example: {_LOST}"
             return replace(fixed, notes=(*fixed.notes, told))
+        refuse_other_results(module, wrote, outside, example_inputs, _run)
     program = replace(captured.program, probes=(*captured.program.probes, *probes_at(exported, sorted(named)[:MOST])))
     program = replace(program, samples=samples) if samples > 1 else program
     calls = sum(1 for _ in program.calls())
