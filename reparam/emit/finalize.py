@@ -42,7 +42,7 @@ def finalize(program: Program, dtype: torch.dtype | None = None) -> Program:
         origin = constant.origin if is_plain_path(constant.origin) else names[old]
         constants[names[old]] = Constant(value, wanted, origin, constant.trainable)
     final = replace(program, constants=constants, notes=Scratchpad())
-    return _retyped(final, dtype) if dtype is not None and dtype != program.dtype else final
+    return retyped(final, program.dtype, dtype) if dtype is not None and dtype != program.dtype else final
 
 
 def _fits(value: Tensor, wide: Tensor) -> bool:
@@ -83,12 +83,11 @@ def _names(program: Program) -> dict[str, str]:
     return names
 
 
-def _retyped(program: Program, dtype: torch.dtype) -> Program:
-    """Dtype arguments of the main dtype follow the weights, and so do the floating inputs and all values."""
-    old = program.dtype
+def retyped(program: Program, old: torch.dtype, new: torch.dtype) -> Program:
+    """The program, changed, with dtype arguments, inputs and values of `new` in place of `old`, as its weights are."""
 
     def swap(value: Any) -> Any:
-        return dtype if isinstance(value, torch.dtype) and value == old else value
+        return new if isinstance(value, torch.dtype) and value == old else value
 
     for node in program.calls():
         node.args = fx.node.map_aggregate(node.args, swap)
@@ -97,10 +96,10 @@ def _retyped(program: Program, dtype: torch.dtype) -> Program:
         for node in program.graph.nodes:
             value = node.meta.get("val")
             if node.op in ("placeholder", "get_attr") and isinstance(value, Tensor) and value.dtype == old:
-                node.meta["val"] = value.to(dtype)
+                node.meta["val"] = value.to(new)
     program.infer()
-    inputs = tuple(replace(s, dtype=dtype) if s.dtype == old else s for s in program.inputs)
-    return replace(program, inputs=inputs, dtype=dtype)
+    inputs = tuple(replace(s, dtype=new) if s.dtype == old else s for s in program.inputs)
+    return replace(program, inputs=inputs, dtype=new if program.dtype == old else program.dtype)
 
 
 @contextmanager

@@ -234,7 +234,7 @@ def export_conversion(
     """Builds, checks and writes what `convert` made in the dtype of the precision. See `export`."""
     tell = progress or (lambda stage, done, total: None)
     program = conversion.program
-    program = program if options.io_precision == "same" else with_wide_ports(program)
+    program = format.fitting(program if options.io_precision == "same" else with_wide_ports(program))
     data = options.calibration if options.calibration is not None else ()
     calibration, held_out = hold_out(program, data(program) if callable(data) else data)
     program, equalised = _equalised(program, calibration) if options.equalize else (program, ())

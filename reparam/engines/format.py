@@ -162,6 +162,10 @@ class Format(ABC):
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the file is of this format. head: its first 512 bytes."""
 
+    def fitting(self, program: Program) -> Program:
+        """The program as the format can express it, which is what is built and what the file is compared with."""
+        return program
+
     @abstractmethod
     def build(self, program: Program, path: Path, options: BuildOptions, tell: Tell) -> Built:
         """Writes the program to `path`, and side files beside it, in a folder that holds nothing else.

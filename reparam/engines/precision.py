@@ -1,4 +1,4 @@
-"""A program of low precision that takes and gives float32: the casts are part of its graph."""
+"""A program of low precision that takes and gives float32, by casts in its graph; one without bfloat16 parts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
+from reparam.emit import retyped
 from reparam.ir import Program, aten, is_float
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
@@ -41,6 +42,19 @@ def with_wide_ports(program: Program) -> Program:
     wide.output.args = fx.node.map_arg(wide.output.args, cast)
     inputs = tuple(replace(s, dtype=torch.float32) if s.dtype == narrow else s for s in wide.inputs)
     return replace(wide, inputs=inputs)
+
+
+def without_bfloat16_parts(program: Program) -> Program:
+    """A copy whose bfloat16 parts are float32, with the same weights; itself if it has none or is all bfloat16."""
+    narrow, wide = torch.bfloat16, torch.float32
+    values = (n.meta.get("val") for n in program.graph.nodes)
+    if program.dtype == narrow or not any(isinstance(v, Tensor) and v.dtype == narrow for v in values):
+        return program
+    copy = program.copy()
+    for name, c in program.constants.items():
+        if c.dtype == narrow:
+            copy.constants[name] = replace(c, value=c.value.to(wide), dtype=wide)
+    return retyped(copy, narrow, wide)
 
 
 def _is(specs: Any, node: fx.Node, dtype: torch.dtype) -> bool:

@@ -27,6 +27,12 @@ class Onnx(Format):
 
         return is_onnx(path, head)
 
+    def fitting(self, program: Program) -> Program:
+        """Without bfloat16 in parts of it: no runtime takes a convolution in that dtype at opset 20."""
+        from reparam.engines.precision import without_bfloat16_parts
+
+        return without_bfloat16_parts(program)
+
     def build(self, program: Program, path: Path, options: BuildOptions, tell: Tell) -> Built:
         """See `Format.build`."""
         self.require()
