@@ -15,6 +15,7 @@ from reparam.ir import fixed_size
 from reparam.utils import AXES, NamedAxis, axis_name, describe_type, is_batch, read_named_axis
 
 from .guards import equal_axis, free_axes, size_guards, tensor_inputs
+from .recurrent import RecurrentLayers
 
 Wanted = list[dict[int, str]]  # for each tensor among the arguments, what its free axes are called
 Group = tuple[tuple[int, int], ...]  # axes of one size: the place of a tensor among the arguments, and its axis
@@ -167,8 +168,11 @@ def dynamic_shapes(args: tuple[Any, ...], wanted: Wanted) -> tuple[Any, ...]:
     return tuple(pytree.tree_map(spec, args))
 
 
-def bound_axes(exported: torch.export.ExportedProgram, wanted: Wanted) -> dict[str, str]:
-    """The axes that the model does not leave free, by name, with the reason."""
+def bound_axes(exported: torch.export.ExportedProgram, wanted: Wanted, recurrent: RecurrentLayers) -> dict[str, str]:
+    """The axes that the model does not leave free, by name, with the reason.
+
+    recurrent: what was seen of its recurrent layers.
+    """
     labels = dict(_labels(exported, wanted))
     found: dict[str, str] = {}
     for guard in size_guards(exported, labels):
@@ -180,9 +184,19 @@ def bound_axes(exported: torch.export.ExportedProgram, wanted: Wanted) -> dict[s
     for name in names:
         if name not in free and name not in found:
             twin = equal_axis(exported, name, labels)
-            alone = "the model works with one size of it alone"
+            layer = next(filter(None, (recurrent.fixing(*at) for at in _called(wanted, name))), None)
+            alone = (
+                "the model works with one size of it alone"
+                if layer is None
+                else f"a recurrent layer ('{layer}') is captured for one number of steps"
+            )
             found[name] = alone if twin is None else f"what is captured holds where it is equal to {twin} alone"
     return {name: why for name, why in found.items() if name in names}
+
+
+def _called(wanted: Wanted, name: str) -> Iterator[tuple[int, int]]:
+    """The axes that are called by a name: a tensor's place among the arguments, and its axis."""
+    return ((place, i) for place, axes in enumerate(wanted) for i, label in axes.items() if label == name)
 
 
 def free_sizes(exported: torch.export.ExportedProgram) -> int:

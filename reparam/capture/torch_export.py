@@ -55,6 +55,7 @@ from .known_weights import WeightsAreKnown
 from .model_check import check_model, refuse_misfit
 from .next_run import refuse_other_results
 from .places import frames_made_once
+from .recurrent import recurrent_layers
 from .sizes import plain_sizes
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
@@ -189,7 +190,8 @@ def _export(
     wanted = wanted_axes(module, wide, dynamic)
     equal = equal_sizes(module, wide, dynamic)
     try:
-        exported = _export_once(module, wide, _by_parameter(module, dynamic_shapes(wide, wanted)), outside, equal)
+        with recurrent_layers(module) as recurrent:
+            exported = _export_once(module, wide, _by_parameter(module, dynamic_shapes(wide, wanted)), outside, equal)
     except CaptureError as error:
         if without_batch(dynamic) or not batch_is_unasked(dynamic):
             _export_once(module, args, None, outside)  # what no choice of axes helps is told as it is
@@ -198,7 +200,7 @@ def _export(
         fixed = _export_once(module, args, None, outside)
         notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {error}")
         return fixed, batch_of(args) if frees_batch(dynamic) else 1
-    bound = bound_axes(exported, wanted)
+    bound = bound_axes(exported, wanted, recurrent)
     unasked = ["batch"] if batch_is_unasked(dynamic) else []
     asked = {name: why for name, why in bound.items() if name not in unasked}
     if asked:
