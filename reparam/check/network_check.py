@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from reparam.errors import CaptureError, InputError, NotEquivalentError, ReparamError
+from reparam.errors import CaptureError, NotEquivalentError, ReparamError
 from reparam.ir import (
     SMALL_SIZE,
     Feed,
@@ -37,6 +37,7 @@ from reparam.ir import (
 from reparam.utils import first_line
 
 from .evidence import NetworkEvidence, OwnDtypeEvidence
+from .finite_sizes import not_finite
 from .input_plan import Plan, plans_of
 from .judge import Judge
 from .own_dtype import same_in_own_dtype
@@ -240,7 +241,7 @@ class _Check:
         if not all_finite(found.truth):
             if plan.single:
                 return
-            raise InputError("the original's own outputs are not finite on random inputs, so nothing can be compared")
+            raise not_finite(self.original, self._truth, plan.sizes, self.generator)
         self._judge(plan, found)
 
     def _say_why(self, plan: Plan, values: Feed) -> None:

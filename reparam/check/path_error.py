@@ -31,10 +31,15 @@ def path_error(original: Program, message: str, sizes: Mapping[str, int]) -> Pat
 
     The batch is blamed only where no other axis can be.
     """
+    names = names_of_axes(original, sizes)
+    return PathError(message, [n for n in names if n != "batch"] or names)
+
+
+def names_of_axes(original: Program, sizes: Mapping[str, int]) -> list[str]:
+    """The names of the free axes that have these sizes, which are given by their symbols."""
     specs = original.inputs
-    axes = [axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in sizes]
-    names = [n for n in dict.fromkeys(axes) if n != "batch"] or list(dict.fromkeys(axes))
-    return PathError(message, names)
+    axes = (axis_name(i, len(s.shape)) for s in specs for i, n in enumerate(s.shape) if n in sizes)
+    return list(dict.fromkeys(axes))
 
 
 def does_not_run(error: Exception) -> CaptureError:

@@ -181,7 +181,8 @@ class _Comparison:
             raise InputError(text) from e
         if len(truth) != len(other):
             return f"they return {len(truth)} and {len(other)} values"
-        problem = next((p for t, o in zip(truth, other, strict=True) if (p := _problem(t, o))), "")
+        shape = next(("x".join(map(str, v.shape)) for v in values if isinstance(v, Tensor)), "()")
+        problem = next((p for t, o in zip(truth, other, strict=True) if (p := _problem(t, o, shape))), "")
         if problem:
             return problem
         try:
@@ -248,8 +249,10 @@ def _named(size: int | str, axis: int, rank: int) -> int | str:
     return f"axis {name}" if name.isdigit() else name
 
 
-def _problem(t: Any, o: Any) -> str:
+def _problem(t: Any, o: Any, shape: str) -> str:
     """Why two outputs cannot be compared, or how they differ when they are not floating tensors.
+
+    shape: of the random inputs that they are of.
 
     Raises InputError where both are not finite.
     """
@@ -262,9 +265,11 @@ def _problem(t: Any, o: Any) -> str:
     if not t.is_floating_point():
         return "" if torch.equal(t, o) else "an integer output differs"
     if not bool(torch.isfinite(t).all() or torch.isfinite(o).all()):
-        raise InputError("the outputs of neither model are finite on random inputs, so nothing can be compared")
+        raise InputError(
+            f"the outputs of neither model are finite on random inputs of shape {shape}, so nothing can be compared"
+        )
     if not bool(torch.isfinite(t).all()):
-        return "the first model's outputs are not finite on random inputs, so nothing can be compared"
+        return f"the first model's outputs are not finite on random inputs of shape {shape}, so nothing can be compared"
     if not bool(torch.isfinite(o).all()):
         return "the second model's outputs are not finite where the first one's are"
     return ""

@@ -239,7 +239,7 @@ X = torch.randn(2, 4)
         (lambda x: (x * 2, 3), lambda x: (x * 2, 4), "an output is 3 in one and 4 in the other"),
         (lambda x: (x * 2, x), lambda x: (x * 2, None), "a tensor of shape .* in one and None in the other"),
         (lambda x: x * 2, lambda x: x / (x - x), "second model's outputs are not finite"),
-        (lambda x: x / (x - x), lambda x: x * 2, "first model's outputs are not finite"),
+        (lambda x: x / (x - x), lambda x: x * 2, "first model's outputs are not finite on random inputs of shape 1x"),
     ],
 )
 def test_outputs_that_differ_in_kind(a: Callable[..., Any], b: Callable[..., Any], reason: str) -> None:
@@ -251,7 +251,7 @@ def test_outputs_that_differ_in_kind(a: Callable[..., Any], b: Callable[..., Any
 
 
 def test_two_models_without_a_finite_output_cannot_be_compared() -> None:
-    with pytest.raises(InputError, match="the outputs of neither model are finite on random inputs"):
+    with pytest.raises(InputError, match="the outputs of neither model are finite on random inputs of shape 1x"):
         verdict_of(lambda x: x / (x - x), lambda x: x / (x - x), X)
 
 
