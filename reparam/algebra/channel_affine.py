@@ -273,7 +273,7 @@ def _filled(value: Tensor, neutral: float) -> Tensor:
     for axis in range(value.dim()):
         low = value.nan_to_num(nan=math.inf).amin(axis, keepdim=True)
         high = value.nan_to_num(nan=-math.inf).amax(axis, keepdim=True)
-        if bool(((low == high) | (low > high)).all()):
+        if bool((low >= high).all()):
             value = torch.where(low > high, math.nan, low)
     return value.nan_to_num(nan=neutral).contiguous()
 

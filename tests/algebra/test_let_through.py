@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import fx
 
-from reparam.algebra import Pair, Route, backward, execute, forward
+from reparam.algebra import Pair, Route, backward, execute, forward, forward_all
 from reparam.ir import Refusal, aten, evaluate
 from support.by_hand import ByHand
 from support.carried_back import BOTH, SCALE, SHAPE, SHIFT, UP, apply_pair, asked, conv, linear, shaped
@@ -283,3 +283,47 @@ def test_a_shift_does_not_pass_a_sum_of_a_free_number_of_values() -> None:
     assert isinstance(refused, Refusal)
     assert refused.reason == "a shift does not pass back through a sum of a free number of values"
     assert isinstance(backward(graph.program, user, value, shaped(Pair(SCALE), 3, 1)), Route)
+
+
+def beside(scale: float, shift: float) -> tuple[fx.Node, Any]:
+    """The larger of a value with an affine and of one with another; the call, and what carrying both forward gives."""
+    graph = ByHand()
+    x = graph.input(*SHAPE)
+    pairs = [shaped(RISING, 4, 1), Pair(scale * SCALE.abs().reshape(1, 4, 1, 1), SHIFT.reshape(1, 4, 1, 1) + shift)]
+    starts = []
+    for pair in pairs:
+        scaled = graph.call(aten.mul.Tensor, x, graph.weight(pair.scale))  # type: ignore[arg-type]
+        starts.append(graph.call(aten.add.Tensor, scaled, graph.weight(pair.shift)))  # type: ignore[arg-type]
+    value = graph.call(aten.maximum.default, *starts)
+    graph.returns(layer(graph, value))
+    return value, forward_all(graph.program, dict(zip(starts, pairs, strict=True)))
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(2.0, 0.0), (1.0, 1.0)])
+def test_unlike_affines_do_not_pass_the_larger_of_two_values(scale: float, shift: float) -> None:
+    value, refused = beside(scale, shift)
+    assert isinstance(refused, Refusal) and refused.node is value
+    assert refused.reason == "an affine on one operand only does not pass through maximum"
+    assert isinstance(beside(1.0, 0.0)[1], Route)
+
+
+def test_an_affine_of_one_operand_does_not_pass_the_larger_of_two_values() -> None:
+    graph = ByHand()
+    x = graph.input(*SHAPE)
+    pair = shaped(RISING, 4, 1)
+    start = graph.call(aten.mul.Tensor, x, graph.weight(pair.scale))  # type: ignore[arg-type]
+    value = graph.call(aten.minimum.default, x, start)
+    graph.returns(layer(graph, value))
+    refused = forward(graph.program, start, Pair(pair.scale))
+    assert isinstance(refused, Refusal) and refused.node is value
+    assert refused.reason == "an affine on one operand only does not pass through minimum"
+
+
+def test_a_falling_affine_does_not_pass_the_larger_of_two_values() -> None:
+    graph = ByHand()
+    start = graph.call(aten.mul.Tensor, graph.input(*SHAPE), graph.weight(SCALE.reshape(4, 1, 1)))
+    value = graph.call(aten.maximum.default, start, start)
+    graph.returns(layer(graph, value))
+    refused = forward(graph.program, start, shaped(Pair(SCALE), 4, 1))
+    assert isinstance(refused, Refusal) and refused.node is value
+    assert refused.reason == "maximum does not let a negative scale through (1 channels)"
