@@ -48,6 +48,7 @@ from .scaled_activation import Swap, scale_behind, takes_scale
 
 _AFFINE_NORMS = frozenset({aten.layer_norm.default, aten.group_norm.default})
 _PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default})
+_SOURCES = {"placeholder": "an input of the network"}
 Demands = dict[fx.Node, Any]
 
 
@@ -75,6 +76,8 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
     heap, queued = [_Last(x)], {x}
     while heap:
         node = heapq.heappop(heap).node
+        if node.op != "call_function":
+            return Refusal(f"what comes before it is {_SOURCES.get(node.op, 'a weight')}", node)
         outsiders = [u for u in node.users if u not in asked[node]]
         siblings = _siblings(outsiders, demands[node])
         if len(siblings) != len(outsiders):
@@ -125,9 +128,6 @@ BackwardStep = tuple[Action, Pair | Swap, Sequence[tuple[fx.Node, Any]]]
 
 
 def _backward_step(program: Program, node: fx.Node, wanted: Any) -> BackwardStep | Refusal:
-    if node.op != "call_function":
-        what = "an input of the network" if node.op == "placeholder" else "a weight"
-        return Refusal(f"what comes before it is {what}", node)
     if isinstance(wanted, dict):
         return _backward_split(program, node, wanted)
     layer = read_layer(program, node)

@@ -148,7 +148,7 @@ def written(name: str, how: str) -> str:
 
 def kept(what: str) -> str:
     """The sentence for a model that has state in Python."""
-    return f"the model writes to {what} while it runs, and its next results are others for that, {_REMOVE}"
+    return f"the model writes to {what} while it runs, which changes its next results, {_REMOVE}"
 
 
 _REMOVE = "so it is not a function of its inputs; remove the write from its evaluation path"
