@@ -321,8 +321,7 @@ def _moved_back(program: Program, node: fx.Node, x: fx.Node, wanted: Pair) -> Pa
 def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) -> BackwardStep | Refusal:
     """A split whose pieces have their own affines; pieces that nobody asked for keep theirs. Or values in order."""
     if is_call(node, WITH_POSITIONS) and set(wanted) == {0}:
-        step = _backward_unary(program, node, wanted[0])
-        return step if isinstance(step, Refusal) else ("clone", Pair(), step[2])
+        return _backward_unary(program, node, wanted[0])
     if not is_call(node, MOVEMENTS):
         return Refusal(f"{op_name(node)} does not commute with a channel affine", node)
     x = node.args[0]

@@ -274,6 +274,50 @@ def test_what_stops_an_affine_is_named(name: str) -> None:
     assert isinstance(refused, Refusal) and refused.reason == reason
 
 
+PLACES = doubles(1, 1, 5, 6, seed=4)
+BESIDE = "the affine does not lie along the channel axis of the layer before it"
+VARIES = "the affine varies over what grid_sampler reads"
+APART: dict[str, tuple[Call, Pair, str]] = {
+    "a shift alone over places": (lambda g, x: linear(g, x, 5, 6), Pair(None, SHIFT), BESIDE),
+    "a scale along two axes": (
+        lambda g, x: linear(g, x, 5, 6),
+        Pair(SCALE.reshape(1, 4, 1, 1) * doubles(1, 1, 1, 6, seed=3)),
+        BESIDE,
+    ),
+    "a scale that varies where it is sampled": (
+        lambda g, x: g.call(aten.grid_sampler.default, x, g.weight(doubles(2, 5, 6, 2)), 0, 1, False),
+        Pair(PLACES),
+        VARIES,
+    ),
+    "a shift that varies where it is sampled": (
+        lambda g, x: g.call(aten.grid_sampler.default, x, g.weight(doubles(2, 5, 6, 2)), 0, 1, False),
+        Pair(None, PLACES),
+        VARIES,
+    ),
+    "a shift into what is no layer, with a factor": (
+        lambda g, x: g.call(aten.add.Tensor, g.call(aten.tanh.default, x), conv(g, x, 2), alpha=2),
+        Pair(None, SHIFT),
+        "tanh does not commute with a channel affine",
+    ),
+    "a shift into what is no layer, less another": (
+        lambda g, x: g.call(aten.sub.Tensor, g.call(aten.tanh.default, x), conv(g, x, 2)),
+        Pair(None, SHIFT),
+        "tanh does not commute with a channel affine",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_affines_of_other_shapes_are_stopped(name: str) -> None:
+    call, pair, reason = APART[name]
+    *_, refused = asked(lambda g, x: call(g, conv(g, x)), pair)
+    assert isinstance(refused, Refusal) and refused.reason == reason
+
+
+def test_the_first_piece_of_a_split() -> None:
+    assert_back(lambda g, x: g.call(operator.getitem, g.call(aten.split.Tensor, conv(g, x, 3, 8), 4, 1), 0), BOTH)
+
+
 def test_a_shift_does_not_pass_a_sum_of_a_free_number_of_values() -> None:
     graph = ByHand()
     x = graph.input(*SHAPE, free=(3,))
