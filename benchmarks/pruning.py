@@ -4,10 +4,10 @@ Small networks are trained on scikit-learn's digits, distorted to 16x16 (1,437 i
 other 360 in ten fixed distortions each. Then each is pruned with 512 unlabelled training images: by `reparam.prune`,
 and by Torch-Pruning (group L2, BN scale, Taylor with labels; global), whose result gets new BN statistics on the same
 images, or our refit on the channels that it chose, so that the choice and the refit can be told apart. A plain network
-is pruned as it is, to the same number of multiply-accumulates as the others. With `--after`
-the results are then trained with labels for so many epochs, all in the same way. With `--latency` the budgets are of
-the time in onnxruntime on one thread; widths are multiples of 8 then, the peer's too. All of it takes more than a
-day: each figure is added to pruning.jsonl when it is found, and a run that was stopped goes on from there.
+is pruned as it is, to the same number of multiply-accumulates as the others. With `--after` the results are then
+trained with labels for so many epochs, all in the same way. With `--latency` the budgets are of the time in onnxruntime
+on one thread; widths are multiples of 8 then, the peer's too where it can round. All of it takes more than a day: each
+figure is added to pruning.jsonl when it is found, and a run that was stopped goes on from there.
 """
 
 from __future__ import annotations

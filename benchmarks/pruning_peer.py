@@ -37,13 +37,32 @@ def chosen(
 ) -> tuple[nn.Module, nn.Module] | None:
     """The least cut of the peer that reaches the share: a copy with zeros at the channels that go, and one without.
 
-    A cut that leaves a network that does not run is none; None where no other reaches the share.
+    For a share of the time widths are multiples of 8; of any size where none of those reaches it, as layers that the
+    peer cannot round keep all their channels.
     """
+    for multiple in (8, None) if latency else (None,):
+        found = _least(tp, criterion, module, x, labels, share, latency=latency, multiple=multiple)
+        if found is not None:
+            return found
+    return None
+
+
+def _least(
+    tp: Any,
+    criterion: str,
+    module: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    share: float,
+    *,
+    latency: bool,
+    multiple: int | None,
+) -> tuple[nn.Module, nn.Module] | None:
+    """A cut that leaves a network that does not run is none; None where no other reaches the share."""
     best, low, high = None, 0.0, 1.0
     for _ in range(9):
         ratio = (low + high) / 2
         pruned = copy.deepcopy(module)
-        multiple = 8 if latency else None
         groups = list(_pruner(tp, criterion, pruned, x, labels, ratio, multiple).step(interactive=True))
         masked = _masked(module, pruned, groups)
         for group in groups:
