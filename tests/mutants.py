@@ -94,6 +94,11 @@ TESTS: dict[str, tuple[str, ...]] = {
         "algebra/test_backward_refusals.py",
         "algebra/test_let_through.py",
     ),
+    "algebra.movements": (
+        "algebra/test_channel_affine.py",
+        "algebra/test_free_movements.py",
+        "algebra/test_let_through.py",
+    ),
     "algebra.route": ("algebra/test_route.py", "algebra/test_let_through.py"),
     "algebra.reductions": ("algebra/test_reductions.py", "algebra/test_let_through.py"),
     "algebra.einsum_scales": ("algebra/test_einsum_scales.py", "algebra/test_let_through.py"),

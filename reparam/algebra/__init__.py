@@ -7,6 +7,7 @@ from .channel_affine import Affine, Pair, along, compress, read_affine, same, tr
 from .fold_affine import AffinePlan, build_fold, plan_fold
 from .kernels import average_kernel, batch_norm_affine, column, dirac, expand_groups, scale_outputs
 from .layer import Layer, conv_call, read_layer, weights, write_layer
+from .movements import other_sizes
 from .picks import broadcast_channels, read_picks
 from .propagate_backward import backward
 from .propagate_forward import forward, forward_all
@@ -71,6 +72,7 @@ __all__ = [
     "map_of",
     "matrix_of",
     "moved",
+    "other_sizes",
     "pad_window",
     "plan_fold",
     "pool_window",

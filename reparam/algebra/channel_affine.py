@@ -1,4 +1,4 @@
-"""Channel affines y = a*x + t, and how data movement carries a and t along.
+"""Channel affines y = a*x + t.
 
 A scale or shift is kept as a float64 tensor of the value's rank with size 1 on every axis along which it is constant,
 for example (1, C, 1, 1). None stands for a scale of one or a shift of zero.
@@ -7,7 +7,6 @@ for example (1, C, 1, 1). None stands for a scale of one or a shift of zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,7 @@ from reparam.ir import (
     ADDS,
     BATCH_NORMS,
     DIVS,
-    MOVEMENTS,
     MULS,
-    PADS,
     SUBS,
     Program,
     Refusal,
@@ -29,7 +26,6 @@ from reparam.ir import (
     is_call,
     is_float,
     shape_of,
-    size_hint,
 )
 
 from .kernels import add_shifts, batch_norm_affine
@@ -199,83 +195,7 @@ def _is_weight(program: Program, value: Any) -> bool:
     return not isinstance(value, fx.Node) or program.constant(value) is not None
 
 
-# ---- movement ----------------------------------------------------------------------------------------------------
-
-
-def is_movement(program: Program, node: fx.Node) -> bool:
-    """Whether the call moves elements of its first operand, from where to where being known.
-
-    A pad does so that cuts, or that repeats or reflects what lies at the border.
-    """
-    if is_call(node, PADS):
-        args = arguments(node)
-        return args.get("mode", "constant") != "constant" or all(isinstance(p, int) and p <= 0 for p in args["pad"])
-    known = node.target is not aten.index_select.default or program.constant(node.args[2]) is not None
-    return known and is_call(node, MOVEMENTS)
-
-
-def _concrete(program: Program, node: fx.Node, replace: dict[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    def value(n: fx.Node) -> Any:
-        if n in replace:
-            return replace[n]
-        constant = program.tensor(n)
-        if constant is not None:
-            return constant.cpu()
-        v = n.meta["val"]
-        return v.new_empty(shape_of(n), device="cpu") if isinstance(v, Tensor) else size_hint(v)
-
-    return fx.node.map_arg(node.args, value), dict(fx.node.map_arg(node.kwargs, value))
-
-
-def run_on(program: Program, node: fx.Node, replace: dict[fx.Node, Any]) -> Any:
-    """The call `node` on real tensors at the traced sizes.
-
-    Operands that are neither in `replace` nor constant are only there for their shape.
-    """
-    args, kwargs = _concrete(program, node, replace)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
-
-
-def move_forward(program: Program, node: fx.Node, x: fx.Node, value: Tensor) -> Any:
-    """Where the movement `node` puts the elements of `value`, a scale or shift of `x`. A list for split-like calls."""
-    full = value.cpu().expand(shape_of(x))
-    moved = run_on(program, node, {x: full})
-    if isinstance(moved, (list, tuple)):
-        return [compress(m).to(value.device) for m in moved]
-    return compress(moved).to(value.device)
-
-
-def move_backward(
-    program: Program, node: fx.Node, x: fx.Node, value: Tensor | Sequence[Tensor], neutral: float
-) -> Tensor | None:
-    """The scale or shift on `x` that the movement `node` turns into `value` (a list for split-like calls).
-
-    Elements of `x` that do not reach the result get what those beside them have, so that the result varies along as few
-    axes as it can, and `neutral` where that says nothing. None when two copies of an element ask for different values.
-    """
-    shape = shape_of(x)
-    labels = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
-    moved = run_on(program, node, {x: labels})
-    pieces = list(moved) if isinstance(moved, (list, tuple)) else [moved]
-    wanted = [value] if isinstance(value, Tensor) else list(value)
-    result = torch.full((labels.numel(),), math.nan, dtype=torch.float64)
-    seen = [(m.reshape(-1).long(), w.cpu().expand(m.shape).reshape(-1)) for m, w in zip(pieces, wanted, strict=True)]
-    for index, w in seen:
-        result[index] = w
-    if any(not torch.equal(result[index], w) for index, w in seen):
-        return None
-    return _filled(result.reshape(shape), neutral).to(wanted[0].device)
-
-
-def _filled(value: Tensor, neutral: float) -> Tensor:
-    """`value` with size 1 along every axis along which all its numbers are the same; NaN stands for any number."""
-    for axis in range(value.dim()):
-        low = value.nan_to_num(nan=math.inf).amin(axis, keepdim=True)
-        high = value.nan_to_num(nan=-math.inf).amax(axis, keepdim=True)
-        if bool((low >= high).all()):
-            value = torch.where(low > high, math.nan, low)
-    return value.nan_to_num(nan=neutral).contiguous()
+# ---- writing -----------------------------------------------------------------------------------------------------
 
 
 def write_affine(program: Program, x: fx.Node, pair: Pair, origin: str, *, like: fx.Node) -> fx.Node:

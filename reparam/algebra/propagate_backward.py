@@ -31,9 +31,10 @@ from reparam.ir import (
     shape_of,
 )
 
-from .channel_affine import Affine, Pair, along, is_movement, move_backward, read_affine, same
+from .channel_affine import Affine, Pair, along, read_affine, same
 from .einsum_scales import einsum_backward
 from .layer import Layer, read_layer
+from .movements import is_movement, move_backward
 from .reductions import REDUCTIONS, WITH_POSITIONS, reduced_backward
 from .route import (
     Action,
@@ -312,8 +313,8 @@ def _moved_back(program: Program, node: fx.Node, x: fx.Node, wanted: Pair) -> Pa
     parts: list[Tensor | None] = []
     for value, neutral in ((wanted.scale, 1.0), (wanted.shift, 0.0)):
         moved = None if value is None else move_backward(program, node, x, value, neutral)
-        if value is not None and moved is None:
-            return Refusal(f"{op_name(node)} copies elements that need different factors", node)
+        if isinstance(moved, Refusal):
+            return moved
         parts.append(moved)
     return Pair(*parts)
 
@@ -338,7 +339,8 @@ def _backward_split(program: Program, node: fx.Node, wanted: dict[int, Pair]) ->
             for c, s in zip(chosen, shapes, strict=True)
         ]
         moved = move_backward(program, node, x, full, neutral)
-        assert moved is not None, "the pieces share no elements"
+        if isinstance(moved, Refusal):
+            return moved
         parts.append(moved)
     return "clone", Pair(), [(x, Pair(*parts))]
 

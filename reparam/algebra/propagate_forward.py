@@ -36,9 +36,10 @@ from reparam.ir import (
 )
 
 from .channel_affine import Affine as ChannelAffine
-from .channel_affine import Pair, along, compress, is_movement, lift, move_forward, plus, read_affine, same, times
+from .channel_affine import Pair, along, compress, lift, plus, read_affine, same, times
 from .einsum_scales import einsum_forward
 from .layer import Layer, read_layer
+from .movements import is_movement, move_forward
 from .reductions import REDUCTIONS, WITH_POSITIONS, reduced_forward
 from .route import (
     Action,
@@ -276,7 +277,8 @@ def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -
     if is_transparent(node):
         return "clone", carried
     if is_movement(program, node):
-        return "clone", _moved(program, node, x, carried)
+        moved = _moved(program, node, x, carried)
+        return moved if isinstance(moved, Refusal) else ("clone", moved)
     check = passing(node)
     if check is not None:
         return check(node, carried) or ("clone", carried)
@@ -294,6 +296,9 @@ def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -
 def _moved(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -> Any:
     scale = None if carried.scale is None else move_forward(program, node, x, carried.scale)
     shift = None if carried.shift is None else move_forward(program, node, x, carried.shift)
+    refused = next((part for part in (scale, shift) if isinstance(part, Refusal)), None)
+    if refused is not None:
+        return refused
     pieces = scale if isinstance(scale, list) else shift
     if isinstance(pieces, list):
         return [Pair(scale and scale[i], shift and shift[i]) for i in range(len(pieces))]

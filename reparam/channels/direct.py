@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from reparam.ir import IDENTITIES, aten, is_call, shape_of, static_shape
 
 from .family import Builder, Known
-from .following import LARGEST, base_of, is_movement, move, moved, numbers
+from .following import LARGEST, base_of, is_movement, move, moved, numbers, same_elsewhere
 from .value import Channels, first_of, read_off, varying_axes
 
 LONGEST = 16  # calls
@@ -73,6 +73,8 @@ def direct(known: Known, node: fx.Node) -> Direct | None:
         or any(e is None for e in ends)
         or any(static_shape(node)[a] is None for a in axes)
     ):
+        return None
+    if not same_elsewhere(known, chain, (axis,), axes, source):
         return None
     sizes = tuple(new.shape[a] for a in axes)
     order = _order([e for e in ends if e is not None], axis, axes)

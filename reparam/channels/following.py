@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from reparam.algebra import other_sizes
 from reparam.ir import MOVEMENTS, arguments, aten, is_call, is_float, is_tensor, shape_of, size_hint
 from reparam.utils import foreign_code
 
 from .family import Known
-from .value import spread
+from .value import read_off, spread, varying_axes
 
 LARGEST = 2**26  # elements of a tensor of numbers
 SIZES: dict[Any, str] = {
@@ -60,12 +61,43 @@ def places(axes: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 @foreign_code("following channels")
-def move(known: Known, node: fx.Node, value: Tensor, sizes: Sequence[int] | None = None) -> Tensor | None:
-    """What the call makes of `value` in place of its operand, with `sizes` in place of its own; None if it cannot."""
+def move(
+    known: Known,
+    node: fx.Node,
+    value: Tensor,
+    sizes: Sequence[int] | None = None,
+    env: Mapping[str, int] | None = None,
+) -> Tensor | None:
+    """What the call makes of `value` in place of its operand, with `sizes` in place of its own; None if it cannot.
+
+    env: sizes in place of free ones that were traced.
+    """
     try:
-        return picked(node, _outcome(known, node, value, sizes))
+        return picked(node, _outcome(known, node, value, sizes, env))
     except (RuntimeError, ValueError, IndexError, TypeError):
         return None
+
+
+def same_elsewhere(
+    known: Known, chain: Sequence[fx.Node], axes: Sequence[int], into: Sequence[int], source: Tensor
+) -> bool:
+    """Whether calls move the same channels at other free sizes too, those that they can be made at.
+
+    axes: of the channels of what the first call moves. into: of those of the last call's result. source: (C,), which
+    of the former each of the latter is at the traced sizes.
+    """
+    root = moved(chain[0])
+    for env in other_sizes(chain[-1], root):
+        shape = shape_of(root, env)
+        new: Tensor | None = numbers(torch.arange(math.prod(shape[a] for a in axes)), axes, shape)
+        for node in chain:
+            new = None if new is None else move(known, node, new, env=env)
+        if new is None or not new.numel():
+            continue
+        again = read_off(new, into) if set(varying_axes(new)) <= set(into) else None
+        if again is None or not torch.equal(again, source):
+            return False
+    return True
 
 
 @foreign_code("following channels")
@@ -84,7 +116,9 @@ def picked(node: fx.Node, results: Any) -> Tensor:
     return found
 
 
-def _outcome(known: Known, node: fx.Node, value: Tensor, sizes: Sequence[int] | None) -> Any:
+def _outcome(
+    known: Known, node: fx.Node, value: Tensor, sizes: Sequence[int] | None, env: Mapping[str, int] | None = None
+) -> Any:
     base, x = base_of(node), moved(node)
 
     def swap(n: fx.Node) -> Any:
@@ -94,7 +128,7 @@ def _outcome(known: Known, node: fx.Node, value: Tensor, sizes: Sequence[int] | 
         if isinstance(found, Tensor):
             weight = known.program.tensor(n)
             return found if weight is None else weight.cpu()
-        return size_hint(found)
+        return size_hint(found, env)
 
     args, kwargs = call_arguments(base, sizes)
     assert callable(base.target)

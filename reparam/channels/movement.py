@@ -31,6 +31,7 @@ from .following import (
     numbers,
     picked,
     places,
+    same_elsewhere,
     signature_of,
 )
 from .value import Channels, first_of, read_off, structure, unique, varying_axes
@@ -120,6 +121,8 @@ def _traced(known: Known, node: fx.Node, facts: Channels) -> _Trace | None:
     axes = varying_axes(new) or _of_one_channel(node, new, facts)
     source = read_off(new, axes) if axes else None
     if source is None:
+        return None
+    if not same_elsewhere(known, (node,), facts.axes, axes, source):
         return None
     sizes = tuple(new.shape[a] for a in axes)
     rest = [a for a in range(new.dim()) if a not in axes]

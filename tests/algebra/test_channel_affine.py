@@ -16,10 +16,7 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra import Affine, Pair, along, compress, read_affine, write_affine
 from reparam.algebra.channel_affine import (
-    is_movement,
     lift,
-    move_backward,
-    move_forward,
     nonzero,
     plus,
     same,
@@ -27,6 +24,7 @@ from reparam.algebra.channel_affine import (
     times_shift,
     trim,
 )
+from reparam.algebra.movements import is_movement, move_backward, move_forward
 from reparam.ir import Program, Refusal, aten, evaluate
 from support.by_hand import ByHand
 from support.helpers import EXACT, Lambda, doubles, healthy, program_of, vector
@@ -361,7 +359,8 @@ def test_what_does_not_reach_the_result_keeps_the_neutral_value() -> None:
 
 def test_two_copies_that_ask_for_different_values_ask_too_much() -> None:
     program, node, x = moved("repeat")
-    assert move_backward(program, node, x, column(*range(8)), 1.0) is None
+    refused = move_backward(program, node, x, column(*range(8)), 1.0)
+    assert isinstance(refused, Refusal) and refused.reason == "repeat copies elements that need different factors"
     back = move_backward(program, node, x, column(1, 2, 3, 4, 1, 2, 3, 4), 1.0)
     assert back is not None and back.flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
 
