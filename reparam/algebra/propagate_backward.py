@@ -270,12 +270,12 @@ def _backward_kernel(program: Program, node: fx.Node, wanted: Pair) -> BackwardS
     """s_o (sum_i W_oi x_i + b_o) = sum_i (s_o W_oi) x_i + s_o b_o, where W is computed from data, and b as well."""
     args = arguments(node)
     weight, bias = args["weight"], args["bias"]
-    if wanted.shift is not None or wanted.scale is None:
-        return Refusal("a shift does not pass back through a product with data", node)
     axis = 1 if is_call(node, CONVS) else len(shape_of(node)) - 1
     taking = [n for n in (weight, bias) if n is not None]
     if is_call(node, CONVS) and len(shape_of(node)) != len(shape_of(weight)):
         return Refusal(f"the {op_name(node)} is of one sample, which has its channels in front", node)
+    if wanted.shift is not None or wanted.scale is None:
+        return Refusal("a shift does not pass back through a product with data", node)
     if any(program.constant(n) is not None or not is_float(n) for n in taking):
         return Refusal(f"the {op_name(node)} has weights of its own beside those that are computed", node)
     try:

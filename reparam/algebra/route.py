@@ -132,8 +132,10 @@ def passes_beside(layer: Layer, pair: Pair) -> bool:
 def _pad(node: fx.Node, carried: Pair) -> Refusal | None:
     """A pad with zeros lets a scale through that does not vary along what it widens."""
     args = arguments(node)
-    if carried.shift is not None or args["value"]:
+    if carried.shift is not None:
         return Refusal("a shift does not pass through zero padding", node)
+    if args["value"]:
+        return Refusal("a scale does not pass through a pad with another number than zero", node)
     padded = [len(shape_of(node)) - 1 - i // 2 for i, p in enumerate(args["pad"]) if p]
     if carried.scale is not None and any(carried.scale.shape[a] != 1 for a in padded):
         return Refusal("the padding adds channels to the axis of the scale", node)

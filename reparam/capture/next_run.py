@@ -17,6 +17,7 @@ from .statefulness import Written, kept
 
 _TRIED = 16  # attributes that are looked at one by one
 _SHOWN = 3
+_RUNS = 5  # one after the other
 ROUNDINGS = 64  # of the largest number of a result: what is fused on the first run may change the others by
 
 Run = Callable[[nn.Module, Sequence[Any]], Any]
@@ -45,12 +46,16 @@ class _NextRun:
 
     def changes(self) -> bool:
         """Whether results depend on the runs before. Those that depend on chance do not count."""
-        others = _others(self._args)
-        first, again, then = self._row(self._args, self._args, others)
+        others, fewer = _others(self._args), _fewer(self._args)
+        first, *again, then, less = self._row(*[self._args] * _RUNS, others, fewer)
         other, back = self._row(others, self._args)
-        if first is None or (_same(first, again) and _same(other, then) and _same(first, back)):
+        alone = self._row(fewer)[0]
+        if first is None or (
+            all(_same(first, a) for a in (*again, back)) and _same(other, then) and _same(alone, less)
+        ):
             return False
-        return _same(first, self._row(self._args)[0]) and _same(other, self._row(others)[0])
+        fresh = (self._row(args)[0] for args in (self._args, others, fewer))
+        return all(map(_same, (first, other, alone), fresh))
 
     def _row(self, *inputs: tuple[Any, ...]) -> list[list[Any] | None]:
         with self._outside.kept():
@@ -118,6 +123,15 @@ def _others(args: tuple[Any, ...]) -> tuple[Any, ...]:
         return 0.75 * turned if bool(turned.any()) else torch.full_like(turned, 0.5)
 
     return tuple(pytree.tree_map(other, args))
+
+
+def _fewer(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Without the last sample, where all tensors have as many of them, and more than one; else the same."""
+    tensors = [v for v in pytree.tree_leaves(args) if isinstance(v, Tensor)]
+    counts = {v.shape[0] if v.dim() else 0 for v in tensors}
+    if len(counts) != 1 or max(counts) < 2:
+        return args
+    return tuple(pytree.tree_map(lambda v: v[:-1] if isinstance(v, Tensor) else v, args))
 
 
 def _same(first: list[Any] | None, second: list[Any] | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ _ROWS = (list, tuple, set, frozenset, deque)
 _WHOLE = (type, FunctionType, BuiltinFunctionType, ModuleType, Tensor)  # which are not looked into
 _OWN_OF_MODULES = frozenset(vars(nn.Module())) - {"training"}  # hooks, and what is looked at by itself
 _OWN_OF_RECURRENT = _OWN_OF_MODULES | {"_flat_weights", "_flat_weight_refs"}  # which hold its weights once more
-_DEEPEST = 6  # what holds what holds a value
+_DEEPEST = 12  # what holds what holds a value
+_MOST = 30_000  # values that are looked at
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def _attributes(module: nn.Module) -> dict[str, list[Any]]:
     """What each attribute of the module and of its parts holds, by its path; what two hold is listed once."""
     parts = list(module.named_modules())
     seen = {id(part) for _, part in parts}
+    left = [_MOST]
     found: dict[str, list[Any]] = {}
     for prefix, part in parts:
         known = _OWN_OF_RECURRENT if isinstance(part, nn.RNNBase) else _OWN_OF_MODULES
@@ -84,20 +87,27 @@ def _attributes(module: nn.Module) -> dict[str, list[Any]]:
         for name, value in (*vars(part).items(), *part._buffers.items(), *part._parameters.items(), *slots):
             if name not in known:
                 held = found[f"{prefix}.{name}" if prefix else name] = [part]
-                _look_into(value, held, seen, _DEEPEST)
+                _look_into(value, held, seen, _DEEPEST, left)
     return found
 
 
-def _look_into(value: Any, held: list[Any], seen: set[int], depth: int) -> None:
-    """Adds a value to what is held, and what it holds itself."""
+def _look_into(value: Any, held: list[Any], seen: set[int], depth: int, left: list[int]) -> None:
+    """Adds a value to what is held, and what it holds itself; of a very large one how much it holds alone.
+
+    left: how many values may still be looked at.
+    """
     held.append(value)
     if type(value) in _ATOMS or isinstance(value, _WHOLE) or depth == 0 or id(value) in seen:
         return
     seen.add(id(value))
+    if isinstance(value, (dict, *_ROWS)) and len(value) > left[0]:
+        held.append(len(value))
+        return
     inner = list(_inside(value))
     held.append(len(inner))
+    left[0] -= len(inner)
     for one in inner:
-        _look_into(one, held, seen, depth - 1)
+        _look_into(one, held, seen, depth - 1, left)
 
 
 def _inside(value: Any) -> Iterator[Any]:
@@ -112,6 +122,10 @@ def _inside(value: Any) -> Iterator[Any]:
         yield from tuple(value)
     elif hasattr(kind, "tobytes"):
         yield hash(value.tobytes())
+    elif isinstance(value, random.Random):
+        yield hash(value.getstate())
+    elif hasattr(kind, "bit_generator") or hasattr(kind, "get_state"):  # a generator of NumPy's, or of torch
+        yield repr(value.bit_generator.state if hasattr(kind, "bit_generator") else value.get_state())
     elif hasattr(kind, "__next__"):
         yield _Moving()
     yield from tuple(getattr(value, "__dict__", {}).values())

@@ -38,7 +38,8 @@ def not_finite(original: Program, run: Run, sizes: Mapping[str, int], generator:
         differing = {s: n for s, n in sizes.items() if other[s] != n}
         alone = {s: n for s, n in differing.items() if len(differing) > 1 and not any(finite(other | {s: n}))}
     here, there = (shape_of_first(feed(original, dict(s), generator)) for s in (sizes, other))
-    axes = " and ".join(names_of_axes(original, alone or differing))
+    names = names_of_axes(original, alone or differing)
+    axes = " and ".join(f"axis {name}" if name.isdigit() else name for name in names)
     return InputError(
         f"the original's own outputs are not finite on inputs of shape {here}, and are on those of shape {there}; "
         f"leave {axes} out of the free axes, or have the model give numbers there"

@@ -212,9 +212,10 @@ def with_positions(graph: ByHand, x: fx.Node) -> fx.Node:
 
 
 ZEROS = "a shift does not pass through zero padding"
+NUMBERS = "a scale does not pass through a pad with another number than zero"
 STOPPED: dict[str, tuple[Call, Pair, str]] = {
     "zeros": (of(aten.constant_pad_nd.default, [1, 1]), BOTH, ZEROS),
-    "other numbers": (of(aten.constant_pad_nd.default, [1, 1], 2.0), Pair(SCALE), ZEROS),
+    "other numbers": (of(aten.constant_pad_nd.default, [1, 1], 2.0), Pair(SCALE), NUMBERS),
     "padded channels": (
         lambda g, x: g.call(aten.slice.Tensor, g.call(aten.constant_pad_nd.default, x, [0, 0, 0, 0, 1, 1]), 1, 0, 4),
         Pair(SCALE),

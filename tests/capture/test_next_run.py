@@ -284,6 +284,59 @@ def test_what_is_written_and_changes_nothing_is_no_state(step: Any) -> None:
         assert module_rel(net, program, [doubles(5, 3)]) <= EXACT
 
 
+def _draws(m: Any, y: Tensor) -> Tensor:
+    return y * float(m.past.random())
+
+
+def _largest_batch(m: Any, y: Tensor) -> Tensor:
+    m.past = max(m.past, y.shape[0])
+    return y * m.past
+
+
+def _warms_up(m: Any, y: Tensor) -> Tensor:
+    m.past += 1
+    return y * min(m.past, 4) if m.past >= 4 else y
+
+
+def _counts_far_below(m: Any, y: Tensor) -> Tensor:
+    held = m.past
+    for _ in range(8):
+        held = held["in"]
+    held["n"] += 1
+    return y * held["n"]
+
+
+def _nested(depth: int) -> dict[str, Any]:
+    return {"in": _nested(depth - 1)} if depth else {"n": 0}
+
+
+LATE: list[tuple[Any, Callable[[], Any]]] = [
+    (_draws, lambda: random.Random(0)),
+    (_draws, lambda: np.random.default_rng(0)),
+    (_draws, lambda: np.random.RandomState(0)),
+    (_largest_batch, lambda: 0),
+    (_warms_up, lambda: 0),
+    (_counts_far_below, lambda: _nested(8)),
+]
+
+
+@pytest.mark.parametrize(("step", "start"), LATE)
+def test_generators_and_state_that_shows_late(step: Any, start: Callable[[], Any]) -> None:
+    with pytest.raises(CaptureError, match="writes to its own 'past' while it runs, which changes its next results"):
+        capture(Net(step, past=start()).double(), (doubles(4, 3),))
+
+
+def test_of_what_is_too_large_the_length_is_compared() -> None:
+    def step(m: Any, y: Tensor) -> Tensor:
+        m.past.append(y)
+        return y * len(m.past)
+
+    with pytest.raises(CaptureError, match="writes to its own 'past'"):
+        capture(Net(step, past=list(range(50_000))).double(), (doubles(4, 3),))
+    words = {i: [i] for i in range(50_000)}
+    capture(Net(lambda m, y: y * len(m.words), words=words, past=None).double(), (doubles(4, 3),))
+
+
 def test_chance_is_no_state() -> None:
     """It is told where the network is compared with the original."""
 
