@@ -63,6 +63,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "check/test_smaller_images.py",
         "check/test_own_dtype.py",
         "check/test_sizes_of_one.py",
+        "check/test_smallest_sizes.py",
         "check/test_running.py",
     ),
     "check.rounds": (

@@ -9,6 +9,7 @@ from reparam.ir import SMALL_SIZE, Program, axes_of_images, batch_one
 
 TRIALS, TRIALS_OF_VOLUMES = 8, 6  # inputs in all; a volume has as many positions as some thirty images
 EVEN, PRIME, SMALLEST = 48, 53, 3
+LARGER = (5, 9, 17)  # in place of the smallest, where the original does not run on it
 LARGE = 97  # for networks that take no small images
 GROWN = 32  # what a large size is above the traced one
 MOST_OWN = 32  # samples of the traced batch that are still run
@@ -22,6 +23,7 @@ class Plan:
     far: whether they show no other kind of border than the rest: primes, large sizes, and some for one axis alone.
     single: whether a free axis beside the batch is one. Only the values count there: a decoder that gets one more step
     calls other functions, which compute the same.
+    instead: sizes that take the place of these one after the other, where the original does not run on them.
     """
 
     sizes: dict[str, int]
@@ -30,6 +32,7 @@ class Plan:
     claimed: bool = True
     far: bool = False
     single: bool = False
+    instead: tuple[dict[str, int], ...] = ()
 
 
 def plans_of(program: Program) -> Iterator[Plan]:
@@ -56,7 +59,8 @@ def plans_of(program: Program) -> Iterator[Plan]:
         yield Plan(two | {s: EVEN + 16 * j for j, s in enumerate(others)}, 2)
         yield Plan(two | {s: PRIME + 16 * j for j, s in enumerate(others)}, 2, far=True)
         yield Plan(one | {s: LARGE + 16 * j for j, s in enumerate(others)}, 1, far=True)
-        yield Plan(two | {s: SMALLEST + j for j, s in enumerate(others)}, 2)
+        least, *more = (two | {s: n + j for j, s in enumerate(others)} for n in (SMALLEST, *LARGER))
+        yield Plan(least, 2, instead=tuple(more))
         yield Plan(one | {s: traced[s] + GROWN + 2 * j for j, s in enumerate(others)}, 1, far=True)
         for sizes in sizes_of_one(program):
             yield Plan(sizes, 2, single=True)

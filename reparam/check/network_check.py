@@ -141,12 +141,14 @@ class _Check:
             first, plans = (plans[0], self.judge.path), others
         elif large:  # so few of them as will do
             plans = [plans[0], *sorted(small, key=lambda p: p.inputs), *others]
-        for plan in plans:
-            if large and first is not None and self._is_told(plan, first[1]):
+        for planned in plans:
+            if large and first is not None and self._is_told(planned, first[1]):
                 continue
-            self.compare(plan)
-            if self.judge is None or not self.rounds or self.rounds[-1].plan is not plan:
+            before = len(self.rounds)
+            self.compare(planned)
+            if self.judge is None or len(self.rounds) == before:
                 continue
+            plan = self.rounds[-1].plan  # of the sizes that the original runs on
             first = first or (plan, self.judge.path)
             if plan.sizes == first[0].sizes:
                 continue
@@ -234,6 +236,9 @@ class _Check:
                 break
             found = self._try(plan, small)
             self.sides = smaller[i:]
+        if found.truth is None and plan.instead:
+            self.compare(replace(plan, sizes=plan.instead[0], instead=plan.instead[1:]))
+            return
         if found.truth is None:
             if not self.rounds and not plan.single:
                 self._say_why(plan, found.values)

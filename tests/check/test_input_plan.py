@@ -57,7 +57,11 @@ def test_free_axes_are_tried_at_every_kind_of_size() -> None:
         Plan({batch: 2, height: 48, width: 64}, 2),
         Plan({batch: 2, height: 53, width: 69}, 2, far=True),
         Plan({batch: 1, height: 97, width: 113}, 1, far=True),
-        Plan({batch: 2, height: 3, width: 4}, 2),
+        Plan(
+            {batch: 2, height: 3, width: 4},
+            2,
+            instead=tuple({batch: 2, height: n, width: n + 1} for n in (5, 9, 17)),
+        ),
         Plan({batch: 1, height: traced[height] + 32, width: traced[width] + 34}, 1, far=True),
         Plan({batch: 2, height: 1, width: traced[width]}, 2, single=True),
         Plan({batch: 2, height: traced[height], width: 1}, 2, single=True),
