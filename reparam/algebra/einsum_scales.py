@@ -5,6 +5,7 @@ y_bnc = sum_m a_nm x_bmc:    s_c y_bnc = sum_m a_nm (s_c x_bmc), for any scale a
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 
 from torch import Tensor, fx
@@ -12,6 +13,8 @@ from torch import Tensor, fx
 from reparam.ir import Program, Refusal, arguments, is_float, shape_of
 
 from .channel_affine import Pair, times
+
+DOTS = "..."
 
 
 def einsum_backward(program: Program, node: fx.Node, wanted: Pair) -> tuple[fx.Node, Pair] | Refusal:
@@ -50,12 +53,22 @@ def einsum_forward(node: fx.Node, known: Mapping[fx.Node, Pair]) -> Pair | Refus
 
 
 def _labels(node: fx.Node) -> tuple[list[str], str] | None:
-    """Of the operands, and of the result; None where one repeats, or where dots stand for some."""
+    """Of the operands, and of the result; None where one repeats, or where dots stand for axes that are spread.
+
+    Dots become letters that no axis has.
+    """
     left, arrow, out = str(arguments(node)["equation"]).replace(" ", "").partition("->")
     terms = left.split(",")
+    operands = arguments(node)["tensors"]
+    dotted = {len(shape_of(o)) - len(t) + 3 for o, t in zip(operands, terms, strict=True) if DOTS in t}
+    if len(dotted) > 1 or (dotted and not arrow):
+        return None
+    free = [c for c in string.ascii_letters if c not in left + out]
+    letters = "".join(free[: max(dotted, default=0)])
+    terms, out = [t.replace(DOTS, letters) for t in terms], out.replace(DOTS, letters)
     if not arrow:
         out = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
-    if any("." in t or len(set(t)) != len(t) for t in (*terms, out)):
+    if any(len(set(t)) != len(t) for t in (*terms, out)):
         return None
     return terms, out
 

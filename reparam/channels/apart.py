@@ -117,7 +117,8 @@ def _holds(node: fx.Node, facts: Channels) -> Tensor:
         plain = not counted and given.get("divisor_override") is None and not given["ceil_mode"]
         return facts.known if plain else zero
     if is_call(node, PADS):
-        if given.get("mode", "constant") != "constant":
+        cuts = all(isinstance(p, int) and p <= 0 for p in given["pad"])
+        if cuts or given.get("mode", "constant") != "constant":
             return facts.known
         return facts.constant == float(given.get("value") or 0)
     if is_call(node, MAX_POOLS | _KEEPS) or op_name(node).startswith(_STARTS):

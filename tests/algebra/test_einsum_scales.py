@@ -113,14 +113,36 @@ def test_an_operand_that_is_spread_over_the_label_takes_nothing_along_it() -> No
     assert isinstance(found, tuple) and found[0] is wide
 
 
-def test_dots_are_not_followed() -> None:
+def test_dots_stand_for_axes() -> None:
     graph = ByHand()
-    x = graph.input(2, 4, 5)
-    node = graph.call(aten.einsum.default, "...h->...h", [x])
-    back = einsum_backward(graph.program, node, Pair(along("bch", "c")))
-    there = einsum_forward(node, {x: Pair(along("bch", "c"))})
-    for found in (back, there):
-        assert isinstance(found, Refusal) and found.reason == "the labels of this einsum are not followed"
+    x, weight = graph.input(2, 4, 5), graph.weight(doubles(3, 5))
+    node = graph.call(aten.einsum.default, "...h, vh -> ...v", [x, weight])
+    scale = along("bch", "c")
+    found = einsum_backward(graph.program, node, Pair(scale))
+    assert isinstance(found, tuple) and found[0] is x
+    assert found[1].scale is not None and torch.equal(found[1].scale, scale)
+    there = einsum_forward(node, {x: Pair(scale)})
+    assert isinstance(there, Pair) and there.scale is not None and torch.equal(there.scale, scale)
+
+
+def test_dots_are_other_axes_than_those_with_letters() -> None:
+    graph = ByHand()
+    x, weight = graph.input(2, 4, 5), graph.weight(doubles(5, 4))
+    node = graph.call(aten.einsum.default, "...h,ha->...", [x, weight])
+    found = einsum_backward(graph.program, node, Pair(along("bc", "c")))
+    assert isinstance(found, tuple) and found[0] is x
+    assert found[1].scale is not None and torch.equal(found[1].scale, along("bch", "c"))
+    assert isinstance(einsum_forward(node, {weight: Pair(along("hc", "c"))}), Refusal)
+
+
+@pytest.mark.parametrize("equation", ["...h,...h->...h", "...h,h", "...hh->...h"])
+def test_some_dots_are_not_followed(equation: str) -> None:
+    graph = ByHand()
+    x, other = graph.input(2, 4, 5), graph.input(5)
+    operands = [graph.input(2, 5, 5)] if "," not in equation else [x, other]
+    node = graph.call(aten.einsum.default, equation, operands)
+    found = einsum_forward(node, {operands[0]: Pair(along("bch", "c"))})
+    assert isinstance(found, Refusal) and found.reason == "the labels of this einsum are not followed"
 
 
 @pytest.mark.parametrize(

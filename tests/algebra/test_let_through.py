@@ -66,6 +66,7 @@ SCALES: dict[str, Call] = {
     "a sampler": sampled(0),
     "an einsum": lambda g, x: g.call(aten.einsum.default, "hg,bcgw->bchw", [g.weight(doubles(7, 5)), x]),
     "an einsum with data": lambda g, x: g.call(aten.einsum.default, "bchw, bgw -> bchg", [x, place(g)]),
+    "an einsum with dots": lambda g, x: g.call(aten.einsum.default, "...hw,vw->...vh", [x, g.weight(doubles(3, 6))]),
     "an einsum without an arrow": lambda g, x: g.call(aten.einsum.default, "bchw,wz", [x, g.weight(doubles(6, 3))]),
     "a layer over places": lambda g, x: linear(g, x, 5, 3),
 }
@@ -244,11 +245,6 @@ STOPPED: dict[str, tuple[Call, Pair, str]] = {
         lambda g, x: g.call(aten.einsum.default, "hg,bcgw->bchw", [g.weight(doubles(7, 5)), x]),
         BOTH,
         "a shift does not pass back through an einsum",
-    ),
-    "dots": (
-        lambda g, x: g.call(aten.einsum.default, "...hw->...wh", [x]),
-        Pair(SCALE),
-        "the labels of this einsum are not followed",
     ),
     "the same value twice": (
         lambda g, x: g.call(aten.einsum.default, "bchw,bchw->bchw", [x, x]),
