@@ -30,7 +30,7 @@ from reparam.ir import (
 from .channel_affine import compress, same
 
 NO_SIZES: Mapping[str, int] = {}
-SMALL = (1, 2, 3, 4, 7, 12, 16)  # sizes at which a movement is looked at beside the traced ones
+SMALL = (1, 2, 3, 4, 7, 12, 16, 41, 97)  # sizes at which a movement is looked at beside the traced ones
 LARGEST = 2**16  # elements of a value that is looked at beside the traced one, unless that has more
 
 

@@ -9,16 +9,17 @@ be followed where a chain lays them along the same axis as the batch for a while
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
+from reparam.algebra import other_sizes
 from reparam.ir import IDENTITIES, aten, is_call, shape_of, static_shape
 
 from .family import Builder, Known
-from .following import LARGEST, base_of, is_movement, move, moved, numbers, same_elsewhere
+from .following import LARGEST, base_of, is_movement, move, moved, numbers
 from .value import Channels, first_of, read_off, varying_axes
 
 LONGEST = 16  # calls
@@ -74,26 +75,39 @@ def direct(known: Known, node: fx.Node) -> Direct | None:
         or any(static_shape(node)[a] is None for a in axes)
     ):
         return None
-    if not same_elsewhere(known, chain, (axis,), axes, source):
-        return None
     sizes = tuple(new.shape[a] for a in axes)
     order = _order([e for e in ends if e is not None], axis, axes)
     if order is None:
         return None
-    for entry, end in zip(entries, ends, strict=True):
-        split = entry.index_select(axis, source).unflatten(axis, sizes)
-        again = split.permute(order) if split.dim() == len(order) else split
-        if end is None or again.shape != end.shape or not torch.equal(again, end):
-            return None
     channels = Channels(axes, sizes, facts.constant[source], first_of(facts.first[source]))
-    return Direct(root, chain, axis, source, order, channels)
+    way = Direct(root, chain, axis, source, order, channels)
+    if not _does_that(known, way, shape, {}):
+        return None
+    others = (_does_that(known, way, shape_of(root, env), env) for env in other_sizes(chain[-1], root))
+    return way if all(found is not False for found in others) else None
 
 
-def _along(known: Known, chain: Sequence[fx.Node], value: Tensor) -> Tensor | None:
+def _does_that(known: Known, way: Direct, shape: Sequence[int], env: Mapping[str, int]) -> bool | None:
+    """Whether the chain does what the way says to a root of this shape; None where it cannot be made."""
+    for a, size in enumerate(shape):
+        entry = numbers(torch.arange(size), (a,), shape)
+        end = _along(known, way.chain, entry, env)
+        if end is None or not end.numel():
+            return None
+        split = entry.index_select(way.axis, way.source).unflatten(way.axis, way.channels.sizes)
+        again = split.permute(way.order) if split.dim() == len(way.order) else split
+        if again.shape != end.shape or not torch.equal(again, end):
+            return False
+    return True
+
+
+def _along(
+    known: Known, chain: Sequence[fx.Node], value: Tensor, env: Mapping[str, int] | None = None
+) -> Tensor | None:
     """What a chain makes of a value in place of its root."""
     out: Tensor | None = value
     for node in chain:
-        out = None if out is None else move(known, node, out)
+        out = None if out is None else move(known, node, out, env=env)
     return out
 
 

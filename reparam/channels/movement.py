@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from reparam.algebra import other_sizes
 from reparam.ir import SLICES, SPLITS, arguments, aten, is_call, shape_of, size_hint, static_shape
 
 from .direct import Direct, direct, make_direct, old_calls
@@ -131,8 +132,25 @@ def _traced(known: Known, node: fx.Node, facts: Channels) -> _Trace | None:
     picks = False
     if len(axes) == len(facts.axes) == 1 and axes == facts.axes:
         again = places(axes, [len(source) if a == axes[0] else s for a, s in enumerate(shape)])
-        picks = again.shape == where.shape and torch.equal(again, where)
+        picks = again.shape == where.shape and torch.equal(again, where) and _picks_elsewhere(known, node, axes)
     return _Trace(axes, sizes, source, rows[:, 0].long(), rows @ mix, picks)
+
+
+def _picks_elsewhere(known: Known, node: fx.Node, axes: tuple[int, ...]) -> bool:
+    """Whether the call leaves all places beside the channels where they are at other free sizes too.
+
+    A slice of eight places does nothing to six.
+    """
+    x = moved(node)
+    for env in other_sizes(node, x):
+        shape = list(shape_of(x, env))
+        where = move(known, node, places(axes, shape), env=env)
+        if where is None or not where.numel():
+            continue
+        shape[axes[0]] = where.shape[axes[0]]
+        if list(where.shape) != shape or not torch.equal(where, places(axes, shape)):
+            return False
+    return True
 
 
 def _of_one_channel(node: fx.Node, new: Tensor, facts: Channels) -> tuple[int, ...]:
