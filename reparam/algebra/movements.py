@@ -201,11 +201,12 @@ def other_sizes(node: fx.Node, x: fx.Node) -> Iterator[dict[str, int]]:
     """A few small sizes for the free ones of a call and of what it moves, and twice the traced ones; none without any.
 
     None either where one size alone is free, that of the first axis, and stays there: the call does the same to each
-    sample. Sizes that are too large to be looked at are left out.
+    sample. Sizes are left out that are too large to be looked at, or at which nothing is left.
     """
     values = [n.meta.get("val") for n in (x, node, *node.all_input_nodes)]
     sizes = [s for v in pytree.tree_leaves(values) for s in (v.shape if isinstance(v, Tensor) else [v])]
     free = [s for s in sizes if isinstance(s, SymInt)]
+    shapes = [s for v in pytree.tree_leaves(values[:2]) if isinstance(v, Tensor) for s in v.shape]
     names = sorted({str(s) for size in free for s in size.node.expr.free_symbols})
     leading = {str(v.shape[0]) for v in pytree.tree_leaves(values[:2]) if isinstance(v, Tensor) and v.dim()}
     if not names or leading == set(names):
@@ -214,7 +215,9 @@ def other_sizes(node: fx.Node, x: fx.Node) -> Iterator[dict[str, int]]:
     tried = [{name: small + i for i, name in enumerate(names)} for small in SMALL]
     tried.append({name: 2 * traced.get(name, 1) for name in names})
     most = max(LARGEST, math.prod(shape_of(x)))
-    yield from (env for env in tried if math.prod(shape_of(x, env)) <= most)
+    for env in tried:
+        if all(size_hint(s, env) > 0 for s in shapes) and math.prod(shape_of(x, env)) <= most:
+            yield env
 
 
 def _filled(value: Tensor, neutral: float) -> Tensor:

@@ -72,10 +72,14 @@ def _untouched(builder: Builder, node: fx.Node) -> bool:
 
 
 def _calls(known: Known, node: fx.Node) -> tuple[fx.Node, ...]:
-    """The old calls that a new one stands for: the call itself; of a movement, all that it is made of in one go."""
+    """The old calls that a new one stands for: the call itself, and the one whose results it picks from.
+
+    Of a movement, all that it is made of in one go.
+    """
     if node in known.facts and is_movement(node):
         return calls_of(known, node)
-    return (node,)
+    base = node.args[0] if node.target is operator.getitem else node
+    return tuple(dict.fromkeys(n for n in (base, node) if isinstance(n, fx.Node)))
 
 
 def _copy(builder: Builder, node: fx.Node) -> Any:
@@ -130,8 +134,6 @@ def _between(last: fx.Node, node: fx.Node) -> tuple[fx.Node, ...]:
 
 def _claim(plan: ChannelPlan, builder: Builder, node: fx.Node, made: Mapping[fx.Node, tuple[fx.Node, ...]]) -> Claim:
     old = _calls(plan.known, node)
-    if node.target is operator.getitem and len(old) == 1:
-        old = tuple(n for n in (node.args[0], node) if isinstance(n, fx.Node))
     reads = dict.fromkeys(x for n in old for x in n.all_input_nodes if x.op != "get_attr" and x not in old)
     new = made[node]
     base = old[-2] if node.target is operator.getitem else node

@@ -62,6 +62,21 @@ def test_equal_channels_stay_equal_where_another_number_is_made_of_each(name: st
     assert widths(shrunk(model, doubles(2, 3, 8, 8)).program) == [(6, 3), (4, 6)]
 
 
+def test_values_in_order_of_channels_in_another_order() -> None:
+    """The sum keeps all its channels, those that both sides have first."""
+    torch.manual_seed(0)
+    first, second, last = nn.Conv2d(3, 4, 1).double(), nn.Conv2d(4, 4, 1).double(), nn.Conv2d(4, 2, 1).double()
+    zero(first, rows=[1])
+
+    def forward(x: Tensor) -> Tensor:
+        y = first(x)
+        z: Tensor = last((y + second(y)).topk(2, 3).values)
+        return z
+
+    done = shrunk(Wired(forward, first, second, last), doubles(2, 3, 4, 5))
+    assert widths(done.program) == [(3, 3), (4, 3), (2, 4)]
+
+
 def test_places_that_are_read_keep_all_channels() -> None:
     model, _ = reduced(lambda x: x.max(3).values.mean(2) + x.max(3).indices.double().mean(2))
     assert widths(shrunk(model, doubles(2, 3, 8, 8)).program) == [(8, 3), (4, 8)]
