@@ -286,7 +286,7 @@ STOPPED: dict[str, tuple[Way, dict[str, Any], str, str]] = {
     "pad by a number": (
         lambda m, x, z: m.conv(F.pad(x, [1, 1], value=1.0)),
         {},
-        "a shift does not pass through zero padding",
+        "a scale does not pass through a pad with another number than zero",
         "pad",
     ),
     "pad of channels": (
