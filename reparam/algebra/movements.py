@@ -27,7 +27,7 @@ from reparam.ir import (
     size_hint,
 )
 
-from .channel_affine import compress, same
+from .channel_affine import compress
 
 NO_SIZES: Mapping[str, int] = {}
 SMALL = (1, 2, 3, 4, 7, 12, 16, 41, 97)  # sizes at which a movement is looked at beside the traced ones
@@ -78,7 +78,7 @@ def move_forward(program: Program, node: fx.Node, x: fx.Node, value: Tensor) -> 
     """
 
     def moved(values: Sequence[Tensor], env: Mapping[str, int]) -> list[Tensor]:
-        full = values[0].cpu().expand(shape_of(x, env))
+        full = _fitted(values[0].cpu(), shape_of(x, env)).expand(shape_of(x, env))
         found = run_on(program, node, {x: full}, env)
         return [compress(m) for m in _some(found, env)]
 
@@ -120,7 +120,8 @@ def _moved_back(
     labels = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
     pieces = _some(run_on(program, node, {x: labels}, env), env)
     result = torch.full((labels.numel(),), math.nan, dtype=torch.float64)
-    seen = [(m.reshape(-1).long(), w.cpu().expand(m.shape).reshape(-1)) for m, w in zip(pieces, wanted, strict=True)]
+    fitted = [_fitted(w.cpu(), m.shape).expand(m.shape) for m, w in zip(pieces, wanted, strict=True)]
+    seen = [(m.reshape(-1).long(), w.reshape(-1)) for m, w in zip(pieces, fitted, strict=True)]
     for index, w in seen:
         result[index] = w
     if any(not torch.equal(result[index], w) for index, w in seen):
@@ -192,9 +193,32 @@ def _same_elsewhere(node: fx.Node, x: fx.Node, values: Sequence[Tensor], moved: 
             found = moved(values, env)
         except (RuntimeError, ValueError, IndexError):
             continue
-        if len(found) != len(results) or any(not same(a, b) for a, b in zip(found, results, strict=True)):
+        if len(found) != len(results) or not all(_same_start(a, b) for a, b in zip(results, found, strict=True)):
             return False
     return True
+
+
+def _fitted(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """A scale or shift at these sizes: its first entries along an axis that is shorter there.
+
+    Raises ValueError where an axis is longer.
+    """
+    for axis, size in enumerate(shape):
+        if 1 < value.shape[axis] < size:
+            raise ValueError("more entries than were traced")
+        if value.shape[axis] > size:
+            value = value.narrow(axis, 0, size)
+    return value
+
+
+def _same_start(traced: Tensor, found: Tensor) -> bool:
+    """Whether two results are the same, but for their lengths along axes along which both vary."""
+    sizes = list(zip(traced.shape, found.shape, strict=True))
+    if any(a != b and 1 in (a, b) for a, b in sizes):
+        return False
+    for axis, (a, b) in enumerate(sizes):
+        traced, found = traced.narrow(axis, 0, min(a, b)), found.narrow(axis, 0, min(a, b))
+    return torch.equal(traced, found)
 
 
 def other_sizes(node: fx.Node, x: fx.Node) -> Iterator[dict[str, int]]:
