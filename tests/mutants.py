@@ -41,6 +41,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "algebra/test_forward_stops.py",
         "algebra/test_propagate_forward.py",
         "algebra/test_let_through.py",
+        "algebra/test_free_movements.py",
     ),
     "algebra.channel_affine": ("algebra/test_channel_affine.py", "algebra/test_let_through.py"),
     "rewrite.driver": (
