@@ -13,7 +13,7 @@ from torch import fx
 from reparam.algebra import Pair, Route, backward, execute, forward, forward_all
 from reparam.ir import Refusal, aten, evaluate
 from support.by_hand import ByHand
-from support.carried_back import BOTH, SCALE, SHAPE, SHIFT, UP, apply_pair, asked, conv, linear, shaped
+from support.carried_back import BOTH, SCALE, SHAPE, SHIFT, UP, asked, assert_applied, conv, linear, shaped
 from support.helpers import EXACT, doubles
 
 Call = Callable[[ByHand, fx.Node], fx.Node]
@@ -103,12 +103,7 @@ def assert_back(call: Call, given: Pair) -> None:
     graph, value, pair, route = asked(lambda g, x: call(g, conv(g, x)), given)
     assert isinstance(route, Route), route
     assert [s.action for s in route.steps if s.action == "sink"] == ["sink"] and len(route.sinks) == 1
-    x = doubles(*SHAPE, seed=9)
-    [before] = evaluate(graph.returns(value), [x])
-    made = execute(graph.program, route, {})
-    [after] = evaluate(graph.returns(made[value]), [x])
-    truth = apply_pair(before, pair)
-    assert float((after - truth).abs().max()) <= EXACT * float(truth.abs().max())
+    assert_applied(graph, value, route, pair)
 
 
 def assert_forth(call: Call, given: Pair) -> None:
@@ -158,10 +153,7 @@ def test_the_absolute_value_lets_a_positive_scale_through() -> None:
 def test_the_larger_of_two_layers(target: Any) -> None:
     graph, value, pair, route = asked(lambda g, x: g.call(target, conv(g, x), conv(g, x, 2)), RISING)
     assert isinstance(route, Route) and len(route.sinks) == 2
-    x = doubles(*SHAPE, seed=9)
-    [before] = evaluate(graph.returns(value), [x])
-    [after] = evaluate(graph.returns(execute(graph.program, route, {})[value]), [x])
-    assert float((after - apply_pair(before, pair)).abs().max()) <= EXACT * float(before.abs().max())
+    assert_applied(graph, value, route, pair)
 
 
 @pytest.mark.parametrize("target", [aten.maximum.default, aten.minimum.default])
@@ -178,10 +170,7 @@ def test_halves_that_are_split_and_compared() -> None:
 
     graph, value, pair, route = asked(way, RISING)
     assert isinstance(route, Route) and len(route.sinks) == 1
-    x = doubles(*SHAPE, seed=9)
-    [before] = evaluate(graph.returns(value), [x])
-    [after] = evaluate(graph.returns(execute(graph.program, route, {})[value]), [x])
-    assert float((after - apply_pair(before, pair)).abs().max()) <= EXACT * float(before.abs().max())
+    assert_applied(graph, value, route, pair)
 
 
 SUMS: dict[str, Callable[[ByHand, fx.Node, fx.Node], fx.Node]] = {
@@ -196,11 +185,7 @@ SUMS: dict[str, Callable[[ByHand, fx.Node, fx.Node], fx.Node]] = {
 def test_differences_and_sums_with_factors(name: str, pair: Pair) -> None:
     graph, value, shaped_pair, route = asked(lambda g, x: SUMS[name](g, conv(g, x), conv(g, x, 2)), pair)
     assert isinstance(route, Route)
-    x = doubles(*SHAPE, seed=9)
-    [before] = evaluate(graph.returns(value), [x])
-    [after] = evaluate(graph.returns(execute(graph.program, route, {})[value]), [x])
-    truth = apply_pair(before, shaped_pair)
-    assert float((after - truth).abs().max()) <= EXACT * float(truth.abs().max())
+    assert_applied(graph, value, route, shaped_pair)
 
 
 # ---- what stops it -----------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from support.carried_back import (
     Way,
     apply_pair,
     asked,
+    assert_applied,
     conv,
     gate,
     kernel,
@@ -242,12 +243,7 @@ def assert_carried(way: Way, axis: int, actions: str, pair: Pair) -> None:
     assert sorted(s.action for s in route.steps) == sorted(actions.split())
     assert route.direction == "backward" and route.steps[-1].node is value and route.others == ()
     assert [s.node for s in route.steps] == sorted(s.node for s in route.steps)
-    x = doubles(*SHAPE, seed=9)
-    [before] = evaluate(graph.returns(value), [x])
-    made = execute(graph.program, route, {})
-    [after] = evaluate(graph.returns(made[value]), [x])
-    truth = apply_pair(before, pair)
-    assert float((after - truth).abs().max()) <= EXACT * float(truth.abs().max())
+    assert_applied(graph, value, route, pair)
 
 
 @pytest.mark.parametrize("pair", [BOTH, Pair(SCALE), Pair(None, SHIFT), Pair(SCALE[:1], SHIFT[:1])])

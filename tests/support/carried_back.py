@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra import Pair, Route, backward
-from reparam.ir import Refusal, aten
+from reparam.algebra import Pair, Route, backward, execute
+from reparam.ir import Refusal, aten, evaluate
 from support.by_hand import ByHand
-from support.helpers import doubles
+from support.helpers import EXACT, doubles
 
 SCALE, SHIFT = torch.tensor([0.5, -2.0, 1.5, 3.0]).double(), torch.tensor([1.0, -1.0, 0.5, 2.0]).double()
 SHAPE = (2, 4, 5, 6)
@@ -61,6 +61,16 @@ def shaped(pair: Pair, rank: int, axis: int) -> Pair:
 def apply_pair(x: Tensor, pair: Pair) -> Tensor:
     y = x if pair.scale is None else x * pair.scale
     return y if pair.shift is None else y + pair.shift
+
+
+def assert_applied(graph: ByHand, value: fx.Node, route: Route, pair: Pair) -> None:
+    """What the steps of the route make is the value with the affine applied to it."""
+    x = doubles(*SHAPE, seed=9)
+    [before] = evaluate(graph.returns(value), [x])
+    made = execute(graph.program, route, {})
+    [after] = evaluate(graph.returns(made[value]), [x])
+    truth = apply_pair(before, pair)
+    assert float((after - truth).abs().max()) <= EXACT * float(truth.abs().max())
 
 
 def asked(way: Way, pair: Pair, axis: int = 1) -> tuple[ByHand, fx.Node, Pair, Route | Refusal]:
