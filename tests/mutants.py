@@ -97,6 +97,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "algebra/test_let_through.py",
     ),
     "algebra.movements": (
+        "algebra/test_movements.py",
         "algebra/test_channel_affine.py",
         "algebra/test_free_movements.py",
         "algebra/test_let_through.py",

@@ -1,0 +1,137 @@
+"""Movements at other sizes than the traced ones: which are looked at, and what is told apart there."""
+
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from reparam.algebra.movements import _fitted, _same_start, move_backward, move_forward, other_sizes
+from reparam.ir import Refusal, aten
+from support.by_hand import ByHand
+
+
+def row(*values: float) -> Tensor:
+    """(1, C, 1)"""
+    return torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1)
+
+
+def free(length: int = 20) -> tuple[ByHand, fx.Node]:
+    """(2, 3, T), where the length is free."""
+    graph = ByHand()
+    return graph, graph.input(2, 3, length, free=(2,))
+
+
+def regrouped(graph: ByHand, x: fx.Node, count: int) -> tuple[fx.Node, fx.Node, fx.Node]:
+    """The first numbers of all channels in a row, (2, count/8, 8): the row, what is cut out of it, and that."""
+    flat = graph.call(aten.flatten.using_ints, x, 1)
+    cut = graph.call(aten.slice.Tensor, flat, 1, 0, count)
+    return flat, cut, graph.call(aten.reshape.default, cut, [2, -1, 8])
+
+
+def test_each_call_of_a_program_is_asked_by_itself() -> None:
+    """In either order, and for values of other shapes or with other equal entries."""
+    for turned in (False, True):
+        graph, x = free()
+        crop, other = graph.call(aten.slice.Tensor, x, 2, 1, -1), graph.call(aten.slice.Tensor, x, 2, 2, -1)
+        flat = graph.call(aten.flatten.using_ints, x, 1)
+        whole = graph.call(aten.flatten.using_ints, x, 0)
+        for node in (flat, crop, whole, other) if turned else (crop, flat, other, whole):
+            found = move_forward(graph.program, node, x, row(1.0, 2.0, 3.0))
+            if node in (crop, other):
+                assert torch.equal(found, row(1.0, 2.0, 3.0))
+            else:
+                assert isinstance(found, Refusal) and found.node is node
+                assert found.reason == "which channels flatten moves where depends on the free sizes"
+        same = move_forward(graph.program, flat, x, row(2.0))
+        assert torch.equal(same, torch.full((1, 1), 2.0).double())
+
+
+def test_equal_entries_are_asked_by_themselves() -> None:
+    """The second and third channel are one half of what is turned around, whatever the length."""
+    graph, x = free()
+    two = graph.call(aten.index_select.default, x, 1, graph.weight(torch.tensor([1, 2]), "i"))
+    flat = graph.call(aten.flatten.using_ints, two, 1)
+    assert isinstance(move_forward(graph.program, flat, two, row(1.0, 2.0)), Refusal)
+    assert move_forward(graph.program, flat, two, row(5.0)).numel() == 1
+    assert isinstance(move_forward(graph.program, flat, two, row(2.0, 1.0)), Refusal)
+
+
+def test_what_a_length_decides_is_not_moved_back() -> None:
+    graph, x = free()
+    flat, cut, last = regrouped(graph, x, 16)
+    refused = move_backward(graph.program, flat, x, torch.arange(60.0).double().reshape(1, 60), 1.0)
+    assert isinstance(refused, Refusal) and refused.reason.startswith("which channels flatten moves where")
+    back = move_backward(graph.program, last, cut, row(1.0, 2.0), 1.0)
+    assert isinstance(back, Tensor) and back.tolist() == [[1.0] * 8 + [2.0] * 8]
+
+
+def test_pieces_are_asked_together() -> None:
+    graph, x = free()
+    split = graph.call(aten.split_with_sizes.default, x, [1, 2], 1)
+    [graph.call(operator.getitem, split, i) for i in (0, 1)]
+    pieces = move_forward(graph.program, split, x, row(1.0, 2.0, 3.0))
+    assert [p.flatten().tolist() for p in pieces] == [[1.0], [2.0, 3.0]]
+    back = move_backward(graph.program, split, x, pieces, 1.0)
+    assert isinstance(back, Tensor) and torch.equal(back, row(1.0, 2.0, 3.0))
+
+
+def test_a_size_that_is_given_follows_the_others() -> None:
+    """x.reshape(n, 3, T) of what was flattened, by sizes that are asked for."""
+    graph, x = free()
+    length = graph.call(aten.sym_size.int, x, 2)
+    flat = graph.call(aten.flatten.using_ints, x, 1)
+    again = graph.call(aten.reshape.default, flat, [2, 3, length])
+    back = move_backward(graph.program, again, flat, row(1.0, 2.0, 3.0), 1.0)
+    assert isinstance(back, Refusal)  # where each channel ends in the row depends on the length
+    turned = graph.call(aten.permute.default, x, [0, 2, 1])
+    heads = graph.call(aten.reshape.default, turned, [2, length, 3, 1])
+    moved = move_forward(graph.program, heads, turned, row(1.0, 2.0, 3.0).reshape(1, 1, 3))
+    assert moved.shape == (1, 1, 3, 1) and moved.flatten().tolist() == [1.0, 2.0, 3.0]
+
+
+def test_sizes_that_are_looked_at() -> None:
+    graph, x = free()
+    [name] = {str(s) for s in x.meta["val"].shape if not isinstance(s, int)}
+    crop = graph.call(aten.slice.Tensor, x, 2, 3, -1)
+    assert [env[name] for env in other_sizes(crop, x)] == [7, 12, 16, 41, 97, 40]  # five is the least that leaves some
+    whole = graph.call(aten.clone.default, x)
+    assert [env[name] for env in other_sizes(whole, x)] == [1, 2, 3, 4, 7, 12, 16, 41, 97, 40]
+
+
+def test_samples_alone_need_no_look() -> None:
+    graph = ByHand()
+    x = graph.input(2, 3, 20, free=(0,))
+    assert not list(other_sizes(graph.call(aten.flatten.using_ints, x, 1), x))
+    assert list(other_sizes(graph.call(aten.flatten.using_ints, x, 0, 1), x))
+    fixed = ByHand()
+    x = fixed.input(2, 3, 20)
+    assert not list(other_sizes(fixed.call(aten.flatten.using_ints, x, 1), x))
+
+
+def test_large_values_are_not_looked_at_in_larger_sizes() -> None:
+    graph = ByHand()
+    x = graph.input(2, 1024, 90, free=(2,))
+    [name] = {str(s) for s in x.meta["val"].shape if not isinstance(s, int)}
+    assert [env[name] for env in other_sizes(graph.call(aten.clone.default, x), x)] == [1, 2, 3, 4, 7, 12, 16, 41]
+
+
+def test_a_value_at_a_smaller_size_is_its_start() -> None:
+    value = torch.arange(6.0).reshape(1, 6, 1)
+    assert torch.equal(_fitted(value, (4, 3, 7)), torch.arange(3.0).reshape(1, 3, 1))
+    assert torch.equal(_fitted(value, (1, 6, 1)), value)
+    with pytest.raises(ValueError, match="more entries"):
+        _fitted(value, (1, 7, 1))
+    with pytest.raises(ValueError, match="more entries"):
+        _fitted(value[:, :2], (1, 3, 1))
+
+
+def test_results_are_compared_as_far_as_both_go() -> None:
+    long, short = torch.tensor([[1.0, 2.0, 1.0, 2.0]]), torch.tensor([[1.0, 2.0]])
+    assert _same_start(long, short) and _same_start(short, long) and _same_start(long, long)
+    assert not _same_start(long, torch.tensor([[1.0, 1.0]]))
+    assert not _same_start(long, torch.tensor([[1.0]])) and not _same_start(torch.tensor([[1.0]]), long)
+    assert not _same_start(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+    assert _same_start(torch.ones(1, 2), torch.ones(1, 3))
