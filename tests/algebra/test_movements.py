@@ -49,6 +49,15 @@ def test_each_call_of_a_program_is_asked_by_itself() -> None:
         assert torch.equal(same, torch.full((1, 1), 2.0).double())
 
 
+def test_the_same_operator_with_other_numbers_is_asked_by_itself() -> None:
+    for turned in (False, True):
+        graph, x = free()
+        samples, row_of_all = (graph.call(aten.flatten.using_ints, x, a, a + 1) for a in (0, 1))
+        for node in (row_of_all, samples) if turned else (samples, row_of_all):
+            found = move_forward(graph.program, node, x, row(1.0, 2.0, 3.0))
+            assert isinstance(found, Refusal) == (node is row_of_all)
+
+
 def test_equal_entries_are_asked_by_themselves() -> None:
     """The second and third channel are one half of what is turned around, whatever the length."""
     graph, x = free()
