@@ -49,7 +49,6 @@ from .scaled_activation import Swap, scale_behind, takes_scale
 
 _AFFINE_NORMS = frozenset({aten.layer_norm.default, aten.group_norm.default})
 _PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default})
-_SOURCES = {"placeholder": "an input of the network"}
 Demands = dict[fx.Node, Any]
 
 
@@ -78,7 +77,8 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
     while heap:
         node = heapq.heappop(heap).node
         if node.op != "call_function":
-            return Refusal(f"what comes before it is {_SOURCES.get(node.op, 'a weight')}", node)
+            source = "an input of the network" if node.op == "placeholder" else "a weight"
+            return Refusal(f"what comes before it is {source}", node)
         outsiders = [u for u in node.users if u not in asked[node]]
         siblings = _siblings(outsiders, demands[node])
         if len(siblings) != len(outsiders):

@@ -3,7 +3,7 @@
 `forward` follows every user of a value until a layer's input takes the affine; `backward` follows operands until a
 layer's output does. Both return a `Route`, the steps in execution order, or Refusal with the reason and the node.
 
-What each operator lets through is stated once, in `_forward_step` and `_backward_step`.
+What each operator lets through is stated once, in `_forward_step` and `_backward_step` or in what they ask.
 """
 
 from __future__ import annotations

@@ -78,20 +78,17 @@ def move(
         return None
 
 
-def same_elsewhere(
-    known: Known, chain: Sequence[fx.Node], axes: Sequence[int], into: Sequence[int], source: Tensor
-) -> bool:
-    """Whether calls move the same channels at other free sizes too, those that they can be made at.
+def same_elsewhere(known: Known, node: fx.Node, axes: Sequence[int], into: Sequence[int], source: Tensor) -> bool:
+    """Whether a call moves the same channels at other free sizes too, those that it can be made at.
 
-    axes: of the channels of what the first call moves. into: of those of the last call's result. source: (C,), which
-    of the former each of the latter is at the traced sizes.
+    axes: of the channels of what it moves. into: of those of its result. source: (C,), which of the former each of the
+    latter is at the traced sizes.
     """
-    root = moved(chain[0])
-    for env in other_sizes(chain[-1], root):
-        shape = shape_of(root, env)
-        new: Tensor | None = numbers(torch.arange(math.prod(shape[a] for a in axes)), axes, shape)
-        for node in chain:
-            new = None if new is None else move(known, node, new, env=env)
+    x = moved(node)
+    for env in other_sizes(node, x):
+        shape = shape_of(x, env)
+        given = numbers(torch.arange(math.prod(shape[a] for a in axes)), axes, shape)
+        new = move(known, node, given, env=env)
         if new is None or not new.numel():
             continue
         again = read_off(new, into) if set(varying_axes(new)) <= set(into) else None

@@ -123,7 +123,7 @@ def _traced(known: Known, node: fx.Node, facts: Channels) -> _Trace | None:
     source = read_off(new, axes) if axes else None
     if source is None:
         return None
-    if not same_elsewhere(known, (node,), facts.axes, axes, source):
+    if not same_elsewhere(known, node, facts.axes, axes, source):
         return None
     sizes = tuple(new.shape[a] for a in axes)
     rest = [a for a in range(new.dim()) if a not in axes]
