@@ -8,7 +8,7 @@ from .fold_affine import AffinePlan, build_fold, plan_fold
 from .kernels import average_kernel, batch_norm_affine, column, dirac, expand_groups, scale_outputs
 from .layer import Layer, conv_call, read_layer, weights, write_layer
 from .movements import other_sizes
-from .picks import broadcast_channels, read_picks
+from .picks import broadcast_channels, cut_of_map, read_picks
 from .propagate_backward import backward
 from .propagate_forward import forward, forward_all
 from .route import HOMOGENEOUS, Route, execute
@@ -57,6 +57,7 @@ __all__ = [
     "compose_windows",
     "compress",
     "conv_call",
+    "cut_of_map",
     "data_operand",
     "dirac",
     "execute",

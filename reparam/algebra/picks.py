@@ -5,11 +5,23 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
-from reparam.ir import SLICES, Program, arguments, aten, fixed_size, is_call, piece_of, shape_of, static_shape
+from reparam.ir import (
+    SLICES,
+    Program,
+    arguments,
+    aten,
+    fixed_size,
+    is_call,
+    piece_of,
+    shape_of,
+    size_hint,
+    static_shape,
+)
 
 from .window import Window, cut_window
 
@@ -55,11 +67,14 @@ def read_picks(program: Program, node: fx.Node) -> Picks | None:
 
 def read_cut(node: fx.Node) -> Window | None:
     """A slice along a spatial axis, of a fixed or a free size, as a window; None for anything else."""
-    if not is_call(node, SLICES):
-        return None
+    return cut_of_map(node) if is_call(node, SLICES) and len(shape_of(node)) >= 4 else None
+
+
+def cut_of_map(node: fx.Node) -> Window | None:
+    """A slice along an axis from the third on as a window, of any rank; None along others, or where it is free."""
     rank, found = len(shape_of(node)), _range(node)
     axis = arguments(node)["dim"] % rank - 2
-    if found is None or rank < 4 or axis < 0:
+    if found is None or axis < 0:
         return None
     (start, behind, step), _ = found
     if start is None or behind is None:
@@ -84,7 +99,7 @@ def _range(node: fx.Node) -> tuple[tuple[int | None, int | None, int], range | N
     start, end, step = args["start"] or 0, args.get("end"), args.get("step", 1)
     length = args.get("length")
     if not all(v is None or isinstance(v, int) for v in (start, end, step, length)):
-        return None
+        return _range_of_sizes(node, start, step)
     if length is not None:
         end = start + length
     if size is not None:
@@ -92,6 +107,18 @@ def _range(node: fx.Node) -> tuple[tuple[int | None, int | None, int], range | N
         return ((where.start, size - where.stop, step), where) if where else None
     behind = 0 if end is None or end >= 2**62 else -end if end < 0 else None
     return (start if start >= 0 else None, behind, step), None
+
+
+def _range_of_sizes(node: fx.Node, start: Any, step: int) -> tuple[tuple[int | None, int | None, int], None] | None:
+    """`_range` of a slice whose bounds are made of sizes: what it leaves out may still be a number."""
+    args = arguments(node)
+    axis = args["dim"] % len(shape_of(node))
+    whole, part = args["self"].meta["val"].shape[axis], node.meta["val"].shape[axis]
+    first = start.meta["val"] if isinstance(start, fx.Node) else start
+    ahead = fixed_size(whole + first if size_hint(first) < 0 else first)
+    if step != 1 or ahead is None:
+        return None
+    return (ahead, fixed_size(whole - ahead - part), 1), None
 
 
 def _interleaved(node: fx.Node) -> Picks | None:

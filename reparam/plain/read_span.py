@@ -23,6 +23,8 @@ from reparam.algebra import (
     along,
     average_kernel,
     broadcast_channels,
+    compose_windows,
+    cut_of_map,
     identity_window,
     layer_window,
     pad_window,
@@ -30,6 +32,7 @@ from reparam.algebra import (
     read_affine,
     read_layer,
     read_picks,
+    spatial_padding,
     weights,
     zero_padding,
 )
@@ -55,6 +58,7 @@ from reparam.ir import (
 )
 
 from .activation import read_activation
+from .crops import cropped
 from .linear_form import (
     LinearForm,
     Map,
@@ -95,7 +99,6 @@ _PICKS = frozenset(
         aten.expand.default,
     }
 )
-_OPEN_END = (None, 2**63 - 1)
 
 
 class _Reader(ValueBuilder):
@@ -103,6 +106,7 @@ class _Reader(ValueBuilder):
         super().__init__(program, span)
         self.spell_max_pool = max_pool == "relu" and self.ndim > 0
         self.pools: dict[tuple[int, str, str], LinearForm] = {}
+        self.cuts_of: dict[fx.Node, tuple[fx.Node, Window]] = {}
 
     def read(self) -> SpanValues:
         if self.rank < 2:
@@ -255,6 +259,9 @@ class _Reader(ValueBuilder):
         if zero and self.axis == 1 and len(flat) == 2 * (self.rank - 1) and not any(flat[:-2]) and min(flat) >= 0:
             empty = (LinearForm(flat[-2], ()), LinearForm(flat[-1], ()))
             return cat_forms([empty[0], self.of(args["self"]), empty[1]])
+        padding = spatial_padding(node) if self.ndim else None
+        if padding is not None and all(p <= 0 for ends in padding for p in ends):
+            return self.cut(node, pad_window(padding))
         padding = zero_padding(node) if self.ndim else None
         if padding is None:
             raise Refused(node, "it pads with something else than zeros around the map")
@@ -296,10 +303,15 @@ class _Reader(ValueBuilder):
         args = arguments(node)
         axis = int(args["dim"]) % self.rank
         whole, part = shape_of(args["self"]), shape_of(node)
-        if self.ndim and axis > self.axis and args.get("end") in _OPEN_END and args.get("start", 0) in (0, None):
-            return self.every(node, axis - 2, int(args.get("step", 1)))
-        if axis != self.axis or args.get("step", 1) != 1 or not isinstance(args["start"] or 0, int):
-            raise Refused(node, "it cuts along another axis than the channels, or with a step")
+        if self.ndim and axis > self.axis:
+            window = cut_of_map(node)
+            if window is None:
+                raise Refused(node, "where it cuts the map depends on a free size")
+            return self.cut(node, window)
+        if axis != self.axis:
+            raise Refused(node, "it cuts along another axis than the channels")
+        if args.get("step", 1) != 1:
+            return self.pick(node)
         start = int(args["start"] or 0)
         return slice_form(self.of(args["self"]), start % whole[axis] if start < 0 else start, part[axis])
 
@@ -317,15 +329,22 @@ class _Reader(ValueBuilder):
         runs = zip(starts, [*starts[1:], len(ids)], strict=True)
         return cat_forms([slice_form(form, ids[a], b - a) for a, b in runs])
 
-    def every(self, node: fx.Node, axis: int, step: int) -> LinearForm:
-        """Every step-th position along one spatial axis; after the last of several such cuts a value of its own."""
-        flat = identity_window(self.ndim)
-        window = replace(flat, stride=tuple(step if a == axis else 1 for a in range(self.ndim)))
+    def cut(self, node: fx.Node, window: Window) -> LinearForm:
+        """Some positions of the map, in order; after the last of several such cuts a value of its own."""
+        source = arguments(node)["self"]
+        base, before = self.cuts_of.get(source, (source, identity_window(self.ndim)))
+        whole = compose_windows(before, window)
+        assert not isinstance(whole, Refusal)  # a cut needs no padding
+        self.cuts_of[node] = base, whole
         c = shape_of(node)[self.axis]
-        made = apply_map(Map(window, c, 0, c, 0, c, unit), self.of(arguments(node)["self"]))
+        made = apply_map(Map(whole, c, 0, c, 0, c, unit), self.of(base))
         if isinstance(made, Refusal):
             raise Refused(node, made.reason)
-        return made if all(is_call(u, SLICES) for u in node.users) else reference(self.hold(node, made))
+        if all(is_call(u, SLICES) for u in node.users):
+            return made
+        if any(s > 1 for s in whole.stride):
+            return reference(self.hold(node, made))
+        return cropped(self, node, self.value_of(base), whole)
 
     def sum(self, node: fx.Node) -> LinearForm:
         args = arguments(node)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from reparam.algebra import broadcast_channels, read_picks
-from reparam.algebra.picks import Picks, read_cut
+from reparam.algebra.picks import Picks, cut_of_map, read_cut
 from reparam.algebra.window import Window
 from reparam.ir import aten, evaluate
 from support.by_hand import ByHand
@@ -246,3 +246,39 @@ def test_what_is_no_slice_is_no_cut() -> None:
 )
 def test_broadcast_of_one_channel(left: tuple[int, ...], right: tuple[int, ...], expected: bool) -> None:
     assert broadcast_channels((left, right), 1) == expected
+
+
+@pytest.mark.parametrize(
+    ("bounds", "first", "slack"),
+    [
+        (lambda less, size: (less,), 2, -3),  # x[:, :, -(T - 2):]
+        (lambda less, size: (None, size), 0, -3),
+        (lambda less, size: (1, size), 1, -4),
+        (lambda less, size: (size,), None, None),
+    ],
+    ids=["from behind", "up to a size", "between", "from a size on"],
+)
+def test_a_cut_by_sizes(bounds: Any, first: int | None, slack: int | None) -> None:
+    """x[:, :, a:b] of a free length T, where a and b are made of T: a number is left out at either end, or not."""
+    graph = ByHand()
+    x = graph.input(2, 3, 9, free=(2,))
+    size = graph.call(operator.sub, graph.call(aten.sym_size.int, x, 2), 2)
+    node = graph.call(aten.slice.Tensor, x, 2, *bounds(graph.call(operator.neg, size), size))
+    expected = None if first is None else Window((1,), (1,), (1,), (first,), (slack,))
+    assert cut_of_map(node) == expected
+    assert read_cut(node) is None  # three axes may be tokens and channels
+
+
+def test_a_cut_by_sizes_with_a_step_is_none() -> None:
+    graph = ByHand()
+    x = graph.input(2, 3, 9, free=(2,))
+    size = graph.call(operator.sub, graph.call(aten.sym_size.int, x, 2), 2)
+    assert cut_of_map(graph.call(aten.slice.Tensor, x, 2, 0, size, 2)) is None
+
+
+def test_a_narrow_by_sizes_is_a_cut() -> None:
+    graph = ByHand()
+    x = graph.input(2, 3, 9, 8, free=(3,))
+    size = graph.call(operator.sub, graph.call(aten.sym_size.int, x, 3), 3)
+    expected = Window((1, 1), (1, 1), (1, 1), (0, 1), (-1, -4))
+    assert read_cut(graph.call(aten.narrow.default, x, 3, 1, size)) == expected
