@@ -231,13 +231,17 @@ def other_sizes(node: fx.Node, x: fx.Node) -> Iterator[dict[str, int]]:
     sizes = [s for v in pytree.tree_leaves(values) for s in (v.shape if isinstance(v, Tensor) else [v])]
     free = [s for s in sizes if isinstance(s, SymInt)]
     shapes = [s for v in pytree.tree_leaves(values[:2]) if isinstance(v, Tensor) for s in v.shape]
-    names = sorted({str(s) for size in free for s in size.node.expr.free_symbols})
+    symbols = {
+        str(s): size.node.shape_env.create_symintnode(s, hint=None)
+        for size in free
+        for s in size.node.expr.free_symbols
+    }
+    names = sorted(symbols)
     leading = {str(v.shape[0]) for v in pytree.tree_leaves(values[:2]) if isinstance(v, Tensor) and v.dim()}
     if not names or leading == set(names):
         return
-    traced = {str(size.node.expr): size_hint(size) for size in free}
     tried = [{name: small + i for i, name in enumerate(names)} for small in SMALL]
-    tried.append({name: 2 * traced.get(name, 1) for name in names})
+    tried.append({name: 2 * size_hint(symbols[name]) for name in names})
     most = max(LARGEST, math.prod(shape_of(x)))
     for env in tried:
         if all(size_hint(s, env) > 0 for s in shapes) and math.prod(shape_of(x, env)) <= most:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra.movements import _fitted, _same_start, move_backward, move_forward, other_sizes
+from reparam.algebra.movements import _fitted, _same_at_all_sizes, _same_start, move_backward, move_forward, other_sizes
 from reparam.ir import Refusal, aten
 from support.by_hand import ByHand
 
@@ -144,3 +145,121 @@ def test_results_are_compared_as_far_as_both_go() -> None:
     assert not _same_start(long, torch.tensor([[1.0]])) and not _same_start(torch.tensor([[1.0]]), long)
     assert not _same_start(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
     assert _same_start(torch.ones(1, 2), torch.ones(1, 3))
+
+
+class Counted:
+    """In place of what a movement makes of values, which is the same at all sizes: how often it was asked."""
+
+    def __init__(self, name: str = "moved") -> None:
+        self.count, self.__qualname__ = 0, name
+
+    def __call__(self, values: Sequence[Tensor], env: Mapping[str, int]) -> Sequence[Tensor]:
+        self.count += 1
+        return [row(1.0, 2.0)]
+
+
+def asked(graph: ByHand, node: fx.Node, x: fx.Node, *values: Tensor, name: str = "moved") -> bool:
+    """Whether the call was looked at, as none like it was before."""
+    counted = Counted(name)
+    assert _same_at_all_sizes(graph.program, node, x, values or [row(1.0, 2.0, 3.0)], counted)
+    return counted.count > 0
+
+
+def test_calls_that_do_the_same_are_asked_once() -> None:
+    graph, x = free()
+    other = graph.call(aten.clone.default, x)
+    for source, first in [(x, True), (other, True), (x, False), (other, False)]:
+        assert asked(graph, graph.call(aten.slice.Tensor, source, 2, 1, -1), source) == first
+    assert asked(free()[0], graph.call(aten.slice.Tensor, x, 2, 1, -1), x)  # another program knows nothing
+
+
+def test_whatever_a_call_does_otherwise_is_asked_again() -> None:
+    graph, x = free()
+    length = graph.call(aten.sym_size.int, x, 2)
+    half, third = (graph.call(operator.floordiv, length, n) for n in (2, 3))
+    a, b = (graph.weight(torch.tensor([2, 1]), name) for name in "ab")
+    longer = graph.call(aten.pad.default, x, [1, 0])
+    calls = [
+        graph.call(aten.slice.Tensor, x, 2, 1, -1),
+        graph.call(aten.slice.Tensor, x, 2, 1, -2),
+        graph.call(aten.narrow.default, x, 2, 1, half),
+        graph.call(aten.narrow.default, x, 2, 1, third),
+        graph.call(aten.flip.default, x, [2]),
+        graph.call(aten.clone.default, x),
+        graph.call(aten.contiguous.default, x),
+        graph.call(aten.index_select.default, x, 1, a),
+        graph.call(aten.index_select.default, x, 1, b),
+        graph.call(aten.slice.Tensor, longer, 2, 1, -1),
+    ]
+    for _ in range(2):
+        found = [asked(graph, node, node.args[0]) for node in calls]
+        assert found == [True] * len(calls) if _ == 0 else found == [False] * len(calls)
+    crop = calls[0]
+    assert asked(graph, crop, x, row(1.0, 1.0, 2.0)) and not asked(graph, crop, x, row(3.0, 3.0, 1.0))
+    assert asked(graph, crop, x, row(1.0, 2.0, 3.0).reshape(1, 1, 3))
+    assert asked(graph, crop, x, name="moved back")
+
+
+def test_a_single_number_or_a_fixed_size_is_not_asked() -> None:
+    graph, x = free()
+    assert not asked(graph, graph.call(aten.slice.Tensor, x, 2, 1, -1), x, row(2.0))
+    fixed = ByHand()
+    x = fixed.input(2, 3, 20)
+    assert not asked(fixed, fixed.call(aten.slice.Tensor, x, 2, 1, -1), x)
+
+
+def test_a_size_at_which_nothing_is_left_is_passed_over() -> None:
+    """x[:, :, -5:-4] has one position where there are five; the graph says so of four as well."""
+    graph, x = free()
+    node = graph.call(aten.slice.Tensor, x, 2, -5, -4)
+    assert move_forward(graph.program, node, x, row(1.0, 2.0, 3.0)).flatten().tolist() == [1.0, 2.0, 3.0]
+    back = move_backward(graph.program, node, x, row(1.0, 2.0, 3.0), 1.0)
+    assert isinstance(back, Tensor) and back.flatten().tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_size_that_fails_is_passed_over_and_the_next_one_looked_at() -> None:
+    def moved(values: Sequence[Tensor], env: Mapping[str, int]) -> Sequence[Tensor]:
+        [size] = [*env.values()] or [20]
+        if size < 12:
+            raise RuntimeError("it takes twelve")
+        return [row(1.0, 2.0) if size != 16 else row(2.0, 1.0)]
+
+    graph, x = free()
+    assert not _same_at_all_sizes(graph.program, graph.call(aten.clone.default, x), x, [row(1.0, 2.0, 3.0)], moved)
+
+
+def test_two_free_sizes_differ_where_they_are_looked_at() -> None:
+    graph = ByHand()
+    x = graph.input(2, 3, 20, 30, free=(2, 3))
+    a, b = (str(s) for s in x.meta["val"].shape[2:])
+    found = list(other_sizes(graph.call(aten.clone.default, x), x))
+    least, most = sorted((a, b))
+    assert [(env[least], env[most]) for env in found[:3]] == [(1, 2), (2, 3), (3, 4)]
+    assert found[-1] == {a: 40, b: 60}
+
+
+def test_the_traced_size_is_known_where_only_others_made_of_it_occur() -> None:
+    graph, x = free()
+    [name] = {str(s) for s in x.meta["val"].shape if not isinstance(s, int)}
+    longer = graph.call(aten.pad.default, x, [1, 0])
+    assert [env[name] for env in other_sizes(graph.call(aten.clone.default, longer), longer)][-1] == 40
+
+
+def test_what_other_operands_are_does_not_matter() -> None:
+    """They may be empty, and their first axis may be another one. A result without axes has none."""
+    graph, x = free()
+    [name] = {str(s) for s in x.meta["val"].shape if not isinstance(s, int)}
+    short = graph.call(aten.slice.Tensor, x, 2, 4, -4)
+    assert [env[name] for env in other_sizes(graph.call(aten.cat.default, [short, x], 2), x)][:2] == [7, 12]
+    assert [env[name] for env in other_sizes(graph.call(aten.sum.default, x), x)][:2] == [1, 2]
+    graph = ByHand()
+    x = graph.input(2, 3, 20, free=(0,))
+    weight = graph.weight(torch.zeros(1, 3, 20))
+    assert not list(other_sizes(graph.call(aten.add.Tensor, weight, x), x))
+
+
+def test_as_many_elements_as_are_looked_at() -> None:
+    graph = ByHand()
+    x = graph.input(2, 2**15, 6, free=(0, 2))
+    found = [sorted(env.values()) for env in other_sizes(graph.call(aten.clone.default, x), x)]
+    assert found == [[1, 2], [2, 3], [3, 4]]

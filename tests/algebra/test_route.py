@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra import Pair, Route, execute, forward_all
-from reparam.algebra.route import Step, is_transparent
+from reparam.algebra import Pair, Route, execute, forward_all, read_layer
+from reparam.algebra.route import Step, is_transparent, passes_beside
 from reparam.ir import Refusal, aten, evaluate
 from support.by_hand import ByHand
 from support.helpers import EXACT, doubles
@@ -274,3 +274,18 @@ def test_what_keeps_an_order_takes_no_negative_scale(target: Any, options: Any, 
         assert isinstance(refused, Route)
     else:
         assert isinstance(refused, Refusal) and refused.node is node and refused.reason.startswith(reason)
+
+
+def test_what_passes_a_linear_layer_beside_its_channels() -> None:
+    """A scale of each token, whether or not it varies along the axes before; nothing with a shift or past a bias."""
+    graph = ByHand()
+    x = graph.input(2, 5, 4)
+    plain = graph.call(aten.linear.default, x, graph.weight(doubles(3, 4)))
+    biased = graph.call(aten.linear.default, x, graph.weight(doubles(3, 4)), graph.weight(doubles(3)))
+    layer, with_bias = read_layer(graph.program, plain), read_layer(graph.program, biased)
+    assert layer is not None and with_bias is not None
+    tokens, channels, batch = doubles(1, 5, 1), doubles(1, 1, 4), doubles(2, 1, 1)
+    assert passes_beside(layer, Pair(tokens)) and passes_beside(layer, Pair(batch))
+    assert not passes_beside(layer, Pair(channels)) and not passes_beside(layer, Pair(doubles(1, 5, 4)))
+    assert not passes_beside(layer, Pair()) and not passes_beside(layer, Pair(tokens, tokens))
+    assert not passes_beside(with_bias, Pair(tokens))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -85,3 +86,33 @@ def test_one_draw_says_nothing_of_a_size(bad: int) -> None:
     assert str(not_finite(program, run, {symbol: 1}, torch.Generator())) == EVERYWHERE
     found |= {1: iter([]), 4: iter([True] * 3)}
     assert str(not_finite(program, run, {symbol: 1}, torch.Generator())) == at("1x3", "4x3", "batch")
+
+
+def told_of(where: Callable[..., bool], sizes: tuple[int, ...], dynamic: tuple[str, ...] = ("batch", "height")) -> str:
+    """What is said of 4x3x9x9 where an original gives numbers for shapes `where` they are, of inputs of these sizes."""
+    program = program_of(nn.Identity(), torch.zeros(4, 3, 9, 9), dynamic=dynamic)
+
+    def run(values: Feed) -> list[Any]:
+        return [values[0] if where(*values[0].shape) else values[0] / 0.0]
+
+    return str(not_finite(program, run, dict(zip(program.traced_sizes, sizes, strict=True)), torch.Generator()))
+
+
+def test_one_of_two_axes_is_named_where_it_alone_does_it() -> None:
+    assert told_of(lambda n, c, h, w: h > 4, (1, 3)) == at("1x3x3x9", "4x3x9x9", "height")
+    assert told_of(lambda n, c, h, w: n > 1, (1, 3)) == at("1x3x3x9", "4x3x9x9", "batch")
+
+
+def test_both_axes_are_named_where_only_both_together_do_it() -> None:
+    assert told_of(lambda n, c, h, w: n > 1 or h > 4, (1, 3)) == at("1x3x3x9", "4x3x9x9", "batch and height")
+
+
+def test_an_axis_without_a_name_is_told_by_its_number() -> None:
+    found = told_of(lambda n, c, h, w: c > 1, (4, 1), ("batch", "input:1=features"))
+    assert found == at("4x1x9x9", "4x3x9x9", "axis 1")
+
+
+def test_small_sizes_show_where_there_are_numbers_when_the_traced_ones_do_not() -> None:
+    found = told_of(lambda n, c, h, w: h < 6, (4, 41))
+    assert "not finite on inputs of shape 4x3x41x9, and are on those of shape" in found
+    assert found.endswith("leave height out of the free axes, or have the model give numbers there")
