@@ -3,12 +3,12 @@
 Turns weight normalisation, weight standardisation, any parametrisation, computed position biases into weights.
 
 Fires on the last constant value of each constant expression: weight normalisation, spectral norm, weight
-standardisation, any parametrisation, proxy statistics, learned multipliers. This pass alone bakes them; nothing else
-knows their names.
+standardisation, any parametrisation, proxy statistics, learned multipliers, a kernel that is repeated for each channel.
+This pass alone bakes them; nothing else knows their names.
 
 Refuses a call that draws random numbers, and a mere gather (a table of position biases, read by index) that
-would be stored larger than the table. Says nothing about integer sizes or about a constant that is an output of the
-network.
+would be stored larger than the table, unless it is the weight of layers alone. Says nothing about integer sizes or
+about a constant that is an output of the network.
 
 Source: evaluation mode makes a weight's expression a constant.
 
@@ -27,8 +27,11 @@ from torch import Tensor, fx
 from reparam.ir import (
     IDENTITIES,
     MOVEMENTS,
+    RANDOM,
+    WEIGHTED,
     Program,
     Refusal,
+    arguments,
     aten,
     evaluate_region,
     is_call,
@@ -41,7 +44,6 @@ from reparam.ir import (
 from reparam.rewrite import Match, Pattern, Rewrite
 
 _GATHERS = MOVEMENTS | IDENTITIES | {aten.index.Tensor, aten.gather.default, aten.embedding.default}
-_RANDOM = ("rand", "bernoulli", "multinomial", "normal", "poisson", "dropout", "uniform", "exponential")
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,12 @@ class FoldConstants:
         if all(_is_constant(u) for u in node.users):
             return None
         expression = upstream([node])
-        random = next((n for n in expression if n.op == "call_function" and op_name(n).startswith(_RANDOM)), None)
+        random = next((n for n in expression if n.op == "call_function" and op_name(n).startswith(RANDOM)), None)
         if random is not None and _draws(random):
             return Refusal(f"{op_name(random)} draws random numbers", node)
         now, then = _stored(program, expression), math.prod(shape_of(node))
-        if then > now and all(n.op == "get_attr" or is_call(n, _GATHERS) for n in expression):
+        gathers = all(n.op == "get_attr" or is_call(n, _GATHERS) for n in expression)
+        if then > now and gathers and not all(_is_weight_of(n, node) for n in node.users):
             return Refusal(f"this only gathers: computed once it would store {then:,} values instead of {now:,}", node)
         return Plan(node, tuple(expression))
 
@@ -93,6 +96,11 @@ class FoldConstants:
         )
         calls = sum(n.op == "call_function" for n in plan.expression)
         return Rewrite({plan.node: weight}, f"{calls} constant operation(s) computed once")
+
+
+def _is_weight_of(layer: fx.Node, node: fx.Node) -> bool:
+    """Whether a layer has the value for its weight, which has to be in memory as a whole while it runs."""
+    return is_call(layer, WEIGHTED) and arguments(layer)["weight"] is node
 
 
 def _stored(program: Program, expression: list[fx.Node]) -> int:

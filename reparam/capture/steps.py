@@ -282,8 +282,16 @@ def spell_out_types(draft: Draft) -> Draft:
 
 
 def _size_of(draft: Draft, node: fx.Node, axis: int) -> Any:
-    """The size of an axis of the call's second operand: a number where it is fixed, else a call that asks for it."""
-    size = node.meta["val"].shape[axis]
+    """The size of an axis of the call's second operand: a number where it is fixed, else a call that asks for it.
+
+    It is -1 where the first operand has that size already.
+    """
+    size, x = node.meta["val"].shape[axis], node.args[0]
+    assert isinstance(x, fx.Node)
+    own = x.meta["val"].shape
+    behind = len(own) - node.meta["val"].dim() + axis
+    if behind >= 0 and str(own[behind]) == str(size):
+        return -1
     if fixed_size(size) is not None:
         return fixed_size(size)
     with draft.graph.inserting_before(node):

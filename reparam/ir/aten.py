@@ -117,6 +117,16 @@ MOVEMENTS = frozenset(
 )
 
 # Values come out as they went in, in evaluation mode (the shape is checked where it could differ).
+RANDOM = (
+    "rand",
+    "bernoulli",
+    "multinomial",
+    "normal",
+    "poisson",
+    "dropout",
+    "uniform",
+    "exponential",
+)  # names begin so
 IDENTITIES = frozenset(
     {
         aten.clone.default,

@@ -4,7 +4,7 @@ that carry what is still needed. The span is read as linear forms, scheduled, pa
 
 from .block_report import facts_of, price
 from .lowering import PlainChain, lower
-from .plan import plan_chain
+from .plan import plan_chain, plan_layer
 from .read_span import read_span
 from .register_value import why_not
 from .span import Span, alive_beside, around, carries_data, outermost, position_of
@@ -20,6 +20,7 @@ __all__ = [
     "lower",
     "outermost",
     "plan_chain",
+    "plan_layer",
     "position_of",
     "price",
     "read_gate",

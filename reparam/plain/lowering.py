@@ -36,6 +36,16 @@ class PlainChain:
     layout: Packing | Split
     seconds: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def selects(self) -> bool:
+        """Whether the channels of the span's input or of its result have to be put into another order."""
+        stages = self.schedule.stages
+        wires = self.layout.wires(stages)
+        first, last = (np.arange(width(register)) for register in (stages[0].before, stages[-1].after))
+        into, out = wires[0], wires[-1]
+        read = into is not None and rearranged(first, into.inputs.reshape(-1)) is not None
+        return read or (out is not None and rearranged(out.order, last) is not None)
+
 
 def lower(program: Program, chain: PlainChain) -> fx.Node:
     """The result of the chain, as new nodes before the span's last one."""

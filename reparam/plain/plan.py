@@ -57,6 +57,25 @@ def plan_chain(program: Program, span_values: SpanValues, options: PlainOptions)
     return replace(best, seconds=tuple(zip(_MEASURED, seconds[key], strict=True)))
 
 
+def plan_layer(span_values: SpanValues) -> PlainChain | Refusal:
+    """A span without activations, pools and gates as one layer, whose channels keep their order; or why it is none."""
+    result = span_values.result
+    others = [v for v in span_values.values if v.kind != "input" and v is not result]
+    held = next((v for v in others if not v.optional), None)
+    if held is not None or result.act.family != "linear":
+        return Refusal("something in it is not linear", (held or result).node)
+    levels: dict[int, float | None] = dict.fromkeys((v.index for v in others), None)
+    levels |= {v.index: 0.0 for v in span_values.inputs} | {result.index: 1.0}
+    schedule = Planner(span_values).lay_out(levels)
+    if isinstance(schedule, Infeasible):
+        return schedule.refusal
+    for carry in ("auto", "dense") if span_values.ndim else ("dense",):
+        chain = PlainChain(span_values, schedule, Packer(carry).lay(schedule))
+        if not chain.selects:
+            break
+    return chain
+
+
 def _plan(span_values: SpanValues, options: PlainOptions, made: PlansMade) -> PlainChain | Refusal:
     carry, slices, known = options.carry, options.slices, made.levels
     if not span_values.ndim:

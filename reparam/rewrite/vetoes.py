@@ -51,15 +51,21 @@ def rounds(
     """Where a value of whole numbers and constants, which decides what is picked further on, is rounded otherwise.
 
     replaced: the values that become others, up to rounding. dying, created: the calls that go and come. One call that
-    goes, as it changes nothing, rounds nothing.
+    goes, as it changes nothing, rounds nothing, and neither does one that only comes again.
     """
-    if not any(map(_computes, created)) and sum(map(_computes, dying)) <= 1:
+    made, gone = ([n for n in nodes if _computes(n)] for nodes in (created, dying))
+    others = [n for n in made if not any(_is_same(n, old) for old in gone)]
+    if not others and sum(not any(_is_same(n, old) for n in made) for old in gone) <= 1:
         return None
     jump = next((j for old in replaced if (j := jump_of_whole_numbers(program, old)) is not None), None)
     if jump is None:
         return None
     reason = f"'{op_name(jump)}' picks by what is made of whole numbers here: other roundings would be other results"
     return Refusal(reason, jump)
+
+
+def _is_same(a: fx.Node, b: fx.Node) -> bool:
+    return a.target is b.target and a.args == b.args and a.kwargs == b.kwargs
 
 
 def _computes(node: fx.Node) -> bool:

@@ -263,3 +263,27 @@ def test_as_many_elements_as_are_looked_at() -> None:
     x = graph.input(2, 2**15, 6, free=(0, 2))
     found = [sorted(env.values()) for env in other_sizes(graph.call(aten.clone.default, x), x)]
     assert found == [[1, 2], [2, 3], [3, 4]]
+
+
+def test_numbers_that_are_sizes_are_those_of_each_size() -> None:
+    """Channels that are turned round by the length, which is a multiple of their number where it was traced."""
+    graph, x = free(21)
+    length = graph.call(aten.sym_size.int, x, 2)
+    turned = graph.call(aten.roll.default, x, [length], [1])
+    assert isinstance(move_forward(graph.program, turned, x, row(1.0, 2.0, 3.0)), Refusal)
+    assert isinstance(move_backward(graph.program, turned, x, row(1.0, 2.0, 3.0), 1.0), Refusal)
+    by_three = graph.call(aten.roll.default, x, [3], [1])
+    assert torch.equal(move_forward(graph.program, by_three, x, row(1.0, 2.0, 3.0)), row(1.0, 2.0, 3.0))
+
+
+def test_operands_that_give_a_shape_have_that_of_each_size() -> None:
+    graph, x = free()
+    turned = graph.call(aten.permute.default, x, [0, 2, 1])
+    shaped = graph.call(aten.reshape_as.default, x, turned)
+    assert isinstance(move_forward(graph.program, shaped, x, row(1.0, 2.0, 3.0)), Refusal)
+
+
+def test_what_varies_along_a_free_axis_is_cut_to_each_size() -> None:
+    graph, x = free()
+    along = torch.arange(20.0).double().reshape(1, 1, 20)
+    assert isinstance(move_forward(graph.program, graph.call(aten.flip.default, x, [2]), x, along), Refusal)

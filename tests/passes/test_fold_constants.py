@@ -20,7 +20,9 @@ from support.helpers import (
     assert_evidence_bites,
     assert_verification_bites,
     doubles,
+    fuse_exactly,
     graph_text,
+    healthy,
     program_of,
     run_rules,
     vector,
@@ -200,3 +202,18 @@ def test_a_weight_that_is_off_by_a_millionth_is_noticed() -> None:
     fused = apply_exactly(model, x, rules=RULES, bound=EXACT)
     assert_verification_bites(fused, [x], bound=EXACT)
     assert_evidence_bites(fused.original, FoldConstants())
+
+
+def test_a_kernel_that_is_repeated_for_each_channel_is_the_weight_of_its_layer() -> None:
+    """The norm behind it folds then. Read by something else as well, it stays the smaller one."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        kernel = m.k.expand(4, 1, 3, 3)
+        y: Tensor = m.bn(F.conv2d(x, kernel, groups=4))
+        return y + (x[:, :, :3, :3] * kernel.squeeze(1)).sum() if m.both else y
+
+    for both in (False, True):
+        model = healthy(Lambda(forward, k=vector(1, 1, 3, 3), bn=nn.BatchNorm2d(4), both=both))
+        fused = fuse_exactly(model, doubles(2, 4, 6, 5), bound=1e-13)
+        assert ("only gathers" in str(fused.missed("fold-constants"))) == both
+        assert both or fused.text == "conv3x3g4(x)"

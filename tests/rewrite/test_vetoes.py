@@ -43,6 +43,10 @@ PICKS: dict[str, Forward] = {
 }
 
 
+def picked(x: Tensor) -> Tensor:
+    return (places(x) * 0.9 / 0.6).long()
+
+
 def convert(forward: Forward) -> tuple[nn.Module, nn.Module, Report]:
     torch.manual_seed(0)
     model = Lambda(forward, e=nn.Embedding(1100, 4)).eval()
@@ -84,6 +88,14 @@ def test_all_other_scales_are_put_together(name: str) -> None:
     assert report.after.nodes < report.before.nodes
 
 
+def test_equal_calls_are_shared_where_something_picks() -> None:
+    model, result, report = convert(lambda m, x: x + m.e(picked(x)) - 2 * m.e(picked(x)))
+    shared = [r.kind for r in report.remarks if r.rule == "share-calls"]
+    assert len(shared) > 2 and set(shared) == {"passed"}
+    x = torch.randn(3, 12, 4)
+    torch.testing.assert_close(result(x), model(x))
+
+
 def test_a_copy_before_a_cast_is_dropped() -> None:
     report = convert(lambda m, x: x + m.e((places(x) * 1.0).clone().long()))[2]
     assert {r.rule for r in report.remarks if r.kind == "passed"} == {"drop-identity"}
@@ -113,5 +125,8 @@ def test_what_computes_rounds_and_what_moves_does_not() -> None:
     assert rounds(made, [mul], [], [mul]) is not None
     assert rounds(made, [mul], [mul], []) is None, "a product by one"
     assert rounds(made, [flip], [flip], [flip]) is None
+    assert rounds(made, [mul], [mul, div], [mul]) is None, "the product comes again"
+    assert rounds(made, [mul], [mul, div, calls["add"]], [mul]) is not None, "two others go"
+    assert rounds(made, [mul], [mul], [mul, div]) is not None, "another one comes"
     assert rounds(made, [mul], [mul], [buffer, flip, calls["sym_size"]]) is None
     assert rounds(made, [calls["add"]], [mul, div], [div]) is None, "nothing picks behind the sum with the input"

@@ -1,0 +1,92 @@
+"""y = f(x), z = f(x)  =>  z = y: a call that was made before on the same operands is not made again.
+
+Turns the same call on the same value, written twice, into one.
+
+Fires on a call of an operator whose operands, numbers and weights are those of an earlier call: pooled statistics that
+two branches ask for, an activation written in each of them, a layer that is called twice on one value.
+
+Refuses nothing. Says nothing about calls that draw random numbers.
+
+Source: the same operands give the same result (common subexpressions).
+
+    f(mean(x)) + g(mean(x))        becomes        m = mean(x); f(m) + g(m)
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from reparam.ir import RANDOM, Program, is_tensor, op_name, place_of
+from reparam.rewrite import ANY, Match, Pattern, Rewrite
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A call, and the first one that is the same."""
+
+    node: fx.Node
+    first: fx.Node
+
+
+@dataclass(frozen=True)
+class ShareCalls:
+    """Reads the result of an equal call in place of another one."""
+
+    name: ClassVar[str] = "share-calls"
+    pattern: ClassVar[Pattern] = ANY
+
+    def check(self, program: Program, match: Match) -> Plan | None:
+        """The first call on the same operands."""
+        node = match.root
+        operands = [n for n in node.all_input_nodes if n.meta["data"]]
+        if node.op != "call_function" or not operands or op_name(node).startswith(RANDOM):
+            return None
+        if node.target is operator.getitem:  # with the call that it takes a piece of
+            return None
+        twins = [u for u in operands[0].users if u < node and _is_same(u, node)]
+        first = min(twins, default=node)
+        if not is_tensor(node):
+            return Plan(node, first) if _is_taken_apart(node, first) and (twins or _repeats(node)) else None
+        return Plan(node, first) if twins else None
+
+    def rewrite(self, program: Program, plan: Plan) -> Rewrite:
+        """The result of the first call for both."""
+        made = program.clone(plan.first, {})
+        replaced = dict.fromkeys((plan.first, plan.node), made)
+        if not is_tensor(made):
+            taken = {u: u.args[1] for n in (plan.first, plan.node) for u in n.users}
+            pieces = {
+                i: program.call(operator.getitem, (made, i), like=plan.first) for i in dict.fromkeys(taken.values())
+            }
+            replaced = {u: pieces[i] for u, i in taken.items()}
+        return Rewrite(replaced, f"the same as '{place_of(plan.first)}'")
+
+
+def _is_taken_apart(*nodes: fx.Node) -> bool:
+    return all(u.target is operator.getitem for n in nodes for u in n.users)
+
+
+def _repeats(node: fx.Node) -> bool:
+    """Whether a piece is taken twice."""
+    return len({u.args[1] for u in node.users}) < len(node.users)
+
+
+def _is_same(a: fx.Node, b: fx.Node) -> bool:
+    """The numbers are compared as they are written: 1, 1.0 and True are equal."""
+    if a.target is not b.target:
+        return False
+    mine, others = (fx.node.map_arg((n.args, n.kwargs), _weight_by_name) for n in (a, b))
+    return bool(mine == others) and repr(mine) == repr(others)
+
+
+def _weight_by_name(node: fx.Node) -> fx.Node | str:
+    return str(node.target) if node.op == "get_attr" else node
+
+
+PASS = ShareCalls
+PHASE = "clean"
+AFTER = "scatter_as_cat"
