@@ -35,6 +35,7 @@ from .archive import load_program
 from .choosing import clean_keys, find_weights, under_prefix
 from .records import inspect_pickle, inspect_zip
 from .stand_ins import stand_ins
+from .wanted import Want
 from .working_directory import working_directory_on_path
 from .zip_entries import ZIP_ERRORS
 
@@ -56,7 +57,8 @@ class Checkpoint:
     found_under: the keys that lead to the state dict, such as "model_ema.module". ignored: other top-level entries.
     choices: those of them that are weights too, which a key would take. others: what stands in the state dict beside
     tensors, by its key: "a str". raw: all tensors, by their names in the file. left_out: how many of them a prefix left
-    out. source: the file that was read, where that is not `path`. stamp: of the file as it was read.
+    out. source: the file that was read, where that is not `path`. stamp: of the file as it was read. want: which
+    weights were asked for.
     """
 
     path: Path
@@ -71,14 +73,7 @@ class Checkpoint:
     left_out: int = 0
     source: Path | None = None
     stamp: Stamp | None = None
-
-
-@dataclass(frozen=True)
-class Want:
-    """Which weights of a file are wanted. key: names that lead to them. prefix: of their own names."""
-
-    key: str | None = None
-    prefix: str | None = None
+    want: Want = field(default_factory=Want)
 
 
 def load_checkpoint(path: str | Path, *, trust: bool = False, want: Want | None = None) -> Checkpoint:
@@ -92,7 +87,8 @@ def load_checkpoint(path: str | Path, *, trust: bool = False, want: Want | None 
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the checkpoint file in it")
     with opened(path, "check the name, or give an architecture with --arch") as file:
-        return replace(_load(file, path, trust, want or Want()), stamp=stamp_of(file))
+        want = want or Want()
+        return replace(_load(file, path, trust, want), stamp=stamp_of(file), want=want)
 
 
 def refuse_prefix(want: Want, path: Path, what: str) -> None:
@@ -204,7 +200,7 @@ def _reason(error: Exception) -> str:
 
 def _from_object(value: Any, path: Path, want: Want) -> Checkpoint:
     """Finds the state dict (or a pickled module) in what was loaded, and cleans its keys."""
-    found = find_weights(value, path, want.key)
+    found = find_weights(value, path, want)
     under = ".".join(found.under)
     if isinstance(found.value, nn.Module):
         refuse_prefix(want, path, "a whole module")

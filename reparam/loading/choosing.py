@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from reparam.errors import InputError
 from reparam.utils import describe_type, one_line
 
-from .state_parts import is_measure_name, options, word
+from .state_parts import is_measure_name
+from .wanted import Want
 
 HOLDERS = ("state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "module", "net", "weights")
 MOST_HOLDERS = 8  # of each other
@@ -51,10 +52,10 @@ class Found:
     choices: tuple[str, ...] = ()
 
 
-def find_weights(value: Any, path: Path, key: str | None = None) -> Found:
-    """The state dict or the module in what a file holds; under `key`, where one is given.
+def find_weights(value: Any, path: Path, want: Want) -> Found:
+    """The state dict or the module in what a file holds; under the wanted key, where one is given.
 
-    key: names joined by dots: "state_dict_ema", "ema.module".
+    A key is names joined by dots: "state_dict_ema", "ema.module".
 
     Raises InputError where there are no weights, where several sets of them fit (naming the options to type), and for a
     key that the file does not have.
@@ -62,8 +63,9 @@ def find_weights(value: Any, path: Path, key: str | None = None) -> Found:
     under: list[str] = []
     ignored: list[str] = []
     choices: list[str] = []
-    if key is not None:
-        value, under = _follow(value, path, key)
+    root = value
+    if want.key is not None:
+        value, under = _follow(value, path, want)
     while not is_state(value):
         if len(under) > MOST_HOLDERS:
             raise InputError(f"{path} nests its weights deeper than any training script; save the model's state_dict")
@@ -71,12 +73,12 @@ def find_weights(value: Any, path: Path, key: str | None = None) -> Found:
             break
         if not isinstance(value, Mapping):
             raise InputError(f"{path} holds {describe_type(value)}, not weights; save the model's state_dict")
-        holder = _holder(value, under, path)
+        holder = _holder(value, under, path, root, want)
         ignored += [".".join([*under, str(k)]) for k in value if k != holder]
-        choices += [".".join([*under, k]) for k in _sets(value) if k != holder]
+        choices += _typed(root, under, [k for k in _sets(value) if k != holder])
         under.append(holder)
         value = value[holder]
-    return Found(value, tuple(under), tuple(ignored), tuple(choices) if key is None else ())
+    return Found(value, tuple(under), tuple(ignored), tuple(choices) if want.key is None else ())
 
 
 def is_state(value: Any) -> bool:
@@ -92,7 +94,7 @@ def _count(value: Any) -> int:
     return sum(isinstance(v, Tensor) for v in value.values()) if isinstance(value, Mapping) else 0
 
 
-def _holder(value: Mapping[Any, Any], under: Sequence[str], path: Path) -> str:
+def _holder(value: Mapping[Any, Any], under: Sequence[str], path: Path, root: Any, want: Want) -> str:
     """The key that leads on to the weights."""
     sets = _sets(value)
     customary = [k for k in HOLDERS if isinstance(value.get(k), Mapping | nn.Module)]
@@ -102,10 +104,11 @@ def _holder(value: Mapping[Any, Any], under: Sequence[str], path: Path) -> str:
     if len(sets) == 1:
         return sets[0]
     if sets:
-        keys = [".".join([*under, k]) for k in sets]
-        raise InputError(f"{path} holds several sets of weights: {_listed(keys)}; choose one with {options(keys)}")
-    keys = ", ".join(one_line(str(k))[:60] for k in list(value)[:5])  # type: ignore[assignment]
-    raise InputError(f"{path} holds no state dict; its entries are {keys or 'none'}; save the model's state_dict")
+        keys = _typed(root, under, sets)
+        raise InputError(f"{path} holds several sets of weights: {_listed(keys)}; choose one with {want.keys(keys)}")
+    entries = ", ".join(one_line(str(k))[:60] for k in list(value)[:5])
+    held = f"holds no state dict; its entries are {entries}" if entries else "holds an empty mapping, and no weights"
+    raise InputError(f"{path} {held}; save the model's state_dict")
 
 
 def _sets(value: Mapping[Any, Any]) -> list[str]:
@@ -139,33 +142,58 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(one_line(n)[:60] for n in names[:SHOWN]) + more
 
 
-def _follow(value: Any, path: Path, key: str) -> tuple[Any, list[str]]:
-    """What is under the names of a key, and these names."""
+def _follow(root: Any, path: Path, want: Want) -> tuple[Any, list[str]]:
+    """What is under the names of the wanted key, and these names."""
+    key = want.key or ""
+    value, under, rest = _lookup(root, key)
+    if rest:
+        raise InputError(f"{path} has no '{one_line(key)[:60]}'{_instead(value, under, rest, root, want)}")
+    if not isinstance(value, Mapping | nn.Module):
+        raise InputError(f"{path} has {describe_type(value)} under '{one_line(key)[:60]}', not weights")
+    return value, under
+
+
+def _lookup(value: Any, key: str) -> tuple[Any, list[str], str]:
+    """What is under the names of a key, as far as they lead, these names, and the rest of the key."""
     under: list[str] = []
     rest = key
     while rest:
         names = [k for k in value if isinstance(k, str) and k] if isinstance(value, Mapping) else []
         fitting = [k for k in names if rest == k or rest.startswith(f"{k}.")]
         if not fitting:
-            raise InputError(_no_such_key(value, path, key, rest))
+            break
         name = max(fitting, key=len)
         under.append(name)
         value, rest = value[name], rest[len(name) + 1 :]
-    if not isinstance(value, Mapping | nn.Module):
-        raise InputError(f"{path} has {describe_type(value)} under '{one_line(key)[:60]}', not weights")
-    return value, under
+    return value, under, rest
 
 
-def _no_such_key(value: Any, path: Path, key: str, rest: str) -> str:
-    told = f"{path} has no '{one_line(key)[:60]}'"
+def _typed(root: Any, under: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The keys that lead to entries of what lies under some names; not those that would lead elsewhere."""
+    holder = root
+    for name in under:
+        holder = holder[name]
+    keys = [(".".join([*under, name]), holder[name]) for name in names]
+    return [key for key, value in keys if (found := _lookup(root, key))[0] is value and not found[2]]
+
+
+def _instead(value: Any, under: Sequence[str], rest: str, root: Any, want: Want) -> str:
+    """What to type in place of a key whose first names lead to `value`, which has no `rest`."""
+    there = ".".join(under)
     if not isinstance(value, Mapping):
-        return f"{told}; leave out --key, since it holds {describe_type(value)}"
+        if not under:
+            return f"; leave out --key, since it holds {describe_type(value)}"
+        held = f", since '{one_line(there)[:60]}' holds {describe_type(value)}"
+        return f"; give {want.keys([there])}{held}" if isinstance(value, nn.Module) else held
     if any(isinstance(k, str) and k.startswith(f"{rest}.") for k in value):
-        return f"{told}; names of tensors begin so, and --prefix {word(rest + '.')} takes these"
+        begins = Want(there or None).prefixes([f"{rest}.{want.prefix or ''}"])
+        return f"; names of tensors begin so, and {begins} takes these"
     if is_state(value):
-        return f"{told}; it holds one state dict, so leave out --key"
-    sets = _sets(value)
-    return f"{told}; choose from {options(sets)}" if sets else f"{told}, nor any other weights"
+        if not under:
+            return "; it holds one state dict, so leave out --key"
+        return f"; '{one_line(there)[:60]}' holds one state dict, so give {want.keys([there])}"
+    sets = _typed(root, under, _sets(value))
+    return f"; choose from {want.keys(sets)}" if sets else ", nor any other weights"
 
 
 # ---- names -------------------------------------------------------------------------------------------------------

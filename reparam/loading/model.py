@@ -27,6 +27,7 @@ from reparam.utils import (
     Stamp,
     as_path,
     checked_call,
+    counted,
     describe_error,
     first_line,
     foreign_code,
@@ -34,7 +35,7 @@ from reparam.utils import (
 )
 
 from .adapting import told_arguments
-from .checkpoint import Checkpoint, Want, load_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint
 from .fit import compare, shapes_of
 from .hub import read_hub
 from .infer import Inference, adapted, check_architecture, infer_architecture, same_function
@@ -42,7 +43,8 @@ from .pretrained import build_pretrained
 from .random_statistics import randomize_statistics
 from .shards import is_index, load_folder, load_index
 from .state import check_finite, check_program_finite, load_state
-from .state_parts import Part, likely_parts, network_part, options
+from .state_parts import Part, likely_parts, network_part
+from .wanted import Want
 from .zoo import Architecture, build_architecture, build_without_init, shapes_of_network
 
 LARGEST = 1e6  # outputs of a network with random weights that are taken as they are
@@ -341,7 +343,7 @@ def _built_for(checkpoint: Checkpoint, arch: str, arch_args: Mapping[str, Any]) 
     """The architecture, and the part of the checkpoint that is its state."""
     built = build_without_init(arch, arch_args)
     expected = shapes_of_network(built.module, shapes_of(checkpoint.state))
-    return built, network_part(checkpoint.state, expected, checkpoint.path.name)
+    return built, network_part(checkpoint.state, expected, checkpoint.path.name, checkpoint.want)
 
 
 def _inferred(checkpoint: Checkpoint) -> Inference:
@@ -361,10 +363,12 @@ def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     notes = []
     if checkpoint.choices:
         under, others = checkpoint.found_under, ", ".join(checkpoint.choices)
-        instead = f"take {'it' if len(checkpoint.choices) == 1 else 'one of these'} with {options(checkpoint.choices)}"
+        which = "it" if len(checkpoint.choices) == 1 else "one of these"
+        instead = f"take {which} with {checkpoint.want.keys(checkpoint.choices)}"
         notes.append(f"the weights under '{under}' are used; the file also holds {others}; {instead}")
     if checkpoint.left_out:
-        notes.append(f"{checkpoint.left_out} tensors outside of the prefix are not used")
+        left, verb = checkpoint.left_out, "is" if checkpoint.left_out == 1 else "are"
+        notes.append(f"{counted(left, 'tensor')} outside of the prefix {verb} not used")
     return tuple(notes)
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from reparam.errors import InputError
 from reparam.utils import one_line, opened, parse_json, size_of
 
-from .checkpoint import Checkpoint, Want, from_tensors, load_checkpoint
+from .checkpoint import Checkpoint, from_tensors, load_checkpoint
+from .wanted import Want
 
 INDEX = ".index.json"
 MOST_INDEX_BYTES = 64 << 20
@@ -105,7 +106,7 @@ def _joined(path: Path, shards: Mapping[str, set[str] | None], named: Path, *, t
         if twice := next((k for k in state if k in tensors), None):
             raise InputError(f"{named} has the tensor '{one_line(twice)[:60]}' in two shards; download it again")
         tensors.update(state)
-    return from_tensors(tensors, named, want)
+    return replace(from_tensors(tensors, named, want), want=want)
 
 
 # ---- folders -----------------------------------------------------------------------------------------------------

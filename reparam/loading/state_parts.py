@@ -3,22 +3,22 @@
 A network is under a prefix when all of its keys are there, with the right shapes. Keys beside it are left out, with a
 note, where they are clearly not its own: those of a loss or a metric, by a word in their path that the network has no
 module of (`criterion.weight`, `decode_head.loss_decode.weight`), and those of a second copy of the network
-(`model_ema.conv1.weight` beside `model.conv1.weight`). With any other key, it does not fit.
+(`model_ema.conv1.weight` beside `model.conv1.weight`). The counters of an average of the weights are left out without
+one. With any other key, it does not fit.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from reparam.errors import InputError
-from reparam.utils import one_line
 
 from .fit import ShapeMap
+from .wanted import Want
 
 CUSTOMARY = ("model", "net", "network", "module", "_orig_mod")  # what training modules call their network
 _MEASURES = frozenset(
@@ -28,7 +28,7 @@ _MEASURES = frozenset(
     ]
 )  # fmt: skip
 SHOWN = 3
-MOST_OPTIONS = 6  # in a message
+_COUNTERS = frozenset(["n_averaged", "steps", "step", "initted", "num_updates", "updates"])  # of averages of weights
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,15 @@ class Part:
     note: str = ""
 
 
-def network_part(state: Mapping[str, Tensor], expected: ShapeMap, path_name: str) -> Part:
+def network_part(state: Mapping[str, Tensor], expected: ShapeMap, path_name: str, want: Want | None = None) -> Part:
     """The part of `state` that is the network with these keys and shapes; all of it where no part is.
+
+    want: which weights of the file these are, for what a message says to type.
 
     Raises InputError for several copies of the network of which none has a customary name, and for a network beside
     keys that may belong to it.
     """
+    want = want or Want()
     complete = [p for p in _prefixes(state) if _is_complete(_under(state, p), expected)]
     if "" in complete:
         return _without(state, "", _strangers(state, expected))
@@ -54,11 +57,11 @@ def network_part(state: Mapping[str, Tensor], expected: ShapeMap, path_name: str
     if len(complete) > 1 and not known:
         raise InputError(
             f"{path_name} holds several networks with these keys, under {_listed(complete)}; choose one with "
-            + options([f"{p}." for p in complete], "--prefix")
+            + want.prefixes([f"{p}." for p in complete])
         )
     prefix = known[0] if known else complete[0]
     copies = {p.split(".")[0] for p in complete} - {prefix.split(".")[0]}
-    beside = [k for k in state if not k.startswith(f"{prefix}.")]
+    beside = [k for k in state if not k.startswith(f"{prefix}.") and not _counts(k, state[k])]
     own = [k for k in beside if not _is_measure(k, ()) and k.split(".")[0] not in copies]
     if own:
         raise InputError(
@@ -66,12 +69,12 @@ def network_part(state: Mapping[str, Tensor], expected: ShapeMap, path_name: str
             f"what it computes; save the weights under '{prefix}' alone"
         )
     inner = [f"{prefix}.{k}" for k in _strangers(_under(state, prefix), expected)]
-    return _without(state, prefix, [*beside, *inner], [p for p in complete if p != prefix])
+    return _without(state, prefix, [*beside, *inner], want.prefixes([f"{p}." for p in complete if p != prefix]))
 
 
 def likely_parts(state: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
     """Parts to infer an architecture from, the whole first."""
-    plain = {k: v for k, v in state.items() if not _is_measure(k, ())}
+    plain = {k: v for k, v in state.items() if not _is_measure(k, ()) and not _counts(k, v)}
     customary = [_under(plain, p) for p in CUSTOMARY if any(k.startswith(f"{p}.") for k in plain)]
     return [part for part in (state, *([plain] if len(plain) < len(state) else []), *customary) if part]
 
@@ -113,18 +116,23 @@ def _is_measure(key: str, modules: Iterable[str]) -> bool:
     )
 
 
+def _counts(key: str, value: Tensor) -> bool:
+    """Whether a tensor is a counter that averages of weights keep beside them: `n_averaged`, `steps`."""
+    return key in _COUNTERS and value.numel() == 1 and not value.is_floating_point() and not value.is_complex()
+
+
 def is_measure_name(name: str) -> bool:
     """Whether one name is that of a loss or a metric: `loss_decode`, `valIoU`."""
     words = re.findall(r"[a-z]+\d*", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
     return not _MEASURES.isdisjoint(words)
 
 
-def _without(state: Mapping[str, Tensor], prefix: str, left_out: Sequence[str], copies: Sequence[str] = ()) -> Part:
+def _without(state: Mapping[str, Tensor], prefix: str, left_out: Sequence[str], copies: str = "") -> Part:
     kept = _under({k: v for k, v in state.items() if k not in set(left_out)}, prefix)
     if not left_out:
         return Part(kept)
     under = f"the weights under '{prefix}' are used" if prefix else "the network's own weights are used"
-    instead = f"; {options([f'{c}.' for c in copies], '--prefix')} takes another copy" if copies else ""
+    instead = f"; {copies} takes another copy" if copies else ""
     return Part(kept, f"{under}; the file also holds {_listed(left_out)}, which is no part of it{instead}")
 
 
@@ -142,13 +150,3 @@ def _renamed(state: Mapping[str, Tensor], expected: Iterable[str]) -> Mapping[st
     if len(want) == 1 and not have & want and all("." in key for key in expected):
         return {f"{next(iter(want))}.{key}": value for key, value in state.items()}
     return state
-
-
-def options(keys: Sequence[str], option: str = "--key") -> str:
-    """`--key a, or --key b`: what to type."""
-    return ", or ".join(f"{option} {word(k)}" for k in keys[:MOST_OPTIONS])
-
-
-def word(key: str) -> str:
-    """A key as it is typed in a shell."""
-    return shlex.quote(one_line(key)[:60])

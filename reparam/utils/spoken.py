@@ -14,6 +14,7 @@ _COMMAND_LINE = ContextVar("_COMMAND_LINE", default=False)
 _INSIDE = ContextVar("_INSIDE", default=False)  # of a function that words its errors
 _ARCHITECTURE = re.compile(r"--arch (\w+(?:\.\w+)*:\w+)")
 _CHOSEN = re.compile(r"--(key|prefix) (?!(?:and|choose)\b)(?:'([^']+)'|([\w.-]+))")
+_BOTH = re.compile(r'(\bkey="[^"]*") (?=prefix=")')
 _ARGUMENTS = re.compile(r"--arch-args '(\{[^']*\})'")
 _OPTION = re.compile(r"(?<![\w-])--([a-z]\w*(?:-\w+)*)")
 _IMAGES = re.compile(r"--mean, --std and --size(,? or (with )?--config)?")
@@ -69,6 +70,7 @@ def keywords(text: str, function: str, parameters: Collection[str]) -> str:
     """
     text = _ARCHITECTURE.sub(r'arch="\1"', _IMAGES.sub("preprocessing", text))
     text = _CHOSEN.sub(lambda found: f'{found[1]}="{found[2] or found[3]}"', _ARGUMENTS.sub(_arguments, text))
+    text = _BOTH.sub(r"\1, ", text)
     return _OPTION.sub(lambda found: _keyword(found[1], function, parameters), text)
 
 

@@ -12,7 +12,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from reparam.errors import InputError
 from reparam.loading import load
-from reparam.loading.checkpoint import Want, load_checkpoint
+from reparam.loading.checkpoint import load_checkpoint
+from reparam.loading.wanted import Want
 from support.checkpoint_nets import SPEC, LazySmall, Small, small_state
 
 STATE, OTHER = small_state(1), small_state(2)
@@ -95,9 +96,14 @@ def test_the_only_weights_are_taken_whatever_their_key(tmp_path: Path) -> None:
             'choose one with key="the net", or key="nets"',
         ),
         ({"state_dict": STATE, "ema": OTHER}, "emma", 'has no \'emma\'; choose from key="state_dict", or key="ema"'),
-        ({"state_dict": STATE}, "state_dict.conv", 'names of tensors begin so, and prefix="conv." takes these'),
+        (
+            {"state_dict": STATE},
+            "state_dict.conv",
+            'names of tensors begin so, and key="state_dict", prefix="conv." takes these',
+        ),
         (STATE, "model", "has no 'model'; it holds one state dict, so leave out key"),
         ({"epoch": 3}, "model", "has no 'model', nor any other weights"),
+        ({}, None, "holds an empty mapping, and no weights; save the model's state_dict"),
         ({"state_dict": STATE, "epoch": 3}, "epoch", "has an int under 'epoch', not weights"),
         ({"state_dict": STATE}, "a\x1b[31m\nb", "has no 'a\\x1b[31m b'; choose from"),
     ],
@@ -125,6 +131,96 @@ def test_keys_are_for_checkpoints_alone(tmp_path: Path) -> None:
             load(None, arch=SPEC, **which)
 
 
+@pytest.mark.parametrize(
+    "value, which, instead",
+    [
+        (
+            {"model": STATE, "ema": under("a.", OTHER)},
+            {"key": "ema.a"},
+            {"key": "ema", "prefix": "a."},
+        ),
+        (
+            {"model": under("net."), "ema": under("a.net.", OTHER)},
+            {"key": "ema.a", "prefix": "net"},
+            {"key": "ema", "prefix": "a.net"},
+        ),
+        (
+            {"model": under("a."), "ema": {**under("a.", OTHER), **under("b.", OTHER)}},
+            {"key": "ema"},
+            {"key": "ema", "prefix": "a."},
+        ),
+        ({**under("x.a.", OTHER), **under("x.b.", OTHER), **under("a.")}, {"prefix": "x"}, {"prefix": "x.a."}),
+        ({"net": STATE, "ema": {"net": OTHER}}, {"key": "ema.nets"}, {"key": "ema.net"}),
+        ({"model": STATE, "ema": OTHER}, {"key": "ema.module"}, {"key": "ema"}),
+        (
+            {"g": {**under("model."), **under("ema.", OTHER)}, "d": {"conv.weight": torch.ones(1)}},
+            {"prefix": "ema."},
+            {"key": "g", "prefix": "ema."},
+        ),
+    ],
+)
+def test_advice_that_is_typed_as_it_stands_takes_the_same_weights(
+    value: Any, which: dict[str, str], instead: dict[str, str], tmp_path: Path
+) -> None:
+    path = saved(value, tmp_path)
+    with pytest.raises(InputError) as error:
+        taken(path, **which)
+    assert ", ".join(f'{name}="{word}"' for name, word in instead.items()) in str(error.value)
+    assert same(taken(path, **instead)[0], OTHER)
+
+
+def test_notes_are_typed_as_they_stand_too(tmp_path: Path) -> None:
+    value = {"model": {"conv": STATE}, "a": {**under("model."), **under("ema.", OTHER), "criterion.w": torch.ones(1)}}
+    _, (note,) = taken(saved(value, tmp_path), key="a")
+    assert note.endswith("--key a --prefix ema. takes another copy")
+    _, notes = taken(saved({"model": under("net."), "ema": under("net.", OTHER)}, tmp_path), prefix="net.")
+    assert notes[0].endswith("take it with --key ema --prefix net.")
+
+
+def test_a_key_that_would_lead_elsewhere_is_not_proposed(tmp_path: Path) -> None:
+    value = {"model": {"module": STATE, "b": OTHER}, "model.b": under("x."), "epoch": 3}
+    _, (note,) = taken(saved(value, tmp_path))
+    assert note.endswith("the file also holds model.b; take it with --key model.b")
+
+
+# ---- averages ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "counters, prefix",
+    [
+        ({"steps": torch.tensor(3)}, "module."),
+        ({"initted": torch.tensor(True), "step": torch.tensor(3)}, "ema_model."),
+        ({"n_averaged": torch.tensor(3)}, "averaged."),
+    ],
+)
+def test_counters_of_averages_are_no_part_of_the_network(
+    counters: dict[str, Tensor], prefix: str, tmp_path: Path
+) -> None:
+    path = saved({"state_dict": under("module."), "average": {**counters, **under(prefix, OTHER)}}, tmp_path)
+    state, notes = taken(path, key="average")
+    assert same(state, OTHER) and notes == ()
+
+
+@pytest.mark.parametrize("step", [torch.ones(2, dtype=torch.int64), torch.tensor(0.5)])
+def test_what_counts_nothing_may_be_a_part_of_the_network(step: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="beside it step, which may be a part of what it computes"):
+        taken(saved({"step": step, **under("module.")}, tmp_path))
+
+
+def test_a_counter_that_the_network_has_is_its_own(tmp_path: Path) -> None:
+    path = saved({"step": torch.tensor(3), "module.weight": torch.ones(2, 2), "module.bias": torch.ones(2)}, tmp_path)
+    loaded = load(path, arch=f"{__name__}:Counting")
+    assert int(loaded.module.step) == 3
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(2, 2)
+        self.register_buffer("step", torch.tensor(0))
+
+
 # ---- names of tensors --------------------------------------------------------------------------------------------
 
 
@@ -134,6 +230,9 @@ def test_a_prefix_takes_its_tensors_and_counts_the_others(tmp_path: Path) -> Non
         state, notes = taken(path, prefix=prefix)
         assert same(state, STATE) and notes == (f"{len(OTHER)} tensors outside of the prefix are not used",)
     assert same(taken(path, prefix="c")[0], OTHER)
+    _, notes = taken(saved({**under("a."), "b": torch.ones(1)}, tmp_path), prefix="a")
+    assert notes == ("1 tensor outside of the prefix is not used",)
+    path = saved({"state_dict": {**under("a.b."), **under("c.", OTHER)}}, tmp_path)
     with pytest.raises(InputError, match=r"begins with 'x\.'; names begin with a\., c\."):
         taken(path, prefix="x")
     with pytest.raises(InputError, match=r"under c, a\.b; choose one with prefix=\"c\.\", or prefix=\"a\.b\.\""):

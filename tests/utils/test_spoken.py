@@ -34,6 +34,11 @@ from reparam.utils.spoken import keywords
         ("bench", "say it with --mean, --std and --size or --config, or", "say it with preprocessing, or"),
         ("bench", "say how with --mean, --std and --size, or with --config", "say how with preprocessing"),
         ("load(key)", "with --key 'the net', or --key nets", 'with key="the net", or key="nets"'),
+        (
+            "load(key, prefix)",
+            "with --key 'the net' --prefix a., or --key b --prefix a.",
+            'with key="the net", prefix="a.", or key="b", prefix="a."',
+        ),
         ("load(key, prefix)", "--key and --prefix choose among", "key and prefix choose among"),
         ("convert", "a -- b, x--y, ---z and a-b", "a -- b, x--y, ---z and a-b"),
     ],
