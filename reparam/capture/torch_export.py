@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 from torch.export import _trace
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -136,7 +137,8 @@ _LOST = "torch fixes it when it resolves what the model writes in place to value
 
 def _hook_notes(module: nn.Module) -> Iterator[str]:
     for name, m in module.named_modules():
-        if m._forward_hooks or m._forward_pre_hooks:
+        hooks = [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
+        if any(getattr(hook, "__func__", None) is not LazyModuleMixin._infer_parameters for hook in hooks):
             yield f"module '{name or 'root'}' has hooks: what they compute is captured, their side effects are not"
 
 

@@ -48,6 +48,7 @@ _OTHER_FILES = (  # how files of other kinds begin
     (b"<!DOCTYPE", "a web page; the download failed"),
     (b"<html", "a web page; the download failed"),
 )
+DISTRIBUTED = "distributed checkpoint: python -m torch.distributed.checkpoint.format_utils joins it"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def refuse_prefix(want: Want, path: Path, what: str) -> None:
 
 
 def _load(file: IO[bytes], path: Path, trust: bool, want: Want) -> Checkpoint:
+    if path.suffix == ".distcp":
+        raise InputError(f"{path} is one file of a {DISTRIBUTED}")
     head = file.read(512)
     file.seek(0)
     if is_safetensors(head):

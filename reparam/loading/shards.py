@@ -17,7 +17,7 @@ from torch import Tensor
 from reparam.errors import InputError
 from reparam.utils import one_line, opened, parse_json, size_of
 
-from .checkpoint import Checkpoint, from_tensors, load_checkpoint
+from .checkpoint import DISTRIBUTED, Checkpoint, from_tensors, load_checkpoint
 from .wanted import Want
 
 INDEX = ".index.json"
@@ -170,7 +170,7 @@ def _shards(folder: Path, names: Sequence[str]) -> list[str]:
 def _kind_of_folder(folder: Path) -> str:
     """What is known of a folder that training frameworks write, and how it becomes one file."""
     if (folder / ".metadata").exists() and any(folder.glob("*.distcp")):
-        return "; it is a distributed checkpoint: python -m torch.distributed.checkpoint.format_utils joins it"
+        return f"; it is a {DISTRIBUTED}"
     if (folder / "zero_to_fp32.py").exists():
         return "; it is a checkpoint of DeepSpeed: the zero_to_fp32.py in it joins it"
     return ""

@@ -195,6 +195,9 @@ def test_folders_that_hold_a_part(tmp_path: Path) -> None:
     for name in (".metadata", "__0_0.distcp"):
         (tmp_path / "c" / name).write_text("")
     refused(tmp_path / "c", "a distributed checkpoint: python -m torch.distributed.checkpoint.format_utils joins it")
+    torch.save(STATE, tmp_path / "c" / "__0_0.distcp")
+    told = "is one file of a distributed checkpoint: python -m torch.distributed.checkpoint.format_utils joins it"
+    refused(tmp_path / "c" / "__0_0.distcp", told)
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.sweep)])
