@@ -201,7 +201,8 @@ def _check_sample(content: bytes, name: str) -> None:
     where = "its sample inputs"
     try:
         file = io.BytesIO(content)
-        inspect_zip(file, f"{name}: {where}")
+        if inspect_zip(file, f"{name}: {where}").strange:
+            raise ValueError("they hold what is no plain tensor")
         value = torch.load(io.BytesIO(content), weights_only=True)  # as torch does it first, to the letter
     except Exception as error:
         raise refusal(name, f"{where} hold more than tensors and numbers") from error

@@ -21,7 +21,6 @@ from reparam.errors import InputError
 from reparam.utils import (
     Stamp,
     check_safetensors,
-    describe_type,
     is_safetensors,
     name_complaint,
     one_line,
@@ -32,9 +31,10 @@ from reparam.utils import (
 from reparam.utils.torchvision_ops import register_missing_torchvision_ops
 
 from .archive import load_program
-from .choosing import clean_keys, find_weights, under_prefix
-from .records import inspect_pickle, inspect_zip
-from .stand_ins import stand_ins
+from .choosing import clean_keys, find_weights, refuse_left_out, under_prefix
+from .records import Inspected, inspect_pickle, inspect_zip
+from .restricted import read_restricted
+from .stand_ins import describe_value, stand_ins
 from .wanted import Want
 from .working_directory import working_directory_on_path
 from .zip_entries import ZIP_ERRORS
@@ -147,15 +147,12 @@ def _load_zip(file: IO[bytes], path: Path, trust: bool, want: Want) -> Checkpoin
         refuse_prefix(want, path, "a program")
         return Checkpoint(path, exported=load_program(file, path, trust=trust))
     if trust:
-        return _from_object(_read_pickle(file, path, trust=True), path, want)
-    stored = inspect_zip(file, path.name)
-    return _from_object(_read_pickle(file, path, mmap=stored), path, want)
+        return _from_object(_read_pickle(file, path, None), path, want)
+    return _from_object(_read_pickle(file, path, inspect_zip(file, path.name)), path, want)
 
 
 def _load_pickle(file: IO[bytes], path: Path, trust: bool, want: Want) -> Checkpoint:
-    if not trust:
-        inspect_pickle(file, path.name)
-    return _from_object(_read_pickle(file, path, trust=trust), path, want)
+    return _from_object(_read_pickle(file, path, None if trust else inspect_pickle(file, path.name)), path, want)
 
 
 def _check_kind(archive: zipfile.ZipFile, path: Path) -> None:
@@ -171,23 +168,24 @@ def _check_kind(archive: zipfile.ZipFile, path: Path) -> None:
         raise InputError(f"{path} is a zip archive but not a checkpoint; save one with torch.save(…)")
 
 
-def _read_pickle(file: IO[bytes], path: Path, *, trust: bool = False, mmap: bool = False) -> Any:
-    """The object that torch.save wrote; with `mmap` its tensors stay on disk until they are used."""
+def _read_pickle(file: IO[bytes], path: Path, inspected: Inspected | None) -> Any:
+    """The object that torch.save wrote; tensors that can be mapped stay on disk until they are used.
+
+    inspected: None for a file that is trusted.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error below
             file.seek(0)
-            if trust:
+            if inspected is None:
                 register_missing_torchvision_ops()
                 with working_directory_on_path():  # its classes may be the user's own
                     return torch.load(file, map_location="cpu", weights_only=False)
             with stand_ins():
-                if mmap:
-                    return torch.load(path_of(file), map_location="cpu", weights_only=True, mmap=True)
-                return torch.load(file, map_location="cpu", weights_only=True)
+                return read_restricted(file, inspected)
     except Exception as error:
         reason = one_line(_reason(error))
-        if trust and isinstance(error, AttributeError | ImportError):
+        if inspected is None and isinstance(error, AttributeError | ImportError):
             raise InputError(f"{path} needs Python code that is not here ({reason}); run in its folder") from error
         raise InputError(
             f"{path} is not a checkpoint, or is damaged ({reason[:200]}); copy or save it again"
@@ -209,7 +207,8 @@ def _from_object(value: Any, path: Path, want: Want) -> Checkpoint:
         refuse_prefix(want, path, "a whole module")
         return Checkpoint(path, module=found.value, found_under=under, ignored=found.ignored, choices=found.choices)
     tensors = {str(k): v for k, v in found.value.items() if isinstance(v, Tensor)}
-    others = {str(k): describe_type(v) for k, v in found.value.items() if not isinstance(v, Tensor)}
+    refuse_left_out(found.value, found.under, path, want.prefix)
+    others = {str(k): describe_value(v) for k, v in found.value.items() if not isinstance(v, Tensor)}
     checkpoint = from_tensors(tensors, path, want)
     return replace(checkpoint, found_under=under, ignored=found.ignored, choices=found.choices, others=others)
 

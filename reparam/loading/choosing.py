@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from reparam.errors import InputError
-from reparam.utils import describe_type, one_line
+from reparam.utils import one_line
 
+from .stand_ins import LeftOut, describe_value
 from .state_parts import is_measure_name
 from .wanted import Want
 
@@ -72,7 +73,7 @@ def find_weights(value: Any, path: Path, want: Want) -> Found:
         if isinstance(value, nn.Module):
             break
         if not isinstance(value, Mapping):
-            raise InputError(f"{path} holds {describe_type(value)}, not weights; save the model's state_dict")
+            raise InputError(f"{path} holds {describe_value(value)}, not weights; save the model's state_dict")
         holder = _holder(value, under, path, root, want)
         ignored += [".".join([*under, str(k)]) for k in value if k != holder]
         choices += _typed(root, under, [k for k in _sets(value) if k != holder])
@@ -88,6 +89,18 @@ def is_state(value: Any) -> bool:
     tensors = _count(value)
     held = any(isinstance(value.get(k), Mapping | nn.Module) for k in HOLDERS)
     return tensors > 0 and not held and all(_count(v) <= tensors for v in value.values())
+
+
+def refuse_left_out(value: Mapping[Any, Any], under: Sequence[str], path: Path, prefix: str | None = None) -> None:
+    """Raises InputError for a value that no network takes, where weights are expected.
+
+    under: the keys that lead here. prefix: of the names that count; None for all.
+    """
+    start = "" if prefix is None else f"{prefix.removesuffix('.')}."
+    for name, entry in value.items():
+        if isinstance(entry, LeftOut) and any(n.startswith(start) for n in (str(name), _unwrapped(str(name)))):
+            label = one_line(".".join([*under, str(name)]))[:400]
+            raise InputError(f"{path.name} has {entry.what} in '{label}', which no network takes; save plain tensors")
 
 
 def _count(value: Any) -> int:
@@ -106,9 +119,10 @@ def _holder(value: Mapping[Any, Any], under: Sequence[str], path: Path, root: An
     if sets:
         keys = _typed(root, under, sets)
         raise InputError(f"{path} holds several sets of weights: {_listed(keys)}; choose one with {want.keys(keys)}")
+    refuse_left_out(value, under, path)
     entries = ", ".join(one_line(str(k))[:60] for k in list(value)[:5])
-    held = f"holds no state dict; its entries are {entries}" if entries else "holds an empty mapping, and no weights"
-    raise InputError(f"{path} {held}; save the model's state_dict")
+    held = f"; its entries are {entries}" if entries else ", but an empty mapping"
+    raise InputError(f"{path} holds no state dict{held}; save the model's state_dict")
 
 
 def _sets(value: Mapping[Any, Any]) -> list[str]:
@@ -149,7 +163,7 @@ def _follow(root: Any, path: Path, want: Want) -> tuple[Any, list[str]]:
     if rest:
         raise InputError(f"{path} has no '{one_line(key)[:60]}'{_instead(value, under, rest, root, want)}")
     if not isinstance(value, Mapping | nn.Module):
-        raise InputError(f"{path} has {describe_type(value)} under '{one_line(key)[:60]}', not weights")
+        raise InputError(f"{path} has {describe_value(value)} under '{one_line(key)[:60]}', not weights")
     return value, under
 
 
@@ -182,8 +196,8 @@ def _instead(value: Any, under: Sequence[str], rest: str, root: Any, want: Want)
     there = ".".join(under)
     if not isinstance(value, Mapping):
         if not under:
-            return f"; leave out --key, since it holds {describe_type(value)}"
-        held = f", since '{one_line(there)[:60]}' holds {describe_type(value)}"
+            return f"; leave out --key, since it holds {describe_value(value)}"
+        held = f", since '{one_line(there)[:60]}' holds {describe_value(value)}"
         return f"; give {want.keys([there])}{held}" if isinstance(value, nn.Module) else held
     if any(isinstance(k, str) and k.startswith(f"{rest}.") for k in value):
         begins = Want(there or None).prefixes([f"{rest}.{want.prefix or ''}"])
@@ -215,13 +229,17 @@ def clean_keys(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     for key, value in state.items():
         if averaged and key == "n_averaged":
             continue
-        name = ".".join(part for part in key.split(".") if part not in WRAPPERS) or key
+        name = _unwrapped(key)
         if name in found:
             raise InputError(f"{path} has '{name[:60]}' twice, in a wrapper and outside of it; save it unwrapped")
         found[name] = value
     while found and all(k.startswith(_PARALLEL) for k in found):
         found = {k.removeprefix(_PARALLEL): v for k, v in found.items()}
     return found
+
+
+def _unwrapped(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS) or key
 
 
 def under_prefix(state: Mapping[str, Tensor], prefix: str, path: Path) -> tuple[dict[str, Tensor], int]:

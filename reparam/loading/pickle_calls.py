@@ -21,6 +21,7 @@ from .zip_entries import ZIP_ERRORS, read_content
 SHOWN = 8  # names in a message
 NESTED = 8  # pickles within pickles that are looked into
 MOST_NESTED_BYTES = 64 << 20
+MOST_TAKEN = 8  # arguments in which a value of another call is looked for
 REBUILD = "torch._utils._rebuild_"
 TENSORS = frozenset({f"{REBUILD}tensor", f"{REBUILD}tensor_v2", f"{REBUILD}tensor_v3"})
 _WITH_TYPE = "torch._tensor._rebuild_from_type_v2"
@@ -58,11 +59,14 @@ _READERS = frozenset(
 ) | {"torch.storage._load_from_bytes"}
 
 
-def check_calls(accounts: Iterable[Account], name: str) -> None:
+def check_calls(accounts: Iterable[Account], name: str) -> dict[int, str]:
     """Refuses pickles that would run more than what makes tensors and plain containers.
 
+    What torch makes without running code, but no network has, may lie beside the weights, and is not to be made: the
+    result has what it is, by the ids of the calls.
+
     name: of the file, for messages. Raises UnsafeFileError with all that they would run, or with the word that it could
-    not be determined; InputError for what torch makes without running code, but no network has.
+    not be determined; InputError for such values that no container holds.
     """
     told = list(accounts)
     unsafe, unclear = what_runs(told)
@@ -71,8 +75,7 @@ def check_calls(accounts: Iterable[Account], name: str) -> None:
             f"{name} holds more than tensors; loading it would run {_listed(unsafe, unclear)}. Save the state_dict "
             "alone, or pass --trust if you trust whoever made it"
         )
-    for account in told:
-        _check_plain(account, name)
+    return {call: what for account in told for call, what in _no_networks(account, name).items()}
 
 
 def what_runs(accounts: Iterable[Account]) -> tuple[list[str], bool]:
@@ -181,29 +184,42 @@ def pickles_in(stream: Any, most: int = 64) -> list[Account]:
 # ---- what network checkpoints hold -------------------------------------------------------------------------------
 
 
-def _check_plain(account: Account, name: str) -> None:
-    """Calls that torch makes for an untrusted file, but that allocate what they are told or make no plain tensor."""
+def _no_networks(account: Account, name: str) -> dict[int, str]:
+    """Calls that torch makes for an untrusted file, but that allocate what they are told or make no plain tensor.
+
+    By their ids, with what they make; those that take one of them too.
+    """
     if not account.keys or not all(map(_hashes, calls_of(account))):
         raise InputError(f"{name} has mappings whose keys are no texts or numbers; save the model's state_dict alone")
-    plain = TENSORS | _PLAIN_CALLS | INERT
-    odd = {id(c): f for c in calls_of(account) if (f := str(c.function)) not in plain and _odd(c)}
-    if not odd:
-        return
-    for label, made in named(account):
-        if id(made) in odd:
-            function = odd[id(made)]
-            raise InputError(
-                f"{name} has {_KINDS.get(function, f'something that {function} makes')} in '{one_line(label)}', which "
-                "no network takes; save plain tensors"
-            )
-    raise InputError(f"{name} holds something that {next(iter(odd.values()))} makes; save plain tensors alone")
+    odd: dict[int, str] = {}
+    for call in account.calls:  # what a call takes is made before it
+        function = next((str(c.function) for c in _layers(call) if _odd(c)), "")
+        what = _KINDS.get(function) or (f"something that {one_line(function)[:100]} makes" if function else "")
+        if odd and not what and str(call.function) not in INERT:
+            what = next((odd[id(a)] for c in _layers(call) for a in _leading(c.args) if id(a) in odd), "")
+        if what:
+            odd[id(call)] = what
+    if lost := odd.keys() - {id(made) for _, made in (named(account) if odd else ())}:
+        raise InputError(f"{name} holds {odd[min(lost)]}; save plain tensors alone")
+    return odd
 
 
 def _odd(call: Made) -> bool:
     function = str(call.function)
+    if function in TENSORS | _PLAIN_CALLS | INERT:
+        return False
     if function in _ALLOCATES:
-        return not all(isinstance(a, bytes | str) for a in _flat(call.args))
+        return not all(isinstance(a, bytes | str) or _is_encoded(a) for a in _flat(call.args))
     return function not in _weights_only_unpickler._get_user_allowed_globals()
+
+
+def _leading(args: Any) -> tuple[Any, ...]:
+    return args[:MOST_TAKEN] if isinstance(args, tuple) else ()
+
+
+def _is_encoded(value: Any) -> bool:
+    """Whether a value is bytes, as pickles of protocol 2 write them."""
+    return isinstance(value, Made) and str(value.function) == "_codecs.encode"
 
 
 def _hashes(call: Made) -> bool:
@@ -227,9 +243,14 @@ def _first(item: Any) -> Any:
 def calls_of(account: Account) -> Iterator[Made]:
     """The calls of a pickle, those that are made through `_rebuild_from_type_v2` too."""
     for call in account.calls:
-        yield call
-        if str(call.function) == _WITH_TYPE and len(_flat(call.args)) >= 3:
-            yield Made(_flat(call.args)[0], _flat(call.args)[2])
+        yield from _layers(call)
+
+
+def _layers(call: Made) -> Iterator[Made]:
+    """A call, and what is called through it."""
+    yield call
+    if str(call.function) == _WITH_TYPE and len(_flat(call.args)) >= 3:
+        yield Made(_flat(call.args)[0], _flat(call.args)[2])
 
 
 def named(account: Account) -> Iterator[tuple[str, Made]]:

@@ -23,6 +23,8 @@ from reparam.utils import first_line, one_line, size_of
 
 from .pickle_calls import TENSORS, check_calls, dtype_of, named, pickles_in
 from .pickle_machine import LIST, Account, Global, Made, Stored, follow
+from .plain_pickle import PROTOCOL as READ_PROTOCOL
+from .plain_pickle import rewritten
 from .zip_entries import ZIP_ERRORS, check_content, check_zip, content_start, damaged, read_content, refusal
 
 PICKLE = "data.pkl"
@@ -46,8 +48,23 @@ class Storage:
         return self.count * self.item
 
 
-def inspect_zip(file: IO[bytes], name: str) -> bool:
-    """Checks a zip checkpoint; returns whether all its records are stored as they are, so that they can be mapped.
+@dataclass(frozen=True)
+class Inspected:
+    """A file that may be read.
+
+    stored: whether all records of an archive are stored as they are, so that they can be mapped. pickles: to be read in
+    place of the first of the file, where torch could not read these, or would make what no network takes. rest: where
+    the file goes on behind those. strange: whether it holds such values.
+    """
+
+    stored: bool = False
+    pickles: bytes | None = None
+    rest: int = 0
+    strange: bool = False
+
+
+def inspect_zip(file: IO[bytes], name: str) -> Inspected:
+    """Checks a zip checkpoint.
 
     Raises UnsafeFileError for a file that would run code or shows two contents, InputError naming the tensor whose
     record is damaged.
@@ -56,7 +73,7 @@ def inspect_zip(file: IO[bytes], name: str) -> bool:
         with zipfile.ZipFile(file) as archive:
             entries = check_zip(archive, name)
             account = _account(archive, entries, name)
-            check_calls([account], name)
+            left_out = check_calls([account], name)
             storages = check_tensors(account, name)
             owners = _owners(account)
             for storage in storages.values():
@@ -67,7 +84,21 @@ def inspect_zip(file: IO[bytes], name: str) -> bool:
     except ZIP_ERRORS as error:
         raise InputError(f"{name} is damaged or cut short ({one_line(str(error))}); copy or save it again") from error
     _check_same_to_torch(file, set(entries), starts, name)
-    return stored
+    pickles = None if _is_plain([account], left_out) else _rewritten([account], left_out, name)
+    return Inspected(stored, pickles, strange=bool(left_out))
+
+
+def _is_plain(accounts: Iterable[Account], left_out: Mapping[int, str]) -> bool:
+    """Whether torch's restricted reader may read these pickles as they are."""
+    return not left_out and all(a.protocol == READ_PROTOCOL for a in accounts)
+
+
+def _rewritten(accounts: Iterable[Account], left_out: Mapping[int, str], name: str, **how: bool) -> bytes:
+    """Pickles to be read in place of those with these accounts."""
+    try:
+        return b"".join(rewritten(account, left_out, **how) for account in accounts)
+    except ValueError as error:
+        raise InputError(f"{name} is not a checkpoint, or is damaged ({error}); copy or save it again") from error
 
 
 def _account(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], name: str) -> Account:
@@ -111,7 +142,7 @@ def _check_record(
 # ---- files of torch before 1.6 -----------------------------------------------------------------------------------
 
 
-def inspect_pickle(file: IO[bytes], name: str) -> None:
+def inspect_pickle(file: IO[bytes], name: str) -> Inspected:
     """Checks a file of pickles that follow each other, with the values of the storages behind them.
 
     Raises like `inspect_zip`; the file is left at its beginning.
@@ -122,7 +153,8 @@ def inspect_pickle(file: IO[bytes], name: str) -> None:
     except (tarfile.TarError, EOFError, ValueError, OSError):
         file.seek(0)
     accounts = pickles_in(file, _HEAD + 2)
-    check_calls(accounts, name)
+    rest = file.tell()
+    left_out = check_calls(accounts, name)
     values = [a.value for a in accounts]
     if len(accounts) < _HEAD + 2 or values[:2] != [MAGIC, PROTOCOL] or not accounts[_HEAD + 1].whole:
         raise InputError(f"{name} is not a checkpoint, or is damaged ({_trouble(accounts)}); copy or save it again")
@@ -131,6 +163,10 @@ def inspect_pickle(file: IO[bytes], name: str) -> None:
     listed = keys.items if isinstance(keys, Made) and keys.function is LIST else []
     _check_values(file, storages, listed, _owners(account), name)
     file.seek(0)
+    if _is_plain(accounts, left_out):
+        return Inspected()
+    pickles = _rewritten(accounts, left_out, name, all_stored=True)
+    return Inspected(pickles=pickles, rest=rest, strange=bool(left_out))
 
 
 def _trouble(accounts: Sequence[Account]) -> str:

@@ -239,6 +239,14 @@ def test_an_archive_that_runs_code_is_refused_and_the_attack_is_real(
     assert marker.exists(), "the control did not run the planted code: the test shows nothing"
 
 
+def test_sample_inputs_that_are_no_plain_tensors_are_refused(genuine: Path, tmp_path: Path) -> None:
+    def change(entries: Entries) -> None:
+        entries[SAMPLE] = saved(((torch.eye(3).to_sparse(),), {}))
+
+    with pytest.raises(UnsafeFileError, match="its sample inputs hold more than tensors and numbers"):
+        load_exported(changed(genuine, tmp_path / "odd.pt2", change))
+
+
 def test_a_guard_with_code_is_refused_and_the_attack_is_real(genuine: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     code = f"__import__('pathlib').Path('{marker}').touch() or True"

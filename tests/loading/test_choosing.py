@@ -103,7 +103,7 @@ def test_the_only_weights_are_taken_whatever_their_key(tmp_path: Path) -> None:
         ),
         (STATE, "model", "has no 'model'; it holds one state dict, so leave out key"),
         ({"epoch": 3}, "model", "has no 'model', nor any other weights"),
-        ({}, None, "holds an empty mapping, and no weights; save the model's state_dict"),
+        ({}, None, "holds no state dict, but an empty mapping; save the model's state_dict"),
         ({"state_dict": STATE, "epoch": 3}, "epoch", "has an int under 'epoch', not weights"),
         ({"state_dict": STATE}, "a\x1b[31m\nb", "has no 'a\\x1b[31m b'; choose from"),
     ],

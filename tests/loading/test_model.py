@@ -349,7 +349,7 @@ def tar_bytes() -> bytes:
         ("a.pt", saved_bytes([1, 2]), "holds a list, not weights"),
         ("a.pt", saved_bytes(torch.ones(2)), "holds a torch.Tensor, not weights"),
         ("a.pt", saved_bytes({"optimizer": {}, "epoch": 3}), "holds no state dict; its entries are optimizer, epoch"),
-        ("a.pt", saved_bytes({}), "holds no state dict; its entries are none"),
+        ("a.pt", saved_bytes({}), "holds no state dict, but an empty mapping; save"),
         ("a.safetensors", b"garbage garbage", "its header is damaged"),
         ("a.safetensors", safetensors_header(b"{not json"), "is not a whole safetensors file"),
         (

@@ -42,14 +42,16 @@ INNOCENT: dict[str, Any] = {
 }
 
 
-def saved(value: Any, path: Path, *, zipped: bool = True) -> Path:
-    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+def saved(value: Any, path: Path, *, zipped: bool = True, protocol: int = 2) -> Path:
+    torch.save(value, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     return path
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_inert_values_beside_the_weights_need_no_trust(zipped: bool, tmp_path: Path) -> None:
-    path = saved({"state_dict": STATE, "epoch": 3, **INNOCENT}, tmp_path / "net.pt", zipped=zipped)
+def test_inert_values_beside_the_weights_need_no_trust(zipped: bool, protocol: int, tmp_path: Path) -> None:
+    value = {"state_dict": STATE, "epoch": 3, **INNOCENT}
+    path = saved(value, tmp_path / "net.pt", zipped=zipped, protocol=protocol)
     before = set(torch.serialization.get_safe_globals())
     loaded = load(path, arch=SPEC)
     assert all(torch.equal(v, STATE[k]) for k, v in loaded.module.state_dict().items())
@@ -104,11 +106,14 @@ HOSTILE: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("zipped, protocol", [(True, 2), (False, 2), (True, 4), (False, 5)])
 @pytest.mark.parametrize("case", HOSTILE)
-def test_code_in_or_beside_inert_values_is_refused_and_named(case: str, zipped: bool, tmp_path: Path) -> None:
+def test_code_in_or_beside_inert_values_is_refused_and_named(
+    case: str, zipped: bool, protocol: int, tmp_path: Path
+) -> None:
     marker = tmp_path / "marker"
-    path = saved({"model": STATE, **INNOCENT, "x": HOSTILE[case](marker)}, tmp_path / "net.pt", zipped=zipped)
+    value = {"model": STATE, **INNOCENT, "x": HOSTILE[case](marker)}
+    path = saved(value, tmp_path / "net.pt", zipped=zipped, protocol=protocol)
     with pytest.raises(UnsafeFileError, match=r"would run .* or pass --trust") as error:
         load_checkpoint(path)
     assert str(error.value).isprintable() and not marker.exists()
