@@ -35,6 +35,7 @@ from .choosing import clean_keys, find_weights, refuse_left_out, under_prefix
 from .records import Inspected, inspect_pickle, inspect_zip
 from .restricted import read_restricted
 from .stand_ins import describe_value, stand_ins
+from .told_names import told_names
 from .wanted import Want
 from .working_directory import working_directory_on_path
 from .zip_entries import ZIP_ERRORS
@@ -59,7 +60,7 @@ class Checkpoint:
     choices: those of them that are weights too, which a key would take. others: what stands in the state dict beside
     tensors, by its key: "a str". raw: all tensors, by their names in the file. left_out: how many of them a prefix left
     out. source: the file that was read, where that is not `path`. stamp: of the file as it was read. want: which
-    weights were asked for.
+    weights were asked for. names: what the file calls its architecture.
     """
 
     path: Path
@@ -75,6 +76,7 @@ class Checkpoint:
     source: Path | None = None
     stamp: Stamp | None = None
     want: Want = field(default_factory=Want)
+    names: tuple[str, ...] = ()
 
 
 def load_checkpoint(path: str | Path, *, trust: bool = False, want: Want | None = None) -> Checkpoint:
@@ -147,12 +149,21 @@ def _load_zip(file: IO[bytes], path: Path, trust: bool, want: Want) -> Checkpoin
         refuse_prefix(want, path, "a program")
         return Checkpoint(path, exported=load_program(file, path, trust=trust))
     if trust:
-        return _from_object(_read_pickle(file, path, None), path, want)
-    return _from_object(_read_pickle(file, path, inspect_zip(file, path.name)), path, want)
+        return _from_trusted(file, path, want)
+    inspected = inspect_zip(file, path.name)
+    return _from_object(_read_pickle(file, path, inspected), path, want, inspected.names)
 
 
 def _load_pickle(file: IO[bytes], path: Path, trust: bool, want: Want) -> Checkpoint:
-    return _from_object(_read_pickle(file, path, None if trust else inspect_pickle(file, path.name)), path, want)
+    if trust:
+        return _from_trusted(file, path, want)
+    inspected = inspect_pickle(file, path.name)
+    return _from_object(_read_pickle(file, path, inspected), path, want, inspected.names)
+
+
+def _from_trusted(file: IO[bytes], path: Path, want: Want) -> Checkpoint:
+    value = _read_pickle(file, path, None)
+    return _from_object(value, path, want, told_names(value))
 
 
 def _check_kind(archive: zipfile.ZipFile, path: Path) -> None:
@@ -199,7 +210,7 @@ def _reason(error: Exception) -> str:
     return (inner.strip().splitlines() or [type(error).__name__])[0]
 
 
-def _from_object(value: Any, path: Path, want: Want) -> Checkpoint:
+def _from_object(value: Any, path: Path, want: Want, names: tuple[str, ...] = ()) -> Checkpoint:
     """Finds the state dict (or a pickled module) in what was loaded, and cleans its keys."""
     found = find_weights(value, path, want)
     under = ".".join(found.under)
@@ -210,7 +221,8 @@ def _from_object(value: Any, path: Path, want: Want) -> Checkpoint:
     refuse_left_out(found.value, found.under, path, want.prefix)
     others = {str(k): describe_value(v) for k, v in found.value.items() if not isinstance(v, Tensor)}
     checkpoint = from_tensors(tensors, path, want)
-    return replace(checkpoint, found_under=under, ignored=found.ignored, choices=found.choices, others=others)
+    checkpoint = replace(checkpoint, found_under=under, ignored=found.ignored, choices=found.choices)
+    return replace(checkpoint, others=others, names=names)
 
 
 def from_tensors(tensors: Mapping[str, Tensor], path: Path, want: Want) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Infers the architecture of a checkpoint: its file's name proposes, every key and shape must agree.
+"""Infers the architecture of a checkpoint: what it says and its file's name propose, every key and shape must agree.
 
 Keys and shapes do not prove an architecture. Several share them and differ in function (a stride moved, another
 epsilon, padding on one side), so every candidate that fits is reported, and `same_function` tells on an input which of
@@ -74,11 +74,13 @@ class Inference:
     """The architecture of a state dict.
 
     spec: the best fit, to be built with `arch_args`. also: every other candidate whose keys and shapes fit as well.
+    told: whether the file names it.
     """
 
     spec: str
     also: tuple[str, ...] = ()
     arch_args: Mapping[str, Any] = field(default_factory=dict)
+    told: bool = False
 
 
 def check_architecture(spec: str, found: ShapeMap, arch_args: Mapping[str, Any] | None = None) -> Fit:
@@ -115,10 +117,11 @@ def adapted(arch: str, arch_args: Mapping[str, Any], parts: Sequence[Mapping[str
     return {}
 
 
-def infer_architecture(state: Mapping[str, Tensor], file_name: str) -> Inference:
+def infer_architecture(state: Mapping[str, Tensor], file_name: str, told: Sequence[str] = ()) -> Inference:
     """Finds the architecture whose state dict has exactly the keys and shapes of `state`.
 
     file_name: proposes candidates (`resnet50-0676ba61.pth`); where it says nothing, the folder's name and the keys do.
+    told: what the file calls its architecture; architectures of these names are tried first.
 
     Raises InputError when nothing fits, listing the nearest three and the first keys of each that do not fit.
     """
@@ -129,7 +132,8 @@ def infer_architecture(state: Mapping[str, Tensor], file_name: str) -> Inference
     stems = _stems(file_name)
     tried: dict[str, Fit] = {}
     named = _ranked(names, stems)
-    chosen = _first_fit([n for n, score in named if score >= 1][:NAMED], found, tried)
+    by_itself = _first_fit(_called(names, told), found, tried)
+    chosen = by_itself or _first_fit([n for n, score in named if score >= 1][:NAMED], found, tried)
     if chosen is None:
         guesses = _interleave(_by_family(names, found), [n for n, _ in named])
         chosen = _first_fit(guesses[:GUESSED], found, tried)
@@ -137,7 +141,7 @@ def infer_architecture(state: Mapping[str, Tensor], file_name: str) -> Inference
         raise InputError(_nothing_fits(file_name, tried, len(found)))
     _fit_all(_relatives(chosen.spec, names)[:RELATED], found, tried)
     also = tuple(spec for spec, fit in tried.items() if fit.fits and spec != chosen.spec)
-    return Inference(chosen.spec, also, chosen.arch_args)
+    return Inference(chosen.spec, also, chosen.arch_args, by_itself is not None)
 
 
 def _names(found: ShapeMap) -> list[str]:
@@ -150,6 +154,16 @@ def _names(found: ShapeMap) -> list[str]:
             continue
     backbone = any(key.startswith(("backbone.", "feature_encoder.")) for key in found)
     return [n for n in listed if backbone or not _NOT_CLASSIFIERS.search(n)]
+
+
+def _called(names: Sequence[str], told: Sequence[str]) -> list[str]:
+    """The specs that a file means: `resnet50`, `timm/resnet50.a1_in1k`; of the library that it says, if any, first."""
+    found: list[str] = []
+    for name in told:
+        *before, last = name.split("/")
+        alike = [n for n in names if _squash(n.partition("/")[2]) == _squash(last.partition(".")[0])]
+        found += sorted(alike, key=lambda n: n.partition("/")[0] not in before)
+    return list(dict.fromkeys(found))[:NAMED]
 
 
 def without_common_prefix(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -131,7 +131,7 @@ def load(
 
     model: a checkpoint or a program; the index of shards; a folder of a hub, of shards or of written source.
     arch, arch_args: the architecture. Without it that of a state dict is what a hub's config.json says, or is inferred
-        from the file's name, its keys and its shapes.
+        from what the file says, its name, its keys and its shapes.
     trust: whether the file may run code. key: of the weights in the file ("ema.module"), where it has several.
     prefix: of the tensors' names; others are left out.
     pretrained: in place of a file, the published weights of `arch`: their name, or "default".
@@ -316,6 +316,7 @@ def _from_state(checkpoint: Checkpoint, arch: str | None, arch_args: Mapping[str
     if arch is None:
         found = _inferred(checkpoint)
         arch, arch_args, also = found.spec, {**found.arch_args, **arch_args}, found.also
+        notes += [f"the architecture is {arch}, which the file names"] if found.told else []
     built, part = _built_for(checkpoint, arch, arch_args)
     fits = compare(arch, arch_args, shapes_of_network(built.module), shapes_of(part.state)).fits
     if not (inferred or fits) and (extra := adapted(arch, arch_args, likely_parts(checkpoint.state))):
@@ -350,11 +351,11 @@ def _inferred(checkpoint: Checkpoint) -> Inference:
     """The architecture of the state, or of the part of it that is a network. Raises InputError about the whole."""
     first, *rest = likely_parts(checkpoint.state) or [checkpoint.state]
     try:
-        return infer_architecture(first, str(checkpoint.path))
+        return infer_architecture(first, str(checkpoint.path), checkpoint.names)
     except InputError:
         for part in rest:
             with contextlib.suppress(InputError):
-                return infer_architecture(part, str(checkpoint.path))
+                return infer_architecture(part, str(checkpoint.path), checkpoint.names)
         raise
 
 

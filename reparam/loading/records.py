@@ -25,6 +25,7 @@ from .pickle_calls import TENSORS, check_calls, dtype_of, named, pickles_in
 from .pickle_machine import LIST, Account, Global, Made, Stored, follow
 from .plain_pickle import PROTOCOL as READ_PROTOCOL
 from .plain_pickle import rewritten
+from .told_names import told_names
 from .zip_entries import ZIP_ERRORS, check_content, check_zip, content_start, damaged, read_content, refusal
 
 PICKLE = "data.pkl"
@@ -54,13 +55,14 @@ class Inspected:
 
     stored: whether all records of an archive are stored as they are, so that they can be mapped. pickles: to be read in
     place of the first of the file, where torch could not read these, or would make what no network takes. rest: where
-    the file goes on behind those. strange: whether it holds such values.
+    the file goes on behind those. strange: whether it holds such values. names: what it calls its architecture.
     """
 
     stored: bool = False
     pickles: bytes | None = None
     rest: int = 0
     strange: bool = False
+    names: tuple[str, ...] = ()
 
 
 def inspect_zip(file: IO[bytes], name: str) -> Inspected:
@@ -85,7 +87,7 @@ def inspect_zip(file: IO[bytes], name: str) -> Inspected:
         raise InputError(f"{name} is damaged or cut short ({one_line(str(error))}); copy or save it again") from error
     _check_same_to_torch(file, set(entries), starts, name)
     pickles = None if _is_plain([account], left_out) else _rewritten([account], left_out, name)
-    return Inspected(stored, pickles, strange=bool(left_out))
+    return Inspected(stored, pickles, strange=bool(left_out), names=told_names(account.value))
 
 
 def _is_plain(accounts: Iterable[Account], left_out: Mapping[int, str]) -> bool:
@@ -163,10 +165,11 @@ def inspect_pickle(file: IO[bytes], name: str) -> Inspected:
     listed = keys.items if isinstance(keys, Made) and keys.function is LIST else []
     _check_values(file, storages, listed, _owners(account), name)
     file.seek(0)
+    names = told_names(account.value)
     if _is_plain(accounts, left_out):
-        return Inspected()
+        return Inspected(names=names)
     pickles = _rewritten(accounts, left_out, name, all_stored=True)
-    return Inspected(pickles=pickles, rest=rest, strange=bool(left_out))
+    return Inspected(pickles=pickles, rest=rest, strange=bool(left_out), names=names)
 
 
 def _trouble(accounts: Sequence[Account]) -> str:

@@ -50,6 +50,25 @@ def test_keys_and_shapes_decide_against_a_wrong_name() -> None:
     assert infer_architecture(state_of("torchvision/resnet34"), "resnet18.pt").spec == "torchvision/resnet34"
 
 
+@pytest.mark.parametrize(
+    "told, spec, twin",
+    [
+        (("resnet10t",), "timm/resnet10t", ""),
+        (("no network", "timm/ResNet10t.c3_in1k"), "timm/resnet10t", ""),
+        (("timm/resnet50",), "timm/resnet50", "torchvision/resnet50"),
+        (("resnet50",), "torchvision/resnet50", "timm/resnet50"),
+    ],
+)
+def test_what_the_file_says_is_tried_first(told: tuple[str, ...], spec: str, twin: str) -> None:
+    found = infer_architecture(state_of(spec), "resnet18.pt", told)
+    assert found.spec == spec and found.told and twin in ("", *found.also)
+
+
+def test_keys_and_shapes_decide_against_what_the_file_says() -> None:
+    found = infer_architecture(state_of("torchvision/resnet34"), "x.pt", ("resnet18", "vgg11"))
+    assert found.spec == "torchvision/resnet34" and not found.told
+
+
 def test_every_twin_is_listed() -> None:
     found = infer_architecture(state_of("torchvision/resnet50"), "resnet50.pt")
     assert set(found.also) == {"timm/resnet50", "timm/resnetaa50", "timm/resnetblur50"}
