@@ -12,6 +12,7 @@ from .pickle_machine import Made
 
 _NAMES = ("arch", "architecture", "model_name", "model")
 _ARGUMENTS = ("args", "opt", "hparams", "hyper_parameters", "config", "cfg")
+_OBJECTS = (argparse.Namespace, types.SimpleNamespace)  # in files that are trusted
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{1,99}")
 
 
@@ -30,6 +31,6 @@ def _entries(value: Any) -> Mapping[Any, Any]:
     if isinstance(value, Made):
         attributes = value.state.pairs if isinstance(value.state, Made) else []
         return {k: v for k, v in (*value.pairs, *attributes) if isinstance(k, str)}
-    if isinstance(value, argparse.Namespace | types.SimpleNamespace):
+    if isinstance(value, _OBJECTS):
         return vars(value)
     return value if isinstance(value, dict) else {}
