@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import CaptureError, InputError
+from reparam.capture import capture
 from support.helpers import Lambda
 
 IMAGE = torch.randn(1, 3, 8, 8)
@@ -283,3 +284,12 @@ def test_values_that_are_stored_once_and_repeated_are_never_written_out(kind: st
 def test_repeated_values_of_whole_numbers_too() -> None:
     with pytest.raises(CaptureError, match="'big' has 1,099,511,627,776 values and stores 1 of them"):
         reparam.convert(Repeated("buffer", used=True, whole=True), ROW)
+
+
+def test_hooks_of_lazy_layers_are_torchs_own() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d()).eval()
+    model.load_state_dict(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).state_dict())
+    assert model[0]._forward_pre_hooks and capture(model, (torch.ones(2, 3, 5, 5),)).notes == ()
+    model[0].register_forward_hook(lambda module, args, output: output * 2)
+    (note,) = capture(model, (torch.ones(2, 3, 5, 5),)).notes
+    assert note.startswith("module '0' has hooks")

@@ -124,15 +124,6 @@ def test_weights_that_hooks_make_before_each_run_are_no_state() -> None:
     assert module_rel(model, program_of(model, doubles(2, 3)), [doubles(4, 3)]) <= EXACT
 
 
-def test_hooks_of_lazy_layers_are_torchs_own() -> None:
-    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d()).eval()
-    model.load_state_dict(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).state_dict())
-    assert model[0]._forward_pre_hooks and capture(model, (torch.ones(2, 3, 5, 5),)).notes == ()
-    model[0].register_forward_hook(lambda module, args, output: output * 2)
-    (note,) = capture(model, (torch.ones(2, 3, 5, 5),)).notes
-    assert note.startswith("module '0' has hooks")
-
-
 # ---- sizes -------------------------------------------------------------------------------------------------------
 
 
