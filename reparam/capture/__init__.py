@@ -2,7 +2,7 @@
 is refused with the line of the model.
 """
 
-from .free_axes import frees_batch, read_axes, without_batch
+from .free_axes import first_sizes, frees_batch, read_axes, without_batch
 from .fresh import Outside, fresh_copy, own_copy
 from .outputs import keep_outputs
 from .places import Line, line_of, line_of_caller
@@ -16,6 +16,7 @@ __all__ = [
     "batch_of",
     "capture",
     "evaluation_mode",
+    "first_sizes",
     "frees_batch",
     "fresh_copy",
     "from_exported",

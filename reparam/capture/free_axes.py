@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from reparam.utils import AXES, NamedAxis, axis_name, describe_type, is_batch, r
 
 from .guards import equal_axis, free_axes, size_guards, tensor_inputs
 from .recurrent import RecurrentLayers
+
+ROWS = 5  # where axis 0 of an example is a free axis that is not the batch, at least so many
 
 Wanted = list[dict[int, str]]  # for each tensor among the arguments, what its free axes are called
 Group = tuple[tuple[int, int], ...]  # axes of one size: the place of a tensor among the arguments, and its axis
@@ -77,6 +80,34 @@ def widened(module: nn.Module, args: tuple[Any, ...], dynamic: Sequence[str]) ->
         return value
 
     return tuple(pytree.tree_map(widen, args))
+
+
+def first_sizes(
+    module: nn.Module, args: tuple[Tensor, ...], dynamic: Sequence[str], batch: int, rows: int | None = None
+) -> tuple[tuple[int, ...], str]:
+    """The sizes that axis 0 of each input is drawn with, and what that of the first is called.
+
+    args: examples, whose other axes are as they will be. batch: the size where axis 0 is the batch, or has no name.
+    rows: where it is called something else; else a size that no other axis has. Axes of one name are of one size.
+
+    Raises InputError for a name that no input has.
+    """
+    wanted = wanted_axes(module, args, dynamic)
+    known: dict[str, int] = {}
+    for value, axes in zip(args, wanted, strict=False):
+        for axis, name in axes.items():
+            if axis:
+                known.setdefault(name, value.shape[axis])
+    taken = {batch, *(size for value in args for size in value.shape[1:])}
+    sizes = []
+    for axes in wanted:
+        name = axes.get(0, "batch")
+        if name != "batch" and name not in known:
+            known[name] = rows or next(n for n in itertools.count(ROWS) if n not in taken)
+            taken.add(known[name])
+        sizes.append(known[name] if 0 in axes and name in known else batch)
+    sizes += [batch] * (len(args) - len(sizes))  # more than the module takes, which it says itself
+    return tuple(sizes), wanted[0].get(0, "batch") if wanted else "batch"
 
 
 def wanted_axes(module: nn.Module, args: tuple[Any, ...], dynamic: Sequence[str]) -> Wanted:

@@ -19,7 +19,7 @@ from reparam.loading import LoadedModel
 from reparam.signal import Analysis, Table, analyze, different_units, draw_pictures
 from reparam.utils import Shapes, one_line, refuse_existing, write_atomically
 
-from .examples import on_examples
+from .examples import Drawing, on_examples
 from .options import Side
 from .render import line, table
 from .session import Session
@@ -119,7 +119,7 @@ def _analyze(session: Session, model: LoadedModel, shapes: Shapes | None, wanted
             )
 
     batch = 2 if "batch" in wanted.dynamic else wanted.batch
-    return on_examples(session, model, given, batch, wanted.seed, work)
+    return on_examples(session, model, Drawing(given, wanted.dynamic, batch, wanted.seed), work)
 
 
 def _write_pictures(found: Mapping[str, Analysis], wanted: AnalyzeOptions) -> list[str]:

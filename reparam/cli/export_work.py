@@ -97,7 +97,7 @@ def export_loaded(session: Session, loaded: Loaded, options: ConvertOptions, wan
                 **asdict(options.plain),
             )
 
-    exported = on_examples(session, model, options.shapes, options.batch, options.seed, work)
+    exported = on_examples(session, model, options.drawing, work)
     if not exported.check.ran:
         session.warn(f"{path} was built, not run: {exported.check.why}")
     report = completed(exported.report, loaded, [str(p) for p in exported.outputs])

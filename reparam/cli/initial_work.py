@@ -16,7 +16,7 @@ from reparam.errors import InputError
 from reparam.initial import Initialised, init
 from reparam.utils import Shapes, one_line, together
 
-from .examples import on_examples
+from .examples import Drawing, on_examples
 from .render import line, table
 from .session import Session
 from .work import Loaded
@@ -63,7 +63,7 @@ def _made(session: Session, loaded: Loaded, wanted: InitRequest) -> Initialised:
                 **{"seed": wanted.seed, **wanted.options},
             )
 
-    return on_examples(session, model, wanted.shapes, 2, wanted.seed, work)
+    return on_examples(session, model, Drawing(wanted.shapes, wanted.dynamic, 2, wanted.seed), work)
 
 
 def join_in(session: Session, loaded: Loaded, wanted: InitRequest) -> None:

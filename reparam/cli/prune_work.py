@@ -67,7 +67,7 @@ def prune_loaded(
                 **wanted,
             )
 
-    return on_examples(session, model, options.shapes, options.batch, options.seed, work)
+    return on_examples(session, model, options.drawing, work)
 
 
 def save_pruned(

@@ -15,7 +15,7 @@ from reparam.errors import InputError
 from reparam.training import recalibrate
 from reparam.utils import Shapes, counted, is_batch
 
-from .examples import example_inputs, explained_misfit
+from .examples import Drawing, example_inputs, explained_misfit
 from .session import Session
 from .work import Loaded
 
@@ -40,10 +40,10 @@ def recalibrate_loaded(
     if model.exported is not None:
         raise InputError(f"{loaded.name} is an exported program, whose norms are fixed; give the checkpoint it is from")
     rows = 2 if any(map(is_batch, options.dynamic)) else options.batch
-    inputs = example_inputs(session, model, options.shapes, rows, options.seed)
+    inputs, called = example_inputs(session, model, Drawing(options.shapes, options.dynamic, rows, options.seed))
     with session.working() as tell:
         start = time.perf_counter()
-        with explained_misfit(model, inputs):
+        with explained_misfit(model, inputs, called):
             found = recalibrate(
                 model.module,
                 *inputs,

@@ -12,7 +12,7 @@ from reparam.errors import InputError
 from reparam.options import DEFAULTS, PlainOptions
 from reparam.utils import Shapes, is_batch, together
 
-from .examples import on_examples
+from .examples import Drawing, on_examples
 from .options import ImageOptions, Side, read_preprocessing
 from .outputs import Outputs
 from .session import Session, Tell
@@ -222,6 +222,11 @@ class ConvertOptions:
         """Two where the batch is free, since a traced size of one would be taken as fixed."""
         return 2 if any(map(is_batch, self.dynamic)) else 1
 
+    @property
+    def drawing(self) -> Drawing:
+        """How example inputs are drawn."""
+        return Drawing(self.shapes, self.dynamic, self.batch, self.seed)
+
 
 def convert_loaded(
     session: Session, loaded: Loaded, options: ConvertOptions, dtype: str | None, outputs: Outputs, *, force: bool
@@ -250,7 +255,7 @@ def convert_loaded(
             _write(conversion, outputs, tell, force=force)
         return conversion, time.perf_counter() - start
 
-    conversion, writing = on_examples(session, loaded.model, options.shapes, options.batch, options.seed, work)
+    conversion, writing = on_examples(session, loaded.model, options.drawing, work)
     return replace(conversion, report=completed(conversion.report, loaded, outputs.names, writing))
 
 
@@ -273,7 +278,7 @@ def explain_loaded(session: Session, loaded: Loaded, options: ConvertOptions, *,
                 progress=tell,
             )
 
-    report = on_examples(session, loaded.model, options.shapes, options.batch, options.seed, work)
+    report = on_examples(session, loaded.model, options.drawing, work)
     return completed(report, loaded, [])
 
 

@@ -20,27 +20,29 @@ BYTES = 12  # of one number of an example, which is held in float32 and in float
 
 
 def draw_examples(
-    module: nn.Module, shapes: Sequence[Sequence[int]] | None, *, batch: int, seed: int = 0
+    module: nn.Module, shapes: Sequence[Sequence[int]] | None, *, batch: int | Sequence[int], seed: int = 0
 ) -> tuple[Tensor, ...]:
     """Random tensors (batch, *shape), normal in the dtype of the module's weights; integers are 0 or 1.
 
-    shapes: a `Shape` for an input of integers. Raises InputError when they are not known, and for what is no shape or
-    would not fit into the memory.
+    shapes: a `Shape` for an input of integers. batch: one number, or one for each input.
+
+    Raises InputError when they are not known, and for what is no shape or would not fit into the memory.
     """
     if shapes is None:
         examples = "for example 3,224,224, or 16:int64 for integers"
         raise InputError(f"the input's shape is not known; pass it with --input-shape, {examples}")
-    check_shapes(shapes, batch)
+    rows = [batch] * len(shapes) if isinstance(batch, int) else list(batch)
+    check_shapes(shapes, max(rows, default=1))
     weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(shape: Sequence[int]) -> Tensor:
+    def draw(shape: Sequence[int], batch: int) -> Tensor:
         if isinstance(shape, Shape) and shape.dtype is not None:
             integers = torch.randint(2, (batch, *shape), generator=generator)
             return integers.to(weight.device, getattr(torch, shape.dtype))
         return torch.randn((batch, *shape), generator=generator).to(weight.device, weight.dtype)
 
-    return tuple(draw(s) for s in shapes)
+    return tuple(draw(s, n) for s, n in zip(shapes, rows, strict=True))
 
 
 def check_shapes(shapes: Any, batch: int = 1) -> None:

@@ -1,6 +1,6 @@
 """A file or a name as an nn.Module. Nothing in a file runs unless it is trusted."""
 
-from .given import FileOrModel, Given, take_given
+from .given import FileOrModel, Given, drawn_inputs, take_given
 from .hub import check_arguments
 from .model import LoadedModel, load
 from .random_statistics import randomize_statistics
@@ -13,6 +13,7 @@ __all__ = [
     "LoadedModel",
     "build_architecture",
     "check_arguments",
+    "drawn_inputs",
     "find_function",
     "load",
     "randomize_statistics",

@@ -10,13 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from reparam.capture import Captured, capture, from_exported, read_axes
+from reparam.capture import Captured, capture, first_sizes, from_exported, read_axes
 from reparam.errors import InputError
 from reparam.ir import draw_examples
 from reparam.onnx_input import ImportedModel
-from reparam.utils import as_path, is_batch
+from reparam.utils import Shapes, as_path, is_batch
 
 from .model import LoadedModel, load
 
@@ -84,9 +84,9 @@ def take_given(
     elif model.exported is None and not inputs:
         if model.input_shapes is None:
             raise InputError(f"the inputs of {name or model.spec or 'the model'} are not known; give examples of them")
-        free = any(isinstance(name, str) and is_batch(name) for name in dynamic)
-        batch = 2 if free else 1  # a traced size of one would be taken as fixed
-        inputs = draw_examples(model.module, model.input_shapes, batch=batch, seed=seed)
+        axes = read_axes(dynamic)
+        batch = 2 if any(map(is_batch, axes)) else 1  # a traced size of one would be taken as fixed
+        inputs, _ = drawn_inputs(model.module, model.input_shapes, axes, batch=batch, seed=seed)
     return Given(
         model.exported or model.module,
         tuple(inputs),
@@ -98,12 +98,44 @@ def take_given(
     )
 
 
+def drawn_inputs(
+    module: nn.Module,
+    shapes: Shapes | None,
+    dynamic: Sequence[str],
+    *,
+    batch: int,
+    rows: int | None = None,
+    seed: int = 0,
+) -> tuple[tuple[Tensor, ...], str]:
+    """Random inputs of a module, or of that of an ONNX file, and what axis 0 of the first is called.
+
+    shapes: without axis 0; None for those of a file. dynamic: names of free axes. batch: the size of axis 0 where it is
+    the batch or has no name. rows: its size where it is another free axis; by default one that no other axis has.
+
+    Raises InputError for shapes that are not known or do not fit, and for names of axes that no input has.
+    """
+    axes = tuple(dynamic)
+
+    def draw(batch: int | tuple[int, ...]) -> tuple[Tensor, ...]:
+        if isinstance(module, ImportedModel):
+            return module.examples(shapes, batch=batch, seed=seed)
+        return draw_examples(module, shapes, batch=batch, seed=seed)
+
+    if isinstance(module, ImportedModel):
+        axes, _ = module.free_axes(axes)
+    usual = draw(batch)
+    sizes, called = first_sizes(module, usual, axes, batch, rows)
+    return (usual if set(sizes) <= {batch} else draw(sizes)), called
+
+
 def _fitted(model: Any, inputs: Sequence[Any], dynamic: Any, seed: int) -> tuple[tuple[Any, ...], Any, tuple[str, ...]]:
     """The inputs and the free axes as an ONNX file has them, and what there is to say; those of others as they are."""
     if not isinstance(model, ImportedModel):
         return tuple(inputs), dynamic, ()
     model.check_inputs(inputs)
     axes, notes = model.free_axes(read_axes(dynamic))
-    drawn = tuple(inputs) or model.examples(None, batch=2 if any(map(is_batch, axes)) else 1, seed=seed)
-    found, kept, fixed = model.settled(drawn, axes)
+    batch = 2 if any(map(is_batch, axes)) else 1
+    found, kept, fixed = model.settled(
+        tuple(inputs) or drawn_inputs(model, None, axes, batch=batch, seed=seed)[0], axes
+    )
     return found, kept, (*notes, *fixed)

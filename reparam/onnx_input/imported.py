@@ -83,16 +83,20 @@ class ImportedModel(fx.GraphModule):
             return None
         return tuple(_shape(p, p.shape[1:]) for p in self.ports)
 
-    def examples(self, shapes: Sequence[Sequence[int]] | None, *, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+    def examples(
+        self, shapes: Sequence[Sequence[int]] | None, *, batch: int | Sequence[int], seed: int = 0
+    ) -> tuple[Tensor, ...]:
         """Random inputs: numbers from a normal distribution, integers that are 0 or 1.
 
-        shapes: one for each input, without the batch; None for those of the file. batch: where the file leaves it free.
+        shapes: one for each input, without the batch; None for those of the file. batch: where the file leaves it free,
+        one number, or one for each input.
 
         Raises InputError for shapes that do not fit those of the file, and for sizes that nothing tells.
         """
         if shapes is not None and len(shapes) != len(self.ports):
             raise InputError(f"{len(shapes)} shapes were given for {len(self.ports)} inputs")
-        wanted = [_sizes(p, None if shapes is None else shapes[i], batch) for i, p in enumerate(self.ports)]
+        rows = [batch] * len(self.ports) if isinstance(batch, int) else list(batch)
+        wanted = [_sizes(p, None if shapes is None else shapes[i], rows[i]) for i, p in enumerate(self.ports)]
         check_shapes([s or (1,) for s in wanted])
         generator = torch.Generator().manual_seed(seed)
         return tuple(_drawn(p.dtype, s, generator) for p, s in zip(self.ports, wanted, strict=True))
