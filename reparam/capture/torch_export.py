@@ -56,7 +56,7 @@ from .known_weights import WeightsAreKnown
 from .model_check import check_model, refuse_misfit
 from .next_run import refuse_other_results
 from .places import frames_made_once
-from .recurrent import recurrent_layers
+from .recurrent import RecurrentLayers, recurrent_layers
 from .sizes import plain_sizes
 from .statefulness import refuse_state, watched
 from .steps import Captured, from_exported
@@ -193,7 +193,9 @@ def _export(
     equal = equal_sizes(module, wide, dynamic)
     try:
         with recurrent_layers(module) as recurrent:
-            exported = _export_once(module, wide, _by_parameter(module, dynamic_shapes(wide, wanted)), outside, equal)
+            exported = _export_once(
+                module, wide, _by_parameter(module, dynamic_shapes(wide, wanted)), outside, equal, recurrent
+            )
     except CaptureError as error:
         if without_batch(dynamic) or not batch_is_unasked(dynamic):
             _export_once(module, args, None, outside)  # what no choice of axes helps is told as it is
@@ -246,17 +248,23 @@ def _without_empty_buffers(module: nn.Module) -> nn.Module:
 
 
 def _export_once(
-    module: nn.Module, args: tuple[Any, ...], shapes: Any, outside: Outside, equal: Sequence[Group] = ()
+    module: nn.Module,
+    args: tuple[Any, ...],
+    shapes: Any,
+    outside: Outside,
+    equal: Sequence[Group] = (),
+    recurrent: RecurrentLayers | None = None,
 ) -> torch.export.ExportedProgram:
     """One try after the other, each with what the model keeps, in itself or outside, as it was before the first.
 
-    equal: the free axes that are of one size.
+    equal: the free axes that are of one size. recurrent: takes note of the sizes of the inputs.
     """
     doing = f"capturing {type(module).__name__}"
     known = False
     for _ in range(8):
         fresh = fresh_copy(module)
         keep_equal(fresh, equal)
+        (recurrent or RecurrentLayers()).watch(fresh)
         values: AbstractContextManager[Any] = WeightsAreKnown(fresh) if known else nullcontext()
         try:
             with outside.kept(), _silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):

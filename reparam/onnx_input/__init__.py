@@ -10,6 +10,7 @@ from reparam.utils import lazy_doors
 
 if TYPE_CHECKING:
     from .imported import ImportedModel, import_onnx
+    from .layers import Layer
     from .limits import has_loops, tensors_in
     from .reading import LARGE_FILE, external_files, external_size, is_onnx, read_file, read_model, side_files
     from .run_sizes import RunSizes
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _DOORS = {
     "imported": ("ImportedModel", "import_onnx"),
+    "layers": ("Layer",),
     "limits": ("has_loops", "tensors_in"),
     "reading": ("LARGE_FILE", "external_files", "external_size", "is_onnx", "read_file", "read_model", "side_files"),
     "run_sizes": ("RunSizes",),
@@ -29,6 +31,7 @@ __getattr__ = lazy_doors(__name__, _DOORS)
 __all__ = [
     "LARGE_FILE",
     "ImportedModel",
+    "Layer",
     "RunSizes",
     "add_metadata",
     "external_files",

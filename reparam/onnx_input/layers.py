@@ -13,11 +13,13 @@ from torch._subclasses.fake_tensor import is_fake
 
 from reparam.errors import ReparamError
 from reparam.ir import size_hint
-from reparam.utils import first_line, is_out_of_memory, memory_size
+from reparam.utils import first_line, is_out_of_memory, memory_size, one_line
 
 from .call import Call, Node
 from .known import Known, Results, Value
 from .operators import Operator
+
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})  # whose sequences are (L, N, C), or (N, L, C) in the layout 1
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,18 @@ class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Step] = []
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether one of its nodes is a recurrent layer."""
+        return any(step.node.op in RECURRENT for step in self.steps)
+
+    def steps_of(self, number: int, *values: Any) -> tuple[str, Any] | None:
+        """The name of a node that is a recurrent layer and the length of what it reads; None for another node."""
+        node = self.steps[number].node
+        if node.op not in RECURRENT or not isinstance(values[0], Tensor):
+            return None
+        return one_line(node.name)[:80], values[0].shape[1 if node.attributes.get("layout", 0) else 0]
 
     def forward(self, number: int, *values: Value | None) -> Results:
         """The results of one of its nodes."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import reparam
+from reparam.errors import CaptureError
 from support.choice import mostly_in_sweeps
 from support.onnx_graphs import differs, draw, imported, ints, model, node, theirs, values
 
@@ -136,3 +137,19 @@ def test_a_network_comes_back_from_its_own_file(tmp_path, kind):
     names = [str(n.target) for n in result.program.calls()]
     assert sum(n in ("aten.lstm.input", "aten.gru.input") for n in names) == 2
     assert not any("slice" in n or "cat" in n for n in names), "the gates are put in order once, when the file is read"
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+@pytest.mark.parametrize("op", GATES)
+def test_steps_that_are_to_stay_free_are_refused_by_the_name_of_the_layer(tmp_path, op, layout):
+    free = layer(op, 5, 6, layout=layout)
+    free.graph.node[0].name = "/block/rnn"
+    for axis, size in enumerate(free.graph.input[0].type.tensor_type.shape.dim):
+        if axis < 2:
+            size.dim_param = "abc"[axis]
+    path = tmp_path / "free.onnx"
+    onnx.save(free, path)
+    steps = 1 if layout else 0
+    with pytest.raises(CaptureError) as told:
+        reparam.convert(path, torch.randn(x_shape(layout)), dynamic=f"x:{steps}=t")
+    assert "a recurrent layer ('/block/rnn') is captured for one number of steps" in str(told.value)
