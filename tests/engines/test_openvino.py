@@ -251,3 +251,20 @@ def test_ctrl_c_is_an_interruption_after_two_models_whose_lives_overlapped(expor
         [sys.executable, "-c", PRESSED, exported.path], capture_output=True, text=True, check=False, timeout=120
     )
     assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr
+
+
+class Waves(nn.Module):
+    """A product in the domain of frequencies, on maps of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 1, 1, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.fft.irfft2(torch.fft.rfft2(x) * self.weight, s=x.shape[-2:])
+
+
+def test_transforms_of_free_lengths(tmp_path: Path) -> None:
+    """OpenVINO's own gave outputs without values."""
+    check = build(Waves().eval(), tmp_path / "waves.xml", dynamic="batch,height,width").check
+    assert check.ran and len({s[2:] for s in check.shapes}) > 1

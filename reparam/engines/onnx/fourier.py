@@ -1,4 +1,4 @@
-"""Fourier transforms of a fixed length as products with matrices of cosines and sines.
+"""Fourier transforms as products with matrices of cosines and sines.
 
     y_k = sum_n x_n e^(-2 pi i k n / N)  ->  Re y = C Re x + S Im x,  Im y = C Im x - S Re x,
     C_kn = cos(2 pi k n / N), S_kn = sin(2 pi k n / N)
@@ -6,11 +6,13 @@
 The inverse has the sign of S turned, and 1 / N. A transform of frames is a convolution whose kernels are the rows of
 such a matrix times the window. onnxruntime's own transform is exact to 3e-7 to 5e-7 where N is a power of two; of other
 lengths it loses more, the longer they are (1e-6 at 7, 1e-5 at 100, 1e-4 at 1,000), while the products stay at 3e-7.
-Engines without an operator for transforms run the products as well.
+Engines without an operator for transforms run the products as well. The matrix of a fixed length is a weight. That of
+a free one is made of the size in every run, since it may become any length.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +25,8 @@ from .values import constant_of, has_branches, sizes_of
 
 LONGEST = 2048  # of a length that is no power of two
 FASTER = 128  # up to which a product is no slower than the transform of a power of two, on one thread
+
+_TURN = np.array(2.0 * np.pi)
 
 PRODUCT = "_as_product"  # what marks such products in their names
 
@@ -102,21 +106,65 @@ def _transform(names: _Names, node: ir.Node) -> None:
     axis %= len(sizes)
     given, parts = sizes[axis], sizes[-1]
     inverse, half = (bool(node.attributes.get_int(n, 0)) for n in ("inverse", "onesided"))
-    if not isinstance(given, int) or not isinstance(parts, int):
+    if parts not in (1, 2):
         return
-    length = _number(node, 1, 2 * (given - 1) if inverse and half else given)
-    if length is None or not _pays(length):
+    length = None if isinstance(given, str) else _number(node, 1, 2 * (given - 1) if inverse and half else given)
+    if length is not None and not _pays(length):
         return
-    matrix = spectrum(length, given, parts, inverse=inverse, half=half)
+    chain = _Chain(names, node, x)
+    if length is None:
+        matrix = _matrix_of_free(chain, x, axis, parts, inverse=inverse, half=half)
+    else:
+        numbers = spectrum(length, int(given), parts, inverse=inverse, half=half)
+        matrix = chain.constant("matrix", numbers.reshape(int(given) * parts, -1), x.dtype)
     rest = [0] * (len(sizes) - 2)  # sizes that stay
     order = [*(i for i in range(len(sizes) - 1) if i != axis), axis, len(sizes) - 1]
-    chain = _Chain(names, node, x)
     chain.turn(order)
-    chain.reshape([*rest, given * parts])
-    chain.add("MatMul", chain.constant("matrix", matrix.reshape(given * parts, -1), x.dtype))
-    chain.reshape([*rest, *matrix.shape[2:]])
+    chain.reshape([*rest, -1])
+    chain.add("MatMul", matrix)
+    chain.reshape([*rest, -1, 1 if inverse and half else 2])
     chain.turn([int(i) for i in np.argsort(order)])
     chain.close()
+
+
+def _matrix_of_free(chain: _Chain, x: ir.Value, axis: int, parts: int, *, inverse: bool, half: bool) -> ir.Value:
+    """The matrix of `spectrum`, made of the sizes whenever the network runs: (given * parts, results * 2 or 1).
+
+    k n is taken modulo N while it is a whole number, from -N / 2 on, so that the angles are as exact as their dtype.
+    """
+    make, whole = chain.beside, functools.partial(chain.constant, dtype=ir.DataType.INT64)
+    zero, one, two, last, scalar = (whole("whole", np.array(v)) for v in (0, 1, 2, [-1], np.zeros(0)))
+    given = make("Reshape", make("Shape", x, start=axis, end=axis + 1), scalar)
+    told = chain.node.inputs[1] if len(chain.node.inputs) > 1 else None
+    if told is not None:
+        length = make("Reshape", told, scalar)
+    else:
+        length = make("Mul", make("Sub", given, one), two) if inverse and half else given
+    middle = make("Div", length, two)
+    ones = make("Add", middle, one)  # frequencies of a half
+    row = make("Unsqueeze", make("Range", zero, given, one), last)  # (given, 1)
+    column = make("Range", zero, ones if half and not inverse else length, one)
+    turns = make("Sub", make("Mod", make("Add", make("Mul", row, column), middle), length), middle)
+    wide = functools.partial(chain.constant, dtype=ir.DataType.DOUBLE)
+    count = make("Cast", length, to=ir.DataType.DOUBLE.value)
+    angles = make("Div", make("Mul", make("Cast", turns, to=ir.DataType.DOUBLE.value), wide("turn", _TURN)), count)
+    used = make("Cast", make("Less", row, ones if half and inverse else length), to=ir.DataType.DOUBLE.value)
+    if half and inverse:  # a frequency stands for its conjugate as well, but for those that are their own
+        own = make("Or", make("Equal", row, zero), make("Equal", make("Mul", row, two), length))
+        used = make("Mul", used, make("Where", own, wide("once", np.array(1.0)), wide("twice", np.array(2.0))))
+    if inverse:
+        used = make("Div", used, count)
+    cos, sin = (make("Unsqueeze", make("Mul", make(op, angles), used), last) for op in ("Cos", "Sin"))
+    turned = make("Neg", sin)
+    if half and inverse:
+        found = [cos, turned]
+    else:
+        real, imaginary = (sin, turned) if inverse else (turned, sin)
+        found = [make("Concat", cos, real, axis=-1), make("Concat", imaginary, cos, axis=-1)]
+    each = [make("Unsqueeze", m, whole("second", np.array([1]))) for m in found[:parts]]  # (given, 1, results, 2 or 1)
+    both = make("Concat", *each, axis=1) if parts == 2 else each[0]
+    dtype = x.dtype or ir.DataType.FLOAT
+    return make("Flatten", make("Cast", both, to=dtype.value), axis=2)
 
 
 def _frames(names: _Names, node: ir.Node) -> None:
@@ -175,6 +223,13 @@ class _Chain:
         value = ir.Value(name=name, const_value=ir.tensor(numbers.astype(dtype.numpy()), name=name))
         self.graph.register_initializer(value)
         return value
+
+    def beside(self, op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        """The value of a node that the chain does not run through."""
+        out = ir.Value(name=self.names.value(f"{self.node.outputs[0].name}_{op}"))
+        name = self.names.node(f"{self.node.name}_{op}")
+        self.graph.insert_before(self.node, ir.node(op, inputs, attributes, outputs=[out], name=name))
+        return out
 
     def add(self, op: str, *more: ir.Value, **attributes: list[int]) -> None:
         """A node that reads the value, and constants behind it."""
