@@ -17,10 +17,12 @@ from .path_error import PathError
 from .region import Region, find_region, whole_region
 from .rewrite_check import Evidence, check_region
 from .rounds import Round, all_samples_alike, depth_limit
+from .sums_in_order import IN_ORDER
 from .values import refuse_broken_weights
 
 __all__ = [
     "DISTURBED",
+    "IN_ORDER",
     "Claim",
     "ErrorSums",
     "Evidence",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.check import DISTURBED, ErrorSums, OutputError, depth_limit, disturbed, sizes_of_one
+from reparam.check import DISTURBED, IN_ORDER, ErrorSums, OutputError, depth_limit, disturbed, sizes_of_one
 from reparam.errors import InputError, NotEquivalentError
 from reparam.ir import (
     Feed,
@@ -33,7 +33,6 @@ from reparam.ir import (
 from reparam.utils import dtype_name
 
 from .format import Runnable
-from .sums_in_order import IN_ORDER
 
 BATCHES = (1, 2, 5)
 MORE = 8  # further inputs for the share of equal decisions in low precision

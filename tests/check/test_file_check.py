@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.check import FileEvidence, check_file
+from reparam.check import IN_ORDER, FileEvidence, check_file
 from reparam.check.input_plan import Plan
 from reparam.check.rounds import Round
 from reparam.errors import InputError, NotEquivalentError
@@ -327,3 +327,30 @@ def test_outputs_of_the_file_that_are_not_finite_are_told(bad: float) -> None:
     made = doubled()
     with pytest.raises(NotEquivalentError, match="the file's outputs are not finite where"):
         check_file(made, Fake(made, lambda outputs: [torch.where(o == o.max(), bad, o) for o in outputs]))
+
+
+def in_order(read: Program) -> Change:
+    """What a runtime gives that adds the numbers of norms and sums one after the other."""
+    return lambda outputs: evaluate(read, [LONG], None, by=IN_ORDER)
+
+
+LONG = torch.rand(2, 3, 260, 260, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: torch.linalg.vector_norm(x, 2, [2, 3]),
+        lambda m, x: x.sum([2, 3]),
+        lambda m, x: x.mean([2, 3], keepdim=True),
+    ],
+)
+def test_sums_that_a_runtime_adds_in_order(forward: Any) -> None:
+    read = program(forward, torch.rand(2, 3, 260, 260), dynamic=())
+    truth = evaluate(read, [LONG])
+    rounds = [Round([LONG], truth, Plan({}, 2), 1e-9)]
+    file = Fake(read, in_order(read), takes=lambda shape: not file.seen)
+    check_file(read, file, rounds)
+    off = Fake(read, lambda outputs: [1.001 * o for o in in_order(read)(outputs)], takes=lambda shape: not off.seen)
+    with pytest.raises(NotEquivalentError, match="differs by"):
+        check_file(read, off, rounds)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reparam.check import IN_ORDER
 from reparam.engines import export
-from reparam.engines.sums_in_order import IN_ORDER
 from reparam.ir import aten
 
 X = torch.rand(2, 3, 4, 6, 10, generator=torch.Generator().manual_seed(0))
@@ -28,6 +28,13 @@ X = torch.rand(2, 3, 4, 6, 10, generator=torch.Generator().manual_seed(0))
         (aten.mean.dim, ([-1, -2, -3],)),
         (aten.mean.dim, ([-2], True)),
         (aten.mean.dim, ([],)),
+        (aten.linalg_vector_norm.default, ()),
+        (aten.linalg_vector_norm.default, (2, [2, 3], True)),
+        (aten.linalg_vector_norm.default, (1, [-1])),
+        (aten.linalg_vector_norm.default, (3, [0, 2])),
+        (aten.linalg_vector_norm.default, (0, [0, 2])),
+        (aten.linalg_vector_norm.default, (float("inf"), [0, 2], True)),
+        (aten.linalg_vector_norm.default, (float("-inf"), [0], True)),
         (aten.adaptive_avg_pool3d.default, ([1, 1, 1],)),
         (aten.adaptive_avg_pool3d.default, ([1, 2, 1],)),
     ),

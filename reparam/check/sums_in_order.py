@@ -35,6 +35,17 @@ def _mean(x: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False, *
     return (_added(wide, dims, keepdim) / count).to(dtype)
 
 
+def _norm(
+    x: Tensor, p: float = 2, dims: Sequence[int] | int | None = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
+    """(sum |x|^p)^(1/p); those that are no such sum as torch has them."""
+    if not 0 < p < math.inf or x.is_complex():
+        return torch.linalg.vector_norm(x, p, dims, keepdim, dtype=dtype)  # type: ignore[no-any-return]
+    wide, dtype = _wide(x, dtype)
+    over = [dims] if isinstance(dims, int) else dims
+    return (_added(wide.abs() ** p, over, keepdim) ** (1 / p)).to(dtype)
+
+
 def _added(x: Tensor, dims: Sequence[int] | None, keepdim: bool) -> Tensor:
     over = sorted({d % x.dim() for d in dims or range(x.dim())}) if x.dim() else []
     if not over or not x.is_floating_point() or not x.numel():
@@ -59,19 +70,12 @@ def _pooled(otherwise: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return pool
 
 
-IN_ORDER: Mapping[Any, Callable[..., Any]] = MappingProxyType(
-    {
-        aten.sum.default: _sum,
-        aten.sum.dim_IntList: _sum,
-        aten.mean.default: _mean,
-        aten.mean.dim: _mean,
-    }
-    | {
-        op: _pooled(op)
-        for op in (
-            aten.adaptive_avg_pool1d.default,
-            aten.adaptive_avg_pool2d.default,
-            aten.adaptive_avg_pool3d.default,
-        )
-    }
-)
+_BY: dict[Any, Callable[..., Any]] = {
+    aten.sum.default: _sum,
+    aten.sum.dim_IntList: _sum,
+    aten.mean.default: _mean,
+    aten.mean.dim: _mean,
+    aten.linalg_vector_norm.default: _norm,
+}
+_AVERAGES = (aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default)
+IN_ORDER: Mapping[Any, Callable[..., Any]] = MappingProxyType(_BY | {op: _pooled(op) for op in _AVERAGES})
