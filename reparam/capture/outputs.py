@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch.utils import _pytree as pytree
 
 from reparam.errors import InputError
-from reparam.ir import Program, parts_of
+from reparam.ir import Program, keys_of, parts_of
 from reparam.utils import describe_type
 
 from .steps import Captured
@@ -19,21 +19,24 @@ _SHOWN = 12  # names in a message
 def keep_outputs(captured: Captured, names: Sequence[str] | None) -> Captured:
     """The program without the results that `names` leaves out, and without the calls that only they need.
 
-    names: paths of results: the key or number of a part, `aux`, and parts of parts, `hidden.1`. None keeps all. One
-    name gives that result by itself; several give a dict of them.
+    names: paths of results: the key or number of a part, `aux`, and parts of parts, `hidden.1`; a key goes before a
+        number. None keeps all. One name gives that result by itself; several give a dict of them, by their keys.
 
     Raises InputError for a name that no result has.
     """
     if names is None:
         return captured
     program = captured.program.copy()
-    wanted = _read(names)
     parts = () if program.out_spec is None else parts_of(program.out_spec)
     known = {path: (leaves, spec) for path, leaves, spec in parts}
-    for name in wanted:
-        if name not in known:
+    found: dict[str, None] = {}
+    for name in _read(names):
+        path = None if program.out_spec is None else _path_of(program.out_spec, name)
+        if path is None:
             shown = ", ".join([*known][:_SHOWN]) if known else "one alone, which has no name"
             raise InputError(f"no output is called '{name[:60]}'; the network's outputs are {shown}")
+        found[path] = None
+    wanted = [*found]
     leaves = [i for name in wanted for i in known[name][0]]
     specs = [known[name][1] for name in wanted]
     spec = specs[0] if len(specs) == 1 else pytree.TreeSpec(dict, wanted, specs)
@@ -43,6 +46,24 @@ def keep_outputs(captured: Captured, names: Sequence[str] | None) -> Captured:
     rest = len(values) - len(set(leaves))
     note = f"kept the outputs {', '.join(wanted)}; {rest} of {len(values)} results go, with what only they need"
     return Captured(replace(program, out_spec=spec, kept=tuple(leaves)), (*captured.notes, note))
+
+
+def _path_of(spec: pytree.TreeSpec, name: str, above: str = "") -> str | None:
+    """The path of a part by keys, where it is named by keys or numbers; None where there is no such part."""
+    if spec.is_leaf():
+        return None
+    children = spec.children()
+    numbers = [str(i) for i in range(len(children))]
+    keys = keys_of(spec) or numbers
+    for labels in (keys, numbers):
+        for label, key, child in zip(labels, keys, children, strict=True):
+            here = f"{above}.{key}" if above else key
+            if name == label:
+                return here
+            inner = _path_of(child, name[len(label) + 1 :], here) if name.startswith(f"{label}.") else None
+            if inner is not None:
+                return inner
+    return None
 
 
 def _read(names: Sequence[str]) -> list[str]:

@@ -62,6 +62,23 @@ def test_a_whole_part_and_numbers() -> None:
     assert explain(model, X, outputs="0").after.convs == 2
 
 
+def test_numbers_of_parts_that_have_keys() -> None:
+    model = Heads().eval()
+    for name, wanted in (("1", model(X)["aux"]), ("2.1", model(X)["features"][1]), ("features.0", None)):
+        found = convert(model, X, outputs=[name]).module(X)
+        if wanted is not None:
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert list(convert(model, X, outputs="0,features.1,out").module(X)) == ["out", "features.1"]
+    with pytest.raises(InputError, match="no output is called '3'; the network's outputs are out, aux, features"):
+        convert(model, X, outputs=["3"])
+
+
+def test_a_key_goes_before_a_number() -> None:
+    turned = Lambda(lambda m, x: {"1": x + 1, "0": x + 2, "2": {"5": x + 3}})
+    for name, more in (("1", 1), ("0", 2), ("2.0", 3), ("2.5", 3)):
+        torch.testing.assert_close(convert(turned, X, outputs=[name]).module(X), X + more)
+
+
 def test_an_exported_program_too() -> None:
     exported = torch.export.export(Heads().eval(), (X,))
     done = convert(exported, outputs=("aux",))
