@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reparam.ir import is_inplace, op_name
 from reparam.utils import first_line
 
+from .names import name_of
 from .places import Line, autograd_function_of, line_of, line_of_caller, line_of_error
 
 
@@ -107,7 +108,7 @@ def explain(module: nn.Module, error: BaseException, run: Callable[[], object] |
     line, function = line_of_error(error), autograd_function_of(error)
     vague = cause is None or cause.reason == _MEMORY
     if vague and run is not None and (gradient := _gradient(run)) is not None:
-        return _sentence(type(module).__name__, gradient, None, _GRADIENT.reason, _GRADIENT.advice)
+        return _sentence(name_of(module), gradient, None, _GRADIENT.reason, _GRADIENT.advice)
     if line is None and cause is not None and cause.reason == _MEMORY and run is not None:
         line, function = _suspect(run)
     reason = first_line(error) if cause is None else cause.reason
@@ -115,7 +116,7 @@ def explain(module: nn.Module, error: BaseException, run: Callable[[], object] |
         reason = f"{reason} ({first_line(error)})"
     if kind := re.search(r"Found <class '(?:[^']*\.)?(\w+)'> in output", _all_messages(error)):
         reason = f"an output is of the class {kind[1]}, which torch cannot take apart"
-    return _sentence(type(module).__name__, line, function, reason, cause.advice if cause is not None else "")
+    return _sentence(name_of(module), line, function, reason, cause.advice if cause is not None else "")
 
 
 def explain_writes(graph: fx.Graph, error: BaseException | None = None) -> str:

@@ -15,6 +15,7 @@ from reparam.errors import CaptureError, EndedError, InputError, MachineError
 from reparam.ir import is_uninitialised, odd_kind, refuse_odd_tensors
 from reparam.utils import describe_type, dtype_name, first_line, memory_told, name_complaint
 
+from .names import name_of
 from .places import line_of_error
 
 EXAMPLE = "torch.randn(1, 3, 224, 224)"
@@ -26,7 +27,7 @@ def check_model(module: Any, inputs: Sequence[Any]) -> None:
         raise InputError(f"a torch.nn.Module or an exported program is wanted, not {_what(module)}")
     if not isinstance(module, torch.jit.ScriptModule) and "_modules" not in module.__dict__:
         raise InputError(f"{type(module).__name__} is not set up; call super().__init__() in its __init__")
-    name = type(module).__name__
+    name = name_of(module)
     for path, part in module.named_modules():
         _check_part(part, f"'{path}' in {name}" if path else name)
     _check_names(name, module)
@@ -111,7 +112,7 @@ def _how(signature: inspect.Signature, inputs: Sequence[Any]) -> str:
 def refuse_misfit(module: nn.Module, inputs: Sequence[Any], run: Callable[[], object]) -> None:
     """Raises CaptureError where the model does not even run on its example inputs, with its own reason and line."""
     try:
-        with torch.no_grad(), memory_told(f"running {type(module).__name__}"):
+        with torch.no_grad(), memory_told(f"running {name_of(module)}"):
             run()
     except (EndedError, MachineError):
         raise
@@ -126,7 +127,7 @@ def refuse_misfit(module: nn.Module, inputs: Sequence[Any], run: Callable[[], ob
         shown = ", ".join(_describe(inputs)) or "no inputs"
         reason = re.sub(r" - got \(.*", "", first_line(error))
         raise CaptureError(
-            f"{type(module).__name__} does not run on its example inputs ({shown}){place}: {reason}{hint}"
+            f"{name_of(module)} does not run on its example inputs ({shown}){place}: {reason}{hint}"
         ) from error
 
 

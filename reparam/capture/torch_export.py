@@ -54,6 +54,7 @@ from .fresh import Outside, fresh_copy
 from .guards import probes_at
 from .known_weights import WeightsAreKnown
 from .model_check import check_model, refuse_misfit
+from .names import name_of
 from .next_run import refuse_other_results
 from .places import frames_made_once
 from .recurrent import RecurrentLayers, recurrent_layers
@@ -91,7 +92,7 @@ def capture(module: nn.Module, example_inputs: Sequence[Any], *, dynamic: Sequen
     """
     axes = read_axes(dynamic)
     # A model that draws random numbers would move torch's generator, which is the caller's.
-    with foreign_code(f"capturing {type(module).__name__}"), torch.random.fork_rng(devices=[]):
+    with foreign_code(f"capturing {name_of(module)}"), torch.random.fork_rng(devices=[]):
         check_model(module, example_inputs)
         example_inputs = _beside_the_weights(module, example_inputs)
         outside = Outside(module)
@@ -128,7 +129,7 @@ def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[st
     program = replace(captured.program, probes=(*captured.program.probes, *probes_at(exported, sorted(named)[:MOST])))
     program = replace(program, samples=samples) if samples > 1 else program
     calls = sum(1 for _ in program.calls())
-    _log.info("captured %s: %d calls, %d weights", type(module).__name__, calls, len(program.constants))
+    _log.info("captured %s: %d calls, %d weights", name_of(module), calls, len(program.constants))
     return Captured(program, (*notes, *captured.notes))
 
 
@@ -259,8 +260,7 @@ def _export_once(
 
     equal: the free axes that are of one size. recurrent: takes note of the sizes of the inputs.
     """
-    doing = f"capturing {type(module).__name__}"
-    known = False
+    doing, known = f"capturing {name_of(module)}", False
     for _ in range(8):
         fresh = fresh_copy(module)
         keep_equal(fresh, equal)
@@ -359,7 +359,7 @@ def runs_on(module: nn.Module, example_inputs: Sequence[Any]) -> bool:
     try:
         with (
             evaluation_mode(module),
-            foreign_code(f"running {type(module).__name__}"),
+            foreign_code(f"running {name_of(module)}"),
             torch.random.fork_rng(devices=[]),
             Outside(module).kept(),
             torch.no_grad(),

@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper
 
 import reparam
-from reparam.errors import InputError, UnsafeFileError
+from reparam.errors import CaptureError, InputError, UnsafeFileError
 from reparam.onnx_input import import_onnx
 from support.cli_helpers import refuse
 from support.onnx_graphs import model, node
@@ -230,3 +230,19 @@ def test_sizes_that_grow_without_bound_are_refused_soon(
     with pytest.raises(InputError, match=why):
         reparam.convert(path)
     assert time.perf_counter() - start < 10
+
+
+def test_what_cannot_be_captured_is_called_the_file(tmp_path: Path) -> None:
+    """The class of the module that it becomes says nothing."""
+    factors = {"f": np.array([1.0, 1.0, 2.0, 2.0], np.float32)}
+    path = write(
+        tmp_path,
+        [node("Resize", ["x", "f"], mode="linear")],
+        {"x": ["n", 3, "h", "w"]},
+        constants=factors,
+        opset=10,
+    )
+    with pytest.raises(CaptureError) as told:
+        reparam.convert(path, torch.randn(2, 3, 8, 9), dynamic="batch,height,width")
+    assert str(told.value).startswith("the ONNX file cannot be captured as one graph: the node 'y' (Resize)")
+    assert "GraphModule" not in str(told.value)
