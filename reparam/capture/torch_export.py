@@ -28,6 +28,7 @@ from reparam.utils import (
     FAKE_TENSORS,
     SYMBOLIC_SHAPES,
     as_the_user_set,
+    axis_words,
     batch_is_unasked,
     foreign_code,
     memory_told,
@@ -206,11 +207,10 @@ def _export(
         notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {error}")
         return fixed, batch_of(args) if frees_batch(dynamic) else 1
     bound = bound_axes(exported, wanted, recurrent)
-    unasked = ["batch"] if batch_is_unasked(dynamic) else []
-    asked = {name: why for name, why in bound.items() if name not in unasked}
+    asked = {name: why for name, why in bound.items() if name != "batch" or not batch_is_unasked(dynamic)}
     if asked:
         name, why = next(iter(asked.items()))
-        raise CaptureError(f"the {name} cannot stay free: {why}; leave it out of the free axes")
+        raise CaptureError(f"{axis_words(name)} cannot stay free: {why}; leave it out of the free axes")
     if not bound:
         return exported, 1
     size = batch_of(args)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from reparam.errors import CaptureError, EndedError, InputError, ReparamError
 from reparam.ir import shape_of_input
-from reparam.utils import Shapes, first_line, foreign_code
+from reparam.utils import Shapes, axis_words, first_line, foreign_code
 
 from .session import Session
 
@@ -109,8 +109,9 @@ def on_examples(session: Session, model: LoadedModel, how: Drawing, work: Callab
         others = _others(session, model, how, inputs, called)
         if others is None:
             raise
+    what = "a batch" if called == "batch" else axis_words(called)
     session.note(
-        f"the model does not run on a {called} of {inputs[0].shape[0]}; of the others that were tried, "
+        f"the model does not run on {what} of {inputs[0].shape[0]}; of the others that were tried, "
         f"{others[0].shape[0]} is the first that it runs on"
     )
     return work(others)

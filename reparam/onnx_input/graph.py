@@ -20,7 +20,7 @@ from reparam.errors import InputError, MachineError
 from reparam.utils import one_line, unused_name
 
 from .known import known_tensor
-from .nodes import Branch, Graph, GraphNode, Port
+from .nodes import MOST_AXES, Branch, Graph, GraphNode, Port
 from .older import lifted
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OLDEST, NEWEST = 7, 25  # versions of the standard operators (opsets)
-MOST_AXES = 8
+
 STANDARD = ("", "ai.onnx")
 SCOPES = "pkg.torch.onnx.name_scopes"  # what torch's exporter notes on a node: the modules that it lies in
 
@@ -126,8 +126,10 @@ def _tensor(stored: Any, name: str, path: Path) -> Tensor:
 def _port(value: ir.Value, path: Path) -> Port:
     name = str(value.name)
     what = f"the input '{one_line(name)[:60]}'"
-    if value.shape is None or value.dtype is None:
-        raise InputError(f"{path} is not read: {what} has no shape or is no tensor")
+    if value.dtype is None:
+        raise InputError(f"{path} is not read: {what} is no tensor of a known type")
+    if value.shape is None:
+        return Port(name, None, _dtype(value.dtype, what, path))
     if len(value.shape) > MOST_AXES:
         raise InputError(f"{path} is not read: {what} has more than {MOST_AXES} axes")
     shape = tuple(int(d) if isinstance(d, int) else str(d.value or "") for d in value.shape)

@@ -19,12 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from reparam.errors import InputError, MachineError, ReparamError
 from reparam.ir import attribute_names, check_shapes
 from reparam.utils import (
-    Shape,
     Shapes,
     Unasked,
     axis_name,
+    axis_words,
     batch_is_unasked,
-    dtype_name,
     first_line,
     is_batch,
     memory_told,
@@ -42,9 +41,9 @@ from .naming import as_path, free_path, identifier, layer_path
 from .nodes import Branch, Graph, GraphNode, Port
 from .operators import Operator, find_operator
 from .original import Original
+from .ports import axes_of, drawn, shape_of, sizes_of_example
 from .reading import read_file
 
-MOST_DRAWN = 2  # an example's integers are below this
 _STATISTICS = {"BatchNormalization": (3, 4)}  # inputs that are buffers
 _WEIGHTED = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization", "LSTM", "GRU", "RNN"}
@@ -79,9 +78,10 @@ class ImportedModel(fx.GraphModule):
     @property
     def input_shapes(self) -> Shapes | None:
         """The shapes of the inputs without the batch; None where the file leaves one of these sizes free."""
-        if any(isinstance(s, str) for p in self.ports for s in p.shape[1:]) or not all(p.shape for p in self.ports):
+        known = [(p, p.shape) for p in self.ports if p.shape]
+        if len(known) < len(self.ports) or any(isinstance(s, str) for _, sizes in known for s in sizes[1:]):
             return None
-        return tuple(_shape(p, p.shape[1:]) for p in self.ports)
+        return tuple(shape_of(p, sizes[1:]) for p, sizes in known)
 
     def examples(
         self, shapes: Sequence[Sequence[int]] | None, *, batch: int | Sequence[int], seed: int = 0
@@ -96,10 +96,10 @@ class ImportedModel(fx.GraphModule):
         if shapes is not None and len(shapes) != len(self.ports):
             raise InputError(f"{len(shapes)} shapes were given for {len(self.ports)} inputs")
         rows = [batch] * len(self.ports) if isinstance(batch, int) else list(batch)
-        wanted = [_sizes(p, None if shapes is None else shapes[i], rows[i]) for i, p in enumerate(self.ports)]
+        wanted = [sizes_of_example(p, None if shapes is None else shapes[i], rows[i]) for i, p in enumerate(self.ports)]
         check_shapes([s or (1,) for s in wanted])
         generator = torch.Generator().manual_seed(seed)
-        return tuple(_drawn(p.dtype, s, generator) for p, s in zip(self.ports, wanted, strict=True))
+        return tuple(drawn(p.dtype, s, generator) for p, s in zip(self.ports, wanted, strict=True))
 
     def check_inputs(self, inputs: Sequence[Any]) -> None:
         """Raises InputError for example inputs that are not a tensor for each input of the file; none are fine."""
@@ -148,16 +148,17 @@ class ImportedModel(fx.GraphModule):
             named = read_named_axis(text)
             meant = None if named is None else own.get(named.input, named.input)
             here = [
-                (name, port, axis)
+                (name, port, axis, size)
                 for name, port in zip(self.input_names, self.ports, strict=True)
-                for axis in range(len(port.shape))
-                if (axis_name(axis, len(port.shape)) == text if named is None else (name, axis) == (meant, named.axis))
+                for sizes in (axes_of(port, numbered=named is not None),)
+                for axis, size in enumerate(sizes)
+                if (axis_name(axis, len(sizes)) == text if named is None else (name, axis) == (meant, named.axis))
             ]
-            free = [(name, axis) for name, port, axis in here if isinstance(port.shape[axis], str)]
+            free = [(name, axis) for name, _, axis, size in here if isinstance(size, str)]
             label = text if named is None else named.name
             if here and not free:
-                _, port, axis = here[0]
-                fixed = f"the file fixes the {label} of '{port.name}' at {port.shape[axis]}"
+                _, port, _, size = here[0]
+                fixed = f"the file fixes {axis_words(label)} of '{port.name}' at {size}"
                 if not isinstance(text, Unasked):
                     raise InputError(f"{fixed}, so that it cannot stay free; export the network with that axis dynamic")
                 notes.append(fixed)
@@ -166,38 +167,6 @@ class ImportedModel(fx.GraphModule):
             else:
                 found += [type(text)(f"{name}:{axis}={label}") for name, axis in free]
         return tuple(found), tuple(notes)
-
-
-def _shape(port: Port, sizes: Sequence[Any]) -> Shape:
-    return Shape((int(s) for s in sizes), None if port.dtype.is_floating_point else dtype_name(port.dtype))
-
-
-def _sizes(port: Port, given: Sequence[int] | None, batch: int) -> tuple[int, ...]:
-    """The sizes of an example of an input."""
-    shown = one_line(port.name)[:60]
-    if not port.shape:
-        return ()
-    first, *rest = port.shape
-    start = first if isinstance(first, int) else batch
-    if given is None:
-        free = [axis_name(i, len(port.shape)) for i, s in enumerate(port.shape) if i and isinstance(s, str)]
-        if free:
-            axes = " and ".join(free if not free[0].isdigit() else [f"axis {f}" for f in free])
-            raise InputError(f"the file leaves {axes} of its input '{shown}' free; pass a shape with --input-shape")
-        return (start, *(int(s) for s in rest))
-    fits = len(given) == len(rest) and all(isinstance(s, str) or s == n for s, n in zip(rest, given, strict=True))
-    if not fits:
-        wanted = ",".join(str(s) if isinstance(s, int) else "any" for s in rest)
-        raise InputError(
-            f"the input '{shown}' has the shape {wanted} without its batch, not {','.join(map(str, given))}"
-        )
-    return (start, *given)
-
-
-def _drawn(dtype: torch.dtype, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
-    if dtype.is_floating_point:
-        return torch.randn(sizes, generator=generator).to(dtype)
-    return torch.randint(MOST_DRAWN, tuple(sizes), generator=generator).to(dtype)
 
 
 # ---- import ------------------------------------------------------------------------------------------------------

@@ -12,13 +12,18 @@ from torch import Tensor
 from reparam.errors import InputError
 from reparam.utils import one_line
 
+MOST_AXES = 8  # of an input
+
 
 @dataclass(frozen=True)
 class Port:
-    """An input: its name, its sizes, with a text (or "") for one that is free, and its dtype."""
+    """An input: its name, its sizes, with a text (or "") for one that is free, and its dtype.
+
+    shape: None where the file does not tell it.
+    """
 
     name: str
-    shape: tuple[int | str, ...]
+    shape: tuple[int | str, ...] | None
     dtype: torch.dtype
 
 

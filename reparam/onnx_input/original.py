@@ -26,6 +26,8 @@ class Original:
         self.path, self.stamp = path, stored.stamp
         self._stored: StoredModel | None = stored
         self._session: Any = None
+        inputs = stored.model.graph.input
+        self._unknown = {v.name for v in inputs if not v.type.tensor_type.HasField("shape")}  # which take any shape
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Original:
         return self  # a file is one, however often its network is copied
@@ -43,7 +45,7 @@ class Original:
         """
         session = self._opened()
         ports = session.get_inputs()
-        if not all(_takes(p.shape, v.shape) for p, v in zip(ports, values, strict=True)):
+        if not all(p.name in self._unknown or _takes(p.shape, v.shape) for p, v in zip(ports, values, strict=True)):
             return None
         feed = {p.name: v.float() if v.dtype == torch.bfloat16 else v for p, v in zip(ports, values, strict=True)}
         return run_session(session, feed, self.path.name, limited=self._limited)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -112,7 +113,27 @@ def open_session(
 def reason_of(error: BaseException) -> str:
     """onnxruntime's message without its codes."""
     first = first_line(error)
-    return first.rpartition(" : ")[2] if first.startswith("[ONNXRuntimeError]") else first
+    return _without_place(first.rpartition(" : ")[2] if first.startswith("[ONNXRuntimeError]") else first)
+
+
+_PLACE = re.compile(r"(?<![^\s:])/\S+\.(?:cc|cpp|h|hpp|cu|cuh):\d+ ")
+
+
+def _without_place(text: str) -> str:
+    """The message behind a line of onnxruntime's own source and the function that it is in; the text where it has none.
+
+    The function ends with the brackets of its arguments.
+    """
+    place = _PLACE.search(text)
+    if place is None:
+        return text
+    before, rest, depth = text[: place.start()], text[place.end() :], 0
+    for i, letter in enumerate(rest):
+        depth += (letter == "(") - (letter == ")")
+        if letter == ")" and depth == 0 and rest[i + 1 : i + 2] == " ":
+            told = re.sub(r"^(const )?(\[with [^\]]*\] )?", "", rest[i + 2 :]).strip()
+            return f"{before}{' ' if before.endswith(':') else ''}{told}" if told else text
+    return text
 
 
 class _Watch(threading.Thread):

@@ -72,3 +72,10 @@ def axis_name(index: int, rank: int) -> str:
     """What an axis is called: `batch`, in images `height` and `width`, else its number."""
     images = {rank - 2: "height", rank - 1: "width"} if rank >= 4 else {}
     return ({0: "batch"} | images).get(index, str(index))
+
+
+def axis_words(name: str) -> str:
+    """An axis in a sentence: `the batch`, `the height`, `axis 1`, or `axis 'seq'` for a name of the user's."""
+    if name in AXES:
+        return f"the {name}"
+    return f"axis {name}" if name.isdigit() else f"axis '{name}'"

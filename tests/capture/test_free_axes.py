@@ -85,7 +85,7 @@ def test_example_of_one_is_refused() -> None:
 
 def test_axis_that_the_model_asks_for_is_named_with_its_line() -> None:
     model = Lambda(lambda _, x: x * 2 if x.shape[1] % 2 == 0 else x)
-    with pytest.raises(CaptureError, match=r"the length cannot stay free: the model asks whether length % 2"):
+    with pytest.raises(CaptureError, match=r"axis 'length' cannot stay free: the model asks whether length % 2"):
         capture(model, (torch.rand(2, 6),), dynamic=("inputs_0:1=length",))
 
 

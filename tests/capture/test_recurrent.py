@@ -37,8 +37,8 @@ def refusal(model: nn.Module, *inputs: Tensor, dynamic: tuple[str, ...]) -> str:
 
 def fixed_by(layer: str, axis: str = "T") -> str:
     return (
-        f"the {axis} cannot stay free: a recurrent layer ('{layer}') is captured for one number of steps; leave it out "
-        "of the free axes"
+        f"axis '{axis}' cannot stay free: a recurrent layer ('{layer}') is captured for one number of steps; leave it "
+        "out of the free axes"
     )
 
 
@@ -86,5 +86,5 @@ def test_an_axis_that_something_else_fixes_beside_a_recurrent_layer() -> None:
         rnn=nn.GRU(3, 2, batch_first=True),
     )
     told = refusal(net, torch.randn(2, 5, 3), torch.randn(2, 6, 3), dynamic=("z:1=T",))
-    assert told == "the T cannot stay free: the model works with one size of it alone; leave it out of the free axes"
+    assert told == "axis 'T' cannot stay free: the model works with one size of it alone; leave it out of the free axes"
     assert not any(m._forward_pre_hooks for m in net.modules())

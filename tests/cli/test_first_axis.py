@@ -120,7 +120,7 @@ def test_the_size_is_that_of_no_other_axis() -> None:
 def test_others_are_tried_where_the_usual_one_does_not_run() -> None:
     """None of one, which would be taken as fixed. It is refused all the same, as it does not run on all of them."""
     said = run("convert", "--arch", "first_nets:Wide", *WORDS, "-o", "a.pt2").stderr
-    assert "the model does not run on a seq of 5; of the others that were tried, 8 is the first" in said
+    assert "the model does not run on axis 'seq' of 5; of the others that were tried, 8 is the first" in said
     assert "leave seq out of the free axes" in said
 
 
