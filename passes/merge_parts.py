@@ -38,6 +38,7 @@ from reparam.ir import (
     batch_one,
     is_call,
     is_float,
+    is_tensor,
     node_macs,
 )
 from reparam.plain import PlainChain, Span, carries_data, lower, plan_layer, read_span
@@ -109,13 +110,15 @@ def _span(program: Program, root: fx.Node) -> Span | None:
                 heapq.heappush(heap, _Later(o))
 
     add(_operands(root))
-    while len(heap) > 1 and len(inside) < MOST:
+    while len(heap) > 1 or (heap and not is_tensor(heap[0].node)):  # a list of pieces is no value by itself
         node = heapq.heappop(heap).node
+        if len(inside) == MOST:
+            return None
         if not _is_linear(program, node) or any(u not in inside for u in node.users):
             return None
         inside.add(node)
         add(_operands(node))
-    return Span(heap[0].node, tuple(sorted(inside))) if len(heap) == 1 else None
+    return Span(heap[0].node, tuple(sorted(inside))) if heap else None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from reparam.ir import RANDOM, Program, is_tensor, op_name, place_of
@@ -45,11 +46,11 @@ class ShareCalls:
         operands = [n for n in node.all_input_nodes if n.meta["data"]]
         if node.op != "call_function" or not operands or op_name(node).startswith(RANDOM):
             return None
-        if node.target is operator.getitem:  # with the call that it takes a piece of
-            return None
+        if node.target is operator.getitem or not (is_tensor(node) or _is_list(node)):
+            return None  # a piece comes with the call that it is of, and numbers cost nothing
         twins = [u for u in operands[0].users if u < node and _is_same(u, node)]
         first = min(twins, default=node)
-        if not is_tensor(node):
+        if _is_list(node):
             return Plan(node, first) if _is_taken_apart(node, first) and (twins or _repeats(node)) else None
         return Plan(node, first) if twins else None
 
@@ -66,6 +67,10 @@ class ShareCalls:
         return Rewrite(replaced, f"the same as '{place_of(plan.first)}'")
 
 
+def _is_list(node: fx.Node) -> bool:
+    return isinstance(node.meta["val"], list | tuple)
+
+
 def _is_taken_apart(*nodes: fx.Node) -> bool:
     return all(u.target is operator.getitem for n in nodes for u in n.users)
 
@@ -79,11 +84,15 @@ def _is_same(a: fx.Node, b: fx.Node) -> bool:
     """The numbers are compared as they are written: 1, 1.0 and True are equal."""
     if a.target is not b.target:
         return False
-    mine, others = (fx.node.map_arg((n.args, n.kwargs), _weight_by_name) for n in (a, b))
+    mine, others = (fx.node.map_arg((n.args, n.kwargs), _told) for n in (a, b))
     return bool(mine == others) and repr(mine) == repr(others)
 
 
-def _weight_by_name(node: fx.Node) -> fx.Node | str:
+def _told(node: fx.Node) -> fx.Node | str:
+    """A weight by its name, a number that is made of sizes by its formula."""
+    value = node.meta["val"]
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return str(value)
     return str(node.target) if node.op == "get_attr" else node
 
 

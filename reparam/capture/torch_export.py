@@ -195,9 +195,8 @@ def _export(
     equal = equal_sizes(module, wide, dynamic)
     try:
         with recurrent_layers(module) as recurrent:
-            exported = _export_once(
-                module, wide, _by_parameter(module, dynamic_shapes(wide, wanted)), outside, equal, recurrent
-            )
+            shapes = _by_parameter(module, dynamic_shapes(wide, wanted))
+            exported = _export_once(module, wide, shapes, outside, equal, recurrent)
     except CaptureError as error:
         if without_batch(dynamic) or not batch_is_unasked(dynamic):
             _export_once(module, args, None, outside)  # what no choice of axes helps is told as it is
@@ -333,8 +332,7 @@ class _AsWritten(TorchFunctionMode):
             return args[0].detach()
         if func == _SET_DATA:
             return args[0].set_(args[1].detach())
-        maker = maker_for_free_sizes(func, args, kwargs or {})
-        if maker is not None:
+        if (maker := maker_for_free_sizes(func, args, kwargs or {})) is not None:
             return maker(*args, **(kwargs or {}))
         picks = bool(args) and type(args[0]) is Tensor and getattr(func, "__name__", "") in _PICKS
         if picks and not any(is_fake(v) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)):

@@ -22,12 +22,15 @@ from reparam.ir import (
     BATCH_NORMS,
     CONVS,
     DIVS,
+    IDENTITIES,
+    MOVEMENTS,
     MULS,
     WEIGHTED,
     Program,
     Ranges,
     Values,
     arguments,
+    aten,
     evaluate_region,
     is_call,
     node_macs,
@@ -41,6 +44,7 @@ from .rounding_bound import EPS, accumulation_length, magnitudes
 from .values import is_number
 
 BASIS_MACS = 60_000_000
+_WHOLE_DIVISIONS = frozenset({aten.remainder.Tensor, aten.fmod.Tensor, aten.floor_divide.default, aten.div.Tensor_mode})
 BASIS_ELEMENTS = 3_000_000
 Sizes = Sequence[tuple[int, ...]]
 
@@ -267,6 +271,19 @@ def _sample(node: fx.Node, shape: tuple[int, ...], ranges: Ranges, generator: to
     if not value.is_floating_point():
         if value.dtype == torch.bool:
             return torch.rand(shape, generator=generator) < 0.5
-        return torch.randint(0, 2, shape, generator=generator, dtype=value.dtype)
+        least = int(_divides(node))
+        return torch.randint(least, least + 2, shape, generator=generator, dtype=value.dtype)
     low, high = ranges.of(node)
     return _draw(shape, low, high, generator)
+
+
+def _divides(node: fx.Node) -> bool:
+    """Whether whole numbers are divided by this value, as it is or moved: zero would be an error."""
+    moved = [node]
+    for value in moved:
+        for user in value.users:
+            if is_call(user, _WHOLE_DIVISIONS) and arguments(user)["other"] is value:
+                return True
+            if is_call(user, MOVEMENTS | IDENTITIES) and user not in moved:
+                moved.append(user)
+    return False

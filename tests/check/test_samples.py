@@ -223,6 +223,23 @@ def test_integers_are_drawn_as_zeros_and_ones_of_their_own_dtype(dtype: torch.dt
     assert set(value.unique().tolist()) == {0, 1}
 
 
+@pytest.mark.parametrize(
+    ("forward", "drawn"),
+    [
+        (lambda m, x: (torch.arange(3) + 7) % x, {1, 2}),
+        (lambda m, x: torch.fmod(torch.arange(3), x.flip(0).reshape(-1, 3)), {1, 2}),
+        (lambda m, x: torch.arange(3) // x.clone(), {1, 2}),
+        (lambda m, x: torch.div(torch.arange(3), x, rounding_mode="trunc"), {1, 2}),
+        (lambda m, x: x % 3, {0, 1}),
+        (lambda m, x: x.flip(0) * 2, {0, 1}),
+    ],
+)
+def test_no_divisor_of_whole_numbers_is_drawn_as_zero(forward: Any, drawn: set[int]) -> None:
+    program = program_of(Lambda(forward), torch.ones(2, 3, dtype=torch.int64))
+    value = subject._sample(program.placeholders[0], (40, 3), ranges_of(program), generator())
+    assert set(value.unique().tolist()) == drawn
+
+
 def test_truth_values_are_drawn_both_ways() -> None:
     value = sample_of(torch.ones(2, 3, dtype=torch.bool), (200, 3))
     assert value.dtype == torch.bool and value.shape == (200, 3)

@@ -206,3 +206,17 @@ def test_what_it_says() -> None:
     assert done.passed("merge-parts")[-1] == "2 layers and their parts became one layer"
     done, _ = only(lambda m, x: torch.cat([m.a(x)[:, :2] + x[:, :2], x[:, 2:]], 1), 2, 4, 7, 6, a=conv(4))
     assert done.passed("merge-parts")[-1] == "a layer and what is added to it became one layer"
+
+
+def test_pieces_of_a_value_come_from_that_value() -> None:
+    """The list of pieces, at which all ways meet first, is none by itself."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        one, two = x.split([2, 2], 1)
+        return torch.cat([m.a(one) + m.b(two), m.c(one)], 1)
+
+    done, before = only(forward, 2, 4, 7, 6, a=conv(3, c_in=2), b=conv(3, c_in=2), c=conv(1, c_in=2))
+    assert done.text == before
+    assert done.missed("merge-parts")[-1].startswith("its parts as one layer would cost")
+    done, _ = only(lambda m, x: torch.cat([p * 2 for p in m.a(x).split([1, 3], 1)], 1), 2, 4, 7, 6, a=conv(4))
+    assert done.text == "conv3x3(x)"
