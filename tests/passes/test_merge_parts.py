@@ -218,5 +218,3 @@ def test_pieces_of_a_value_come_from_that_value() -> None:
     done, before = only(forward, 2, 4, 7, 6, a=conv(3, c_in=2), b=conv(3, c_in=2), c=conv(1, c_in=2))
     assert done.text == before
     assert done.missed("merge-parts")[-1].startswith("its parts as one layer would cost")
-    done, _ = only(lambda m, x: torch.cat([p * 2 for p in m.a(x).split([1, 3], 1)], 1), 2, 4, 7, 6, a=conv(4))
-    assert done.text == "conv3x3(x)"
