@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 
 import reparam
 from reparam.loading import drawn_inputs
-from support.cli_helpers import prepare_folder, run, succeed
+from support.cli_helpers import folder_with, run, succeed
 
 NETS = """
 import torch
@@ -43,11 +42,8 @@ WORDS = ("--input-shape", "2,8", "--dynamic", "x:0=seq,x:1=batch", "--force")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With a module of networks whose axis 0 is no batch, and their weights."""
-    prepare_folder(tmp_path, monkeypatch)
-    monkeypatch.delitem(sys.modules, "first_nets", raising=False)
-    (tmp_path / "first_nets.py").write_text(NETS)
-    return tmp_path
+    """With a module of networks whose axis 0 is no batch."""
+    return folder_with(tmp_path, monkeypatch, "first_nets", NETS)
 
 
 @pytest.fixture
@@ -94,20 +90,13 @@ def test_of_a_file(file: str) -> None:
     assert [tuple(v.shape) for v in module(torch.randn(3, 4, 8)).values()] == [(3, 4, 6)]
 
 
-def test_axes_of_one_name_are_of_one_size() -> None:
-    dynamic = "x:0=seq,x:1=feed,mask:0=seq,mask:1=other"
-    succeed("convert", "--arch", "first_nets:Two", "--input-shape", "2,8", "--input-shape", "9", "--dynamic", dynamic,
-            "-o", "a.pt2")  # fmt: skip
+@pytest.mark.parametrize(("last", "columns"), [("other", 6), ("seq", 4)], ids=["another name", "the same name"])
+def test_axes_of_one_name_are_of_one_size(last: str, columns: int) -> None:
+    """Those of the first axes of both inputs; a name that another axis has too brings its size along."""
+    words = ("--input-shape", "2,8", "--input-shape", "9", "--dynamic", f"x:0=seq,x:1=feed,mask:0=seq,mask:1={last}")
+    succeed("convert", "--arch", "first_nets:Two", *words, "-o", "a.pt2")
     module = torch.export.load("a.pt2").module()
-    assert module(torch.randn(4, 3, 8), torch.randn(4, 6)).shape == (4, 6)
-
-
-def test_a_name_that_another_axis_has_with_its_size() -> None:
-    dynamic = "x:0=seq,x:1=feed,mask:0=seq,mask:1=seq"
-    succeed("convert", "--arch", "first_nets:Two", "--input-shape", "2,8", "--input-shape", "9", "--dynamic", dynamic,
-            "-o", "a.pt2")  # fmt: skip
-    module = torch.export.load("a.pt2").module()
-    assert module(torch.randn(4, 3, 8), torch.randn(4, 4)).shape == (4, 6)
+    assert module(torch.randn(4, 3, 8), torch.randn(4, columns)).shape == (4, 6)
 
 
 def test_the_size_is_that_of_no_other_axis() -> None:

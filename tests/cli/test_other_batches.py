@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from reparam.cli import examples
-from support.cli_helpers import prepare_folder, run, succeed
+from support.cli_helpers import folder_with, run, succeed
 
 NETS = """
 import sys
@@ -55,10 +54,7 @@ SHAPE = ("--input-shape", "8,5,5")
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """With a module of networks that take some batches alone."""
-    prepare_folder(tmp_path, monkeypatch)
-    monkeypatch.delitem(sys.modules, "grouped_nets", raising=False)
-    (tmp_path / "grouped_nets.py").write_text(NETS)
-    return tmp_path
+    return folder_with(tmp_path, monkeypatch, "grouped_nets", NETS)
 
 
 def told(*words: str) -> tuple[str, Any]:

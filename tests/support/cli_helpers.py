@@ -68,6 +68,14 @@ def prepare_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def folder_with(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> Path:
+    """The same with another module beside it."""
+    prepare_folder(folder, monkeypatch)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    (folder / f"{name}.py").write_text(source)
+    return folder
+
+
 def tiny() -> nn.Sequential:
     """The network of the checkpoint, when it is built from the same seed."""
     names: dict[str, Any] = {}
