@@ -20,8 +20,8 @@ from typing import ClassVar
 
 from torch import fx
 
-from reparam.algebra import Affine, read_affine, same
-from reparam.ir import CATS, Program, arguments, aten
+from reparam.algebra import Affine, read_affine, same, write_affine
+from reparam.ir import CATS, Program, arguments, aten, place_of, shape_of
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 
@@ -61,8 +61,18 @@ class HoistAffine:
         axis = arguments(plan.node)["dim"]
         whole = program.call(aten.cat.default, ([a.x for a in plan.affines], axis), like=plan.node)
         first = plan.affines[0]
-        made = program.clone(first.node, {first.x: whole}, like=plan.node)
+        if _has_axis(first, axis % whole.meta["val"].dim()):
+            made = write_affine(program, whole, first.pair, place_of(first.node), like=plan.node)
+        else:
+            made = program.clone(first.node, {first.x: whole}, like=plan.node)
         return Rewrite({plan.node: made}, f"{len(plan.affines)} equal affines became one behind the concatenation")
+
+
+def _has_axis(affine: Affine, axis: int) -> bool:
+    """Whether a constant of the call has an entry, each the same, for each position along the axis."""
+    rank = affine.node.meta["val"].dim()
+    constants = [shape_of(n) for n in affine.node.all_input_nodes if n is not affine.x]
+    return any(len(shape) >= rank - axis and shape[axis - rank] > 1 for shape in constants)
 
 
 PASS = HoistAffine

@@ -59,9 +59,11 @@ class MergeParts:
     def check(self, program: Program, match: Match) -> PlainChain | Refusal | None:
         """The smallest span that ends here; Refusal where its layers do not become one."""
         span = _span(program, match.root)
+        if span is None:
+            return None
         env = batch_one(program)
-        before = sum(node_macs(n, env) for n in span.nodes) if span is not None else 0
-        if span is None or not before:
+        before = sum(node_macs(n, env) for n in span.nodes)
+        if not before:
             return None
         made = _layer(program, span)
         if isinstance(made, Refusal):
@@ -100,24 +102,26 @@ def _span(program: Program, root: fx.Node) -> Span | None:
     if not is_float(root) or len(_operands(root)) < 2:
         return None
     inside = {root}
-    ahead: dict[fx.Node, int] = {}
+    ahead: set[fx.Node] = set()
     heap: list[_Later] = []
+    ends = 0  # values that are not linear in others: of several, none comes from another one by linear calls
 
-    def add(operands: list[fx.Node]) -> None:
-        for o in operands:
-            if o not in ahead:
-                ahead[o] = len(ahead)
-                heapq.heappush(heap, _Later(o))
+    def add(operands: list[fx.Node]) -> int:
+        new = dict.fromkeys(o for o in operands if o not in ahead)
+        ahead.update(new)
+        for o in new:
+            heapq.heappush(heap, _Later(o))
+        return sum(not _is_linear(program, o) for o in new)
 
-    add(_operands(root))
+    ends += add(_operands(root))
     while len(heap) > 1 or (heap and not is_tensor(heap[0].node)):  # a list of pieces is no value by itself
         node = heapq.heappop(heap).node
-        if len(inside) == MOST:
+        if ends > 1 or len(inside) == MOST or any(u not in inside for u in node.users):
             return None
-        if not _is_linear(program, node) or any(u not in inside for u in node.users):
+        if not _is_linear(program, node):
             return None
         inside.add(node)
-        add(_operands(node))
+        ends += add(_operands(node))
     return Span(heap[0].node, tuple(sorted(inside))) if heap else None
 
 

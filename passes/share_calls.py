@@ -15,8 +15,9 @@ Source: the same operands give the same result (common subexpressions).
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -43,12 +44,12 @@ class ShareCalls:
     def check(self, program: Program, match: Match) -> Plan | None:
         """The first call on the same operands."""
         node = match.root
-        operands = [n for n in node.all_input_nodes if n.meta["data"]]
-        if node.op != "call_function" or not operands or op_name(node).startswith(RANDOM):
+        if node.op != "call_function" or not node.meta["data"] or op_name(node).startswith(RANDOM):
             return None
         if node.target is operator.getitem or not (is_tensor(node) or _is_list(node)):
             return None  # a piece comes with the call that it is of, and numbers cost nothing
-        twins = [u for u in operands[0].users if u < node and _is_same(u, node)]
+        rarest = min(node.all_input_nodes, key=lambda n: (_is_size(n), len(n.users)))
+        twins = [u for u in rarest.users if u < node and _is_same(u, node)]
         first = min(twins, default=node)
         if _is_list(node):
             return Plan(node, first) if _is_taken_apart(node, first) and (twins or _repeats(node)) else None
@@ -81,19 +82,22 @@ def _repeats(node: fx.Node) -> bool:
 
 
 def _is_same(a: fx.Node, b: fx.Node) -> bool:
-    """The numbers are compared as they are written: 1, 1.0 and True are equal."""
-    if a.target is not b.target:
-        return False
-    mine, others = (fx.node.map_arg((n.args, n.kwargs), _told) for n in (a, b))
-    return bool(mine == others) and repr(mine) == repr(others)
+    return a.target is b.target and _is_equal(a.args, b.args) and _is_equal(a.kwargs, b.kwargs)
 
 
-def _told(node: fx.Node) -> fx.Node | str:
-    """A weight by its name, a number that is made of sizes by its formula."""
-    value = node.meta["val"]
-    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-        return str(value)
-    return str(node.target) if node.op == "get_attr" else node
+def _is_equal(a: Any, b: Any) -> bool:
+    """Of arguments. 1, 1.0 and True are not the same; numbers that are made of sizes are, where their formulas are."""
+    if isinstance(a, fx.Node) and isinstance(b, fx.Node):
+        return a is b or (_is_size(a) and _is_size(b) and str(a.meta["val"]) == str(b.meta["val"]))
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_is_equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_is_equal, a, b))
+    return type(a) is type(b) and repr(a) == repr(b)
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta["val"], torch.SymInt | torch.SymFloat | torch.SymBool)
 
 
 PASS = ShareCalls

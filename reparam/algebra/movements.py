@@ -231,17 +231,13 @@ def other_sizes(node: fx.Node, x: fx.Node) -> Iterator[dict[str, int]]:
     sizes = [s for v in pytree.tree_leaves(values) for s in (v.shape if isinstance(v, Tensor) else [v])]
     free = [s for s in sizes if isinstance(s, SymInt)]
     shapes = [s for v in pytree.tree_leaves(values[:2]) if isinstance(v, Tensor) for s in v.shape]
-    symbols = {
-        str(s): size.node.shape_env.create_symintnode(s, hint=None)
-        for size in free
-        for s in size.node.expr.free_symbols
-    }
-    names = sorted(symbols)
+    symbols = {s: size.node.shape_env for size in free for s in size.node.expr.free_symbols}
+    names = sorted(map(str, symbols))
     leading = {str(v.shape[0]) for v in pytree.tree_leaves(values[:2]) if isinstance(v, Tensor) and v.dim()}
     if not names or leading == set(names):
         return
     tried = [{name: small + i for i, name in enumerate(names)} for small in SMALL]
-    tried.append({name: 2 * size_hint(symbols[name]) for name in names})
+    tried.append({str(s): 2 * size_hint(env.create_symintnode(s, hint=None)) for s, env in symbols.items()})
     most = max(LARGEST, math.prod(shape_of(x)))
     for env in tried:
         if all(size_hint(s, env) > 0 for s in shapes) and math.prod(shape_of(x, env)) <= most:

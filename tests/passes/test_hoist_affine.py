@@ -64,3 +64,14 @@ def test_parts_of_two_precisions_stay_as_each_is_rounded_in_its_own() -> None:
     model = Lambda(lambda _, a, b: torch.cat((a / 3, b / 3), 0))
     done = run_rules(program_of(model, doubles(2, 3), doubles(2, 3, seed=1).float()), HoistAffine())
     assert done.text == "cat([div(x0, 3), div(x1, 3)])" and not done.outcome.remarks
+
+
+def test_constants_with_equal_entries_along_the_axis_of_the_concatenation() -> None:
+    """They have as many entries as a part has channels, and the whole has twice as many."""
+    for axis, shape in ((1, (1, 4, 1, 1)), (2, (4, 1))):
+        model = Lambda(
+            lambda m, x, axis=axis: torch.cat([m.s * x, m.s * x.sin()], axis).tanh(),
+            s=nn.Parameter(torch.full(shape, 0.5)),
+        )
+        done = apply_exactly(model.double(), doubles(2, 4, 4, 4), rules=[HoistAffine()], bound=1e-14)
+        assert done.passed("hoist-affine") == ["2 equal affines became one behind the concatenation"]
