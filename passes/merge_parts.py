@@ -1,7 +1,7 @@
 """[A*x + D*x; B*x] = [A + D; B] * x: sums and concatenations of parts of linear maps of one value are one layer.
 
-Turns convolutions that are added to some channels of others, in place or by a concatenation, and a single channel that
-is added to all of them, into one layer.
+Turns a convolution that is added to some channels of another one, layers side by side, and one channel that is added to
+all channels of a layer into one layer.
 
 Fires on a sum, difference or concatenation behind which lie only layers, sums, concatenations, splits, slices, average
 pools and channel affines, down to one value that all of them come from, when nothing in between is read elsewhere, and

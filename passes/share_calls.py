@@ -1,6 +1,6 @@
 """y = f(x), z = f(x)  =>  z = y: a call that was made before on the same operands is not made again.
 
-Turns the same call on the same value, written twice, into one.
+Turns equal calls on the same value into one call.
 
 Fires on a call of an operator whose operands, numbers and weights are those of an earlier call: pooled statistics that
 two branches ask for, an activation written in each of them, a layer that is called twice on one value.
