@@ -114,7 +114,7 @@ def _span(program: Program, root: fx.Node) -> Span | None:
         return sum(not _is_linear(program, o) for o in new)
 
     ends += add(_operands(root))
-    while len(heap) > 1 or (heap and not is_tensor(heap[0].node)):  # a list of pieces is no value by itself
+    while len(heap) > 1 or not is_tensor(heap[0].node):  # a list of pieces is no value by itself
         node = heapq.heappop(heap).node
         if ends > 1 or len(inside) == MOST or any(u not in inside for u in node.users):
             return None
@@ -122,7 +122,7 @@ def _span(program: Program, root: fx.Node) -> Span | None:
             return None
         inside.add(node)
         ends += add(_operands(node))
-    return Span(heap[0].node, tuple(sorted(inside))) if heap else None
+    return Span(heap[0].node, tuple(sorted(inside)))
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,17 @@ def test_parts_of_two_precisions_stay_as_each_is_rounded_in_its_own() -> None:
 
 def test_constants_with_equal_entries_along_the_axis_of_the_concatenation() -> None:
     """They have as many entries as a part has channels, and the whole has twice as many."""
-    for axis, shape in ((1, (1, 4, 1, 1)), (2, (4, 1))):
+    for axis, shape, name in ((1, (1, 2, 1, 1), "mul.scale"), (2, (2, 1), "mul.scale"), (3, (2, 1), "s")):
         model = Lambda(
             lambda m, x, axis=axis: torch.cat([m.s * x, m.s * x.sin()], axis).tanh(),
             s=nn.Parameter(torch.full(shape, 0.5)),
         )
-        done = apply_exactly(model.double(), doubles(2, 4, 4, 4), rules=[HoistAffine()], bound=1e-14)
+        done = apply_exactly(model.double(), doubles(2, 2, 2, 5), rules=[HoistAffine()], bound=1e-14)
         assert done.passed("hoist-affine") == ["2 equal affines became one behind the concatenation"]
+        assert name in [n.target for n in done.program.graph.nodes if n.op == "get_attr"]
+
+
+def test_a_number_stays_a_number() -> None:
+    model = Lambda(lambda m, x: torch.cat([x * 2.0, x.sin() * 2.0], 1).tanh())
+    done = apply_exactly(model, doubles(2, 2, 2, 5), rules=[HoistAffine()], bound=1e-14)
+    assert done.text == "tanh(mul(cat([x, sin(x)], 1), 2.0))"

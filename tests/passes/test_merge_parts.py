@@ -218,3 +218,10 @@ def test_pieces_of_a_value_come_from_that_value() -> None:
     done, before = only(forward, 2, 4, 7, 6, a=conv(3, c_in=2), b=conv(3, c_in=2), c=conv(1, c_in=2))
     assert done.text == before
     assert done.missed("merge-parts")[-1].startswith("its parts as one layer would cost")
+
+
+def test_parts_of_two_inputs_are_passed_over() -> None:
+    model = Lambda(lambda m, x, y: torch.cat([m.a(x), y], 1), a=conv(4)).double().eval()
+    program = program_of(model, doubles(2, 4, 7, 6), doubles(2, 3, 7, 6, seed=1))
+    done = run_rules(program, MergeParts())
+    assert done.text == graph_text(program) and not done.outcome.remarks

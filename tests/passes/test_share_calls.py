@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.ir import aten, op_name
-from reparam.passes.share_calls import ShareCalls
+from reparam.passes.share_calls import ShareCalls, _is_equal
 from reparam.rewrite import Match
 from support.by_hand import ByHand
 from support.helpers import Lambda, apply_exactly, doubles, fuse_exactly, graph_text, program_of, run_rules
@@ -95,3 +97,54 @@ def test_random_numbers_and_sizes_alone_are_not_shared() -> None:
 def test_a_statistic_that_two_heads_take_is_taken_once_and_they_are_one_layer() -> None:
     model = Lambda(lambda m, x: m.f(x.mean((2, 3))) + m.g(x.mean((2, 3))), f=nn.Linear(3, 2), g=nn.Linear(3, 2))
     assert fuse_exactly(model.double().eval(), doubles(2, 3, 4, 5), bound=1e-14).text == "linear(mean(x, [2, 3]))"
+
+
+def test_a_list_of_which_one_is_read_as_a_whole_is_left_alone() -> None:
+    for turned in (False, True):
+        graph = ByHand()
+        x = graph.input(2, 4)
+        halves = [graph.call(aten.chunk.default, x, 2, 1) for _ in range(2)]
+        whole, apart = halves if turned else halves[::-1]
+        reads = [graph.call(aten.cat.default, whole, 1), graph.call(operator.getitem, apart, 0)]
+        program = graph.returns(*reads)
+        assert all(ShareCalls().check(program, Match(n, {})) is None for n in halves)
+
+
+def test_pieces_and_sizes_by_themselves_are_left_alone() -> None:
+    """A piece comes with the call that it is of, and a size costs nothing."""
+    graph = ByHand()
+    x = graph.input(2, 4, 9, free=(2,))
+    halves = graph.call(aten.chunk.default, x, 2, 1)
+    pieces = [graph.call(operator.getitem, halves, 0) for _ in range(2)]
+    sizes = [graph.call(aten.sym_size.int, x, 2) for _ in range(2)]
+    ranges = [graph.call(aten.arange.default, size) for size in sizes]
+    program = graph.returns(*pieces, *ranges)
+    assert all(ShareCalls().check(program, Match(n, {})) is None for n in (*pieces, *sizes))
+
+
+def test_which_arguments_are_equal() -> None:
+    graph = ByHand()
+    x = graph.input(2, 4, 9, free=(2,))
+    one, two = (graph.call(aten.sym_size.int, x, 2) for _ in range(2))
+    half = graph.call(operator.floordiv, one, 2)
+    y, z = graph.call(aten.sin.default, x), graph.call(aten.cos.default, x)
+    for a, b in ((one, two), (y, y), ([1, two], (1, one)), ({"a": 1}, {"a": 1}), (math.nan, math.nan), (None, None)):
+        assert _is_equal(a, b)
+    for a, b in (
+        (one, half),
+        (one, 9),
+        (y, z),
+        (one, y),
+        (y, one),
+        ([1], 1),
+        (1, [1]),
+        ([1], [2]),
+        ([1], [1, 1]),
+        ({"a": 1}, {"a": 2}),
+        ({"a": 1}, {"b": 1}),
+        ({}, {"a": 1}),
+        (1, 1.0),
+        (1, True),
+        (1, None),
+    ):
+        assert not _is_equal(a, b) and not _is_equal(b, a)
