@@ -104,24 +104,23 @@ def _span(program: Program, root: fx.Node) -> Span | None:
     inside = {root}
     ahead: set[fx.Node] = set()
     heap: list[_Later] = []
-    ends = 0  # values that are not linear in others: of several, none comes from another one by linear calls
+    ends: set[fx.Node] = set()  # not linear in others; of several, none comes from another one by linear calls
 
-    def add(operands: list[fx.Node]) -> int:
-        new = dict.fromkeys(o for o in operands if o not in ahead)
-        ahead.update(new)
-        for o in new:
-            heapq.heappush(heap, _Later(o))
-        return sum(not _is_linear(program, o) for o in new)
+    def add(operands: list[fx.Node]) -> None:
+        for o in operands:
+            if o not in ahead:
+                ahead.add(o)
+                heapq.heappush(heap, _Later(o))
+                if not _is_linear(program, o):
+                    ends.add(o)
 
-    ends += add(_operands(root))
+    add(_operands(root))
     while len(heap) > 1 or not is_tensor(heap[0].node):  # a list of pieces is no value by itself
         node = heapq.heappop(heap).node
-        if ends > 1 or len(inside) == MOST or any(u not in inside for u in node.users):
-            return None
-        if not _is_linear(program, node):
+        if len(ends) > 1 or node in ends or len(inside) == MOST or any(u not in inside for u in node.users):
             return None
         inside.add(node)
-        ends += add(_operands(node))
+        add(_operands(node))
     return Span(heap[0].node, tuple(sorted(inside)))
 
 
