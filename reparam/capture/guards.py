@@ -19,6 +19,7 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]  # it ships no types
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reparam.ir import SizeCondition, fixed_size, size_hint
 from reparam.utils import axis_name
@@ -168,12 +169,15 @@ def _input_name(source: Any) -> str:
     return str(getattr(source, "local_name", "an input"))
 
 
+def mode_of(exported: torch.export.ExportedProgram) -> FakeTensorMode | None:
+    """The mode that the shapes of an exported program were found in; None where it has no tensors."""
+    modes = (getattr(node.meta.get("val"), "fake_mode", None) for node in exported.graph.nodes)
+    return next((mode for mode in modes if mode is not None), None)
+
+
 def _shape_env(exported: torch.export.ExportedProgram) -> Any:
-    for node in exported.graph.nodes:
-        mode = getattr(node.meta.get("val"), "fake_mode", None)
-        if mode is not None:
-            return mode.shape_env
-    return None
+    mode = mode_of(exported)
+    return None if mode is None else mode.shape_env
 
 
 def _readable(condition: SizeCondition, axes: Sequence[Axis]) -> str:

@@ -6,35 +6,29 @@ import dataclasses
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
-from torch.export import _trace
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.errors import CaptureError, EndedError, MachineError
-from reparam.ir import device_of
+from reparam.ir import as_traced, device_of
 from reparam.utils import (
     DEFAULT_AXES,
-    FAKE_TENSORS,
-    SYMBOLIC_SHAPES,
     as_the_user_set,
     axis_words,
     batch_is_unasked,
     foreign_code,
     memory_told,
-    quiet,
 )
 
+from .as_written import AsWritten, silent
 from .explain import explain
 from .fast_path import fast_path_notes
 from .free_axes import (
@@ -50,13 +44,13 @@ from .free_axes import (
     widened,
     without_batch,
 )
-from .free_makers import maker_for_free_sizes
 from .fresh import Outside, fresh_copy
-from .guards import probes_at
+from .guards import mode_of, probes_at
 from .known_weights import WeightsAreKnown
 from .model_check import check_model, refuse_misfit
 from .names import name_of
 from .next_run import refuse_other_results
+from .open_ones import without_ones
 from .places import frames_made_once
 from .recurrent import RecurrentLayers, recurrent_layers
 from .sizes import plain_sizes
@@ -119,7 +113,8 @@ def _capture(module: nn.Module, example_inputs: Sequence[Any], dynamic: tuple[st
             exported, samples = _export(module, _distinct(example_inputs), dynamic, notes, outside)
         refuse_state(exported, wrote.tensors)
         free = free_sizes(exported)
-        captured = from_exported(exported)
+        with as_traced(mode_of(exported)):
+            captured = from_exported(exported)
         if sum(isinstance(s, str) for spec in captured.program.inputs for s in spec.shape) < free:
             if without_batch(dynamic) or not batch_is_unasked(dynamic):
                 raise CaptureError(f"the {', '.join(dynamic)} cannot stay free: {_LOST}; leave it out of the free axes")
@@ -193,10 +188,15 @@ def _export(
     wide = widened(module, args, dynamic)
     wanted = wanted_axes(module, wide, dynamic)
     equal = equal_sizes(module, wide, dynamic)
-    try:
+
+    def traced() -> tuple[torch.export.ExportedProgram, dict[str, str]]:
         with recurrent_layers(module) as recurrent:
             shapes = _by_parameter(module, dynamic_shapes(wide, wanted))
-            exported = _export_once(module, wide, shapes, outside, equal, recurrent)
+            found = _export_once(module, wide, shapes, outside, equal, recurrent)
+        return found, bound_axes(found, wanted, recurrent)
+
+    try:
+        exported, bound = without_ones(traced)
     except CaptureError as error:
         if without_batch(dynamic) or not batch_is_unasked(dynamic):
             _export_once(module, args, None, outside)  # what no choice of axes helps is told as it is
@@ -205,7 +205,6 @@ def _export(
         fixed = _export_once(module, args, None, outside)
         notes.append(f"captured with fixed sizes, because free {', '.join(dynamic)} failed: {error}")
         return fixed, batch_of(args) if frees_batch(dynamic) else 1
-    bound = bound_axes(exported, wanted, recurrent)
     asked = {name: why for name, why in bound.items() if name != "batch" or not batch_is_unasked(dynamic)}
     if asked:
         name, why = next(iter(asked.items()))
@@ -266,9 +265,9 @@ def _export_once(
         (recurrent or RecurrentLayers()).watch(fresh)
         values: AbstractContextManager[Any] = WeightsAreKnown(fresh) if known else nullcontext()
         try:
-            with outside.kept(), _silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
+            with outside.kept(), silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
                 warnings.simplefilter("ignore")
-                with as_the_user_set(), _AsWritten(), values, plain_sizes(), frames_made_once():
+                with as_the_user_set(), AsWritten(), values, plain_sizes(), frames_made_once():
                     return torch.export.export(fresh, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except MachineError:
             raise
@@ -286,62 +285,6 @@ def _asks_for_values(error: Exception) -> bool:
     """Whether tracing ended because a tensor was to become a number."""
     text = str(error)
     return "data-dependent" in text or "numpy" in text.lower()
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """torch prints the graph of a model that it gives up, and logs what it raises."""
-    _trace.print = lambda *words, **options: None  # type: ignore[attr-defined]
-    try:
-        with quiet(FAKE_TENSORS, SYMBOLIC_SHAPES):
-            yield
-    finally:
-        del _trace.print  # type: ignore[attr-defined]
-
-
-# What is asked of a small constant tensor to get at its numbers.
-_PICKS = frozenset(
-    (
-        "__getitem__",
-        "select",
-        "unbind",
-        "item",
-        "tolist",
-        "__float__",
-        "__int__",
-        "__bool__",
-        "__index__",
-        "to",
-        "float",
-    )
-)
-
-
-class _AsWritten(TorchFunctionMode):
-    """What torch.export gets wrong about tensors.
-
-    The numbers in a tensor that is a plain attribute (`float(self.stride[0])`) are read, not traced; `x.data` of a
-    traced tensor is x.detach(), where torch.export would lose sight of it and take it for a constant, and `x.data = y`
-    is x.set_(y). What it makes for sizes that are known alone is made otherwise (`free_makers`).
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func == _DATA:
-            return args[0].detach()
-        if func == _SET_DATA:
-            return args[0].set_(args[1].detach())
-        if (maker := maker_for_free_sizes(func, args, kwargs or {})) is not None:
-            return maker(*args, **(kwargs or {}))
-        picks = bool(args) and type(args[0]) is Tensor and getattr(func, "__name__", "") in _PICKS
-        if picks and not any(is_fake(v) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)):
-            with _disable_current_modes():
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def _unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:

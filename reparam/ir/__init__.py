@@ -63,6 +63,7 @@ from .feeds import (
     tensors_of,
     typed,
 )
+from .free_sizes import as_traced, leave_ones_open, ones_left_open, unnoted
 from .inputs import Range, check_shapes, draw_examples, exported_shapes, shape_of_input, with_labels, with_ranges
 from .integers import drawn_inputs, is_whole, whole_range, with_integers
 from .interpreter import (
@@ -159,6 +160,7 @@ __all__ = [
     "SizeCondition",
     "Values",
     "arguments",
+    "as_traced",
     "aten",
     "attribute_names",
     "axes_of_images",
@@ -199,6 +201,7 @@ __all__ = [
     "jumps",
     "keys_of",
     "last_uses",
+    "leave_ones_open",
     "make_room",
     "may_alias",
     "may_cut",
@@ -207,6 +210,7 @@ __all__ = [
     "node_macs",
     "odd_kind",
     "on_device",
+    "ones_left_open",
     "op_name",
     "own_generator",
     "pair",
@@ -231,6 +235,7 @@ __all__ = [
     "text_of",
     "typed",
     "unlift",
+    "unnoted",
     "upstream",
     "weight_value",
     "whole_range",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .aten import is_inplace
+from .free_sizes import as_traced, unnoted
 
 OPERATIONS = ("placeholder", "get_attr", "call_function", "output")
 
@@ -24,8 +25,7 @@ def shapes_alone(mode: FakeTensorMode) -> Iterator[None]:
     In C++ some operators ask for plain numbers (conv2d "same" with an even kernel), which would fix a size that is
     free, in the whole program. What an operator asks about a size (whether a batch is below 16) is not noted of it.
     """
-    env = mode.shape_env
-    with mode, torch.no_grad(), enable_python_dispatcher(), nullcontext() if env is None else env.suppress_guards():
+    with mode, torch.no_grad(), enable_python_dispatcher(), unnoted(mode), as_traced(mode):
         yield
 
 

@@ -16,7 +16,7 @@ from reparam.emit import export_program, with_whole_sizes
 from reparam.engines.format import BuildOptions, Tell
 from reparam.engines.ports import names_of_outputs, ports_of
 from reparam.errors import InputError
-from reparam.ir import ADDS, DIVS, MULS, SUBS, Program, arguments, is_all_so_far, is_call
+from reparam.ir import ADDS, DIVS, MULS, SUBS, Program, arguments, is_all_so_far, is_call, unnoted
 from reparam.utils import one_line
 
 from .translations import only_what_is_needed
@@ -59,10 +59,9 @@ def graph_of(program: Program) -> ir.Model:
     _refuse_constants(program)
     _refuse_complex(program)
     refuse_uneven_sizes(program)
-    exported = export_program(program)
     opset = BFLOAT16_OPSET if program.dtype == torch.bfloat16 else OPSET
     taken_for_nothing = any(_is_nearly_nothing(program, n) or is_all_so_far(n) for n in program.calls())
-    model = _written(exported, opset, optimize=not taken_for_nothing)
+    model = _written(program, opset, optimize=not taken_for_nothing)
     name_nodes(model.graph)
     strip(model)
     name_sizes(model.graph)
@@ -92,14 +91,15 @@ def _number(program: Program, operand: Any) -> float | None:
     return float(constant.value.item()) if alone else None
 
 
-def _written(exported: torch.export.ExportedProgram, opset: int, *, optimize: bool) -> ir.Model:
+def _written(program: Program, opset: int, *, optimize: bool) -> ir.Model:
     """What torch's exporter makes of it. Its optimiser fails on some graphs, and loses values of others: not of these.
 
     Raises InputError.
     """
+    exported = export_program(program)
 
     def write(optimize: bool) -> ir.Model:
-        with only_what_is_needed():
+        with only_what_is_needed(), unnoted(program.fake_mode):
             made: Any = torch.onnx.export(exported, dynamo=True, verbose=False, opset_version=opset, optimize=optimize)
         model: ir.Model = made.model
         return model
