@@ -147,5 +147,4 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 
 PASS = MergeParts
-PHASE = "fold"
-AFTER = "merge_branches"
+PHASE = "parts"
