@@ -37,7 +37,7 @@ class Moment:
 FUSED = {
     "clean": Moment(),
     "fold": Moment(also=("clean",)),
-    "parts": Moment(),
+    "rest": Moment(),
     "shrink": Moment(),
     "late": Moment(),
     "sums": Moment(),

@@ -147,4 +147,4 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 
 PASS = MergeParts
-PHASE = "parts"
+PHASE = "rest"

@@ -73,7 +73,7 @@ class RescaleGate:
             along(scale, layer.axis)
         except ValueError:
             return None
-        route = forward_all(program, {layer.node: Pair(scale.reciprocal())}, leaving=between[-1])
+        route = forward_all(program, {layer.node: Pair(scale.reciprocal())}, leaving=between[-1:])
         if isinstance(route, Refusal):
             return Refusal(f"the factor stays behind its gate: {route.located}", match.root)
         return Plan(match.root, layer, between, scale, route)

@@ -8,6 +8,7 @@ from .fold_affine import AffinePlan, build_fold, plan_fold
 from .kernels import average_kernel, batch_norm_affine, column, dirac, expand_groups, scale_outputs
 from .layer import Layer, conv_call, read_layer, weights, write_layer
 from .movements import other_sizes
+from .past_readers import TwoWays, build_two_ways, past_readers
 from .picks import broadcast_channels, cut_of_map, read_picks
 from .propagate_backward import backward
 from .propagate_forward import forward, forward_all
@@ -42,6 +43,7 @@ __all__ = [
     "Route",
     "SampleMap",
     "Term",
+    "TwoWays",
     "Window",
     "add_terms",
     "along",
@@ -52,6 +54,7 @@ __all__ = [
     "broadcast_channels",
     "build_fold",
     "build_term",
+    "build_two_ways",
     "column",
     "compose_over",
     "compose_windows",
@@ -75,6 +78,7 @@ __all__ = [
     "moved",
     "other_sizes",
     "pad_window",
+    "past_readers",
     "plan_fold",
     "pool_window",
     "read_affine",

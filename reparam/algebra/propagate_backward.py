@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,6 +53,14 @@ _PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default})
 Demands = dict[fx.Node, Any]
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A value that changes by an affine, and what reads it as it was."""
+
+    pair: Pair
+    readers: tuple[fx.Node, ...]
+
+
 class _Last:
     """Orders a heap of nodes from the last in the graph to the first."""
 
@@ -62,12 +71,16 @@ class _Last:
         return other.node < self.node
 
 
-def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route | Refusal:
+def backward(
+    program: Program, user: fx.Node, x: fx.Node, wanted: Pair, *, shared: dict[fx.Node, Shared] | None = None
+) -> Route | Refusal:
     """Pulls `wanted`, the affine that `user` applies to `x`, back into the layers that make `x`.
 
     Every value on the way must be used only by nodes that asked for the affine: not by anything else, and not by a
     layer that absorbed it further on, which reads the value as it is. Refusal names the first node that does not let
     it through.
+
+    shared: where it is given, a value may be used by others as well; it becomes an entry there, with its affine.
     """
     demands: Demands = {x: wanted}
     asked: dict[fx.Node, set[fx.Node]] = {x: {user}}
@@ -81,7 +94,10 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
             return Refusal(f"what comes before it is {source}", node)
         outsiders = [u for u in node.users if u not in asked[node]]
         siblings = _siblings(outsiders, demands[node])
-        if len(siblings) != len(outsiders):
+        own = demands[node]
+        if len(siblings) != len(outsiders) and shared is not None and isinstance(own, Pair):
+            shared[node] = Shared(own, tuple(outsiders))
+        elif len(siblings) != len(outsiders):
             user_name = place_of(outsiders[0])
             return Refusal(f"the value before it is also used by '{user_name}'", node)
         steps.extend(Step(s, "clone") for s in siblings)
@@ -89,11 +105,11 @@ def backward(program: Program, user: fx.Node, x: fx.Node, wanted: Pair) -> Route
         step = _backward_step(program, node, demands[node])
         if isinstance(step, Refusal):
             return step
-        action, own, operands = step
+        action, taken, operands = step
         swap: Swap | None = None
-        if isinstance(own, Swap):
-            swap, own = own, Pair()
-        steps.append(Step(node, action, own, swap))
+        if isinstance(taken, Swap):
+            swap, taken = taken, Pair()
+        steps.append(Step(node, action, taken, swap))
         for operand, demand in operands:
             if operand in demands and not _agree(demands[operand], demand):
                 return Refusal("its users ask for different affines", operand)

@@ -9,7 +9,7 @@ What each operator lets through is stated once, in `_forward_step` and `_backwar
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,19 +82,19 @@ def forward_all(
     program: Program,
     starts: Mapping[fx.Node, Pair],
     *,
-    leaving: fx.Node | None = None,
+    leaving: Collection[fx.Node] = (),
     joining: bool = False,
     swapping: bool = True,
 ) -> Route | Refusal:
     """`forward` for several values at once, each replaced by its own un-affined value.
 
-    leaving: one user of the starts that is taken care of elsewhere, and must not be reached on another way.
+    leaving: users of the starts that are taken care of elsewhere, and must not be reached on another way.
     joining: an affine on the way takes what is carried, if it can, instead of adding to it. swapping: an activation may
     become another of its kind, with slopes or bounds for each channel.
     """
     known: dict[fx.Node, Any] = dict(starts)
     steps: list[Step] = []
-    heap = [u for u in dict.fromkeys(u for s in starts for u in s.users) if u not in starts and u is not leaving]
+    heap = [u for u in dict.fromkeys(u for s in starts for u in s.users) if u not in starts and u not in leaving]
     heapq.heapify(heap)
     queued = set(heap)
     while heap:
@@ -113,7 +113,7 @@ def forward_all(
             continue
         known[node] = value
         for user in node.users:
-            if user in starts or user is leaving:
+            if user in starts or user in leaving:
                 return Refusal("it is reached on more than one way", user)
             if user not in queued:
                 queued.add(user)

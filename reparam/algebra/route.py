@@ -210,8 +210,9 @@ def _write_affine(program: Program, step: Step, own: ChannelAffine, x: fx.Node) 
     args["running_mean"] = (mean - shift) / scale
     for name in ("weight", "running_mean"):
         args[name] = program.weight(args[name], f"{origin}.{name}", trainable=name == "weight", like=node)
+    same = node if shape_of(x) == shape_of(args["input"]) else None
     args["input"] = x
-    return program.call(node.target, tuple(args.values()), like=node)
+    return program.call(node.target, tuple(args.values()), like=node, same=same)
 
 
 def _write_norm(program: Program, step: Step) -> fx.Node:

@@ -15,6 +15,7 @@ from torch import nn
 from reparam.conversion import convert
 from reparam.engines.onnx import model_of
 from reparam.engines.onnx.cleanup import pool_globally, resize_by_factors, simplified, strip
+from support.helpers import Lambda
 from support.onnx_models import HEADER, kinds, rewritten, run
 
 
@@ -160,3 +161,19 @@ def test_factors_are_folded_into_a_layer_along_its_channels_alone(factors: str) 
     simple = ir.to_proto(simplified(ir.from_proto(model)))
     assert kinds(simple) == (["Conv"] if factors == "8,1,1" else ["Conv", "Mul"])
     np.testing.assert_allclose(run(simple, x), before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pad", "kernel"), [((1, 0, 1, 0), 1), ((2, 2, 2, 2), 2), ((0, 0, 3, 0), 3), ((1, 1, 1, 1), 2)]
+)
+def test_a_pad_as_wide_as_the_kernel_of_a_pool_stays_in_front_of_it(pad: tuple[int, ...], kernel: int) -> None:
+    """No pool of ONNX has such pads."""
+
+    def forward(m: Lambda, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.avg_pool2d(nn.functional.pad(m.c(x), pad), kernel, 2)
+
+    torch.manual_seed(0)
+    net = Lambda(forward, c=nn.Conv2d(3, 4, 1)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    found = run(model_of(convert(net, x).program), x.numpy())
+    np.testing.assert_allclose(found, net(x).detach().numpy(), rtol=1e-5, atol=1e-6)

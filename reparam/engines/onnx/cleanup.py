@@ -35,6 +35,7 @@ HEAVY = 1 << 28  # bytes of weights; above, large ones are left out of that mess
 LARGE = 1 << 20  # bytes of one weight
 ZEROS = "zeros"  # the name of a file
 _BY_VALUES = ("eliminate_duplicate_initializer",)  # what takes two weights that are not there for the same
+_WIDE_PADS = ("fuse_pad_into_pool",)  # also where a pad is as wide as the kernel, which is no pool of ONNX then
 # What onnxslim folds along the output channels whichever axis the factors lie on; onnxsim folds those that lie there.
 _BY_LENGTH = ("FusionConvMul", "FusionConvTransposeMul", "FusionGemmMul")
 _OF_LAYERS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}  # where a layer reads its weight
@@ -163,6 +164,18 @@ def _parsed(path: Path) -> onnx.ModelProto:
     return model
 
 
+def _has_wide_pads(model: ir.Model) -> bool:
+    """Whether a pool reads what is padded by as much as its kernel spans, or by what is not known."""
+    for pool in model.graph:
+        pad = pool.inputs[0].producer() if pool.op_type in ("AveragePool", "MaxPool") and pool.inputs[0] else None
+        if pad is None or pad.op_type != "Pad":
+            continue
+        widths = pad.inputs[1].const_value if pad.inputs[1] is not None else None
+        if widths is None or int(widths.numpy().max()) >= min(pool.attributes["kernel_shape"].as_ints()):
+            return True
+    return False
+
+
 def _simpler(model: ir.Model, skipped: Sequence[str] = ()) -> ir.Model:
     """What onnxsim makes of the model, or onnxslim of that. Both take messages: it becomes one, and comes from one.
 
@@ -171,6 +184,7 @@ def _simpler(model: ir.Model, skipped: Sequence[str] = ()) -> ir.Model:
     import onnxsim
 
     before = ir.to_proto(untyped(model))
+    skipped = (*skipped, *(_WIDE_PADS if _has_wide_pads(model) else ()))
     choice = {"skipped_optimizers": list(skipped)} if skipped else {}
     return _slimmer(_if_alike(before, onnxsim.simplify(before, **choice)[0]))
 

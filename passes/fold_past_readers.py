@@ -1,0 +1,85 @@
+"""y = W*z + b is made as s*y + t = (sW)*z + (sb + t), and V*y as (V/s)*(s*y + t) - V*(t/s): nobody notices.
+
+Turns a batch norm or constant factor whose value is read by others as well into nothing, where these take the inverse.
+
+A batch norm behind a convolution does not fold into it while something else reads the convolution's output, as the
+first layer of a squeeze-excite gate does, a second batch norm, or a layer beside. But these may take the inverse on
+their input for nothing.
+
+Fires on a batch norm, or a product or quotient with a constant, that would fold backwards if nobody else read the
+values on the way, when every other reader takes the inverse exactly.
+
+Refuses when a scale is zero, or so small beside its shift that the value could not be had back with all its digits.
+
+Source: linearity; the freedom of an affine between a layer and the next.
+
+    y = conv(z); batch_norm(y) -> relu; conv2(y)        becomes        y = conv'(z); relu(y); conv2'(y)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from reparam.algebra import Affine, TwoWays, build_two_ways, past_readers, read_affine
+from reparam.ir import BATCH_NORMS, DIVS, MULS, Program, Refusal, arguments, is_call, place_of
+from reparam.rewrite import Match, Pattern, Rewrite, op
+
+MOST = 100.0  # times its scale a batch norm's shift may be: two of the seven digits of float32 in that channel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The affine, and the ways that it and its inverse take."""
+
+    affine: Affine
+    ways: TwoWays
+
+
+@dataclass(frozen=True)
+class FoldPastReaders:
+    """Folds a batch norm or factor backwards past other readers, which take its inverse."""
+
+    name: ClassVar[str] = "fold-past-readers"
+    pattern: ClassVar[Pattern] = op(BATCH_NORMS | MULS | DIVS)
+
+    def check(self, program: Program, match: Match) -> Plan | Refusal | None:
+        """Looks for both ways; None when one is missing, of which other rules tell."""
+        affine = read_affine(program, match.root)
+        if not isinstance(affine, Affine):
+            return None
+        ways = past_readers(program, match.root, affine.x, affine.pair)
+        if not isinstance(ways, TwoWays):
+            return None
+        if few := _few_digits(program, match.root):
+            return Refusal(few, match.root)
+        return Plan(affine, ways)
+
+    def rewrite(self, program: Program, plan: Plan) -> Rewrite:
+        """The layers before that take the affine, and those beside that take its inverse."""
+        layers = ", ".join(f"'{place_of(s)}'" for s in plan.ways.back.sinks)
+        beside = ", ".join(f"'{place_of(s)}'" for s in plan.ways.ahead.sinks)
+        replaced = build_two_ways(program, plan.affine.node, plan.affine.x, plan.ways)
+        return Rewrite(replaced, f"folded into the output of {layers}; {beside} took the inverse")
+
+
+def _few_digits(program: Program, node: fx.Node) -> str:
+    """Why a value could not be had back from behind a batch norm with enough digits; "" where it could."""
+    if not is_call(node, BATCH_NORMS):
+        return ""
+    args = arguments(node)
+    gamma, beta = (program.tensor(args[k]) for k in ("weight", "bias"))
+    if beta is None:
+        return ""
+    scale = torch.ones_like(beta) if gamma is None else gamma.abs()
+    worst = float((beta.abs() / scale).max())
+    if worst <= MOST:
+        return ""
+    return f"what else reads the value would lose digits: a shift is {worst:.0f} times the scale of its channel"
+
+
+PASS = FoldPastReaders
+PHASE = "rest"
