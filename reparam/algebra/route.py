@@ -124,9 +124,15 @@ def _pool(node: fx.Node, carried: Pair) -> Refusal | None:
 
 
 def passes_beside(layer: Layer, pair: Pair) -> bool:
-    """Whether a scale passes a linear layer: it lies along another axis than the channels, and there is no bias."""
-    beside = pair.scale is not None and pair.scale.shape[-1] == 1
-    return layer.kind == "linear" and layer.bias is None and pair.shift is None and beside
+    """Whether a scale passes a layer: it lies along another axis than the channels, and there is no bias.
+
+    The layer is linear, or a convolution that reads one position for each that it makes.
+    """
+    if layer.bias is not None or pair.shift is not None or pair.scale is None:
+        return False
+    if layer.kind == "linear":
+        return pair.scale.shape[-1] == 1
+    return layer.pointwise and all(s == 1 for s in layer.geometry.stride) and pair.scale.shape[1] == 1
 
 
 def _pad(node: fx.Node, carried: Pair) -> Refusal | None:

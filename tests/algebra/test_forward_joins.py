@@ -188,13 +188,13 @@ def test_one_reader_may_be_left_out_and_must_not_be_reached_on_another_way() -> 
     graph, inputs, (first, _), pairs = two()
     left = call(aten.tanh.default)(graph, first)
     graph.returns(left, conv(graph, first))
-    route = forward_all(graph.program, {first: pairs[0]}, leaving=left)
+    route = forward_all(graph.program, {first: pairs[0]}, leaving=[left])
     assert actions(route) == "sink"
     assert_same(graph, route, {first: inputs[0]})
     again = graph.call(aten.permute.default, first, [0, 1, 2, 3])
     joint = graph.call(aten.add.Tensor, again, first)
     graph.returns(joint)
-    refused = forward_all(graph.program, {first: pairs[0]}, leaving=joint)
+    refused = forward_all(graph.program, {first: pairs[0]}, leaving=[joint])
     assert isinstance(refused, Refusal)
 
 
@@ -202,7 +202,7 @@ def test_where_nothing_takes_it_the_start_is_named() -> None:
     graph, _, (first, _), pairs = two()
     left = call(aten.tanh.default)(graph, first)
     graph.returns(left)
-    refused = forward_all(graph.program, {first: pairs[0]}, leaving=left)
+    refused = forward_all(graph.program, {first: pairs[0]}, leaving=[left])
     assert isinstance(refused, Refusal) and refused.node is first
     assert refused.reason == "nothing after it could absorb it"
 

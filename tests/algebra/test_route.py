@@ -289,3 +289,26 @@ def test_what_passes_a_linear_layer_beside_its_channels() -> None:
     assert not passes_beside(layer, Pair(channels)) and not passes_beside(layer, Pair(doubles(1, 5, 4)))
     assert not passes_beside(layer, Pair()) and not passes_beside(layer, Pair(tokens, tokens))
     assert not passes_beside(with_bias, Pair(tokens))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "passes"),
+    [
+        ((4, 4, 1), {}, True),
+        ((4, 4, 1), {"bias": True}, False),
+        ((4, 4, 2), {}, False),
+        ((4, 4, 1), {"stride": [2]}, False),
+        ((4, 4, 1), {"padding": [1]}, False),
+    ],
+)
+def test_what_passes_a_convolution_beside_its_channels(
+    kernel: tuple[int, ...], options: dict[str, Any], passes: bool
+) -> None:
+    """A scale of each position, where it reads one for each that it makes."""
+    graph = ByHand()
+    bias = graph.weight(doubles(4)) if options.get("bias") else None
+    geometry = (options.get("stride", [1]), options.get("padding", [0]))
+    conv = graph.call(aten.conv1d.default, graph.input(2, 4, 5), graph.weight(doubles(*kernel)), bias, *geometry)
+    layer = read_layer(graph.program, conv)
+    assert layer is not None and passes_beside(layer, Pair(doubles(1, 1, 5))) is passes
+    assert not passes_beside(layer, Pair(doubles(1, 4, 1)))

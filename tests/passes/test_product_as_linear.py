@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.passes.product_as_linear import ProductAsLinear
-from support.helpers import Lambda, doubles, fuse_exactly, program_of, run_rules
+from support.helpers import Lambda, doubles, fuse_exactly, healthy, program_of, run_rules
 
 W = nn.Parameter(doubles(4, 6, seed=1))
 V = nn.Parameter(doubles(6, 4, seed=2))
@@ -26,6 +26,12 @@ LINEAR: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...]]] = {
     "einsum, outputs first": (lambda m, x: torch.einsum("bti, oi -> bto", x, m.v), (2, 5, 4)),
     "einsum, weight first": (lambda m, x: torch.einsum("oi,...i->...o", m.v, x), (2, 5, 4)),
 }
+CONVS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...]]] = {
+    "w @ x": (lambda m, x: m.v @ x, (2, 4, 5)),
+    "einsum": (lambda m, x: torch.einsum("bit,io->bot", x, m.w), (2, 4, 5)),
+    "einsum, weight first": (lambda m, x: torch.einsum("oi,bihw->bohw", m.v, x), (2, 4, 3, 5)),
+    "einsum of a volume": (lambda m, x: torch.einsum("bithw,io->bothw", x, m.w), (2, 4, 2, 3, 5)),
+}
 OTHERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...]]] = {
     "a vector": (lambda m, x: x[0] @ m.w, (3, 4)),
     "w @ x": (lambda m, x: m.v @ x, (4, 3)),
@@ -36,7 +42,10 @@ OTHERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...]]] = {
     "addmm twice": (lambda m, x: torch.addmm(m.b, x, m.w, alpha=2), (3, 4)),
     "addmm with data": (lambda m, x: torch.addmm(x[:, :1], x, m.w), (3, 4)),
     "addmm with one number": (lambda m, x: torch.addmm(m.b[:1], x, m.w), (3, 4)),
-    "another axis": (lambda m, x: torch.einsum("bit,io->bot", x, m.w), (2, 4, 5)),
+    "another axis": (lambda m, x: torch.einsum("bcit,io->bcot", x, m.w), (2, 3, 4, 5)),
+    "too many axes": (lambda m, x: torch.einsum("bidhwt,io->bodhwt", x, m.w), (2, 4, 1, 1, 1, 3)),
+    "w @ x, of four axes": (lambda m, x: m.v @ x, (2, 3, 4, 5)),
+    "an ellipsis behind": (lambda m, x: torch.einsum("bi...,io->bo...", x, m.w), (2, 4, 5)),
     "another place": (lambda m, x: torch.einsum("bti,io->tbo", x, m.w), (2, 5, 4)),
     "no sum": (lambda m, x: torch.einsum("bi,io->bio", x, m.w), (3, 4)),
     "a sum over both": (lambda m, x: torch.einsum("bi,io->b", x, m.w), (3, 4)),
@@ -64,6 +73,32 @@ def test_a_product_with_a_matrix_is_a_layer(name: str) -> None:
     assert done.text.startswith("linear(") and "matmul" not in done.text
     [told] = done.passed("product-as-linear")
     assert told.endswith("by a matrix of weights became a linear layer")
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_a_product_over_the_channels_is_a_convolution_of_one_position(name: str) -> None:
+    compute, shape = CONVS[name]
+    done = fuse_exactly(model_of(compute), doubles(*shape), bound=1e-14)
+    assert done.text.startswith("conv1") and "einsum" not in done.text and "matmul" not in done.text
+    [told] = done.passed("product-as-linear")
+    assert told.endswith("by a matrix of weights became a convolution of one position")
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_norms_of_channels_fold_on_both_sides(name: str) -> None:
+    compute, shape = CONVS[name]
+    kind = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]
+    model = model_of(lambda m, x: m.after(compute(m, m.before(x.sin()))).tanh(), before=kind(4), after=kind(6))
+    done = fuse_exactly(healthy(model), doubles(*shape), bound=1e-13)
+    assert "norm" not in done.text
+
+
+def test_a_scale_of_positions_passes_a_product_over_the_channels() -> None:
+    """Into the layer behind it, which reads along the positions."""
+    model = model_of(lambda m, x: m.last(m.v @ (x.sin() * m.s)), last=nn.Linear(5, 3))
+    model.register_parameter("s", nn.Parameter(doubles(1, 1, 5)))
+    done = fuse_exactly(model, doubles(2, 4, 5), bound=1e-13)
+    assert "mul" not in done.text and "linear" in done.text
 
 
 @pytest.mark.parametrize("name", OTHERS)
