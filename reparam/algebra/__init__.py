@@ -6,7 +6,7 @@ from .branch_term import Branch, Link, Term, add_terms, branches_to, build_term,
 from .channel_affine import Affine, Pair, along, compress, read_affine, same, trim, write_affine
 from .fold_affine import AffinePlan, build_fold, plan_fold
 from .kernels import average_kernel, batch_norm_affine, column, dirac, expand_groups, scale_outputs
-from .layer import Layer, conv_call, read_layer, weights, write_layer
+from .layer import Geometry, Layer, conv_call, read_layer, weights, write_layer
 from .movements import other_sizes
 from .past_readers import TwoWays, build_two_ways, past_readers
 from .picks import broadcast_channels, cut_of_map, read_picks
@@ -37,6 +37,7 @@ __all__ = [
     "Affine",
     "AffinePlan",
     "Branch",
+    "Geometry",
     "Layer",
     "Link",
     "Pair",

@@ -35,6 +35,7 @@ from reparam.ir import (
 from .channel_affine import Affine, Pair, along, read_affine, same
 from .einsum_scales import einsum_backward
 from .layer import Layer, read_layer
+from .masking import CHOICES, choice_backward
 from .movements import is_movement, move_backward
 from .reductions import REDUCTIONS, WITH_POSITIONS, reduced_backward
 from .route import (
@@ -213,6 +214,13 @@ def _two_operands(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | 
     return (left, right) if left is not right else None
 
 
+def _value_and_mask(node: fx.Node) -> tuple[fx.Node, ...] | None:
+    """What is multiplied by a mask of truth values or whole numbers."""
+    sides = [s for s in arguments(node).values() if isinstance(s, fx.Node)]
+    values = tuple(s for s in sides if is_float(s))
+    return values if len(sides) == 2 and len(values) == 1 else None
+
+
 def _backward_sum(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     sides = _two_operands(program, node)
     if sides is None or any(shape_of(s) != shape_of(node) for s in sides):
@@ -227,7 +235,7 @@ def _backward_sum(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep
 
 
 def _backward_product(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
-    sides = _two_operands(program, node)
+    sides = _two_operands(program, node) or _value_and_mask(node)
     if sides is None or wanted.shift is not None:
         return Refusal("a shift does not pass back through a product with data", node)
     full = next((s for s in sides if shape_of(s) == shape_of(node)), None)
@@ -259,6 +267,11 @@ def _backward_extreme(program: Program, node: fx.Node, wanted: Pair) -> Backward
 def _backward_einsum(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     found = einsum_backward(program, node, wanted)
     return found if isinstance(found, Refusal) else ("clone", wanted, [found])
+
+
+def _backward_choice(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
+    found = choice_backward(program, node, wanted)
+    return found if isinstance(found, Refusal) else ("clone", wanted, found)
 
 
 def _backward_matmul(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
@@ -368,5 +381,6 @@ _STEPS: Sequence[tuple[frozenset[Any], Callable[[Program, fx.Node, Pair], Backwa
     (_PRODUCTS, _backward_matmul),
     (EXTREMES, _backward_extreme),
     (EINSUMS, _backward_einsum),
+    (CHOICES, _backward_choice),
     (CONVS | LINEARS, _backward_kernel),
 )

@@ -39,6 +39,7 @@ from .channel_affine import Affine as ChannelAffine
 from .channel_affine import Pair, along, compress, lift, plus, read_affine, same, times
 from .einsum_scales import einsum_forward
 from .layer import Layer, read_layer
+from .masking import CHOICES, choice_forward
 from .movements import is_movement, move_forward
 from .reductions import REDUCTIONS, WITH_POSITIONS, reduced_forward
 from .route import (
@@ -132,6 +133,9 @@ def _forward_step(program: Program, node: fx.Node, known: dict[fx.Node, Any]) ->
     affine = read_affine(program, node)
     if isinstance(affine, ChannelAffine) and affine.x in known and isinstance(known[affine.x], Pair):
         return "skip", known[affine.x].then(affine.pair.scale, affine.pair.shift)
+    if is_call(node, CHOICES):
+        chosen = choice_forward(program, node, known)
+        return chosen if isinstance(chosen, Refusal) else ("clone", chosen)
     for kinds, joined in _OF_SEVERAL:
         if is_call(node, kinds):
             pair = joined(node, known)

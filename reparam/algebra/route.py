@@ -30,6 +30,7 @@ from .channel_affine import Affine as ChannelAffine
 from .channel_affine import Pair, read_affine, write_affine
 from .kernels import scale_inputs, scale_outputs
 from .layer import Layer, read_layer, weights, write_layer
+from .masking import FILLED, RUNNING_SUMS, filled, running_sum
 from .scaled_activation import Swap, emit_swap
 
 HOMOGENEOUS = frozenset({aten.relu.default, aten.leaky_relu.default, aten.abs.default})
@@ -162,6 +163,8 @@ _PASSING: Sequence[tuple[frozenset[Any], Callable[[fx.Node, Pair], Refusal | Non
     (AVG_POOLS | MAX_POOLS | GLOBAL_POOLS | INTERPOLATIONS, _pool),
     (PADS, _pad),
     (SAMPLERS, _sampler),
+    (FILLED, filled),
+    (RUNNING_SUMS, running_sum),
 )
 
 

@@ -35,17 +35,19 @@ _DEEPEST = 3  # containers within containers
 _HOLDING = frozenset({*_CONTAINERS, FunctionType, MethodType, functools.partial, functools._lru_cache_wrapper})
 
 
-def fresh_copy(module: nn.Module, *, to_write: bool = False) -> nn.Module:
+def fresh_copy(module: nn.Module, *, to_write: bool = False, to_assign: bool = False) -> nn.Module:
     """A copy of the module's structure and of all that it remembers, which shares its weights.
 
-    to_write: for a module that may write to its weights: small ones are copied.
+    to_write: for a module that may write to its weights: small ones are copied. to_assign: for one that may give its
+    parameters other data (`conv.weight.data = w`), which is seen by the copy alone then.
 
     What cannot be copied (a lock, an open file, a tensor with a history) is shared as well. Weights that were made in
     inference mode are copied.
     """
     with torch._C.DisableTorchFunction(), _disable_current_modes():  # a copy is no call of the model
         weights = [t for t in (*module.parameters(), *module.buffers()) if not (to_write and _is_small(t))]
-        return _copied(module, {id(t): _ordinary(t) for t in weights})
+        as_they_are = _apart if to_write or to_assign else _ordinary
+        return _copied(module, {id(t): as_they_are(t) for t in weights})
 
 
 def _copied(module: nn.Module, shared: Mapping[int, Any]) -> nn.Module:
@@ -153,6 +155,16 @@ def _ordinary(weight: Tensor) -> Tensor:
         return weight
     copied = weight.clone()
     return nn.Parameter(copied, weight.requires_grad) if isinstance(weight, nn.Parameter) else copied
+
+
+def _apart(weight: Tensor) -> Tensor:
+    """The weight; of a parameter, another one on the same memory."""
+    ordinary = _ordinary(weight)
+    if type(ordinary) is not nn.Parameter or ordinary is not weight:
+        return ordinary
+    other = nn.Parameter(weight.detach(), weight.requires_grad)
+    vars(other).update(vars(weight))
+    return other
 
 
 def _can_be_copied(value: Any, shared: Mapping[int, Any]) -> bool:

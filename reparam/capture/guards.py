@@ -184,10 +184,18 @@ def _readable(condition: SizeCondition, axes: Sequence[Axis]) -> str:
     """`height % 2 == 0` for Eq(Mod(s53, 2), 0)."""
     names = {s: sympy.Symbol(a.name) for s, a in zip(condition.symbols, axes, strict=True)}
     text = str(condition.expression.xreplace(names))
-    text = re.sub(r"Mod\(([^,()]+), ([^,()]+)\)", r"\1 % \2", text)
+    text = re.sub(r"Mod\(([^,()]+), ([^,()]+)\)", _remainder, text)
     for pattern, shown in ((r"^Eq\((.+), (.+)\)$", r"\1 == \2"), (r"^Ne\((.+), (.+)\)$", r"\1 != \2")):
         text = re.sub(pattern, shown, text)
     return text
+
+
+def _remainder(found: re.Match[str]) -> str:
+    """`a % b`, in brackets where it would be read otherwise."""
+    a, b = found.groups()
+    text = f"({a}) % {b}" if " " in a else f"{a} % {b}"
+    before = found.string[: found.start()].rstrip()
+    return f"({text})" if before.endswith(("+", "-", "*", "/")) else text
 
 
 def probes(exported: torch.export.ExportedProgram, most: int = 6) -> tuple[dict[str, int], ...]:

@@ -29,6 +29,7 @@ from reparam.utils import (
 )
 
 from .as_written import AsWritten, silent
+from .assigned_weights import AssignsWeights, NoneAssigned, WeightsStay, with_weights_assigned
 from .explain import explain
 from .fast_path import fast_path_notes
 from .free_axes import (
@@ -258,16 +259,17 @@ def _export_once(
 
     equal: the free axes that are of one size. recurrent: takes note of the sizes of the inputs.
     """
-    doing, known = f"capturing {name_of(module)}", False
+    doing, known, source = f"capturing {name_of(module)}", False, module
+    weights: AbstractContextManager[Any] = NoneAssigned()
     for _ in range(8):
-        fresh = fresh_copy(module)
+        fresh = fresh_copy(source)
         keep_equal(fresh, equal)
         (recurrent or RecurrentLayers()).watch(fresh)
         values: AbstractContextManager[Any] = WeightsAreKnown(fresh) if known else nullcontext()
         try:
             with outside.kept(), silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
                 warnings.simplefilter("ignore")
-                with as_the_user_set(), AsWritten(), values, plain_sizes(), frames_made_once():
+                with as_the_user_set(), AsWritten(), values, plain_sizes(), frames_made_once(), weights:
                     return torch.export.export(fresh, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except MachineError:
             raise
@@ -275,10 +277,18 @@ def _export_once(
             with outside.kept():
                 if not known and _asks_for_values(error):
                     known = True
+                elif isinstance(error, AssignsWeights):
+                    source, weights = _with_weights_assigned(module, args)
                 elif not _register_output_type(module, args, error):
                     told = explain(module, error, lambda: _run(fresh_copy(module, to_write=True), args))
                     raise CaptureError(told) from error
     raise CaptureError("the model's outputs nest more unregistered dataclasses than can be captured")
+
+
+def _with_weights_assigned(module: nn.Module, args: tuple[Any, ...]) -> tuple[nn.Module, AbstractContextManager[Any]]:
+    """A copy whose weights are what it assigns to them, which stay so; the module itself where these values differ."""
+    settled = with_weights_assigned(fresh_copy(module, to_write=True), args, _run)
+    return (module, nullcontext()) if settled is None else (settled, WeightsStay())
 
 
 def _asks_for_values(error: Exception) -> bool:

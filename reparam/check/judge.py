@@ -138,7 +138,7 @@ class Judge:
 
     def _run_once(self, values: Feed) -> list[Any]:
         with foreign_code(f"copying {type(self._module).__name__}"):
-            module = fresh_copy(self._module).eval()
+            module = fresh_copy(self._module, to_assign=True).eval()
         args, kwargs = self._arguments(values)
         calls = _Calls(self._lines, None if self._lines is None else inspect.currentframe())
         doing = f"running {type(self._module).__name__}"

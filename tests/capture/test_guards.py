@@ -158,6 +158,20 @@ def test_where_the_captured_graph_stops_its_line_is_told() -> None:
         convert(net, torch.randn(2, 1, 7, 11), dynamic=ALL)
 
 
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (lambda h: 7 - (h + 7) % 8, "7 - ((height + 7) % 8) == 4"),
+        (lambda h: (h + 1) % 8 * 2, "2*((height + 1) % 8) == 10"),
+        (lambda h: h % 8 + 1, "(height % 8) + 1 == 5"),
+    ],
+)
+def test_a_remainder_is_told_with_its_brackets(size: Callable[[int], int], told: str) -> None:
+    net = Lambda(lambda m, x: m.c(x) * (2 if size(x.shape[2]) == size(20) else 1), c=nn.Conv2d(3, 3, 3)).eval()
+    with pytest.raises(CaptureError, match=re.escape(f"the model asks whether {told} at")):
+        capture(net, (torch.randn(1, 3, 20, 20),), dynamic=("height",))
+
+
 def test_an_assertion_of_the_model_only_says_for_which_sizes_there_is_one() -> None:
     class Asserts(PadsOdd):
         def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,113 @@
+"""Affines where elements are masked: fills of zeros, choices by a condition, triangles, running sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from support.helpers import EXACT, Lambda, doubles, fuse_exactly, healthy, vector
+
+Masked = Callable[[Any, Tensor, Tensor], Tensor]  # of the module, of what is masked, and of the input
+
+ZEROS: dict[str, Masked] = {
+    "masked_fill": lambda m, y, x: y.masked_fill(x[:, :1] > 0, 0.0),
+    "where": lambda m, y, x: torch.where(x[:, :1] > 0, y, 0.0),
+    "where, on the other side": lambda m, y, x: torch.where(x[:, :1] > 0, 0.0, y),
+    "where of a tensor of zeros": lambda m, y, x: torch.where(x[:, :1] > 0, y, m.zeros),
+    "a mask of truth values": lambda m, y, x: y * (x[:, :1] > 0),
+    "a mask in front": lambda m, y, x: (x[:, :1] > 0) * y,
+    "a triangle": lambda m, y, x: y.tril(),
+    "the other triangle": lambda m, y, x: y.triu(-1),
+    "a running sum": lambda m, y, x: y.cumsum(-1),
+}
+
+
+def model_of(forward: Any) -> nn.Module:
+    layers = {"c": nn.Conv2d(3, 4, 1), "d": nn.Conv2d(4, 2, 1), "n": nn.BatchNorm2d(4), "w": vector(4, 1, 1)}
+    model = Lambda(forward, **layers)
+    model.register_buffer("zeros", torch.zeros(1))
+    model.register_buffer("ones", torch.ones(1))
+    return healthy(model)
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_the_scale_of_a_norm_behind_goes_back_and_its_shift_stays(name: str) -> None:
+    """The judge is the model itself."""
+    mask = ZEROS[name]
+    done = fuse_exactly(model_of(lambda m, x: m.n(mask(m, m.c(x), x)).relu()), doubles(2, 3, 5, 6), bound=EXACT)
+    assert "batch_norm" not in done.text and "add(" in done.text
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_a_scale_in_front_goes_on(name: str) -> None:
+    mask = ZEROS[name]
+    done = fuse_exactly(model_of(lambda m, x: m.d(mask(m, x.sin()[:, :1] * m.w, x))), doubles(2, 3, 5, 6), bound=EXACT)
+    assert not done.missed("fold-channel-affine")
+
+
+def test_both_sides_of_a_choice_take_an_affine() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.n(torch.where(x[:, :1] > 0, m.c(x), m.e(x))).relu()
+
+    model = model_of(forward)
+    model.e = nn.Conv2d(3, 4, 1).double()
+    done = fuse_exactly(model, doubles(2, 3, 5, 6), bound=EXACT)
+    assert "batch_norm" not in done.text and "add(" not in done.text
+
+
+def test_an_affine_of_both_sides_goes_on() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a, b = x.sin()[:, :1] * m.w + m.w, x.cos()[:, :1] * m.w + m.w
+        return m.d(torch.where(x[:, :1] > 0, a, b))
+
+    done = fuse_exactly(model_of(forward), doubles(2, 3, 5, 6), bound=EXACT)
+    assert done.text.startswith("conv1x1(where(")
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (lambda m, y, x: y.masked_fill(x[:, :1] > 0, 2.0), "which fills in another number than zero"),
+        (lambda m, y, x: torch.where(x[:, :1] > 0, y, 2.0), "is a constant that does not take the affine"),
+        (lambda m, y, x: torch.where(x[:, :1] > 0, y, m.ones), "is a constant that does not take the affine"),
+        (lambda m, y, x: torch.where(y > 0, y, 0.0), "the value before it is also used by"),
+        (lambda m, y, x: torch.where(x[:, :1] > 0, y, x[:, :1].expand(-1, 4, -1, -1)), ""),
+        (lambda m, y, x: y.cumsum(1), "the scale varies along a running sum"),
+    ],
+)
+def test_what_stays(mask: Masked, reason: str) -> None:
+    model = model_of(lambda m, x: m.n(mask(m, m.c(x), x)).relu())
+    done = fuse_exactly(model, doubles(2, 3, 5, 6), bound=EXACT)
+    assert "batch_norm" in done.text
+    told = " ".join([*done.missed("fold-batch-norm"), *done.missed("leave-shift")])
+    assert reason in told
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.d(torch.where(x[:, :1] > 0, x.sin()[:, :1] * m.w, x.cos()[:, :1])),
+        lambda m, x: m.d(torch.where(x[:, :1] > 0, x.sin()[:, :1] * m.w, x.cos()[:, :1] * (m.w + 1))),
+        lambda m, x: m.d(torch.where((x[:, :1] * m.w) > 0, x[:, :1] * m.w, 0.0)),
+        lambda m, x: m.d(torch.where(x[:, :1] > 0, x.sin()[:, :1] * m.w + m.w, 0.0)),
+    ],
+    ids=["one side alone", "other scales", "in the condition too", "a shift beside zeros"],
+)
+def test_choices_that_an_affine_does_not_pass(forward: Any) -> None:
+    done = fuse_exactly(model_of(forward), doubles(2, 3, 5, 6), bound=EXACT)
+    assert "mul(" in done.text or "add(" in done.text
+
+
+@pytest.mark.parametrize("function", [torch.max, torch.min])
+def test_the_larger_of_two_values_by_its_other_name(function: Any) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.n(function(m.c(x), m.e(x))).relu()
+
+    model = model_of(forward)
+    model.e = nn.Conv2d(3, 4, 1).double()
+    model.n.weight.data.abs_()  # type: ignore[union-attr,operator]
+    assert "batch_norm" not in fuse_exactly(model, doubles(2, 3, 5, 6), bound=EXACT).text
