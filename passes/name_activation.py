@@ -1,10 +1,11 @@
 """x*sigmoid(x) = silu(x), clamp(x/6 + 1/2, 0, 1) = hardsigmoid(x): an activation that is spelled out gets its name.
 
-Turns hardsigmoid, SiLU, hardswish, mish and GELU that are spelled out, and ReLU as a clamp into one call each.
+Turns hardsigmoid, SiLU, hardswish, mish and GELU that are spelled out, ReLU as a clamp, and RReLU, which is a leaky
+ReLU outside of training, into one call each.
 
     hardsigmoid(x) = clamp(x + 3, 0, 6)/6        silu(x) = x*sigmoid(x)        hardswish(x) = x*hardsigmoid(x)
     mish(x) = x*tanh(softplus(x))                gelu(x) = x*(1 + erf(x/sqrt 2))/2
-    gelu_tanh(x) = x*(1 + tanh(sqrt(2/pi)*(x + 0.044715 x^3)))/2
+    gelu_tanh(x) = x*(1 + tanh(sqrt(2/pi)*(x + 0.044715 x^3)))/2        rrelu(x, l, u) = leaky_relu(x, (l + u)/2)
 
 Fires when the numbers are those of the definition and the intermediate values have no other reader. Where they are
 rounded, as in 0.1667*relu6(x + 3), it is another function, and stays.
@@ -38,6 +39,7 @@ _CLAMPS = frozenset(
         aten.clamp_max.default,
     }
 )
+_RANDOM = frozenset({aten.rrelu.default})
 _ARITHMETIC = ADDS | SUBS | MULS | DIVS
 _CUBES = frozenset({aten.pow.Tensor_Scalar})
 CLOSE = 1e-14  # what arithmetic with the numbers of a definition, none above one, may lose
@@ -67,13 +69,15 @@ class NameActivation:
     """Calls activations by their names."""
 
     name: ClassVar[str] = "name-activation"
-    pattern: ClassVar[Pattern] = op(_ARITHMETIC | _CLAMPS)
+    pattern: ClassVar[Pattern] = op(_ARITHMETIC | _CLAMPS | _RANDOM)
 
     def check(self, program: Program, match: Match) -> Plan | None:
         """The activation that ends in this call."""
         node = match.root
         if not is_float(node):
             return None
+        if is_call(node, _RANDOM):
+            return _leaky(node)
         if is_call(node, _CLAMPS):
             return _clamp(node) or _hard_sigmoid(program, node)
         if is_call(node, MULS | DIVS):
@@ -84,6 +88,13 @@ class NameActivation:
         """One call."""
         made = program.call(plan.target, (plan.x,), dict(plan.kwargs), like=plan.node)
         return Rewrite({plan.node: made}, f"its spelled form became {op_name(made)}")
+
+
+def _leaky(node: fx.Node) -> Plan | None:
+    """A random slope outside of training, where it is the middle of its range."""
+    args = arguments(node)
+    slope = (args["lower"] + args["upper"]) / 2
+    return None if args["training"] else Plan(node, args["self"], aten.leaky_relu.default, (("negative_slope", slope),))
 
 
 def _near(a: float, b: float) -> bool:

@@ -34,6 +34,10 @@ SPELLED: dict[str, tuple[str, Function]] = {
         lambda x: 0.5 * x * (1 + torch.tanh(CUBIC * (x + 0.044715 * torch.pow(x, 3)))),
     ),
     "relu by clamp": ("relu(x)", lambda x: x.clamp(min=0)),
+    "a slope that is random in training": (
+        "leaky_relu(x, negative_slope=0.25)",
+        lambda x: F.rrelu(x, 0.125, 0.375),
+    ),
 }
 
 
