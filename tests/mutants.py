@@ -104,6 +104,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "algebra.route": ("algebra/test_route.py", "algebra/test_let_through.py"),
     "algebra.reductions": ("algebra/test_reductions.py", "algebra/test_let_through.py"),
+    "algebra.past_readers": ("passes/test_fold_past_readers.py",),
     "algebra.einsum_scales": ("algebra/test_einsum_scales.py", "algebra/test_let_through.py"),
     "passes.name_activation": ("passes/test_name_activation_calls.py",),
     "passes.scatter_as_cat": ("passes/test_scatter_as_cat_calls.py",),
