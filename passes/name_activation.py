@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from reparam.algebra import Affine, read_affine
-from reparam.ir import ADDS, DIVS, MULS, SUBS, Program, arguments, aten, is_call, is_float, op_name
+from reparam.ir import ADDS, DIVS, MULS, RRELUS, SUBS, Program, arguments, aten, is_call, is_float, op_name
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 _CLAMPS = frozenset(
@@ -39,7 +39,6 @@ _CLAMPS = frozenset(
         aten.clamp_max.default,
     }
 )
-_RANDOM = frozenset({aten.rrelu.default})
 _ARITHMETIC = ADDS | SUBS | MULS | DIVS
 _CUBES = frozenset({aten.pow.Tensor_Scalar})
 CLOSE = 1e-14  # what arithmetic with the numbers of a definition, none above one, may lose
@@ -69,14 +68,14 @@ class NameActivation:
     """Calls activations by their names."""
 
     name: ClassVar[str] = "name-activation"
-    pattern: ClassVar[Pattern] = op(_ARITHMETIC | _CLAMPS | _RANDOM)
+    pattern: ClassVar[Pattern] = op(_ARITHMETIC | _CLAMPS | RRELUS)
 
     def check(self, program: Program, match: Match) -> Plan | None:
         """The activation that ends in this call."""
         node = match.root
         if not is_float(node):
             return None
-        if is_call(node, _RANDOM):
+        if is_call(node, RRELUS):
             return _leaky(node)
         if is_call(node, _CLAMPS):
             return _clamp(node) or _hard_sigmoid(program, node)
