@@ -1,4 +1,4 @@
-"""What torch.export gets wrong about tensors, while it traces: the numbers of small constants, `.data`, and prints."""
+"""What torch.export gets wrong while it traces: numbers of small constants, `.data`, calls that raise, and prints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.export import _trace
+from torch.fx import Tracer
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -27,6 +28,30 @@ def silent() -> Iterator[None]:
             yield
     finally:
         del _trace.print  # type: ignore[attr-defined]
+
+
+@contextmanager
+def calls_may_raise() -> Iterator[None]:
+    """A part of a model may raise what the model catches (`try: layer(x, lengths) except TypeError: layer(x)`).
+
+    torch would go on as if that call had never ended.
+    """
+    call = Tracer.call_module
+
+    def restored(tracer: Tracer, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        depth = len(tracer.module_stack)
+        try:
+            return call(tracer, m, forward, args, kwargs)
+        except BaseException:
+            while len(tracer.module_stack) > depth:
+                tracer.module_stack.popitem(last=True)
+            raise
+
+    Tracer.call_module = restored  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Tracer.call_module = call  # type: ignore[method-assign]
 
 
 # What is asked of a small constant tensor to get at its numbers.

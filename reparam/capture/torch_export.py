@@ -28,7 +28,7 @@ from reparam.utils import (
     memory_told,
 )
 
-from .as_written import AsWritten, silent
+from .as_written import AsWritten, calls_may_raise, silent
 from .assigned_weights import AssignsWeights, NoneAssigned, WeightsStay, with_weights_assigned
 from .explain import explain
 from .fast_path import fast_path_notes
@@ -269,7 +269,15 @@ def _export_once(
         try:
             with outside.kept(), silent(), warnings.catch_warnings(), torch.no_grad(), memory_told(doing):
                 warnings.simplefilter("ignore")
-                with as_the_user_set(), AsWritten(), values, plain_sizes(), frames_made_once(), weights:
+                with (
+                    as_the_user_set(),
+                    AsWritten(),
+                    values,
+                    plain_sizes(),
+                    frames_made_once(),
+                    calls_may_raise(),
+                    weights,
+                ):
                     return torch.export.export(fresh, _unmarked(args), dynamic_shapes=shapes, strict=False)
         except MachineError:
             raise
