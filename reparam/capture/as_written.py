@@ -47,7 +47,7 @@ def calls_may_raise() -> Iterator[None]:
                 tracer.module_stack.popitem(last=True)
             raise
 
-    Tracer.call_module = restored  # type: ignore[method-assign]
+    Tracer.call_module = restored  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
