@@ -3,7 +3,7 @@
 torch.export fixes the length of a linspace, the sides of an affine_grid, and sizes that become a tensor by as_tensor or
 new_tensor.
 The range that the first two are made of may have any length. It fixes the length that a max_pool1d pools over, and no
-side of a max_pool2d.
+side of a max_pool2d; and the number of windows of an adaptive max-pool.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def maker_for_free_sizes(func: Any, args: Sequence[Any], kwargs: Mapping[str, An
     """What to call in place of a function of torch; None where it is called as it is."""
     maker = _MAKERS.get(func) if isinstance(func, _HASHED) else None
     leaves = pytree.tree_leaves((args, dict(kwargs))) if maker is not None else []
-    sizes = (n for v in leaves for n in (v.shape[-1:] if isinstance(v, Tensor) else [v]))
+    sizes = (n for v in leaves for n in (v.shape[1:] if isinstance(v, Tensor) else [v]))
     return maker if any(isinstance(n, SymInt | SymFloat) for n in sizes) else None
 
 
@@ -104,6 +104,35 @@ def _max_pool1d(
     return F.max_pool2d(row, (1, kernel), (1, steps), (0, pads), (1, gaps), ceil_mode).squeeze(-2)
 
 
+def _adaptive_max_pool(pool: Callable[..., Any], rank: int) -> Callable[..., Any]:
+    """Maxima of windows whose number is a free size, along one axis after the other."""
+
+    def made(x: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+        sizes = list(output_size) if isinstance(output_size, list | tuple) else [output_size] * rank
+        own = x.shape[-rank:]
+        free = any(isinstance(own[i] if n is None else n, SymInt) for i, n in enumerate(sizes))
+        if return_indices or not free or len(sizes) != rank:
+            return pool(x, output_size, return_indices)
+        for i, size in enumerate(sizes):
+            if size is not None:
+                x = _largest_of_windows(x, x.dim() - rank + i, size)
+        return x
+
+    return made
+
+
+def _largest_of_windows(x: Tensor, axis: int, count: Any) -> Tensor:
+    """Window i of `count` is x[floor(i n / count) : ceil((i + 1) n / count)] along an axis of size n.
+
+    No window is longer than n // count + 2; of a shorter one the last element is taken several times.
+    """
+    n, place = x.shape[axis], torch.arange(count, device=x.device)
+    first, last = place * n // count, ((place + 1) * n + count - 1) // count - 1
+    within = torch.arange(n // count + 2, device=x.device)
+    index = torch.minimum(first[:, None] + within, last[:, None])
+    return x[(slice(None),) * axis + (index,)].amax(axis + 1)
+
+
 _MAKERS: dict[Any, Callable[..., Any]] = {
     torch.linspace: _linspace,
     F.affine_grid: _affine_grid,
@@ -111,5 +140,8 @@ _MAKERS: dict[Any, Callable[..., Any]] = {
     Tensor.new_tensor: _new_tensor,
     torch.max_pool1d: _max_pool1d,
     F.max_pool1d: _max_pool1d,
+    F.adaptive_max_pool1d: _adaptive_max_pool(F.adaptive_max_pool1d, 1),
+    F.adaptive_max_pool2d: _adaptive_max_pool(F.adaptive_max_pool2d, 2),
+    F.adaptive_max_pool3d: _adaptive_max_pool(F.adaptive_max_pool3d, 3),
 }
 _HASHED = tuple({type(f) for f in _MAKERS})

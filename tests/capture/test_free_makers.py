@@ -38,6 +38,11 @@ MADE: dict[str, Callable[[Any, Tensor], Any]] = {
     "maxima": lambda m, x: F.max_pool1d(x[:, 0], 2),
     "maxima in steps": lambda m, x: nn.MaxPool1d(3, 1, 1, ceil_mode=True)(x[:, 0]),
     "maxima apart": lambda m, x: torch.max_pool1d(x[0], [3], [2], 1, 2, True) if x.shape[3] else x,
+    "the largest of windows": lambda m, x: F.adaptive_max_pool2d(x, (x.shape[2] // 2 + 1, x.shape[3] // 3 + 1)),
+    "the largest of more windows": lambda m, x: F.adaptive_max_pool2d(x[0], (2 * x.shape[2], x.shape[3])),
+    "the largest of rows": lambda m, x: nn.AdaptiveMaxPool2d((None, 5))(x),
+    "the largest of a row": lambda m, x: F.adaptive_max_pool1d(x[:, 0], x.shape[3] // 2 + 1),
+    "the largest of a volume": lambda m, x: nn.AdaptiveMaxPool3d((1, None, x.shape[3] // 4 + 1))(x[:, None]),
     "their dtype": lambda m, x: x * torch.as_tensor(x.shape[2:], dtype=x.dtype).sum(),
 }
 
@@ -76,3 +81,9 @@ def test_what_is_made_of_known_sizes_is_made_by_torch() -> None:
     assert sum("linspace" in n for n in names) == 2 and any("affine_grid" in n for n in names)
     x = torch.randn(2, 3, 8, 9)
     torch.testing.assert_close(evaluate(program, [x], None)[0], model(x))
+
+
+def test_the_largest_of_a_known_number_of_windows_is_found_by_torch() -> None:
+    model = Lambda(lambda m, x: F.adaptive_max_pool2d(x, (2, 5))).eval()
+    program = capture(model, (torch.zeros(2, 3, 8, 9),), dynamic=("batch", "height", "width")).program
+    assert any("adaptive_max_pool2d" in str(n.target) for n in program.calls())
