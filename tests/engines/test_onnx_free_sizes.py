@@ -54,6 +54,17 @@ def test_adaptive_max_pool_of_a_fixed_size(pool: nn.Module, tmp_path: Path) -> N
     np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("pool", [nn.AdaptiveMaxPool2d(3), nn.AdaptiveMaxPool2d((1, 5)), nn.AdaptiveMaxPool2d(1)])
+def test_adaptive_max_pool_of_free_sizes(pool: nn.Module, tmp_path: Path) -> None:
+    model, path = Pooled(pool).eval(), tmp_path / "net.onnx"
+    reparam.export(model, torch.rand(2, 3, 12, 11), path=path, dynamic=FREE)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 3, 4), (2, 3, 12, 11), (3, 3, 20, 9), (1, 3, 8, 33)):
+        x = torch.randn(shape)
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
 class Parted(nn.Module):
     """Two inputs as one batch, which is taken apart again, as networks for optical flow do."""
 
@@ -158,7 +169,10 @@ def test_kernels_of_each_sample_are_products(model: nn.Module, shape: tuple[int,
             r"of the conv_transpose2d of .*, whose number of groups .*; fix the sizes \(dynamic none\)",
         ),
         (Decoder(), r"ONNX has no form of the conv_transpose2d of 'up', whose output_padding depends on a free size"),
-        (Pooled(nn.AdaptiveMaxPool2d(3)), r"ONNX has no form of the adaptive_max_pool2d to 3x3 of 'pool' for free"),
+        (
+            Pooled(nn.AdaptiveMaxPool2d(3, return_indices=True)),
+            r"ONNX has no form of the adaptive_max_pool2d to 3x3 of 'pool' with its positions for free sizes",
+        ),
     ],
     ids=["groups", "output size", "adaptive maximum"],
 )

@@ -40,8 +40,8 @@ _ATTRIBUTES = {n: n for n in ("stride", "padding", "dilation", "output_padding")
 def for_free_sizes(program: Program) -> Program:
     """The program with what ONNX lacks in other words.
 
-    Adaptive average pools to one value become means, others of free sizes matrix products; adaptive max-pools of fixed
-    sizes the largest of slices, parts of a free axis slices, and convolutions in a free number of groups matrix
+    Adaptive average pools to one value become means, others of free sizes matrix products; adaptive max-pools the
+    largest of slices or of windows, parts of a free axis slices, and convolutions in a free number of groups matrix
     products. A size that may be negative is divided as Python divides it, remainders by a size are of a tensor, and
     what is rolled by a size becomes two slices.
 
@@ -178,11 +178,11 @@ def _refuse(program: Program, node: fx.Node) -> None:
                 f"ONNX has no form of the {op_name(node)} of '{place_of(node)}', whose {called} depends on a free "
                 f"size; fix the sizes (--dynamic {left})"
             )
-    if is_call(node, _LARGEST) and _is_free(node) and any(n != 1 for n in _target(args["output_size"])):
+    if is_call(node, _LARGEST) and _is_free(node) and not _needs_slices(node):
         sizes = "x".join(str(n) for n in _target(args["output_size"]))
         raise InputError(
-            f"ONNX has no form of the {op_name(node)} to {sizes} of '{place_of(node)}' for free sizes; fix the sizes "
-            "(--dynamic batch)"
+            f"ONNX has no form of the {op_name(node)} to {sizes} of '{place_of(node)}' with its positions for free "
+            "sizes; fix the sizes (--dynamic batch)"
         )
 
 
@@ -209,9 +209,12 @@ def _needs_matrices(node: fx.Node) -> bool:
 
 
 def _needs_slices(node: fx.Node) -> bool:
-    """Whether it is an adaptive max-pool of a fixed size whose values alone are read."""
-    picked = all(is_call(u, frozenset({operator.getitem})) and u.args[1] == 0 for u in node.users)
-    return is_call(node, _LARGEST) and picked and not _is_free(node)
+    """Whether it is an adaptive max-pool to known numbers whose values alone are read."""
+    if not is_call(node, _LARGEST) or not all(
+        isinstance(n, int | None) for n in _target(arguments(node)["output_size"])
+    ):
+        return False
+    return all(is_call(u, frozenset({operator.getitem})) and u.args[1] == 0 for u in node.users)
 
 
 def _largest(program: Program, node: fx.Node) -> fx.Node:
@@ -224,13 +227,32 @@ def _largest(program: Program, node: fx.Node) -> fx.Node:
     rank, targets = value.meta["val"].dim(), _target(arguments(node)["output_size"])
     for axis, target in zip(range(rank - len(targets), rank), targets, strict=True):
         size = fixed_size(value.meta["val"].shape[axis])
-        assert size is not None
         if target in (None, size):
+            continue
+        if size is None:
+            value = _largest_of_free(program, node, value, axis, target)
             continue
         ends = [(i * size // target, -(-(i + 1) * size // target)) for i in range(target)]
         parts = [call(aten.amax.default, call(aten.slice.Tensor, value, axis, a, b), [axis], True) for a, b in ends]
         value = call(aten.cat.default, parts, axis) if len(parts) > 1 else parts[0]
     return value
+
+
+def _largest_of_free(program: Program, node: fx.Node, x: fx.Node, axis: int, target: int) -> fx.Node:
+    """The same along an axis of free size, in windows of size // target + 2, which repeat their last element."""
+
+    def call(operator: Any, *args: Any) -> fx.Node:
+        return program.call(operator, args, like=node)
+
+    number = program.weight(torch.arange(target).reshape(-1, 1), f"{place_of(node)}.windows", like=node)
+    size = call(aten.sym_size.int, x, axis)
+    first = call(aten.floor_divide.default, call(aten.mul.Tensor, number, size), target)
+    behind = call(aten.mul.Tensor, call(aten.add.Tensor, number, 1), size)
+    last = call(aten.sub.Tensor, call(aten.floor_divide.default, call(aten.add.Tensor, behind, target - 1), target), 1)
+    longest = call(operator.add, call(operator.floordiv, size, target), 2)
+    places = call(aten.minimum.default, call(aten.add.Tensor, first, call(aten.arange.default, longest)), last)
+    windows = call(aten.index.Tensor, x, [*[None] * axis, places])
+    return call(aten.amax.default, windows, [axis + 1])
 
 
 def _averaged(program: Program, node: fx.Node) -> fx.Node:
