@@ -172,6 +172,12 @@ def test_a_remainder_is_told_with_its_brackets(size: Callable[[int], int], told:
         capture(net, (torch.randn(1, 3, 20, 20),), dynamic=("height",))
 
 
+def test_the_length_of_a_tensor_is_told_to_be_a_plain_number() -> None:
+    net = Lambda(lambda m, x: m.c(x) + torch.ones(1).expand(len(x), 3, 1, 1), c=nn.Conv2d(3, 3, 1)).eval()
+    with pytest.raises(CaptureError, match=r"the model asks whether batch == 2 at .*, where len\(\) makes a plain"):
+        capture(net, (torch.randn(2, 3, 4, 4),), dynamic=("batch", "height"))
+
+
 def test_an_assertion_of_the_model_only_says_for_which_sizes_there_is_one() -> None:
     class Asserts(PadsOdd):
         def forward(self, x: Tensor) -> Tensor:
