@@ -9,7 +9,8 @@ their input for nothing.
 Fires on a batch norm, or a product or quotient with a constant, that would fold backwards if nobody else read the
 values on the way, when every other reader takes the inverse exactly.
 
-Refuses when a scale is zero, or so small beside its shift that the value could not be had back with all its digits.
+Refuses when a scale is zero, or so small beside its shift that the value could not be had back with all its digits; and
+when the scales of a long residual stream, which multiply, would take its values out of the range of half precision.
 
 Source: linearity; the freedom of an affine between a layer and the next.
 
@@ -24,11 +25,21 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from reparam.algebra import Affine, TwoWays, build_two_ways, past_readers, read_affine
+from reparam.algebra import (
+    Affine,
+    TwoWays,
+    build_two_ways,
+    past_readers,
+    read_affine,
+    read_layer,
+    scale_outputs,
+    weights,
+)
 from reparam.ir import BATCH_NORMS, DIVS, MULS, Program, Refusal, arguments, is_call, place_of
 from reparam.rewrite import Match, Pattern, Rewrite, op
 
 MOST = 100.0  # times its scale a batch norm's shift may be: two of the seven digits of float32 in that channel
+LEAST_WEIGHTS, MOST_WEIGHTS = 2.0**-10, 2.0**10  # the length of a kernel, as values of float16 end at 2^-14 and 2^16
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,8 @@ class FoldPastReaders:
         ways = past_readers(program, match.root, affine.x, affine.pair)
         if not isinstance(ways, TwoWays):
             return None
-        if few := _few_digits(program, match.root):
-            return Refusal(few, match.root)
-        return Plan(affine, ways)
+        told = _few_digits(program, match.root) or _out_of_range(program, ways)
+        return Refusal(told, match.root) if told else Plan(affine, ways)
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The layers before that take the affine, and those beside that take its inverse."""
@@ -79,6 +89,21 @@ def _few_digits(program: Program, node: fx.Node) -> str:
     if worst <= MOST:
         return ""
     return f"what else reads the value would lose digits: a shift is {worst:.0f} times the scale of its channel"
+
+
+def _out_of_range(program: Program, ways: TwoWays) -> str:
+    """Why the layers before it would make values that half precision does not hold; "" where they would not."""
+    for step in ways.back.steps:
+        layer = read_layer(program, step.node) if step.action == "sink" else None
+        if layer is None or step.pair.scale is None:
+            continue
+        rows = scale_outputs(layer.kind, *weights(program, layer), layer.geometry.groups, step.pair.scale, None)[0]
+        rows = rows.transpose(0, 1) if layer.kind == "transposed" else rows
+        length = float(rows.flatten(1).norm(dim=1).median())
+        if not LEAST_WEIGHTS <= length <= MOST_WEIGHTS:
+            name = place_of(layer.node)
+            return f"scales multiply along these values: the kernels of '{name}' would be {length:.1e} long"
+    return ""
 
 
 PASS = FoldPastReaders

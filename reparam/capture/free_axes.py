@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,6 @@ from reparam.utils import AXES, NamedAxis, axis_name, describe_type, is_batch, r
 from .guards import equal_axis, free_axes, size_guards, tensor_inputs
 from .recurrent import RecurrentLayers
 
-_LEN = re.compile(r"\blen\(")
 ROWS = 5  # where axis 0 of an example is a free axis that is not the batch, at least so many
 
 Wanted = list[dict[int, str]]  # for each tensor among the arguments, what its free axes are called
@@ -211,7 +209,7 @@ def bound_axes(exported: torch.export.ExportedProgram, wanted: Wanted, recurrent
     for guard in size_guards(exported, labels):
         if guard.of_model and not guard.asserted and guard.binds:
             for axis in guard.axes:
-                found.setdefault(axis.name, f"the model asks whether {guard.text} at {guard.place}{_hint(guard.place)}")
+                found.setdefault(axis.name, f"the model asks whether {guard.text} at {guard.place}")
     free = {axis.name for axis in free_axes(exported, labels).values()}
     names = dict.fromkeys(labels.values())
     for name in names:
@@ -225,11 +223,6 @@ def bound_axes(exported: torch.export.ExportedProgram, wanted: Wanted, recurrent
             )
             found[name] = alone if twin is None else f"what is captured holds where it is equal to {twin} alone"
     return {name: why for name, why in found.items() if name in names}
-
-
-def _hint(place: str) -> str:
-    """What else the line could ask."""
-    return ", where len() makes a plain number of a size, and .shape[0] would not" if _LEN.search(place) else ""
 
 
 def _called(wanted: Wanted, name: str) -> Iterator[tuple[int, int]]:

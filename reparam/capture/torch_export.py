@@ -53,6 +53,7 @@ from .names import name_of
 from .next_run import refuse_other_results
 from .open_ones import without_ones
 from .places import frames_made_once
+from .plain_numbers import with_numbers_left_open
 from .recurrent import RecurrentLayers, recurrent_layers
 from .sizes import plain_sizes
 from .statefulness import refuse_state, watched
@@ -197,7 +198,7 @@ def _export(
         return found, bound_axes(found, wanted, recurrent)
 
     try:
-        exported, bound = without_ones(traced)
+        exported, bound = with_numbers_left_open(module, lambda: without_ones(traced))
     except CaptureError as error:
         if without_batch(dynamic) or not batch_is_unasked(dynamic):
             _export_once(module, args, None, outside)  # what no choice of axes helps is told as it is

@@ -144,13 +144,6 @@ STOPPED: dict[str, tuple[Way, Pair, int, str, str]] = {
         SHIFTED,
         "mul",
     ),
-    "product with whole numbers": (
-        _times(aten.mul.Tensor, lambda g, x: (conv(g, x), g.call(aten.gt.Scalar, x, 0.0))),
-        Pair(SCALE),
-        1,
-        SHIFTED,
-        "mul",
-    ),
     "shift, quotient": (_with(aten.div.Tensor), BOTH, 1, DIVIDED, "div"),
     "only a shift, quotient": (_with(aten.div.Tensor), Pair(None, SHIFT), 1, DIVIDED, "div"),
     "divisor": (

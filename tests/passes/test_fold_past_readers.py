@@ -132,6 +132,20 @@ def test_scales_that_are_small_beside_their_shifts_stay() -> None:
     assert run_rules(program_of(model, doubles(2, 4, 5, 5)), FoldPastReaders()).passed(RULE)
 
 
+@pytest.mark.parametrize(("factor", "passes"), [(2.0**-9, True), (2.0**-12, False), (2.0**9, True), (2.0**12, False)])
+def test_values_stay_in_the_range_of_half_precision(factor: float, passes: bool) -> None:
+    """The scales of a stream multiply, and are in the weights of its first layer."""
+    model = net(lambda m, x: torch.cat([(y := m.c(x)) * m.factor, m.d(y)], 1))
+    model.factor = factor
+    kernels: Tensor = model.c.weight.data  # type: ignore[union-attr,assignment]
+    kernels /= kernels.flatten(1).norm(dim=1)[:, None, None, None]
+    done = run_rules(program_of(model, doubles(2, 4, 5, 5)), FoldPastReaders())
+    assert bool(done.passed(RULE)) is passes
+    if not passes:
+        [told] = done.missed(RULE)
+        assert told == f"scales multiply along these values: the kernels of 'c' would be {factor:.1e} long"
+
+
 def test_norms_without_weights() -> None:
     done = alone(beside, n=nn.BatchNorm2d(6, affine=False))
     assert done.passed(RULE)
