@@ -185,8 +185,7 @@ def _column_ranges(program: Program, route: Route, channels: int) -> Tensor | No
     found = torch.zeros(channels, dtype=torch.float64)
     for node in route.sinks:
         layer = read_layer(program, node)
-        assert layer is not None
-        if layer.kind == "transposed":
+        if layer is None or layer.kind == "transposed":  # None: a recurrent layer
             return None
         weight, _ = weights(program, layer)
         groups = layer.geometry.groups

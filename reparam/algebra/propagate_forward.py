@@ -24,6 +24,7 @@ from reparam.ir import (
     EINSUMS,
     EXTREMES,
     MULS,
+    RECURRENT,
     SUBS,
     Program,
     Refusal,
@@ -41,6 +42,7 @@ from .einsum_scales import einsum_forward
 from .layer import Layer, read_layer
 from .masking import CHOICES, choice_forward
 from .movements import is_movement, move_forward
+from .recurrent_input import recurrent_forward
 from .reductions import REDUCTIONS, WITH_POSITIONS, reduced_forward
 from .route import (
     Action,
@@ -130,6 +132,9 @@ def _forward_step(program: Program, node: fx.Node, known: dict[fx.Node, Any]) ->
     layer = read_layer(program, node)
     if layer is not None and layer.x in known:
         return _forward_sink(layer, known[layer.x])
+    if is_call(node, RECURRENT):
+        taken = recurrent_forward(program, node, known)
+        return taken if isinstance(taken, Refusal) else ("sink", taken)
     affine = read_affine(program, node)
     if isinstance(affine, ChannelAffine) and affine.x in known and isinstance(known[affine.x], Pair):
         return "skip", known[affine.x].then(affine.pair.scale, affine.pair.shift)

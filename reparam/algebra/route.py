@@ -15,6 +15,7 @@ from reparam.ir import (
     IDENTITIES,
     MAX_POOLS,
     PADS,
+    RECURRENT,
     Program,
     Refusal,
     arguments,
@@ -31,6 +32,7 @@ from .channel_affine import Pair, read_affine, write_affine
 from .kernels import scale_inputs, scale_outputs
 from .layer import Layer, read_layer, weights, write_layer
 from .masking import FILLED, RUNNING_SUMS, filled, running_sum
+from .recurrent_input import write_recurrent
 from .scaled_activation import Swap, emit_swap
 
 HOMOGENEOUS = frozenset({aten.relu.default, aten.leaky_relu.default, aten.abs.default})
@@ -194,6 +196,9 @@ def _write_sink(program: Program, step: Step, direction: str, substitution: dict
     layer, affine = read_layer(program, step.node), read_affine(program, step.node)
     if isinstance(affine, ChannelAffine):
         return _write_affine(program, step, affine, substitution[affine.x])
+    if is_call(step.node, RECURRENT):
+        read = arguments(step.node)["input"]
+        return write_recurrent(program, step.node, step.pair, substitution.get(read, read))
     if layer is None:
         return _write_norm(program, step)
     weight, bias = weights(program, layer)

@@ -165,10 +165,14 @@ def _compare(
     scale_old = magnitudes(program, region.old, base_old)
     scale_new = magnitudes(program, region.new, base_new)
     worst, limit, ok = 0.0, 0.0, True
-    for old, new in region.outputs:
-        a, b = before[old], after[new]
-        if not isinstance(a, Tensor) or a.shape != b.shape:
-            raise RuleError(f"the new value of {old.name} has another shape than the old one")
+    results = [
+        (old.name, *result)
+        for old, new in region.outputs
+        for result in _one_by_one(before[old], after[new], scale_old[old], scale_new[new])
+    ]
+    for name, a, b, grown_old, grown_new in results:
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:
+            raise RuleError(f"the new value of {name} has another shape than the old one")
         if not a.numel():
             continue
         if not is_number(a):
@@ -176,10 +180,17 @@ def _compare(
             worst, ok = (worst, ok) if same else (math.inf, False)
             continue
         gap = torch.where(a == b, 0.0, (a - b).abs())  # infinities (of a mask) agree when they are equal
-        bound = n_eps * (scale_old[old] + scale_new[new])
+        bound = n_eps * (grown_old + grown_new)
         ok = ok and bool((torch.isfinite(gap) & (gap <= bound)).all())
         worst, limit = max(worst, float(gap.max())), _larger(limit, float(bound.max()))
     return worst, limit, ok
+
+
+def _one_by_one(*values: Any) -> list[tuple[Any, ...]]:
+    """The results of calls that give several, as a recurrent layer does, those of one place together."""
+    if all(isinstance(v, (list, tuple)) and len(v) == len(values[0]) for v in values):
+        return list(zip(*values, strict=True))
+    return [values]
 
 
 def _fixed_value(node: fx.Node) -> Any:

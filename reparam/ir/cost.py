@@ -22,6 +22,7 @@ from .aten import (
     MATMULS,
     MULS,
     NORMS,
+    RECURRENT,
     SUBS,
     TRANSPOSED_CONVS,
     arguments,
@@ -31,13 +32,10 @@ from .aten import (
 )
 from .program import Program, is_float, shape_of
 
-_PRODUCTS = frozenset(
-    {
-        *(aten.einsum.default, aten.tensordot.default, aten.inner.default, aten.linalg_matrix_power.default),
-        *(aten.linalg_multi_dot.default, aten.chain_matmul.default),
-        *(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input),
-    }
-)
+_PRODUCTS = RECURRENT | {
+    *(aten.einsum.default, aten.tensordot.default, aten.inner.default, aten.linalg_matrix_power.default),
+    *(aten.linalg_multi_dot.default, aten.chain_matmul.default),
+}
 _OF_SIZES = frozenset(  # what reads the size of its first operand alone
     ("sym_size", "sym_numel", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 )
