@@ -4,11 +4,11 @@ Turns a batch norm before or after convolutions, transposed convolutions (groupe
 reshapes, permutes, crops, concatenations, splits, pools and ReLU where that is exact into nothing.
 
 Fires on a batch norm in evaluation mode (1d, 2d, 3d) whose affine reaches a convolution, transposed convolution or
-linear layer: the layers that make its input, or all the layers that use its output, recurrent ones (LSTM, GRU, RNN)
-among them. In between may stand whatever commutes with a channel affine: permutes, reshapes that keep the channels
-apart, crops, pads that repeat what lies at the border, concatenations, splits, sums, pools and interpolations,
-products with matrices along other axes; and what keeps an order, as ReLU, max-pool, `amax` and `sort`, where the scale
-is nowhere negative.
+linear layer: the layers that make its input, tables of embeddings among them, or all the layers that use its output,
+recurrent ones (LSTM, GRU, RNN) among them. In between may stand whatever commutes with a channel affine: permutes,
+reshapes that keep the channels apart, crops, pads that repeat what lies at the border, concatenations, splits, sums,
+pools and interpolations, products with matrices along other axes; and what keeps an order, as ReLU, max-pool, `amax`
+and `sort`, where the scale is nowhere negative.
 
 Refuses when the statistics are those of the batch, are not constants, or give no finite scale; when on both
 sides something does not let the affine through, naming it; when the shift would meet zero padding.

@@ -4,7 +4,8 @@ Turns LayerScale, residual gains, learned multipliers, constant scales and shift
 
 Fires on a product, quotient, sum or difference with a constant that lies along one axis (or is a scalar): LayerScale,
 residual gains, learned multipliers, depth scaling, survival probabilities, frozen normalisation. The affine is carried
-backwards or forwards as in fold-batch-norm, also into the affine of a layer norm or group norm before it.
+backwards or forwards as in fold-batch-norm, also into the affine of a layer norm or group norm before it, into the
+table of an embedding, and into a constant that is added.
 
 Refuses when nothing on either side takes it exactly, naming what is in the way. Says nothing about a constant
 that varies along more than one axis: that is no channel affine.

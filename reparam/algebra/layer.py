@@ -186,6 +186,12 @@ def write_layer(
     return new
 
 
+def renewed(program: Program, old: fx.Node, value: Tensor, *, like: fx.Node) -> fx.Node:
+    """A new float64 weight before `like` in place of `old`, of which it has name and dtype; `old` itself stays."""
+    was = program.constants[str(old.target)]
+    return program.weight(value, was.origin, dtype=was.dtype, trainable=was.trainable, like=like)
+
+
 def conv_call(
     program: Program,
     x: fx.Node,

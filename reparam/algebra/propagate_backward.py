@@ -32,6 +32,7 @@ from reparam.ir import (
     shape_of,
 )
 
+from .absorbing_constants import TABLES, Term, table_takes, term_takes
 from .channel_affine import Affine, Pair, along, read_affine, same
 from .einsum_scales import einsum_backward
 from .layer import Layer, read_layer
@@ -224,7 +225,10 @@ def _value_and_mask(node: fx.Node) -> tuple[fx.Node, ...] | None:
 def _backward_sum(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     sides = _two_operands(program, node)
     if sides is None or any(shape_of(s) != shape_of(node) for s in sides):
-        return Refusal(f"the affine does not pass back through this {op_name(node)}", node)
+        term = term_takes(program, node, wanted)
+        if isinstance(term, Term):
+            return "sink", wanted, [(term.data, Pair(wanted.scale))]
+        return term or Refusal(f"the affine does not pass back through this {op_name(node)}", node)
     left, right = sides
     if node.target is aten.rsub.Tensor:
         left, right = right, left  # which is what the other is subtracted from
@@ -232,6 +236,11 @@ def _backward_sum(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep
     if even and read_layer(program, left) is None and read_layer(program, right) is not None:
         left, right = right, left  # a shift needs only one of them, best a layer
     return "clone", wanted, [(left, Pair(wanted.scale, wanted.shift)), (right, Pair(wanted.scale))]
+
+
+def _backward_table(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
+    taken = table_takes(program, node, wanted)
+    return taken if isinstance(taken, Refusal) else ("sink", taken, [])
 
 
 def _backward_product(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
@@ -382,5 +391,6 @@ _STEPS: Sequence[tuple[frozenset[Any], Callable[[Program, fx.Node, Pair], Backwa
     (EXTREMES, _backward_extreme),
     (EINSUMS, _backward_einsum),
     (CHOICES, _backward_choice),
+    (TABLES, _backward_table),
     (CONVS | LINEARS, _backward_kernel),
 )

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from reparam.ir import Program, Refusal, arguments, op_name, shape_of
 
 from .channel_affine import Pair, along
 from .kernels import scale_inputs
+from .layer import renewed
 
 
 def recurrent_forward(program: Program, node: fx.Node, known: Mapping[fx.Node, Any]) -> Pair | Refusal:
@@ -50,9 +51,9 @@ def write_recurrent(program: Program, node: fx.Node, pair: Pair, x: fx.Node) -> 
         assert weight is not None
         weight, bias = scale_inputs("linear", weight, bias, 1, pair.scale, pair.shift)
         if pair.scale is not None:
-            params[at] = _renewed(program, params[at], weight, node)
+            params[at] = renewed(program, params[at], weight, like=node)
         if pair.shift is not None and bias is not None and beside is not None:
-            params[beside] = _renewed(program, params[beside], bias, node)
+            params[beside] = renewed(program, params[beside], bias, like=node)
     old = args["input"]
     alike = shape_of(x) == shape_of(old) and x.meta["val"].dtype == old.meta["val"].dtype
     given = args | {"input": x, "params": params}
@@ -67,8 +68,3 @@ def _first_layer(args: Mapping[str, Any]) -> list[tuple[int, int | None]]:
     directions = 1 + args["bidirectional"]
     count = len(args["params"]) // (directions * args["num_layers"])
     return [(i, i + 2 if args["has_biases"] else None) for i in range(0, directions * count, count)]
-
-
-def _renewed(program: Program, weight: fx.Node, value: Tensor, like: fx.Node) -> fx.Node:
-    constant = program.constants[str(weight.target)]
-    return program.weight(value, constant.origin, dtype=constant.dtype, trainable=constant.trainable, like=like)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, fx
 
 from reparam.ir import (
+    ADDS,
     AVG_POOLS,
     BATCH_NORMS,
     IDENTITIES,
     MAX_POOLS,
     PADS,
     RECURRENT,
+    SUBS,
     Program,
     Refusal,
     arguments,
@@ -27,6 +29,7 @@ from reparam.ir import (
     shape_of,
 )
 
+from .absorbing_constants import TABLES, write_table, write_term
 from .channel_affine import Affine as ChannelAffine
 from .channel_affine import Pair, read_affine, write_affine
 from .kernels import scale_inputs, scale_outputs
@@ -199,6 +202,10 @@ def _write_sink(program: Program, step: Step, direction: str, substitution: dict
     if is_call(step.node, RECURRENT):
         read = arguments(step.node)["input"]
         return write_recurrent(program, step.node, step.pair, substitution.get(read, read))
+    if is_call(step.node, TABLES):
+        return write_table(program, step.node, step.pair)
+    if is_call(step.node, ADDS | SUBS):
+        return write_term(program, step.node, step.pair, substitution)
     if layer is None:
         return _write_norm(program, step)
     weight, bias = weights(program, layer)

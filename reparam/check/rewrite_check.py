@@ -33,6 +33,7 @@ from reparam.ir import (
     aten,
     evaluate_region,
     is_call,
+    largest_index,
     node_macs,
     shape_of,
     size_hint,
@@ -282,8 +283,9 @@ def _sample(node: fx.Node, shape: tuple[int, ...], ranges: Ranges, generator: to
     if not value.is_floating_point():
         if value.dtype == torch.bool:
             return torch.rand(shape, generator=generator) < 0.5
-        least = int(_divides(node))
-        return torch.randint(least, least + 2, shape, generator=generator, dtype=value.dtype)
+        least, rows = int(_divides(node)), largest_index(node)
+        most = max(least, int(rows)) if math.isfinite(rows) else least + 1
+        return torch.randint(least, most + 1, shape, generator=generator, dtype=value.dtype)
     low, high = ranges.of(node)
     return _draw(shape, low, high, generator)
 

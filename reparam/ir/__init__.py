@@ -66,7 +66,7 @@ from .feeds import (
 )
 from .free_sizes import as_traced, leave_ones_open, ones_left_open, unnoted
 from .inputs import Range, check_shapes, draw_examples, exported_shapes, shape_of_input, with_labels, with_ranges
-from .integers import drawn_inputs, is_whole, whole_range, with_integers
+from .integers import drawn_inputs, is_whole, largest_index, whole_range, with_integers
 from .interpreter import (
     Values,
     call_node,
@@ -202,6 +202,7 @@ __all__ = [
     "jump_of_whole_numbers",
     "jumps",
     "keys_of",
+    "largest_index",
     "last_uses",
     "leave_ones_open",
     "make_room",

@@ -56,7 +56,7 @@ def with_integers(spec: InputSpec, node: fx.Node, sizes: Mapping[str, int] | Non
     """
     if spec.dtype.is_floating_point or spec.dtype.is_complex or spec.dtype == torch.bool or math.isfinite(spec.high):
         return spec
-    rows = _largest_index(node)
+    rows = largest_index(node)
     numbers, divides = _use_of(node)
     if divides and not math.isfinite(spec.low):
         spec = replace(spec, low=min(1.0, rows))
@@ -94,8 +94,8 @@ def random_integers(spec: InputSpec, shape: Sequence[int], generator: torch.Gene
     return drawn.to(spec.dtype)
 
 
-def _largest_index(node: fx.Node) -> float:
-    """The largest entry of an integer input that is looked up in a table; infinite when it is used otherwise."""
+def largest_index(node: fx.Node) -> float:
+    """The largest entry of integers that are looked up in a table; infinite where they are used otherwise."""
     rows = [math.inf]
     stack = [(node, user) for user in node.users]
     while stack:

@@ -129,10 +129,10 @@ STOPPED: dict[str, tuple[Way, Pair, int, str, str]] = {
         "add",
     ),
     "sum with an image": (
-        _times(aten.add.Tensor, lambda g, x: (g.weight(doubles(4, 5, 6)), conv(g, x))),
+        _times(aten.add.Tensor, lambda g, x: (g.weight(doubles(5, 6)), conv(g, x))),
         BOTH,
         1,
-        "the affine does not pass back through this add",
+        "the constant that is added would become larger",
         "add",
     ),
     "shift, product": (_with(aten.mul.Tensor), BOTH, 1, SHIFTED, "mul"),

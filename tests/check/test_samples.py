@@ -240,6 +240,14 @@ def test_no_divisor_of_whole_numbers_is_drawn_as_zero(forward: Any, drawn: set[i
     assert set(value.unique().tolist()) == drawn
 
 
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_indices_of_a_table_are_drawn_from_all_its_rows(rows: int) -> None:
+    model = Lambda(lambda m, i: m.table(i.flip(0)), table=torch.nn.Embedding(rows, 2))
+    program = program_of(model, torch.zeros(2, 3, dtype=torch.int64))
+    value = subject._sample(program.placeholders[0], (100, 3), ranges_of(program), generator())
+    assert set(value.unique().tolist()) == set(range(rows))
+
+
 def test_truth_values_are_drawn_both_ways() -> None:
     value = sample_of(torch.ones(2, 3, dtype=torch.bool), (200, 3))
     assert value.dtype == torch.bool and value.shape == (200, 3)
