@@ -35,6 +35,7 @@ from reparam.ir import (
 from .absorbing_constants import TABLES, Term, table_takes, term_takes
 from .channel_affine import Affine, Pair, along, read_affine, same
 from .einsum_scales import einsum_backward
+from .glu_scales import GLUS, glu_backward
 from .layer import Layer, read_layer
 from .masking import CHOICES, choice_backward
 from .movements import is_movement, move_backward
@@ -341,6 +342,9 @@ def _backward_unary(program: Program, node: fx.Node, wanted: Pair) -> BackwardSt
     if takes_scale(program, node) and wanted.shift is None and wanted.scale is not None:
         swapped = scale_behind(program, node, wanted.scale)
         return swapped if isinstance(swapped, Refusal) else ("clone", swapped[1], [(x, Pair(swapped[0]))])
+    if is_call(node, GLUS):
+        gated = glu_backward(node, wanted)
+        return gated if isinstance(gated, Refusal) else ("clone", wanted, [(x, gated)])
     if is_call(node, REDUCTIONS):
         reduced = reduced_backward(node, x, wanted)
         return reduced if isinstance(reduced, Refusal) else ("clone", wanted, [(x, reduced)])

@@ -39,6 +39,7 @@ from reparam.ir import (
 from .channel_affine import Affine as ChannelAffine
 from .channel_affine import Pair, along, compress, lift, plus, read_affine, same, times
 from .einsum_scales import einsum_forward
+from .glu_scales import GLUS, glu_forward
 from .layer import Layer, read_layer
 from .masking import CHOICES, choice_forward
 from .movements import is_movement, move_forward
@@ -294,6 +295,9 @@ def _forward_unary(program: Program, node: fx.Node, x: fx.Node, carried: Pair) -
     if takes_scale(program, node) and carried.shift is None and carried.scale is not None:
         swapped = scale_before(program, node, carried.scale)
         return swapped if isinstance(swapped, Refusal) else ("clone", Swapped(Pair(swapped[0]), swapped[1]))
+    if is_call(node, GLUS):
+        gated = glu_forward(node, carried)
+        return gated if isinstance(gated, Refusal) else ("clone", gated)
     if is_call(node, REDUCTIONS):
         reduced = reduced_forward(node, x, carried)
         if isinstance(reduced, Refusal):

@@ -151,6 +151,17 @@ def _activation(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     return grown + 1.0 if node.target in _OFFSETS else grown
 
 
+def _gated(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
+    """glu(x) is the product of the first half of x and the sigmoid of the second."""
+    args = arguments(node)
+    x, gate = actual[args["self"]].chunk(2, args["dim"])
+    left, right = env[args["self"]].chunk(2, args["dim"])
+    opened = torch.sigmoid(gate)
+    right = _BELLS[aten.sigmoid.default]((gate.abs() - env.unit * right).clamp_min(0.0)) * right + opened
+    bound: Tensor = x.abs() * right + opened * left + env.unit * left * right
+    return bound
+
+
 def _slopes(node: fx.Node, env: _Magnitudes, actual: Values) -> Tensor:
     """|prelu(x)| <= max(1, |a|)*|x| with a slope for each channel (axis 1)."""
     args = arguments(node)
@@ -251,6 +262,7 @@ _RULES: tuple[tuple[Container[Any], _Rule], ...] = (
     (DIVS, _quotient),
     (_CLAMPS, _bounds),
     (ACTIVATIONS, _activation),
+    ({aten.glu.default}, _gated),
     ({aten.prelu.default}, _slopes),
     (NORMS, _norm),
 )

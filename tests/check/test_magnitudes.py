@@ -178,6 +178,20 @@ def test_a_gate_is_bounded_by_its_slope_and_its_value(name: str, x: float, y: fl
     assert float(found) == pytest.approx(slope(nearest) * size + float(f((x + y) * ONE).abs()), rel=1e-12)
 
 
+GATED: Forwards = {f"axis {dim}": lambda m, x, y, dim=dim: F.glu(x - y, dim) for dim in (1, -4)}
+gated = captured(GATED, X, Y)
+
+
+@pytest.mark.parametrize(("name", "dim"), [*zip(GATED, (1, -4), strict=True)])
+@pytest.mark.parametrize("factor", [1.0, 1e3])
+def test_a_gated_unit_is_bounded_as_the_product_of_its_halves(name: str, dim: int, factor: float) -> None:
+    a, b = X * factor, Y * factor
+    found = size_of(gated(), GATED, name, a, b)
+    (u, g), (left, right) = (a - b).chunk(2, dim), (a.abs() + b.abs()).chunk(2, dim)
+    slope = torch.sigmoid(g) * torch.sigmoid(-g)
+    torch.testing.assert_close(found, u.abs() * (slope * right + torch.sigmoid(g)) + torch.sigmoid(g) * left)
+
+
 def test_what_is_made_of_nothing_counts_as_one_on_top_of_itself() -> None:
     program = program_of(Lambda(lambda m, x: (torch.linspace(0.0, 3.0, 3) + x,)), X)
     region, _, found = of(program, 0, X)
