@@ -3,7 +3,8 @@
 a E[i] + t = (a E + t)[i]                    the table of an embedding takes it, in every row
 a (x + c) + t = a x + (a c + t)              a constant that is added takes its part, and all of the shift
 
-The constant is written anew. The old one stays for whatever else reads it.
+The constant is written anew. The old one stays for whatever else reads it, but for a table, which may be most of a
+model: that is not kept twice.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def table_takes(program: Program, node: fx.Node, wanted: Pair) -> Pair | Refusal
     table = program.constant(arguments(node)["weight"])
     if table is None or not table.value.is_floating_point():
         return Refusal("the table of this embedding is computed", node)
+    if len(arguments(node)["weight"].users) > 1:
+        return Refusal("the table of this embedding is read elsewhere as well, and would be kept twice", node)
     axis = len(shape_of(node)) - 1
     try:
         return Pair(along(wanted.scale, axis), along(wanted.shift, axis))

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-import reparam
 from reparam.capture import capture
 from reparam.emit import to_module
 from reparam.errors import CaptureError, InputError
@@ -393,29 +392,3 @@ def test_a_constant_is_indexed_by_what_was_computed() -> None:
     module.anchors = torch.arange(6.0)[None]
     x = torch.randn(3, 6)
     torch.testing.assert_close(to_module(program_of(module, torch.randn(2, 6)))(x), module(x))
-
-
-class Trying(nn.Module):
-    """Calls each part with a word that some do not know, as containers of layers do that share one argument."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList([nn.Sequential(nn.Conv1d(4, 4, 3)), nn.BatchNorm1d(4), nn.ReLU()])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for part in self.parts:
-            try:
-                x = part(x, lengths=None)
-            except TypeError:
-                x = part(x)
-        return x
-
-
-def test_what_a_part_raises_may_be_caught() -> None:
-    net, x = healthy(Trying()).float(), torch.randn(2, 4, 9)
-    made = reparam.convert(net, x)
-    assert made.report.after.norms == 0
-    with torch.no_grad():
-        assert torch.allclose(made.module(x), net(x), atol=1e-5)
-    modules = [n.meta["module"] for n in capture(net, (x,)).program.calls()]
-    assert "parts.1" in modules and "parts.0.0" in modules
