@@ -136,12 +136,16 @@ def test_a_bound_that_is_no_number_stays_the_largest() -> None:
     assert subject._larger(1.0, 2.0) == subject._larger(2.0, 1.0) == 2.0
 
 
-def test_what_is_no_tensor_has_no_shape_and_is_not_replaced() -> None:
+@pytest.mark.parametrize(("width", "alike"), [(2, True), (1, False)])
+def test_pieces_are_compared_one_by_one_where_there_are_as_many(width: int, alike: bool) -> None:
     program, region = region_of(Lambda(lambda m, x: x.relu()), doubles(2, 4))
     [relu] = region.old
     with program.recording() as created:
-        pieces = [program.call(aten.split.Tensor, (relu.args[0], 2, 1), like=relu) for _ in range(2)]
+        pieces = [program.call(aten.split.Tensor, (relu.args[0], n, 1), like=relu) for n in (2, width)]
     region = find_region({pieces[0]: pieces[1]}, created[1:])
     assert subject._comparable(program, region, [doubles(2, 4)]) is not None, "that is for the comparison to say"
+    if alike:
+        assert check_region(program, region, ranges_of(program), 1).max_abs == 0.0
+        return
     with pytest.raises(RuleError, match="another shape"):
         check_region(program, region, ranges_of(program), 1)
