@@ -29,6 +29,7 @@ from support.helpers import (
     run_rules,
     vector,
 )
+from support.sums import SUMS
 
 RULES = [FoldBatchNorm(), FoldChannelAffine()]
 FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -128,20 +129,6 @@ def test_words_and_positions_before_a_norm() -> None:
 
 
 # ---- constants that are added ------------------------------------------------------------------------------------
-
-SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "x + c": lambda x, c: x + c,
-    "c + x": lambda x, c: c + x,
-    "x - c": lambda x, c: x - c,
-    "c - x": lambda x, c: c - x,
-    "x + 3c": lambda x, c: torch.add(x, c, alpha=3),
-    "c + 3x": lambda x, c: torch.add(c, x, alpha=3),
-    "x - 3c": lambda x, c: torch.sub(x, c, alpha=3),
-    "c - 3x": lambda x, c: torch.sub(c, x, alpha=3),
-    "rsub": torch.rsub,
-    "rsub 3": lambda x, c: torch.rsub(x, c, alpha=3),
-    "rsub of c": lambda x, c: torch.rsub(c, x, alpha=3),
-}
 
 
 @given(

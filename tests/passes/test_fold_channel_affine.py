@@ -26,6 +26,7 @@ from support.helpers import (
     run_rules,
     vector,
 )
+from support.sums import SUMS
 
 RULES = [FoldChannelAffine()]
 Operation = Callable[[Tensor, Tensor], Tensor]
@@ -33,16 +34,7 @@ OPERATIONS: dict[str, Operation] = {
     "x * c": lambda x, c: x * c,
     "c * x": lambda x, c: c * x,
     "x / c": lambda x, c: x / c,
-    "x + c": lambda x, c: x + c,
-    "c + x": lambda x, c: c + x,
-    "x - c": lambda x, c: x - c,
-    "c - x": lambda x, c: c - x,
-    "x + 3c": lambda x, c: torch.add(x, c, alpha=3),
-    "c + 3x": lambda x, c: torch.add(c, x, alpha=3),
-    "x - 3c": lambda x, c: torch.sub(x, c, alpha=3),
-    "c - 3x": lambda x, c: torch.sub(c, x, alpha=3),
-    "rsub": torch.rsub,
-    "rsub 3": lambda x, c: torch.rsub(x, c, alpha=3),
+    **SUMS,
     "-x": lambda x, c: -x,
     "2.5 * x": lambda x, c: 2.5 * x,
     "x / 4": lambda x, c: x / 4,
