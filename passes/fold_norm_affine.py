@@ -77,7 +77,7 @@ class FoldNormAffine:
         count = args.get("normalized_shape", args.get("num_groups"))
         bare = program.call(plan.node.target, (args["input"], count), {"eps": args["eps"]}, like=plan.node)
         made = execute(program, plan.route, {plan.node: bare})
-        return Rewrite({s: made[s] for s in plan.route.sinks}, f"affine folded into {len(plan.route.sinks)} layer(s)")
+        return Rewrite({s: made[s] for s in plan.route.sinks}, f"affine folded into {len(plan.route.takers)} layer(s)")
 
 
 PASS = FoldNormAffine

@@ -70,8 +70,8 @@ class FoldPastReaders:
 
     def rewrite(self, program: Program, plan: Plan) -> Rewrite:
         """The layers before that take the affine, and those beside that take its inverse."""
-        layers = ", ".join(f"'{place_of(s)}'" for s in plan.ways.back.sinks)
-        beside = ", ".join(f"'{place_of(s)}'" for s in plan.ways.ahead.sinks)
+        layers = ", ".join(f"'{place_of(s)}'" for s in plan.ways.back.takers)
+        beside = ", ".join(f"'{place_of(s)}'" for s in plan.ways.ahead.takers)
         replaced = build_two_ways(program, plan.affine.node, plan.affine.x, plan.ways)
         return Rewrite(replaced, f"folded into the output of {layers}; {beside} took the inverse")
 

@@ -64,7 +64,7 @@ class MoveShift:
         made = execute(program, plan.route, {})
         total = program.call(aten.add.Tensor, (plan.x, made[plan.other]), like=plan.node)
         others = {o: made[o] for o in plan.route.others}
-        layers = ", ".join(f"'{place_of(s)}'" for s in plan.route.sinks)
+        layers = ", ".join(f"'{place_of(s)}'" for s in plan.route.takers)
         return Rewrite({plan.node: total} | others, f"the constant moved to {layers}")
 
 

@@ -37,7 +37,7 @@ def plan_fold(program: Program, affine: Affine) -> AffinePlan | Refusal:
 def build_fold(program: Program, plan: AffinePlan) -> tuple[dict[fx.Node, fx.Node], str]:
     """Builds the route of a plan: the replacement of each old value, and a sentence on which layers took the affine."""
     node, x = plan.affine.node, plan.affine.x
-    names = [place_of(s) for s in plan.route.sinks]
+    names = [place_of(s) for s in plan.route.takers]
     where = ", ".join(f"'{n}'" for n in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if plan.route.direction == "backward":
         made = execute(program, plan.route, {})

@@ -37,6 +37,13 @@ def running_sum(node: fx.Node, carried: Pair) -> Refusal | None:
     return None
 
 
+def value_and_mask(node: fx.Node) -> tuple[fx.Node, ...] | None:
+    """What is multiplied by a mask of truth values or whole numbers."""
+    sides = [s for s in arguments(node).values() if isinstance(s, fx.Node)]
+    values = tuple(s for s in sides if is_float(s))
+    return values if len(sides) == 2 and len(values) == 1 else None
+
+
 def choice_backward(program: Program, node: fx.Node, wanted: Pair) -> Sequence[tuple[fx.Node, Pair]] | Refusal:
     """s (m ? x : y) + t = m ? s x + t : s y + t. A side of zeros takes a scale as it is.
 

@@ -29,6 +29,7 @@ from reparam.ir import (
     is_float,
     op_name,
     place_of,
+    reads_size_alone,
     shape_of,
 )
 
@@ -37,7 +38,7 @@ from .channel_affine import Affine, Pair, along, read_affine, same
 from .einsum_scales import einsum_backward
 from .glu_scales import GLUS, glu_backward
 from .layer import Layer, read_layer
-from .masking import CHOICES, choice_backward
+from .masking import CHOICES, choice_backward, value_and_mask
 from .movements import is_movement, move_backward
 from .reductions import REDUCTIONS, WITH_POSITIONS, reduced_backward
 from .route import (
@@ -96,7 +97,7 @@ def backward(
             source = "an input of the network" if node.op == "placeholder" else "a weight"
             return Refusal(f"what comes before it is {source}", node)
         outsiders = [u for u in node.users if u not in asked[node]]
-        siblings = _siblings(outsiders, demands[node])
+        siblings = _siblings(node, outsiders, demands[node])
         own = demands[node]
         if len(siblings) != len(outsiders) and shared is not None and isinstance(own, Pair):
             shared[node] = Shared(own, tuple(outsiders))
@@ -127,11 +128,14 @@ def backward(
     return Route(tuple(reversed(steps)), "backward", tuple(others))
 
 
-def _siblings(outsiders: list[fx.Node], wanted: Any) -> list[fx.Node]:
-    """The outside users of a split that read a piece whose values stay as they are."""
-    if not isinstance(wanted, dict):
-        return []
-    return [u for u in outsiders if op_name(u) == "getitem" and u.args[1] not in wanted]
+def _siblings(node: fx.Node, outsiders: list[fx.Node], wanted: Any) -> list[fx.Node]:
+    """The outside users that read what stays as it is: another piece of a split, or a size."""
+    pieces = wanted if isinstance(wanted, dict) else None
+    return [
+        u
+        for u in outsiders
+        if reads_size_alone(u, node) or (pieces is not None and op_name(u) == "getitem" and u.args[1] not in pieces)
+    ]
 
 
 def _agree(a: Any, b: Any) -> bool:
@@ -216,13 +220,6 @@ def _two_operands(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | 
     return (left, right) if left is not right else None
 
 
-def _value_and_mask(node: fx.Node) -> tuple[fx.Node, ...] | None:
-    """What is multiplied by a mask of truth values or whole numbers."""
-    sides = [s for s in arguments(node).values() if isinstance(s, fx.Node)]
-    values = tuple(s for s in sides if is_float(s))
-    return values if len(sides) == 2 and len(values) == 1 else None
-
-
 def _backward_sum(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
     sides = _two_operands(program, node)
     if sides is None or any(shape_of(s) != shape_of(node) for s in sides):
@@ -245,7 +242,7 @@ def _backward_table(program: Program, node: fx.Node, wanted: Pair) -> BackwardSt
 
 
 def _backward_product(program: Program, node: fx.Node, wanted: Pair) -> BackwardStep | Refusal:
-    sides = _two_operands(program, node) or _value_and_mask(node)
+    sides = _two_operands(program, node) or value_and_mask(node)
     if sides is None or wanted.shift is not None:
         return Refusal("a shift does not pass back through a product with data", node)
     full = next((s for s in sides if shape_of(s) == shape_of(node)), None)

@@ -32,6 +32,7 @@ from reparam.ir import (
     aten,
     is_call,
     op_name,
+    reads_size_alone,
     shape_of,
     static_shape,
 )
@@ -130,6 +131,9 @@ def forward_all(
 def _forward_step(program: Program, node: fx.Node, known: dict[fx.Node, Any]) -> tuple[Action, Any] | Refusal:
     if node.op == "output":
         return Refusal("its value is an output of the network", node)
+    carriers = [i for i in node.all_input_nodes if i in known]
+    if carriers and all(reads_size_alone(node, i) for i in carriers):
+        return "sink", Pair()
     layer = read_layer(program, node)
     if layer is not None and layer.x in known:
         return _forward_sink(layer, known[layer.x])

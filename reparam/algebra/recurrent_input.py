@@ -42,8 +42,8 @@ def recurrent_forward(program: Program, node: fx.Node, known: Mapping[fx.Node, A
     return Pair(*(v if v is None else v.expand(shape[-1]) for v in (scale, shift)))
 
 
-def write_recurrent(program: Program, node: fx.Node, pair: Pair, x: fx.Node) -> fx.Node:
-    """The recurrent call `node` on `x`, with new float64 weights that hold `pair`, vectors (features,)."""
+def write_recurrent(program: Program, node: fx.Node, pair: Pair, made: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """The recurrent call `node` on what was `made` of its operands; its weights hold `pair`, vectors (features,)."""
     args = arguments(node)
     params = list(args["params"])
     for at, beside in _first_layer(args):
@@ -55,8 +55,9 @@ def write_recurrent(program: Program, node: fx.Node, pair: Pair, x: fx.Node) -> 
         if pair.shift is not None and bias is not None and beside is not None:
             params[beside] = renewed(program, params[beside], bias, like=node)
     old = args["input"]
+    x, hx = fx.node.map_arg((old, args["hx"]), lambda n: made.get(n, n))
     alike = shape_of(x) == shape_of(old) and x.meta["val"].dtype == old.meta["val"].dtype
-    given = args | {"input": x, "params": params}
+    given = args | {"input": x, "hx": hx, "params": params}
     return program.call(node.target, tuple(given.values()), like=node, same=node if alike else None)
 
 

@@ -17,6 +17,7 @@ from reparam.ir import (
     MAX_POOLS,
     PADS,
     RECURRENT,
+    SIZE_READERS,
     SUBS,
     Program,
     Refusal,
@@ -89,7 +90,13 @@ class Route:
 
     @property
     def sinks(self) -> tuple[fx.Node, ...]:
+        """What takes the affine, and what takes no notice of it, as it reads the size of a value alone."""
         return tuple(s.node for s in self.steps if s.action == "sink")
+
+    @property
+    def takers(self) -> tuple[fx.Node, ...]:
+        """The sinks that the affine changes."""
+        return tuple(s for s in self.sinks if op_name(s) not in SIZE_READERS)
 
 
 def _spatial_constant(value: Tensor | None) -> bool:
@@ -196,12 +203,13 @@ def execute(program: Program, route: Route, substitution: dict[fx.Node, fx.Node]
 
 
 def _write_sink(program: Program, step: Step, direction: str, substitution: dict[fx.Node, fx.Node]) -> fx.Node:
+    if op_name(step.node) in SIZE_READERS:
+        return program.clone(step.node, substitution)
     layer, affine = read_layer(program, step.node), read_affine(program, step.node)
     if isinstance(affine, ChannelAffine):
         return _write_affine(program, step, affine, substitution[affine.x])
     if is_call(step.node, RECURRENT):
-        read = arguments(step.node)["input"]
-        return write_recurrent(program, step.node, step.pair, substitution.get(read, read))
+        return write_recurrent(program, step.node, step.pair, substitution)
     if is_call(step.node, TABLES):
         return write_table(program, step.node, step.pair)
     if is_call(step.node, ADDS | SUBS):

@@ -28,6 +28,7 @@ from .aten import (
     RANDOM,
     RECURRENT,
     RRELUS,
+    SIZE_READERS,
     SLICES,
     SPLITS,
     STACKS,
@@ -44,6 +45,7 @@ from .aten import (
     may_alias,
     op_name,
     pair,
+    reads_size_alone,
     shared_operands,
 )
 from .attributes import attribute_names, unlift, with_attribute_names
@@ -137,6 +139,7 @@ __all__ = [
     "RANDOM",
     "RECURRENT",
     "RRELUS",
+    "SIZE_READERS",
     "SLICES",
     "SMALL_MAPS",
     "SMALL_SIZE",
@@ -222,6 +225,7 @@ __all__ = [
     "place_of",
     "random_input",
     "ranges_of",
+    "reads_size_alone",
     "refuse_odd_tensors",
     "settings_of",
     "shape_of",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
 
@@ -277,6 +278,18 @@ def op_name(node: fx.Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return str(target._schema.name).split("::")[-1]
     return getattr(target, "__name__", str(target))
+
+
+SIZE_READERS = frozenset(  # what reads the size of its first operand alone
+    ("sym_size", "sym_numel", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+)
+
+
+def reads_size_alone(reader: fx.Node, value: fx.Node) -> bool:
+    """Whether a call reads nothing of a value but its size (and its dtype and device)."""
+    if op_name(reader) not in SIZE_READERS or reader.args[0] is not value:
+        return False
+    return value not in pytree.tree_leaves((reader.args[1:], reader.kwargs))
 
 
 @cache

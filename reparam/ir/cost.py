@@ -28,7 +28,7 @@ from .aten import (
     arguments,
     aten,
     is_call,
-    op_name,
+    reads_size_alone,
 )
 from .program import Program, is_float, shape_of
 
@@ -36,9 +36,6 @@ _PRODUCTS = RECURRENT | {
     *(aten.einsum.default, aten.tensordot.default, aten.inner.default, aten.linalg_matrix_power.default),
     *(aten.linalg_multi_dot.default, aten.chain_matmul.default),
 }
-_OF_SIZES = frozenset(  # what reads the size of its first operand alone
-    ("sym_size", "sym_numel", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
-)
 _SQUASHED = frozenset({aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int, aten.tanh.default})
 
 
@@ -155,8 +152,7 @@ def _operands(program: Program) -> dict[fx.Node, list[fx.Node]]:
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in program.graph.nodes:
         read = [i for i in node.all_input_nodes if i in varying]
-        sized = node.args[0] if op_name(node) in _OF_SIZES else None
-        if node.op == "placeholder" or any(i is not sized for i in read):
+        if node.op == "placeholder" or not all(reads_size_alone(node, i) for i in read):
             varying.add(node)
         found[node] = [i for i in read if is_float(i)]
     return found
