@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from support.helpers import EXACT, Lambda, doubles, fuse_exactly, healthy, vector
+from reparam.algebra import Pair, Route, forward_all
+from reparam.ir import Refusal, aten
+from reparam.passes.fold_channel_affine import FoldChannelAffine
+from support.helpers import EXACT, Fused, Lambda, apply_exactly, doubles, fuse_exactly, healthy, program_of, vector
 
 Masked = Callable[[Any, Tensor, Tensor], Tensor]  # of the module, of what is masked, and of the input
 
@@ -24,6 +27,14 @@ ZEROS: dict[str, Masked] = {
     "the other triangle": lambda m, y, x: y.triu(-1),
     "a running sum": lambda m, y, x: y.cumsum(-1),
 }
+
+
+ONE_SIDE = "an affine on one operand only does not pass through where"
+
+
+def alone(forward: Any) -> Fused:
+    """Channel affines alone, so that nothing else takes them."""
+    return apply_exactly(model_of(forward), doubles(2, 3, 5, 6), rules=[FoldChannelAffine()], bound=EXACT)
 
 
 def model_of(forward: Any) -> nn.Module:
@@ -45,8 +56,8 @@ def test_the_scale_of_a_norm_behind_goes_back_and_its_shift_stays(name: str) -> 
 @pytest.mark.parametrize("name", ZEROS)
 def test_a_scale_in_front_goes_on(name: str) -> None:
     mask = ZEROS[name]
-    done = fuse_exactly(model_of(lambda m, x: m.d(mask(m, x.sin()[:, :1] * m.w, x))), doubles(2, 3, 5, 6), bound=EXACT)
-    assert not done.missed("fold-channel-affine")
+    done = alone(lambda m, x: m.d(mask(m, m.c(x).sin() * m.w, x)))
+    assert done.passed("fold-channel-affine") == ["folded into the input of 'd'"]
 
 
 def test_both_sides_of_a_choice_take_an_affine() -> None:
@@ -61,11 +72,15 @@ def test_both_sides_of_a_choice_take_an_affine() -> None:
 
 def test_an_affine_of_both_sides_goes_on() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
-        a, b = x.sin()[:, :1] * m.w + m.w, x.cos()[:, :1] * m.w + m.w
-        return m.d(torch.where(x[:, :1] > 0, a, b))
+        y = m.c(x)
+        return m.d(torch.where(x[:, :1] > 0, y.sin() + m.w, y.cos() + m.w))
 
-    done = fuse_exactly(model_of(forward), doubles(2, 3, 5, 6), bound=EXACT)
-    assert done.text.startswith("conv1x1(where(")
+    refused = alone(forward)
+    assert ONE_SIDE in " ".join(refused.missed("fold-channel-affine"))
+    program = program_of(model_of(forward), doubles(2, 3, 5, 6))
+    sums = {n: Pair(shift=vector(4, 1, 1).detach()[None]) for n in program.calls() if n.target is aten.add.Tensor}
+    route = forward_all(program, sums)
+    assert isinstance(route, Route) and [s.node.name for s in route.steps if s.action == "sink"] == ["conv2d_1"]
 
 
 @pytest.mark.parametrize(
@@ -88,18 +103,37 @@ def test_what_stays(mask: Masked, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "forward",
+    ("forward", "reason"),
     [
-        lambda m, x: m.d(torch.where(x[:, :1] > 0, x.sin()[:, :1] * m.w, x.cos()[:, :1])),
-        lambda m, x: m.d(torch.where(x[:, :1] > 0, x.sin()[:, :1] * m.w, x.cos()[:, :1] * (m.w + 1))),
-        lambda m, x: m.d(torch.where((x[:, :1] * m.w) > 0, x[:, :1] * m.w, 0.0)),
-        lambda m, x: m.d(torch.where(x[:, :1] > 0, x.sin()[:, :1] * m.w + m.w, 0.0)),
+        (lambda m, y, x: torch.where(x[:, :1] > 0, y.sin() * m.w, y.cos()), ONE_SIDE),
+        (lambda m, y, x: torch.where(x[:, :1] > 0, y.cos(), y.sin() * m.w), ONE_SIDE),
+        (lambda m, y, x: torch.where((z := y.sin() * m.w) > 0, z, 0.0), "gt"),
+        (lambda m, y, x: torch.where(x[:, :1] > 0, y.sin() + m.w, 0.0), "a shift does not pass where, which fills in"),
+        (lambda m, y, x: torch.where(x[:, :1] > 0, y.sin() + m.w, m.zeros), "a shift does not pass where, which fills"),
+        (lambda m, y, x: torch.where(x[:, :1] > 0, y.sin() * m.w, 2.0), ONE_SIDE),
+        (lambda m, y, x: torch.where(x[:, :1] > 0, y.mean((2, 3), True).sin() * m.w, 0.0), "which broadcasts"),
+        (lambda m, y, x: (y.mean((2, 3), True).sin() * m.w).masked_fill(x[:, :1] > 0, 0.0), "which broadcasts"),
+        (lambda m, y, x: (y.sin() + m.w).cumsum(-1), "a shift adds up in a running sum"),
     ],
-    ids=["one side alone", "other scales", "in the condition too", "a shift beside zeros"],
 )
-def test_choices_that_an_affine_does_not_pass(forward: Any) -> None:
-    done = fuse_exactly(model_of(forward), doubles(2, 3, 5, 6), bound=EXACT)
-    assert "mul(" in done.text or "add(" in done.text
+def test_what_an_affine_in_front_does_not_pass(forward: Masked, reason: str) -> None:
+    done = alone(lambda m, x: m.d(forward(m, m.c(x), x)))
+    assert not done.passed("fold-channel-affine")
+    assert reason in " ".join(done.missed("fold-channel-affine"))
+
+
+def test_other_scales_on_both_sides_do_not_pass() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.c(x)
+        return m.d(torch.where(x[:, :1] > 0, y.sin(), y.cos()))
+
+    program = program_of(model_of(forward), doubles(2, 3, 5, 6))
+    sides = [n for n in program.calls() if n.target in (aten.sin.default, aten.cos.default)]
+    scales, shift = [doubles(1, 4, 1, 1, seed=k) for k in (1, 2)], doubles(1, 4, 1, 1, seed=3)
+    for pairs in ((Pair(scales[0]), Pair(scales[1])), (Pair(scales[0], shift), Pair(scales[0]))):
+        refused = forward_all(program, dict(zip(sides, pairs, strict=True)))
+        assert isinstance(refused, Refusal) and refused.reason == "its operands carry different affines into where"
+    assert isinstance(forward_all(program, dict.fromkeys(sides, Pair(scales[0], shift))), Route)
 
 
 @pytest.mark.parametrize("function", [torch.max, torch.min])

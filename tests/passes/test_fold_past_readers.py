@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from reparam.algebra import Pair, TwoWays, past_readers
 from reparam.passes.fold_past_readers import FoldPastReaders
 from support.helpers import (
     EXACT,
@@ -188,8 +189,23 @@ def test_silent_about_others(forward: Any) -> None:
 
 def test_a_product_of_which_one_side_alone_takes_the_factor() -> None:
     """y * z takes the factor in y, and z has one of its own: its change would be one of the product as well."""
-    done = alone(lambda m, x: torch.cat([m.c(x) * (z := m.f(x)), z], 1) * m.w, f=nn.Conv2d(4, 6, 1), w=vector(12, 1, 1))
-    assert graph_text(done.program) == graph_text(done.original)
+
+    def forward(m: Any, x: Tensor) -> Any:
+        z = m.f(x)
+        return torch.cat([m.c(x) * z, z], 1) * m.w, m.d(z)
+
+    done = alone(forward, f=nn.Conv2d(4, 6, 1), w=vector(12, 1, 1))
+    assert graph_text(done.program) == graph_text(done.original) and not done.outcome.remarks
+
+
+def test_a_shift_alone_is_taken_back_too() -> None:
+    program = program_of(net(lambda m, x: ((y := m.c(x)) + m.w, m.d(y)), w=vector(6, 1, 1)), doubles(2, 4, 5, 5))
+    [total] = [n for n in program.calls() if n.target is torch.ops.aten.add.Tensor]
+    shift = doubles(1, 6, 1, 1)
+    ways = past_readers(program, total, total.args[0], Pair(shift=shift))  # type: ignore[arg-type]
+    assert isinstance(ways, TwoWays)
+    [taken] = [s.pair for s in ways.ahead.steps if s.action == "sink"]
+    assert taken.scale is None and taken.shift is not None and torch.equal(taken.shift, -shift.flatten())
 
 
 def test_its_evidence_bites() -> None:
