@@ -145,3 +145,9 @@ def test_the_larger_of_two_values_by_its_other_name(function: Any) -> None:
     model.e = nn.Conv2d(3, 4, 1).double()
     model.n.weight.data.abs_()  # type: ignore[union-attr,operator]
     assert "batch_norm" not in fuse_exactly(model, doubles(2, 3, 5, 6), bound=EXACT).text
+
+
+def test_where_nothing_is_chosen_nothing_takes_a_scale() -> None:
+    done = alone(lambda m, x: torch.where(x.sum(1, keepdim=True) > m.w, 0.0, m.zeros) * m.w)
+    [told] = done.missed("fold-channel-affine")
+    assert told.startswith("before it: nothing is chosen by this where (at 'where")

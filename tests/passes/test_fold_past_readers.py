@@ -208,6 +208,32 @@ def test_a_shift_alone_is_taken_back_too() -> None:
     assert taken.scale is None and taken.shift is not None and torch.equal(taken.shift, -shift.flatten())
 
 
+def test_all_that_change_are_told() -> None:
+    done = alone(lambda m, x: (m.n((y := m.c(x)) + m.f(x)).relu(), m.d(y), m.g(y)), f=nn.Conv2d(4, 6, 1),
+                 g=nn.Conv2d(6, 2, 1))  # fmt: skip
+    assert done.passed(RULE) == ["folded into the output of 'c', 'f'; 'd', 'g' took the inverse"]
+
+
+@pytest.mark.parametrize(("bias", "passes"), [(99.0, True), (101.0, False)])
+def test_a_norm_without_scales_of_its_own(bias: float, passes: bool) -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.c(x)
+        return nn.functional.batch_norm(y, m.n.running_mean, m.n.running_var, None, m.b), m.d(y)
+
+    model = net(forward, b=nn.Parameter(torch.full((6,), bias, dtype=torch.float64)))
+    done = run_rules(program_of(model, doubles(2, 4, 5, 5)), FoldPastReaders())
+    assert bool(done.passed(RULE)) is passes
+
+
+@pytest.mark.parametrize(("length", "passes"), [(0.95, True), (1.05, False)])
+def test_the_kernels_of_a_transposed_convolution_are_those_of_its_outputs(length: float, passes: bool) -> None:
+    model = net(lambda m, x: torch.cat([(y := m.t(x)) * 2.0**10, m.d(y)], 1), t=nn.ConvTranspose2d(4, 6, 2))
+    kernels: Tensor = model.t.weight.data  # type: ignore[union-attr,assignment]
+    kernels /= kernels.transpose(0, 1).flatten(1).norm(dim=1)[None, :, None, None] / length
+    done = run_rules(program_of(model, doubles(2, 4, 5, 5)), FoldPastReaders())
+    assert bool(done.passed(RULE)) is passes
+
+
 def test_its_evidence_bites() -> None:
     assert_evidence_bites(program_of(net(beside), doubles(2, 4, 5, 5)), FoldPastReaders())
 
