@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from reparam.errors import CaptureError
 
-Traced = tuple[torch.export.ExportedProgram, dict[str, str]]  # and why it fixes which axes
+from .open_ones import Traced
+
 _ASKS = re.compile(r"`.*\b(int|len)\(.*`", re.DOTALL)  # in the line of the model that a reason names
 _OURS = frozenset({"torch", "reparam", "builtins"})
 
