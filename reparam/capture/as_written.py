@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam.utils import FAKE_TENSORS, SYMBOLIC_SHAPES, quiet
 
+from .assigned_weights import SET_DATA
 from .free_makers import maker_for_free_sizes
 
 
@@ -85,7 +86,7 @@ class AsWritten(TorchFunctionMode):
     ) -> Any:
         if func == _DATA:
             return args[0].detach()
-        if func == _SET_DATA:
+        if func == SET_DATA:
             return args[0].set_(args[1].detach())
         if (maker := maker_for_free_sizes(func, args, kwargs or {})) is not None:
             return maker(*args, **(kwargs or {}))
@@ -96,4 +97,4 @@ class AsWritten(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # type: ignore[attr-defined]
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]

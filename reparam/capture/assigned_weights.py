@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from reparam.errors import EndedError, MachineError
+
 SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
@@ -50,17 +52,23 @@ class WeightsStay(TorchFunctionMode):
 def with_weights_assigned(
     module: nn.Module, args: Sequence[Any], run: Callable[[nn.Module, Sequence[Any]], Any]
 ) -> nn.Module | None:
-    """`module`, a copy that may be written to, as it is after a run; None where other inputs assign other values.
+    """`module`, a copy that may be written to, as it is after a run.
 
+    None where other inputs assign other values, or where it does not run on them, so that nothing is known of these.
     run: calls a module on its arguments.
     """
-    with torch.no_grad():
-        run(module, args)
-        for seed in range(2):
-            with WeightsStay(compare=True) as stay:
-                run(module, _others(args, seed))
-            if stay.changed:
-                return None
+    try:
+        with torch.no_grad():
+            run(module, args)
+            for seed in range(2):
+                with WeightsStay(compare=True) as stay:
+                    run(module, _others(args, seed))
+                if stay.changed:
+                    return None
+    except (EndedError, MachineError):
+        raise
+    except Exception:  # of any kind: it is the model's own
+        return None
     return module
 
 

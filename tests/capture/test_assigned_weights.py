@@ -73,6 +73,19 @@ def test_what_differs_from_run_to_run_is_refused(forward: Forward) -> None:
         reparam.convert(healthy(Merging(forward)).float(), torch.randn(2, 4, 6, 7))
 
 
+def of_positive_inputs(m: Merging, x: Tensor) -> Tensor:
+    if not torch.compiler.is_exporting() and bool((x < 0).any()):
+        raise ValueError("these are no pixels")
+    m.merged.weight.data = m.product()
+    y: Tensor = m.merged(x)
+    return y
+
+
+def test_a_model_that_does_not_take_the_other_inputs_is_refused_in_words() -> None:
+    with pytest.raises(CaptureError, match="memory is freed or replaced"):
+        reparam.convert(healthy(Merging(of_positive_inputs)).float(), torch.rand(2, 4, 6, 7))
+
+
 def test_what_is_assigned_behind_its_use_is_no_function_of_the_input() -> None:
     with pytest.raises(ReparamError):
         reparam.convert(healthy(Merging(behind_its_use)).float(), torch.randn(2, 4, 6, 7))
